@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from mini.probe import Probe
 from mini.tokenizer import train_tokenizer
 
 PERCEPTION_BLOCK = 2  # the block after which kinds and colours must be readable
+GROUNDING_BLOCK = 4  # the block after which it must be readable what the expression names
 
 
 class Learner(nn.Module):
@@ -42,6 +44,7 @@ class Learner(nn.Module):
         width = CONFIG.heads * CONFIG.head_dim
         self.kind_head = nn.Linear(width, 1 + len(KIND_NAMES))
         self.colour_head = nn.Linear(width, 1 + len(COLOUR_NAMES))
+        self.target_head = nn.Linear(width, 1)
         self.log_sharpness = nn.Parameter(torch.tensor(2.5))
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -100,10 +103,17 @@ def forward_losses(
     for name, head in (("kinds", learner.kind_head), ("colours", learner.colour_head)):
         labels = getattr(batch, name).repeat_interleave(repeat, 0)
         losses[name] = F.cross_entropy(head(seen).transpose(1, 2), labels, ignore_index=IGNORE)
+    named = learner.target_head(probe.grounding[:, -tokens:].float())[..., 0]
+    losses["target"] = F.binary_cross_entropy_with_logits(named, cover, weight=1 + 4 * cover)
     return losses
 
 
-WEIGHTS = {"edit": 1.0, "cam": 0.1, "ram": 0.15, "mask": 0.5, "kinds": 0.25, "colours": 0.25}
+def _keep(probe: Probe, name: str, _module: nn.Module, _args: object, out: torch.Tensor) -> None:
+    setattr(probe, name, out)
+
+
+WEIGHTS = {"edit": 1.0, "cam": 0.2, "ram": 0.25, "mask": 0.4, "kinds": 0.2, "colours": 0.1,
+           "target": 1.0}
 
 
 def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
@@ -176,16 +186,18 @@ def main() -> None:
     learner = Learner(tokenizer)
     blocks = range(3, CONFIG.double_blocks + CONFIG.single_blocks)
     probe = Probe(learner.transformer, blocks=blocks, feature_block=CONFIG.feature_block)
-    perceiver = learner.transformer.single_transformer_blocks[PERCEPTION_BLOCK - CONFIG.double_blocks]
-    perceiver.register_forward_hook(lambda _m, _i, out: setattr(probe, "perception", out))
+    singles = learner.transformer.single_transformer_blocks
+    for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
+        singles[index - CONFIG.double_blocks].register_forward_hook(partial(_keep, probe, name))
     opts = optimizers(learner, args.rate)
     step, elapsed = 0, 0.0
     saved = args.out / "training.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        learner.load_state_dict(state["learner"])
+        learner.load_state_dict(state["learner"], strict=False)
         for opt, values in zip(opts, state["optimizers"], strict=True):
-            opt.load_state_dict(values)
+            try: opt.load_state_dict(values)
+            except ValueError as e: print(e)
         step, elapsed = state["step"], state["elapsed"]
     print(f"{sum(p.numel() for p in learner.parameters()):,} parameters, from step {step}", flush=True)
     stream = BatchStream(
@@ -211,7 +223,7 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             losses = forward_losses(
                 learner, probe, batch, clean, edited, noisy_tokens=noisy, generator=generator,
-                own_region=0.0 if progress < 0.3 else 0.5,
+                own_region=0.5,
             )
             loss = sum(WEIGHTS[name] * value for name, value in losses.items())
         for opt in opts:

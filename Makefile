@@ -1,0 +1,43 @@
+# The two commands of the README, and what they are made of.
+PYTHON ?= python3
+PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_IMAGE = examples/street.png
+DEMO_EXPRESSION = the green van
+
+.PHONY: demo test check lint types clean
+
+# A lean install, as a service would have it, and one picture.
+demo: .venv/installed
+	.venv/bin/rism run $(DEMO_IMAGE) "$(DEMO_EXPRESSION)"
+
+.venv/installed: pyproject.toml constraints.txt $(shell find rism runtime export calibration -type f -not -name '*.pyc')
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	rm -rf build  # left by an earlier one, it would bring deleted files back
+	.venv/$(PIP_INSTALL) ".[cpu]"
+	touch $@
+
+# Everything a change needs to pass, pytest last.
+test: check
+	.venv-dev/bin/python -m pytest $(PYTEST_ARGS)
+
+check: lint types
+
+lint: .venv-dev/installed
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+
+# mypy does not follow the package-dir mapping of pyproject.toml; links lay the package out
+# as a wheel would.
+types: .venv-dev/installed
+	rm -rf build/types
+	mkdir -p build/types/rism
+	cd build/types/rism && ln -s ../../../rism/* ../../../runtime ../../../export ../../../calibration .
+	cd build/types && ../../.venv-dev/bin/mypy --config-file ../../pyproject.toml -p rism
+
+.venv-dev/installed: pyproject.toml constraints.txt
+	test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
+	.venv-dev/$(PIP_INSTALL) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-dev build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

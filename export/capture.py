@@ -1,0 +1,138 @@
+"""Capture: what the method reads off a forward pass, written once for every family.
+
+A family's transformer calls `Capture.attend` in each block in place of its attention. Rows
+are clean tokens only and heads are averaged (docs/bundle.md, METHOD: A = mean_h A_h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["CAPTURE_MODES", "FEATURE_SITES", "Capture", "Spans"]
+
+CAPTURE_MODES = ("vectors", "matrices", "scores")
+FEATURE_SITES = ("mmsa", "adaln", "block")
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Lengths of the three parts of the sequence [prompt; noisy; clean]."""
+
+    prompt: int
+    noisy: int
+    clean: int
+
+    @property
+    def clean_start(self) -> int:
+        """Where the clean tokens begin."""
+        return self.prompt + self.noisy
+
+
+@dataclass
+class Capture:
+    """Collects a_l, T_l a_l or T_l, and the features of one block, during one pass.
+
+    Attributes:
+        spans: lengths of the sequence's parts.
+        prompt_weights: w, (B, N_p) float32.
+        feature_block: l', counted over double-stream, then single-stream blocks.
+        feature_site: "mmsa" (the attention's output, heads concatenated), "adaln" (its
+            modulated input) or "block" (the block's output): table 3.
+        matrices: store T_l instead of T_l a_l.
+        token_attention: also collect attention to each prompt token.
+    """
+
+    spans: Spans
+    prompt_weights: torch.Tensor
+    feature_block: int
+    feature_site: str = "mmsa"
+    matrices: bool = False
+    token_attention: bool = False
+    attention_vectors: list[torch.Tensor] = field(default_factory=list)
+    propagated_vectors: list[torch.Tensor] = field(default_factory=list)
+    transition_matrices: list[torch.Tensor] = field(default_factory=list)
+    to_tokens: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+    def attend(
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of block `index` over all tokens, probed on the way.
+
+        Args:
+            index: the block, in the order they run.
+            q, k, v: (B, heads, N, d) after normalisation and rotary embedding.
+
+        Returns:
+            (B, N, heads * d), heads concatenated.
+        """
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        self.probe(index, q[:, :, self.spans.clean_start :], k)
+        self.keep("mmsa", index, out[:, self.spans.clean_start :])
+        return out
+
+    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+        """Read block `index` without computing its output.
+
+        Args:
+            index: must be the number of blocks probed so far.
+            q_clean: (B, heads, N_v, d).
+            k: (B, heads, N, d).
+        """
+        if index != len(self.attention_vectors):
+            raise ValueError(f"block {index} probed after {len(self.attention_vectors)} blocks")
+        if self.matrices:
+            self._probe_matrices(q_clean, k)
+        else:
+            self._probe_vectors(q_clean, k)
+
+    def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
+        """Offer (B, N_v, D) of one site; kept if it is the one asked for."""
+        if site == self.feature_site and index == self.feature_block:
+            self.features = clean_tokens
+
+    def _probe_vectors(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        # Row normalisation cancels out of the linear map T_l a_l = (A_vv a_l) / (A_vv 1), so
+        # two attentions with narrow values give it, and no N_v x N_v matrix exists.
+        spans = self.spans
+        weights = self.prompt_weights.unsqueeze(-1)
+        batch = weights.shape[0]
+        ones = torch.ones_like(q[:, 0, :, :1])
+        on_prompt = [weights, torch.zeros_like(weights)]
+        if self.token_attention:
+            eye = torch.eye(spans.prompt, dtype=q.dtype, device=q.device)
+            on_prompt.append(eye.expand(batch, -1, -1))
+        value = torch.cat(on_prompt, dim=-1)
+        width = value.shape[-1]
+        noisy = value.new_zeros(batch, spans.noisy, width)
+        clean = F.pad(ones, (1, width - 2))
+        masses = _mean_attention(q, k, torch.cat([value, noisy, clean], dim=1))
+        a, to_clean = masses[..., 0], masses[..., 1]
+        outside = value.new_zeros(batch, spans.clean_start, 1)
+        spread = _mean_attention(q, k, torch.cat([outside, a.unsqueeze(-1)], dim=1))[..., 0]
+        self.attention_vectors.append(a)
+        self.propagated_vectors.append(spread / to_clean)
+        if self.token_attention:
+            self._add_tokens(masses[..., 2:])
+
+    def _probe_matrices(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        scale = q.shape[-1] ** -0.5
+        rows = ((q * scale) @ k.transpose(-1, -2)).softmax(-1).mean(1)
+        to_prompt = rows[:, :, : self.spans.prompt]
+        to_clean = rows[:, :, self.spans.clean_start :]
+        self.attention_vectors.append((to_prompt @ self.prompt_weights.unsqueeze(-1))[..., 0])
+        self.transition_matrices.append(to_clean / to_clean.sum(-1, keepdim=True))
+        if self.token_attention:
+            self._add_tokens(to_prompt)
+
+    def _add_tokens(self, block: torch.Tensor) -> None:
+        self.to_tokens = block if self.to_tokens is None else self.to_tokens + block
+
+
+def _mean_attention(q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention with one value (B, N, c) for all heads, averaged over them: (B, N_v, c)."""
+    shared = value.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+    return F.scaled_dot_product_attention(q, k, shared).mean(1)

@@ -1,0 +1,23 @@
+"""What can go wrong while exporting; all of them are `RismError`s of one line."""
+
+from __future__ import annotations
+
+from rism.runtime.errors import RismError
+
+__all__ = ["CheckpointError", "ExportError", "ParityError", "UnsupportedModelError"]
+
+
+class ExportError(RismError):
+    """An export that could not be finished."""
+
+
+class CheckpointError(ExportError):
+    """A checkpoint that is missing, incomplete, or not what its configuration says."""
+
+
+class UnsupportedModelError(ExportError):
+    """A model that the method cannot be used with, and why."""
+
+
+class ParityError(ExportError):
+    """A graph that does not compute what the PyTorch model computes."""

@@ -1,0 +1,10 @@
+"""The model families that can be exported, one module each."""
+
+from __future__ import annotations
+
+from rism.export.families.flux2_klein import FLUX2_KLEIN
+from rism.export.spec import FamilySpec
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: tuple[FamilySpec, ...] = (FLUX2_KLEIN,)

@@ -1,0 +1,243 @@
+"""FLUX.2's transformer at its first denoising step, with capture.
+
+Runs the blocks of diffusers' `Flux2Transformer2DModel` with modulation folded to constants at
+one timestep; the final norm and projection, and everything of the last block that no captured
+quantity depends on, are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2Attention,
+    Flux2Modulation,
+    Flux2ParallelSelfAttention,
+)
+from torch import nn
+
+from rism.export.capture import Capture
+from rism.export.errors import UnsupportedModelError
+from rism.export.rotary import RotaryTable, rotate
+from rism.export.spec import FamilySpec
+
+__all__ = ["Flux2SingleStep"]
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class Flux2SingleStep(nn.Module):
+    """A `SingleStepDiT` over diffusers' FLUX.2 transformer.
+
+    Args:
+        transformer: the loaded model; its modules are shared, not copied.
+        family: axis rules of the three kinds of token.
+        timestep: sigma of the step, 1.0 at the first.
+    """
+
+    def __init__(
+        self, transformer: Flux2Transformer2DModel, family: FamilySpec, *, timestep: float
+    ) -> None:
+        super().__init__()
+        if not transformer.single_transformer_blocks:
+            raise UnsupportedModelError(
+                "the transformer has no single-stream block, expected at least one: "
+                "this is not a FLUX.2 layout"
+            )
+        self.family = family
+        self.x_embedder = transformer.x_embedder
+        self.context_embedder = transformer.context_embedder
+        self.transformer_blocks = transformer.transformer_blocks
+        self.single_transformer_blocks = transformer.single_transformer_blocks[:-1]
+        last = transformer.single_transformer_blocks[-1]
+        self.last_norm = last.norm
+        self.last = _LastAttention(last.attn)
+        self.rotary = RotaryTable(
+            transformer.config.axes_dims_rope, float(transformer.config.rope_theta)
+        )
+        with torch.no_grad():
+            embedded = transformer.time_guidance_embed(torch.tensor([timestep * 1000]), None)
+            for name in (
+                "double_stream_modulation_img",
+                "double_stream_modulation_txt",
+                "single_stream_modulation",
+            ):
+                folded = getattr(transformer, name)(embedded)
+                self.register_buffer(name, folded, persistent=False)
+
+    def forward(
+        self,
+        clean_latents: torch.Tensor,
+        noise: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        positions: torch.Tensor,
+        capture: Capture,
+    ) -> None:
+        """Run the step; see `rism.export.spec.SingleStepDiT`."""
+        batch = clean_latents.shape[0]
+        image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
+        prompt = self.context_embedder(prompt_embeds)
+        tables = [
+            self.rotary(self.family.prompt_axes, prompt_embeds.shape[1]),
+            self.rotary(self.family.noisy_axes, positions),
+            self.rotary(self.family.clean_axes, positions),
+        ]
+        rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
+        start, spans = 0, capture.spans
+        with _capturing(self, capture):
+            for index, block in enumerate(self.transformer_blocks):
+                prompt, image = block(
+                    hidden_states=image,
+                    encoder_hidden_states=prompt,
+                    temb_mod_img=self.double_stream_modulation_img,
+                    temb_mod_txt=self.double_stream_modulation_txt,
+                    image_rotary_emb=rotary,
+                )
+                capture.keep("block", index, image[:, spans.noisy :])
+            start = len(self.transformer_blocks)
+            hidden = torch.cat([prompt, image], dim=1)
+            for index, block in enumerate(self.single_transformer_blocks, start):
+                hidden = block(
+                    hidden_states=hidden,
+                    encoder_hidden_states=None,
+                    temb_mod=self.single_stream_modulation,
+                    image_rotary_emb=rotary,
+                )
+                capture.keep("block", index, hidden[:, spans.clean_start :])
+        self._last_block(hidden, rotary, capture)
+
+    def _last_block(self, hidden: torch.Tensor, rotary: Rotary, capture: Capture) -> None:
+        """Where it looks is all the last block is asked: no MLP, no output projection."""
+        shift, scale, _ = Flux2Modulation.split(self.single_stream_modulation, 1)[0]
+        normal = (1 + scale) * self.last_norm(hidden) + shift
+        index = len(self.transformer_blocks) + len(self.single_transformer_blocks)
+        start = capture.spans.clean_start
+        clean = normal[:, start:]
+        capture.keep("adaln", index, clean)
+        q = rotate(self.last.query(clean), (rotary[0][start:], rotary[1][start:]))
+        k = rotate(self.last.key(normal), rotary)
+        capture.probe(index, q, k)
+        if capture.feature_block == index and capture.feature_site == "mmsa":
+            out = nn.functional.scaled_dot_product_attention(q, k, self.last.value(normal))
+            capture.keep("mmsa", index, out.transpose(1, 2).flatten(2))
+
+
+class _LastAttention(nn.Module):
+    """Query, key and value projections of a single-stream block, cut out of its fused one."""
+
+    def __init__(self, attn: Flux2ParallelSelfAttention) -> None:
+        super().__init__()
+        inner, self.head_dim = attn.inner_dim, attn.head_dim
+        fused = attn.to_qkv_mlp_proj.weight.detach()
+        self.to_q = nn.Parameter(fused[:inner].clone(), requires_grad=False)
+        self.to_k = nn.Parameter(fused[inner : 2 * inner].clone(), requires_grad=False)
+        self.to_v = nn.Parameter(fused[2 * inner : 3 * inner].clone(), requires_grad=False)
+        self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
+
+    def query(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(self.norm_q(_split(nn.functional.linear(x, self.to_q), self.head_dim)))
+
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(self.norm_k(_split(nn.functional.linear(x, self.to_k), self.head_dim)))
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(_split(nn.functional.linear(x, self.to_v), self.head_dim))
+
+
+def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """(B, N, heads * d) to (B, N, heads, d)."""
+    return x.unflatten(-1, (-1, head_dim))
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, heads, d) to (B, heads, N, d)."""
+    return x.transpose(1, 2)
+
+
+@contextmanager
+def _capturing(model: Flux2SingleStep, capture: Capture) -> Iterator[None]:
+    """Give every block a processor that tells `capture`; the old ones come back after."""
+    doubles = list(model.transformer_blocks)
+    blocks = [*doubles, *model.single_transformer_blocks]
+    before = [block.attn.processor for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            kind = _DoubleProcessor if index < len(doubles) else _SingleProcessor
+            block.attn.processor = kind(capture, index)
+        yield
+    finally:
+        for block, processor in zip(blocks, before, strict=True):
+            block.attn.processor = processor
+
+
+class _DoubleProcessor:
+    """Attention of a double-stream block: separate projections for prompt and image."""
+
+    def __init__(self, capture: Capture, index: int) -> None:
+        self.capture, self.index = capture, index
+
+    def __call__(
+        self,
+        attn: Flux2Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_rotary_emb: Rotary,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, prompt = hidden_states, encoder_hidden_states
+        self.capture.keep("adaln", self.index, image[:, self.capture.spans.noisy :])
+        split = attn.head_dim
+        q = torch.cat(
+            [
+                attn.norm_added_q(_split(attn.add_q_proj(prompt), split)),
+                attn.norm_q(_split(attn.to_q(image), split)),
+            ],
+            dim=1,
+        )
+        k = torch.cat(
+            [
+                attn.norm_added_k(_split(attn.add_k_proj(prompt), split)),
+                attn.norm_k(_split(attn.to_k(image), split)),
+            ],
+            dim=1,
+        )
+        v = torch.cat([attn.add_v_proj(prompt), attn.to_v(image)], dim=1)
+        out = self.capture.attend(
+            self.index,
+            rotate(_heads(q), image_rotary_emb),
+            rotate(_heads(k), image_rotary_emb),
+            _heads(_split(v, split)),
+        )
+        length = prompt.shape[1]
+        return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
+
+
+class _SingleProcessor:
+    """Attention of a single-stream block: one projection for q, k, v and the MLP."""
+
+    def __init__(self, capture: Capture, index: int) -> None:
+        self.capture, self.index = capture, index
+
+    def __call__(
+        self,
+        attn: Flux2ParallelSelfAttention,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_rotary_emb: Rotary,
+    ) -> torch.Tensor:
+        clean_start = self.capture.spans.clean_start
+        self.capture.keep("adaln", self.index, hidden_states[:, clean_start:])
+        fused = attn.to_qkv_mlp_proj(hidden_states)
+        inner = attn.inner_dim
+        q, k, v, mlp = fused.split([inner, inner, inner, fused.shape[-1] - 3 * inner], dim=-1)
+        out = self.capture.attend(
+            self.index,
+            rotate(_heads(attn.norm_q(_split(q, attn.head_dim))), image_rotary_emb),
+            rotate(_heads(attn.norm_k(_split(k, attn.head_dim))), image_rotary_emb),
+            _heads(_split(v, attn.head_dim)),
+        )
+        result: torch.Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(mlp)], dim=-1))
+        return result

@@ -1,0 +1,67 @@
+"""Make the checkpoint folder of `mini` from trained parts: `python -m mini.assemble`.
+
+    python -m mini.assemble --vae DIR --training DIR --out export/checkpoints/mini
+
+The folder is what `Flux2KleinPipeline.save_pretrained` writes, in float16, with two files of
+ours beside it: `rism.json` (the sizes that differ from the published models) and the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from transformers import Qwen2TokenizerFast
+
+from mini.architecture import CONFIG, build_scheduler
+from mini.train import Learner
+
+CARD = Path(__file__).parent / "model_card.md"
+
+RISM_JSON = {
+    "name": "mini",
+    "licence": "Apache-2.0",
+    "demonstrator": True,
+    "size_level": CONFIG.size_level,
+    "resize": "always",
+    "remainder": "stretch",
+    "max_sequence_length": CONFIG.max_sequence_length,
+    "text_encoder_out_layers": list(CONFIG.text_out_layers),
+    "feature_block": CONFIG.feature_block,
+    "tau": 0.8,
+}
+
+
+def main() -> None:
+    """Read the trained parts and write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--training", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    tokenizer = Qwen2TokenizerFast.from_pretrained(args.training / "tokenizer")
+    learner = Learner(tokenizer)
+    state = torch.load(args.training / "training.pt", weights_only=True)
+    learner.load_state_dict(state["learner"])
+    pipeline = Flux2KleinPipeline(
+        scheduler=build_scheduler(),
+        vae=AutoencoderKLFlux2.from_pretrained(args.vae),
+        text_encoder=learner.text_encoder,
+        tokenizer=tokenizer,
+        transformer=learner.transformer,
+        is_distilled=True,
+    ).to(torch.float16)
+    shutil.rmtree(args.out, ignore_errors=True)
+    pipeline.save_pretrained(args.out, safe_serialization=True)
+    (args.out / "rism.json").write_text(json.dumps(RISM_JSON, indent=1) + "\n")
+    shutil.copy(CARD, args.out / "README.md")
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB after {state['step']} steps")
+
+
+if __name__ == "__main__":
+    main()

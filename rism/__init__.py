@@ -1,0 +1,63 @@
+"""rism: which pixels does an expression refer to? Asked of an image-editing model.
+
+>>> from rism import Segmenter
+>>> result = Segmenter.from_bundle("flux2-klein/").segment("street.jpg", "the green van")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rism.runtime.errors import (
+        BundleError,
+        InputError,
+        OutputError,
+        ProviderError,
+        RismError,
+    )
+    from rism.runtime.result import Segmentation
+    from rism.runtime.segmenter import Segmenter
+
+__version__ = "0.1.0"
+__all__ = [
+    "BundleError",
+    "InputError",
+    "OutputError",
+    "ProviderError",
+    "RismError",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+]
+
+_HOMES = {
+    "BundleError": "rism.runtime.errors",
+    "InputError": "rism.runtime.errors",
+    "OutputError": "rism.runtime.errors",
+    "ProviderError": "rism.runtime.errors",
+    "RismError": "rism.runtime.errors",
+    "Segmentation": "rism.runtime.result",
+    "Segmenter": "rism.runtime.segmenter",
+}
+
+# The wheel has runtime/ inside this folder; a checkout has it beside this folder, and
+# works without being installed (the tests, `python -m rism`) because of these lines.
+_ROOT = Path(__file__).resolve().parent.parent
+if not (_ROOT / "rism" / "runtime").is_dir() and (_ROOT / "runtime" / "__init__.py").is_file():
+    __path__.append(str(_ROOT))
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: `rism --help` needs none of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rism' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from rism.runtime.errors import OutputError, one_line
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`: a reader sees the old file or the new one, never half of it.
+
+    The data go to a temporary file beside the target, which then takes its name; whatever
+    stops the writing (a full disk, an interrupt) also removes the temporary file. A
+    symbolic link keeps pointing where it did. What is not a regular file, such as
+    `/dev/stdout` or a pipe, cannot be renamed over and is written to directly.
+
+    Raises:
+        OutputError: The place is missing, full, read-only or a folder.
+    """
+    # The kind is asked of the path as given: a link to a pipe (/dev/stdout) resolves to a
+    # name that does not exist.
+    given = Path(path)
+    try:
+        mode = given.stat().st_mode if given.exists() else None
+        if mode is not None and stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{given} is a folder")
+        if mode is not None and not stat.S_ISREG(mode):
+            with given.open("wb") as device:
+                device.write(data)
+            return
+        _replace(given.resolve(), data, mode)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {given}: {one_line(reason)}") from error
+
+
+def _replace(target: Path, data: bytes, mode: int | None) -> None:
+    """Write a temporary file beside `target`, with its permissions, and rename it."""
+    # The name is cut so that a target name of the longest length still has a neighbour.
+    temporary = target.with_name(f".{target.name[:40]}.tmp-{secrets.token_hex(6)}")
+    # Mode 0o666 lets the process's umask decide, as for any file that a program makes.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            # Some file systems only find out here that they are full.
+            os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(stat.S_IMODE(mode))
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,187 @@
+"""Opening a bundle: one folder, every byte of it accounted for.
+
+The reader checks sizes before reading and hashes before trusting. The format is docs/bundle.md.
+"""
+
+import hashlib
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.errors import BundleError, one_line
+from rism.runtime.manifest import FileInfo, Manifest, parse_manifest
+
+__all__ = ["BUILT_IN", "Bundle", "resolve_bundle"]
+
+BUILT_IN = "mini"
+MAX_MANIFEST_BYTES = 2**20
+# Files that onnxruntime could be led to read: lying in the folder unlisted, they are suspect.
+_DATA_SUFFIXES = (".weights", ".onnx", ".data", ".bin", ".f32")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle folder.
+
+    Attributes:
+        path: the folder, resolved.
+        manifest: what it holds.
+        digest: SHA-256 of manifest.json; with the hashes inside it names the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
+        """Open a bundle folder and check it.
+
+        Args:
+            path: the folder.
+            verify: also compare SHA-256 hashes. Existence, kind and size are always checked.
+
+        Raises:
+            BundleError: the folder, its manifest or one of its files is not as it should be.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "is not there"
+            raise BundleError(
+                f"bundle '{folder}' {found}, expected a folder with manifest.json: "
+                "make one with rism export --model ... -o DIR"
+            )
+        folder = folder.resolve()
+        raw = _read_manifest(folder)
+        manifest = parse_manifest(_parse_json(raw))
+        _refuse_unlisted(folder, manifest)
+        for name, info in manifest.files.items():
+            _check_file(folder, name, info, verify=verify)
+        return cls(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+    def file(self, name: str) -> Path:
+        """Return the path of a listed file."""
+        return self.path / name
+
+    def noise(self) -> npt.NDArray[np.float32]:
+        """Map the fixed noise into memory, read-only: (rows, channels) float32."""
+        info = self.manifest.noise
+        return np.memmap(self.file(info.file), dtype="<f4", mode="r", shape=info.shape)
+
+    def tokenizer_json(self) -> bytes:
+        """Return the bytes of the tokenizer file."""
+        return self.file(self.manifest.prompt.tokenizer).read_bytes()
+
+
+def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
+    """Turn a folder, the name of a built-in bundle, or None (the built-in one) into a folder.
+
+    Raises:
+        BundleError: nothing of that name; the message lists what could be meant.
+    """
+    if path_or_name is not None and Path(path_or_name).is_dir():
+        return Path(path_or_name)
+    if path_or_name is not None and Path(path_or_name).exists():
+        raise BundleError(
+            f"bundle '{path_or_name}' is a file, expected a folder with manifest.json: "
+            "pass the folder that rism export wrote"
+        )
+    built_in_root = Path(__file__).parent / "bundles"
+    name = BUILT_IN if path_or_name is None else str(path_or_name)
+    present = _built_in_names(built_in_root)
+    if name in present:
+        return built_in_root / name
+    raise BundleError(
+        f"no bundle '{one_line(name)}', expected a folder that rism export wrote or a built-in "
+        f"name ({', '.join(present) or 'this installation has none'}): "
+        "make one with rism export --model ... -o DIR"
+    )
+
+
+def _built_in_names(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(p.name for p in root.iterdir() if (p / "manifest.json").is_file())
+
+
+def _read_manifest(folder: Path) -> bytes:
+    file = folder / "manifest.json"
+    try:
+        mode = file.lstat().st_mode
+    except FileNotFoundError:
+        raise BundleError(
+            f"bundle '{folder}' has no manifest.json: pass a folder that rism export wrote"
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise BundleError(
+            f"bundle '{folder}': manifest.json is not a plain file (a link or a folder): "
+            "copy the bundle with its files"
+        )
+    with file.open("rb") as handle:
+        raw = handle.read(MAX_MANIFEST_BYTES + 1)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"bundle '{folder}': manifest.json is larger than 1 MiB: export the bundle again"
+        )
+    return raw
+
+
+def _parse_json(raw: bytes) -> object:
+    try:
+        data: object = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"manifest.json is not readable JSON ({one_line(error, limit=120)}): "
+            "export the bundle again"
+        ) from None
+    return data
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix in _DATA_SUFFIXES and not file.is_dir() and name not in manifest.files:
+            raise BundleError(
+                f"bundle '{folder}': '{one_line(name)}' is not listed in manifest.json: "
+                "remove it, or export the bundle again"
+            )
+
+
+def _check_file(folder: Path, name: str, info: FileInfo, *, verify: bool) -> None:
+    file = folder / name
+    try:
+        status = file.lstat()
+        inside = file.resolve(strict=True).is_relative_to(folder)
+    except (OSError, RuntimeError):
+        raise BundleError(
+            f"bundle '{folder}': '{name}' is missing: copy the whole folder, or export again"
+        ) from None
+    linked = any((folder / part).is_symlink() for part in _parents(name))
+    if linked or not inside or not stat.S_ISREG(status.st_mode):
+        raise BundleError(
+            f"bundle '{folder}': '{name}' is a link or not a plain file, expected a file inside "
+            "the folder: copy the bundle with its files (cp -rL)"
+        )
+    if status.st_size != info.size:
+        raise BundleError(
+            f"bundle '{folder}': '{name}' is {status.st_size} bytes, expected {info.size}: "
+            "copy it again, or export again"
+        )
+    if not verify:
+        return
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest != info.sha256:
+        raise BundleError(
+            f"bundle '{folder}': '{name}' has sha256 {digest[:12]}..., expected "
+            f"{info.sha256[:12]}...: copy it again, or export again"
+        )
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]

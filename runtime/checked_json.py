@@ -1,0 +1,156 @@
+"""Typed reading of untrusted JSON: every refusal names the key.
+
+A manifest may come from anybody, so nothing is taken for granted: types, ranges, lengths and
+counts are checked here, and what the reader does not know is ignored.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from rism.runtime.errors import BundleError, one_line
+
+MAX_TEXT = 8192
+MAX_ENTRIES = 4096
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+
+
+class Node:
+    """One JSON object of the manifest, with the path that led to it.
+
+    All methods raise `BundleError` naming the full key when a value is missing, of the wrong
+    type, or out of range.
+    """
+
+    def __init__(self, data: object, path: str = "") -> None:
+        self.path = path
+        if not isinstance(data, dict):
+            shown = f"key '{path}'" if path else "the top level"
+            raise BundleError(
+                f"manifest.json: {shown} is {_kind(data)}, expected an object: "
+                "export the bundle again"
+            )
+        if len(data) > MAX_ENTRIES:
+            raise BundleError(
+                f"manifest.json: '{path}' has {len(data)} entries, at most {MAX_ENTRIES} are read"
+            )
+        self._data: Mapping[str, Any] = data
+
+    def full(self, key: str) -> str:
+        """Return the key with its path, as messages show it."""
+        return one_line(f"{self.path}.{key}" if self.path else key, limit=120)
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        """Raise the error for one key."""
+        if key not in self._data:
+            raise BundleError(
+                f"manifest.json: key '{self.full(key)}' is missing, expected {expected}: "
+                "export the bundle again"
+            )
+        raise BundleError(
+            f"manifest.json: key '{self.full(key)}' is {_kind(self._data[key])}, "
+            f"expected {expected}: export the bundle again"
+        )
+
+    def has(self, key: str) -> bool:
+        """Tell whether the key is there."""
+        return key in self._data
+
+    def names(self) -> list[str]:
+        """Return the keys, in the file's order."""
+        return list(self._data)
+
+    def raw(self, key: str) -> object:
+        """Return the unchecked value, or None."""
+        return self._data.get(key)
+
+    def node(self, key: str) -> "Node":
+        """Return the object under the key."""
+        if not isinstance(self._data.get(key), dict):
+            self.refuse(key, "an object")
+        return Node(self._data[key], self.full(key))
+
+    def node_or_empty(self, key: str) -> "Node":
+        """Return the object under the key, or an empty one."""
+        return self.node(key) if key in self._data else Node({}, self.full(key))
+
+    def text(self, key: str, *, default: str | None = None, multiline: bool = False) -> str:
+        """Return a printable string; newlines and tabs only where `multiline`."""
+        if key not in self._data and default is not None:
+            return default
+        value = self._data.get(key)
+        allowed = "\n\t" if multiline else ""
+        if (
+            not isinstance(value, str)
+            or len(value) > MAX_TEXT
+            or any(not (c.isprintable() or c in allowed) for c in value)
+        ):
+            self.refuse(key, f"printable text of at most {MAX_TEXT} characters")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """Return an integer in [low, high]."""
+        value = self._data.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.refuse(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        """Return a finite number in [low, high]."""
+        value = self._data.get(key)
+        expected = f"a number from {low:g} to {high:g}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.refuse(key, expected)
+        if not (math.isfinite(value) and low <= value <= high):
+            self.refuse(key, expected)
+        return float(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """Return a boolean, or the default where the key is absent."""
+        value = self._data.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, options: tuple[str, ...], *, default: str | None = None) -> str:
+        """Return one of the options."""
+        if key not in self._data and default is not None:
+            return default
+        value = self._data.get(key)
+        if not isinstance(value, str) or value not in options:
+            self.refuse(key, "one of " + ", ".join(f"'{o}'" for o in options))
+        return value
+
+    def items(self, key: str, *, most: int) -> list[object]:
+        """Return a list of at most `most` entries."""
+        value = self._data.get(key)
+        if not isinstance(value, list) or len(value) > most:
+            self.refuse(key, f"a list of at most {most} entries")
+        return value
+
+    def file_name(self, key: str) -> str:
+        """Return a relative POSIX path that stays inside the bundle."""
+        value = self._data.get(key)
+        if not isinstance(value, str) or not is_safe_name(value):
+            self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - and /)")
+        return value
+
+
+def is_safe_name(name: str) -> bool:
+    """Tell whether a file name is relative, plain, and stays inside its folder.
+
+    No `..`, no absolute or drive path, no backslash, no hidden parts, at most 200 characters.
+    """
+    return len(name) <= 200 and SAFE_NAME.fullmatch(name) is not None
+
+
+def _kind(value: object) -> str:
+    """Describe a wrong value shortly enough for a message."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
+        return "a huge integer"
+    return one_line(repr(value), limit=60)

@@ -1,0 +1,27 @@
+"""The command line: `rism run`, `rism inspect`, `rism export`.
+
+- `app.py`: the commands and their flags; imports nothing heavy
+- `run.py`: pictures in, masks out
+- `sources.py`: which pictures IMAGE means
+- `outputs.py`: where results go and what they are called
+- `report.py`: results as lines and as JSON
+- `inspect.py`: a bundle, printed
+- `export.py`: the door to rism.export
+- `console.py`: stderr, exit codes, the progress line
+"""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        from rism.runtime.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        # Commands report their own interrupts; this one came while they were imported.
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

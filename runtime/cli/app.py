@@ -1,0 +1,183 @@
+"""The commands and their flags.
+
+Only typer is imported here: `--help` must not wait for numpy. Each command imports what it
+needs when it runs.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="rism",
+    help="Which pixels does an expression refer to? Asked of an image-editing model.",
+    add_completion=False,
+    no_args_is_help=True,
+    # Rich costs more time than everything else that --help does, and breaks lines in errors.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Provider(StrEnum):
+    """Engines that a run can ask for."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Capture(StrEnum):
+    """What the transformer's graph gives; docs/bundle.md, step 5."""
+
+    vectors = "vectors"
+    matrices = "matrices"
+    scores = "scores"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from rism import __version__
+
+        typer.echo(f"rism {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Which pixels does an expression refer to? Asked of an image-editing model."""
+
+
+@app.command()
+def run(
+    image: Annotated[str, typer.Argument(help="A picture, a folder of them, or - for stdin.")],
+    expressions: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPRESSION...", help="What to find, one quoted text each."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. "
+            "Left out: mask and overlay in the current folder.",
+        ),
+    ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(help="Pictures to write: mask,overlay,cutout,heatmap or all."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, masks as COCO RLE.")
+    ] = False,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="A folder that rism export wrote. Left out: the built-in mini."),
+    ] = None,
+    provider: Annotated[Provider, typer.Option(help="What runs the graphs.")] = Provider.auto,
+    device: Annotated[int, typer.Option(min=0, help="Number of the CUDA device.")] = 0,
+    capture: Annotated[
+        Capture | None, typer.Option(help="Which transformer graph; the bundle has a default.")
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Region threshold, 0 to below 1; the bundle has a default."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Segment what each EXPRESSION refers to in IMAGE."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.run import RunOptions, run_pictures
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        options = RunOptions(
+            image=image,
+            expressions=tuple(expressions),
+            output=output,
+            save=save,
+            as_json=json,
+            bundle=bundle,
+            provider=provider.value,
+            device=device,
+            capture=None if capture is None else capture.value,
+            tau=tau,
+            threads=threads,
+        )
+        run_pictures(options, console)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle folder. Left out: the built-in mini.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check a bundle's files and print what it is."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.inspect import inspect_bundle
+
+    with Console(verbose=verbose).reporting():
+        inspect_bundle(bundle, as_json=json)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Option(help="mini, flux2-klein-4b, flux2-klein-9b, a checkpoint folder, a hub id."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
+    capture: Annotated[
+        str, typer.Option(help="Transformer graphs to write: vectors,matrices,scores.")
+    ] = "vectors",
+    token_attention: Annotated[
+        bool, typer.Option("--token-attention", help="Also output attention per prompt token.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="A commit or a tag of the hub repository.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what is already on this disk.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a bundle from a checkpoint, and prove that it computes the same."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.export import ExportOptions, export_model
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        options = ExportOptions(
+            model=model,
+            output=output,
+            capture=capture,
+            token_attention=token_attention,
+            revision=revision,
+            offline=offline,
+        )
+        export_model(options, console)

@@ -1,0 +1,123 @@
+"""What a person sees of a run: lines on stderr, one progress line, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+
+from rism.runtime.errors import OutputError, RismError, one_line
+
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Console", "UsageError", "write_stdout"]
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+_BAR_CELLS = 20
+
+
+class UsageError(RismError):
+    """Flags or arguments that do not go together."""
+
+
+class Console:
+    """Stderr of one command. Stdout belongs to results."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self._bar = sys.stderr.isatty() and not quiet
+        self._drawn = False
+
+    def note(self, text: str) -> None:
+        """Say something that -q silences."""
+        if not self.quiet:
+            self._line(text)
+
+    def detail(self, text: str) -> None:
+        """Say something that only -v asks for."""
+        if self.verbose:
+            self._line(text)
+
+    def error(self, text: object) -> None:
+        """Say what went wrong, in one line; with -v also where."""
+        if self.verbose and sys.exc_info()[0] is not None:
+            self._line(traceback.format_exc().rstrip())
+        self._line(f"error: {one_line(text, limit=1000)}")
+
+    def progress(self, done: int, total: int, name: str) -> None:
+        """Redraw the progress line, on terminals only."""
+        filled = _BAR_CELLS * done // max(total, 1)
+        cells = "#" * filled + "." * (_BAR_CELLS - filled)
+        self.status(f"[{cells}] {done}/{total} {name}")
+
+    def status(self, text: str) -> None:
+        """Replace the progress line by any text, on terminals only."""
+        if self._bar:
+            self.clear()
+            width = shutil.get_terminal_size().columns - 1
+            self._write(one_line(text)[:width])
+            self._drawn = True
+
+    def clear(self) -> None:
+        """Remove the progress line: something else is about to be written."""
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Turn whatever a command raises into one line and an exit code."""
+        try:
+            yield
+            write_stdout(b"")
+        except UsageError as error:
+            self.error(error)
+            raise SystemExit(USAGE) from None
+        except RismError as error:
+            self.error(error)
+            raise SystemExit(FAILED) from None
+        except KeyboardInterrupt:
+            self._line("interrupted")
+            raise SystemExit(INTERRUPTED) from None
+        except OSError as error:  # a name too long, a folder without permission
+            self.error(error)
+            raise SystemExit(FAILED) from None
+        except Exception as error:  # a defect, or a machine that gives up: still one line
+            hint = "" if self.verbose else " (-v shows where)"
+            self.error(f"unexpected {type(error).__name__}: {error}{hint}")
+            raise SystemExit(FAILED) from None
+        finally:
+            self.clear()
+
+    def _line(self, text: str) -> None:
+        self.clear()
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        # Nobody is left to be told that stderr is closed.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def write_stdout(data: bytes | str) -> None:
+    """Write results to stdout and flush, so that a closed pipe or a full disk is noticed here.
+
+    Raises:
+        OutputError: stdout takes no more.
+    """
+    try:
+        if isinstance(data, str):
+            data = data.encode(errors="backslashreplace")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # The interpreter flushes stdout once more at exit and would complain a second time.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"cannot write to stdout: {error.strerror or error}") from error

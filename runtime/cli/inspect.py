@@ -1,0 +1,116 @@
+"""`rism inspect`: a bundle, checked and printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.cli.console import write_stdout
+from rism.runtime.errors import one_line
+from rism.runtime.manifest import Manifest, TensorSpec
+
+__all__ = ["inspect_bundle"]
+
+
+def inspect_bundle(path_or_name: str | None, *, as_json: bool) -> None:
+    """Check every size and hash of a bundle, then print what it is.
+
+    Raises:
+        BundleError: no such bundle, or a file is not what the manifest says.
+    """
+    bundle = Bundle.open(resolve_bundle(path_or_name), verify=True)
+    # What reads a bundle has no use for the parity figures, so they are not in `Manifest`.
+    parity = json.loads(bundle.file("manifest.json").read_bytes()).get("parity")
+    if not isinstance(parity, dict):
+        parity = {}
+    if as_json:
+        record = {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "verified": True,
+            **asdict(bundle.manifest),
+            "parity": parity,
+        }
+        write_stdout(json.dumps(record, indent=2) + "\n")
+        return
+    lines = [
+        f"bundle     {bundle.path} (format {bundle.manifest.schema_version})",
+        *_about(bundle.manifest),
+        *_graphs(bundle.manifest),
+        *_files(bundle.manifest),
+        *_parity(parity),
+    ]
+    write_stdout("\n".join(lines) + "\n")
+
+
+def _about(manifest: Manifest) -> Iterator[str]:
+    model, geometry = manifest.model, manifest.geometry
+    prompt, method = manifest.prompt, manifest.method
+    kind = ", a demonstrator" if model.demonstrator else ""
+    yield f"model      {one_line(model.name)} ({one_line(model.family)}{kind})"
+    yield f"source     {one_line(model.source)} at {one_line(model.revision)}"
+    yield f"licence    {one_line(model.licence)}"
+    yield f"made with  {', '.join(f'{k} {v}' for k, v in manifest.created_with.items())}"
+    yield (
+        f"precision  computes in {one_line(manifest.precision.compute)}, "
+        f"stores {one_line(manifest.precision.storage)}"
+    )
+    yield (
+        f"geometry   {geometry.size_level} x {geometry.size_level} pixels of area, "
+        f"resize {geometry.resize}, remainder {geometry.remainder}, "
+        f"sides in {geometry.multiple_px} px, tokens of {geometry.token_px} px"
+    )
+    yield f'prompt     "{one_line(prompt.template)}", at most {prompt.max_length} tokens'
+    yield (
+        f"method     tau {method.tau:g}, {method.double_blocks} double and "
+        f"{method.single_blocks} single blocks, features {one_line(method.feature_site)} of "
+        f"block {method.feature_block} ({method.feature_dim}), "
+        f"prototypes by {method.prototype}"
+    )
+
+
+def _graphs(manifest: Manifest) -> Iterator[str]:
+    for name, graph in manifest.graphs.items():
+        default = name == f"transformer.{manifest.default_capture}"
+        yield f"graph      {one_line(name)} ({graph.file}){', the default' if default else ''}"
+        for arrow, tensors in (("<-", graph.inputs), ("->", graph.outputs)):
+            for logical, tensor in tensors.items():
+                yield f"           {arrow} {_tensor(logical, tensor)}"
+
+
+def _tensor(logical: str, tensor: TensorSpec) -> str:
+    renamed = "" if tensor.name == logical else f" as {one_line(tensor.name)}"
+    shape = ", ".join(str(size) for size in tensor.shape)
+    return f"{one_line(logical)} {tensor.dtype} ({one_line(shape)}){renamed}"
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    for name, info in sorted(manifest.files.items()):
+        yield f"file       {name}  {_size(info.size)}  sha256 {info.sha256[:16]} verified"
+    yield f"total      {_size(sum(info.size for info in manifest.files.values()))}"
+
+
+def _parity(parity: Mapping[str, Any]) -> Iterator[str]:
+    """Print figures of the export's gate, whatever shape a newer exporter gave them."""
+    for graph, outputs in parity.items():
+        rows = outputs.items() if isinstance(outputs, dict) else [("", outputs)]
+        for output, figures in rows:
+            pairs = figures.items() if isinstance(figures, dict) else [("", figures)]
+            text = ", ".join(f"{key} {_number(value)}".strip() for key, value in pairs)
+            yield f"parity     {one_line(f'{graph} {output}: {text}')}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _size(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

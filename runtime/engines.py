@@ -1,0 +1,287 @@
+"""Engines run one graph: named arrays in, named arrays out.
+
+An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnxruntime. Nothing
+falls back silently: a provider asked for by name runs, or is an error with the way out.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle import Bundle
+from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
+from rism.runtime.manifest import GraphSpec, TensorSpec
+
+__all__ = [
+    "PROVIDERS",
+    "Arrays",
+    "Engine",
+    "OrtEngine",
+    "choose_provider",
+    "cpu_count",
+    "load_engines",
+]
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+PROVIDERS = ("auto", "cpu", "cuda")
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "uint8": "tensor(uint8)",
+    "bool": "tensor(bool)",
+}
+
+
+class Engine(Protocol):
+    """One graph, ready to run."""
+
+    @property
+    def provider(self) -> str:
+        """What it runs on, such as "cpu" or "cuda:0"."""
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph: arrays by the logical names of docs/bundle.md, in and out."""
+
+
+class OrtEngine:
+    """A graph in onnxruntime, its tensors checked against the manifest."""
+
+    def __init__(
+        self,
+        file: Path,
+        spec: GraphSpec,
+        *,
+        provider: str = "cpu",
+        device: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            file: the ONNX file.
+            spec: what the manifest says about it.
+            provider: "cpu" or "cuda"; `choose_provider` resolves "auto".
+            device: CUDA device number; for "cuda" only.
+            threads: CPU threads; None for as many as this process may use.
+
+        Raises:
+            ProviderError: onnxruntime or the provider is not there or cannot start.
+            BundleError: the file is not a graph, or its tensors are not the manifest's.
+        """
+        self._spec = spec
+        self._file = file.name
+        self._session = _session(file, provider, device, threads or cpu_count())
+        self._provider = "cpu" if provider == "cpu" else f"cuda:{device}"
+        _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
+        _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
+
+    @property
+    def provider(self) -> str:
+        """What it runs on: "cpu" or "cuda:<device>"."""
+        return self._provider
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph.
+
+        Args:
+            feeds: arrays by logical name; names the graph does not declare are left out, and
+                dtypes are cast to the declared ones.
+
+        Returns:
+            The declared outputs by logical name.
+
+        Raises:
+            ProviderError: onnxruntime failed, for lack of memory for example.
+        """
+        inputs = {
+            spec.name: np.ascontiguousarray(feeds[logical], dtype=np.dtype(spec.dtype))
+            for logical, spec in self._spec.inputs.items()
+        }
+        names = [spec.name for spec in self._spec.outputs.values()]
+        try:
+            outputs = self._session.run(names, inputs)
+        except Exception as error:  # onnxruntime's exceptions share no base
+            raise ProviderError(
+                f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
+                "fewer expressions at a time or a smaller picture if memory ran out"
+            ) from None
+        return dict(zip(self._spec.outputs, outputs, strict=True))
+
+
+def choose_provider(provider: str) -> tuple[str, str]:
+    """Turn "auto" into a provider to try, and say why.
+
+    Returns:
+        "cpu" or "cuda", and a sentence for whoever asks why.
+
+    Raises:
+        InputError: no such provider.
+        ProviderError: onnxruntime, or the provider asked for, is not installed.
+    """
+    if provider not in PROVIDERS:
+        raise InputError(
+            f"provider is '{one_line(provider)}', expected one of {', '.join(PROVIDERS)}"
+        )
+    has_cuda = "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
+    if provider == "cuda" and not has_cuda:
+        raise ProviderError(
+            "provider cuda is not in this onnxruntime, expected onnxruntime-gpu: "
+            "pip uninstall onnxruntime && pip install 'rism[gpu]', or use --provider cpu"
+        )
+    if provider != "auto":
+        return provider, "asked for"
+    if has_cuda:
+        return "cuda", "auto: onnxruntime has CUDA"
+    return "cpu", "auto: this onnxruntime has no CUDA"
+
+
+def load_engines(
+    bundle: Bundle,
+    capture: str,
+    *,
+    provider: str = "cpu",
+    device: int = 0,
+    threads: int | None = None,
+) -> dict[str, Engine]:
+    """Load a bundle's "transformer" (of one capture mode), "text_encoder" and "vae_encoder".
+
+    All three at once: parsing and weight packing are mostly single-threaded.
+
+    Raises:
+        ProviderError, BundleError: see `OrtEngine`.
+    """
+    graphs = {
+        "transformer": f"transformer.{capture}",
+        "text_encoder": "text_encoder",
+        "vae_encoder": "vae_encoder",
+    }
+
+    def load(name: str) -> Engine:
+        spec = bundle.manifest.graphs[graphs[name]]
+        return OrtEngine(
+            bundle.file(spec.file), spec, provider=provider, device=device, threads=threads
+        )
+
+    with ThreadPoolExecutor(max_workers=len(graphs)) as pool:
+        return dict(zip(graphs, pool.map(load, graphs), strict=True))
+
+
+@cache
+def cpu_count() -> int:
+    """Return the CPUs this process may use, by affinity and by cgroup quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return max(1, count)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): "
+            "pip install 'rism[cpu]' or 'rism[gpu]'"
+        ) from None
+    return onnxruntime
+
+
+def _session(file: Path, provider: str, device: int, threads: int) -> Any:
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Three sessions take turns: a spinning pool would starve the next one's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider == "cuda":
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        # TF32 would make a float32 bundle miss its own parity figures.
+        providers: list[Any] = [("CUDAExecutionProvider", {"device_id": device, "use_tf32": 0})]
+    else:
+        providers = ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base
+        raise _load_error(file, provider, device, error) from None
+    wanted = providers[0] if provider == "cpu" else "CUDAExecutionProvider"
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(
+            f"provider {provider} could not start on device {device} (onnxruntime would have run "
+            f"{session.get_providers()[0]} instead): check the driver and CUDA libraries with "
+            "nvidia-smi, or use --provider cpu"
+        )
+    return session
+
+
+def _load_error(file: Path, provider: str, device: int, error: Exception) -> RismError:
+    reason = one_line(error, limit=200)
+    if provider == "cuda" and ("CUDA" in reason or "cuda" in reason):
+        return ProviderError(
+            f"provider cuda could not start on device {device} ({reason}): check nvidia-smi, or "
+            "use --provider cpu"
+        )
+    return BundleError(
+        f"'{file.name}' is not a graph that onnxruntime can load ({reason}): "
+        "export the bundle again"
+    )
+
+
+def _check_tensors(
+    file: str, kind: str, specs: Mapping[str, TensorSpec], actual: list[Any]
+) -> None:
+    found = {tensor.name: tensor for tensor in actual}
+    for logical, spec in specs.items():
+        if spec.name not in found:
+            raise BundleError(
+                f"'{file}' has no {kind} '{one_line(spec.name, limit=60)}' (the manifest's "
+                f"'{logical}'), it has {_names(found)}: export the bundle again"
+            )
+        tensor = found.pop(spec.name)
+        if tensor.type != _ORT_TYPES[spec.dtype]:
+            raise BundleError(
+                f"'{file}': {kind} '{logical}' is {tensor.type}, expected "
+                f"{_ORT_TYPES[spec.dtype]} by the manifest: export the bundle again"
+            )
+        if not _same_shape(spec.shape, tensor.shape):
+            raise BundleError(
+                f"'{file}': {kind} '{logical}' has shape {_shape(tensor.shape)}, expected "
+                f"{_shape(spec.shape)} by the manifest: export the bundle again"
+            )
+    if kind == "input" and found:
+        raise BundleError(
+            f"'{file}' has inputs the manifest does not list ({_names(found)}): "
+            "export the bundle again"
+        )
+
+
+def _same_shape(expected: tuple[int | str, ...], actual: list[Any]) -> bool:
+    # A named dimension on either side may be any size.
+    return len(expected) == len(actual) and all(
+        want == have or not isinstance(want, int) or not isinstance(have, int)
+        for want, have in zip(expected, actual, strict=True)
+    )
+
+
+def _shape(shape: object) -> str:
+    return one_line(list(shape) if isinstance(shape, (tuple, list)) else shape, limit=80)
+
+
+def _names(found: Mapping[str, Any]) -> str:
+    return one_line(", ".join(found) or "none", limit=120)

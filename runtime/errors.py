@@ -1,0 +1,34 @@
+"""What can go wrong, as a few kinds.
+
+Every message is one line: what was wrong, what was expected, how to mend it. Libraries raise
+these; only the command line turns them into exit codes.
+"""
+
+__all__ = ["BundleError", "InputError", "OutputError", "ProviderError", "RismError"]
+
+
+class RismError(Exception):
+    """Base of every error that rism raises on purpose."""
+
+
+class InputError(RismError):
+    """A picture, an expression or an argument that cannot be used."""
+
+
+class BundleError(RismError):
+    """A bundle that is missing, damaged, dangerous, or newer than this reader."""
+
+
+class ProviderError(RismError):
+    """An engine or a device that cannot run here."""
+
+
+class OutputError(RismError):
+    """A place that results cannot be written to."""
+
+
+def one_line(text: object, *, limit: int = 300) -> str:
+    """Fold foreign text (another library's message, a name) into one printable line."""
+    folded = " ".join(str(text).split())
+    printable = "".join(c if c.isprintable() else "?" for c in folded)
+    return printable if len(printable) <= limit else printable[: limit - 3] + "..."

@@ -1,0 +1,158 @@
+"""From the user's picture to the model's grid, and back.
+
+docs/bundle.md, steps 2 and 7. Sizes are (width, height), arrays (height, width).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rism.runtime.errors import InputError
+from rism.runtime.manifest import Geometry
+
+__all__ = ["Plan", "plan", "positions", "to_model", "upsample"]
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to one picture on its way to the model.
+
+    Attributes:
+        size_wh: the user's picture, pixels.
+        resized_wh: after the resize, pixels.
+        crop_xyxy: the part of the resized picture the model sees, pixels, right and bottom
+            exclusive; the whole of it for `stretch`.
+        grid_hw: rows and columns of tokens.
+    """
+
+    size_wh: tuple[int, int]
+    resized_wh: tuple[int, int]
+    crop_xyxy: tuple[int, int, int, int]
+    grid_hw: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        """N_v, the number of clean image tokens."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+
+def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None = None) -> Plan:
+    """Say how a picture of this size is brought to the model.
+
+    Args:
+        size_wh: width and height of the picture, pixels.
+        geometry: the bundle's rules.
+        max_tokens: rows of the bundle's noise; None for no limit.
+
+    Raises:
+        InputError: the picture is longer than `max_aspect`, too small for one token, or makes
+            more tokens than there is noise for.
+    """
+    width, height = size_wh
+    aspect = max(width, height) / min(width, height)
+    if aspect > geometry.max_aspect:
+        raise InputError(
+            f"the picture is {width} x {height} pixels (aspect {aspect:.1f}), expected at most "
+            f"{geometry.max_aspect:g}: crop it around the object first"
+        )
+    resized_wh, crop = _resized(size_wh, geometry)
+    grid_hw = (
+        (crop[3] - crop[1]) // geometry.token_px,
+        (crop[2] - crop[0]) // geometry.token_px,
+    )
+    if grid_hw[0] < 1 or grid_hw[1] < 1:
+        raise InputError(
+            f"the picture is {width} x {height} pixels, too small for this model, expected at "
+            f"least {geometry.multiple_px} pixels on each side: enlarge it first"
+        )
+    if max_tokens is not None and grid_hw[0] * grid_hw[1] > max_tokens:
+        raise InputError(
+            f"the picture of {width} x {height} pixels makes {grid_hw[0]} x {grid_hw[1]} tokens, "
+            f"expected at most {max_tokens} (the bundle's noise): crop it nearer to a square, "
+            "or export with a smaller size"
+        )
+    return Plan(size_wh, resized_wh, crop, grid_hw)
+
+
+def _resized(
+    size_wh: tuple[int, int], geometry: Geometry
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    width, height = size_wh
+    root = math.sqrt(width * height)
+    keep = geometry.resize == "shrink" and geometry.size_level >= root
+    # side * level / root, in this order: exact where the answer is whole, so a square picture
+    # never loses a row of tokens to the rounding of level / root.
+    wide = float(width) if keep else width * geometry.size_level / root
+    tall = float(height) if keep else height * geometry.size_level / root
+    multiple = geometry.multiple_px
+    if geometry.remainder == "stretch":
+        w = max(multiple, math.floor(wide / multiple) * multiple)
+        h = max(multiple, math.floor(tall / multiple) * multiple)
+        return (w, h), (0, 0, w, h)
+    full_w, full_h = int(wide), int(tall)
+    w, h = full_w // multiple * multiple, full_h // multiple * multiple
+    left, top = (full_w - w) // 2, (full_h - h) // 2
+    return (full_w, full_h), (left, top, left + w, top + h)
+
+
+def to_model(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Float32:
+    """Resize, crop and normalise: (H, W, 3) uint8 to (1, 3, h, w) float32."""
+    if plan.resized_wh != plan.size_wh:
+        resample = Image.Resampling[geometry.resample.upper()]
+        resized = Image.fromarray(image_hwc).resize(plan.resized_wh, resample)
+        image_hwc = np.asarray(resized)
+    left, top, right, bottom = plan.crop_xyxy
+    # One multiply-add over float32 planes: (x / 255 - mean) / std.
+    chw = image_hwc[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32)
+    chw /= np.float32(255.0)
+    chw -= np.float32(geometry.mean)
+    chw /= np.float32(geometry.std)
+    return np.ascontiguousarray(chw)[None]
+
+
+def positions(grid_hw: tuple[int, int]) -> Float32:
+    """Row and column of each token, row-major: (N_v, 2) float32."""
+    return np.indices(grid_hw, dtype=np.float32).reshape(2, -1).T.copy()
+
+
+def upsample(map_hw: Float32, plan: Plan) -> Float32:
+    """Bring a map on the token grid to the user's picture: (N_h, N_w) to (H, W) float32.
+
+    Bilinear with half-pixel centres and clamped edges. The centre of picture pixel x lies at
+    `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
+    is clamped too and takes the nearest value.
+    """
+    across, down = _weights(plan)
+    # Linear and separable: two small matrix products beat gathering four corners per pixel.
+    return np.asarray(down @ map_hw @ across.T, np.float32)
+
+
+@lru_cache(maxsize=16)
+def _weights(plan: Plan) -> tuple[Float32, Float32]:
+    left, top, right, bottom = plan.crop_xyxy
+    rows, columns = plan.grid_hw
+    return (
+        _axis_weights(plan.size_wh[0], plan.resized_wh[0], left, right, columns),
+        _axis_weights(plan.size_wh[1], plan.resized_wh[1], top, bottom, rows),
+    )
+
+
+def _axis_weights(size: int, resized: int, start: int, stop: int, cells: int) -> Float32:
+    """Interpolation weights of one axis: (size, cells), two per row, summing to one."""
+    centre = (np.arange(size) + 0.5) * (resized / size) - start
+    cell = np.clip(centre * (cells / (stop - start)) - 0.5, 0.0, cells - 1.0)
+    low = np.minimum(cell.astype(np.int64), max(cells - 2, 0))
+    share = cell - low
+    weights = np.zeros((size, cells), np.float32)
+    pixel = np.arange(size)
+    weights[pixel, low] = 1.0 - share
+    if cells > 1:
+        weights[pixel, low + 1] = share
+    return weights

@@ -1,0 +1,388 @@
+"""The manifest of a bundle (docs/bundle.md), as frozen dataclasses.
+
+`parse_manifest` is the only way in: it treats the JSON as hostile, names the key in every
+refusal, ignores unknown keys, and refuses formats newer than it can read.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rism.runtime.checked_json import Node, is_safe_name
+from rism.runtime.errors import BundleError, one_line
+
+__all__ = [
+    "FileInfo",
+    "Geometry",
+    "GraphSpec",
+    "Manifest",
+    "Method",
+    "ModelInfo",
+    "NoiseInfo",
+    "Precision",
+    "PromptRules",
+    "TensorSpec",
+    "parse_manifest",
+]
+
+READS_MAJOR = 1
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+CAPTURES = ("vectors", "matrices", "scores")
+RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PROTOTYPES = ("equation", "cosine")
+MAX_NOISE_VALUES = 2**26
+MAX_PROMPT_TOKENS = 8192
+
+_TRANSFORMER_INPUTS = (
+    "clean_latents",
+    "noise",
+    "prompt_embeds",
+    "prompt_weights",
+    "positions",
+)
+# What this reader can feed, and what it must get back, by graph.
+GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("input_ids", "attention_mask"),
+    "vae_encoder": ("image",),
+    "transformer.vectors": _TRANSFORMER_INPUTS,
+    "transformer.matrices": _TRANSFORMER_INPUTS,
+    "transformer.scores": (*_TRANSFORMER_INPUTS, "tau"),
+}
+GRAPH_OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("prompt_embeds",),
+    "vae_encoder": ("clean_latents",),
+    "transformer.vectors": ("attention_vectors", "propagated_vectors", "features"),
+    "transformer.matrices": ("attention_vectors", "transition_matrices", "features"),
+    "transformer.scores": ("scores", "coarse_attention", "refined_attention", "separability"),
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights came from."""
+
+    name: str
+    family: str
+    source: str
+    revision: str
+    licence: str
+    demonstrator: bool
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the graphs compute in and what their weights are stored as."""
+
+    compute: str
+    storage: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture is brought to the model's size; see docs/bundle.md, step 2."""
+
+    size_level: int
+    resize: str
+    remainder: str
+    multiple_px: int
+    token_px: int
+    resample: str
+    max_aspect: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """How an expression becomes tokens; see docs/bundle.md, step 4."""
+
+    template: str
+    prefix: str
+    suffix: str
+    max_length: int
+    pad_id: int
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """Defaults of the method and the place that its features come from."""
+
+    tau: float
+    timestep: float
+    double_blocks: int
+    single_blocks: int
+    feature_block: int
+    feature_site: str
+    feature_dim: int
+    prototype: str
+
+
+@dataclass(frozen=True)
+class NoiseInfo:
+    """The fixed noise: raw little-endian float32, row-major, (rows, channels)."""
+
+    file: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a graph: its name in the file, dtype, and sizes or dimension names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its file, and its tensors by logical name."""
+
+    file: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Digest (64 hexadecimal digits) and size in bytes of one file."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that manifest.json says and this reader uses."""
+
+    schema_version: str
+    model: ModelInfo
+    created_with: Mapping[str, str]
+    precision: Precision
+    geometry: Geometry
+    prompt: PromptRules
+    method: Method
+    noise: NoiseInfo
+    default_capture: str
+    graphs: Mapping[str, GraphSpec]
+    files: Mapping[str, FileInfo]
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        """Capture modes that this bundle has a graph for."""
+        return tuple(c for c in CAPTURES if f"transformer.{c}" in self.graphs)
+
+
+def parse_manifest(data: object) -> Manifest:
+    """Check a parsed manifest.json and turn it into a `Manifest`.
+
+    Args:
+        data: what `json.loads` returned.
+
+    Raises:
+        BundleError: not a bundle, a newer format, or a key that is missing, of the wrong type
+            or out of range; the message names the key.
+    """
+    top = Node(data)
+    if top.raw("format") != "rism-bundle":
+        top.refuse("format", "'rism-bundle'")
+    version = _check_version(top)
+    graphs = _graphs(top.node("graphs"))
+    manifest = Manifest(
+        schema_version=version,
+        model=_model(top.node("model")),
+        created_with=_created_with(top.node_or_empty("created_with")),
+        precision=_precision(top.node("precision")),
+        geometry=_geometry(top.node("geometry")),
+        prompt=_prompt(top.node("prompt")),
+        method=_method(top.node("method")),
+        noise=_noise(top.node("noise")),
+        default_capture=top.choice("default_capture", CAPTURES),
+        graphs=graphs,
+        files=_files(top.node("files")),
+    )
+    if manifest.default_capture not in manifest.captures:
+        top.refuse("default_capture", f"a capture mode with a graph ({_listed(manifest.captures)})")
+    _check_listed(manifest)
+    return manifest
+
+
+def _check_version(top: Node) -> str:
+    version = top.text("schema_version")
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version, re.ASCII)
+    if match is None:
+        top.refuse("schema_version", "a version such as '1.0'")
+    if int(match[1]) > READS_MAJOR:
+        raise BundleError(
+            f"the bundle was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
+            "upgrade with pip install -U rism, or export again"
+        )
+    if int(match[1]) < READS_MAJOR:
+        top.refuse("schema_version", f"{READS_MAJOR}.x")
+    return version
+
+
+def _model(node: Node) -> ModelInfo:
+    return ModelInfo(
+        name=node.text("name"),
+        family=node.text("family"),
+        source=node.text("source", default="unknown"),
+        revision=node.text("revision", default="unknown"),
+        licence=node.text("licence", default="unknown"),
+        demonstrator=node.boolean("demonstrator", default=False),
+    )
+
+
+def _created_with(node: Node) -> dict[str, str]:
+    # Only shown to people, so what is not text is left out rather than refused.
+    return {
+        one_line(key, limit=60): one_line(node.raw(key), limit=60)
+        for key in node.names()[:64]
+        if isinstance(node.raw(key), str)
+    }
+
+
+def _precision(node: Node) -> Precision:
+    return Precision(node.text("compute"), node.text("storage"))
+
+
+def _geometry(node: Node) -> Geometry:
+    geometry = Geometry(
+        size_level=node.integer("size_level", 8, 8192),
+        resize=node.choice("resize", ("always", "shrink")),
+        remainder=node.choice("remainder", ("stretch", "crop")),
+        multiple_px=node.integer("multiple_px", 1, 512),
+        token_px=node.integer("token_px", 1, 64),
+        resample=node.choice("resample", RESAMPLES),
+        max_aspect=node.number("max_aspect", 1.0, 1000.0),
+        mean=node.number("mean", -1000.0, 1000.0),
+        std=node.number("std", 1e-6, 1000.0),
+    )
+    if geometry.multiple_px % geometry.token_px:
+        node.refuse("multiple_px", f"a multiple of token_px ({geometry.token_px})")
+    return geometry
+
+
+def _prompt(node: Node) -> PromptRules:
+    rules = PromptRules(
+        template=node.text("template", multiline=True),
+        prefix=node.text("prefix", default="", multiline=True),
+        suffix=node.text("suffix", default="", multiline=True),
+        max_length=node.integer("max_length", 1, MAX_PROMPT_TOKENS),
+        pad_id=node.integer("pad_id", 0, 2**31 - 1),
+        tokenizer=node.file_name("tokenizer"),
+    )
+    if rules.template.count("{expression}") != 1:
+        node.refuse("template", "text with {expression} in it once")
+    return rules
+
+
+def _method(node: Node) -> Method:
+    method = Method(
+        tau=node.number("tau", 0.0, 1.0),
+        timestep=node.number("timestep", 0.0, 1.0),
+        double_blocks=node.integer("double_blocks", 0, 1024),
+        single_blocks=node.integer("single_blocks", 0, 1024),
+        feature_block=node.integer("feature_block", 0, 2048),
+        feature_site=node.text("feature_site"),
+        feature_dim=node.integer("feature_dim", 1, 2**17),
+        prototype=node.choice("prototype", PROTOTYPES, default="equation"),
+    )
+    if method.tau >= 1.0:
+        node.refuse("tau", "a number from 0 to below 1")
+    return method
+
+
+def _noise(node: Node) -> NoiseInfo:
+    node.choice("dtype", ("float32",))
+    shape = [
+        v
+        for v in node.items("shape", most=8)
+        if isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= MAX_NOISE_VALUES
+    ]
+    whole = len(shape) == 2 and len(node.items("shape", most=8)) == 2
+    if not whole or shape[0] * shape[1] > MAX_NOISE_VALUES:
+        node.refuse("shape", f"[rows, channels] with at most {MAX_NOISE_VALUES} values")
+    return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
+
+
+def _graphs(node: Node) -> dict[str, GraphSpec]:
+    graphs: dict[str, GraphSpec] = {}
+    for name in GRAPH_INPUTS:
+        if not node.has(name):
+            if not name.startswith("transformer."):
+                node.refuse(name, "a graph")
+            continue
+        graph = node.node(name)
+        graphs[name] = GraphSpec(
+            file=graph.file_name("file"),
+            inputs=_tensors(graph.node("inputs")),
+            outputs=_tensors(graph.node("outputs")),
+        )
+        for logical in graphs[name].inputs:
+            if logical not in GRAPH_INPUTS[name]:
+                graph.node("inputs").refuse(logical, f"only {_listed(GRAPH_INPUTS[name])}")
+        for logical in GRAPH_OUTPUTS[name]:
+            if logical not in graphs[name].outputs:
+                graph.node("outputs").refuse(logical, "a tensor")
+    if not any(name.startswith("transformer.") for name in graphs):
+        node.refuse("transformer.vectors", "a graph for at least one capture mode")
+    return graphs
+
+
+def _tensors(node: Node) -> dict[str, TensorSpec]:
+    tensors: dict[str, TensorSpec] = {}
+    for logical in node.names():
+        entry = node.node(logical)
+        shape: list[int | str] = []
+        for size in entry.items("shape", most=8):
+            if isinstance(size, bool) or not isinstance(size, (int, str)) or size == "":
+                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
+            if isinstance(size, int) and not 1 <= size <= 2**31:
+                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
+            shape.append(size)
+        tensors[logical] = TensorSpec(
+            entry.text("name"), entry.choice("dtype", DTYPES), tuple(shape)
+        )
+    return tensors
+
+
+def _files(node: Node) -> dict[str, FileInfo]:
+    files: dict[str, FileInfo] = {}
+    for name in node.names():
+        if not is_safe_name(name) or name == "manifest.json":
+            raise BundleError(
+                f"manifest.json: 'files' lists '{one_line(name, limit=80)}', expected relative "
+                "paths inside the bundle (no .., no absolute path): do not use this bundle"
+            )
+        entry = node.node(name)
+        digest = entry.text("sha256")
+        if re.fullmatch(r"[0-9a-f]{64}", digest, re.ASCII) is None:
+            entry.refuse("sha256", "64 lower-case hexadecimal digits")
+        files[name] = FileInfo(digest, entry.integer("size", 0, 2**44))
+    return files
+
+
+def _check_listed(manifest: Manifest) -> None:
+    """Refuse a manifest that uses a file without giving its size and hash."""
+    used = {f"graphs.{name}.file": graph.file for name, graph in manifest.graphs.items()}
+    used["noise.file"] = manifest.noise.file
+    used["prompt.tokenizer"] = manifest.prompt.tokenizer
+    for key, name in used.items():
+        if name not in manifest.files:
+            raise BundleError(
+                f"manifest.json: key '{key}' names '{name}', which 'files' does not list: "
+                "export the bundle again"
+            )
+    rows, channels = manifest.noise.shape
+    size = manifest.files[manifest.noise.file].size
+    if size != rows * channels * 4:
+        raise BundleError(
+            f"manifest.json: '{manifest.noise.file}' is {size} bytes, expected "
+            f"{rows * channels * 4} for noise.shape [{rows}, {channels}]: export the bundle again"
+        )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,257 @@
+"""The method: from attention vectors and features to a score map (arXiv 2605.13122).
+
+Pure functions over NumPy or CuPy arrays; each finds the namespace from its argument. For one
+expression: L blocks, N image tokens, D feature channels. Nothing larger than the features
+themselves is ever built: upsampling is linear, so equation 6's argmax over D x H x W is the sign
+of one upsampled N_h x N_w map.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = [
+    "Localisation",
+    "class_means",
+    "classify",
+    "coarse_map",
+    "degenerate_reason",
+    "localise",
+    "minmax",
+    "propagate",
+    "prototypes",
+    "refined_map",
+    "segment_tokens",
+    "separability",
+]
+
+# NumPy or CuPy; their stubs share no protocol that says "an array".
+Array: TypeAlias = Any
+
+# Below this relative span a float32 sum over blocks is rounding, not signal.
+_CONSTANT_SPAN = 1e-6
+_BLOCK_VALUES = 2**18
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """What the method says about one expression, on the token grid.
+
+    Attributes:
+        scores: (N,) float32, positive where the expression holds; zeros where degenerate.
+        coarse: (N,) float32 in [0, 1], equation 3 (CAM).
+        refined: (N,) float32 in [0, 1], equation 4 (RAM).
+        separability: Fisher's score of the two classes; 0 where there is only one.
+        reason: why there is no answer, or None.
+    """
+
+    scores: Array
+    coarse: Array
+    refined: Array
+    separability: float
+    reason: str | None = None
+
+
+def array_namespace(array: Array) -> ModuleType:
+    """Return the module (numpy or cupy) that an array belongs to."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        module: ModuleType = cupy
+        return module
+    return np
+
+
+def minmax(values: Array) -> Array:
+    """Scale to [0, 1]; zeros where the values are constant or not finite."""
+    xp = array_namespace(values)
+    if degenerate_reason(values) is not None:
+        return xp.zeros(values.shape, xp.float32)
+    low = values.min()
+    return ((values - low) / (values.max() - low)).astype(xp.float32)
+
+
+def degenerate_reason(values: Array) -> str | None:
+    """Say why a raw map tells no region apart, or None if it does.
+
+    Args:
+        values: (N,), before `minmax`.
+    """
+    xp = array_namespace(values)
+    if not bool(xp.isfinite(values).all()):
+        return "the attention map is not finite"
+    low, high = float(values.min()), float(values.max())
+    if high - low <= _CONSTANT_SPAN * max(abs(low), abs(high)):
+        return "the attention map is constant"
+    return None
+
+
+def coarse_map(attention_vectors: Array) -> Array:
+    """Equation 3: CAM = minmax(sum_l a_l). (L, N) to (N,) float32."""
+    return minmax(attention_vectors.sum(axis=0))
+
+
+def refined_map(propagated_vectors: Array) -> Array:
+    """Equation 4: RAM = minmax(sum_l T_l a_l). (L, N) to (N,) float32."""
+    return minmax(propagated_vectors.sum(axis=0))
+
+
+def propagate(transition_matrices: Array, attention_vectors: Array) -> Array:
+    """T_l a_l of every block: (L, N, N) and (L, N) to (L, N)."""
+    return (transition_matrices @ attention_vectors[..., None])[..., 0]
+
+
+def prototypes(features: Array, region: Array, *, rule: str = "equation") -> Array:
+    """Equation 5: the means of the L2-normalised features over the region and over the rest.
+
+    Args:
+        features: (N, D) float32, as the model gives them.
+        region: (N,) bool, M = RAM > tau.
+        rule: "equation" leaves the means as they are, as equation 6 uses them; "cosine"
+            normalises them, as the paper's text says.
+
+    Returns:
+        (2, D) float32: foreground, background. A class without tokens is zero.
+    """
+    return _by_rule(class_means(features, region)[0], rule)
+
+
+def class_means(features: Array, region: Array) -> tuple[Array, Array, Array]:
+    """Means of the L2-normalised features over a region and the rest, in one pass.
+
+    Args:
+        features: (N, D) float32.
+        region: (N,) bool.
+
+    Returns:
+        (2, D) means, (2,) mean squared lengths (one, less the share of zero vectors), and the
+        (N,) inverse norms, all float32.
+    """
+    xp = array_namespace(features)
+    inverse = xp.empty(features.shape[0], xp.float32)
+    member = xp.stack([region, ~region]).astype(xp.float32)
+    sums = xp.zeros((2, features.shape[1]), xp.float32)
+    for rows in _blocks(features):
+        block = features[rows]
+        inverse[rows] = _inverse_norms(block)
+        # (M / |F|) F, instead of a normalised copy of F.
+        sums += (member[:, rows] * inverse[rows]) @ block
+    count = xp.maximum(member.sum(axis=1), 1)
+    return sums / count[:, None], (member @ (inverse != 0)) / count, inverse
+
+
+def classify(features: Array, prototypes: Array, *, inverse_norms: Array | None = None) -> Array:
+    """Equation 6 before its argmax: scores = F . (P_fg - P_bg), F L2-normalised.
+
+    Args:
+        features: (N, D) float32.
+        prototypes: (2, D) float32, foreground and background.
+        inverse_norms: (N,) 1 / |F| if already known.
+
+    Returns:
+        (N,) float32, positive where the foreground prototype is nearer.
+    """
+    if inverse_norms is None:
+        inverse_norms = _inverse_norms(features)
+    return (features @ (prototypes[0] - prototypes[1])) * inverse_norms
+
+
+def separability(features: Array, mask: Array) -> float:
+    """Fisher's score J = |mu_1 - mu_0|^2 / (sigma2_1 + sigma2_0) (equation 2, A1-A3).
+
+    Args:
+        features: (N, D) float32; L2-normalised here.
+        mask: (N,) bool, the ground truth or the prediction on the token grid.
+
+    Returns:
+        J, where sigma2 is the mean squared distance to the class mean; 0 where one class has
+        no tokens.
+    """
+    if not bool(mask.any()) or bool(mask.all()):
+        return 0.0
+    means, squares, _ = class_means(features, mask)
+    return _fisher(means, squares)
+
+
+def localise(features: Array, region: Array, *, rule: str = "equation") -> tuple[Array, float]:
+    """Equations 5 and 6 on the token grid, and how far apart the two classes came out.
+
+    Args:
+        features: (N, D) float32.
+        region: (N,) bool, M = RAM > tau.
+        rule: see `prototypes`.
+
+    Returns:
+        (N,) float32 scores, and the separability of `scores > 0`.
+    """
+    means, _, inverse = class_means(features, region)
+    scores = classify(features, _by_rule(means, rule), inverse_norms=inverse)
+    return scores, separability(features, scores > 0)
+
+
+def segment_tokens(
+    attention_vectors: Array,
+    propagated_vectors: Array,
+    features: Array,
+    *,
+    tau: float,
+    rule: str = "equation",
+) -> Localisation:
+    """The whole method for one expression (docs/bundle.md, step 6).
+
+    Args:
+        attention_vectors: (L, N) float32, a_l.
+        propagated_vectors: (L, N) float32, T_l a_l.
+        features: (N, D) float32.
+        tau: region threshold in [0, 1).
+        rule: see `prototypes`.
+    """
+    xp = array_namespace(features)
+    coarse = coarse_map(attention_vectors)
+    raw = propagated_vectors.sum(axis=0)
+    reason = degenerate_reason(raw)
+    refined = minmax(raw)
+    nothing = xp.zeros(features.shape[0], xp.float32)
+    if reason is not None:
+        return Localisation(nothing, coarse, refined, 0.0, reason)
+    scores, fisher = localise(features, refined > tau, rule=rule)
+    if not bool(xp.isfinite(scores).all()):
+        return Localisation(nothing, coarse, refined, 0.0, "the features are not finite")
+    return Localisation(scores, coarse, refined, fisher)
+
+
+def _fisher(means: Array, squares: Array) -> float:
+    # With |F| = 1 the mean squared distance to the class mean is 1 - |mu|^2.
+    apart = means[0] - means[1]
+    within = float(squares.sum()) - float((means * means).sum())
+    between = float(apart @ apart)
+    # Rounding leaves about 1e-7 where every class is a single point.
+    return between / max(within, 1e-6)
+
+
+def _inverse_norms(features: Array) -> Array:
+    """1 / |F| per token, and 0 for a zero vector."""
+    xp = array_namespace(features)
+    square = xp.einsum("nd,nd->n", features, features)
+    return xp.where(square > 0, 1 / xp.sqrt(xp.where(square > 0, square, 1)), 0)
+
+
+def _by_rule(means: Array, rule: str) -> Array:
+    if rule == "equation":
+        return means
+    if rule != "cosine":
+        raise ValueError(f"prototype rule is {rule!r}, expected 'equation' or 'cosine'")
+    xp = array_namespace(means)
+    length = xp.sqrt((means * means).sum(axis=1, keepdims=True))
+    return means / xp.where(length > 0, length, 1)
+
+
+def _blocks(features: Array) -> Iterator[slice]:
+    """Rows that fit in a core's cache, so that norms and sums read memory once."""
+    rows, channels = features.shape
+    step = rows if array_namespace(features) is not np else max(1, _BLOCK_VALUES // channels)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

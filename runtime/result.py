@@ -1,0 +1,113 @@
+"""What a segmentation returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.geometry import Plan, upsample
+
+__all__ = ["Segmentation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The answer for one expression on one picture.
+
+    Attributes:
+        expression: the expression as it was asked, white space collapsed.
+        mask_hw: (H, W) bool at the size of the picture.
+        score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
+            upsampling. Zeros where `reason` is set.
+        coarse: (N_h, N_w) float32 in [0, 1], the coarse attention map (CAM).
+        refined: (N_h, N_w) float32 in [0, 1], the refined attention map (RAM).
+        score: mean of the positive values of `score_map`, the margin by which the tokens of the
+            object are nearer to it than to the rest; 0 where the mask is empty.
+        separability: Fisher's score between mask and rest; larger is surer.
+        reason: why the mask is empty, or None where it is not.
+        provider: what ran the transformer, such as "cpu" or "cuda:0".
+        precision: what it computed in, such as "float32".
+        model: name of the bundle's model.
+        timings_ms: wall time by stage. Stages shared by the expressions of one call are divided
+            evenly, so the results of a call add up to its duration.
+        tokens: text of each prompt token, where the bundle captures token attention.
+        token_attention: (len(tokens), N_h, N_w) float32, or None: how much each place looks at
+            each prompt token, summed over blocks.
+        plan: how the picture was brought to the model's grid.
+    """
+
+    expression: str
+    mask_hw: npt.NDArray[np.bool_]
+    score_map: npt.NDArray[np.float32]
+    coarse: npt.NDArray[np.float32]
+    refined: npt.NDArray[np.float32]
+    score: float
+    separability: float
+    reason: str | None
+    provider: str
+    precision: str
+    model: str
+    timings_ms: Mapping[str, float]
+    plan: Plan = field(repr=False)
+    tokens: tuple[str, ...] = ()
+    token_attention: npt.NDArray[np.float32] | None = None
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """The mask, (H, W) bool: another name of `mask_hw`."""
+        return self.mask_hw
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height of the picture, pixels."""
+        return self.plan.size_wh
+
+    @property
+    def scores_hw(self) -> npt.NDArray[np.float32]:
+        """The score map at the size of the picture: (H, W) float32, computed when asked for."""
+        return upsample(self.score_map, self.plan)
+
+    @property
+    def refined_hw(self) -> npt.NDArray[np.float32]:
+        """The refined map at the size of the picture: (H, W) float32, computed when asked for."""
+        return upsample(self.refined, self.plan)
+
+    @cached_property
+    def area_px(self) -> int:
+        """Pixels in the mask."""
+        return int(np.count_nonzero(self.mask_hw))
+
+    @property
+    def area_share(self) -> float:
+        """Share of the picture in the mask, 0 to 1."""
+        return self.area_px / self.mask_hw.size
+
+    @cached_property
+    def box_xyxy(self) -> tuple[int, int, int, int] | None:
+        """Tight box around the mask in pixels, right and bottom exclusive; None where empty."""
+        rows = np.flatnonzero(self.mask_hw.any(axis=1))
+        if rows.size == 0:
+            return None
+        columns = np.flatnonzero(self.mask_hw.any(axis=0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: everything but the arrays and the token texts."""
+        return {
+            "expression": self.expression,
+            "width": self.size_wh[0],
+            "height": self.size_wh[1],
+            "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),
+            "area_px": self.area_px,
+            "area_share": self.area_share,
+            "score": self.score,
+            "separability": self.separability,
+            "reason": self.reason,
+            "model": self.model,
+            "provider": self.provider,
+            "precision": self.precision,
+            "timings_ms": dict(self.timings_ms),
+        }

@@ -1,0 +1,324 @@
+"""A tiny bundle, made on the spot: three-channel latents, words that are colours.
+
+The text encoder turns a colour word into that colour; attention is the product of a token's
+colour and the words'. So "red" finds the red part of a picture, and NumPy can say exactly how.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import TensorProto, numpy_helper
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", "remove", "the", "red", "green", "blue", "nothing"]
+N_P, NOISE_ROWS = 8, 300
+EMBEDDING = np.zeros((len(WORDS), 3), np.float32)
+EMBEDDING[6:9] = np.eye(3) * 1.5 - 0.5
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+TRANSFORMER_INPUTS = (
+    "float[batch, n_v, 3] clean, float[1, n_v, 3] noise, float[batch, 8, 3] embeds, "
+    "float[batch, 8] w, float[n_v, 2] positions"
+)
+BODY = """
+    w3 = Unsqueeze(w, last)
+    words = Mul(embeds, w3)
+    want = ReduceSum<keepdims=1>(words, one)
+    want_t = Transpose<perm=[0, 2, 1]>(want)
+    a_1 = MatMul(clean, want_t)
+    a_2 = Mul(a_1, two)
+    a_n = Concat<axis=2>(a_1, a_2)
+    a = Transpose<perm=[0, 2, 1]>(a_n)
+    clean_t = Transpose<perm=[0, 2, 1]>(clean)
+    like = MatMul(clean, clean_t)
+    t = Softmax<axis=-1>(like)
+    ta_n = MatMul(t, a_n)
+    ta = Transpose<perm=[0, 2, 1]>(ta_n)
+    far = ReduceMean<axes=[1], keepdims=1>(positions)
+    small = Mul(far, thousandth)
+    noise_small = Mul(noise, thousandth)
+    f_0 = Add(clean, noise_small)
+    features = Add(f_0, small)
+"""
+SCORES = """
+    sum_a = ReduceSum<keepdims=0>(a, one)
+    sum_ta = ReduceSum<keepdims=0>(ta, one)
+    lo_a = ReduceMin<axes=[1], keepdims=1>(sum_a)
+    hi_a = ReduceMax<axes=[1], keepdims=1>(sum_a)
+    up_a = Sub(sum_a, lo_a)
+    span_a = Sub(hi_a, lo_a)
+    coarse = Div(up_a, span_a)
+    lo = ReduceMin<axes=[1], keepdims=1>(sum_ta)
+    hi = ReduceMax<axes=[1], keepdims=1>(sum_ta)
+    up = Sub(sum_ta, lo)
+    span = Sub(hi, lo)
+    refined = Div(up, span)
+    f_len = ReduceL2<axes=[2], keepdims=1>(features)
+    f = Div(features, f_len)
+    inside = Greater(refined, tau)
+    m = Cast<to=1>(inside)
+    m3 = Unsqueeze(m, last)
+    rest = Sub(single, m3)
+    fg_all = Mul(f, m3)
+    fg_sum = ReduceSum<keepdims=1>(fg_all, one)
+    fg_n = ReduceSum<keepdims=1>(m3, one)
+    fg = Div(fg_sum, fg_n)
+    bg_all = Mul(f, rest)
+    bg_sum = ReduceSum<keepdims=1>(bg_all, one)
+    bg_n = ReduceSum<keepdims=1>(rest, one)
+    bg = Div(bg_sum, bg_n)
+    p = Sub(fg, bg)
+    p_t = Transpose<perm=[0, 2, 1]>(p)
+    s3 = MatMul(f, p_t)
+    scores = Squeeze(s3, last)
+    J = ReduceMean<axes=[1], keepdims=0>(scores)
+"""
+
+
+def _graph(name: str, signature: str, body: str, weights: dict[str, Any], file: Path) -> None:
+    model = onnx.parser.parse_model(f"{HEADER} {name} {signature} {{ {body} }}")
+    for key, value in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
+    onnx.save_model(model, file)
+
+
+def _write_graphs(folder: Path) -> None:
+    _graph(
+        "vae",
+        "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
+        """pooled = AveragePool<kernel_shape=[8, 8], strides=[8, 8]>(image)
+           rows = Reshape(pooled, flat)
+           clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
+        {"flat": np.array([1, 3, -1])},
+        folder / "vae_encoder.onnx",
+    )
+    _graph(
+        "text",
+        "(int64[batch, 8] input_ids, int64[batch, 8] attention_mask) => (float[batch, 8, 3] e)",
+        """all = Gather(table, input_ids)
+           m = Cast<to=1>(attention_mask)
+           m3 = Unsqueeze(m, last)
+           e = Mul(all, m3)""",
+        {"last": np.array([2])},
+        folder / "text_encoder.onnx",
+    )
+    _externalise(folder / "text_encoder.onnx", "table", EMBEDDING, "text_encoder.weights")
+    constants = {
+        "one": np.array([1]),
+        "last": np.array([2]),
+        "two": np.float32(2),
+        "thousandth": np.float32(1e-3),
+    }
+    outputs = {
+        "vectors": ("float[batch, 2, n_v] a, float[batch, 2, n_v] ta", ""),
+        "matrices": ("float[batch, 2, n_v] a, float[batch, 2, n_v, n_v] ts", MATRICES),
+    }
+    for mode, (signature, extra) in outputs.items():
+        _graph(
+            mode,
+            f"({TRANSFORMER_INPUTS}) => ({signature}, float[batch, n_v, 3] features, "
+            "float[batch, n_v, 8] per_token)",
+            BODY + extra + TOKENS,
+            constants,
+            folder / f"transformer.{mode}.onnx",
+        )
+    _graph(
+        "scores",
+        f"({TRANSFORMER_INPUTS}, float[1] tau) => (float[batch, n_v] scores, "
+        "float[batch, n_v] coarse, float[batch, n_v] refined, float[batch] J)",
+        BODY + SCORES,
+        {**constants, "single": np.float32(1)},
+        folder / "transformer.scores.onnx",
+    )
+
+
+TOKENS = """
+    words_t = Transpose<perm=[0, 2, 1]>(embeds)
+    per_token = MatMul(clean, words_t)
+"""
+MATRICES = """
+    t4 = Unsqueeze(t, one)
+    ts = Concat<axis=1>(t4, t4)
+"""
+
+
+def _externalise(file: Path, name: str, value: np.ndarray, location: str) -> None:
+    """Add an initializer whose bytes lie in another file."""
+    model = onnx.load(file, load_external_data=False)
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, entry in {"location": location, "offset": "0", "length": str(value.nbytes)}.items():
+        tensor.external_data.add(key=key, value=entry)
+    model.graph.initializer.append(tensor)
+    (file.parent / location).write_bytes(value.tobytes())
+    file.write_bytes(model.SerializeToString())
+
+
+def tensor(name: str, shape: list[Any], dtype: str = "float32") -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": shape}
+
+
+def _manifest() -> dict[str, Any]:
+    ids = ["batch", N_P]
+    inputs = {
+        "clean_latents": tensor("clean", ["batch", "n_v", 3]),
+        "noise": tensor("noise", [1, "n_v", 3]),
+        "prompt_embeds": tensor("embeds", ["batch", N_P, 3]),
+        "prompt_weights": tensor("w", ["batch", N_P]),
+        "positions": tensor("positions", ["n_v", 2]),
+    }
+    a = tensor("a", ["batch", 2, "n_v"])
+    features = tensor("features", ["batch", "n_v", 3])
+    per_token = tensor("per_token", ["batch", "n_v", N_P])
+    row = ["batch", "n_v"]
+    graphs = {
+        "text_encoder": {
+            "file": "text_encoder.onnx",
+            "inputs": {
+                "input_ids": tensor("input_ids", ids, "int64"),
+                "attention_mask": tensor("attention_mask", ids, "int64"),
+            },
+            "outputs": {"prompt_embeds": tensor("e", ["batch", N_P, 3])},
+        },
+        "vae_encoder": {
+            "file": "vae_encoder.onnx",
+            "inputs": {"image": tensor("image", [1, 3, "h", "w"])},
+            "outputs": {"clean_latents": tensor("clean_latents", [1, "n_v", 3])},
+        },
+        "transformer.vectors": {
+            "file": "transformer.vectors.onnx",
+            "inputs": inputs,
+            "outputs": {
+                "attention_vectors": a,
+                "propagated_vectors": tensor("ta", ["batch", 2, "n_v"]),
+                "features": features,
+                "token_attention": per_token,
+            },
+        },
+        "transformer.matrices": {
+            "file": "transformer.matrices.onnx",
+            "inputs": inputs,
+            "outputs": {
+                "attention_vectors": a,
+                "transition_matrices": tensor("ts", ["batch", 2, "n_v", "n_v"]),
+                "features": features,
+                "token_attention": per_token,
+            },
+        },
+        "transformer.scores": {
+            "file": "transformer.scores.onnx",
+            "inputs": {**inputs, "tau": tensor("tau", [1])},
+            "outputs": {
+                "scores": tensor("scores", row),
+                "coarse_attention": tensor("coarse", row),
+                "refined_attention": tensor("refined", row),
+                "separability": tensor("J", ["batch"]),
+            },
+        },
+    }
+    return {
+        "format": "rism-bundle",
+        "schema_version": "1.0",
+        "model": {"name": "tiny", "family": "test", "demonstrator": True},
+        "created_with": {"rism": "0.1.0"},
+        "precision": {"compute": "float32", "storage": "float32"},
+        "geometry": {
+            "size_level": 128, "resize": "always", "remainder": "stretch", "multiple_px": 8,
+            "token_px": 8, "resample": "lanczos", "max_aspect": 8.0, "mean": 0.5, "std": 0.5,
+        },
+        "prompt": {
+            "template": "remove {expression}", "prefix": "<s> ", "suffix": " </s>",
+            "max_length": N_P, "pad_id": 0, "tokenizer": "tokenizer.json",
+        },
+        "method": {
+            "tau": 0.8, "timestep": 1.0, "double_blocks": 1, "single_blocks": 1,
+            "feature_block": 1, "feature_site": "mmsa", "feature_dim": 3,
+            "prototype": "equation",
+        },
+        "noise": {"file": "noise.f32", "dtype": "float32", "shape": [NOISE_ROWS, 3]},
+        "default_capture": "vectors",
+        "graphs": graphs,
+        "files": {},
+    }  # fmt: skip
+
+
+def _tokenizer() -> Tokenizer:
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in WORDS[:4]])
+    # A tokenizer file may ask for this; a reader must not cut an expression because of it.
+    tokenizer.enable_truncation(3)
+    return tokenizer
+
+
+def seal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Write the manifest anew with true sizes and hashes, then apply a change to it."""
+    old = folder / "manifest.json"
+    data = json.loads(old.read_text()) if old.exists() else _manifest()
+    data["files"] = {
+        file.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "size": file.stat().st_size,
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.is_symlink() and file != old
+    }
+    if change is not None:
+        change(data)
+    old.write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    folder.mkdir()
+    _write_graphs(folder)
+    (folder / "tokenizer.json").write_text(_tokenizer().to_str())
+    noise = np.random.default_rng(0).standard_normal((NOISE_ROWS, 3), dtype=np.float32)
+    (folder / "noise.f32").write_bytes(noise.astype("<f4").tobytes())
+    return seal(folder)
+
+
+@pytest.fixture
+def tiny_bundle(tiny_master: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for file in tiny_master.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def reseal() -> Callable[..., Path]:
+    return seal
+
+
+@pytest.fixture
+def externalise() -> Callable[..., None]:
+    return _externalise
+
+
+@pytest.fixture
+def manifest_data(tiny_master: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((tiny_master / "manifest.json").read_text())
+    return data
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    """Left half red, right half blue, a green square in the middle: (96, 160, 3) uint8."""
+    picture = np.zeros((96, 160, 3), np.uint8)
+    picture[:, :80] = (220, 20, 20)
+    picture[:, 80:] = (20, 20, 220)
+    picture[32:64, 60:100] = (20, 220, 20)
+    return picture

@@ -1,0 +1,160 @@
+import math
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rism.runtime import geometry
+from rism.runtime.errors import InputError
+from rism.runtime.manifest import Geometry
+
+STRETCH = Geometry(
+    size_level=128,
+    resize="always",
+    remainder="stretch",
+    multiple_px=8,
+    token_px=8,
+    resample="lanczos",
+    max_aspect=8.0,
+    mean=0.5,
+    std=0.5,
+)
+CROP = replace(
+    STRETCH, size_level=1024, resize="shrink", remainder="crop", multiple_px=16, token_px=16
+)
+
+
+def test_stretch_rounds_down_to_the_multiple() -> None:
+    plan = geometry.plan((640, 480), STRETCH)
+    assert plan.resized_wh == (144, 104)  # 147.8 x 110.9
+    assert plan.crop_xyxy == (0, 0, 144, 104)
+    assert plan.grid_hw == (13, 18)
+
+
+def test_a_square_keeps_all_of_its_tokens() -> None:
+    for side in range(1, 3000):
+        assert geometry.plan((side, side), STRETCH).grid_hw == (16, 16), side
+
+
+def test_crop_takes_the_centre() -> None:
+    plan = geometry.plan((1000, 701), CROP)
+    assert plan.resized_wh == (1000, 701)
+    assert plan.crop_xyxy == (4, 2, 996, 690)
+    assert plan.grid_hw == (43, 62)
+
+
+def test_crop_shrinks_what_is_larger() -> None:
+    plan = geometry.plan((4000, 3000), CROP)
+    scale = 1024 / math.sqrt(12e6)
+    assert plan.resized_wh == (int(4000 * scale), int(3000 * scale))
+    assert plan.tokens <= 4096
+
+
+def test_tiny_pictures() -> None:
+    assert geometry.plan((1, 1), STRETCH).grid_hw == (16, 16)
+    assert geometry.plan((1, 1), replace(STRETCH, resize="shrink")).grid_hw == (1, 1)
+    with pytest.raises(InputError, match="15 x 40 pixels, too small for this model, expected at"):
+        geometry.plan((15, 40), CROP)
+
+
+def test_long_pictures() -> None:
+    with pytest.raises(InputError) as error:
+        geometry.plan((3000, 20), STRETCH)
+    assert str(error.value) == (
+        "the picture is 3000 x 20 pixels (aspect 150.0), expected at most 8: "
+        "crop it around the object first"
+    )
+
+
+def test_more_tokens_than_noise() -> None:
+    with pytest.raises(InputError, match=r"makes 16 x 16 tokens, expected at most 255 \(the bun"):
+        geometry.plan((64, 64), STRETCH, max_tokens=255)
+    assert geometry.plan((64, 64), STRETCH, max_tokens=256).tokens == 256
+
+
+def test_to_model_is_pillow_and_normalised() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    plan = geometry.plan((70, 50), STRETCH)
+    resized = Image.fromarray(image).resize(plan.resized_wh, Image.Resampling.LANCZOS)
+    expected = (np.asarray(resized).transpose(2, 0, 1)[None] / 255.0 - 0.5) / 0.5
+    found = geometry.to_model(image, plan, STRETCH)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_to_model_crops_without_resizing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (35, 50, 3), dtype=np.uint8)
+    found = geometry.to_model(image, geometry.plan((50, 35), CROP), CROP)
+    expected = image[1:33, 1:49].transpose(2, 0, 1)[None] / 127.5 - 1
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def pixelwise(map_hw: np.ndarray, plan: geometry.Plan) -> np.ndarray:
+    """Docs/bundle.md, step 7, one pixel at a time in float64."""
+    rows, columns = map_hw.shape
+    left, top, right, bottom = plan.crop_xyxy
+    width, height = plan.size_wh
+    out = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            # The cut-out is a rectangle in picture pixels; outside of it the edge is repeated.
+            x_in = ((x + 0.5) - left * width / plan.resized_wh[0]) / (
+                (right - left) * width / plan.resized_wh[0]
+            )
+            y_in = ((y + 0.5) - top * height / plan.resized_wh[1]) / (
+                (bottom - top) * height / plan.resized_wh[1]
+            )
+            u = min(max(x_in * columns - 0.5, 0.0), columns - 1.0)
+            v = min(max(y_in * rows - 0.5, 0.0), rows - 1.0)
+            x0, y0 = math.floor(u), math.floor(v)
+            x1, y1 = min(x0 + 1, columns - 1), min(y0 + 1, rows - 1)
+            fx, fy = u - x0, v - y0
+            upper = map_hw[y0, x0] * (1 - fx) + map_hw[y0, x1] * fx
+            lower = map_hw[y1, x0] * (1 - fx) + map_hw[y1, x1] * fx
+            out[y, x] = upper * (1 - fy) + lower * fy
+    return out
+
+
+@pytest.mark.parametrize("rules", [STRETCH, replace(CROP, size_level=48)], ids=["stretch", "crop"])
+@pytest.mark.parametrize("size_wh", [(77, 50), (50, 77), (64, 64), (33, 130), (200, 31)])
+def test_upsample_against_a_loop(rules: Geometry, size_wh: tuple[int, int]) -> None:
+    plan = geometry.plan(size_wh, rules)
+    map_hw = np.random.default_rng(4).standard_normal(plan.grid_hw, dtype=np.float32)
+    found = geometry.upsample(map_hw, plan)
+    assert found.shape == (size_wh[1], size_wh[0])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, pixelwise(map_hw, plan), atol=1e-5)
+
+
+def test_cut_off_border_takes_the_nearest_value() -> None:
+    plan = geometry.plan((50, 40), CROP)
+    assert plan.crop_xyxy == (1, 4, 49, 36)
+    map_hw = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = geometry.upsample(map_hw, plan)
+    assert (found[:4, 0] == 0).all()
+    assert (found[-4:, -1] == 5).all()
+
+
+def test_one_token_fills_the_picture() -> None:
+    plan = geometry.plan((5, 3), replace(STRETCH, resize="shrink"))
+    assert (geometry.upsample(np.full((1, 1), 7, np.float32), plan) == 7).all()
+
+
+def test_positions_are_row_and_column() -> None:
+    assert geometry.positions((2, 3)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_upsampling_is_fast() -> None:
+    plan = geometry.Plan((1024, 1024), (1024, 1024), (0, 0, 1024, 1024), (64, 64))
+    map_hw = np.ones((64, 64), np.float32)
+    geometry.upsample(map_hw, plan)
+    best = math.inf
+    for _ in range(10):
+        start = perf_counter()
+        geometry.upsample(map_hw, plan)
+        best = min(best, perf_counter() - start)
+    # A few milliseconds on one core; a per-pixel path would take hundreds.
+    assert best < 0.05

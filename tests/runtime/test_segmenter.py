@@ -1,0 +1,289 @@
+"""From a picture to a mask on the tiny bundle, and against NumPy."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rism.runtime import InputError, ProviderError, Segmenter, engines
+from rism.runtime.errors import BundleError
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_master: Path) -> Segmenter:
+    return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+
+
+def truth(colours: np.ndarray, channel: int) -> np.ndarray:
+    return np.asarray(colours[..., channel] > 128)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
+def test_finds_the_colour(tiny_master: Path, colours: np.ndarray, capture: str) -> None:
+    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", capture=capture, threads=1)
+    for channel, word in enumerate(["red", "green", "blue"]):
+        result = segmenter.segment(colours, f"the {word}")
+        assert result.mask_hw.shape == (96, 160)
+        assert result.mask_hw.dtype == np.bool_
+        assert iou(result.mask, truth(colours, channel)) > 0.75, word
+        assert result.reason is None
+        assert result.score > 0
+        assert result.separability > 0
+        assert result.score_map.shape == result.refined.shape == result.coarse.shape == (12, 20)
+
+
+def test_captures_agree(tiny_master: Path, colours: np.ndarray) -> None:
+    results = [
+        Segmenter.from_bundle(tiny_master, provider="cpu", capture=c).segment(colours, "green")
+        for c in ("vectors", "matrices", "scores")
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.score_map, results[0].score_map, atol=1e-5)
+        np.testing.assert_allclose(other.refined, results[0].refined, atol=1e-5)
+        np.testing.assert_array_equal(other.mask, results[0].mask)
+
+
+def test_against_numpy(segmenter: Segmenter, colours: np.ndarray) -> None:
+    """The graphs' own arithmetic, repeated by hand from the picture on."""
+    state = segmenter.set_image(colours)
+    rows, columns = state.plan.grid_hw
+    x = state.clean_latents[0].astype(np.float64)
+    want = np.array([1.0, -0.5, -0.5])  # "red"
+    a = np.stack([x @ want, 2 * (x @ want)])
+    like = np.exp(x @ x.T)
+    raw = (a @ (like / like.sum(1, keepdims=True)).T).sum(0)
+    refined = (raw - raw.min()) / (raw.max() - raw.min())
+    noise = np.asarray(segmenter.bundle.noise())[: rows * columns]
+    positions = np.indices((rows, columns)).reshape(2, -1)
+    f = x + 1e-3 * noise + 1e-3 * positions.mean(0)[:, None]
+    result = segmenter.segment(state, "red")
+    np.testing.assert_allclose(result.refined.ravel(), refined, atol=1e-5)
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    region = refined > 0.8
+    scores = f @ (f[region].mean(0) - f[~region].mean(0))
+    np.testing.assert_allclose(result.score_map.ravel(), scores, atol=1e-5)
+
+
+def test_a_list_equals_one_by_one(segmenter: Segmenter, colours: np.ndarray) -> None:
+    words = ["red", "blue", "the green", "red"]
+    together = segmenter.segment(colours, words)
+    assert [r.expression for r in together] == words
+    for result in together:
+        alone = segmenter.segment(colours, result.expression)
+        np.testing.assert_allclose(alone.score_map, result.score_map, atol=1e-6)
+
+
+def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
+    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", max_batch=2)
+    seen: list[int] = []
+    engine = segmenter._engines["transformer"]
+    segmenter._engines["transformer"] = _Spy(engine, seen)
+    results = segmenter.segment(colours, ["red", "green", "blue", "the red", "the blue"])
+    assert seen == [2, 2, 1]
+    assert len(results) == 5
+
+
+class _Spy:
+    """An engine that notes how many expressions each run had."""
+
+    provider = "spy:0"
+
+    def __init__(self, engine: engines.Engine, seen: list[int]) -> None:
+        self._engine, self._seen = engine, seen
+
+    def run(self, feeds: Any) -> engines.Arrays:
+        self._seen.append(
+            len(feeds.get("clean_latents", feeds.get("image", feeds.get("input_ids"))))
+        )
+        return self._engine.run(feeds)
+
+
+def test_pictures_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
+    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu")
+    vae: list[int] = []
+    text: list[int] = []
+    segmenter._engines["vae_encoder"] = _Spy(segmenter._engines["vae_encoder"], vae)
+    segmenter._engines["text_encoder"] = _Spy(segmenter._engines["text_encoder"], text)
+    segmenter.segment(colours, "red")
+    segmenter.segment(colours.copy(), ["red", "blue", "red"])
+    assert vae == [1]
+    assert text == [1, 1]
+    other = colours.copy()
+    other[0, 0] = 7
+    segmenter.segment(other, "red")
+    assert vae == [1, 1]
+
+
+def test_any_engine_will_do(tiny_master: Path, colours: np.ndarray) -> None:
+    own = Segmenter.from_bundle(tiny_master, provider="cpu")
+    spies = {name: _Spy(engine, []) for name, engine in own._engines.items()}
+    result = Segmenter(own.bundle, spies, capture="vectors").segment(colours, "red")
+    assert result.provider == "spy:0"
+
+
+def test_the_result_in_json(segmenter: Segmenter, colours: np.ndarray) -> None:
+    result = segmenter.segment(colours, "  the   green ")
+    data = json.loads(json.dumps(result.to_json_dict()))
+    assert data["expression"] == "the green"
+    assert (data["width"], data["height"]) == (160, 96)
+    assert data["provider"] == "cpu"
+    assert data["precision"] == "float32"
+    assert data["model"] == "tiny"
+    assert set(data["timings_ms"]) == {"image", "vae", "text", "transformer", "method", "mask"}
+    assert data["area_px"] == int(result.mask.sum())
+    x0, y0, x1, y1 = data["box_xyxy"]
+    assert result.mask[y0:y1, x0:x1].sum() == data["area_px"]
+    assert result.mask[y0].any()
+    assert result.mask[y1 - 1].any()
+    assert result.mask[:, x0].any()
+    assert result.mask[:, x1 - 1].any()
+    np.testing.assert_array_equal(result.scores_hw > 0, result.mask)
+
+
+def test_token_attention(segmenter: Segmenter, colours: np.ndarray) -> None:
+    result = segmenter.segment(colours, "the green")
+    assert result.tokens == ("<s>", "remove", "the", "green", "</s>")
+    assert result.token_attention is not None
+    assert result.token_attention.shape == (5, 12, 20)
+    green = result.token_attention[3]
+    assert green[6, 10] > green[0, 0]
+
+
+def test_a_constant_map_is_an_empty_mask(segmenter: Segmenter, colours: np.ndarray) -> None:
+    result = segmenter.segment(colours, "red", prompt_weights=np.zeros(8))
+    assert result.reason == "the attention map is constant"
+    assert not result.mask.any()
+    assert result.score == result.separability == 0.0
+    assert result.box_xyxy is None
+    assert result.area_px == 0
+    assert result.to_json_dict()["box_xyxy"] is None
+
+
+def test_one_colour_is_an_empty_mask(segmenter: Segmenter) -> None:
+    result = segmenter.segment(np.full((40, 40, 3), 128, np.uint8), "red")
+    assert result.reason is not None
+    assert not result.mask.any()
+
+
+def test_one_pixel(segmenter: Segmenter) -> None:
+    assert segmenter.segment(np.zeros((1, 1, 3), np.uint8), "red").mask.shape == (1, 1)
+
+
+def test_weights_choose_among_words(segmenter: Segmenter, colours: np.ndarray) -> None:
+    only_blue = np.array([0, 0, 0, 1, 0, 0, 0, 0], np.float32)
+    result = segmenter.segment(colours, "red blue", prompt_weights=only_blue)
+    assert iou(result.mask, truth(colours, 2)) > 0.75
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tau": 1.0}, "tau is 1.0, expected a number from 0 to below 1, such as 0.8"),
+        ({"tau": float("nan")}, "tau is nan, expected a number from 0"),
+        ({"prototype": "x"}, "prototype is 'x', expected equation or cosine"),
+    ],
+)
+def test_wrong_options(
+    segmenter: Segmenter, colours: np.ndarray, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        segmenter.segment(colours, "red", **options)
+
+
+def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarray) -> None:
+    with pytest.raises(InputError, match="there are no expressions, expected at least one"):
+        segmenter.segment(colours, [])
+    with pytest.raises(InputError, match=r"3000 x 20 pixels .* expected at most 8: crop it"):
+        segmenter.segment(np.zeros((20, 3000, 3), np.uint8), "red")
+    with pytest.raises(InputError, match="capture is 'dreams', this bundle has vectors, matrices"):
+        Segmenter.from_bundle(tiny_master, capture="dreams")
+    scores = Segmenter.from_bundle(tiny_master, provider="cpu", capture="scores")
+    with pytest.raises(InputError, match="prototype 'cosine' cannot be asked of capture 'scores'"):
+        scores.segment(colours, "red", prototype="cosine")
+
+
+def test_a_state_belongs_to_its_bundle(
+    segmenter: Segmenter, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["model"]["name"] = "another"
+
+    other = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    with pytest.raises(InputError, match="made by another bundle: call set_image"):
+        other.segment(segmenter.set_image(colours), "red")
+
+
+def test_providers(tiny_master: Path) -> None:
+    with pytest.raises(InputError, match="provider is 'tpu', expected one of auto, cpu, cuda"):
+        Segmenter.from_bundle(tiny_master, provider="tpu")
+
+
+def test_cuda_is_never_replaced_silently(
+    tiny_master: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ProviderError, match=r"provider cuda is not in this onnxruntime.*rism\[gpu"):
+        Segmenter.from_bundle(tiny_master, provider="cuda")
+    auto = Segmenter.from_bundle(tiny_master, provider="auto")
+    assert auto.provider == "cpu"
+    assert auto.provider_reason == "auto: this onnxruntime has no CUDA"
+
+
+def test_auto_says_why_cuda_did_not_start(
+    tiny_master: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA build without a device quietly runs on the CPU; that is found out."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+
+    def cpu_whatever_was_asked(file: str, options: Any, providers: Any) -> Any:
+        del providers
+        return real(file, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", cpu_whatever_was_asked)
+    with pytest.raises(
+        ProviderError, match=r"cuda could not start on device 0 .*use --provider cpu"
+    ):
+        Segmenter.from_bundle(tiny_master, provider="cuda")
+    auto = Segmenter.from_bundle(tiny_master, provider="auto")
+    assert auto.provider == "cpu"
+    assert auto.provider_reason.startswith("auto: CUDA did not start (provider cuda could not")
+
+
+def test_without_onnxruntime(tiny_master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ProviderError, match=r"onnxruntime cannot be imported .*rism\[cpu\]"):
+        Segmenter.from_bundle(tiny_master)
+
+
+def test_a_graph_that_returns_another_size(
+    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["geometry"]["token_px"] = 4
+
+    segmenter = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    with pytest.raises((BundleError, InputError), match="expected"):
+        segmenter.segment(colours, "red")
+
+
+def test_a_fixed_batch_is_honoured(
+    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["graphs"]["transformer.vectors"]["inputs"]["clean_latents"]["shape"][0] = 1
+
+    segmenter = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    assert len(segmenter.segment(colours, ["red", "blue"])) == 2
