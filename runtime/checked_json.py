@@ -4,7 +4,6 @@ A manifest may come from anybody, so nothing is taken for granted: types, ranges
 counts are checked here, and what the reader does not know is ignored.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -102,7 +101,7 @@ class Node:
         expected = f"a number from {low:g} to {high:g}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.refuse(key, expected)
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # false for NaN too
             self.refuse(key, expected)
         return float(value)
 

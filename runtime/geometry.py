@@ -18,6 +18,7 @@ from rism.runtime.manifest import Geometry
 __all__ = ["Plan", "plan", "positions", "to_model", "upsample"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+_Axis: TypeAlias = tuple[npt.NDArray[np.intp], Float32]
 
 
 @dataclass(frozen=True)
@@ -129,30 +130,30 @@ def upsample(map_hw: Float32, plan: Plan) -> Float32:
     `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
     is clamped too and takes the nearest value.
     """
-    across, down = _weights(plan)
-    # Linear and separable: two small matrix products beat gathering four corners per pixel.
-    return np.asarray(down @ map_hw @ across.T, np.float32)
+    (left, x_share), (top, y_share) = _weights(plan)
+    right = np.minimum(left + 1, map_hw.shape[1] - 1)
+    # Across first: what is left for the large array is to blend whole rows, in place.
+    wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share
+    full_hw = np.take(wide, top, axis=0)
+    to_next = np.take(np.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
+    to_next *= y_share[:, None]
+    full_hw += to_next
+    return full_hw
 
 
 @lru_cache(maxsize=16)
-def _weights(plan: Plan) -> tuple[Float32, Float32]:
+def _weights(plan: Plan) -> tuple[_Axis, _Axis]:
     left, top, right, bottom = plan.crop_xyxy
     rows, columns = plan.grid_hw
     return (
-        _axis_weights(plan.size_wh[0], plan.resized_wh[0], left, right, columns),
-        _axis_weights(plan.size_wh[1], plan.resized_wh[1], top, bottom, rows),
+        _axis(plan.size_wh[0], plan.resized_wh[0], start=left, stop=right, cells=columns),
+        _axis(plan.size_wh[1], plan.resized_wh[1], start=top, stop=bottom, cells=rows),
     )
 
 
-def _axis_weights(size: int, resized: int, start: int, stop: int, cells: int) -> Float32:
-    """Interpolation weights of one axis: (size, cells), two per row, summing to one."""
+def _axis(size: int, resized: int, *, start: int, stop: int, cells: int) -> _Axis:
+    """For each of `size` pixels the cell at or before it, and the share of the next cell."""
     centre = (np.arange(size) + 0.5) * (resized / size) - start
     cell = np.clip(centre * (cells / (stop - start)) - 0.5, 0.0, cells - 1.0)
-    low = np.minimum(cell.astype(np.int64), max(cells - 2, 0))
-    share = cell - low
-    weights = np.zeros((size, cells), np.float32)
-    pixel = np.arange(size)
-    weights[pixel, low] = 1.0 - share
-    if cells > 1:
-        weights[pixel, low + 1] = share
-    return weights
+    low = cell.astype(np.intp)
+    return low, (cell - low).astype(np.float32)

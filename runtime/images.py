@@ -55,8 +55,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
     name = f"'{one_line(source)}'" if isinstance(source, (str, Path)) else "the image"
     data = _open_data(source, name)
     with data, warnings.catch_warnings():
-        # The limit below is ours, and lower than Pillow's warning.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # The size limit is ours, and what Pillow says of odd metadata helps nobody here.
+        warnings.filterwarnings("ignore", module="PIL")
         try:
             image: Image.Image = Image.open(data, formats=FORMATS)
         except Image.DecompressionBombError:

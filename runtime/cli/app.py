@@ -44,6 +44,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
 ]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Tau = Annotated[
+    float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -68,10 +72,12 @@ def _root(
 
 @app.command()
 def run(
-    image: Annotated[str, typer.Argument(help="A picture, a folder of them, or - for stdin.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A picture, a folder of them, or - for stdin.")
+    ],
     expressions: Annotated[
         list[str],
-        typer.Argument(metavar="EXPRESSION...", help="What to find, one quoted text each."),
+        typer.Argument(metavar="EXPRESSION", help="What to find, one quoted text each."),
     ],
     output: Annotated[
         str | None,
@@ -98,11 +104,8 @@ def run(
     capture: Annotated[
         Capture | None, typer.Option(help="Which transformer graph; the bundle has a default.")
     ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="Region threshold, 0 to below 1; the bundle has a default."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    tau: Tau = None,
+    threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -131,7 +134,8 @@ def run(
 @app.command()
 def inspect(
     bundle: Annotated[
-        str | None, typer.Argument(help="A bundle folder. Left out: the built-in mini.")
+        str | None,
+        typer.Argument(metavar="[BUNDLE]", help="A bundle folder. Left out: the built-in mini."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,

@@ -41,7 +41,7 @@ def test_a_square_keeps_all_of_its_tokens() -> None:
 def test_crop_takes_the_centre() -> None:
     plan = geometry.plan((1000, 701), CROP)
     assert plan.resized_wh == (1000, 701)
-    assert plan.crop_xyxy == (4, 2, 996, 690)
+    assert plan.crop_xyxy == (4, 6, 996, 694)
     assert plan.grid_hw == (43, 62)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rism.runtime.errors import InputError
-from rism.runtime.images import load_image
+from rism.runtime.images import ImageSource, load_image
 
 
 def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -39,15 +39,15 @@ def test_every_kind_of_source(picture: np.ndarray, tmp_path: Path, kind: str) ->
     data = encode(Image.fromarray(picture))
     file = tmp_path / "p.png"
     file.write_bytes(data)
-    source = {
+    sources: dict[str, ImageSource] = {
         "path": file,
         "str": str(file),
         "bytes": data,
         "file": io.BytesIO(data),
         "pil": Image.fromarray(picture),
         "array": picture,
-    }[kind]
-    loaded = load_image(source)
+    }
+    loaded = load_image(sources[kind])
     assert loaded.dtype == np.uint8
     assert loaded.flags.c_contiguous
     np.testing.assert_array_equal(loaded, picture)

@@ -58,6 +58,7 @@ def test_a_newer_major_is_refused_with_the_way_out(
         ("geometry/std", 0.0, "'geometry.std' is 0.0, expected a number from 1e-06"),
         ("geometry/std", float("nan"), "'geometry.std' is nan, expected a number"),
         ("geometry/mean", float("inf"), "'geometry.mean' is inf, expected a number"),
+        ("geometry/mean", 10**400, "'geometry.mean' is a huge integer, expected a number"),
         ("geometry/resample", "magic", "'geometry.resample' is 'magic', expected one of"),
         ("geometry/size_level", 10**30, "'geometry.size_level' is a huge integer, expected"),
         ("prompt/template", "remove it", "expected text with {expression} in it once"),

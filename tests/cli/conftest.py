@@ -1,0 +1,61 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+ENV = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+Start = Callable[..., "subprocess.Popen[bytes]"]
+Rism = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def picture(colours: np.ndarray, tmp_path: Path) -> Path:
+    """`colours` as a file: left half red, right half blue, a green square in the middle."""
+    path = tmp_path / "colours.png"
+    Image.fromarray(colours).save(path)
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def start(workplace: Path) -> Start:
+    """Start `rism`, or `python` with `module=None`, in the empty folder; pipes all around."""
+
+    def call(
+        *arguments: str | Path, module: str | None = "rism", **streams: Any
+    ) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, *([] if module is None else ["-m", module])]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(
+            [*command, *map(str, arguments)], cwd=workplace, env=ENV, **{**pipes, **streams}
+        )
+
+    return call
+
+
+@pytest.fixture
+def rism(start: Start) -> Rism:
+    """Run `rism` to its end."""
+
+    def call(
+        *arguments: str | Path, data: bytes = b"", **streams: Any
+    ) -> "subprocess.CompletedProcess[bytes]":
+        process = start(*arguments, **streams)
+        out, error = process.communicate(data, timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    return call

@@ -1,0 +1,88 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rism.runtime.cli.app import app
+from rism.runtime.errors import RismError
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Put a function in the exporter's place."""
+
+    def replace(function: Any) -> None:
+        module = ModuleType("rism.export")
+        module.export_bundle = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "rism.export", module)
+
+    return replace
+
+
+class Report:
+    def parity_table(self) -> str:
+        return "features 1e-6\n"
+
+
+def test_flags_reach_the_exporter(exporter: Any) -> None:
+    calls: list[Any] = []
+
+    def record(*arguments: Any, progress: Any, **options: Any) -> Report:
+        calls.append((arguments, options))
+        progress("tracing")
+        return Report()
+
+    exporter(record)
+    flags = "--model mini -o out --capture scores,vectors --token-attention --offline --revision v1"
+    shown = runner.invoke(app, ["export", *flags.split()])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == "features 1e-6\n"
+    assert shown.stderr.startswith("tracing\nwrote out in ")
+    options = {
+        "captures": ("vectors", "scores"),
+        "token_attention": True,
+        "revision": "v1",
+        "offline": True,
+    }
+    assert calls == [(("mini", Path("out")), options)]
+
+
+def test_a_failed_export_is_one_line(exporter: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RismError("features differ by 1, expected below 1e-5")
+
+    exporter(fail)
+    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out"])
+    assert shown.exit_code == 1
+    assert shown.stderr == "error: features differ by 1, expected below 1e-5\n"
+
+
+def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("rism.export")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class Absent:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name.partition(".")[0] == "torch":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out"])
+    assert shown.exit_code == 1
+    assert shown.stderr == (
+        'error: rism export needs torch, which is not installed: pip install "rism[export]"\n'
+    )
+
+
+def test_an_unknown_capture_is_wrong_usage() -> None:
+    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out", "--capture", "all"])
+    assert shown.exit_code == 2
+    assert "expected some of vectors,matrices,scores" in shown.stderr

@@ -1,0 +1,254 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from typer.testing import CliRunner
+
+from rism.runtime import Segmenter
+from rism.runtime.cli.app import app
+
+runner = CliRunner()
+
+
+def invoke(*arguments: str | Path, code: int = 0, data: bytes | None = None) -> str:
+    """Run in this process; return stdout, or stderr where the command is to fail."""
+    result = runner.invoke(app, ["run", *map(str, arguments)], input=data)
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def expected(tiny_bundle: Path, colours: np.ndarray) -> np.ndarray:
+    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(colours, "green")
+    assert found.mask.any()
+    return found.mask
+
+
+def read_mask(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        assert image.mode == "L"
+        return np.asarray(image) == 255
+
+
+def test_without_flags_it_says_what_it_found_and_saves_beside_you(
+    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+) -> None:
+    line = invoke(picture, "green", "--bundle", tiny_bundle)
+    assert line.count("\n") == 1
+    assert '"green": box ' in line
+    assert "separability" in line
+    assert "ms on cpu in float32 -> colours.mask.png, colours.overlay.png" in line
+    assert names(workplace) == ["colours.mask.png", "colours.overlay.png"]
+    assert np.array_equal(read_mask(workplace / "colours.mask.png"), expected)
+
+
+def test_several_expressions_get_names_of_their_own(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    lines = invoke(picture, "the green", "red", "--bundle", tiny_bundle, "--save", "mask")
+    assert [line.split('"')[1] for line in lines.splitlines()] == ["the green", "red"]
+    assert names(workplace) == ["colours.red.mask.png", "colours.the-green.mask.png"]
+
+
+def test_one_file(tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray) -> None:
+    (workplace / "m.png").write_bytes(b"old")
+    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png")
+    assert np.array_equal(read_mask(workplace / "m.png"), expected)
+    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "c.png", "--save", "cutout")
+    with Image.open(workplace / "c.png") as image:
+        assert image.mode == "RGBA"
+    assert names(workplace) == ["c.png", "m.png"]
+
+
+def test_a_folder_for_the_results_is_made(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "new/deep/", "--save", "all")
+    assert names(workplace / "new/deep") == [
+        f"colours.green.{kind}.png" for kind in ("cutout", "heatmap", "mask", "overlay")
+    ]
+
+
+def test_json_has_the_mask_as_coco_rle(
+    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+) -> None:
+    (record,) = json.loads(invoke(picture, "green", "--bundle", tiny_bundle, "--json"))
+    assert record["image"] == str(picture)
+    assert record["rle"]["size"] == [96, 160]
+    assert np.array_equal(coco.decode(record["rle"]).astype(bool), expected)
+    x, y, width, height = coco.toBbox(record["rle"])
+    assert record["box_xyxy"] == [x, y, x + width, y + height]
+    assert record["area_px"] == coco.area(record["rle"])
+    assert record["expression"] == "green"
+    assert record["provider"] == "cpu"
+    assert record["precision"] == "float32"
+    assert record["reason"] is None
+    assert {"image", "vae", "text", "transformer", "method", "mask"} <= set(record["timings_ms"])
+    assert names(workplace) == []
+
+
+def test_json_to_a_file_or_beside_pictures(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    line = invoke(picture, "green", "--bundle", tiny_bundle, "-o", "results.json")
+    assert line.startswith(str(picture))
+    assert json.loads((workplace / "results.json").read_text())[0]["expression"] == "green"
+    out = invoke(picture, "green", "--bundle", tiny_bundle, "-o", "d/", "--json")
+    assert json.loads(out)[0]["files"] == [
+        "d/colours.green.mask.png",
+        "d/colours.green.overlay.png",
+    ]
+
+
+def test_nothing_found_is_an_answer(tiny_bundle: Path, workplace: Path) -> None:
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(workplace / "plain.bmp")
+    line = invoke("plain.bmp", "red", "--bundle", tiny_bundle)
+    assert "nothing found (the attention map is constant)" in line
+    assert not read_mask(workplace / "plain.mask.png").any()
+    (record,) = json.loads(invoke("plain.bmp", "red", "--bundle", tiny_bundle, "--json"))
+    assert record["box_xyxy"] is None
+    assert record["reason"] == "the attention map is constant"
+
+
+def test_a_folder_of_pictures_goes_on_past_a_broken_one(
+    tiny_bundle: Path, picture: Path, workplace: Path, colours: np.ndarray
+) -> None:
+    folder = workplace / "in"
+    folder.mkdir()
+    for name in ("b.png", "a.jpg", "a.png", "A.txt", ".hidden.png", "x.mask.png"):
+        (folder / name).write_bytes(picture.read_bytes())
+    (folder / "broken.png").write_bytes(picture.read_bytes()[:200])
+    Image.new("RGB", (900, 10)).save(folder / "long.png")
+    shown = runner.invoke(app, ["run", "in", "green", "--bundle", str(tiny_bundle), "-o", "out"])
+    assert shown.exit_code == 1
+    errors = shown.stderr.splitlines()
+    assert len(errors) == 3
+    assert errors[0].startswith("error: in/broken.png: ")
+    assert errors[1].startswith("error: in/long.png: the picture is 900 x 10 pixels")
+    assert errors[2] == "error: 2 of 5 pictures failed, the others are written"
+    assert [line.split(" ")[0] for line in shown.stdout.splitlines()] == [
+        "in/a.jpg", "in/a.png", "in/b.png",
+    ]  # fmt: skip
+    assert names(workplace / "out") == [
+        f"{stem}.green.{kind}.png"
+        for stem in ("a.jpg", "a.png", "b")
+        for kind in ("mask", "overlay")
+    ]
+
+
+def test_a_folder_as_json_names_the_failures(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    (workplace / "in").mkdir()
+    (workplace / "in/a.png").write_bytes(picture.read_bytes())
+    (workplace / "in/b.png").write_bytes(b"no picture")
+    shown = runner.invoke(app, ["run", "in", "red", "--bundle", str(tiny_bundle), "--json"])
+    assert shown.exit_code == 1
+    good, bad = json.loads(shown.stdout)
+    assert good["image"] == "in/a.png"
+    assert bad["image"] == "in/b.png"
+    assert "not a picture" in bad["error"]
+    assert names(workplace) == ["in"]
+
+
+def test_an_expression_that_no_picture_can_answer_ends_the_run_at_once(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    (workplace / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (workplace / "in" / name).write_bytes(picture.read_bytes())
+    message = invoke("in", "  ", "--bundle", tiny_bundle, "-o", "out/", code=1)
+    assert message.count("error:") == 1
+    assert "expression" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "a"], "-o a: end it in .png for a picture, .json for results, / for a folder"),
+        (["-o", "a.jpg"], "end it in .png"),
+        (["-o", "-", "--json"], "both want stdout"),
+        (["-o", "a.png", "--save", "mask,overlay"], "takes one picture, this run makes several"),
+        (["blue", "-o", "-"], "takes one picture, this run makes several"),
+        (["-o", "a.json", "--save", "mask"], "for pictures too, -o DIR/ --json"),
+        (["--save", "mask,video"], "--save has 'video', expected some of mask,overlay,cutout"),
+        (["--save", ""], "--save has ''"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    picture: Path, workplace: Path, arguments: list[str], message: str
+) -> None:
+    shown = invoke(picture, "green", *arguments, code=2)
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert message in shown
+    assert names(workplace) == []
+
+
+def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
+    assert "add -o DIR/" in invoke(picture.parent, "green", code=2)
+    assert "use -o DIR/" in invoke(picture.parent, "green", "-o", "-", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png"], "is not there"),
+        (["empty"], "folder empty has no pictures, expected names in .bmp"),
+        (["x.txt"], "not a picture rism can read"),
+        (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
+        (["PICTURE", "--tau", "1.5"], "tau is 1.5, expected a number from 0 to below 1"),
+        (["PICTURE", "-o", "no/where/a.png"], "folder no/where is not there: make it first"),
+        (["PICTURE", "-o", "x.txt/"], "cannot make folder x.txt: File exists"),
+        (["PICTURE", "-o", "n" * 300 + ".png"], "File name too long"),
+    ],
+)
+def test_failures_are_one_line_and_code_1(
+    tiny_bundle: Path, picture: Path, workplace: Path, arguments: list[str], message: str
+) -> None:
+    (workplace / "empty").mkdir()
+    (workplace / "x.txt").write_bytes(b"hello")
+    first, *rest = [str(picture) if part == "PICTURE" else part for part in arguments]
+    bundle = [] if "--bundle" in rest else ["--bundle", tiny_bundle]
+    shown = invoke(
+        first, "green", *rest, *bundle, *([] if first != "empty" else ["--json"]), code=1
+    )
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert message in shown
+
+
+def test_verbose_shows_where_an_error_came_from(workplace: Path, tiny_bundle: Path) -> None:
+    shown = invoke("missing.png", "green", "--bundle", tiny_bundle, "-v", code=1)
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith("error: ")
+
+
+def test_quiet_says_nothing(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
+    shown = runner.invoke(app, ["run", str(picture), "red", "--bundle", str(tiny_bundle), "-q"])
+    assert shown.output == ""
+    assert len(names(workplace)) == 2
+
+
+def test_a_picture_on_stdin(
+    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+) -> None:
+    invoke("-", "green", "--bundle", tiny_bundle, data=picture.read_bytes())
+    assert np.array_equal(read_mask(workplace / "stdin.mask.png"), expected)
+    assert "not a picture" in invoke("-", "green", "--bundle", tiny_bundle, data=b"", code=1)
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
+def test_every_capture_mode(
+    tiny_bundle: Path, picture: Path, workplace: Path, capture: str, expected: np.ndarray
+) -> None:
+    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png", "--capture", capture)
+    assert np.array_equal(read_mask(workplace / "m.png"), expected)

@@ -1,0 +1,68 @@
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import rism
+
+ROOT = Path(__file__).parents[2]
+HALVES = ("runtime", "export", "calibration")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_is_listed(pyproject: dict[str, Any]) -> None:
+    folders = {"rism"}
+    for half in HALVES:
+        for file in (ROOT / half).rglob("__init__.py"):
+            folders.add(".".join(("rism", *file.parent.relative_to(ROOT).parts)))
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_no_module_lies_outside_a_package() -> None:
+    for half in HALVES:
+        for file in (ROOT / half).rglob("*.py"):
+            assert (file.parent / "__init__.py").is_file(), f"{file.parent} has no __init__.py"
+
+
+def test_types_and_bundles_travel(pyproject: dict[str, Any]) -> None:
+    data = pyproject["tool"]["setuptools"]["package-data"]
+    assert data["rism"] == ["py.typed"]
+    assert (ROOT / "rism/py.typed").is_file()
+    assert "bundles/mini/*" in data["rism.runtime"]
+
+
+def test_public_names() -> None:
+    for name in rism.__all__:
+        assert getattr(rism, name) is not None
+    assert dir(rism) == sorted(rism.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = rism.nothing
+
+
+def test_the_base_installation_has_no_engine_and_no_torch(pyproject: dict[str, Any]) -> None:
+    names = {Requirement(line).name for line in pyproject["project"]["dependencies"]}
+    assert names == {"numpy", "tokenizers", "pillow", "typer"}
+
+
+def test_constraints_pin_what_the_tests_install(pyproject: dict[str, Any]) -> None:
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, _, version = line.partition("==")
+            assert "+" not in version, f"{line}: a local build is nobody else's"
+            pins[canonicalize_name(name)] = version
+    extras = pyproject["project"]["optional-dependencies"]
+    tested = ("cpu", "export", "eval", "dev")
+    lines = [*pyproject["project"]["dependencies"], *(x for name in tested for x in extras[name])]
+    for requirement in map(Requirement, lines):
+        if requirement.name != "rism":
+            version = pins.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement.name} is not in constraints.txt"
+            assert requirement.specifier.contains(version), f"{requirement} against {version}"

@@ -1,0 +1,73 @@
+"""Every block of the README runs: what it says is what happens."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rism.runtime.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+# These install into an environment of their own: test_lean.py runs the first, and whoever
+# reads this line is running the second.
+INSTALLING = ["make demo\n", "make test\n"]
+RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING and block[0] != "console"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the examples and a `rism` on the path; the blocks run here in order."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "bin").mkdir()
+    (folder / "bin/rism").write_text(f'#!/bin/sh\nexec {sys.executable} -m rism "$@"\n')
+    (folder / "bin/rism").chmod(0o755)
+    return folder
+
+
+def test_the_two_commands_come_first() -> None:
+    assert [code for language, code in BLOCKS if language == "bash"][:2] == INSTALLING
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_blocks_are_of_a_kind_that_is_tested() -> None:
+    assert {language for language, _ in BLOCKS} <= {"bash", "python", "console"}
+    assert {"bash", "python"} <= {language for language, _ in RUNNABLE}
+
+
+@pytest.mark.parametrize(("language", "code"), RUNNABLE, ids=range(len(RUNNABLE)))
+def test_block(language: str, code: str, place: Path) -> None:
+    shell = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+    path = f"{place / 'bin'}:{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    run = subprocess.run(
+        [*shell, code], cwd=place, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_what_needs_a_real_model_at_least_has_flags_that_exist() -> None:
+    lines = [
+        line.removeprefix("$ ").split("#")[0]
+        for language, code in BLOCKS
+        if language == "console"
+        for line in code.replace("\\\n", " ").splitlines()
+        if line.startswith("$ rism ")
+    ]
+    assert lines
+    for line in lines:
+        _, command, *rest = line.split()
+        shown = CliRunner().invoke(app, [command, "--help"]).stdout
+        for flag in (part for part in rest if re.fullmatch(r"--?[a-z-]+", part)):
+            assert re.search(rf"(^|\s){flag}\b", shown), f"{command} has no {flag}"
+
+
+def test_what_it_points_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
