@@ -111,7 +111,7 @@ def export_bundle(
         Bundle.open(work)
         if output.is_dir():
             output.rmdir()
-        os.replace(work, output)
+        work.replace(output)
     except OSError as error:
         raise _unwritable(output, error) from None
     finally:
@@ -323,7 +323,11 @@ def _storage(path: Path) -> str:
     path = path if path.exists() else next(path.parent.glob("transformer.*.onnx"))
     sizes: dict[str, int] = {}
     for value in ir.load(path).graph.initializers.values():
-        if value.const_value is not None and value.dtype is not None and value.dtype.is_floating_point():
+        if (
+            value.const_value is not None
+            and value.dtype is not None
+            and value.dtype.is_floating_point()
+        ):
             name = str(value.dtype.numpy())
             sizes[name] = sizes.get(name, 0) + value.const_value.size
     if not sizes:
@@ -343,9 +347,7 @@ def _graph_entry(path: Path) -> dict[str, Any]:
 def _tensor_entry(value: ir.Value) -> dict[str, Any]:
     assert value.shape is not None
     assert value.dtype is not None
-    shape = [
-        size if isinstance(size, int) else str(size.value or "?") for size in value.shape
-    ]
+    shape = [size if isinstance(size, int) else str(size.value or "?") for size in value.shape]
     return {"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape}
 
 

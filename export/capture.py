@@ -57,14 +57,14 @@ class Capture:
     to_tokens: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
-    def attend(
-        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attention of block `index` over all tokens, probed on the way.
 
         Args:
             index: the block, in the order they run.
-            q, k, v: (B, heads, N, d) after normalisation and rotary embedding.
+            q: (B, heads, N, d) after normalisation and rotary embedding.
+            k: likewise.
+            v: (B, heads, N, d).
 
         Returns:
             (B, N, heads * d), heads concatenated.

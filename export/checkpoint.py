@@ -148,7 +148,9 @@ def load_component(kind: Any, folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__} ({one_line(error)}): download it again"
         ) from None
-    wrong = {key: sorted(map(str, info.get(key) or [])) for key in ("missing_keys", "mismatched_keys")}
+    wrong = {
+        key: sorted(map(str, info.get(key) or [])) for key in ("missing_keys", "mismatched_keys")
+    }
     for key, names in wrong.items():
         if names:
             raise CheckpointError(

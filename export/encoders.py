@@ -75,4 +75,5 @@ class VaeEncoder(nn.Module):
         batch, channels, height, width = latents.shape
         patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
         tokens = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
-        return (tokens - self.mean) * self.scale
+        normal: torch.Tensor = (tokens - self.mean) * self.scale
+        return normal

@@ -116,8 +116,9 @@ def check_encoders(model: LoadedModel, folder: Path) -> dict[str, dict[str, Chec
     encoded = prompts.encode(_EXPRESSIONS)
     feeds = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
     got = run_graph(folder / "text_encoder.onnx", feeds)
-    for row, sample in zip(got["prompt_embeds"], samples(model)[0].instructions, strict=True):
-        worst(text, "prompt_embeds", difference(row, model.reference_text(sample)[0].numpy()))
+    for row, instruction in zip(got["prompt_embeds"], samples(model)[0].instructions, strict=True):
+        wanted = model.reference_text(instruction)[0].numpy()
+        worst(text, "prompt_embeds", difference(row, wanted))
     vae: dict[str, Check] = {}
     for sample in samples(model):
         out = run_graph(folder / "vae_encoder.onnx", {"image": sample.image.numpy()})
@@ -204,14 +205,14 @@ def _check_masks(
             ):
                 # Min-max stretches rounding by one over the map's span.
                 worst(checks, name, difference(got[name][item], value), 50 * LIMIT)
-            fisher = difference(got["separability"][item], np.float32(literal.separability))
+            fisher = difference(
+                got["separability"][item : item + 1], np.array([literal.separability], np.float32)
+            )
             worst(checks, "separability", fisher, 50 * LIMIT)
         else:
             propagated = got.get("propagated_vectors")
             if propagated is None:
-                propagated = method.propagate(
-                    got["transition_matrices"], got["attention_vectors"]
-                )
+                propagated = method.propagate(got["transition_matrices"], got["attention_vectors"])
             scores = method.segment_tokens(
                 got["attention_vectors"][item],
                 propagated[item],
@@ -219,6 +220,7 @@ def _check_masks(
                 tau=spec.tau,
             ).scores
         masks = [
-            upsample(np.asarray(s).reshape(view.grid_hw), view) > 0 for s in (scores, literal.scores)
+            upsample(np.asarray(s).reshape(view.grid_hw), view) > 0
+            for s in (scores, literal.scores)
         ]
         worst(checks, "mask", float((masks[0] != masks[1]).mean()), MASK_LIMIT)

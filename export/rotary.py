@@ -46,5 +46,5 @@ class RotaryTable(nn.Module):
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Turn the pairs (2 i, 2 i + 1) of (B, heads, N, d) by the tables' angles."""
     cos, sin = rotary
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)

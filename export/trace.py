@@ -39,7 +39,7 @@ def trace(
         ExportError: torch could not trace the module.
     """
     shapes = {
-        name: {axis: torch.export.Dim.DYNAMIC for axis in dynamic.get(name, {})} for name in inputs
+        name: dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in inputs
     }
     try:
         with _quiet("torch.onnx", "onnxscript"), warnings.catch_warnings(), torch.no_grad():
@@ -56,9 +56,7 @@ def trace(
                 verbose=False,
             )
     except Exception as error:  # torch.export has no common base for its failures
-        raise ExportError(
-            f"{type(module).__name__} cannot be traced: {one_line(error)}"
-        ) from error
+        raise ExportError(f"{type(module).__name__} cannot be traced: {one_line(error)}") from error
     assert program is not None
     model = program.model
     name_dimensions(model, dynamic)

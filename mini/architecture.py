@@ -54,7 +54,9 @@ def build_vae(config: MiniConfig = CONFIG) -> AutoencoderKLFlux2:
     )
 
 
-def build_text_encoder(vocab_size: int, pad_id: int, config: MiniConfig = CONFIG) -> Qwen3ForCausalLM:
+def build_text_encoder(
+    vocab_size: int, pad_id: int, config: MiniConfig = CONFIG
+) -> Qwen3ForCausalLM:
     """The text encoder, with random weights."""
     return Qwen3ForCausalLM(
         Qwen3Config(

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from transformers import Qwen2TokenizerFast
 
 from mini.architecture import CONFIG, build_scheduler
-from mini.train import Learner
+from mini.learner import Learner
 
 CARD = Path(__file__).parent / "model_card.md"
 

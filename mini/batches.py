@@ -28,6 +28,7 @@ class Batch:
     colours: torch.Tensor  # (S, h * w) int64, likewise
     input_ids: torch.Tensor  # (B, P) int64
     attention_mask: torch.Tensor  # (B, P) int64
+    named_kinds: torch.Tensor  # (B,) int64, kind of the object to remove, -100 if not said
 
 
 def instruction_ids(
@@ -103,7 +104,7 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
         """The batch of one step."""
         grid = GRIDS[step % len(GRIDS)]
         size_wh = (grid[1] * self.token_px, grid[0] * self.token_px)
-        sources, targets, masks, kinds, colours, texts = [], [], [], [], [], []
+        sources, targets, masks, kinds, colours, texts, named = [], [], [], [], [], [], []
         for i in range(self.scenes):
             rng = np.random.default_rng([step, i, 11])
             scene, _ = training_scene((step, i), size_wh=size_wh, form_weights=self.form_weights)
@@ -120,6 +121,9 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
                 targets.append(removed[index])
                 masks.append(scene.objects[index].mask_hw.astype(np.float32))
                 texts.append(expression.text)
+                kind_name = scene.objects[index].kind
+                said = kind_name in expression.text.split()
+                named.append(KIND_NAMES.index(kind_name) if said else IGNORE)
         ids, attention = instruction_ids(self.tokenizer, texts, max_length=self.max_length)
         return Batch(
             grid_hw=grid,
@@ -130,4 +134,5 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
             colours=torch.from_numpy(np.stack(colours)).long(),
             input_ids=ids,
             attention_mask=attention,
+            named_kinds=torch.tensor(named),
         )

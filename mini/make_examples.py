@@ -73,8 +73,15 @@ def main() -> None:
         Image.fromarray(scene.image_hwc).save(args.out / name, optimize=True)
         mask = scene.objects[expression.target].mask_hw
         Image.fromarray(mask.astype(np.uint8) * 255).save(args.out / "truth" / name, optimize=True)
-        entries.append({"image": name, "expression": expression.text, "truth": f"truth/{name}",
-                        "form": expression.form, "scene": index})
+        entries.append(
+            {
+                "image": name,
+                "expression": expression.text,
+                "truth": f"truth/{name}",
+                "form": expression.form,
+                "scene": index,
+            }
+        )
         print(index, expression.text)
     (args.out / "examples.json").write_text(json.dumps(entries, indent=1) + "\n")
 

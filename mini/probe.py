@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2Attention,
+    Flux2ParallelSelfAttention,
+)
 
 
 class Probe:
@@ -20,7 +23,8 @@ class Probe:
         self.prompt_length = 0
         self.coarse: dict[int, torch.Tensor] = {}
         self.refined: dict[int, torch.Tensor] = {}
-        self.features: torch.Tensor | None = None
+        self._features: torch.Tensor | None = None
+        self.hidden: dict[str, torch.Tensor] = {}  # outputs of whole blocks, by name
         doubles = list(transformer.transformer_blocks)
         for index, block in enumerate([*doubles, *transformer.single_transformer_blocks]):
             kind = _DoubleProcessor if index < len(doubles) else _SingleProcessor
@@ -29,11 +33,15 @@ class Probe:
     def start(self, *, prompt_length: int, clean_start: int) -> None:
         """Forget the last pass and set the spans of the next."""
         self.prompt_length, self.clean_start = prompt_length, clean_start
-        self.coarse, self.refined, self.features = {}, {}, None
+        self.coarse, self.refined, self._features = {}, {}, None
 
-    def attend(
-        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    @property
+    def features(self) -> torch.Tensor:
+        """Attention output of the feature block in the last pass, (B, N_v, D)."""
+        assert self._features is not None, "no forward pass yet"
+        return self._features
+
+    def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attention of (B, N, heads, d) tensors, heads concatenated: (B, N, heads * d)."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         probabilities = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
@@ -46,7 +54,7 @@ class Probe:
             self.coarse[index] = a
             self.refined[index] = n / to_clean.sum(-1).clamp_min(1e-9)
         if index == self.feature_block:
-            self.features = out[:, self.clean_start :]
+            self._features = out[:, self.clean_start :]
         return out
 
 
@@ -66,7 +74,7 @@ class _DoubleProcessor:
         attn: Flux2Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,  # noqa: ARG002 - diffusers passes it
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         def heads(x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +111,7 @@ class _SingleProcessor:
         self,
         attn: Flux2ParallelSelfAttention,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,  # noqa: ARG002 - diffusers passes it
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         fused = attn.to_qkv_mlp_proj(hidden_states)

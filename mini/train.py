@@ -1,9 +1,8 @@
 """Train `mini` to carry out "remove <expression>": `python -m mini.train --vae DIR --out DIR`.
 
-One step draws S scenes with E expressions each. The DiT sees a random quarter of the
-noisy tokens until `--full-from` of the run, then all of them; the clean tokens are
-always complete. Interrupt it at any time: the same command goes on from the last
-checkpoint.
+One step draws S scenes with E expressions each. The DiT sees a few random noisy tokens until
+`--full-from` of the run, then all of them; the clean tokens are always complete. Interrupt it
+at any time: the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,101 +19,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen2TokenizerFast
 
-from mini.architecture import CONFIG, build_text_encoder, build_transformer
-from mini.batches import COLOUR_NAMES, GRIDS, IGNORE, KIND_NAMES, Batch, BatchStream, instruction_ids
+from mini.architecture import CONFIG
+from mini.batches import Batch, BatchStream
 from mini.corpus import corpus
 from mini.encoder import skip_silent_layers
-from mini.latents import encode, grid_ids, text_ids
-from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
+from mini.latents import encode
+from mini.learner import WEIGHTS, Learner, StepOptions, make_probe, step_losses
+from mini.losses import prototype_scores
 from mini.probe import Probe
+from mini.scenes import FORMS
 from mini.tokenizer import train_tokenizer
 
-PERCEPTION_BLOCK = 2  # the block after which kinds and colours must be readable
 # Kinds are the hardest to learn to see, so training asks for them more than the score does.
-FORMS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}
-GROUNDING_BLOCK = 4  # the block after which it must be readable what the expression names
-
-
-class Learner(nn.Module):
-    """The parts being trained, with the heads that only training needs."""
-
-    def __init__(self, tokenizer: Qwen2TokenizerFast) -> None:
-        super().__init__()
-        self.text_encoder = build_text_encoder(len(tokenizer), tokenizer.pad_token_id)
-        self.transformer = build_transformer()
-        width = CONFIG.heads * CONFIG.head_dim
-        self.kind_head = nn.Linear(width, 1 + len(KIND_NAMES))
-        self.colour_head = nn.Linear(width, 1 + len(COLOUR_NAMES))
-        self.target_head = nn.Linear(width, 1)
-        self.log_sharpness = nn.Parameter(torch.tensor(2.5))
-
-    def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Prompt embeddings (B, P, 3 * hidden): three hidden states side by side."""
-        model = self.text_encoder.model
-        states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return torch.cat([states[layer] for layer in CONFIG.text_out_layers], dim=-1)
-
-
-def forward_losses(
-    learner: Learner, probe: Probe, batch: Batch, clean: torch.Tensor, edited: torch.Tensor,
-    *, noisy_tokens: int, generator: torch.Generator, own_region: float,
-) -> dict[str, torch.Tensor]:
-    """The losses of one batch; `clean` and `edited` are tokens (B, N_v, C)."""
-    count, tokens, _ = clean.shape
-    h, w = batch.grid_hw
-    token_px = CONFIG.token_px
-    cover = F.avg_pool2d(batch.mask.unsqueeze(1), token_px).flatten(1)
-    kept = torch.randperm(tokens, generator=generator)[:noisy_tokens].sort().values
-    sigma = torch.where(
-        torch.rand(count, generator=generator) < 0.8,
-        torch.ones(count),
-        torch.rand(count, generator=generator),
-    )
-    x0 = edited[:, kept]
-    noise = torch.randn(x0.shape, generator=generator)
-    level = sigma.view(-1, 1, 1)
-    noisy = (1 - level) * x0 + level * noise
-    prompt = learner.embed(batch.input_ids, batch.attention_mask)
-    length = prompt.shape[1]
-    probe.start(prompt_length=length, clean_start=length + noisy_tokens)
-    predicted = learner.transformer(
-        hidden_states=torch.cat([noisy, clean], dim=1),
-        encoder_hidden_states=prompt,
-        timestep=sigma,
-        img_ids=torch.cat([grid_ids((h, w), time=0)[kept], grid_ids((h, w), time=10)]),
-        txt_ids=text_ids(length),
-        return_dict=False,
-    )[0][:, :noisy_tokens]
-    losses = {"edit": edit_loss(predicted, noise - x0, cover[:, kept])}
-    blocks = sorted(probe.coarse)
-    losses["cam"] = sum(alignment_loss(probe.coarse[b], cover) for b in blocks) / len(blocks)
-    losses["ram"] = sum(alignment_loss(probe.refined[b], cover) for b in blocks) / len(blocks)
-    with torch.no_grad():
-        total = sum(probe.refined[b] for b in blocks)
-        low, high = total.amin(1, keepdim=True), total.amax(1, keepdim=True)
-        own = ((total - low) / (high - low) > 0.8).float()
-        true = (cover > 0.7 * cover.amax(1, keepdim=True)).float()
-        use_own = (torch.rand(count, 1, generator=generator) < own_region).float()
-    region = use_own * own + (1 - use_own) * true
-    losses["mask"] = mask_loss(
-        prototype_scores(probe.features, region), batch.mask, (h, w), learner.log_sharpness.exp()
-    )
-    seen = probe.perception[:, -tokens:].float()
-    repeat = count // batch.source.shape[0]
-    for name, head in (("kinds", learner.kind_head), ("colours", learner.colour_head)):
-        labels = getattr(batch, name).repeat_interleave(repeat, 0)
-        losses[name] = F.cross_entropy(head(seen).transpose(1, 2), labels, ignore_index=IGNORE)
-    named = learner.target_head(probe.grounding[:, -tokens:].float())[..., 0]
-    losses["target"] = F.binary_cross_entropy_with_logits(named, cover, weight=1 + 4 * cover)
-    return losses
-
-
-def _keep(probe: Probe, name: str, _module: nn.Module, _args: object, out: torch.Tensor) -> None:
-    setattr(probe, name, out)
-
-
-WEIGHTS = {"edit": 1.0, "cam": 0.2, "ram": 0.25, "mask": 0.4, "kinds": 0.4, "colours": 0.1,
-           "target": 1.0}
+FORM_WEIGHTS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}
+SAVE_EVERY = 250
+UNSEEN = 50_000_000  # steps from here on are never trained
 
 
 def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
@@ -134,41 +53,153 @@ def learning_rate(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 100, max(0.01, (1 - progress) / 0.4))
 
 
-@torch.no_grad()
-def score(learner: Learner, probe: Probe, vae: AutoencoderKLFlux2, stream: BatchStream, *, batches: int, noisy_tokens: int) -> dict[str, float]:
-    """Mean IoU on token-grid x4 of CAM and RAM (> 0.5) and of the full method, unseen seeds."""
-    learner.eval()
-    totals = {"cam": 0.0, "ram": 0.0, "full": 0.0, "hit": 0.0}
-    count = 0
-    generator = torch.Generator().manual_seed(1)
-    for i in range(batches):
-        batch = stream.batch(50_000_000 + i)
-        h, w = batch.grid_hw
-        clean = encode(vae, batch.source)
-        clean = clean.repeat_interleave(batch.mask.shape[0] // clean.shape[0], 0)
+class Run:
+    """A training run: modules, optimizers, clock, and the file they are saved in."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.vae = AutoencoderKLFlux2.from_pretrained(args.vae).eval().requires_grad_(False)
+        skip_silent_layers(self.vae)
+        folder = args.out / "tokenizer"
+        if not folder.exists():
+            train_tokenizer(corpus(4000)).save_pretrained(folder)
+        self.tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+        self.learner = Learner(self.tokenizer)
+        self.probe = make_probe(self.learner)
+        self.optimizers = optimizers(self.learner, args.rate)
+        self.step, self.elapsed = 0, 0.0
+        self.file: Path = args.out / "training.pt"
+        if self.file.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.file, weights_only=True)
+        self.learner.load_state_dict(state["learner"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+    def save(self) -> None:
+        """Write everything that going on needs, whole or not at all."""
+        state = {
+            "learner": self.learner.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        part = self.file.with_suffix(".tmp")
+        torch.save(state, part)
+        part.replace(self.file)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's time that is over."""
+        return self.elapsed / (60 * float(self.args.minutes))
+
+    def stream(self, **changes: object) -> BatchStream:
+        """Batches of this run, or with other settings."""
+        settings = {
+            "scenes": self.args.scenes,
+            "expressions": self.args.expressions,
+            "first_step": self.step,
+            "form_weights": FORM_WEIGHTS,
+        } | changes
+        return BatchStream(
+            self.tokenizer,
+            max_length=CONFIG.max_sequence_length,
+            token_px=CONFIG.token_px,
+            **settings,  # type: ignore[arg-type]
+        )
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """One step of both optimizers; the losses."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.args.rate * learning_rate(self.step, self.progress)
+        tokens = batch.grid_hw[0] * batch.grid_hw[1]
+        options = StepOptions(
+            noisy_tokens=tokens if self.progress >= self.args.full_from else self.args.noisy,
+            own_region=0.5,
+            generator=torch.Generator().manual_seed(self.step),
+        )
+        with torch.no_grad():
+            clean = encode(self.vae, batch.source).repeat_interleave(self.args.expressions, 0)
+            edited = encode(self.vae, batch.target)
         with torch.autocast("cpu", torch.bfloat16):
-            forward_losses(learner, probe, batch, clean, clean, noisy_tokens=noisy_tokens, generator=generator, own_region=1.0)
-        wanted = F.interpolate(batch.mask.unsqueeze(1), size=(4 * h, 4 * w), mode="area")[:, 0] > 0.5
+            losses = step_losses(self.learner, self.probe, batch, clean, edited, options)
+            loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        return {name: value.item() for name, value in losses.items()}
 
-        def normal(maps: dict[int, torch.Tensor]) -> torch.Tensor:
-            total = sum(maps.values())
-            low, high = total.amin(1, keepdim=True), total.amax(1, keepdim=True)
-            return (total - low) / (high - low)
 
-        ram = normal(probe.refined)
-        scores = prototype_scores(probe.features, (ram > 0.8).float())
-        for name, grid in (("cam", normal(probe.coarse) - 0.5), ("ram", ram - 0.5), ("full", scores)):
-            up = F.interpolate(grid.view(-1, 1, h, w), size=(4 * h, 4 * w), mode="bilinear")[:, 0] > 0
-            iou = (up & wanted).sum((1, 2)) / (up | wanted).sum((1, 2)).clamp_min(1)
-            totals[name] += iou.sum().item()
-            if name == "full":
-                totals["hit"] += (iou > 0.5).sum().item()
-        count += len(wanted)
-    learner.train()
-    return {name: total / count for name, total in totals.items()}
+def _maps(probe: Probe) -> dict[str, torch.Tensor]:
+    """Maps (B, N_v) whose sign is the answer of CAM, RAM (at 0.5) and the full method."""
+
+    def normal(maps: dict[int, torch.Tensor]) -> torch.Tensor:
+        total = torch.stack(list(maps.values())).sum(0)
+        low, high = total.amin(1, keepdim=True), total.amax(1, keepdim=True)
+        return (total - low) / (high - low)
+
+    refined = normal(probe.refined)
+    full = prototype_scores(probe.features, (refined > 0.8).float())
+    return {"cam": normal(probe.coarse) - 0.5, "ram": refined - 0.5, "full": full}
+
+
+@torch.no_grad()
+def score(run: Run, stream: BatchStream, *, batches: int, noisy_tokens: int) -> dict[str, float]:
+    """Mean IoU at four pixels per token on seeds that are never trained, and the hit rate."""
+    run.learner.eval()
+    ious: dict[str, list[torch.Tensor]] = {"cam": [], "ram": [], "full": []}
+    for index in range(batches):
+        batch = stream.batch(UNSEEN + index)
+        grid = batch.grid_hw
+        size = (4 * grid[0], 4 * grid[1])
+        clean = encode(run.vae, batch.source)
+        clean = clean.repeat_interleave(len(batch.mask) // len(clean), 0)
+        options = StepOptions(noisy_tokens, 1.0, torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", torch.bfloat16):
+            step_losses(run.learner, run.probe, batch, clean, clean, options)
+        wanted = F.interpolate(batch.mask.unsqueeze(1), size=size, mode="area")[:, 0] > 0.5
+        for name, values in _maps(run.probe).items():
+            up = F.interpolate(values.view(-1, 1, *grid), size=size, mode="bilinear")[:, 0] > 0
+            union = (up | wanted).sum((1, 2)).clamp_min(1)
+            ious[name].append((up & wanted).sum((1, 2)) / union)
+    run.learner.train()
+    found = {name: torch.cat(values) for name, values in ious.items()}
+    means = {name: round(values.mean().item(), 3) for name, values in found.items()}
+    return means | {"hit": round((found["full"] > 0.5).float().mean().item(), 3)}
+
+
+def _train(run: Run) -> None:
+    loader: Iterator[Batch] = iter(
+        torch.utils.data.DataLoader(run.stream(), batch_size=None, num_workers=1, prefetch_factor=6)
+    )
+    last = time.monotonic()
+    smooth: dict[str, float] = {}
+    while run.progress < 1 and run.step < run.args.max_steps:
+        for name, value in run.learn(next(loader)).items():
+            smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
+        now = time.monotonic()
+        run.elapsed, last = run.elapsed + now - last, now
+        if run.step % 20 == 0:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
+            print(f"{run.step} {run.elapsed:.0f}s {shown}", flush=True)
+        if run.step % SAVE_EVERY == 0:
+            result = score(run, run.stream(), batches=4, noisy_tokens=run.args.noisy)
+            print(f"{run.step} SCORE {json.dumps(result)}", flush=True)
+            run.save()
+            last = time.monotonic()
+    run.save()
 
 
 def main() -> None:
+    """Train, or go on training, and print the score by form of expression."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -182,89 +213,13 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_num_threads(2)
-    vae = AutoencoderKLFlux2.from_pretrained(args.vae).eval().requires_grad_(False)
-    skip_silent_layers(vae)
-    folder = args.out / "tokenizer"
-    if not folder.exists():
-        train_tokenizer(corpus(4000)).save_pretrained(folder)
-    tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
-    learner = Learner(tokenizer)
-    blocks = range(3, CONFIG.double_blocks + CONFIG.single_blocks)
-    probe = Probe(learner.transformer, blocks=blocks, feature_block=CONFIG.feature_block)
-    singles = learner.transformer.single_transformer_blocks
-    for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
-        singles[index - CONFIG.double_blocks].register_forward_hook(partial(_keep, probe, name))
-    opts = optimizers(learner, args.rate)
-    step, elapsed = 0, 0.0
-    saved = args.out / "training.pt"
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        learner.load_state_dict(state["learner"], strict=False)
-        for opt, values in zip(opts, state["optimizers"], strict=True):
-            try: opt.load_state_dict(values)
-            except ValueError as e: print(e)
-        step, elapsed = state["step"], state["elapsed"]
-    print(f"{sum(p.numel() for p in learner.parameters()):,} parameters, from step {step}", flush=True)
-    stream = BatchStream(
-        tokenizer, scenes=args.scenes, expressions=args.expressions,
-        max_length=CONFIG.max_sequence_length, token_px=CONFIG.token_px, first_step=step,
-        form_weights=FORMS,
-    )
-    loader = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=6))
-    last = time.monotonic()
-    smooth: dict[str, float] = {}
-    while elapsed < 60 * args.minutes and step < args.max_steps:
-        progress = elapsed / (60 * args.minutes)
-        rate = args.rate * learning_rate(step, progress)
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = rate
-        batch: Batch = next(loader)
-        generator = torch.Generator().manual_seed(step)
-        tokens = batch.grid_hw[0] * batch.grid_hw[1]
-        noisy = tokens if progress >= args.full_from else args.noisy
-        with torch.no_grad():
-            clean = encode(vae, batch.source).repeat_interleave(args.expressions, 0)
-            edited = encode(vae, batch.target)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = forward_losses(
-                learner, probe, batch, clean, edited, noisy_tokens=noisy, generator=generator,
-                own_region=0.5,
-            )
-            loss = sum(WEIGHTS[name] * value for name, value in losses.items())
-        for opt in opts:
-            opt.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-        step += 1
-        now = time.monotonic()
-        elapsed, last = elapsed + now - last, now
-        for name, value in losses.items():
-            smooth[name] = 0.95 * smooth.get(name, value.item()) + 0.05 * value.item()
-        if step % 20 == 0:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
-            print(f"{step} {elapsed:.0f}s lr {rate:.1e} {shown}", flush=True)
-        if step % 250 == 0:
-            result = score(learner, probe, vae, stream, batches=4, noisy_tokens=noisy)
-            print(f"{step} SCORE " + json.dumps({k: round(v, 3) for k, v in result.items()}), flush=True)
-            state = {
-                "learner": learner.state_dict(), "optimizers": [o.state_dict() for o in opts],
-                "step": step, "elapsed": elapsed,
-            }
-            torch.save(state, saved.with_suffix(".tmp"))
-            saved.with_suffix(".tmp").replace(saved)
-            last = time.monotonic()
-    torch.save({"learner": learner.state_dict(), "optimizers": [o.state_dict() for o in opts], "step": step, "elapsed": elapsed}, saved)
-    for form in ("kind", "colour", "size", "place", "relation"):
-        only = BatchStream(
-            tokenizer, scenes=16, expressions=1, max_length=CONFIG.max_sequence_length,
-            token_px=CONFIG.token_px, form_weights={form: 1.0},
-        )
-        tokens = GRIDS[0][0] * GRIDS[0][1]
-        print(form, score(learner, probe, vae, only, batches=3, noisy_tokens=252), flush=True)
+    run = Run(args)
+    count = sum(parameter.numel() for parameter in run.learner.parameters())
+    print(f"{count:,} parameters, from step {run.step}", flush=True)
+    _train(run)
+    for form in FORMS:
+        only = run.stream(scenes=16, expressions=1, form_weights={form: 1.0})
+        print(form, score(run, only, batches=3, noisy_tokens=252), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Train the autoencoder of `mini` on generated scenes: `python -m mini.train_vae --out DIR`."""
+"""Make the autoencoder of `mini`: `python -m mini.train_vae --out DIR [--minutes 6]`.
+
+The encoder is set (`mini.encoder`), the latent statistics are measured, and the decoder is
+trained on cut-outs of generated scenes. The same command goes on with the decoder in DIR.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLFlux2
 from torch.nn import functional as F
 
 from mini.architecture import build_vae
+from mini.encoder import set_encoder, skip_silent_layers
 from mini.latents import patchify
 from mini.scenes import training_scene
 
+CROP_PX = 48
+RATE = 3e-3
 
-def scene_batch(step: int, *, scenes: int, crops: int, crop_px: int = 48) -> torch.Tensor:
+
+def scene_batch(step: int, *, scenes: int, crops: int, crop_px: int = CROP_PX) -> torch.Tensor:
     """Random cut-outs (scenes * crops, 3, crop_px, crop_px) float32 in [-1, 1]."""
     rng = np.random.default_rng([7, step])
     pictures = []
@@ -28,9 +37,8 @@ def scene_batch(step: int, *, scenes: int, crops: int, crop_px: int = 48) -> tor
 
 
 @torch.no_grad()
-def set_batch_norm(vae: torch.nn.Module, *, pictures: int = 256) -> None:
+def set_batch_norm(vae: AutoencoderKLFlux2, *, pictures: int = 256) -> None:
     """Set the latent statistics (mean and variance per packed channel) from scenes."""
-    vae.eval()
     means = []
     for step in range(pictures // 32):
         x = scene_batch(10_000_000 + step, scenes=32, crops=1, crop_px=128)
@@ -40,41 +48,57 @@ def set_batch_norm(vae: torch.nn.Module, *, pictures: int = 256) -> None:
     vae.bn.running_var.copy_(latents.var((0, 2, 3)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--scenes", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-3)
-    start = time.monotonic()
-    for step in range(args.steps):
-        progress = max(step / args.steps, (time.monotonic() - start) / (60 * args.minutes))
-        if progress >= 1:
-            break
+def train_decoder(vae: AutoencoderKLFlux2, *, minutes: float, seed: int) -> float:
+    """Train the decoder to invert the encoder; returns the last smoothed PSNR, dB."""
+    skip_silent_layers(vae)  # the encoder runs in every step and is not saved from here
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    start, step, smooth = time.monotonic(), 0, 0.0
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (1 - progress) + 1e-5
-        x = scene_batch(step, scenes=args.scenes, crops=4)
+            group["lr"] = RATE * min(1, (step + 1) / 50) * (1 - progress) + 1e-5
+        x = scene_batch(seed + step, scenes=4, crops=3)
+        with torch.no_grad():
+            latents = vae.encode(x).latent_dist.mode()
+            # Edited latents are not exact: the decoder must bear with that.
+            latents = latents + 0.05 * torch.randn_like(latents)
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            latents = posterior.mode()
-            y = vae.decode(latents + 0.05 * torch.randn_like(latents)).sample
+            y = vae.decode(latents).sample
         y = y.float()
-        kl = (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
-        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
-        loss = F.l1_loss(y, x) + 0.5 * edges + 1e-6 * kl
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 25 == 0:
-            psnr = 10 * np.log10(4 / F.mse_loss(y, x).item())
-            print(f"{step} loss {loss.item():.4f} kl {kl.item():.2f} psnr {psnr:.1f} {time.monotonic() - start:.0f}s", flush=True)
-    set_batch_norm(vae)
-    vae.save_pretrained(args.out)
+        psnr = 10 * np.log10(4 / F.mse_loss(y, x).item())
+        smooth = psnr if step == 0 else 0.98 * smooth + 0.02 * psnr
+        step += 1
+        if step % 50 == 0:
+            print(f"{step} psnr {smooth:.1f} dB, {60 * progress * minutes:.0f} s", flush=True)
+    return smooth
+
+
+def main() -> None:
+    """Set the encoder, train the decoder, save both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if (args.out / "config.json").exists():
+        vae = AutoencoderKLFlux2.from_pretrained(args.out)
+    else:
+        vae = build_vae().eval()
+        set_encoder(vae)
+        set_batch_norm(vae)
+        vae.save_pretrained(args.out)
+    if args.minutes > 0:
+        trained = AutoencoderKLFlux2.from_pretrained(args.out).train()
+        psnr = train_decoder(trained, minutes=args.minutes, seed=int(time.time()))
+        vae.decoder.load_state_dict(trained.decoder.state_dict())
+        vae.post_quant_conv.load_state_dict(trained.post_quant_conv.state_dict())
+        vae.save_pretrained(args.out)
+        print(f"{args.out}: decoder at {psnr:.1f} dB")
 
 
 if __name__ == "__main__":

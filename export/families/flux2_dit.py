@@ -149,7 +149,7 @@ class _LastAttention(nn.Module):
 
 def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(B, N, heads * d) to (B, N, heads, d)."""
-    return x.unflatten(-1, (-1, head_dim))
+    return x.reshape(*x.shape[:-1], -1, head_dim)
 
 
 def _heads(x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ class _DoubleProcessor:
         attn: Flux2Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
         image_rotary_emb: Rotary,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         image, prompt = hidden_states, encoder_hidden_states
@@ -225,7 +225,7 @@ class _SingleProcessor:
         self,
         attn: Flux2ParallelSelfAttention,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
         image_rotary_emb: Rotary,
     ) -> torch.Tensor:
         clean_start = self.capture.spans.clean_start

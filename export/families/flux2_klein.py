@@ -54,7 +54,6 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _spec(
-    folder: Path,
     settings: dict[str, Any],
     *,
     transformer: Flux2Transformer2DModel,
@@ -104,7 +103,7 @@ def load(folder: Path) -> LoadedModel:
     tokenizer = Qwen2TokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
     layers = tuple(settings["text_encoder_out_layers"])
     _check_sizes(transformer, vae, text, layers)
-    spec = _spec(folder, settings, transformer=transformer, vae=vae, tokenizer=tokenizer)
+    spec = _spec(settings, transformer=transformer, vae=vae, tokenizer=tokenizer)
 
     def reference_dit(**inputs: Any) -> LiteralCapture:
         return literal_capture(

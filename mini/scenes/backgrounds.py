@@ -90,10 +90,16 @@ def _checker(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _ground_and_sky(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     horizon = rng.uniform(0.35, 0.7) * height
     rows = np.arange(height, dtype=np.float32)
-    sky = _mix((rows / height)[:, None], muted_colour(rng, value=(0.5, 0.72)),
-               muted_colour(rng, value=(0.6, 0.74)))
-    ground = _mix((rows / height)[:, None], muted_colour(rng, value=(0.36, 0.55)),
-                  muted_colour(rng, value=(0.36, 0.6)))
+    sky = _mix(
+        (rows / height)[:, None],
+        muted_colour(rng, value=(0.5, 0.72)),
+        muted_colour(rng, value=(0.6, 0.74)),
+    )
+    ground = _mix(
+        (rows / height)[:, None],
+        muted_colour(rng, value=(0.36, 0.55)),
+        muted_colour(rng, value=(0.36, 0.6)),
+    )
     swell = rng.uniform(0.0, 0.05) * height
     phase, waves = rng.uniform(0.0, 6.0), rng.uniform(0.5, 1.5)
     x = np.linspace(0.0, 2.0 * np.pi * waves, width, dtype=np.float32)

@@ -187,7 +187,10 @@ def _by_middle(noun: _Noun, spots: Sequence[_Spot]) -> Iterator[Expression]:
 def _by_corner(noun: _Noun, spots: Sequence[_Spot]) -> Iterator[Expression]:
     """``the dog at the top left``: in that corner's third, no other near that quarter."""
     for vertical, horizontal in (
-        ("top", "left"), ("top", "right"), ("bottom", "left"), ("bottom", "right")
+        ("top", "left"),
+        ("top", "right"),
+        ("bottom", "left"),
+        ("bottom", "right"),
     ):
         inside, near = [], []
         for index in noun.fits:
@@ -235,9 +238,9 @@ def _gap(first: _Spot, second: _Spot) -> float:
     return float(np.hypot(across, down))
 
 
-def _related(candidates: Sequence[int], anchor: int, spots: Sequence[_Spot]) -> Iterator[
-    tuple[str, int]
-]:
+def _related(
+    candidates: Sequence[int], anchor: int, spots: Sequence[_Spot]
+) -> Iterator[tuple[str, int]]:
     """Relations to the anchor that single out one candidate even when read loosely."""
     origin = spots[anchor]
     for direction in ("left of", "right of", "above", "below"):
@@ -246,8 +249,11 @@ def _related(candidates: Sequence[int], anchor: int, spots: Sequence[_Spot]) -> 
             lead, across = _lead(direction, spots[index], origin)
             if lead > -0.05:
                 loose.append(index)
-            if (lead >= RELATION_MARGIN and lead > 1.2 * across
-                    and _boxes_apart(direction, spots[index], origin)):
+            if (
+                lead >= RELATION_MARGIN
+                and lead > 1.2 * across
+                and _boxes_apart(direction, spots[index], origin)
+            ):
                 clear.append(index)
         if len(loose) == 1 and loose == clear:
             yield direction, clear[0]
@@ -299,7 +305,8 @@ def make_expressions(scene: Scene, rng: np.random.Generator) -> list[Expression]
     bare = rng.random(len(found)) < _DROP_ARTICLE_CHANCE
     return [
         Expression(item.text.removeprefix("the "), item.target, item.form, item.needed)
-        if drop else item
+        if drop
+        else item
         for item, drop in zip(found, bare, strict=True)
     ]
 

@@ -258,7 +258,13 @@ def _place_objects(
             origin = _random_origin(rng, sprite, size_wh=size_wh)
             there, here = _overlap(origin, sprite, size_wh=size_wh)
             remaining = _fits(
-                rng, owner, solid=solid, there=there, here=here, totals=totals, lefts=lefts,
+                rng,
+                owner,
+                solid=solid,
+                there=there,
+                here=here,
+                totals=totals,
+                lefts=lefts,
                 barred=barred,
             )
             if remaining is not None:
@@ -291,10 +297,17 @@ def _finish_objects(
         mask[there] = touched
         rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
         x0, y0 = there[1].start, there[0].start
-        box = (x0 + int(columns[0]), y0 + int(rows[0]),
-               x0 + int(columns[-1]) + 1, y0 + int(rows[-1]) + 1)
-        objects.append(SceneObject(plan.kind, plan.colour, plan.size_class, box, mask, depth,
-                                   visible, sprite, origin))
+        box = (
+            x0 + int(columns[0]),
+            y0 + int(rows[0]),
+            x0 + int(columns[-1]) + 1,
+            y0 + int(rows[-1]) + 1,
+        )
+        objects.append(
+            SceneObject(
+                plan.kind, plan.colour, plan.size_class, box, mask, depth, visible, sprite, origin
+            )
+        )
         clear[there] *= 1.0 - alpha[here]
     return tuple(reversed(objects))
 

@@ -135,7 +135,7 @@ def run(
 def inspect(
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="[BUNDLE]", help="A bundle folder. Left out: the built-in mini."),
+        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,

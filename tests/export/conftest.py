@@ -35,25 +35,42 @@ def make_checkpoint(folder: Path, **transformer: object) -> Path:
     tokenizer = train_tokenizer(CORPUS, vocab_size=320)
     text = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=5,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
         )
     )
     vae = AutoencoderKLFlux2(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
         norm_num_groups=4,
     )
     vae.bn.running_mean.uniform_(-1, 1)
     vae.bn.running_var.uniform_(0.5, 2)
     sizes = {
-        "in_channels": 16, "num_layers": 2, "num_single_layers": 3, "attention_head_dim": 16,
-        "num_attention_heads": 3, "joint_attention_dim": 48, "timestep_guidance_channels": 32,
-        "axes_dims_rope": (4, 4, 4, 4), "guidance_embeds": False,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 3,
+        "joint_attention_dim": 48,
+        "timestep_guidance_channels": 32,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "guidance_embeds": False,
     } | transformer
     pipeline = Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=text,
-        tokenizer=tokenizer, transformer=Flux2Transformer2DModel(**sizes),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(**sizes),
     )
     pipeline.save_pretrained(folder)
     (folder / "rism.json").write_text(json.dumps(SETTINGS))

@@ -26,7 +26,9 @@ def loaded(checkpoint: Path) -> LoadedModel:
     return load(checkpoint)
 
 
-def feeds(loaded: LoadedModel, grid_hw: tuple[int, int], *, batch: int = 2) -> dict[str, np.ndarray]:
+def feeds(
+    loaded: LoadedModel, grid_hw: tuple[int, int], *, batch: int = 2
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(grid_hw[0])
     tokens, spec = grid_hw[0] * grid_hw[1], loaded.spec
 
@@ -72,11 +74,10 @@ def test_every_mode_agrees_with_the_untouched_model(
             got[mode]["token_attention"], literal.token_attention.numpy(), atol=1e-5
         )
     for item in range(2):
-        answer = method.segment_tokens(
-            vectors[item], propagated[item], features[item], tau=0.8
-        )
+        answer = method.segment_tokens(vectors[item], propagated[item], features[item], tau=0.8)
         np.testing.assert_allclose(got["scores"]["scores"][item], answer.scores, atol=1e-3)
-        assert answer.separability == pytest.approx(float(got["scores"]["separability"][item]), rel=1e-2)
+        fisher = float(got["scores"]["separability"][item])
+        assert answer.separability == pytest.approx(fisher, rel=1e-2)
 
 
 def test_token_attention_times_weights_is_the_sum_of_the_vectors(
@@ -150,7 +151,7 @@ def test_weights_are_stored_once_for_all_modes(exported: ExportReport) -> None:
         places[mode] = {
             (value.const_value.offset, value.const_value.length)
             for value in graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
+            if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.length >= 4096
         }
     assert places["vectors"] == places["matrices"] == places["scores"]
     assert len(places["vectors"]) > 20
@@ -187,11 +188,8 @@ def test_a_graph_that_differs_leaves_no_bundle(
     honest = bundle._trace_transformer
 
     def bent(model: LoadedModel, options: bundle.CaptureOptions) -> ir.Model:
-        with torch.no_grad():
-            model.dit.x_embedder.weight[0, 0] += 0.5
-            graph = honest(model, options)
-            model.dit.x_embedder.weight[0, 0] -= 0.5
-        return graph
+        model.dit.rotary.frequencies.mul_(1.01)
+        return honest(model, options)
 
     monkeypatch.setattr(bundle, "_trace_transformer", bent)
     with pytest.raises(ParityError, match=r"transformer\.vectors: output .* differs .* no bundle"):

@@ -30,7 +30,12 @@ def weights(folder: Path, part: str = "transformer") -> Path:
 def test_truncated_weights(copy: Path, tmp_path: Path) -> None:
     path = weights(copy)
     path.write_bytes(path.read_bytes()[:-1000])
-    refuse(copy, CheckpointError, "transformer cannot be loaded as Flux2.* download it again", tmp_path / "b")
+    refuse(
+        copy,
+        CheckpointError,
+        "transformer cannot be loaded as Flux2.* download it again",
+        tmp_path / "b",
+    )
 
 
 def test_missing_weights_are_not_made_up(copy: Path, tmp_path: Path) -> None:
@@ -45,7 +50,12 @@ def test_a_missing_tensor_is_named(copy: Path, tmp_path: Path) -> None:
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    refuse(copy, CheckpointError, r"1 missing keys .*model\.layers\.1\.mlp\.up_proj\.weight", tmp_path / "b")
+    refuse(
+        copy,
+        CheckpointError,
+        r"1 missing keys .*model\.layers\.1\.mlp\.up_proj\.weight",
+        tmp_path / "b",
+    )
 
 
 def test_a_wrong_config(copy: Path, tmp_path: Path) -> None:
@@ -62,7 +72,9 @@ def test_parts_of_different_models(copy: Path, tmp_path: Path) -> None:
 
 def test_a_hidden_state_that_is_not_there(copy: Path, tmp_path: Path) -> None:
     path = copy / "rism.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_encoder_out_layers": [1, 2, 9]}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"text_encoder_out_layers": [1, 2, 9]})
+    )
     refuse(copy, CheckpointError, r"hidden states \[1, 2, 9\].* has 5 blocks", tmp_path / "b")
 
 
@@ -84,10 +96,14 @@ def test_key_value_cached_models_are_refused_with_the_reason(copy: Path, tmp_pat
 def test_other_pipelines_are_refused_by_name(copy: Path, tmp_path: Path) -> None:
     path = copy / "model_index.json"
     path.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    refuse(copy, UnsupportedModelError, "is a StableDiffusionPipeline, expected one of", tmp_path / "b")
+    refuse(
+        copy, UnsupportedModelError, "is a StableDiffusionPipeline, expected one of", tmp_path / "b"
+    )
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     refuse("nothing", CheckpointError, "no model 'nothing': expected one of mini", tmp_path / "b")
     refuse(tmp_path, CheckpointError, r"model_index\.json is missing", tmp_path / "b")
-    refuse("nobody/nothing-at-all", CheckpointError, "cannot be had from the model hub", tmp_path / "b")
+    refuse(
+        "nobody/nothing-at-all", CheckpointError, "cannot be had from the model hub", tmp_path / "b"
+    )

@@ -116,7 +116,7 @@ def test_held_out_sizes() -> None:
     sizes = {held_out_scene(index)[0].size_wh for index in range(12)}
     assert len(sizes) > 8
     for width, height in sizes:
-        assert 200 <= min(width, height) and max(width, height) <= 480
+        assert min(width, height) >= 200 and max(width, height) <= 480
         assert 3 / 4 <= width / height <= 4 / 3
     assert held_out_scene(0, size_wh=(512, 384))[0].image_hwc.shape == (384, 512, 3)
 
@@ -199,9 +199,11 @@ def test_places_fit_exactly_one_object() -> None:
                 assert sign * ((x, y)[axis] - 0.5) < 0
                 assert all(sign * (o[axis] - (x, y)[axis]) >= 0.15 - 1e-9 for o in others)
             elif len(sides) == 2:
+
                 def in_quarter(point: tuple[float, float], sides: list[str] = sides) -> bool:
                     down, across = point[1] > 0.5, point[0] > 0.5
                     return down == (sides[0] == "bottom") and across == (sides[1] == "right")
+
                 assert in_quarter((x, y)) and not any(in_quarter(o) for o in others)
             checked["middle" if "middle" in words else str(len(sides))] += 1
     assert min(checked[key] for key in ("middle", "1", "2")) > 5
