@@ -156,8 +156,12 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
     capture: Annotated[
-        str, typer.Option(help="Transformer graphs to write: vectors,matrices,scores.")
+        str,
+        typer.Option(help="Transformer graphs: vectors,matrices,scores. The first is the default."),
     ] = "vectors",
+    feature_site: Annotated[
+        str, typer.Option(help="Where features are read: mmsa, adaln or block.")
+    ] = "mmsa",
     token_attention: Annotated[
         bool, typer.Option("--token-attention", help="Also output attention per prompt token.")
     ] = False,
@@ -180,6 +184,7 @@ def export(
             model=model,
             output=output,
             capture=capture,
+            feature_site=feature_site,
             token_attention=token_attention,
             revision=revision,
             offline=offline,

@@ -21,6 +21,7 @@ class ExportOptions:
     model: str
     output: Path
     capture: str = "vectors"
+    feature_site: str = "mmsa"
     token_attention: bool = False
     revision: str | None = None
     offline: bool = False
@@ -49,6 +50,7 @@ def export_model(options: ExportOptions, console: Console) -> None:
         options.model,
         options.output,
         captures=captures,
+        feature_site=options.feature_site,
         token_attention=options.token_attention,
         revision=options.revision,
         offline=options.offline,
@@ -64,4 +66,4 @@ def _parse_captures(text: str) -> tuple[str, ...]:
     unknown = [part for part in asked if part not in CAPTURES]
     if unknown:
         raise UsageError(f"--capture has '{unknown[0]}', expected some of {','.join(CAPTURES)}")
-    return tuple(mode for mode in CAPTURES if mode in asked)
+    return tuple(dict.fromkeys(asked))

@@ -40,12 +40,14 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
 
     exporter(record)
     flags = "--model mini -o out --capture scores,vectors --token-attention --offline --revision v1"
+    flags += " --feature-site adaln"
     shown = runner.invoke(app, ["export", *flags.split()])
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == "features 1e-6\n"
     assert shown.stderr.startswith("tracing\nwrote out in ")
     options = {
-        "captures": ("vectors", "scores"),
+        "captures": ("scores", "vectors"),
+        "feature_site": "adaln",
         "token_attention": True,
         "revision": "v1",
         "offline": True,

@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from rism.runtime.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
@@ -17,7 +14,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 # These install into an environment of their own: test_lean.py runs the first, and whoever
 # reads this line is running the second.
 INSTALLING = ["make demo\n", "make test\n"]
-RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING and block[0] != "console"]
+RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_blocks_are_of_a_kind_that_is_tested() -> None:
-    assert {language for language, _ in BLOCKS} <= {"bash", "python", "console"}
+    assert {language for language, _ in BLOCKS} <= {"bash", "python"}
     assert {"bash", "python"} <= {language for language, _ in RUNNABLE}
 
 
@@ -50,22 +47,6 @@ def test_block(language: str, code: str, place: Path) -> None:
         [*shell, code], cwd=place, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
-
-
-def test_what_needs_a_real_model_at_least_has_flags_that_exist() -> None:
-    lines = [
-        line.removeprefix("$ ").split("#")[0]
-        for language, code in BLOCKS
-        if language == "console"
-        for line in code.replace("\\\n", " ").splitlines()
-        if line.startswith("$ rism ")
-    ]
-    assert lines
-    for line in lines:
-        _, command, *rest = line.split()
-        shown = CliRunner().invoke(app, [command, "--help"]).stdout
-        for flag in (part for part in rest if re.fullmatch(r"--?[a-z-]+", part)):
-            assert re.search(rf"(^|\s){flag}\b", shown), f"{command} has no {flag}"
 
 
 def test_what_it_points_to_is_there() -> None:

@@ -1,0 +1,87 @@
+"""The built-in model: what it is made of, and that it does what the README says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mini.evaluate import score_examples, score_scenes
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "export/checkpoints/mini"
+BUNDLE = ROOT / "runtime/bundles/mini"
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.from_bundle(provider="cpu")
+
+
+def test_checkpoint_and_bundle_are_small() -> None:
+    files = [*CHECKPOINT.rglob("*"), *BUNDLE.rglob("*")]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 20_000_000
+
+
+def test_the_bundle_was_exported_from_the_checkpoint() -> None:
+    from rism.export.checkpoint import find_checkpoint
+
+    model = Bundle.open(BUNDLE).manifest.model
+    assert model.revision == find_checkpoint("mini", revision=None, offline=True).revision
+    assert model.demonstrator
+
+
+def test_the_examples_are_found(segmenter: Segmenter) -> None:
+    right, count = score_examples(segmenter, ROOT / "examples")
+    assert count == 10
+    assert right >= 8
+
+
+@pytest.mark.slow
+def test_held_out_scenes(segmenter: Segmenter) -> None:
+    table = score_scenes(segmenter, 500)
+    assert table["full"]["mIoU"] >= 0.60
+    assert table["full"]["oIoU"] >= 0.60
+    for metric in ("mIoU", "oIoU"):
+        full, refined, coarse = (table[name][metric] for name in ("full", "RAM > 0.5", "CAM > 0.5"))
+        assert full > refined > coarse
+
+
+def test_capture_modes_give_the_same_masks(segmenter: Segmenter) -> None:
+    entries = json.loads((ROOT / "examples/examples.json").read_text())[:3]
+    for capture in ("matrices", "scores"):
+        other = Segmenter.from_bundle(provider="cpu", capture=capture)
+        for entry in entries:
+            picture = ROOT / "examples" / entry["image"]
+            ours = segmenter.segment(picture, entry["expression"])
+            theirs = other.segment(picture, entry["expression"])
+            assert (ours.mask != theirs.mask).mean() < 1e-4
+            assert ours.separability == pytest.approx(theirs.separability, rel=1e-3)
+
+
+def test_the_pipeline_of_diffusers_loads_it_and_edits_a_picture() -> None:
+    torch = pytest.importorskip("torch")
+    from diffusers import Flux2KleinPipeline
+
+    pipeline = Flux2KleinPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = json.loads((CHECKPOINT / "rism.json").read_text())
+    picture = Image.open(ROOT / "examples/street.png").convert("RGB").resize((144, 112))
+    truth = Image.open(ROOT / "examples/truth/street.png").resize((144, 112))
+    edited = pipeline(
+        image=picture,
+        prompt="remove the green van",
+        num_inference_steps=4,
+        max_sequence_length=settings["max_sequence_length"],
+        text_encoder_out_layers=tuple(settings["text_encoder_out_layers"]),
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert edited.size == picture.size
+    change = np.abs(np.asarray(edited, float) - np.asarray(picture, float)).mean(-1)
+    inside = np.asarray(truth) > 127
+    assert change[inside].mean() > 2 * change[~inside].mean()
