@@ -22,8 +22,10 @@ HUB_IDS = {
     "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "flux2-klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
 }
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+# Of the parts' folders only: some repositories hold a second copy as one large file beside them.
+_PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 _MAX_JSON = 64 * 2**20
+_HUB_TIMEOUT_S = 20
 _KV_REASON = (
     "its image tokens attend only to themselves, so there is no attention from the image to the "
     "prompt to read: use FLUX.2-klein-9B"
@@ -85,9 +87,12 @@ def find_checkpoint(model: str, *, revision: str | None, offline: bool) -> Check
 
 
 def _from_hub(hub_id: str, *, revision: str | None, offline: bool) -> Checkpoint:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
+        if not offline:
+            # One request that fails at once; the download itself tries for minutes.
+            revision = HfApi().model_info(hub_id, revision=revision, timeout=_HUB_TIMEOUT_S).sha
         folder = Path(
             snapshot_download(
                 hub_id, revision=revision, allow_patterns=_PATTERNS, local_files_only=offline
@@ -96,8 +101,8 @@ def _from_hub(hub_id: str, *, revision: str | None, offline: bool) -> Checkpoint
     except Exception as error:  # the hub raises a dozen kinds, from three libraries
         raise CheckpointError(
             f"{hub_id} cannot be had from the model hub ({type(error).__name__}: "
-            f"{one_line(error, limit=160)}): check the network and your access to the model, or "
-            "give a folder that holds it"
+            f"{one_line(error, limit=160)}): check the network and your access to the model, add "
+            "--offline if it was downloaded before, or give a folder that holds it"
         ) from None
     return Checkpoint(folder, f"hub:{hub_id}", folder.name)
 

@@ -25,9 +25,9 @@ FIRST_STEP_SHARE = 0.8  # of the samples are at sigma = 1
 
 WEIGHTS = {
     "edit": 1.0,
-    "cam": 0.2,
-    "ram": 0.25,
-    "mask": 0.4,
+    "cam": 0.1,
+    "ram": 0.15,
+    "mask": 1.0,
     "kinds": 0.4,
     "colours": 0.1,
     "target": 1.0,

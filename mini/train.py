@@ -119,7 +119,7 @@ class Run:
         tokens = batch.grid_hw[0] * batch.grid_hw[1]
         options = StepOptions(
             noisy_tokens=tokens if self.progress >= self.args.full_from else self.args.noisy,
-            own_region=0.5,
+            own_region=0.75,
             generator=torch.Generator().manual_seed(self.step),
         )
         with torch.no_grad():

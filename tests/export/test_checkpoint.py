@@ -16,6 +16,12 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
+def test_a_hub_that_does_not_answer_or_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be had from the model hub") as caught:
+        export_bundle("nobody/nothing-at-all", tmp_path / "b")
+    assert "\n" not in str(caught.value)
+
+
 def refuse(folder: Path | str, kind: type[Exception], match: str, output: Path) -> None:
     with pytest.raises(kind, match=match) as caught:
         export_bundle(str(folder), output, offline=True)
