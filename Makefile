@@ -32,7 +32,9 @@ types: .venv-dev/installed
 	rm -rf build/types
 	mkdir -p build/types/rism
 	cd build/types/rism && ln -s ../../../rism/* ../../../runtime ../../../export ../../../calibration .
-	cd build/types && ../../.venv-dev/bin/mypy --config-file ../../pyproject.toml -p rism
+	cd build/types && ln -s ../../mini ../../benchmarks .
+	cd build/types && ../../.venv-dev/bin/mypy --config-file ../../pyproject.toml \
+		-p rism -p mini -p benchmarks
 
 .venv-dev/installed: pyproject.toml constraints.txt
 	test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev

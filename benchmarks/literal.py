@@ -15,7 +15,8 @@ __all__ = ["literal_mask"]
 
 
 def _minmax(values: Float32) -> Float32:
-    return (values - values.min()) / (values.max() - values.min())
+    scaled: Float32 = (values - values.min()) / (values.max() - values.min())
+    return scaled
 
 
 def _weights(size: int, cells: int) -> Float32:

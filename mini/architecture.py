@@ -33,7 +33,7 @@ class MiniConfig:
     @property
     def token_px(self) -> int:
         """Pixels per token side."""
-        return 2 ** (len(self.vae_channels) - 1) * 2
+        return int(2 ** len(self.vae_channels))
 
 
 CONFIG = MiniConfig()

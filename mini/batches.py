@@ -52,7 +52,8 @@ def instruction_ids(
 
 def _pool(mask_hw: np.ndarray, token_px: int) -> np.ndarray:
     h, w = mask_hw.shape
-    return mask_hw.reshape(h // token_px, token_px, w // token_px, token_px).mean((1, 3))
+    cells = mask_hw.reshape(h // token_px, token_px, w // token_px, token_px)
+    return np.asarray(cells.mean((1, 3)))
 
 
 def token_labels(scene: Scene, *, token_px: int) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,12 @@ def _project(conv: torch.nn.Conv2d, mean: np.ndarray, components: np.ndarray) ->
         for big_column in range(2):
             block = grid[:, big_row, :, big_column].reshape(count, 12)
             conv.weight[:count, :12, big_row, big_column] = torch.from_numpy(block).float()
-    conv.bias[:count] = torch.from_numpy(-(components @ mean)).float()
+    _bias(conv)[:count] = torch.from_numpy(-(components @ mean)).float()
+
+
+def _bias(conv: torch.nn.Conv2d) -> torch.Tensor:
+    assert conv.bias is not None
+    return conv.bias
 
 
 def _slot(index: int, groups: int, width: int) -> int:
@@ -96,7 +101,7 @@ def _spread(conv: torch.nn.Conv2d, count: int, groups: int) -> None:
         conv.weight[channel + 1, index] = -1
     for group in range(groups):
         end = (group + 1) * width // groups
-        conv.bias[end - 2], conv.bias[end - 1] = _ANCHOR, -_ANCHOR
+        _bias(conv)[end - 2 : end] = torch.tensor([_ANCHOR, -_ANCHOR])
 
 
 def _collect(conv: torch.nn.Conv2d, count: int, groups: int, latents: int) -> None:
@@ -109,7 +114,7 @@ def _collect(conv: torch.nn.Conv2d, count: int, groups: int, latents: int) -> No
         size = 1 if latent < count else 9
         conv.weight[latent, channel, rows, rows] = 4 / size
         conv.weight[latent, channel + 1, rows, rows] = -4 / size
-    conv.bias[latents:] = -12.0  # log variance
+    _bias(conv)[latents:] = -12.0  # log variance
 
 
 def skip_silent_layers(vae: AutoencoderKLFlux2) -> None:

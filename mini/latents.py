@@ -18,7 +18,8 @@ def encode(vae: AutoencoderKLFlux2, pictures_nchw: torch.Tensor) -> torch.Tensor
     packed = patchify(vae.encode(pictures_nchw).latent_dist.mode().float())
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
-    return ((packed - mean) / std).flatten(2).transpose(1, 2)
+    tokens: torch.Tensor = ((packed - mean) / std).flatten(2).transpose(1, 2)
+    return tokens
 
 
 def grid_ids(grid_hw: tuple[int, int], *, time: int) -> torch.Tensor:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from transformers import Qwen2TokenizerFast
 
 from mini.architecture import CONFIG, build_text_encoder, build_transformer
-from mini.batches import COLOUR_NAMES, IGNORE, KIND_NAMES, Batch
+from mini.batches import IGNORE, Batch
 from mini.latents import grid_ids, text_ids
 from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
 from mini.probe import Probe
+from mini.scenes import COLOUR_NAMES, KIND_NAMES
 
 __all__ = ["WEIGHTS", "Learner", "StepOptions", "make_probe", "step_losses"]
 

@@ -9,6 +9,8 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttention,
 )
 
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
 
 class Probe:
     """What one forward pass says about where and what.
@@ -45,7 +47,7 @@ class Probe:
         """Attention of (B, N, heads, d) tensors, heads concatenated: (B, N, heads * d)."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         probabilities = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
-        out = (probabilities @ v).transpose(1, 2).flatten(2)
+        out: torch.Tensor = (probabilities @ v).transpose(1, 2).flatten(2)
         if index in self.blocks:
             rows = probabilities[:, :, self.clean_start :].mean(1).float()
             a = rows[:, :, : self.prompt_length].sum(-1)
@@ -58,9 +60,10 @@ class Probe:
         return out
 
 
-def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _rotate(x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    assert rotary is not None, "FLUX.2 always passes its tables"
     cos, sin = (part[None, :, None, :].to(x.dtype) for part in rotary)
-    pairs = x.unflatten(-1, (-1, 2))
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
     return x * cos + turned * sin
 
@@ -75,10 +78,11 @@ class _DoubleProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,  # noqa: ARG002 - diffusers passes it
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_rotary_emb: Rotary | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (-1, attn.head_dim))
+            split: torch.Tensor = x.reshape(*x.shape[:-1], -1, attn.head_dim)
+            return split
 
         q = torch.cat(
             [
@@ -112,12 +116,13 @@ class _SingleProcessor:
         attn: Flux2ParallelSelfAttention,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,  # noqa: ARG002 - diffusers passes it
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_rotary_emb: Rotary | None = None,
     ) -> torch.Tensor:
         fused = attn.to_qkv_mlp_proj(hidden_states)
         qkv, mlp = fused.split([3 * attn.inner_dim, fused.shape[-1] - 3 * attn.inner_dim], dim=-1)
-        q, k, v = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))
+        q, k, v = (x.reshape(*x.shape[:-1], -1, attn.head_dim) for x in qkv.chunk(3, dim=-1))
         q = _rotate(attn.norm_q(q), image_rotary_emb).to(v.dtype)
         k = _rotate(attn.norm_k(k), image_rotary_emb).to(v.dtype)
         out = self.probe.attend(self.index, q, k, v)
-        return attn.to_out(torch.cat([out, attn.mlp_act_fn(mlp)], dim=-1))
+        result: torch.Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(mlp)], dim=-1))
+        return result

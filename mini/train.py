@@ -38,7 +38,8 @@ UNSEEN = 50_000_000  # steps from here on are never trained
 
 def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for everything else."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in learner.named_parameters():
         inside = "blocks." in name or "model.layers." in name
         (matrices if inside and parameter.ndim == 2 else rest).append(parameter)
@@ -108,7 +109,7 @@ class Run:
             self.tokenizer,
             max_length=CONFIG.max_sequence_length,
             token_px=CONFIG.token_px,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
 
     def learn(self, batch: Batch) -> dict[str, float]:
@@ -130,7 +131,7 @@ class Run:
             loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

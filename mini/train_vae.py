@@ -67,7 +67,7 @@ def train_decoder(vae: AutoencoderKLFlux2, *, minutes: float, seed: int) -> floa
         y = y.float()
         loss = F.l1_loss(y, x) + F.mse_loss(y, x)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         psnr = 10 * np.log10(4 / F.mse_loss(y, x).item())
