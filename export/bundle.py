@@ -223,7 +223,7 @@ def _trace_vae(loaded: LoadedModel) -> ir.Model:
         loaded.vae_encoder,
         {"image": torch.zeros(1, 3, 6 * token, 4 * token)},
         outputs=["clean_latents"],
-        dynamic={"image": {2: "height", 3: "width"}},
+        dynamic={"image": {2: "height", 3: "width"}, "clean_latents": {1: "tokens"}},
     )
 
 

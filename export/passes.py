@@ -14,11 +14,13 @@ def name_dimensions(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -
     """Give free dimensions the names of docs/bundle.md.
 
     Needs: inputs whose free dimensions are torch's symbols (s12). Leaves: the same symbols
-    renamed on every value where they stand alone; products and sums keep torch's spelling.
+    renamed on every value where they stand alone; products and sums keep torch's spelling,
+    but for outputs that `dynamic` names.
 
     Args:
         model: the graph, changed in place.
-        dynamic: for each input, its free dimensions and their names.
+        dynamic: for each input its free dimensions and their names; for an output those that
+            are computed from several.
     """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
@@ -28,6 +30,12 @@ def name_dimensions(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -
     for value in _values(model):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+    for value in model.graph.outputs:
+        for axis, name in dynamic.get(value.name or "", {}).items():
+            assert value.shape is not None
+            sizes = list(value.shape)
+            sizes[axis] = ir.SymbolicDim(name)
+            value.shape = ir.Shape(sizes)
 
 
 def strip_metadata(model: ir.Model) -> None:

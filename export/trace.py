@@ -33,7 +33,8 @@ def trace(
         module: called with `inputs` as keyword arguments.
         inputs: example tensors by logical name, in the order of the graph's inputs.
         outputs: logical names of what `module` returns.
-        dynamic: for each input, its free dimensions and their names; one name is one size.
+        dynamic: for each input, its free dimensions and their names; one name is one size. For
+            an output, names of dimensions that are computed from several.
 
     Raises:
         ExportError: torch could not trace the module.

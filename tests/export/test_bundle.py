@@ -16,6 +16,7 @@ from rism.export.families.flux2_klein import load
 from rism.export.parity import run_graph
 from rism.export.spec import LoadedModel
 from rism.runtime import Segmenter, method
+from rism.runtime.bundle import Bundle
 from rism.runtime.errors import InputError, OutputError
 
 GRIDS = [(6, 6), (4, 9), (11, 3)]
@@ -214,3 +215,15 @@ def test_the_revision_names_the_weights(checkpoint: Path, exported: ExportReport
     found = find_checkpoint(str(checkpoint), revision=None, offline=True)
     assert found.revision.startswith("sha256:")
     assert found.revision in (exported.path / "manifest.json").read_text()
+
+
+def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportReport) -> None:
+    manifest = Bundle.open(exported.path).manifest
+    sizes = {
+        size
+        for graph in manifest.graphs.values()
+        for tensor in [*graph.inputs.values(), *graph.outputs.values()]
+        for size in tensor.shape
+        if isinstance(size, str)
+    }
+    assert sizes == {"batch", "tokens", "height", "width"}
