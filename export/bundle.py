@@ -184,9 +184,9 @@ def _write(
     noise = np.random.default_rng(_NOISE_SEED).standard_normal(shape, dtype=np.float32)
     noise.astype("<f4").tofile(work / "noise.f32")
     say("tracing the text encoder")
-    _write_graph(_trace_text(loaded), work, "text_encoder", "text_encoder")
+    _write_graph(_trace_text(loaded), work, "text_encoder")
     say("tracing the VAE encoder")
-    _write_graph(_trace_vae(loaded), work, "vae_encoder", "vae_encoder")
+    _write_graph(_trace_vae(loaded), work, "vae_encoder")
     with WeightFile(work / "transformer.weights") as weights:
         for mode in modes:
             say(f"tracing the transformer, capture {mode}")
@@ -199,8 +199,8 @@ def _write(
     return parity | check_transformer(loaded, work, modes=modes, feature_site=feature_site)
 
 
-def _write_graph(graph: ir.Model, work: Path, name: str, weights: str) -> None:
-    with WeightFile(work / f"{weights}.weights") as file:
+def _write_graph(graph: ir.Model, work: Path, name: str) -> None:
+    with WeightFile(work / f"{name}.weights") as file:
         store_weights(graph, file)
         ir.save(graph, work / f"{name}.onnx")
 
@@ -275,7 +275,10 @@ def _write_manifest(
             "demonstrator": spec.demonstrator,
         },
         "created_with": {"rism": rism.__version__} | _versions(),
-        "precision": {"compute": "float32", "storage": _storage(work / "transformer.vectors.onnx")},
+        "precision": {
+            "compute": "float32",
+            "storage": _storage(work / f"transformer.{modes[0]}.onnx"),
+        },
         "geometry": asdict(spec.geometry),
         "prompt": asdict(spec.prompt),
         "method": {
@@ -320,7 +323,6 @@ def _versions() -> dict[str, str]:
 
 def _storage(path: Path) -> str:
     """The float type that holds most of the transformer's weights."""
-    path = path if path.exists() else next(path.parent.glob("transformer.*.onnx"))
     sizes: dict[str, int] = {}
     for value in ir.load(path).graph.initializers.values():
         if (

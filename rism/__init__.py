@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rism.runtime.errors import (
+    from rism.runtime import (
         BundleError,
         InputError,
         OutputError,
         ProviderError,
         RismError,
+        Segmentation,
+        Segmenter,
     )
-    from rism.runtime.result import Segmentation
-    from rism.runtime.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,16 +33,6 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
-    "BundleError": "rism.runtime.errors",
-    "InputError": "rism.runtime.errors",
-    "OutputError": "rism.runtime.errors",
-    "ProviderError": "rism.runtime.errors",
-    "RismError": "rism.runtime.errors",
-    "Segmentation": "rism.runtime.result",
-    "Segmenter": "rism.runtime.segmenter",
-}
-
 # The wheel has runtime/ inside this folder; a checkout has it beside this folder, and
 # works without being installed (the tests, `python -m rism`) because of these lines.
 _ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +42,9 @@ if not (_ROOT / "rism" / "runtime").is_dir() and (_ROOT / "runtime" / "__init__.
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: `rism --help` needs none of them."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'rism' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value: object = getattr(import_module("rism.runtime"), name)
     globals()[name] = value
     return value
 

@@ -86,7 +86,7 @@ class Flux2SingleStep(nn.Module):
             self.rotary(self.family.clean_axes, positions),
         ]
         rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
-        start, spans = 0, capture.spans
+        spans = capture.spans
         with _capturing(self, capture):
             for index, block in enumerate(self.transformer_blocks):
                 prompt, image = block(

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from rism.export import ExportReport, ParityError, bundle, export_bundle
+from rism.export import ExportReport, ParityError, bundle, export_bundle, parity
 from rism.export.checkpoint import find_checkpoint
 from rism.export.families.flux2_klein import load
 from rism.export.parity import run_graph
@@ -227,3 +227,19 @@ def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportRepor
         if isinstance(size, str)
     }
     assert sizes == {"batch", "tokens", "height", "width"}
+
+
+def test_an_output_that_nothing_was_compared_with_does_not_pass() -> None:
+    checks: dict[str, parity.Check] = {}
+    parity.worst(checks, "features", 1e-7)
+    parity.gate("transformer.vectors", checks)
+    parity.worst(checks, "features", float("nan"))
+    parity.worst(checks, "features", 1e-7)
+    with pytest.raises(ParityError, match=r"'features' differs .* by inf"):
+        parity.gate("transformer.vectors", checks)
+
+
+def test_every_output_is_in_the_report(exported: ExportReport) -> None:
+    for name, graph in Bundle.open(exported.path).manifest.graphs.items():
+        assert set(graph.outputs) <= set(exported.parity[name])
+        assert all(check.passed for check in exported.parity[name].values())
