@@ -45,9 +45,10 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
     """Write a temporary file beside `target`, with its permissions, and rename it."""
     # The name is cut so that a target name of the longest length still has a neighbour.
     temporary = target.with_name(f".{target.name[:40]}.tmp-{secrets.token_hex(6)}")
-    # Mode 0o666 lets the process's umask decide, as for any file that a program makes.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        # Inside the try: an interrupt that comes while the file is made is raised as the call
+        # returns. Mode 0o666 lets the umask decide, as for any file that a program makes.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

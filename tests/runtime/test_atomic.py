@@ -48,6 +48,22 @@ def test_a_stopped_write_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def test_an_interrupt_while_the_file_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python runs the handler of a signal as the call that it interrupted returns.
+    really_open = os.open
+
+    def opened_then_interrupted(*arguments: object) -> int:
+        os.close(really_open(*arguments))  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic.os, "open", opened_then_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.png", b"new")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_link_keeps_pointing_where_it_did(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
