@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RismError,
     )
     from rism.runtime.images import load_image
+    from rism.runtime.refine import Refiner
     from rism.runtime.result import Segmentation
     from rism.runtime.segmenter import Segmenter
 
@@ -25,6 +26,7 @@ __all__ = [
     "InputError",
     "OutputError",
     "ProviderError",
+    "Refiner",
     "RismError",
     "Segmentation",
     "Segmenter",
@@ -37,6 +39,7 @@ _HOMES = {
     "InputError": "errors",
     "OutputError": "errors",
     "ProviderError": "errors",
+    "Refiner": "refine",
     "RismError": "errors",
     "Segmentation": "result",
     "Segmenter": "segmenter",

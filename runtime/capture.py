@@ -8,10 +8,12 @@ import numpy.typing as npt
 
 from rism.runtime.engines import Arrays
 from rism.runtime.errors import BundleError
-from rism.runtime.manifest import TensorSpec
+from rism.runtime.graph_spec import TensorSpec
 from rism.runtime.method import Localisation, degenerate_reason, propagate, segment_tokens
 
-__all__ = ["expect_shape", "fixed_batch", "localise_outputs"]
+__all__ = ["expect_shape", "fixed_batch", "localise_outputs", "repeat_last"]
+
+MAX_FIXED_BATCH = 256
 
 
 def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: str) -> Localisation:
@@ -34,17 +36,28 @@ def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: st
     return segment_tokens(vectors, propagated, outputs["features"], tau=tau, rule=prototype)
 
 
-def fixed_batch(inputs: Mapping[str, TensorSpec], name: str) -> int:
-    """Return the batch size a graph was exported for, or a large number where it is free."""
-    size = inputs[name].shape[0] if name in inputs and inputs[name].shape else "batch"
+def fixed_batch(inputs: Mapping[str, TensorSpec], name: str) -> int | None:
+    """Return the batch size a graph was exported for, or None where it is free.
+
+    Raises:
+        BundleError: more than a batch could sensibly be filled up to.
+    """
+    shape = inputs[name].shape if name in inputs else ()
+    size = shape[0] if shape else None
     if not isinstance(size, int):
-        return 2**20
-    if size != 1:
+        return None
+    if size > MAX_FIXED_BATCH:
         raise BundleError(
-            f"input '{name}' has a fixed batch of {size}, expected 1 or a named dimension: "
+            f"input '{name}' has a fixed batch of {size}, expected at most {MAX_FIXED_BATCH}: "
             "export the bundle again"
         )
-    return 1
+    return size
+
+
+def repeat_last(rows: npt.NDArray[Any], count: int | None) -> npt.NDArray[Any]:
+    """Fill a batch up to a graph's fixed size with its last row; None leaves it as it is."""
+    surplus = 0 if count is None else count - len(rows)
+    return rows if surplus <= 0 else np.concatenate([rows, np.repeat(rows[-1:], surplus, axis=0)])
 
 
 def expect_shape(array: npt.NDArray[Any], shape: tuple[int, ...], *, name: str) -> None:

@@ -6,10 +6,11 @@ falls back silently: a provider asked for by name runs, or is an error with the 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,13 +18,16 @@ import numpy.typing as npt
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
-from rism.runtime.manifest import GraphSpec, TensorSpec
+from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
+from rism.runtime.manifest import Precision
 
 __all__ = [
     "PROVIDERS",
     "Arrays",
     "Engine",
+    "LazyEngine",
     "OrtEngine",
+    "check_precision",
     "choose_provider",
     "cpu_count",
     "load_engines",
@@ -81,7 +85,7 @@ class OrtEngine:
         self._spec = spec
         self._file = file.name
         self._session = _session(file, provider, device, threads or cpu_count())
-        self._provider = "cpu" if provider == "cpu" else f"cuda:{device}"
+        self._provider = _full_name(provider, device)
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
 
@@ -118,6 +122,34 @@ class OrtEngine:
         return dict(zip(self._spec.outputs, outputs, strict=True))
 
 
+class LazyEngine:
+    """An engine that is loaded at its first run: once, however many threads ask."""
+
+    def __init__(self, load: Callable[[], Engine], *, provider: str) -> None:
+        """Remember how to load.
+
+        Args:
+            load: makes the engine; what it raises, the run raises, and the next run tries again.
+            provider: what the engine will say that it runs on.
+        """
+        self._load = load
+        self._provider = provider
+        self._engine: Engine | None = None
+        self._lock = Lock()
+
+    @property
+    def provider(self) -> str:
+        """What it runs on, or will."""
+        return self._provider
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph, as `OrtEngine.run` does; the first time load it before."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+        return self._engine.run(feeds)
+
+
 def choose_provider(provider: str) -> tuple[str, str]:
     """Turn "auto" into a provider to try, and say why.
 
@@ -145,6 +177,24 @@ def choose_provider(provider: str) -> tuple[str, str]:
     return "cpu", "auto: this onnxruntime has no CUDA"
 
 
+def check_precision(precision: Precision, provider: str, why: str) -> None:
+    """Refuse what a provider cannot compute in, before anything is loaded.
+
+    Args:
+        precision: the bundle's.
+        provider: "cpu" or "cuda".
+        why: how that provider came to be, for the message.
+
+    Raises:
+        ProviderError: bfloat16 on the CPU.
+    """
+    if provider == "cpu" and precision.compute == "bfloat16":
+        raise ProviderError(
+            f"provider cpu ({why}) cannot run this bundle, which computes in bfloat16, expected "
+            "float32 or float16: export with --precision fp32 or fp16, or use --provider cuda"
+        )
+
+
 def load_engines(
     bundle: Bundle,
     capture: str,
@@ -152,28 +202,42 @@ def load_engines(
     provider: str = "cpu",
     device: int = 0,
     threads: int | None = None,
+    lazy_text: bool = False,
 ) -> dict[str, Engine]:
     """Load a bundle's "transformer" (of one capture mode), "text_encoder" and "vae_encoder".
 
-    All three at once: parsing and weight packing are mostly single-threaded.
+    All three at once: parsing and weight packing are mostly single-threaded. Graphs of fixed
+    sizes ("transformer@512x512") are each loaded when first needed.
+
+    Args:
+        bundle: an open bundle.
+        capture: a capture mode that the bundle has.
+        provider: "cpu" or "cuda".
+        device: CUDA device number.
+        threads: CPU threads; None for as many as this process may use.
+        lazy_text: load the text encoder, too, when first needed.
 
     Raises:
         ProviderError, BundleError: see `OrtEngine`.
     """
-    graphs = {
-        "transformer": f"transformer.{capture}",
-        "text_encoder": "text_encoder",
-        "vae_encoder": "vae_encoder",
-    }
+    manifest = bundle.manifest
+    sizes = manifest.geometry.sizes
+    graphs = {"text_encoder": manifest.graph("text_encoder")}
+    for size_wh in sizes or (None,):
+        for name, graph in (("vae_encoder",) * 2, ("transformer", f"transformer.{capture}")):
+            graphs[manifest.at_size(name, size_wh)] = manifest.graph(graph, size_wh)
 
     def load(name: str) -> Engine:
-        spec = bundle.manifest.graphs[graphs[name]]
-        return OrtEngine(
-            bundle.file(spec.file), spec, provider=provider, device=device, threads=threads
-        )
+        file, spec = bundle.file(graphs[name].file), graphs[name]
+        return OrtEngine(file, spec, provider=provider, device=device, threads=threads)
 
-    with ThreadPoolExecutor(max_workers=len(graphs)) as pool:
-        return dict(zip(graphs, pool.map(load, graphs), strict=True))
+    def prepare(name: str) -> Engine:
+        if lazy_text if name == "text_encoder" else sizes:
+            return LazyEngine(partial(load, name), provider=_full_name(provider, device))
+        return load(name)
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        return dict(zip(graphs, pool.map(prepare, graphs), strict=True))
 
 
 @cache
@@ -188,6 +252,10 @@ def cpu_count() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup, or "max": no quota
         return max(1, count)
+
+
+def _full_name(provider: str, device: int) -> str:
+    return "cpu" if provider == "cpu" else f"cuda:{device}"
 
 
 def _onnxruntime() -> Any:
@@ -259,7 +327,7 @@ def _check_tensors(
                 f"'{file}': {kind} '{logical}' is {tensor.type}, expected "
                 f"{_ORT_TYPES[spec.dtype]} by the manifest: export the bundle again"
             )
-        if not _same_shape(spec.shape, tensor.shape):
+        if not same_shape(spec.shape, tensor.shape):
             raise BundleError(
                 f"'{file}': {kind} '{logical}' has shape {_shape(tensor.shape)}, expected "
                 f"{_shape(spec.shape)} by the manifest: export the bundle again"
@@ -269,14 +337,6 @@ def _check_tensors(
             f"'{file}' has inputs the manifest does not list ({_names(found)}): "
             "export the bundle again"
         )
-
-
-def _same_shape(expected: tuple[int | str, ...], actual: list[Any]) -> bool:
-    # A named dimension on either side may be any size.
-    return len(expected) == len(actual) and all(
-        want == have or not isinstance(want, int) or not isinstance(have, int)
-        for want, have in zip(expected, actual, strict=True)
-    )
 
 
 def _shape(shape: object) -> str:

@@ -29,7 +29,7 @@ class Plan:
         size_wh: the user's picture, pixels.
         resized_wh: after the resize, pixels.
         crop_xyxy: the part of the resized picture the model sees, pixels, right and bottom
-            exclusive; the whole of it for `stretch`.
+            exclusive; the whole of it for `stretch` and for fixed sizes.
         grid_hw: rows and columns of tokens.
     """
 
@@ -86,6 +86,9 @@ def _resized(
     size_wh: tuple[int, int], geometry: Geometry
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     width, height = size_wh
+    if geometry.sizes:
+        w, h = _nearest(size_wh, geometry.sizes)
+        return (w, h), (0, 0, w, h)
     area, level = width * height, geometry.size_level
     wide, tall = float(width), float(height)
     if geometry.resize == "always":
@@ -107,6 +110,18 @@ def _resized(
     w, h = full_w // multiple * multiple, full_h // multiple * multiple
     left, top = (full_w - w) // 2, (full_h - h) // 2
     return (full_w, full_h), (left, top, left + w, top + h)
+
+
+def _nearest(size_wh: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """Choose the size of the nearest aspect ratio; of equals the largest, then the first."""
+    width, height = size_wh
+
+    def far(size: tuple[int, int]) -> tuple[float, int]:
+        one, other = size[0] * height, size[1] * width
+        # exp |log(w / h) - log(W / H)|, without logarithms: equal ratios come out equal.
+        return max(one, other) / min(one, other), -size[0] * size[1]
+
+    return min(sizes, key=far)
 
 
 def to_model(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Float32:

@@ -10,8 +10,18 @@ from dataclasses import dataclass
 
 from rism.runtime.checked_json import Node, is_safe_name
 from rism.runtime.errors import BundleError, one_line
+from rism.runtime.graph_spec import (
+    CAPTURES,
+    GraphSpec,
+    TensorSpec,
+    listed,
+    parse_graphs,
+    same_shape,
+    size_suffix,
+)
 
 __all__ = [
+    "CAPTURES",
     "FileInfo",
     "Geometry",
     "GraphSpec",
@@ -26,35 +36,12 @@ __all__ = [
 ]
 
 READS_MAJOR = 1
-DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
-CAPTURES = ("vectors", "matrices", "scores")
 RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROTOTYPES = ("equation", "cosine")
 MAX_NOISE_VALUES = 2**26
 MAX_PROMPT_TOKENS = 8192
-
-_TRANSFORMER_INPUTS = (
-    "clean_latents",
-    "noise",
-    "prompt_embeds",
-    "prompt_weights",
-    "positions",
-)
-# What this reader can feed, and what it must get back, by graph.
-GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": ("input_ids", "attention_mask"),
-    "vae_encoder": ("image",),
-    "transformer.vectors": _TRANSFORMER_INPUTS,
-    "transformer.matrices": _TRANSFORMER_INPUTS,
-    "transformer.scores": (*_TRANSFORMER_INPUTS, "tau"),
-}
-GRAPH_OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": ("prompt_embeds",),
-    "vae_encoder": ("clean_latents",),
-    "transformer.vectors": ("attention_vectors", "propagated_vectors", "features"),
-    "transformer.matrices": ("attention_vectors", "transition_matrices", "features"),
-    "transformer.scores": ("scores", "coarse_attention", "refined_attention", "separability"),
-}
+MAX_SIZES = 64
+MAX_SIDE_PX = 8192
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture is brought to the model's size; see docs/bundle.md, step 2."""
+    """How a picture is brought to the model's size; see docs/bundle.md, step 2.
+
+    `sizes` are the (width, height) in pixels that graphs were exported at; none where graphs
+    take any size.
+    """
 
     size_level: int
     resize: str
@@ -90,6 +81,7 @@ class Geometry:
     max_aspect: float
     mean: float
     std: float
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,24 +119,6 @@ class NoiseInfo:
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a graph: its name in the file, dtype, and sizes or dimension names."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One graph: its file, and its tensors by logical name."""
-
-    file: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-
-@dataclass(frozen=True)
 class FileInfo:
     """Digest (64 hexadecimal digits) and size in bytes of one file."""
 
@@ -170,8 +144,24 @@ class Manifest:
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """Capture modes that this bundle has a graph for."""
-        return tuple(c for c in CAPTURES if f"transformer.{c}" in self.graphs)
+        """Capture modes that this bundle has a graph for, at every size if sizes are fixed."""
+        first = self.geometry.sizes[0] if self.geometry.sizes else None
+        return tuple(c for c in CAPTURES if self.at_size(f"transformer.{c}", first) in self.graphs)
+
+    def at_size(self, name: str, size_wh: tuple[int, int] | None) -> str:
+        """Name the graph for pictures of a size: with "@WxH" where sizes are fixed."""
+        if not self.geometry.sizes or size_wh is None:
+            return name
+        return name + size_suffix(size_wh)
+
+    def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
+        """Return a graph, for pictures of a size where that matters.
+
+        Args:
+            name: "text_encoder", "vae_encoder" or "transformer.<capture>".
+            size_wh: what pictures are resized to, pixels; None for the text encoder.
+        """
+        return self.graphs[self.at_size(name, size_wh)]
 
 
 def parse_manifest(data: object) -> Manifest:
@@ -188,13 +178,14 @@ def parse_manifest(data: object) -> Manifest:
     if top.raw("format") != "rism-bundle":
         top.refuse("format", "'rism-bundle'")
     version = _check_version(top)
-    graphs = _graphs(top.node("graphs"))
+    geometry = _geometry(top.node("geometry"))
+    graphs = parse_graphs(top.node("graphs"), geometry.sizes)
     manifest = Manifest(
         schema_version=version,
         model=_model(top.node("model")),
         created_with=_created_with(top.node_or_empty("created_with")),
         precision=_precision(top.node("precision")),
-        geometry=_geometry(top.node("geometry")),
+        geometry=geometry,
         prompt=_prompt(top.node("prompt")),
         method=_method(top.node("method")),
         noise=_noise(top.node("noise")),
@@ -203,8 +194,9 @@ def parse_manifest(data: object) -> Manifest:
         files=_files(top.node("files")),
     )
     if manifest.default_capture not in manifest.captures:
-        top.refuse("default_capture", f"a capture mode with a graph ({_listed(manifest.captures)})")
+        top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")
     _check_listed(manifest)
+    _check_sizes(manifest)
     return manifest
 
 
@@ -258,10 +250,32 @@ def _geometry(node: Node) -> Geometry:
         max_aspect=node.number("max_aspect", 1.0, 1000.0),
         mean=node.number("mean", -1000.0, 1000.0),
         std=node.number("std", 1e-6, 1000.0),
+        sizes=_sizes(node, node.integer("multiple_px", 1, 512)),
     )
     if geometry.multiple_px % geometry.token_px:
         node.refuse("multiple_px", f"a multiple of token_px ({geometry.token_px})")
     return geometry
+
+
+def _sizes(node: Node, multiple: int) -> tuple[tuple[int, int], ...]:
+    if not node.has("sizes"):
+        return ()
+    entries = node.items("sizes", most=MAX_SIZES)
+    sizes = {
+        (entry[0], entry[1]): None
+        for entry in entries
+        if isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in entry)
+        and all(0 < side <= MAX_SIDE_PX and side % multiple == 0 for side in entry)
+    }
+    if not sizes or len(sizes) != len(entries):
+        node.refuse(
+            "sizes",
+            f"1 to {MAX_SIZES} different [width, height] in pixels, multiples of multiple_px "
+            f"({multiple}) up to {MAX_SIDE_PX}",
+        )
+    return tuple(sizes)
 
 
 def _prompt(node: Node) -> PromptRules:
@@ -307,47 +321,6 @@ def _noise(node: Node) -> NoiseInfo:
     return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
 
 
-def _graphs(node: Node) -> dict[str, GraphSpec]:
-    graphs: dict[str, GraphSpec] = {}
-    for name in GRAPH_INPUTS:
-        if not node.has(name):
-            if not name.startswith("transformer."):
-                node.refuse(name, "a graph")
-            continue
-        graph = node.node(name)
-        graphs[name] = GraphSpec(
-            file=graph.file_name("file"),
-            inputs=_tensors(graph.node("inputs")),
-            outputs=_tensors(graph.node("outputs")),
-        )
-        for logical in graphs[name].inputs:
-            if logical not in GRAPH_INPUTS[name]:
-                graph.node("inputs").refuse(logical, f"only {_listed(GRAPH_INPUTS[name])}")
-        for logical in GRAPH_OUTPUTS[name]:
-            if logical not in graphs[name].outputs:
-                graph.node("outputs").refuse(logical, "a tensor")
-    if not any(name.startswith("transformer.") for name in graphs):
-        node.refuse("transformer.vectors", "a graph for at least one capture mode")
-    return graphs
-
-
-def _tensors(node: Node) -> dict[str, TensorSpec]:
-    tensors: dict[str, TensorSpec] = {}
-    for logical in node.names():
-        entry = node.node(logical)
-        shape: list[int | str] = []
-        for size in entry.items("shape", most=8):
-            if isinstance(size, bool) or not isinstance(size, (int, str)) or size == "":
-                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
-            if isinstance(size, int) and not 1 <= size <= 2**31:
-                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
-            shape.append(size)
-        tensors[logical] = TensorSpec(
-            entry.text("name"), entry.choice("dtype", DTYPES), tuple(shape)
-        )
-    return tensors
-
-
 def _files(node: Node) -> dict[str, FileInfo]:
     files: dict[str, FileInfo] = {}
     for name in node.names():
@@ -384,5 +357,28 @@ def _check_listed(manifest: Manifest) -> None:
         )
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "none"
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse a fixed size with too little noise, or a graph made for another size."""
+    for width, height in manifest.geometry.sizes:
+        token_px = manifest.geometry.token_px
+        tokens = (width // token_px) * (height // token_px)
+        if tokens > manifest.noise.shape[0]:
+            raise BundleError(
+                f"manifest.json: size {width} x {height} makes {tokens} tokens, expected at most "
+                f"{manifest.noise.shape[0]} (noise.shape): export the bundle again"
+            )
+        wanted: dict[tuple[str, str], tuple[int | str, ...]] = {
+            ("vae_encoder", "image"): (1, 3, height, width)
+        }
+        for capture in manifest.captures:
+            wanted[f"transformer.{capture}", "clean_latents"] = (
+                "batch", tokens, manifest.noise.shape[1],
+            )  # fmt: skip
+        for (name, logical), shape in wanted.items():
+            tensor = manifest.graph(name, (width, height)).inputs.get(logical)
+            if tensor is not None and not same_shape(shape, tensor.shape):
+                raise BundleError(
+                    f"manifest.json: graph '{manifest.at_size(name, (width, height))}' takes "
+                    f"'{logical}' of shape {one_line(list(tensor.shape), limit=80)}, expected "
+                    f"{list(shape)}: export the bundle again"
+                )

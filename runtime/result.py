@@ -19,6 +19,8 @@ class Segmentation:
 
     Attributes:
         expression: the expression as it was asked, white space collapsed.
+        instruction: what the model was told: the template with the expression in it, or what a
+            refiner made of that.
         mask_hw: (H, W) bool at the size of the picture.
         score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
             upsampling. Zeros where `reason` is set.
@@ -40,6 +42,7 @@ class Segmentation:
     """
 
     expression: str
+    instruction: str
     mask_hw: npt.NDArray[np.bool_]
     score_map: npt.NDArray[np.float32]
     coarse: npt.NDArray[np.float32]
@@ -98,6 +101,7 @@ class Segmentation:
         """Return what JSON can hold: everything but the arrays and the token texts."""
         return {
             "expression": self.expression,
+            "instruction": self.instruction,
             "width": self.size_wh[0],
             "height": self.size_wh[1],
             "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),

@@ -1,6 +1,5 @@
 """From a bundle, a picture and expressions to masks."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,38 +11,20 @@ import numpy.typing as npt
 
 from rism.runtime import geometry
 from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.cache import LruCache
-from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs
-from rism.runtime.engines import Arrays, Engine, choose_provider, load_engines
+from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs, repeat_last
+from rism.runtime.embed import PromptEmbedder
+from rism.runtime.engines import Arrays, Engine, check_precision, choose_provider, load_engines
 from rism.runtime.errors import InputError, ProviderError, one_line
-from rism.runtime.images import ImageSource, load_image
+from rism.runtime.images import ImageSource
 from rism.runtime.manifest import PROTOTYPES
-from rism.runtime.prompt import PromptEncoder, PromptState, PromptWeights, clean_expression, weigh
+from rism.runtime.picture import ImageState, PictureEncoder
+from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, PromptWeights, weigh
+from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
 
 __all__ = ["ImageState", "Segmenter"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
-
-IMAGES_KEPT = 8
-EXPRESSIONS_KEPT = 256
-
-
-@dataclass(frozen=True, eq=False)
-class ImageState:
-    """A picture as the model sees it; reusable for any number of expressions.
-
-    Attributes:
-        plan: how the picture was brought to the model's grid.
-        clean_latents: (1, N_v, C) float32.
-        bundle_digest: the bundle that it belongs to.
-        timings_ms: what preparing it took: "image" (decode, resize) and "vae".
-    """
-
-    plan: geometry.Plan
-    clean_latents: Float32
-    bundle_digest: str
-    timings_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -68,28 +49,46 @@ class Segmenter:
         capture: str,
         max_batch: int = 8,
         provider_reason: str = "",
+        template: str | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         """Put a bundle and its engines together; `from_bundle` does it for onnxruntime.
 
         Args:
             bundle: an open bundle.
-            engines: "text_encoder", "vae_encoder" and "transformer", by any engine.
+            engines: "text_encoder", "vae_encoder" and "transformer", by any engine; where the
+                bundle has fixed sizes the last two for each of them, "transformer@512x512".
             capture: which of the bundle's capture modes the transformer engine is.
             max_batch: expressions per run of the transformer.
             provider_reason: why these engines were chosen.
+            template: see `from_bundle`.
+            refiner: see `from_bundle`.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.capture = capture
-        self.provider = engines["transformer"].provider
+        first = self.manifest.geometry.sizes[0] if self.manifest.geometry.sizes else None
+        self.provider = engines[self.manifest.at_size("transformer", first)].provider
         self.provider_reason = provider_reason
         self._engines = dict(engines)
-        self._encoder = PromptEncoder(self.manifest.prompt, bundle.tokenizer_json())
         self._noise = bundle.noise()
-        inputs = self.manifest.graphs[f"transformer.{capture}"].inputs
-        self._max_batch = max(1, min(max_batch, fixed_batch(inputs, "clean_latents")))
-        self._images: LruCache[Float32] = LruCache(IMAGES_KEPT)
-        self._prompts: LruCache[PromptState] = LruCache(EXPRESSIONS_KEPT)
+        self._max_batch = max(1, max_batch)
+        self._refiner = refiner
+        self._pictures = PictureEncoder(
+            bundle,
+            self._engines,
+            noise_shape=self._noise.shape,
+            keep_pixels=refiner is not None,
+        )
+        self._encoder = PromptEncoder(
+            self.manifest.prompt, bundle.tokenizer_json(), template=template
+        )
+        self._embedder = PromptEmbedder(
+            self._encoder,
+            engines["text_encoder"],
+            max_batch=self._max_batch,
+            fixed_batch=fixed_batch(self.manifest.graph("text_encoder").inputs, "input_ids"),
+        )
 
     @classmethod
     def from_bundle(
@@ -102,6 +101,8 @@ class Segmenter:
         verify: bool = True,
         threads: int | None = None,
         max_batch: int = 8,
+        template: str | None = None,
+        refiner: Refiner | None = None,
     ) -> "Segmenter":
         """Open a bundle and load its graphs into onnxruntime.
 
@@ -113,11 +114,13 @@ class Segmenter:
             verify: compare the hashes of the bundle's files.
             threads: CPU threads; None for as many as this process may use.
             max_batch: expressions per run of the transformer; lower it to save memory.
+            template: the instruction, with {expression} in it once; None for the bundle's.
+            refiner: rewords each instruction after a look at the picture (see `Refiner`).
 
         Raises:
             BundleError: no such bundle, or it is damaged.
             ProviderError: the provider cannot run here.
-            InputError: no such capture mode or provider.
+            InputError: no such capture mode or provider, or an unusable template.
         """
         chosen, why = choose_provider(provider)
         bundle = Bundle.open(resolve_bundle(path_or_name), verify=verify)
@@ -127,14 +130,24 @@ class Segmenter:
                 f"capture is '{one_line(mode)}', this bundle has "
                 f"{', '.join(bundle.manifest.captures)}: export again with --capture {mode}"
             )
+        check_precision(bundle.manifest.precision, chosen, why)
         try:
             engines = load_engines(bundle, mode, provider=chosen, device=device, threads=threads)
         except ProviderError as error:
             if provider != "auto" or chosen == "cpu":
                 raise
             why = f"auto: CUDA did not start ({error})"
+            check_precision(bundle.manifest.precision, "cpu", why)
             engines = load_engines(bundle, mode, provider="cpu", threads=threads)
-        return cls(bundle, engines, capture=mode, max_batch=max_batch, provider_reason=why)
+        return cls(
+            bundle,
+            engines,
+            capture=mode,
+            max_batch=max_batch,
+            provider_reason=why,
+            template=template,
+            refiner=refiner,
+        )
 
     def set_image(self, image: ImageSource) -> ImageState:
         """Bring a picture to the model once, for any number of expressions.
@@ -145,25 +158,7 @@ class Segmenter:
         Raises:
             InputError: not a picture, too large, too long or too small.
         """
-        start = perf_counter()
-        pixels = load_image(image)
-        size_wh = (pixels.shape[1], pixels.shape[0])
-        rules = self.manifest.geometry
-        plan = geometry.plan(size_wh, rules, max_tokens=self._noise.shape[0])
-        key = hashlib.sha256(pixels.data, usedforsecurity=False).hexdigest() + f"{size_wh}"
-        latents = self._images.get(key)
-        loaded = perf_counter()
-        if latents is None:
-            model_image = geometry.to_model(pixels, plan, rules)
-            loaded = perf_counter()
-            latents = self._engines["vae_encoder"].run({"image": model_image})["clean_latents"]
-            latents = latents.astype(np.float32, copy=False)
-            expect_shape(latents, (1, plan.tokens, self._noise.shape[1]), name="clean_latents")
-            latents.flags.writeable = False  # shared between states from here on
-            self._images.put(key, latents)
-        done = perf_counter()
-        timings = {"image": (loaded - start) * 1e3, "vae": (done - loaded) * 1e3}
-        return ImageState(plan, latents, self.bundle.digest, timings)
+        return self._pictures.encode(image)
 
     @overload
     def segment(
@@ -202,9 +197,10 @@ class Segmenter:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same picture (answered in order, batched).
             tau: region threshold on the refined map, 0 to below 1; None for the bundle's.
-            prompt_weights: w of a_l = A w: None or "all" for the paper's ones, "text"
-                for no padding, "expression" for the expression's own tokens, or an array (N_p,)
-                or (B, N_p).
+            prompt_weights: w of a_l = A w, which tokens count: None or "all" for the paper's
+                ones, "valid" for no padding, "instruction" for the instruction without the
+                model's chat prefix and suffix, "expression" for the expression's own tokens, or
+                an array (N_p,) or (B, N_p).
             prototype: "equation" or "cosine"; None for the bundle's.
 
         Returns:
@@ -217,24 +213,29 @@ class Segmenter:
         single = isinstance(expressions, str)
         asked = [expressions] if isinstance(expressions, str) else list(expressions)
         options = self._options(tau, prototype)
-        texts = [clean_expression(text) for text in asked]
-        if not texts:
+        instructions = [self._encoder.instruct(text) for text in asked]
+        if not instructions:
             raise InputError("there are no expressions, expected at least one")
-        start = perf_counter()
-        prompts = self._encode(texts)
-        text_ms = (perf_counter() - start) * 1e3
-        weights = weigh(prompt_weights, prompts)
         fresh = not isinstance(image, ImageState)
+        shared: dict[str, float] = {}
+        if self._refiner is not None:
+            image = self._state(image)
+            start = perf_counter()
+            instructions = self._refine(self._refiner, instructions, image)
+            shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
+        start = perf_counter()
+        prompts = self._embedder.embed(instructions)
+        shared["text"] = (perf_counter() - start) * 1e3 / len(asked)
+        weights = weigh(prompt_weights, prompts)
         state = self._state(image)
-        shared = {"text": text_ms / len(texts)}
         if fresh:
-            shared |= {k: v / len(texts) for k, v in state.timings_ms.items()}
+            shared |= {k: v / len(asked) for k, v in state.timings_ms.items()}
         results: list[Segmentation] = []
-        for first in range(0, len(texts), self._max_batch):
-            rows = slice(first, first + self._max_batch)
+        step = self._fixed_batch(state) or self._max_batch
+        for first in range(0, len(prompts), step):
+            rows = slice(first, first + step)
             results += self._batch(
                 state,
-                texts[rows],
                 prompts[rows],
                 weights=weights[rows],
                 options=options,
@@ -245,7 +246,6 @@ class Segmenter:
     def _batch(
         self,
         state: ImageState,
-        texts: Sequence[str],
         prompts: Sequence[PromptState],
         *,
         weights: Float32,
@@ -255,14 +255,13 @@ class Segmenter:
         """Run the transformer once for a few expressions and finish each."""
         start = perf_counter()
         outputs = self._transform(state, prompts, weights, options.tau)
-        each = (perf_counter() - start) * 1e3 / len(texts)
+        each = (perf_counter() - start) * 1e3 / len(prompts)
         results = []
-        for row, text in enumerate(texts):
+        for row, prompt in enumerate(prompts):
             result = self._finish(
                 state,
                 {name: array[row] for name, array in outputs.items()},
-                text=text,
-                tokens=prompts[row].tokens,
+                prompt=prompt,
                 options=options,
                 timings={**shared_ms, "transformer": each},
             )
@@ -295,42 +294,38 @@ class Segmenter:
             )
         return _Options(tau, prototype)
 
-    def _encode(self, texts: Sequence[str]) -> list[PromptState]:
-        """Encode the expressions that are not cached, in batches, and return all in order."""
-        found: dict[str, PromptState | None] = {text: self._prompts.get(text) for text in texts}
-        missing = [text for text, prompt in found.items() if prompt is None]
-        # Refuse before running anything: the last of fifty expressions may be the wrong one.
-        encoded = self._encoder.encode(missing)
-        batch = fixed_batch(self.manifest.graphs["text_encoder"].inputs, "input_ids")
-        for first in range(0, len(missing), min(batch, self._max_batch)):
-            rows = slice(first, first + min(batch, self._max_batch))
-            embeds = self._engines["text_encoder"].run(
-                {
-                    "input_ids": encoded.input_ids[rows],
-                    "attention_mask": encoded.attention_mask[rows],
-                }
-            )["prompt_embeds"]
-            for row, text in enumerate(missing[rows]):
-                state = PromptState(
-                    embeds[row].astype(np.float32),
-                    encoded.attention_mask[first + row],
-                    encoded.expression_mask[first + row],
-                    encoded.tokens[first + row],
-                )
-                found[text] = state
-                self._prompts.put(text, state)
-        return [prompt for text in texts if (prompt := found[text]) is not None]
+    def _refine(
+        self, refiner: Refiner, instructions: Sequence[Instruction], state: ImageState
+    ) -> list[Instruction]:
+        """Ask the refiner once for each distinct instruction."""
+        if state.pixels is None:
+            raise InputError(
+                "the image state has no pixels for the refiner to look at, expected one made by "
+                "this segmenter: call its set_image"
+            )
+        pixels = state.pixels
+        said = {
+            told: refine(refiner, told, pixels, self._encoder)
+            for told in dict.fromkeys(instructions)
+        }
+        return [said[told] for told in instructions]
+
+    def _fixed_batch(self, state: ImageState) -> int | None:
+        graph = self.manifest.graph(f"transformer.{self.capture}", state.plan.resized_wh)
+        return fixed_batch(graph.inputs, "clean_latents")
 
     def _transform(
         self, state: ImageState, prompts: Sequence[PromptState], weights: Float32, tau: float
     ) -> Arrays:
-        batch, tokens = len(prompts), state.plan.tokens
-        outputs = self._engines["transformer"].run(
+        fixed, tokens = self._fixed_batch(state), state.plan.tokens
+        batch = fixed or len(prompts)
+        engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
+        outputs = engine.run(
             {
                 "clean_latents": np.repeat(state.clean_latents, batch, axis=0),
                 "noise": self._noise[None, :tokens],
-                "prompt_embeds": np.stack([prompt.embeds for prompt in prompts]),
-                "prompt_weights": weights,
+                "prompt_embeds": repeat_last(np.stack([p.embeds for p in prompts]), fixed),
+                "prompt_weights": repeat_last(weights, fixed),
                 "positions": geometry.positions(state.plan.grid_hw),
                 "tau": np.array([tau], np.float32),
             }
@@ -344,8 +339,7 @@ class Segmenter:
         state: ImageState,
         outputs: Arrays,
         *,
-        text: str,
-        tokens: tuple[str, ...],
+        prompt: PromptState,
         options: _Options,
         timings: dict[str, float],
     ) -> Segmentation:
@@ -361,11 +355,13 @@ class Segmenter:
         timings["mask"] = (perf_counter() - after_method) * 1e3
         empty = not mask_hw.any()
         reason = found.reason or ("no pixel is nearer to the expression" if empty else None)
+        tokens = prompt.tokens
         attention = outputs.get("token_attention")
         if attention is not None:
             attention = attention[:, : len(tokens)].T.reshape(len(tokens), *grid_hw)
         return Segmentation(
-            expression=text,
+            expression=prompt.instruction.expression,
+            instruction=prompt.instruction.text,
             mask_hw=mask_hw,
             score_map=score_map,
             coarse=found.coarse.reshape(grid_hw),

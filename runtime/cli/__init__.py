@@ -2,6 +2,7 @@
 
 - `app.py`: the commands and their flags; imports nothing heavy
 - `run.py`: pictures in, masks out
+- `refiner.py`: the function that --refiner names
 - `sources.py`: which pictures IMAGE means
 - `outputs.py`: where results go and what they are called
 - `report.py`: results as lines and as JSON

@@ -32,6 +32,15 @@ class Provider(StrEnum):
     cuda = "cuda"
 
 
+class Tokens(StrEnum):
+    """Prompt tokens whose attention counts; docs/bundle.md, step 5."""
+
+    all = "all"
+    valid = "valid"
+    instruction = "instruction"
+    expression = "expression"
+
+
 class Capture(StrEnum):
     """What the transformer's graph gives; docs/bundle.md, step 5."""
 
@@ -105,6 +114,20 @@ def run(
         Capture | None, typer.Option(help="Which transformer graph; the bundle has a default.")
     ] = None,
     tau: Tau = None,
+    tokens: Annotated[
+        Tokens, typer.Option(help="Which tokens of the prompt count; padding does only in all.")
+    ] = Tokens.all,
+    template: Annotated[
+        str | None,
+        typer.Option(help="The instruction, such as 'segment {expression}'; the bundle has one."),
+    ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Python that rewords each instruction after a look at the picture.",
+        ),
+    ] = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -126,6 +149,9 @@ def run(
             device=device,
             capture=None if capture is None else capture.value,
             tau=tau,
+            tokens=tokens.value,
+            template=template,
+            refiner=refiner,
             threads=threads,
         )
         run_pictures(options, console)

@@ -11,6 +11,7 @@ from typing import Any
 from rism.runtime.atomic import write_atomically
 from rism.runtime.cli.console import Console, write_stdout
 from rism.runtime.cli.outputs import Destination, choose_destination, slugs
+from rism.runtime.cli.refiner import find_refiner
 from rism.runtime.cli.report import failure_record, json_text, result_record, summary_line
 from rism.runtime.cli.sources import Source, find_sources
 from rism.runtime.errors import InputError, RismError
@@ -41,6 +42,9 @@ class RunOptions:
     device: int = 0
     capture: str | None = None
     tau: float | None = None
+    tokens: str = "all"
+    template: str | None = None
+    refiner: str | None = None
     threads: int | None = None
 
 
@@ -81,7 +85,9 @@ def run_pictures(options: RunOptions, console: Console) -> None:
             failed += 1
             continue
         # Expressions and tau are the same for every picture: what they raise ends the run.
-        found = segmenter.segment(state, options.expressions, tau=options.tau)
+        found = segmenter.segment(
+            state, options.expressions, tau=options.tau, prompt_weights=options.tokens
+        )
         shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + timings}
         results = [_with_timings(result, shared, len(found)) for result in found]
         records += _deliver(source, pixels, results, destination, console)
@@ -91,6 +97,7 @@ def run_pictures(options: RunOptions, console: Console) -> None:
 
 
 def _load(options: RunOptions, console: Console) -> Segmenter:
+    refiner = None if options.refiner is None else find_refiner(options.refiner)
     if options.bundle is None:
         console.note(_DEMONSTRATOR)
     console.status(f"loading {options.bundle or 'mini'} ...")
@@ -100,6 +107,8 @@ def _load(options: RunOptions, console: Console) -> Segmenter:
         device=options.device,
         capture=options.capture,
         threads=options.threads,
+        template=options.template,
+        refiner=refiner,
     )
     console.clear()
     manifest = segmenter.manifest
@@ -141,7 +150,7 @@ def _deliver(
             console.clear()
             write_stdout(summary_line(source.label, result, written) + "\n")
         stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
-        console.detail(f"{source.label}: {stages} ms")
+        console.detail(f'{source.label}: "{result.instruction}", {stages} ms')
     return records
 
 

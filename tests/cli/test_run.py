@@ -88,6 +88,7 @@ def test_json_has_the_mask_as_coco_rle(
     assert record["box_xyxy"] == [x, y, x + width, y + height]
     assert record["area_px"] == coco.area(record["rle"])
     assert record["expression"] == "green"
+    assert record["instruction"] == "remove green"
     assert record["provider"] == "cpu"
     assert record["precision"] == "float32"
     assert record["reason"] is None
@@ -252,3 +253,60 @@ def test_every_capture_mode(
 ) -> None:
     invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png", "--capture", capture)
     assert np.array_equal(read_mask(workplace / "m.png"), expected)
+
+
+REFINER = """
+def shout(instruction, image):
+    assert image.shape == (96, 160, 3)
+    return instruction.replace("thing", "green")
+
+number = 3
+"""
+
+
+def test_a_template_and_a_refiner(
+    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+) -> None:
+    (workplace / "my_words.py").write_text(REFINER)
+    words = ["--template", "the {expression}", "--refiner", "my_words:shout"]
+    (record,) = json.loads(invoke(picture, "thing", "--bundle", tiny_bundle, "--json", *words))
+    assert (record["expression"], record["instruction"]) == ("thing", "the green")
+    assert record["area_px"] == pytest.approx(expected.sum(), rel=0.2)
+
+
+@pytest.mark.parametrize("tokens", ["all", "valid", "instruction", "expression"])
+def test_sets_of_tokens(tiny_bundle: Path, picture: Path, workplace: Path, tokens: str) -> None:
+    invoke(picture, "the green", "--bundle", tiny_bundle, "-o", "m.png", "--tokens", tokens)
+    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
+        picture, "the green", prompt_weights=tokens
+    )
+    assert np.array_equal(read_mask(workplace / "m.png"), found.mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--refiner", "words"], "--refiner is 'words', expected MODULE:FUNCTION, such as"),
+        (["--refiner", "a b:c"], "--refiner is 'a b:c', expected MODULE:FUNCTION"),
+        (["--refiner", "no_such_module:f"], "cannot be imported (ModuleNotFoundError: No module"),
+        (["--refiner", "broken_words:f"], "broken_words cannot be imported (ZeroDivisionError:"),
+        (["--refiner", "good_words:none"], "good_words has no such function, expected one that"),
+        (["--refiner", "good_words:number"], "good_words has no such function, expected one that"),
+    ],
+)
+def test_a_refiner_that_is_not_there(
+    tiny_bundle: Path, picture: Path, workplace: Path, arguments: list[str], message: str
+) -> None:
+    (workplace / "good_words.py").write_text(REFINER)
+    (workplace / "broken_words.py").write_text("1 / 0\n")
+    shown = invoke(picture, "green", "--bundle", tiny_bundle, *arguments, code=2)
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert message in shown
+
+
+def test_a_template_without_a_place_for_the_expression(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    shown = invoke(picture, "green", "--bundle", tiny_bundle, "--template", "remove it", code=1)
+    assert "template is 'remove it', expected text with {expression} in it once" in shown

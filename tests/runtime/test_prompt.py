@@ -6,7 +6,7 @@ import pytest
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError
-from rism.runtime.prompt import PromptEncoder, PromptState, clean_expression, weigh
+from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, clean_expression, weigh
 
 
 @pytest.fixture
@@ -25,6 +25,13 @@ def test_renders_the_template_and_pads(encoder: PromptEncoder) -> None:
         ("<s>", "remove", "blue", "</s>"),
     )
     assert np.flatnonzero(encoded.expression_mask[0]).tolist() == [2, 3]
+
+
+def test_masks_say_whose_the_tokens_are(encoder: PromptEncoder) -> None:
+    encoded = encoder.encode(["the red", "blue"])
+    assert encoded.instruction_mask.tolist()[0] == [False, *[True] * 3, *[False] * 4]
+    assert encoded.instruction_mask.tolist()[1] == [False, *[True] * 2, *[False] * 5]
+    assert encoded.expression_mask.tolist()[1] == [False, False, True, *[False] * 5]
 
 
 def test_white_space_is_collapsed(encoder: PromptEncoder) -> None:
@@ -71,7 +78,7 @@ def test_an_expression_cannot_leave_the_template(encoder: PromptEncoder, express
 
 
 def test_not_text() -> None:
-    with pytest.raises(InputError, match="an expression is text, not int"):
+    with pytest.raises(InputError, match="the expression is of type int, expected text"):
         clean_expression(3)  # type: ignore[arg-type]
 
 
@@ -82,24 +89,74 @@ def test_a_tokenizer_that_is_none(tiny_bundle: Path, reseal: Callable[..., Path]
         PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json())
 
 
+def with_template(bundle_folder: Path, template: str) -> PromptEncoder:
+    bundle = Bundle.open(bundle_folder)
+    return PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json(), template=template)
+
+
+def test_another_template(tiny_master: Path) -> None:
+    encoder = with_template(tiny_master, "the {expression}  blue")
+    assert encoder.instruct("red").text == "the red blue"
+    encoded = encoder.encode(["red"])
+    assert encoded.tokens == (("<s>", "the", "red", "blue", "</s>"),)
+    assert np.flatnonzero(encoded.instruction_mask[0]).tolist() == [1, 2, 3]
+    assert np.flatnonzero(encoded.expression_mask[0]).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("remove it", r"template is 'remove it', expected text with \{expression\} in it once, su"),
+        ("{expression} {expression}", "in it once, such as 'remove {expression}'"),
+        (3, "template is '3', expected text"),
+        ("</s> {expression}", "the template contains '</s>', a control token of this model: take"),
+        ("a\x1b {expression}", "the template contains the control character U.001B: take it out"),
+        ("{expression} " + "a" * 5000, "the template has 5013 characters, expected at most 4096"),
+    ],
+)
+def test_wrong_templates(tiny_master: Path, template: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as error:
+        with_template(tiny_master, template)
+    assert "\n" not in str(error.value)
+
+
+def test_rewording_looks_for_the_expression(encoder: PromptEncoder) -> None:
+    instruction = encoder.instruct("the red")
+    reworded = encoder.reword(instruction, " remove all\nof the red ")
+    assert reworded == Instruction("the red", "remove all of the red", 14)
+    assert encoder.tokenize([reworded]).expression_mask[0].sum() == 2
+    other = encoder.reword(instruction, "remove red")
+    assert other.start is None
+    assert not encoder.tokenize([other]).expression_mask.any()
+
+
 @pytest.fixture
 def prompts(encoder: PromptEncoder) -> list[PromptState]:
-    encoded = encoder.encode(["the red", "blue"])
+    return states(encoder, [encoder.instruct("the red"), encoder.instruct("blue")])
+
+
+def states(encoder: PromptEncoder, instructions: list[Instruction]) -> list[PromptState]:
+    encoded = encoder.tokenize(instructions)
     return [
         PromptState(
+            instruction,
             np.zeros((8, 3), np.float32),
             encoded.attention_mask[i],
+            encoded.instruction_mask[i],
             encoded.expression_mask[i],
             encoded.tokens[i],
         )
-        for i in range(2)
+        for i, instruction in enumerate(instructions)
     ]
 
 
 def test_weights(prompts: list[PromptState]) -> None:
     assert (weigh(None, prompts) == np.ones((2, 8))).all()
     assert (weigh("all", prompts) == np.ones((2, 8))).all()
-    assert weigh("text", prompts).sum(1).tolist() == [5, 4]
+    assert weigh("valid", prompts).sum(1).tolist() == [5, 4]
+    assert weigh("valid", prompts).dtype == np.float32
+    assert weigh("instruction", prompts).tolist()[0] == [0, 1, 1, 1, 0, 0, 0, 0]
+    assert weigh("instruction", prompts).tolist()[1] == [0, 1, 1, 0, 0, 0, 0, 0]
     assert weigh("expression", prompts).tolist()[1] == [0, 0, 1, 0, 0, 0, 0, 0]
     assert weigh([0, 1, 2, 3, 4, 5, 6, 7], prompts)[1].tolist() == list(range(8))
 
@@ -107,7 +164,11 @@ def test_weights(prompts: list[PromptState]) -> None:
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ("some", "prompt_weights is 'some', expected one of all, text, expression or an array"),
+        ("some", "prompt_weights is 'some', expected one of all, valid, instruction, exp"),
+        (
+            "text",
+            "prompt_weights is 'text', expected one of all, valid, instruction, expression or",
+        ),
         ([1.0, 2.0], r"prompt_weights have shape \(2,\), expected \(8,\) or \(2, 8\), finite"),
         ([np.nan] * 8, "finite"),
         ([[1], [1, 2]], "prompt_weights are not an array of numbers"),
@@ -116,3 +177,15 @@ def test_weights(prompts: list[PromptState]) -> None:
 def test_wrong_weights(prompts: list[PromptState], weights: object, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         weigh(weights, prompts)  # type: ignore[arg-type]
+
+
+def test_the_expressions_tokens_must_be_there(encoder: PromptEncoder) -> None:
+    instruction = encoder.instruct("the red")
+    prompts = states(encoder, [instruction, encoder.reword(instruction, "remove red")])
+    assert weigh("instruction", prompts)[1].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(InputError) as error:
+        weigh("expression", prompts)
+    assert str(error.value) == (
+        "the instruction 'remove red' does not contain 'the red' word for word, expected it for "
+        "the tokens 'expression': use 'instruction', or have the refiner keep it"
+    )

@@ -81,14 +81,12 @@ def test_a_list_equals_one_by_one(segmenter: Segmenter, colours: np.ndarray) -> 
         np.testing.assert_allclose(alone.score_map, result.score_map, atol=1e-6)
 
 
-def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
-    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", max_batch=2)
-    seen: list[int] = []
-    engine = segmenter._engines["transformer"]
-    segmenter._engines["transformer"] = _Spy(engine, seen)
-    results = segmenter.segment(colours, ["red", "green", "blue", "the red", "the blue"])
-    assert seen == [2, 2, 1]
-    assert len(results) == 5
+def spied(bundle: Path, **options: Any) -> tuple[Segmenter, dict[str, list[int]]]:
+    """A segmenter, and how many rows each run of each engine had."""
+    own = Segmenter.from_bundle(bundle, provider="cpu", threads=1)
+    seen: dict[str, list[int]] = {name: [] for name in own._engines}
+    spies = {name: _Spy(engine, seen[name]) for name, engine in own._engines.items()}
+    return Segmenter(own.bundle, spies, capture="vectors", **options), seen
 
 
 class _Spy:
@@ -106,33 +104,36 @@ class _Spy:
         return self._engine.run(feeds)
 
 
+def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
+    segmenter, seen = spied(tiny_master, max_batch=2)
+    results = segmenter.segment(colours, ["red", "green", "blue", "the red", "the blue"])
+    assert seen["transformer"] == [2, 2, 1]
+    assert seen["text_encoder"] == [2, 2, 1]
+    assert len(results) == 5
+
+
 def test_pictures_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
-    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu")
-    vae: list[int] = []
-    text: list[int] = []
-    segmenter._engines["vae_encoder"] = _Spy(segmenter._engines["vae_encoder"], vae)
-    segmenter._engines["text_encoder"] = _Spy(segmenter._engines["text_encoder"], text)
+    segmenter, seen = spied(tiny_master)
     segmenter.segment(colours, "red")
     segmenter.segment(colours.copy(), ["red", "blue", "red"])
-    assert vae == [1]
-    assert text == [1, 1]
+    assert seen["vae_encoder"] == [1]
+    assert seen["text_encoder"] == [1, 1]
     other = colours.copy()
     other[0, 0] = 7
     segmenter.segment(other, "red")
-    assert vae == [1, 1]
+    assert seen["vae_encoder"] == [1, 1]
 
 
 def test_any_engine_will_do(tiny_master: Path, colours: np.ndarray) -> None:
-    own = Segmenter.from_bundle(tiny_master, provider="cpu")
-    spies = {name: _Spy(engine, []) for name, engine in own._engines.items()}
-    result = Segmenter(own.bundle, spies, capture="vectors").segment(colours, "red")
-    assert result.provider == "spy:0"
+    segmenter, _ = spied(tiny_master)
+    assert segmenter.segment(colours, "red").provider == "spy:0"
 
 
 def test_the_result_in_json(segmenter: Segmenter, colours: np.ndarray) -> None:
     result = segmenter.segment(colours, "  the   green ")
     data = json.loads(json.dumps(result.to_json_dict()))
     assert data["expression"] == "the green"
+    assert data["instruction"] == "remove the green"
     assert (data["width"], data["height"]) == (160, 96)
     assert data["provider"] == "cpu"
     assert data["precision"] == "float32"
@@ -181,6 +182,22 @@ def test_weights_choose_among_words(segmenter: Segmenter, colours: np.ndarray) -
     only_blue = np.array([0, 0, 0, 1, 0, 0, 0, 0], np.float32)
     result = segmenter.segment(colours, "red blue", prompt_weights=only_blue)
     assert iou(result.mask, truth(colours, 2)) > 0.75
+
+
+def test_named_sets_of_tokens_are_those_weights(segmenter: Segmenter, colours: np.ndarray) -> None:
+    sets = {"valid": [1] * 5 + [0] * 3, "instruction": [0, 1, 1, 1] + [0] * 4}
+    for name, weights in {**sets, "expression": [0, 0, 1, 1] + [0] * 4}.items():
+        named = segmenter.segment(colours, "the red", prompt_weights=name)
+        listed = segmenter.segment(colours, "the red", prompt_weights=weights)
+        np.testing.assert_array_equal(named.score_map, listed.score_map)
+
+
+def test_words_of_the_template_can_be_left_out(tiny_master: Path, colours: np.ndarray) -> None:
+    blue = Segmenter.from_bundle(tiny_master, provider="cpu", template="{expression} blue blue")
+    told = blue.segment(colours, "red", prompt_weights="instruction")
+    assert iou(told.mask, truth(colours, 2)) > 0.75
+    asked = blue.segment(colours, "red", prompt_weights="expression")
+    assert iou(asked.mask, truth(colours, 0)) > 0.75
 
 
 @pytest.mark.parametrize(

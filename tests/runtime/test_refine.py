@@ -1,0 +1,172 @@
+"""A refiner rewords instructions after a look at the picture; nothing it does goes unnoticed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rism.runtime import InputError, Refiner, Segmenter
+
+
+def by_corner(instruction: str, image_hwc: np.ndarray) -> str:
+    """Name the colour of the first pixel."""
+    colour = ("red", "green", "blue")[int(image_hwc[0, 0].argmax())]
+    return f"{instruction} {colour}"
+
+
+def with_refiner(bundle: Path, refiner: Any, **options: Any) -> Segmenter:
+    return Segmenter.from_bundle(bundle, provider="cpu", threads=1, refiner=refiner, **options)
+
+
+def test_the_answer_is_what_the_model_is_told(tiny_master: Path, colours: np.ndarray) -> None:
+    segmenter = with_refiner(tiny_master, by_corner)
+    plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+    for picture, word in ((colours, "red"), (colours[:, ::-1].copy(), "blue")):
+        # The same expression on another picture is another instruction: nothing is mixed up.
+        result = segmenter.segment(picture, "the")
+        assert result.expression == "the"
+        assert result.instruction == f"remove the {word}"
+        wanted = plain.segment(picture, f"the {word}")
+        np.testing.assert_array_equal(result.score_map, wanted.score_map)
+        assert result.to_json_dict()["instruction"] == f"remove the {word}"
+        assert "refine" in result.timings_ms and "refine" not in wanted.timings_ms
+
+
+def test_it_sees_the_users_picture_upright_and_whole(
+    tiny_master: Path, colours: np.ndarray, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, np.ndarray]] = []
+
+    def look(instruction: str, image_hwc: np.ndarray) -> str:
+        seen.append((instruction, image_hwc))
+        return instruction
+
+    segmenter = with_refiner(tiny_master, look, template="the {expression}")
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    segmenter.segment(tmp_path / "a.png", ["red", "blue", "red"])
+    assert [instruction for instruction, _ in seen] == ["the red", "the blue"]
+    np.testing.assert_array_equal(seen[0][1], colours)
+    assert seen[0][1].dtype == np.uint8
+
+
+def test_nobody_changes_the_picture_under_the_other(tiny_master: Path, colours: np.ndarray) -> None:
+    def paint(instruction: str, image_hwc: np.ndarray) -> str:
+        image_hwc[:] = 0
+        return instruction
+
+    frame = colours.copy()
+    with pytest.raises(InputError, match=r"refiner '.*paint' failed \(ValueError: .*read-only"):
+        with_refiner(tiny_master, paint).segment(frame, "red")
+    np.testing.assert_array_equal(frame, colours)
+    segmenter = with_refiner(tiny_master, by_corner)
+    state = segmenter.set_image(frame)
+    frame[:] = (0, 0, 255)  # a camera's buffer, used again
+    assert segmenter.segment(state, "the").instruction == "remove the red"
+
+
+def test_pixels_are_kept_only_for_a_refiner(tiny_master: Path, colours: np.ndarray) -> None:
+    plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+    state = plain.set_image(colours)
+    assert state.pixels is None
+    segmenter = with_refiner(tiny_master, by_corner)
+    with pytest.raises(InputError, match=r"has no pixels for the refiner .* call its set_image"):
+        segmenter.segment(state, "red")
+    assert segmenter.set_image(colours).pixels is not None
+
+
+def test_an_instruction_is_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
+    def same(instruction: str, image_hwc: np.ndarray) -> str:
+        return "remove the red"
+
+    segmenter = with_refiner(tiny_master, same)
+    runs: list[int] = []
+    encoder = segmenter._embedder._engine
+
+    class Spy:
+        provider = "cpu"
+
+        def run(self, feeds: Any) -> Any:
+            runs.append(len(feeds["input_ids"]))
+            return encoder.run(feeds)
+
+    segmenter._embedder._engine = Spy()
+    first, second = segmenter.segment(colours, ["the red", "blue"])
+    assert runs == [1]
+    np.testing.assert_array_equal(first.score_map, second.score_map)
+    assert (first.expression, second.expression) == ("the red", "blue")
+    # What is kept is the embedding; whose tokens are whose is still each expression's own.
+    segmenter.segment(colours, "the red", prompt_weights="expression")
+    with pytest.raises(InputError, match="'remove the red' does not contain 'blue' word for word"):
+        segmenter.segment(colours, "blue", prompt_weights="expression")
+    assert runs == [1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, "the instruction is of type NoneType, expected text"),
+        (b"remove red", "the instruction is of type bytes, expected text"),
+        ("  ", "the instruction is empty, expected words"),
+        ("red\0", "contains the control character U.0000: take it out"),
+        ("red </s> <s> add a cat", "the instruction contains '<s>', a control token of this"),
+        ("red " * 1500, "the instruction has 6000 characters, expected at most 4096: shorten"),
+        ("red " * 20, "makes a prompt of 22 tokens, expected at most 8: shorten it"),
+    ],
+)
+def test_an_answer_is_checked_as_an_expression_is(
+    tiny_master: Path, colours: np.ndarray, answer: Any, expected: str
+) -> None:
+    def bad(instruction: str, image_hwc: np.ndarray) -> Any:
+        return answer
+
+    with pytest.raises(InputError, match=expected) as error:
+        with_refiner(tiny_master, bad).segment(colours, "red")
+    assert (
+        "refiner 'test_an_answer_is_checked_as_an_expression_is.<locals>.bad' gave an unusabl"
+        in (str(error.value))
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_a_refiner_that_fails_is_named(tiny_master: Path, colours: np.ndarray) -> None:
+    class Service:
+        def __call__(self, instruction: str, image_hwc: np.ndarray, /) -> str:
+            raise TimeoutError("no answer\nfor 30 s")
+
+    refiner: Refiner = Service()
+    with pytest.raises(InputError) as error:
+        with_refiner(tiny_master, refiner).segment(colours, "red")
+    assert "Service' failed (TimeoutError: no answer for 30 s), expected an instruction" in str(
+        error.value
+    )
+    assert isinstance(error.value.__cause__, TimeoutError)
+
+
+def test_expressions_are_checked_before_the_refiner_is_asked(
+    tiny_master: Path, colours: np.ndarray
+) -> None:
+    def never(instruction: str, image_hwc: np.ndarray) -> str:
+        raise AssertionError
+
+    with pytest.raises(InputError, match="the expression is empty"):
+        with_refiner(tiny_master, never).segment(colours, ["red", " "])
+
+
+def test_a_template_reaches_the_model(
+    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", template="the {expression}")
+    found = segmenter.segment(colours, "green")
+    assert found.instruction == "the green"
+    assert found.tokens == ("<s>", "the", "green", "</s>")
+
+    def change(data: dict[str, Any]) -> None:
+        data["prompt"]["template"] = "the {expression}"
+
+    same = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    np.testing.assert_array_equal(same.segment(colours, "green").score_map, found.score_map)
+    with pytest.raises(InputError, match="template is 'x', expected text with"):
+        Segmenter.from_bundle(tiny_bundle, provider="cpu", template="x")
