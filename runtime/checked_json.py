@@ -12,7 +12,7 @@ from rism.runtime.errors import BundleError, one_line
 
 MAX_TEXT = 8192
 MAX_ENTRIES = 4096
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 
 
 class Node:
@@ -132,7 +132,7 @@ class Node:
         """Return a relative POSIX path that stays inside the bundle."""
         value = self._data.get(key)
         if not isinstance(value, str) or not is_safe_name(value):
-            self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - and /)")
+            self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - @ and /)")
         return value
 
 

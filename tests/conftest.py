@@ -300,6 +300,42 @@ def tiny_bundle(tiny_master: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int) -> Path:
+    """Turn the tiny bundle's graphs into ones of fixed sizes, as a static export writes them."""
+    data = json.loads((folder / "manifest.json").read_text())
+    graphs = {"text_encoder": data["graphs"].pop("text_encoder")}
+    for width, height in sizes:
+        tokens = (width // 8) * (height // 8)
+        fixed = {"h": height, "w": width, "n_v": tokens, "batch": batch}
+        for name, entry in data["graphs"].items():
+            model = onnx.load(folder / entry["file"])
+            for value in (*model.graph.input, *model.graph.output):
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_param in fixed:
+                        dim.dim_value = fixed[dim.dim_param]
+            made = json.loads(json.dumps(entry))
+            made["file"] = f"{name}.{width}x{height}.onnx"
+            for spec in (*made["inputs"].values(), *made["outputs"].values()):
+                spec["shape"] = [fixed.get(size, size) for size in spec["shape"]]
+            onnx.save_model(model, folder / made["file"])
+            graphs[f"{name}@{width}x{height}"] = made
+    for entry in data["graphs"].values():
+        (folder / entry["file"]).unlink()
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["schema_version"] = "1.1"
+        manifest["geometry"]["sizes"] = [list(size) for size in sizes]
+        manifest["graphs"] = graphs
+
+    return seal(folder, change)
+
+
+@pytest.fixture
+def static_bundle(tiny_bundle: Path) -> Path:
+    """The tiny bundle at three fixed sizes, two expressions at a time."""
+    return fix_sizes(tiny_bundle, [(128, 128), (160, 96), (96, 160)], batch=2)
+
+
 @pytest.fixture
 def reseal() -> Callable[..., Path]:
     return seal

@@ -58,11 +58,15 @@ def _about(manifest: Manifest) -> Iterator[str]:
         f"precision  computes in {one_line(manifest.precision.compute)}, "
         f"stores {one_line(manifest.precision.storage)}"
     )
-    yield (
-        f"geometry   {geometry.size_level} x {geometry.size_level} pixels of area, "
-        f"resize {geometry.resize}, remainder {geometry.remainder}, "
-        f"sides in {geometry.multiple_px} px, tokens of {geometry.token_px} px"
-    )
+    if geometry.sizes:
+        sizes = ", ".join(f"{width} x {height}" for width, height in geometry.sizes)
+        yield f"geometry   fixed sizes {sizes}, tokens of {geometry.token_px} px"
+    else:
+        yield (
+            f"geometry   {geometry.size_level} x {geometry.size_level} pixels of area, "
+            f"resize {geometry.resize}, remainder {geometry.remainder}, "
+            f"sides in {geometry.multiple_px} px, tokens of {geometry.token_px} px"
+        )
     yield f'prompt     "{one_line(prompt.template)}", at most {prompt.max_length} tokens'
     yield (
         f"method     tau {method.tau:g}, {method.double_blocks} double and "
@@ -74,7 +78,7 @@ def _about(manifest: Manifest) -> Iterator[str]:
 
 def _graphs(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
-        default = name == f"transformer.{manifest.default_capture}"
+        default = name.partition("@")[0] == f"transformer.{manifest.default_capture}"
         yield f"graph      {one_line(name)} ({graph.file}){', the default' if default else ''}"
         for arrow, tensors in (("<-", graph.inputs), ("->", graph.outputs)):
             for logical, tensor in tensors.items():

@@ -35,6 +35,18 @@ def test_json(tiny_bundle: Path) -> None:
     assert record["graphs"]["transformer.scores"]["inputs"]["tau"]["shape"] == [1]
 
 
+def test_fixed_sizes(static_bundle: Path) -> None:
+    shown = runner.invoke(app, ["inspect", str(static_bundle)])
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert "geometry   fixed sizes 128 x 128, 160 x 96, 96 x 160, tokens of 8 px" in lines
+    name, file = "transformer.vectors@160x96", "transformer.vectors.160x96.onnx"
+    assert f"graph      {name} ({file}), the default" in lines
+    assert "           <- image float32 (1, 3, 96, 160)" in lines
+    record = json.loads(runner.invoke(app, ["inspect", str(static_bundle), "--json"]).stdout)
+    assert record["geometry"]["sizes"] == [[128, 128], [160, 96], [96, 160]]
+
+
 def test_parity_of_any_shape_is_printed(tiny_bundle: Path, reseal: Any) -> None:
     reseal(tiny_bundle, lambda data: data.update(parity={"a": 1, "b": {"c": 2.0}, "d": [3]}))
     shown = runner.invoke(app, ["inspect", str(tiny_bundle)])

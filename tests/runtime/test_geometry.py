@@ -92,6 +92,51 @@ def test_to_model_crops_without_resizing() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size_wh", "chosen"),
+    [
+        ((640, 480), (1152, 896)),  # 1.333 lies between 1.286 and 1.5
+        ((480, 640), (896, 1152)),
+        ((1000, 1000), (1024, 1024)),  # of equal ratios the larger
+        ((3, 3), (1024, 1024)),
+        ((800, 100), (1536, 640)),
+        ((3000, 2000), (1536, 1024)),
+        ((2, 1), (1216, 704)),
+    ],
+)
+def test_fixed_sizes_are_chosen_by_aspect(
+    size_wh: tuple[int, int], chosen: tuple[int, int]
+) -> None:
+    sizes = (
+        (512, 512), (1024, 1024), (1152, 896), (896, 1152), (768, 512), (1536, 1024),
+        (1216, 704), (1536, 640),
+    )  # fmt: skip
+    for rules in (STRETCH, CROP):
+        plan = geometry.plan(size_wh, replace(rules, multiple_px=16, token_px=16, sizes=sizes))
+        assert plan.resized_wh == chosen
+        assert plan.crop_xyxy == (0, 0, *chosen)
+        assert plan.grid_hw == (chosen[1] // 16, chosen[0] // 16)
+
+
+def test_ties_between_fixed_sizes() -> None:
+    """As far to one side as to the other: the larger area, then the first listed."""
+    tall, wide, large = (512, 768), (768, 512), (1024, 1536)
+    for sizes in ((tall, wide), (wide, tall)):
+        assert geometry.plan((99, 99), replace(STRETCH, sizes=sizes)).resized_wh == sizes[0]
+    for sizes in ((wide, large), (large, wide), (tall, large)):
+        assert geometry.plan((99, 99), replace(STRETCH, sizes=sizes)).resized_wh == large
+
+
+def test_a_fixed_size_against_logarithms() -> None:
+    rng = np.random.default_rng(5)
+    sizes = tuple((int(w) * 8, int(h) * 8) for w, h in rng.integers(4, 200, (20, 2)))
+    rules = replace(STRETCH, sizes=sizes)
+    for width, height in rng.integers(100, 700, (300, 2)):
+        far = [abs(math.log(w / h) - math.log(width / height)) for w, h in sizes]
+        w, h = geometry.plan((int(width), int(height)), rules).resized_wh
+        assert abs(math.log(w / h) - math.log(width / height)) <= min(far) + 1e-12
+
+
 def pixelwise(map_hw: np.ndarray, plan: geometry.Plan) -> np.ndarray:
     """Docs/bundle.md, step 7, one pixel at a time in float64."""
     rows, columns = map_hw.shape
