@@ -279,6 +279,51 @@ def test_auto_says_why_cuda_did_not_start(
     assert auto.provider_reason.startswith("auto: CUDA did not start (provider cuda could not")
 
 
+@pytest.fixture
+def bfloat16(tiny_bundle: Path, reseal: Callable[..., Path]) -> Path:
+    return reseal(tiny_bundle, lambda data: data["precision"].update(compute="bfloat16"))
+
+
+def test_bfloat16_is_refused_on_a_cpu_before_anything_is_loaded(
+    bfloat16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for provider, why in (("cpu", "asked for"), ("auto", "auto: this onnxruntime has no CUDA")):
+        with pytest.raises(ProviderError) as error:
+            Segmenter.from_bundle(bfloat16, provider=provider)
+        assert str(error.value) == (
+            f"provider cpu ({why}) cannot run this bundle, which computes in bfloat16, expected "
+            "float32 or float16: export with --precision fp32 or fp16, or use --provider cuda"
+        )
+
+
+def test_bfloat16_is_no_reason_to_give_up_a_gpu(
+    bfloat16: Path, tiny_master: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    tried: list[str] = []
+
+    def session(file: str, options: Any, providers: Any) -> Any:
+        tried.append(providers[0][0])
+        raise RuntimeError("CUDA failure 35: driver\ntoo old")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(ProviderError, match="provider cuda could not start on device 0"):
+        Segmenter.from_bundle(bfloat16, provider="cuda")
+    assert set(tried) == {"CUDAExecutionProvider"}
+    with pytest.raises(
+        ProviderError, match=r"\(auto: CUDA did not start .*driver too old"
+    ) as error:
+        Segmenter.from_bundle(bfloat16, provider="auto")
+    assert set(tried) == {"CUDAExecutionProvider"}
+    assert "which computes in bfloat16" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_without_onnxruntime(tiny_master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ProviderError, match=r"onnxruntime cannot be imported .*rism\[cpu\]"):
