@@ -13,13 +13,19 @@ from rism.runtime.errors import OutputError, one_line
 __all__ = ["write_atomically"]
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True) -> None:
     """Write `data` to `path`: a reader sees the old file or the new one, never half of it.
 
     The data go to a temporary file beside the target, which then takes its name; whatever
     stops the writing (a full disk, an interrupt) also removes the temporary file. A
     symbolic link keeps pointing where it did. What is not a regular file, such as
     `/dev/stdout` or a pipe, cannot be renamed over and is written to directly.
+
+    Args:
+        path: where to.
+        data: the whole file.
+        follow_links: False replaces a link or a pipe of that name by a file, for places that
+            others can write to.
 
     Raises:
         OutputError: The place is missing, full, read-only or a folder.
@@ -28,6 +34,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     # name that does not exist.
     given = Path(path)
     try:
+        if not follow_links:
+            _replace(given, data, None)
+            return
         mode = given.stat().st_mode if given.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
             raise IsADirectoryError(f"{given} is a folder")

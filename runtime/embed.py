@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from rism.runtime.cache import LruCache
 from rism.runtime.capture import repeat_last
+from rism.runtime.embedding_cache import EmbeddingCache
 from rism.runtime.engines import Engine
 from rism.runtime.prompt import Instruction, PromptEncoder, PromptState
 
@@ -22,7 +23,13 @@ class PromptEmbedder:
     """Tokenises instructions and embeds those that were not seen before."""
 
     def __init__(
-        self, encoder: PromptEncoder, engine: Engine, *, max_batch: int, fixed_batch: int | None
+        self,
+        encoder: PromptEncoder,
+        engine: Engine,
+        *,
+        max_batch: int,
+        fixed_batch: int | None,
+        disk: EmbeddingCache | None = None,
     ) -> None:
         """Put a tokenizer and a text encoder together.
 
@@ -31,11 +38,13 @@ class PromptEmbedder:
             engine: the bundle's "text_encoder".
             max_batch: instructions per run, where the graph leaves it free.
             fixed_batch: instructions per run that the graph was exported for, or None.
+            disk: embeddings of earlier runs; None for none.
         """
         self._encoder = encoder
         self._engine = engine
         self._batch = fixed_batch or max_batch
         self._fixed = fixed_batch
+        self._disk = disk
         self._kept: LruCache[Float32] = LruCache(INSTRUCTIONS_KEPT)
 
     def embed(self, instructions: Sequence[Instruction]) -> list[PromptState]:
@@ -46,7 +55,7 @@ class PromptEmbedder:
             ProviderError: the text encoder failed.
         """
         encoded = self._encoder.tokenize(instructions)
-        found = {said.text: self._kept.get(said.text) for said in instructions}
+        found = {said.text: self._known(said.text) for said in instructions}
         missing = {
             said.text: row for row, said in enumerate(instructions) if found[said.text] is None
         }
@@ -58,6 +67,8 @@ class PromptEmbedder:
             for text, embed in zip(some, embeds, strict=True):
                 found[text] = embed
                 self._kept.put(text, embed)
+                if self._disk is not None:
+                    self._disk.put(text, embed)
         return [
             PromptState(
                 said,
@@ -70,6 +81,15 @@ class PromptEmbedder:
             for row, said in enumerate(instructions)
             if (known := found[said.text]) is not None
         ]
+
+    def _known(self, text: str) -> Float32 | None:
+        """Look in memory, then on disk."""
+        embeds = self._kept.get(text)
+        if embeds is None and self._disk is not None:
+            embeds = self._disk.get(text)
+            if embeds is not None:
+                self._kept.put(text, embeds)
+        return embeds
 
     def _run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> list[Float32]:
         feeds = {

@@ -1,7 +1,8 @@
 """From a bundle, a picture and expressions to masks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias, overload
@@ -13,6 +14,7 @@ from rism.runtime import geometry
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs, repeat_last
 from rism.runtime.embed import PromptEmbedder
+from rism.runtime.embedding_cache import EmbeddingCache
 from rism.runtime.engines import Arrays, Engine, check_precision, choose_provider, load_engines
 from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.images import ImageSource
@@ -51,6 +53,7 @@ class Segmenter:
         provider_reason: str = "",
         template: str | None = None,
         refiner: Refiner | None = None,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         """Put a bundle and its engines together; `from_bundle` does it for onnxruntime.
 
@@ -63,6 +66,7 @@ class Segmenter:
             provider_reason: why these engines were chosen.
             template: see `from_bundle`.
             refiner: see `from_bundle`.
+            cache: prompt embeddings of earlier runs, on disk.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -88,6 +92,7 @@ class Segmenter:
             engines["text_encoder"],
             max_batch=self._max_batch,
             fixed_batch=fixed_batch(self.manifest.graph("text_encoder").inputs, "input_ids"),
+            disk=cache,
         )
 
     @classmethod
@@ -103,6 +108,8 @@ class Segmenter:
         max_batch: int = 8,
         template: str | None = None,
         refiner: Refiner | None = None,
+        cache_dir: str | Path | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> "Segmenter":
         """Open a bundle and load its graphs into onnxruntime.
 
@@ -116,11 +123,15 @@ class Segmenter:
             max_batch: expressions per run of the transformer; lower it to save memory.
             template: the instruction, with {expression} in it once; None for the bundle's.
             refiner: rewords each instruction after a look at the picture (see `Refiner`).
+            cache_dir: a folder to keep prompt embeddings in (see `EmbeddingCache`); the text
+                encoder is then loaded only for an instruction that is not there.
+            warn: told in one line of cached embeddings that could not be read or written.
 
         Raises:
             BundleError: no such bundle, or it is damaged.
             ProviderError: the provider cannot run here.
             InputError: no such capture mode or provider, or an unusable template.
+            OutputError: `cache_dir` cannot be made.
         """
         chosen, why = choose_provider(provider)
         bundle = Bundle.open(resolve_bundle(path_or_name), verify=verify)
@@ -131,14 +142,18 @@ class Segmenter:
                 f"{', '.join(bundle.manifest.captures)}: export again with --capture {mode}"
             )
         check_precision(bundle.manifest.precision, chosen, why)
+        load = partial(load_engines, bundle, mode, threads=threads, lazy_text=cache_dir is not None)
         try:
-            engines = load_engines(bundle, mode, provider=chosen, device=device, threads=threads)
+            engines = load(provider=chosen, device=device)
         except ProviderError as error:
             if provider != "auto" or chosen == "cpu":
                 raise
-            why = f"auto: CUDA did not start ({error})"
-            check_precision(bundle.manifest.precision, "cpu", why)
-            engines = load_engines(bundle, mode, provider="cpu", threads=threads)
+            chosen, why = "cpu", f"auto: CUDA did not start ({error})"
+            check_precision(bundle.manifest.precision, chosen, why)
+            engines = load(provider=chosen)
+        cache = None
+        if cache_dir is not None:
+            cache = EmbeddingCache(cache_dir, bundle.manifest, provider=chosen, warn=warn)
         return cls(
             bundle,
             engines,
@@ -147,6 +162,7 @@ class Segmenter:
             provider_reason=why,
             template=template,
             refiner=refiner,
+            cache=cache,
         )
 
     def set_image(self, image: ImageSource) -> ImageState:

@@ -128,6 +128,13 @@ def run(
             help="Python that rewords each instruction after a look at the picture.",
         ),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep text embeddings here; the text encoder is loaded only for new ones.",
+        ),
+    ] = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -152,6 +159,7 @@ def run(
             tokens=tokens.value,
             template=template,
             refiner=refiner,
+            cache=cache,
             threads=threads,
         )
         run_pictures(options, console)

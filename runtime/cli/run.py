@@ -45,6 +45,7 @@ class RunOptions:
     tokens: str = "all"
     template: str | None = None
     refiner: str | None = None
+    cache: str | None = None
     threads: int | None = None
 
 
@@ -109,6 +110,8 @@ def _load(options: RunOptions, console: Console) -> Segmenter:
         threads=options.threads,
         template=options.template,
         refiner=refiner,
+        cache_dir=options.cache,
+        warn=console.detail,
     )
     console.clear()
     manifest = segmenter.manifest

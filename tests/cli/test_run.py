@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from rism.runtime import Segmenter
+from rism.runtime import Segmenter, engines
 from rism.runtime.cli.app import app
 
 runner = CliRunner()
@@ -310,3 +310,38 @@ def test_a_template_without_a_place_for_the_expression(
 ) -> None:
     shown = invoke(picture, "green", "--bundle", tiny_bundle, "--template", "remove it", code=1)
     assert "template is 'remove it', expected text with {expression} in it once" in shown
+
+
+def test_embeddings_are_kept_on_request(
+    tiny_bundle: Path, picture: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [picture, "green", "--bundle", tiny_bundle, "--cache", "kept", "--json"]
+
+    def result() -> dict[str, object]:
+        (record,) = json.loads(invoke(*arguments))
+        del record["timings_ms"]
+        return dict(record)
+
+    first = result()
+    (entry,) = (workplace / "kept").iterdir()
+    loaded: list[str] = []
+    real = engines._session
+
+    def session(file: Path, *rest: object) -> object:
+        loaded.append(file.name)
+        return real(file, *rest)
+
+    monkeypatch.setattr(engines, "_session", session)
+    assert result() == first
+    assert sorted(loaded) == ["transformer.vectors.onnx", "vae_encoder.onnx"]
+    entry.write_bytes(entry.read_bytes()[:50])
+    shown = runner.invoke(app, ["run", *map(str, arguments), "-v"])
+    assert shown.exit_code == 0
+    assert f"cached embedding kept/{entry.name} is not sound (50 bytes): made again" in shown.stderr
+    assert "not sound" not in runner.invoke(app, ["run", *map(str, arguments), "-v"]).stderr
+
+
+def test_a_cache_that_cannot_be(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
+    (workplace / "f").write_text("")
+    shown = invoke(picture, "green", "--bundle", tiny_bundle, "--cache", "f", code=1)
+    assert shown == "error: cannot make folder f for embeddings: File exists\n"

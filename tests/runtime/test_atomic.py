@@ -113,3 +113,16 @@ def test_places_that_cannot_be_written(tmp_path: Path, place: str, message: str)
 def test_the_longest_name_still_has_a_neighbour(tmp_path: Path) -> None:
     write_atomically(tmp_path / ("é" * 127), b"data")
     assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_link_is_replaced_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling", "pipe", "new"):
+        write_atomically(tmp_path / name, b"data", follow_links=False)
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_bytes() == b"data"
+    assert (tmp_path / "target").read_bytes() == b"kept"
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "new", "pipe", "target"]

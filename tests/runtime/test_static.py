@@ -9,22 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime import BundleError, Segmenter, engines
+from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle import Bundle
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the graph files that were loaded, in order."""
-    files: list[str] = []
-    real = engines._session
-
-    def session(file: Path, *arguments: Any) -> Any:
-        files.append(file.name)
-        return real(file, *arguments)
-
-    monkeypatch.setattr(engines, "_session", session)
-    return files
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
