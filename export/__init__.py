@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from rism.export.bundle import ExportReport, export_bundle
+from rism.export.bundle import ExportOptions, ExportReport, export_bundle, plan_export
 from rism.export.errors import CheckpointError, ExportError, ParityError, UnsupportedModelError
+from rism.export.plan import ExportPlan
+from rism.export.progress import Progress, TerminalProgress
 
 __all__ = [
     "CheckpointError",
     "ExportError",
+    "ExportOptions",
+    "ExportPlan",
     "ExportReport",
     "ParityError",
+    "Progress",
+    "TerminalProgress",
     "UnsupportedModelError",
     "export_bundle",
+    "plan_export",
 ]

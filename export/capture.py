@@ -6,10 +6,13 @@ are clean tokens only and heads are averaged (docs/bundle.md, METHOD: A = mean_h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
+
+from rism.export.precision import PRECISIONS, Precision
 
 __all__ = ["CAPTURE_MODES", "FEATURE_SITES", "Capture", "Spans"]
 
@@ -43,6 +46,7 @@ class Capture:
             modulated input) or "block" (the block's output): table 3.
         matrices: store T_l instead of T_l a_l.
         token_attention: also collect attention to each prompt token.
+        precision: of the attention and of the probes; what is collected is float32.
     """
 
     spans: Spans
@@ -51,6 +55,7 @@ class Capture:
     feature_site: str = "mmsa"
     matrices: bool = False
     token_attention: bool = False
+    precision: Precision = PRECISIONS["fp32"]
     attention_vectors: list[torch.Tensor] = field(default_factory=list)
     propagated_vectors: list[torch.Tensor] = field(default_factory=list)
     transition_matrices: list[torch.Tensor] = field(default_factory=list)
@@ -69,10 +74,16 @@ class Capture:
         Returns:
             (B, N, heads * d), heads concatenated.
         """
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = self.attention(q, k, v)
         self.probe(index, q[:, :, self.spans.clean_start :], k)
         self.keep("mmsa", index, out[:, self.spans.clean_start :])
         return out
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(B, heads, N, d) each to (B, N, heads * d), in the precision's type."""
+        compute = self.precision.compute
+        out = F.scaled_dot_product_attention(q.to(compute), k.to(compute), v.to(compute))
+        return out.transpose(1, 2).flatten(2).to(q.dtype)
 
     def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
         """Read block `index` without computing its output.
@@ -84,15 +95,16 @@ class Capture:
         """
         if index != len(self.attention_vectors):
             raise ValueError(f"block {index} probed after {len(self.attention_vectors)} blocks")
+        narrow = self.precision.probe
         if self.matrices:
-            self._probe_matrices(q_clean, k)
+            self._probe_matrices(q_clean.to(narrow), k.to(narrow))
         else:
-            self._probe_vectors(q_clean, k)
+            self._probe_vectors(q_clean.to(narrow), k.to(narrow))
 
     def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
         """Offer (B, N_v, D) of one site; kept if it is the one asked for."""
         if site == self.feature_site and index == self.feature_block:
-            self.features = clean_tokens
+            self.features = clean_tokens.float()
 
     def _probe_vectors(self, q: torch.Tensor, k: torch.Tensor) -> None:
         # Row normalisation cancels out of the linear map T_l a_l = (A_vv a_l) / (A_vv 1), so
@@ -100,19 +112,19 @@ class Capture:
         spans = self.spans
         weights = self.prompt_weights.unsqueeze(-1)
         batch = weights.shape[0]
-        ones = torch.ones_like(q[:, 0, :, :1])
+        ones = torch.ones_like(q[:, 0, :, :1], dtype=weights.dtype)
         on_prompt = [weights, torch.zeros_like(weights)]
         if self.token_attention:
-            eye = torch.eye(spans.prompt, dtype=q.dtype, device=q.device)
+            eye = torch.eye(spans.prompt, dtype=weights.dtype, device=q.device)
             on_prompt.append(eye.expand(batch, -1, -1))
         value = torch.cat(on_prompt, dim=-1)
         width = value.shape[-1]
         noisy = value.new_zeros(batch, spans.noisy, width)
         clean = F.pad(ones, (1, width - 2))
-        masses = _mean_attention(q, k, torch.cat([value, noisy, clean], dim=1))
+        masses = self._mean_attention(q, k, torch.cat([value, noisy, clean], dim=1))
         a, to_clean = masses[..., 0], masses[..., 1]
         outside = value.new_zeros(batch, spans.clean_start, 1)
-        spread = _mean_attention(q, k, torch.cat([outside, a.unsqueeze(-1)], dim=1))[..., 0]
+        spread = self._mean_attention(q, k, torch.cat([outside, a.unsqueeze(-1)], dim=1))[..., 0]
         self.attention_vectors.append(a)
         self.propagated_vectors.append(spread / to_clean)
         if self.token_attention:
@@ -120,7 +132,10 @@ class Capture:
 
     def _probe_matrices(self, q: torch.Tensor, k: torch.Tensor) -> None:
         scale = q.shape[-1] ** -0.5
-        rows = ((q * scale) @ k.transpose(-1, -2)).softmax(-1).mean(1)
+        # The power of two below the scale loses nothing in 16 bits; the rest is for float32.
+        power = 2.0 ** math.floor(math.log2(scale))
+        scores = ((q * power) @ k.transpose(-1, -2)).float() * (scale / power)
+        rows = scores.softmax(-1).mean(1)
         to_prompt = rows[:, :, : self.spans.prompt]
         to_clean = rows[:, :, self.spans.clean_start :]
         self.attention_vectors.append((to_prompt @ self.prompt_weights.unsqueeze(-1))[..., 0])
@@ -128,11 +143,16 @@ class Capture:
         if self.token_attention:
             self._add_tokens(to_prompt)
 
+    def _mean_attention(
+        self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention with one value (B, N, c) for all heads, averaged in float32: (B, N_v, c)."""
+        scale = self.precision.probe_scale
+        if scale != 1.0:
+            value = value * scale
+        shared = value.to(q.dtype).unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+        out = F.scaled_dot_product_attention(q, k, shared).float().mean(1)
+        return out if scale == 1.0 else out / scale
+
     def _add_tokens(self, block: torch.Tensor) -> None:
         self.to_tokens = block if self.to_tokens is None else self.to_tokens + block
-
-
-def _mean_attention(q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention with one value (B, N, c) for all heads, averaged over them: (B, N_v, c)."""
-    shared = value.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
-    return F.scaled_dot_product_attention(q, k, shared).mean(1)

@@ -16,7 +16,7 @@ class QwenPromptEncoder(nn.Module):
     """A Qwen3 language model cut after the last hidden state that is used.
 
     Args:
-        model: the loaded language model; modules are shared, not copied.
+        model: the language model; modules are shared, not copied.
         out_layers: hidden states to concatenate; state k is what k blocks leave, without
             the final norm, so each must be less than the number of blocks.
     """
@@ -37,7 +37,7 @@ class QwenPromptEncoder(nn.Module):
         places = torch.arange(length).unsqueeze(0)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         allowed = causal & attention_mask[:, None, None, :].bool()
-        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+        mask = torch.where(allowed, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
         rotary = self.rotary_emb(hidden, places)
         states = {0: hidden}
         for index, layer in enumerate(self.layers, 1):
@@ -45,25 +45,26 @@ class QwenPromptEncoder(nn.Module):
                 hidden, attention_mask=mask, position_ids=places, position_embeddings=rotary
             )
             states[index] = hidden
-        return torch.cat([states[index] for index in self.out_layers], dim=-1)
+        return torch.cat([states[index] for index in self.out_layers], dim=-1).float()
 
 
 class VaeEncoder(nn.Module):
     """FLUX.2's autoencoder up to normalised packed tokens (the posterior's mean).
 
     Args:
-        vae: the loaded autoencoder; modules are shared, not copied.
+        vae: the autoencoder; modules are shared, not copied.
+        mean, variance: the statistics of its batch norm, (4 * channels,) float32.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, vae: AutoencoderKLFlux2) -> None:
+    def __init__(self, vae: AutoencoderKLFlux2, mean: torch.Tensor, variance: torch.Tensor) -> None:
         super().__init__()
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
         self.channels = vae.config.latent_channels
-        self.register_buffer("mean", vae.bn.running_mean.clone(), persistent=False)
-        deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+        self.register_buffer("mean", mean, persistent=False)
+        deviation = (variance + vae.config.batch_norm_eps).sqrt()
         self.register_buffer("scale", 1 / deviation, persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,7 @@ class VaeEncoder(nn.Module):
         moments = self.encoder(image)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
-        latents = moments[:, : self.channels]
+        latents = moments[:, : self.channels].float()
         batch, channels, height, width = latents.shape
         patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
         tokens = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rism.export.capture import Capture, Spans
 from rism.export.errors import ExportError
+from rism.export.precision import Precision
 from rism.export.scores import score_map
 from rism.export.spec import ModelSpec
 
@@ -43,9 +44,11 @@ class CaptureOptions:
 class CaptureGraph(nn.Module):
     """A family's single step with one capture mode: the module behind `transformer.<mode>`."""
 
-    def __init__(self, dit: nn.Module, spec: ModelSpec, options: CaptureOptions) -> None:
+    def __init__(
+        self, dit: nn.Module, spec: ModelSpec, options: CaptureOptions, precision: Precision
+    ) -> None:
         super().__init__()
-        self.dit, self.spec, self.options = dit, spec, options
+        self.dit, self.spec, self.options, self.precision = dit, spec, options, precision
 
     def forward(
         self,
@@ -67,6 +70,7 @@ class CaptureGraph(nn.Module):
             feature_site=self.options.feature_site,
             matrices=self.options.mode == "matrices",
             token_attention=self.options.token_attention,
+            precision=self.precision,
         )
         self.dit(clean_latents, noise, prompt_embeds, positions, capture)
         if capture.features is None:

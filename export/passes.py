@@ -3,11 +3,127 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
 
-__all__ = ["name_dimensions", "strip_metadata"]
+__all__ = [
+    "TRANSPOSED",
+    "absorb_transposes",
+    "hidden_weights",
+    "name_dimensions",
+    "strip_metadata",
+    "widen",
+]
+
+TRANSPOSED = "transposed"
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@contextmanager
+def hidden_weights(model: ir.Model, known: Mapping[str, ir.TensorProtocol]) -> Iterator[None]:
+    """Make the initializers inputs for a while, so that no pass asks for their values.
+
+    Needs: nothing. Leaves: what was done meanwhile, the initializers that are still used without
+    values, and those that a pass added as they are.
+
+    Args:
+        model: the graph, changed in place.
+        known: initializers that have values; passes may compute with them.
+    """
+    graph = model.graph
+    for name, tensor in known.items():
+        if name in graph.initializers:
+            graph.initializers[name].const_value = tensor
+    weights = [value for name, value in graph.initializers.items() if name not in known]
+    inputs = list(graph.inputs)
+    for value in weights:
+        value.const_value = None
+        del graph.initializers[value.name or ""]
+        graph.inputs.append(value)
+    yield
+    del graph.inputs[:]
+    graph.inputs.extend(inputs)
+    for value in weights:
+        if value.uses():
+            graph.initializers[value.name or ""] = value
+
+
+def absorb_transposes(model: ir.Model) -> None:
+    """Let the stored weight be transposed instead of every run of the graph.
+
+    Needs: initializers without values. Leaves: no `Transpose` of a whole two-dimensional weight,
+    directly or behind a `Cast`; those weights have their sizes swapped and say so in their
+    `meta`.
+    """
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "Transpose"]:
+        source = node.inputs[0]
+        assert source is not None
+        cast = source.producer()
+        if cast is not None and (cast.op_type != "Cast" or len(source.uses()) != 1):
+            continue
+        weight = source if cast is None else cast.inputs[0]
+        order = node.attributes.get_ints("perm", [1, 0])
+        if (
+            weight is None
+            or not weight.is_initializer()
+            or weight.const_value is not None
+            or len(weight.uses()) != 1
+            or list(order) != [1, 0]
+        ):
+            continue
+        assert weight.shape is not None
+        swapped = ir.Shape([weight.shape[1], weight.shape[0]])
+        weight.shape = swapped
+        source.shape = swapped
+        weight.meta[TRANSPOSED] = True
+        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        graph.remove(node, safe=True)
+
+
+def widen(model: ir.Model) -> None:
+    """Compute in float32 what the graph computes in 16 bits.
+
+    Needs: weights as initializers. Leaves: the same graph on the same stored weights, each cast
+    up where it is used (rows of a table after they are looked up), so that what is left of a
+    difference to another implementation is not rounding.
+    """
+    graph = model.graph
+    for node in list(graph.all_nodes()):
+        if node.op_type == "Cast" and node.attributes.get_int("to") in _NARROW:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        for attribute in list(node.attributes.values()):
+            tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+            if tensor is not None and tensor.dtype in _NARROW:
+                wide = ir.tensor(tensor.numpy().astype("float32"))
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, wide)
+        for value in node.outputs:
+            if value.dtype in _NARROW:
+                value.dtype = ir.DataType.FLOAT
+    for weight in list(graph.initializers.values()):
+        if weight.dtype in _NARROW:
+            _cast_up(graph, weight)
+
+
+def _cast_up(graph: ir.Graph, weight: ir.Value) -> None:
+    for use in list(weight.uses()):
+        node = use.node
+        if node.op_type == "Cast":
+            continue
+        looked_up = node.op_type == "Gather" and use.idx == 0
+        source = node.outputs[0] if looked_up else weight
+        cast = ir.node("Cast", [source], attributes={"to": ir.DataType.FLOAT})
+        if looked_up:
+            assert weight.dtype is not None
+            source.dtype = weight.dtype
+            ir.convenience.replace_all_uses_with(source, cast.outputs[0])
+            cast.replace_input_with(0, source)
+            graph.insert_after(node, cast)
+        else:
+            node.replace_input_with(use.idx, cast.outputs[0])
+            graph.insert_before(node, cast)
 
 
 def name_dimensions(model: ir.Model, dynamic: Mapping[str, Mapping[int, str]]) -> None:

@@ -44,7 +44,8 @@ class RotaryTable(nn.Module):
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the pairs (2 i, 2 i + 1) of (B, heads, N, d) by the tables' angles."""
+    """Turn the pairs (2 i, 2 i + 1) of (B, heads, N, d) by the tables' angles, in float32."""
     cos, sin = rotary
-    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -5,18 +5,27 @@ The rest of the exporter asks these objects and never a model's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from rism.export.capture import Capture
+from rism.export.checkpoint import Checkpoint
+from rism.export.precision import Precision
+from rism.export.weightless import Part
 from rism.runtime.manifest import Geometry, PromptRules
 
-__all__ = ["Axis", "FamilySpec", "LiteralCapture", "LoadedModel", "ModelSpec", "SingleStepDiT"]
+__all__ = [
+    "Axis",
+    "FamilySpec",
+    "LiteralCapture",
+    "LiteralModel",
+    "ModelSpec",
+    "OpenModel",
+    "SingleStepDiT",
+]
 
 # One rotary axis of a token's position: a constant, or what the token's own index gives.
 Axis = float | str
@@ -31,7 +40,7 @@ class FamilySpec:
         name: as in the manifest.
         prompt_axes, noisy_axes, clean_axes: rotary position of each kind of token.
         pipelines: names of the diffusers pipelines that hold such a model.
-        load: reads a checkpoint folder in diffusers' layout.
+        open: reads a checkpoint's configuration and headers; no weights.
     """
 
     name: str
@@ -39,7 +48,7 @@ class FamilySpec:
     noisy_axes: tuple[Axis, ...]
     clean_axes: tuple[Axis, ...]
     pipelines: tuple[str, ...]
-    load: Callable[[Path], LoadedModel]
+    open: Callable[[Checkpoint], OpenModel]
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,27 @@ class ModelSpec:
     @property
     def noise_rows(self) -> int:
         """Tokens of the largest picture the geometry allows."""
-        return (self.geometry.size_level // self.geometry.token_px) ** 2
+        token = self.geometry.token_px
+        fixed = [wide // token * (high // token) for wide, high in self.geometry.sizes]
+        return max([*fixed, (self.geometry.size_level // token) ** 2 if not fixed else 0])
+
+    def at_level(self, size_level: int) -> ModelSpec:
+        """Return it with every picture brought to about `size_level` squared, as the paper does.
+
+        The aspect ratio is kept and both sides are cut to whole tokens, without a border.
+        """
+        rules = replace(
+            self.geometry, size_level=size_level, resize="always", remainder="stretch", sizes=()
+        )
+        return replace(self, geometry=rules)
+
+    def at_sizes(self, sizes_wh: Sequence[tuple[int, int]]) -> ModelSpec:
+        """Return it with graphs of fixed sizes only."""
+        return replace(self, geometry=replace(self.geometry, sizes=tuple(sizes_wh)))
+
+    def with_template(self, template: str) -> ModelSpec:
+        """Return it with another instruction template."""
+        return replace(self, prompt=replace(self.prompt, template=template))
 
 
 class SingleStepDiT(Protocol):
@@ -97,15 +126,63 @@ class LiteralCapture:
     token_attention: torch.Tensor  # (B, N_v, N_p)
 
 
+class LiteralModel(Protocol):
+    """The untouched PyTorch model in float32 on weights rounded as the bundle stores them.
+
+    Each function loads its part when it is called and lets it go again.
+    """
+
+    def text(self, instructions: Sequence[str]) -> torch.Tensor:
+        """Instructions to (B, N_p, E), by the pipeline's own function."""
+        ...
+
+    def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Pictures (1, 3, H, W) in [-1, 1] to latents (1, N_v, C), likewise."""
+        ...
+
+    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+        """Run the whole transformer on each input."""
+        ...
+
+
 @dataclass(frozen=True)
-class LoadedModel:
-    """A checkpoint in memory: modules to trace, and the originals to compare them with."""
+class LiteralInputs:
+    """What the transformer is run on."""
+
+    clean_latents: torch.Tensor  # (B, N_v, C)
+    noise: torch.Tensor  # (1, N_v, C)
+    prompt_embeds: torch.Tensor  # (B, N_p, E)
+    prompt_weights: torch.Tensor  # (B, N_p)
+    grid_hw: tuple[int, int]
+
+
+class OpenModel(Protocol):
+    """A checkpoint whose configuration was read and checked; weights are read on demand."""
 
     spec: ModelSpec
-    dit: nn.Module  # a SingleStepDiT
-    text_encoder: nn.Module  # (input_ids, attention_mask) to prompt_embeds
-    vae_encoder: nn.Module  # image to clean_latents
     tokenizer_json: str
-    reference_dit: Callable[..., LiteralCapture]
-    reference_text: Callable[[str], torch.Tensor]
-    reference_vae: Callable[[torch.Tensor], torch.Tensor]
+    default_precision: str
+
+    def text_encoder(self, precision: Precision) -> Part:
+        """(input_ids, attention_mask) to prompt_embeds."""
+        ...
+
+    def vae_encoder(self, precision: Precision) -> Part:
+        """The picture to clean_latents."""
+        ...
+
+    def transformer(self, precision: Precision) -> Part:
+        """A `SingleStepDiT`."""
+        ...
+
+    def literal(self, precision: Precision) -> LiteralModel:
+        """The model that the graphs are compared with."""
+        ...
+
+    def samples_of_blocks(self) -> Sequence[OpenModel]:
+        """Return models of a few of this one's blocks, at least one of every kind.
+
+        They are for machines that cannot hold the whole; weights keep their names, so their
+        graphs run on the weights of the bundle.
+        """
+        ...

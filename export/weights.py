@@ -1,23 +1,38 @@
-"""Weights as ONNX external data, written once for all graphs that use them."""
+"""Weights as ONNX external data: from the checkpoint into the bundle, tensor by tensor."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+import torch
+
+from rism.export.errors import ExportError
+from rism.export.passes import TRANSPOSED
+from rism.export.tensors import StoredTensor
+from rism.export.weightless import WeightRule
 
 __all__ = ["WeightFile", "store_weights"]
 
 _INLINE_BYTES = 1024
 _PAGE = 4096
 _LINE = 64
+_TORCH_TYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.BOOL: torch.bool,
+}
+
+OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,22 @@ class _Place:
 
 
 class WeightFile:
-    """One `.weights` file: tensors at aligned offsets, equal contents stored once.
+    """One `.weights` file: tensors at aligned offsets, each written once.
 
-    Large tensors start on a page, so that readers can map them.
+    Large tensors start on a page, so that readers can map them. The file is hashed as it grows;
+    it is never read again.
+
+    Args:
+        path: a file that does not exist yet.
+        on_bytes: told how many bytes were written, after each piece.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, on_bytes: OnBytes | None = None) -> None:
+        self.path, self.size = path, 0
+        self._on_bytes = on_bytes or (lambda _count: None)
+        self._hash = hashlib.sha256()
+        self._places: dict[object, _Place] = {}
         self._file: BinaryIO = path.open("xb")
-        self._places: dict[bytes, _Place] = {}
 
     def __enter__(self) -> WeightFile:
         return self
@@ -46,77 +68,144 @@ class WeightFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._file.close()
 
-    def add(self, array: npt.NDArray[np.generic]) -> _Place:
-        """Write `array` (little-endian, row-major) unless its bytes are already there."""
-        data = np.ascontiguousarray(array).tobytes()
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._places:
-            align = _PAGE if len(data) >= _PAGE else _LINE
-            position = self._file.tell()
-            self._file.write(bytes(-position % align))
-            self._places[digest] = _Place(self._file.tell(), len(data))
-            self._file.write(data)
-        return self._places[digest]
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far, in hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def flush(self) -> None:
+        """Let readers see what was written."""
+        self._file.flush()
+
+    def add(self, key: object, length: int, chunks: Callable[[], Iterable[torch.Tensor]]) -> _Place:
+        """Write a tensor under `key`, unless it is there.
+
+        Args:
+            key: what makes the tensor the same one: its name and form, or a digest.
+            length: its bytes.
+            chunks: its runs of rows, contiguous, asked for only if they are needed.
+        """
+        if key in self._places:
+            return self._places[key]
+        align = _PAGE if length >= _PAGE else _LINE
+        self._write(memoryview(bytes(-self.size % align)))
+        place = _Place(self.size, length)
+        for chunk in chunks():
+            self._write(_raw(chunk))
+        if self.size != place.offset + length:
+            raise ExportError(
+                f"{self.path.name}: {self.size - place.offset} bytes for {key}, expected {length}"
+            )
+        self._places[key] = place
+        return place
+
+    def _write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        self._on_bytes(len(data))
 
 
-def store_weights(model: ir.Model, file: WeightFile) -> None:
-    """Move a graph's weights to `file`, each in the narrowest float type that loses nothing.
+def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: WeightFile) -> None:
+    """Give a traced graph its weights: small ones inline, the others in `file`.
 
-    Needs: initializers in memory. Leaves: small initializers inline; large ones external,
-    followed by a Cast to float32 where float16 or bfloat16 holds them exactly. Runtimes fold
-    those casts when they load the graph.
+    Args:
+        model: initializers as `rism.export.trace.trace` left them: their types and shapes are
+            those to be stored.
+        rules: values by the names of the initializers.
+        file: may hold them already, from another graph.
+
+    Raises:
+        ExportError: A weight is not finite in the type that it is stored in.
+        CheckpointError: The checkpoint cannot be read any more.
     """
-    graph = model.graph
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        assert tensor is not None, f"initializer {value.name} has no value"
-        if tensor.nbytes < _INLINE_BYTES:
-            continue
-        array = tensor.numpy()
-        narrow = _narrowest(array)
-        place = file.add(narrow)
-        stored = ir.ExternalTensor(
+    for name, value in model.graph.initializers.items():
+        given = value.const_value
+        if given is not None:
+            # A pass made it: the same content in every graph, under names that differ.
+            if given.nbytes < _INLINE_BYTES:
+                continue
+            # As bytes: NumPy and torch do not agree on what a bfloat16 is.
+            tensor = torch.frombuffer(bytearray(given.tobytes()), dtype=torch.uint8)
+            key: object = hashlib.sha256(_raw(tensor)).digest()
+            place = file.add(key, given.nbytes, lambda tensor=tensor: [tensor])  # type: ignore[misc]
+            dtype, shape = given.dtype, ir.Shape(given.shape.numpy())
+        else:
+            assert value.shape is not None
+            assert value.dtype is not None
+            dtype, shape = value.dtype, ir.Shape(value.shape)
+            wanted = _TORCH_TYPES[dtype]
+            turned = bool(value.meta.get(TRANSPOSED))
+            length = wanted.itemsize * _count(shape)
+            pieces = _Pieces(name, rules[name], wanted, turned=turned)
+            if length < _INLINE_BYTES:
+                whole = torch.cat([piece.reshape(-1) for piece in pieces()])
+                value.const_value = _inline(whole, dtype, shape, name)
+                continue
+            place = file.add((name, str(wanted), turned), length, pieces)
+        value.const_value = ir.ExternalTensor(
             location=file.path.name,
             offset=place.offset,
             length=place.length,
-            dtype=ir.DataType.from_numpy(narrow.dtype),
-            shape=ir.Shape(narrow.shape),
-            name=value.name or "",
+            dtype=dtype,
+            shape=shape,
+            name=name,
             base_dir=str(file.path.parent),
         )
-        if narrow.dtype == array.dtype:
-            value.const_value = stored
-            continue
-        _insert_cast(graph, value, stored)
 
 
-def _insert_cast(graph: ir.Graph, value: ir.Value, stored: ir.ExternalTensor) -> None:
-    name = value.name or ""
-    source = ir.Value(
-        name=f"{name}.stored",
-        shape=ir.Shape(stored.shape),
-        type=ir.TensorType(stored.dtype),
-        const_value=stored,
-    )
-    cast = ir.node("Cast", [source], attributes={"to": ir.DataType.FLOAT})
-    cast.name = f"{name}.cast"
-    result = cast.outputs[0]
-    result.name = f"{name}.float32"
-    result.shape, result.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
-    ir.convenience.replace_all_uses_with(value, result)
-    del graph.initializers[name]
-    graph.initializers[source.name or ""] = source
-    graph.insert_before(graph[0], cast)
+@dataclass(frozen=True)
+class _Pieces:
+    """The values of one weight in the type and form that are stored, in runs of rows."""
+
+    name: str
+    rule: WeightRule
+    dtype: torch.dtype
+    turned: bool
+
+    def __call__(self) -> Iterator[torch.Tensor]:
+        if self.turned:
+            yield self._cast(_read(self.rule)).t().contiguous()
+            return
+        parts = self.rule.chunks() if isinstance(self.rule, StoredTensor) else [self.rule]
+        for part in parts:
+            yield self._cast(part)
+
+    def _cast(self, part: torch.Tensor) -> torch.Tensor:
+        narrow = part.to(self.dtype)
+        if self.dtype == torch.float16 and part.dtype != self.dtype and narrow.isinf().any():
+            raise ExportError(
+                f"{self.name} holds {float(part.abs().max()):.3g}, more than float16 can: export "
+                "with --precision bf16 or fp32"
+            )
+        return narrow
 
 
-def _narrowest(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    if array.dtype != np.float32:
-        return array
-    for dtype in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)):
-        with np.errstate(over="ignore", invalid="ignore"):
-            narrow = array.astype(dtype)
-        if np.array_equal(narrow.astype(np.float32), array):
-            return narrow
-    return array
+def _read(rule: WeightRule) -> torch.Tensor:
+    return rule.read() if isinstance(rule, StoredTensor) else rule
+
+
+def _count(shape: ir.Shape) -> int:
+    count = 1
+    for size in shape.numpy():
+        count *= size
+    return count
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, row-major (little-endian on every machine torch runs on)."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    # NumPy's arrays are buffers; its types do not say so.
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _inline(
+    tensor: torch.Tensor, dtype: ir.DataType, shape: ir.Shape, name: str
+) -> ir.TensorProtocol:
+    array = tensor.view(torch.uint8).numpy().view(dtype.numpy())
+    return ir.Tensor(array.reshape(shape.numpy()), dtype=dtype, name=name)

@@ -7,7 +7,7 @@ quantity depends on, are absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +24,23 @@ from rism.export.errors import UnsupportedModelError
 from rism.export.rotary import RotaryTable, rotate
 from rism.export.spec import FamilySpec
 
-__all__ = ["Flux2SingleStep"]
+__all__ = ["INTO_STREAM", "MODULATIONS", "Flux2SingleStep"]
+
+MODULATIONS = (
+    "double_stream_modulation_img",
+    "double_stream_modulation_txt",
+    "single_stream_modulation",
+)
+# Layers whose results are added to the residual stream, or begin it.
+INTO_STREAM = (
+    "x_embedder",
+    "context_embedder",
+    "attn.to_out",
+    "attn.to_out.0",
+    "attn.to_add_out",
+    "ff.linear_out",
+    "ff_context.linear_out",
+)
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,13 +49,17 @@ class Flux2SingleStep(nn.Module):
     """A `SingleStepDiT` over diffusers' FLUX.2 transformer.
 
     Args:
-        transformer: the loaded model; its modules are shared, not copied.
+        transformer: the model, on any device; its modules are shared, not copied.
         family: axis rules of the three kinds of token.
-        timestep: sigma of the step, 1.0 at the first.
+        modulation: the output of each modulation layer at the step's timestep, (1, k D), by its
+            name in the transformer (`MODULATIONS`).
     """
 
     def __init__(
-        self, transformer: Flux2Transformer2DModel, family: FamilySpec, *, timestep: float
+        self,
+        transformer: Flux2Transformer2DModel,
+        family: FamilySpec,
+        modulation: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__()
         if not transformer.single_transformer_blocks:
@@ -58,15 +78,8 @@ class Flux2SingleStep(nn.Module):
         self.rotary = RotaryTable(
             transformer.config.axes_dims_rope, float(transformer.config.rope_theta)
         )
-        with torch.no_grad():
-            embedded = transformer.time_guidance_embed(torch.tensor([timestep * 1000]), None)
-            for name in (
-                "double_stream_modulation_img",
-                "double_stream_modulation_txt",
-                "single_stream_modulation",
-            ):
-                folded = getattr(transformer, name)(embedded)
-                self.register_buffer(name, folded, persistent=False)
+        for name in MODULATIONS:
+            self.register_buffer(name, modulation[name], persistent=False)
 
     def forward(
         self,
@@ -121,30 +134,33 @@ class Flux2SingleStep(nn.Module):
         k = rotate(self.last.key(normal), rotary)
         capture.probe(index, q, k)
         if capture.feature_block == index and capture.feature_site == "mmsa":
-            out = nn.functional.scaled_dot_product_attention(q, k, self.last.value(normal))
-            capture.keep("mmsa", index, out.transpose(1, 2).flatten(2))
+            capture.keep("mmsa", index, capture.attention(q, k, self.last.value(normal)))
 
 
 class _LastAttention(nn.Module):
-    """Query, key and value projections of a single-stream block, cut out of its fused one."""
+    """Query, key and value projections of a single-stream block, cut out of its fused one.
+
+    The fused weight's rows are those of q, k and v, in this order, then the MLP's.
+    """
 
     def __init__(self, attn: Flux2ParallelSelfAttention) -> None:
         super().__init__()
-        inner, self.head_dim = attn.inner_dim, attn.head_dim
-        fused = attn.to_qkv_mlp_proj.weight.detach()
-        self.to_q = nn.Parameter(fused[:inner].clone(), requires_grad=False)
-        self.to_k = nn.Parameter(fused[inner : 2 * inner].clone(), requires_grad=False)
-        self.to_v = nn.Parameter(fused[2 * inner : 3 * inner].clone(), requires_grad=False)
+        self.head_dim = attn.head_dim
+        sizes = (attn.query_dim, attn.inner_dim)
+        device = attn.to_qkv_mlp_proj.weight.device
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(*sizes, bias=False, device=device) for _ in range(3)
+        )
         self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
 
     def query(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(self.norm_q(_split(nn.functional.linear(x, self.to_q), self.head_dim)))
+        return _heads(self.norm_q(_split(self.to_q(x), self.head_dim)))
 
     def key(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(self.norm_k(_split(nn.functional.linear(x, self.to_k), self.head_dim)))
+        return _heads(self.norm_k(_split(self.to_k(x), self.head_dim)))
 
     def value(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(_split(nn.functional.linear(x, self.to_v), self.head_dim))
+        return _heads(_split(self.to_v(x), self.head_dim))
 
 
 def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:

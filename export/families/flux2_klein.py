@@ -3,28 +3,231 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
-from transformers import PreTrainedTokenizerBase, Qwen2TokenizerFast, Qwen3ForCausalLM
+from torch import nn
+from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
-from rism.export.checkpoint import load_component, read_json
+from rism.export.checkpoint import Checkpoint
 from rism.export.encoders import QwenPromptEncoder, VaeEncoder
 from rism.export.errors import CheckpointError
-from rism.export.families.flux2_dit import Flux2SingleStep
-from rism.export.families.flux2_reference import literal_capture
+from rism.export.families.flux2_dit import INTO_STREAM, Flux2SingleStep
+from rism.export.families.flux2_files import KleinFiles, open_files
+from rism.export.families.flux2_modulation import fold_modulation
+from rism.export.families.flux2_reference import LiteralKlein
+from rism.export.files import read_json
+from rism.export.precision import Precision, apply_precision
 from rism.export.prompts import prompt_rules, tokenizer_json
-from rism.export.spec import FamilySpec, LiteralCapture, LoadedModel, ModelSpec
+from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
+from rism.export.tensors import TensorStore
+from rism.export.weightless import Part, WeightRule, build_empty
+from rism.runtime.errors import one_line
 from rism.runtime.manifest import Geometry
 
-__all__ = ["FLUX2_KLEIN"]
+__all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
 
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
 _MAX_ASPECT = 8.0  # as Flux2ImageProcessor.check_image_input
+# Layers of Qwen3 and of the VAE whose results are added to the residual stream.
+_TEXT_INTO_STREAM = ("o_proj", "down_proj")
+_VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Which blocks of the checkpoint a model is made of."""
+
+    double: tuple[int, ...]
+    single: tuple[int, ...]
+    out_layers: tuple[int, ...]
+
+
+class KleinModel:
+    """A checkpoint, opened: an `OpenModel`."""
+
+    def __init__(
+        self,
+        files: KleinFiles,
+        spec: ModelSpec,
+        tokenizer: Qwen2TokenizerFast,
+        blocks: _Blocks,
+        default_precision: str,
+    ) -> None:
+        self.spec, self.files, self.tokenizer, self.blocks = spec, files, tokenizer, blocks
+        self.default_precision = default_precision
+        self.tokenizer_json = tokenizer_json(tokenizer)
+
+    def text_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        depth = max(self.blocks.out_layers)
+        model = build_empty(lambda: Qwen3ForCausalLM(self.files.text_config(depth)))
+        module = QwenPromptEncoder(model, self.blocks.out_layers)
+        rules = _rules(module, self.files.text, lambda name: f"model.{name}")
+        _cast(module, precision, rules, _TEXT_INTO_STREAM)
+        return Part("text_encoder", module, rules)
+
+    def vae_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        store = self.files.vae
+        module = VaeEncoder(
+            build_empty(lambda: AutoencoderKLFlux2.from_config(self.files.vae_config)),
+            store["bn.running_mean"].read().float(),
+            store["bn.running_var"].read().float(),
+        )
+        rules = _rules(module, store, lambda name: name)
+        _cast(module, precision, rules, _VAE_INTO_STREAM)
+        return Part("vae_encoder", module, rules)
+
+    def transformer(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        transformer = build_empty(self._empty_transformer)
+        modulation = {
+            name: folded.to(precision.stream) for name, folded in self._modulation.items()
+        }
+        module = Flux2SingleStep(transformer, FLUX2_KLEIN, modulation)
+        rules = _rules(module, self._transformer_store, self._stored_name)
+        width = self.spec.feature_dim
+        fused = self._transformer_store[
+            f"single_transformer_blocks.{len(self.blocks.single) - 1}.attn.to_qkv_mlp_proj.weight"
+        ]
+        for place, name in enumerate(("to_q", "to_k", "to_v")):
+            rules[f"last.{name}.weight"] = fused.rows(place * width, (place + 1) * width)
+        _cast(module, precision, rules, INTO_STREAM)
+        return Part("transformer", module, rules)
+
+    def literal(self, precision: Precision) -> LiteralModel:
+        """See `OpenModel`."""
+        return LiteralKlein(
+            transformer=self._empty_transformer,
+            vae=lambda: AutoencoderKLFlux2.from_config(self.files.vae_config),
+            text_config=lambda: self.files.text_config(max(self.blocks.out_layers) + 1),
+            stores={
+                "transformer": self._transformer_store,
+                "vae": self.files.vae,
+                "text": self.files.text,
+            },
+            tokenizer=self.tokenizer,
+            out_layers=self.blocks.out_layers,
+            max_length=self.spec.prompt.max_length,
+            timestep=self.spec.timestep,
+            precision=precision,
+        )
+
+    def samples_of_blocks(self) -> Sequence[OpenModel]:
+        """One double-stream block, and one single-stream block, each before the last one."""
+        last = self.blocks.single[-1]
+        kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        if self.blocks.double:
+            kept.append(((self.blocks.double[0],), (last,)))
+        if len(self.blocks.single) > 1:
+            kept.append(((), (self.blocks.single[0], last)))
+        out_layers = tuple(range(len(self.blocks.out_layers)))
+        return [
+            KleinModel(
+                self.files,
+                replace(
+                    self.spec,
+                    double_blocks=len(double),
+                    single_blocks=len(single),
+                    feature_block=0,
+                ),
+                self.tokenizer,
+                _Blocks(double, single, out_layers),
+                self.default_precision,
+            )
+            for double, single in kept
+        ]
+
+    def _empty_transformer(self) -> Flux2Transformer2DModel:
+        config = self.files.transformer_config | {
+            "num_layers": len(self.blocks.double),
+            "num_single_layers": len(self.blocks.single),
+        }
+        return Flux2Transformer2DModel.from_config(config)
+
+    @cached_property
+    def _transformer_store(self) -> TensorStore:
+        """The tensors of these blocks, numbered as the model built of them numbers them."""
+        places = {"transformer_blocks": self.blocks.double} | {
+            "single_transformer_blocks": self.blocks.single
+        }
+        names = {}
+        for name in build_empty(self._empty_transformer).state_dict():
+            group, _, rest = name.partition(".")
+            index, _, tail = rest.partition(".")
+            old = f"{group}.{places[group][int(index)]}.{tail}" if group in places else name
+            if old in self.files.transformer:
+                names[name] = old
+        return self.files.transformer.renamed(names)
+
+    @cached_property
+    def _modulation(self) -> Mapping[str, Any]:
+        return fold_modulation(
+            self.files.transformer,
+            timestep=self.spec.timestep,
+            timestep_channels=self.files.transformer_config.get("timestep_guidance_channels", 256),
+            width=self.spec.feature_dim,
+        )
+
+    def _stored_name(self, name: str) -> str | None:
+        """Where a parameter of the single step is; None for rows of the last fused weight."""
+        if not name.startswith("last."):
+            return name
+        if name.startswith("last.to_"):
+            return None
+        last = len(self.blocks.single) - 1
+        return f"single_transformer_blocks.{last}.attn.{name.removeprefix('last.')}"
+
+
+def _rules(
+    module: nn.Module, store: TensorStore, stored_name: Callable[[str], str | None]
+) -> dict[str, WeightRule]:
+    """Values of the parameters that are on the meta device."""
+    names = {name: stored_name(name) for name, tensor in _tensors(module) if tensor.is_meta}
+    return {name: store[stored] for name, stored in names.items() if stored is not None}
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _cast(
+    module: nn.Module,
+    precision: Precision,
+    rules: Mapping[str, WeightRule],
+    into_stream: Sequence[str],
+) -> None:
+    apply_precision(module, precision, lambda name: rules[name].dtype, into_stream=into_stream)
+
+
+def open_klein(checkpoint: Checkpoint) -> OpenModel:
+    """Open a checkpoint in diffusers' or in its makers' layout; see `open_files`.
+
+    Raises:
+        CheckpointError: A part is missing or damaged, or the parts do not belong together.
+    """
+    files = open_files(checkpoint)
+    settings = _settings(checkpoint.folder)
+    layers = _layers(settings)
+    _check_parts(files, layers)
+    try:
+        tokenizer = Qwen2TokenizerFast.from_pretrained(files.tokenizer, local_files_only=True)
+    except Exception as error:  # the library's own kinds, many of them
+        raise CheckpointError(
+            f"{files.tokenizer} holds no Qwen tokenizer ({one_line(error, limit=120)}): "
+            "download it again"
+        ) from None
+    spec = _spec(settings, files, tokenizer)
+    blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
+    files.check_tensors(max(layers))
+    return KleinModel(files, spec, tokenizer, blocks, settings["precision"])
+
 
 # What the published pipelines take as defaults. A checkpoint of another size says its own in
 # a file `rism.json` beside model_index.json.
@@ -39,6 +242,7 @@ _DEFAULTS: dict[str, Any] = {
     "text_encoder_out_layers": [9, 18, 27],
     "feature_block": None,
     "tau": 0.8,
+    "precision": "bf16",
 }
 
 
@@ -53,18 +257,26 @@ def _settings(folder: Path) -> dict[str, Any]:
     return {**_DEFAULTS, "name": folder.resolve().name, **own}
 
 
+def _layers(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    layers = settings["text_encoder_out_layers"]
+    whole = isinstance(layers, list) and 1 <= len(layers) <= 16
+    if not whole or not all(isinstance(k, int) and 0 <= k < 1024 for k in layers):
+        raise CheckpointError(
+            "text_encoder_out_layers in rism.json is not a list of block numbers: "
+            "expected one such as [9, 18, 27]"
+        )
+    return tuple(layers)
+
+
 def _spec(
-    settings: dict[str, Any],
-    *,
-    transformer: Flux2Transformer2DModel,
-    vae: AutoencoderKLFlux2,
-    tokenizer: PreTrainedTokenizerBase,
+    settings: Mapping[str, Any], files: KleinFiles, tokenizer: Qwen2TokenizerFast
 ) -> ModelSpec:
-    config = transformer.config
-    vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    blocks = config.num_layers + config.num_single_layers
-    width = config.num_attention_heads * config.attention_head_dim
+    config = files.transformer_config
+    token_px = 2 ** len(files.vae_config.get("block_out_channels", (0,) * 4))
+    double, single = config["num_layers"], config["num_single_layers"]
     feature_block = settings["feature_block"]
+    if feature_block is None:
+        feature_block = math.floor(_FEATURE_DEPTH * (double + single) + 0.5)
     return ModelSpec(
         name=settings["name"],
         family=FLUX2_KLEIN,
@@ -74,101 +286,45 @@ def _spec(
             size_level=settings["size_level"],
             resize=settings["resize"],
             remainder=settings["remainder"],
-            multiple_px=2 * vae_factor,
-            token_px=2 * vae_factor,
+            multiple_px=token_px,
+            token_px=token_px,
             resample="lanczos",
             max_aspect=_MAX_ASPECT,
             mean=0.5,
             std=0.5,
         ),
         prompt=prompt_rules(tokenizer, max_length=settings["max_sequence_length"]),
-        prompt_dim=config.joint_attention_dim,
-        latent_channels=config.in_channels,
-        double_blocks=config.num_layers,
-        single_blocks=config.num_single_layers,
-        feature_block=math.floor(_FEATURE_DEPTH * blocks + 0.5)
-        if feature_block is None
-        else feature_block,
-        feature_dim=width,
+        prompt_dim=config["joint_attention_dim"],
+        latent_channels=config["in_channels"],
+        double_blocks=double,
+        single_blocks=single,
+        feature_block=feature_block,
+        feature_dim=config["num_attention_heads"] * config["attention_head_dim"],
         tau=settings["tau"],
     )
 
 
-def load(folder: Path) -> LoadedModel:
-    """Load a checkpoint folder in the layout of `Flux2KleinPipeline.save_pretrained`."""
-    settings = _settings(folder)
-    transformer = load_component(Flux2Transformer2DModel, folder / "transformer")
-    vae = load_component(AutoencoderKLFlux2, folder / "vae")
-    text = load_component(Qwen3ForCausalLM, folder / "text_encoder")
-    tokenizer = Qwen2TokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-    layers = tuple(settings["text_encoder_out_layers"])
-    _check_sizes(transformer, vae, text, layers)
-    spec = _spec(settings, transformer=transformer, vae=vae, tokenizer=tokenizer)
-
-    def reference_dit(**inputs: Any) -> LiteralCapture:
-        return literal_capture(
-            transformer,
-            feature_block=spec.feature_block,
-            timestep=spec.timestep,
-            **inputs,
-        )
-
-    @torch.no_grad()
-    def reference_text(instruction: str) -> torch.Tensor:
-        embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
-            text_encoder=text,
-            tokenizer=tokenizer,
-            prompt=instruction,
-            max_sequence_length=spec.prompt.max_length,
-            hidden_states_layers=list(layers),
-        )
-        return embeds
-
-    @torch.no_grad()
-    def reference_vae(image: torch.Tensor) -> torch.Tensor:
-        latents = vae.encode(image).latent_dist.mode()
-        packed = Flux2KleinPipeline._patchify_latents(latents)
-        mean = vae.bn.running_mean.view(1, -1, 1, 1)
-        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-        tokens: torch.Tensor = Flux2KleinPipeline._pack_latents((packed - mean) / std)
-        return tokens
-
-    return LoadedModel(
-        spec=spec,
-        dit=Flux2SingleStep(transformer, FLUX2_KLEIN, timestep=spec.timestep).eval(),
-        text_encoder=QwenPromptEncoder(text, layers).eval(),
-        vae_encoder=VaeEncoder(vae).eval(),
-        tokenizer_json=tokenizer_json(tokenizer),
-        reference_dit=reference_dit,
-        reference_text=reference_text,
-        reference_vae=reference_vae,
-    )
-
-
-def _check_sizes(
-    transformer: Flux2Transformer2DModel,
-    vae: AutoencoderKLFlux2,
-    text: Qwen3ForCausalLM,
-    layers: tuple[int, ...],
-) -> None:
+def _check_parts(files: KleinFiles, layers: tuple[int, ...]) -> None:
     """Refuse parts that do not belong together, before anything is traced."""
-    wanted, given = transformer.config.joint_attention_dim, len(layers) * text.config.hidden_size
+    config, text = files.transformer_config, files.text_config()
+    wanted, given = config["joint_attention_dim"], len(layers) * text.hidden_size
     if wanted != given:
         raise CheckpointError(
             f"the transformer expects prompt embeddings of width {wanted}, the text encoder's "
             f"hidden states {list(layers)} give {given}: the parts are of different models"
         )
-    if max(layers) >= text.config.num_hidden_layers or min(layers) < 0:
+    if max(layers) >= text.num_hidden_layers:
         raise CheckpointError(
             f"hidden states {list(layers)} are asked for, the text encoder has "
-            f"{text.config.num_hidden_layers} blocks: expected smaller numbers in rism.json"
+            f"{text.num_hidden_layers} blocks: expected smaller numbers in rism.json"
         )
-    if transformer.config.in_channels != 4 * vae.config.latent_channels:
+    packed = 4 * files.vae_config.get("latent_channels", 32)
+    if config["in_channels"] != packed:
         raise CheckpointError(
-            f"the transformer takes {transformer.config.in_channels} latent channels, the VAE "
-            f"packs {4 * vae.config.latent_channels}: the parts are of different models"
+            f"the transformer takes {config['in_channels']} latent channels, the VAE packs "
+            f"{packed}: the parts are of different models"
         )
-    if transformer.config.guidance_embeds:
+    if config["guidance_embeds"]:
         raise CheckpointError(
             "the transformer has a guidance embedding, FLUX.2-klein has none: "
             "FLUX.2-dev is not supported"
@@ -181,5 +337,5 @@ FLUX2_KLEIN = FamilySpec(
     noisy_axes=(0.0, "row", "column", 0.0),
     clean_axes=(10.0, "row", "column", 0.0),
     pipelines=("Flux2KleinPipeline",),
-    load=load,
+    open=open_klein,
 )

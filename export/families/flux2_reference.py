@@ -6,17 +6,120 @@ implementations, one the way the paper writes it (equations 1, 3 and 4), one the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.models.transformers import transformer_flux2 as flux2
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
 
-from rism.export.spec import LiteralCapture
+from rism.export.families.flux2_dit import MODULATIONS
+from rism.export.precision import Precision
+from rism.export.spec import LiteralCapture, LiteralInputs
+from rism.export.streamed import stream_weights
+from rism.export.tensors import TensorStore
+from rism.export.weightless import build_empty
 
-__all__ = ["literal_capture"]
+__all__ = ["LiteralKlein", "literal_capture"]
+
+# Folded into constants by the exporter from unrounded weights; the constants are rounded.
+_FOLDED = ("time_guidance_embed.", *(f"{name}." for name in MODULATIONS))
+
+
+@dataclass(frozen=True)
+class LiteralKlein:
+    """A `LiteralModel`: the classes of diffusers and transformers, weights streamed in.
+
+    Attributes:
+        transformer, vae, text: build the empty models (the text model's configuration).
+        stores: their tensors.
+        tokenizer, out_layers, max_length: as the pipeline is called with.
+        timestep: sigma.
+        precision: weights are rounded to what it stores; everything runs in float32.
+    """
+
+    transformer: Callable[[], Flux2Transformer2DModel]
+    vae: Callable[[], AutoencoderKLFlux2]
+    text_config: Callable[[], Qwen3Config]
+    stores: Mapping[str, TensorStore]
+    tokenizer: PreTrainedTokenizerBase
+    out_layers: tuple[int, ...]
+    max_length: int
+    timestep: float
+    precision: Precision
+
+    @torch.no_grad()
+    def text(self, instructions: Sequence[str]) -> torch.Tensor:
+        """Instructions to (B, N_p, E), by the pipeline's own function."""
+        model = build_empty(lambda: Qwen3Model(self.text_config()))
+        store = self.stores["text"]
+        names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
+        model.norm = nn.Identity()  # only what follows the last hidden state that is used
+        stream_weights(model, store.renamed(names), self.precision)
+        stream = self.precision.stream
+        model.rotary_emb.register_forward_hook(  # tables are as narrow as what they turn
+            lambda _module, _args, tables: tuple(table.to(stream).float() for table in tables)
+        )
+        embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+            text_encoder=model,
+            tokenizer=self.tokenizer,
+            prompt=list(instructions),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            max_sequence_length=self.max_length,
+            hidden_states_layers=list(self.out_layers),
+        )
+        return embeds
+
+    @torch.no_grad()
+    def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Pictures (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
+        vae = build_empty(self.vae)
+        vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
+        stream_weights(vae, self.stores["vae"], self.precision, exact=("bn.",))
+        found = []
+        for image in images:
+            packed = Flux2KleinPipeline._patchify_latents(vae.encode(image).latent_dist.mode())
+            mean = vae.bn.running_mean.view(1, -1, 1, 1)
+            std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+            found.append(Flux2KleinPipeline._pack_latents((packed - mean) / std))
+        return found
+
+    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+        """Run the whole transformer on each input."""
+        transformer = build_empty(self.transformer)
+        # What comes after the last block is not captured, and named otherwise in single files.
+        transformer.norm_out, transformer.proj_out = _Skipped(), nn.Identity()
+        stream_weights(transformer, self.stores["transformer"], self.precision, exact=_FOLDED)
+        stream = self.precision.stream
+        for name in MODULATIONS:
+            getattr(transformer, name).register_forward_hook(
+                lambda _module, _args, folded: folded.to(stream).float()
+            )
+        return [
+            literal_capture(
+                transformer,
+                clean_latents=given.clean_latents,
+                noise=given.noise,
+                prompt_embeds=given.prompt_embeds,
+                prompt_weights=given.prompt_weights,
+                grid_hw=given.grid_hw,
+                feature_block=feature_block,
+                timestep=self.timestep,
+            )
+            for given in inputs
+        ]
+
+
+class _Skipped(nn.Module):
+    """Stands for the final modulated norm."""
+
+    def forward(self, hidden_states: torch.Tensor, _temb: torch.Tensor) -> torch.Tensor:
+        return hidden_states
 
 
 @torch.no_grad()

@@ -49,6 +49,22 @@ class Capture(StrEnum):
     scores = "scores"
 
 
+class ExportPrecision(StrEnum):
+    """What a bundle's graphs compute in; rism.export.precision."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Parity(StrEnum):
+    """How much of a model is compared with PyTorch."""
+
+    auto = "auto"
+    full = "full"
+    blocks = "blocks"
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
@@ -186,41 +202,75 @@ def inspect(
 def export(
     model: Annotated[
         str,
-        typer.Option(help="mini, flux2-klein-4b, flux2-klein-9b, a checkpoint folder, a hub id."),
+        typer.Option(
+            help="mini, flux2-klein-4b, flux2-klein-9b, flux2-klein-base-4b, "
+            "flux2-klein-base-9b, a folder, a .safetensors file, a hub id."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
+    precision: Annotated[
+        ExportPrecision | None,
+        typer.Option(help="What the graphs compute in. Left out: as the model is published."),
+    ] = None,
     capture: Annotated[
         str,
         typer.Option(help="Transformer graphs: vectors,matrices,scores. The first is the default."),
     ] = "vectors",
+    size_level: Annotated[
+        int | None,
+        typer.Option(
+            help="Bring every picture to about N x N pixels, as the paper does. Left out: "
+            "shrink only what is larger than the model takes."
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Graphs of fixed sizes, WIDTHxHEIGHT,...  Left out: one for any size."),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The instruction. Left out: 'remove {expression}'.")
+    ] = None,
     feature_site: Annotated[
         str, typer.Option(help="Where features are read: mmsa, adaln or block.")
     ] = "mmsa",
     token_attention: Annotated[
         bool, typer.Option("--token-attention", help="Also output attention per prompt token.")
     ] = False,
+    parity: Annotated[
+        Parity,
+        typer.Option(help="Compare the whole model with PyTorch, or one block of each kind."),
+    ] = Parity.auto,
     revision: Annotated[
-        str | None, typer.Option(help="A commit or a tag of the hub repository.")
+        str | None, typer.Option(help="A branch, tag or commit of the hub repository.")
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use only what is already on this disk.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be read, written and needed.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write a bundle from a checkpoint, and prove that it computes the same."""
     from rism.runtime.cli.console import Console
-    from rism.runtime.cli.export import ExportOptions, export_model
+    from rism.runtime.cli.export import ExportFlags, export_model
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
-        options = ExportOptions(
+        flags = ExportFlags(
             model=model,
             output=output,
+            precision=None if precision is None else precision.value,
             capture=capture,
+            size_level=size_level,
+            sizes=sizes,
+            template=template,
             feature_site=feature_site,
             token_attention=token_attention,
+            parity=parity.value,
             revision=revision,
             offline=offline,
+            dry_run=dry_run,
         )
-        export_model(options, console)
+        export_model(flags, console)

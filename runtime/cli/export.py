@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.errors import RismError
 from rism.runtime.manifest import CAPTURES
 
-__all__ = ["ExportOptions", "export_model"]
+__all__ = ["ExportFlags", "export_model"]
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportFlags:
     """The flags of `rism export`."""
 
     model: str
@@ -23,21 +25,56 @@ class ExportOptions:
     capture: str = "vectors"
     feature_site: str = "mmsa"
     token_attention: bool = False
+    precision: str | None = None
+    size_level: int | None = None
+    sizes: str | None = None
+    template: str | None = None
+    parity: str = "auto"
     revision: str | None = None
     offline: bool = False
+    dry_run: bool = False
 
 
-def export_model(options: ExportOptions, console: Console) -> None:
-    """Write a bundle and print its parity table.
+def export_model(flags: ExportFlags, console: Console) -> None:
+    """Write a bundle and print its parity table, or print the plan of it.
 
     Raises:
-        UsageError: an unknown capture mode.
+        UsageError: an unknown capture mode, or sizes that are none.
         RismError: the exporter's packages are missing, or the export failed.
     """
-    captures = _parse_captures(options.capture)
+    captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
+    exporter = _exporter()
+    options = exporter.ExportOptions(
+        captures=captures,
+        feature_site=flags.feature_site,
+        token_attention=flags.token_attention,
+        precision=flags.precision,
+        size_level=flags.size_level,
+        sizes=sizes,
+        template=flags.template,
+        parity=flags.parity,
+        revision=flags.revision,
+        offline=flags.offline,
+    )
+    if flags.dry_run:
+        plan = exporter.plan_export(flags.model, flags.output, options)
+        write_stdout(f"{plan.table()}\n")
+        plan.check(flags.output)
+        return
+    start = time.perf_counter()
+    progress = exporter.Progress() if console.quiet else exporter.TerminalProgress()
+    report = exporter.export_bundle(flags.model, flags.output, options, progress=progress)
+    if not console.quiet:
+        write_stdout(f"{report.parity_table().rstrip()}\n")
+    console.note(
+        f"wrote {flags.output}, {report.size_bytes / 1e6:,.1f} MB, in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+
+
+def _exporter() -> Any:
     try:
-        exporter = import_module("rism.export")
-        export_bundle = exporter.export_bundle
+        return import_module("rism.export")
     except ModuleNotFoundError as error:
         missing = error.name or "a package"
         if missing.partition(".")[0] == "rism":
@@ -45,20 +82,6 @@ def export_model(options: ExportOptions, console: Console) -> None:
         raise RismError(
             f'rism export needs {missing}, which is not installed: pip install "rism[export]"'
         ) from error
-    start = time.perf_counter()
-    report = export_bundle(
-        options.model,
-        options.output,
-        captures=captures,
-        feature_site=options.feature_site,
-        token_attention=options.token_attention,
-        revision=options.revision,
-        offline=options.offline,
-        progress=console.note,
-    )
-    if not console.quiet:
-        write_stdout(f"{report.parity_table().rstrip()}\n")
-    console.note(f"wrote {options.output} in {time.perf_counter() - start:.0f} s")
 
 
 def _parse_captures(text: str) -> tuple[str, ...]:
@@ -67,3 +90,15 @@ def _parse_captures(text: str) -> tuple[str, ...]:
     if unknown:
         raise UsageError(f"--capture has '{unknown[0]}', expected some of {','.join(CAPTURES)}")
     return tuple(dict.fromkeys(asked))
+
+
+def _parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    if text is None:
+        return ()
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})x(\d{1,5})\s*", part, re.ASCII)
+        if match is None:
+            raise UsageError(f"--sizes has '{part}', expected WIDTHxHEIGHT, such as 1024x768")
+        sizes.append((int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(sizes))

@@ -1,0 +1,93 @@
+"""`python -m benchmarks.full_size --size 9b --folder DIR`: a whole export, measured.
+
+Writes a checkpoint of random weights in the published layout (once), copies its files on the
+same disk (the baseline), exports it in a process of its own, checks the graphs, and compares
+time with the copy and peak memory with nothing: 2 x copy + 5 minutes and 3 GB are the bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+
+from benchmarks.measure import environment
+from benchmarks.random_checkpoint import SIZES, write_checkpoint
+
+_BUFFER = 16 * 2**20
+
+
+def main() -> None:
+    """Measure one export."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser.add_argument("--size", choices=[*SIZES], default="9b")
+    parser.add_argument("--folder", type=Path, required=True, help="on a disk with room: 9b 70 GB")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--capture", default="vectors")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--keep", action="store_true", help="leave the bundle there")
+    args = parser.parse_args()
+    checkpoint, bundle = args.folder / f"klein-{args.size}", args.folder / f"bundle-{args.size}"
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, SIZES[args.size])
+    files = sorted(checkpoint.glob("*/*.safetensors"))
+    copy_s = _copy(files, args.folder / "copy.tmp")
+    shutil.rmtree(bundle, ignore_errors=True)
+    command = [sys.executable, "-m", "rism", "export", "--model", str(checkpoint)]
+    command += ["-o", str(bundle), "--precision", args.precision, "--capture", args.capture]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    export_s = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    for graph in sorted(bundle.glob("*.onnx")):
+        onnx.checker.check_model(str(graph))
+    read = sum(file.stat().st_size for file in files)
+    result = {
+        "checkpoint": f"FLUX.2-klein {args.size}, random bfloat16 weights, published layout",
+        "precision": args.precision,
+        "capture": args.capture,
+        "checkpoint_bytes": read,
+        "bundle_bytes": sum(file.stat().st_size for file in bundle.iterdir()),
+        "copy_s": round(copy_s, 1),
+        "export_s": round(export_s, 1),
+        "export_over_copy": round(export_s / copy_s, 2),
+        "allowed_s": round(2 * copy_s + 300, 1),
+        "peak_memory_bytes": peak,
+        "allowed_memory_bytes": 3_000_000_000,
+        "checker": "every graph passes onnx.checker",
+        "parity": json.loads((bundle / "manifest.json").read_text())["parity"],
+        "environment": environment(),
+    }
+    print(
+        f"{args.size} {args.precision}: read {read / 1e9:.1f} GB, copy {copy_s:.0f} s, export "
+        f"{export_s:.0f} s (allowed {2 * copy_s + 300:.0f}), peak {peak / 1e9:.2f} GB (allowed 3)"
+    )
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if not args.keep:
+        shutil.rmtree(bundle)
+
+
+def _copy(files: list[Path], target: Path) -> float:
+    """Copy each file to the disk for good, one at a time, and return the seconds."""
+    start = time.perf_counter()
+    for file in files:
+        with file.open("rb") as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _BUFFER)
+            copy.flush()
+            os.fsync(copy.fileno())
+    seconds = time.perf_counter() - start
+    target.unlink()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Small files of a checkpoint, which may come from anybody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rism.export.errors import CheckpointError
+from rism.runtime.errors import one_line
+
+__all__ = ["read_json"]
+
+_MAX_JSON = 64 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, too large, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path} is larger than 64 MiB, expected a small JSON file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing, expected a folder in diffusers' layout: download it again"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value

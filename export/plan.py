@@ -1,0 +1,186 @@
+"""What an export will read, write and need, before it does."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rism.export.errors import ExportError
+from rism.export.precision import Precision
+from rism.export.spec import OpenModel
+from rism.export.weightless import Part
+from rism.runtime.errors import OutputError
+
+__all__ = ["ExportPlan", "PartPlan", "make_plan"]
+
+# Libraries, and graphs in memory; measured.
+_BASE_BYTES = 1_200 * 2**20
+_GRAPH_BYTES = 64 * 2**20
+# A tensor as it was read, cast, and transposed.
+_COPIES = 3
+# float32 weights once in the engine and once folded, and what flows between them.
+_FULL_GATE_BYTES = 10
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One graph's weights."""
+
+    name: str
+    parameters: int
+    read_bytes: int
+    write_bytes: int
+    largest_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything that is known before the first long step.
+
+    Attributes:
+        model, family, source: what is exported.
+        precision, captures, sizes: how; `sizes` is "dynamic" or fixed ones.
+        blocks: of the transformer, double and single.
+        parts: the graphs' weights.
+        parity: "full", or "blocks" where the whole model cannot be run in memory.
+        disk_bytes, disk_free: needed and there, at the output.
+        memory_bytes, memory_free: likewise.
+    """
+
+    model: str
+    family: str
+    source: str
+    precision: str
+    captures: tuple[str, ...]
+    sizes: str
+    blocks: str
+    parts: tuple[PartPlan, ...]
+    parity: str
+    disk_bytes: int
+    disk_free: int
+    memory_bytes: int
+    memory_free: int
+
+    def table(self) -> str:
+        """The plan, for people."""
+        rows = [
+            f"model      {self.model} ({self.family}) from {self.source}",
+            f"transformer {self.blocks}, captures {', '.join(self.captures)}, {self.sizes} sizes",
+            f"precision  {self.precision}",
+            f"parity     {self.parity}",
+            "",
+            f"{'graph':<14}{'parameters':>12}{'read':>12}{'write':>12}",
+        ]
+        rows += [
+            f"{part.name:<14}{_count(part.parameters):>12}{size(part.read_bytes):>12}"
+            f"{size(part.write_bytes):>12}"
+            for part in self.parts
+        ]
+        rows += [
+            "",
+            f"disk       {size(self.disk_bytes)} needed, {size(self.disk_free)} free",
+            f"memory     {size(self.memory_bytes)} needed, {size(self.memory_free)} free",
+        ]
+        return "\n".join(rows)
+
+    def check(self, output: Path) -> None:
+        """Refuse what cannot be finished.
+
+        Raises:
+            OutputError: Not enough disk.
+            ExportError: Not enough memory.
+        """
+        if self.disk_bytes > self.disk_free:
+            raise OutputError(
+                f"{output} needs {size(self.disk_bytes)}, its disk has {size(self.disk_free)} "
+                "free: choose a place on another disk with -o, or a narrower --precision"
+            )
+        if self.memory_bytes > self.memory_free:
+            hint = (
+                ": ask for --parity blocks" if self.parity == "full" else ": close other programs"
+            )
+            raise ExportError(
+                f"the export needs {size(self.memory_bytes)} of memory, "
+                f"{size(self.memory_free)} are free{hint}"
+            )
+
+
+def make_plan(
+    model: OpenModel,
+    parts: tuple[Part, ...],
+    *,
+    source: str,
+    precision: Precision,
+    captures: tuple[str, ...],
+    parity: str,
+    output: Path,
+) -> ExportPlan:
+    """Measure the parts, the disk and the memory.
+
+    Args:
+        model: the opened checkpoint.
+        parts: its graphs' modules, without weights.
+        source: where it is from.
+        precision: what was asked for.
+        captures: likewise.
+        parity: "full", "blocks", or "auto" to choose by the memory.
+        output: the bundle's place.
+    """
+    plans = tuple(
+        PartPlan(p.name, p.parameters, p.source_nbytes, p.nbytes, p.largest_nbytes) for p in parts
+    )
+    free = _memory_free()
+    lean = _BASE_BYTES + _COPIES * max(plan.largest_bytes for plan in plans)
+    full = _BASE_BYTES + _FULL_GATE_BYTES * max(plan.parameters for plan in plans)
+    if parity == "auto":
+        parity = "full" if full <= free // 2 else "blocks"
+    spec = model.spec
+    sizes = ", ".join(f"{w}x{h}" for w, h in spec.geometry.sizes)
+    return ExportPlan(
+        model=spec.name,
+        family=spec.family.name,
+        source=source,
+        precision=precision.name,
+        captures=captures,
+        sizes=sizes or "dynamic",
+        blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks",
+        parts=plans,
+        parity=parity,
+        disk_bytes=sum(plan.write_bytes for plan in plans) + _GRAPH_BYTES,
+        disk_free=shutil.disk_usage(_existing(output)).free,
+        memory_bytes=full if parity == "full" else lean,
+        memory_free=free,
+    )
+
+
+def size(count: int) -> str:
+    """A number of bytes, for people."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _memory_free() -> int:
+    """Memory that this process may still take: of the machine, and of its control group."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return free
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

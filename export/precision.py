@@ -1,0 +1,177 @@
+"""What a graph computes in: float32, bfloat16 as published, or the mixed float16 recipe.
+
+The recipe lives in the modules that are traced, so PyTorch can run exactly what is exported.
+In `fp16` the matrix products and the main attention are float16 and everything between them
+float32: the residual stream of FLUX passes float16's largest number (65504). Products that are
+added to the stream are computed at 1/32 of their size, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["PRECISIONS", "Precision", "apply_precision"]
+
+# A power of two: scaling by it is exact.
+_SHRINK = 1 / 32
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number types of one export.
+
+    Attributes:
+        name: as in `--precision`.
+        compute: of matrix products, convolutions and attention.
+        stream: of everything between them.
+        probe: of the queries and keys that the capture reads. float16 holds normalised
+            queries and keys in bfloat16 without loss, and masses eight times finer.
+        probe_scale: what values of the probes are multiplied by, so that small masses stay
+            above float16's smallest normal number. They are divided by it in float32.
+    """
+
+    name: str
+    compute: torch.dtype
+    stream: torch.dtype
+    probe: torch.dtype
+    probe_scale: float
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products are narrower than what lies between them."""
+        return self.compute != self.stream
+
+    def storage(self, stored: torch.dtype) -> torch.dtype:
+        """Return the type that weights of type `stored` have in the bundle.
+
+        Graphs in float32 keep 16-bit weights as they are and cast them when they run.
+        """
+        if self.compute == torch.float32 and stored in (torch.float16, torch.bfloat16):
+            return stored
+        return self.compute
+
+
+PRECISIONS = {
+    "fp32": Precision("fp32", torch.float32, torch.float32, torch.float32, 1.0),
+    "bf16": Precision("bf16", torch.bfloat16, torch.bfloat16, torch.float16, 256.0),
+    "fp16": Precision("fp16", torch.float16, torch.float32, torch.float16, 256.0),
+}
+
+
+def apply_precision(
+    module: nn.Module,
+    precision: Precision,
+    stored: Callable[[str], torch.dtype],
+    *,
+    into_stream: Sequence[str] = (),
+) -> None:
+    """Replace the layers that hold weights by ones that cast, in place.
+
+    Args:
+        module: on any device; parameters keep their names and their device.
+        precision: the types.
+        stored: the type that a weight has in the checkpoint, by its name in `module`.
+        into_stream: last parts of the names of layers whose result is added to the residual
+            stream.
+    """
+    for name, child in list(module.named_modules()):
+        if isinstance(child, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            dtype = precision.storage(stored(f"{name}.weight"))
+            shrunk = precision.compute == torch.float16 and name.endswith(tuple(into_stream))
+            owner, _, last = name.rpartition(".")
+            layer = _CAST[type(child)](child, precision, dtype, shrunk=shrunk)
+            _attach(module.get_submodule(owner), last, layer)
+    for child in module.modules():
+        if not isinstance(child, (_CastLinear, _CastConv2d, _CastEmbedding)):
+            for key, parameter in child._parameters.items():
+                if parameter is not None:
+                    child._parameters[key] = _parameter(parameter, precision.stream)
+
+
+def _attach(owner: nn.Module, name: str, layer: nn.Module) -> None:
+    if isinstance(owner, (nn.ModuleList, nn.Sequential)):
+        owner[int(name)] = layer
+    else:
+        setattr(owner, name, layer)
+
+
+def _parameter(like: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(like.detach().to(dtype), requires_grad=False)
+
+
+class _CastLinear(nn.Module):
+    """A linear layer: weight (out, in) as stored, product in `compute`, result in `stream`."""
+
+    def __init__(
+        self, layer: nn.Linear, precision: Precision, dtype: torch.dtype, *, shrunk: bool
+    ) -> None:
+        super().__init__()
+        self.precision, self.shrunk = precision, shrunk
+        self.weight = _parameter(layer.weight, dtype)
+        self.bias = None if layer.bias is None else _parameter(layer.bias, precision.stream)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _cast_product(self, x, lambda x, weight: F.linear(x, weight))
+
+
+class _CastConv2d(nn.Module):
+    """A convolution, likewise."""
+
+    def __init__(
+        self, layer: nn.Conv2d, precision: Precision, dtype: torch.dtype, *, shrunk: bool
+    ) -> None:
+        super().__init__()
+        self.precision, self.shrunk = precision, shrunk
+        self.stride, self.padding = layer.stride, layer.padding
+        self.dilation, self.groups = layer.dilation, layer.groups
+        self.weight = _parameter(layer.weight, dtype)
+        # Over (C, H, W), so that it is added like a linear layer's.
+        self.bias = None if layer.bias is None else _parameter(layer.bias, precision.stream)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+        return _cast_product(self, x, convolve, channels_first=True)
+
+
+class _CastEmbedding(nn.Module):
+    """Rows of a table, cast after they are looked up."""
+
+    def __init__(
+        self, layer: nn.Embedding, precision: Precision, dtype: torch.dtype, *, shrunk: bool
+    ) -> None:
+        super().__init__()
+        del shrunk  # no product, nothing to overflow
+        self.precision = precision
+        self.weight = _parameter(layer.weight, dtype)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.weight).to(self.precision.stream)
+
+
+_CAST = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d, nn.Embedding: _CastEmbedding}
+
+
+def _cast_product(
+    layer: _CastLinear | _CastConv2d,
+    x: torch.Tensor,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    channels_first: bool = False,
+) -> torch.Tensor:
+    precision = layer.precision
+    if layer.shrunk:
+        x = x * _SHRINK
+    out = product(x.to(precision.compute), layer.weight.to(precision.compute))
+    out = out.to(precision.stream)
+    if layer.shrunk:
+        out = out * (1 / _SHRINK)
+    if layer.bias is None:
+        return out
+    return out + (layer.bias[:, None, None] if channels_first else layer.bias)
