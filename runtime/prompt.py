@@ -18,6 +18,7 @@ __all__ = [
     "PromptEncoder",
     "PromptState",
     "PromptWeights",
+    "check_template",
     "clean_expression",
     "weigh",
 ]
@@ -118,7 +119,10 @@ class PromptEncoder:
             for token in self._tokenizer.get_added_tokens_decoder().values()
             if token.content.strip() and (token.special or token.content.startswith("<"))
         ]
-        self.template = rules.template if template is None else self._check_template(template)
+        self.template = rules.template
+        if template is not None:
+            self.template = check_template(template)
+            self._refuse_control_tokens(self.template, "the template")
 
     def encode(self, expressions: Sequence[str]) -> EncodedPrompts:
         """Tokenise expressions, each inside the template, padded to `max_length`.
@@ -184,16 +188,6 @@ class PromptEncoder:
             tokens.append(tuple(rendered[a:b] for a, b in encoding.offsets))
         return EncodedPrompts(ids, mask, told, asked, tuple(tokens))
 
-    def _check_template(self, template: str) -> str:
-        if not isinstance(template, str) or template.count(_MARK) != 1:
-            raise InputError(
-                f"template is '{one_line(template, limit=60)}', expected text with {_MARK} in it "
-                f"once, such as 'remove {_MARK}'"
-            )
-        cleaned = clean_expression(template, what="the template")
-        self._refuse_control_tokens(cleaned, "the template")
-        return cleaned
-
     def _refuse_control_tokens(self, text: str, what: str) -> None:
         """Keep a text from closing the template's turn and opening another."""
         normalizer = self._tokenizer.normalizer
@@ -236,6 +230,20 @@ def clean_expression(expression: str, *, what: str = "the expression") -> str:
                 f"{what} contains the control character U+{ord(character):04X}: take it out"
             )
     return cleaned
+
+
+def check_template(template: str) -> str:
+    """Check a template as an expression is checked, and that there is one place for one in it.
+
+    Raises:
+        InputError: not text with {expression} in it once.
+    """
+    if not isinstance(template, str) or template.count(_MARK) != 1:
+        raise InputError(
+            f"template is '{one_line(template, limit=60)}', expected text with {_MARK} in it "
+            f"once, such as 'remove {_MARK}'"
+        )
+    return clean_expression(template, what="the template")
 
 
 def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray[np.float32]:

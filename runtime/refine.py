@@ -3,6 +3,7 @@
 The paper's best figures reword it with the model family's own instruction refiner (appendix A3).
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,15 +33,39 @@ class Refiner(Protocol):
 
 def refine(
     refiner: Refiner,
+    instructions: Sequence[Instruction],
+    image_hwc: npt.NDArray[np.uint8] | None,
+    encoder: PromptEncoder,
+) -> list[Instruction]:
+    """Ask a refiner once for each distinct instruction, and check what it answers.
+
+    Args:
+        refiner: whom to ask.
+        instructions: what was rendered.
+        image_hwc: (H, W, 3) uint8, the picture; None where a state came without it.
+        encoder: knows what may not be in an instruction.
+
+    Raises:
+        InputError: no picture, or the refiner failed, or its answer cannot be used as an
+            expression could not; the message names the refiner.
+    """
+    if image_hwc is None:
+        raise InputError(
+            "the image state has no pixels for the refiner to look at, expected one made by this "
+            "segmenter: call its set_image"
+        )
+    said = {
+        told: _reword(refiner, told, image_hwc, encoder) for told in dict.fromkeys(instructions)
+    }
+    return [said[told] for told in instructions]
+
+
+def _reword(
+    refiner: Refiner,
     instruction: Instruction,
     image_hwc: npt.NDArray[np.uint8],
     encoder: PromptEncoder,
 ) -> Instruction:
-    """Ask a refiner, and check its answer as an expression is checked.
-
-    Raises:
-        InputError: the refiner failed, or its answer cannot be used; the message names it.
-    """
     name = one_line(getattr(refiner, "__qualname__", type(refiner).__qualname__), limit=80)
     try:
         answer = refiner(instruction.text, image_hwc)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias, overload
@@ -20,7 +19,13 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.images import ImageSource
 from rism.runtime.manifest import PROTOTYPES
 from rism.runtime.picture import ImageState, PictureEncoder
-from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, PromptWeights, weigh
+from rism.runtime.prompt import (
+    PromptEncoder,
+    PromptState,
+    PromptWeights,
+    check_template,
+    weigh,
+)
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
 
@@ -133,6 +138,8 @@ class Segmenter:
             InputError: no such capture mode or provider, or an unusable template.
             OutputError: `cache_dir` cannot be made.
         """
+        if template is not None:
+            check_template(template)
         chosen, why = choose_provider(provider)
         bundle = Bundle.open(resolve_bundle(path_or_name), verify=verify)
         mode = capture or bundle.manifest.default_capture
@@ -141,19 +148,30 @@ class Segmenter:
                 f"capture is '{one_line(mode)}', this bundle has "
                 f"{', '.join(bundle.manifest.captures)}: export again with --capture {mode}"
             )
-        check_precision(bundle.manifest.precision, chosen, why)
-        load = partial(load_engines, bundle, mode, threads=threads, lazy_text=cache_dir is not None)
+
+        def start(name: str, why: str) -> tuple[dict[str, Engine], EmbeddingCache | None]:
+            check_precision(bundle.manifest.precision, name, why)
+            cache = None
+            if cache_dir is not None:
+                # Before the engines: what is wrong with a folder is known at once.
+                cache = EmbeddingCache(cache_dir, bundle.manifest, provider=name, warn=warn)
+            engines = load_engines(
+                bundle,
+                mode,
+                provider=name,
+                device=device,
+                threads=threads,
+                lazy_text=cache is not None,
+            )
+            return engines, cache
+
         try:
-            engines = load(provider=chosen, device=device)
+            engines, cache = start(chosen, why)
         except ProviderError as error:
             if provider != "auto" or chosen == "cpu":
                 raise
-            chosen, why = "cpu", f"auto: CUDA did not start ({error})"
-            check_precision(bundle.manifest.precision, chosen, why)
-            engines = load(provider=chosen)
-        cache = None
-        if cache_dir is not None:
-            cache = EmbeddingCache(cache_dir, bundle.manifest, provider=chosen, warn=warn)
+            why = f"auto: CUDA did not start ({error})"
+            engines, cache = start("cpu", why)
         return cls(
             bundle,
             engines,
@@ -237,7 +255,7 @@ class Segmenter:
         if self._refiner is not None:
             image = self._state(image)
             start = perf_counter()
-            instructions = self._refine(self._refiner, instructions, image)
+            instructions = refine(self._refiner, instructions, image.pixels, self._encoder)
             shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
         start = perf_counter()
         prompts = self._embedder.embed(instructions)
@@ -309,22 +327,6 @@ class Segmenter:
                 f"'{method.prototype}': use capture 'vectors'"
             )
         return _Options(tau, prototype)
-
-    def _refine(
-        self, refiner: Refiner, instructions: Sequence[Instruction], state: ImageState
-    ) -> list[Instruction]:
-        """Ask the refiner once for each distinct instruction."""
-        if state.pixels is None:
-            raise InputError(
-                "the image state has no pixels for the refiner to look at, expected one made by "
-                "this segmenter: call its set_image"
-            )
-        pixels = state.pixels
-        said = {
-            told: refine(refiner, told, pixels, self._encoder)
-            for told in dict.fromkeys(instructions)
-        }
-        return [said[told] for told in instructions]
 
     def _fixed_batch(self, state: ImageState) -> int | None:
         graph = self.manifest.graph(f"transformer.{self.capture}", state.plan.resized_wh)

@@ -52,7 +52,8 @@ class RunOptions:
 def run_pictures(options: RunOptions, console: Console) -> None:
     """Segment every picture, write what was asked for.
 
-    A folder's unreadable pictures are reported and counted, the others still written.
+    A folder's unreadable pictures, and those that a refiner fails on, are reported and counted,
+    the others still written.
 
     Raises:
         UsageError: flags that do not go together.
@@ -75,20 +76,23 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     for number, source in enumerate(sources):
         if from_folder:
             console.progress(number, len(sources), source.label)
+        encoded = False
         try:
             pixels, timings = _read(source)
             state = segmenter.set_image(pixels)
+            encoded = True
+            found = segmenter.segment(
+                state, options.expressions, tau=options.tau, prompt_weights=options.tokens
+            )
         except InputError as error:
-            if not from_folder:
+            # Expressions and tau are the same for every picture: what they raise ends the run.
+            # What a refiner says of a picture is not.
+            if not from_folder or (encoded and options.refiner is None):
                 raise
             console.error(f"{source.label}: {error}")
             records.append(failure_record(source.label, error))
             failed += 1
             continue
-        # Expressions and tau are the same for every picture: what they raise ends the run.
-        found = segmenter.segment(
-            state, options.expressions, tau=options.tau, prompt_weights=options.tokens
-        )
         shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + timings}
         results = [_with_timings(result, shared, len(found)) for result in found]
         records += _deliver(source, pixels, results, destination, console)

@@ -260,6 +260,10 @@ def shout(instruction, image):
     assert image.shape == (96, 160, 3)
     return instruction.replace("thing", "green")
 
+def wide_only(instruction, image):
+    assert image.shape[1] > 100, "too narrow"
+    return instruction
+
 number = 3
 """
 
@@ -272,6 +276,25 @@ def test_a_template_and_a_refiner(
     (record,) = json.loads(invoke(picture, "thing", "--bundle", tiny_bundle, "--json", *words))
     assert (record["expression"], record["instruction"]) == ("thing", "the green")
     assert record["area_px"] == pytest.approx(expected.sum(), rel=0.2)
+
+
+def test_a_refiner_may_fail_on_one_picture_of_a_folder(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    (workplace / "some_words.py").write_text(REFINER)
+    (workplace / "in").mkdir()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(workplace / "in/a.png")
+    (workplace / "in/b.png").write_bytes(picture.read_bytes())
+    options = ["--bundle", str(tiny_bundle), "--refiner", "some_words:wide_only", "--json"]
+    shown = runner.invoke(app, ["run", "in", "green", *options])
+    assert shown.exit_code == 1
+    assert shown.stderr.splitlines() == [
+        "error: in/a.png: refiner 'wide_only' failed (AssertionError: too narrow), expected an "
+        "instruction: mend it, or run without",
+        "error: 1 of 2 pictures failed, the others are written",
+    ]
+    bad, good = json.loads(shown.stdout)
+    assert "too narrow" in bad["error"] and good["area_px"] > 0
 
 
 @pytest.mark.parametrize("tokens", ["all", "valid", "instruction", "expression"])

@@ -389,7 +389,8 @@ def test_a_folder_that_goes_away(tiny_master: Path, tmp_path: Path, colours: np.
     assert len(told) == 1 and told[0].startswith("embedding not cached (cannot write ")
 
 
-def test_a_folder_that_is_none(tiny_master: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_none(tiny_master: Path, tmp_path: Path, opened: list[str]) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match=r"cannot make folder .*/f for embeddings: File exists"):
         Segmenter.from_bundle(tiny_master, provider="cpu", cache_dir=tmp_path / "f")
+    assert opened == []  # before minutes of loading
