@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2
 from torch import nn
-from transformers import Qwen3ForCausalLM
+from torch.nn import functional as F
+from transformers import AttentionInterface, Qwen3ForCausalLM
+
+from rism.export.precision import Precision
 
 __all__ = ["QwenPromptEncoder", "VaeEncoder"]
 
@@ -19,16 +23,30 @@ class QwenPromptEncoder(nn.Module):
         model: the language model; modules are shared, not copied.
         out_layers: hidden states to concatenate; state k is what k blocks leave, without
             the final norm, so each must be less than the number of blocks.
+        length: N_p; every prompt is padded to it.
+        precision: of the products and of what flows between the blocks.
     """
 
-    def __init__(self, model: Qwen3ForCausalLM, out_layers: Sequence[int]) -> None:
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(
+        self,
+        model: Qwen3ForCausalLM,
+        out_layers: Sequence[int],
+        *,
+        length: int,
+        precision: Precision,
+    ) -> None:
         super().__init__()
         self.out_layers = tuple(out_layers)
         self.embed_tokens = model.model.embed_tokens
-        self.rotary_emb = model.model.rotary_emb
+        cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(length).unsqueeze(0))
+        self.register_buffer("cos", cos.to(precision.stream), persistent=False)
+        self.register_buffer("sin", sin.to(precision.stream), persistent=False)
         self.layers = model.model.layers[: max(out_layers)]
         for layer in self.layers:
-            layer.self_attn.config._attn_implementation = "eager"
+            layer.self_attn.config._attn_implementation = _register_attention(precision)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, N_p) int64 ids and mask to (B, N_p, E) float32."""
@@ -37,15 +55,41 @@ class QwenPromptEncoder(nn.Module):
         places = torch.arange(length).unsqueeze(0)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         allowed = causal & attention_mask[:, None, None, :].bool()
-        mask = torch.where(allowed, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
-        rotary = self.rotary_emb(hidden, places)
         states = {0: hidden}
         for index, layer in enumerate(self.layers, 1):
             hidden = layer(
-                hidden, attention_mask=mask, position_ids=places, position_embeddings=rotary
+                hidden,
+                attention_mask=allowed,
+                position_ids=places,
+                position_embeddings=(self.cos, self.sin),
             )
             states[index] = hidden
         return torch.cat([states[index] for index in self.out_layers], dim=-1).float()
+
+
+def _register_attention(precision: Precision) -> str:
+    """Tell transformers of an attention that is one operator, in the precision's type."""
+
+    def attention(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scaling: float,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        # (B, heads, N, d) each; a group of queries shares a head of keys and values.
+        groups, compute = module.num_key_value_groups, precision.compute
+        key, value = (x.to(compute).repeat_interleave(groups, dim=1) for x in (key, value))
+        out = F.scaled_dot_product_attention(
+            query.to(compute), key, value, attn_mask=attention_mask, scale=scaling
+        )
+        return out.transpose(1, 2).to(query.dtype), None
+
+    name = f"rism_{precision.name}"
+    AttentionInterface.register(name, attention)
+    return name
 
 
 class VaeEncoder(nn.Module):

@@ -50,6 +50,19 @@ class Part:
         yield from self.module.named_parameters()
         yield from self.module.named_buffers()
 
+    def fill(self) -> nn.Module:
+        """Read the weights and return the module, ready to run as it is exported."""
+        for key, tensor in list(self.tensors()):
+            rule = self.rules[key]
+            value = rule.read() if isinstance(rule, StoredTensor) else rule
+            owner, _, name = key.rpartition(".")
+            parent = self.module.get_submodule(owner)
+            if isinstance(tensor, nn.Parameter):
+                parent._parameters[name] = nn.Parameter(value.to(tensor.dtype), requires_grad=False)
+            else:
+                parent._buffers[name] = value.to(tensor.dtype)
+        return self.module
+
     @property
     def parameters(self) -> int:
         """How many numbers the graph holds."""

@@ -67,7 +67,12 @@ class KleinModel:
         """See `OpenModel`."""
         depth = max(self.blocks.out_layers)
         model = build_empty(lambda: Qwen3ForCausalLM(self.files.text_config(depth)))
-        module = QwenPromptEncoder(model, self.blocks.out_layers)
+        module = QwenPromptEncoder(
+            model,
+            self.blocks.out_layers,
+            length=self.spec.prompt.max_length,
+            precision=precision,
+        )
         rules = _rules(module, self.files.text, lambda name: f"model.{name}")
         _cast(module, precision, rules, _TEXT_INTO_STREAM)
         return Part("text_encoder", module, rules)

@@ -18,7 +18,7 @@ from diffusers import (  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from mini.tokenizer import train_tokenizer  # noqa: E402
-from rism.export import ExportReport, export_bundle  # noqa: E402
+from rism.export import ExportOptions, ExportReport, export_bundle  # noqa: E402
 
 CORPUS = ["remove the red car", "remove the small dog on the left of the green van"] * 20
 SETTINGS = {
@@ -26,6 +26,7 @@ SETTINGS = {
     "max_sequence_length": 32,
     "text_encoder_out_layers": [1, 2, 3],
     "feature_block": 2,
+    "precision": "fp32",
 }
 
 
@@ -86,6 +87,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """The checkpoint as a bundle with all three capture modes and per-token attention."""
     output = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export_bundle(
-        str(checkpoint), output, captures=("vectors", "matrices", "scores"), token_attention=True
-    )
+    options = ExportOptions(captures=("vectors", "matrices", "scores"), token_attention=True)
+    return export_bundle(str(checkpoint), output, options)

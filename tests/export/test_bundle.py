@@ -10,11 +10,21 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from rism.export import ExportReport, ParityError, bundle, export_bundle, parity
+from diffusers import Flux2Transformer2DModel
+from rism.export import (
+    ExportOptions,
+    ExportReport,
+    ParityError,
+    bundle,
+    export_bundle,
+    parity,
+)
 from rism.export.checkpoint import find_checkpoint
-from rism.export.families.flux2_klein import load
+from rism.export.families.flux2_dit import Flux2SingleStep
+from rism.export.families.flux2_klein import open_klein
+from rism.export.families.flux2_reference import literal_capture
 from rism.export.parity import run_graph
-from rism.export.spec import LoadedModel
+from rism.export.spec import ModelSpec
 from rism.runtime import Segmenter, method
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import InputError, OutputError
@@ -23,15 +33,21 @@ GRIDS = [(6, 6), (4, 9), (11, 3)]
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> LoadedModel:
-    return load(checkpoint)
+def spec(checkpoint: Path) -> ModelSpec:
+    return open_klein(find_checkpoint(str(checkpoint))).spec
+
+
+@pytest.fixture(scope="module")
+def transformer(checkpoint: Path) -> Flux2Transformer2DModel:
+    """The model as diffusers loads it: nothing of the exporter's."""
+    return Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
 
 
 def feeds(
-    loaded: LoadedModel, grid_hw: tuple[int, int], *, batch: int = 2
+    spec: ModelSpec, grid_hw: tuple[int, int], *, batch: int = 2
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(grid_hw[0])
-    tokens, spec = grid_hw[0] * grid_hw[1], loaded.spec
+    tokens = grid_hw[0] * grid_hw[1]
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
@@ -47,12 +63,17 @@ def feeds(
 
 @pytest.mark.parametrize("grid_hw", GRIDS)
 def test_every_mode_agrees_with_the_untouched_model(
-    exported: ExportReport, loaded: LoadedModel, grid_hw: tuple[int, int]
+    exported: ExportReport,
+    spec: ModelSpec,
+    transformer: Flux2Transformer2DModel,
+    grid_hw: tuple[int, int],
 ) -> None:
-    given = feeds(loaded, grid_hw)
+    given = feeds(spec, grid_hw)
     inputs = {name: torch.from_numpy(value) for name, value in given.items()}
     inputs.pop("positions")
-    literal = loaded.reference_dit(grid_hw=grid_hw, **inputs)
+    literal = literal_capture(
+        transformer, grid_hw=grid_hw, feature_block=spec.feature_block, timestep=1.0, **inputs
+    )
     vectors = literal.attention_vectors.numpy()
     propagated = method.propagate(literal.transition_matrices.numpy(), vectors)
     features = literal.features["mmsa"].numpy()
@@ -82,9 +103,9 @@ def test_every_mode_agrees_with_the_untouched_model(
 
 
 def test_token_attention_times_weights_is_the_sum_of_the_vectors(
-    exported: ExportReport, loaded: LoadedModel
+    exported: ExportReport, spec: ModelSpec
 ) -> None:
-    given = feeds(loaded, (5, 5))
+    given = feeds(spec, (5, 5))
     got = run_graph(exported.path / "transformer.vectors.onnx", given)
     weighted = (got["token_attention"] @ given["prompt_weights"][..., None])[..., 0]
     np.testing.assert_allclose(weighted, got["attention_vectors"].sum(1), atol=1e-5)
@@ -114,12 +135,12 @@ def all_shapes(path: Path, given: dict[str, np.ndarray]) -> dict[str, tuple[int,
 
 @pytest.mark.parametrize("mode", ["vectors", "scores"])
 def test_no_matrix_over_image_tokens_is_ever_made(
-    exported: ExportReport, loaded: LoadedModel, mode: str
+    exported: ExportReport, spec: ModelSpec, mode: str
 ) -> None:
     grid_hw = (7, 11)
     tokens = 77
-    whole = loaded.spec.prompt.max_length + 2 * tokens
-    given = feeds(loaded, grid_hw)
+    whole = spec.prompt.max_length + 2 * tokens
+    given = feeds(spec, grid_hw)
     if mode == "scores":
         given["tau"] = np.array([0.8], np.float32)
     shapes = all_shapes(exported.path / f"transformer.{mode}.onnx", given)
@@ -129,13 +150,13 @@ def test_no_matrix_over_image_tokens_is_ever_made(
 
 
 def test_what_the_mask_does_not_need_is_not_in_the_graph(
-    exported: ExportReport, loaded: LoadedModel
+    exported: ExportReport, spec: ModelSpec
 ) -> None:
     graph = ir.load(exported.path / "transformer.vectors.onnx").graph
     names = " ".join(graph.initializers)
     for absent in ("time_guidance_embed", "modulation.linear", "norm_out", "proj_out"):
         assert absent not in names
-    spec, inner = loaded.spec, loaded.spec.feature_dim
+    inner = spec.feature_dim
     # Each single-stream block but the last has an MLP of 3 x 2 widths beside q, k and v.
     fused = [
         value
@@ -168,7 +189,7 @@ def test_graphs_say_nothing_of_where_they_were_made(exported: ExportReport) -> N
 
 @pytest.mark.parametrize("site", ["adaln", "block"])
 def test_the_sites_of_table_3(checkpoint: Path, tmp_path: Path, site: str) -> None:
-    report = export_bundle(str(checkpoint), tmp_path / "b", feature_site=site)
+    report = export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(feature_site=site))
     assert report.parity["transformer.vectors"]["features"].error < 1e-5
 
 
@@ -186,13 +207,13 @@ def test_the_runtime_segments_with_it(exported: ExportReport) -> None:
 def test_a_graph_that_differs_leaves_no_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = bundle._trace_transformer
+    honest = Flux2SingleStep.__init__
 
-    def bent(model: LoadedModel, options: bundle.CaptureOptions) -> ir.Model:
-        model.dit.rotary.frequencies.mul_(1.01)
-        return honest(model, options)
+    def bent(self: Flux2SingleStep, *arguments: object) -> None:
+        honest(self, *arguments)
+        self.rotary.frequencies.mul_(1.01)
 
-    monkeypatch.setattr(bundle, "_trace_transformer", bent)
+    monkeypatch.setattr(Flux2SingleStep, "__init__", bent)
     with pytest.raises(ParityError, match=r"transformer\.vectors: output .* differs .* no bundle"):
         export_bundle(str(checkpoint), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
@@ -208,13 +229,16 @@ def test_places_that_cannot_take_a_bundle(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(OutputError, match="not a folder"):
         export_bundle(str(checkpoint), full / "mine.txt")
     with pytest.raises(InputError, match="capture everything is not known"):
-        export_bundle(str(checkpoint), tmp_path / "b", captures=("everything",))
+        export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(captures=("everything",)))
 
 
-def test_the_revision_names_the_weights(checkpoint: Path, exported: ExportReport) -> None:
-    found = find_checkpoint(str(checkpoint), revision=None, offline=True)
-    assert found.revision.startswith("sha256:")
-    assert found.revision in (exported.path / "manifest.json").read_text()
+def test_the_revision_names_the_weights(
+    checkpoint: Path, exported: ExportReport, tmp_path: Path
+) -> None:
+    again = export_bundle(str(checkpoint), tmp_path / "again")
+    first, second = (Bundle.open(r.path).manifest.model.revision for r in (exported, again))
+    assert first.startswith("sha256:")
+    assert first == second
 
 
 def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportReport) -> None:
@@ -231,10 +255,10 @@ def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportRepor
 
 def test_an_output_that_nothing_was_compared_with_does_not_pass() -> None:
     checks: dict[str, parity.Check] = {}
-    parity.worst(checks, "features", 1e-7)
+    parity.worst(checks, "", "features", 1e-7)
     parity.gate("transformer.vectors", checks)
-    parity.worst(checks, "features", float("nan"))
-    parity.worst(checks, "features", 1e-7)
+    parity.worst(checks, "", "features", float("nan"))
+    parity.worst(checks, "", "features", 1e-7)
     with pytest.raises(ParityError, match=r"'features' differs .* by inf"):
         parity.gate("transformer.vectors", checks)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rism.export import CheckpointError, UnsupportedModelError, export_bundle
+from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, export_bundle
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_a_hub_that_does_not_answer_or_does_not_know(tmp_path: Path) -> None:
 
 def refuse(folder: Path | str, kind: type[Exception], match: str, output: Path) -> None:
     with pytest.raises(kind, match=match) as caught:
-        export_bundle(str(folder), output, offline=True)
+        export_bundle(str(folder), output, ExportOptions(offline=True))
     assert "\n" not in str(caught.value)
     assert not output.exists()
 
@@ -39,7 +39,7 @@ def test_truncated_weights(copy: Path, tmp_path: Path) -> None:
     refuse(
         copy,
         CheckpointError,
-        "transformer cannot be loaded as Flux2.* download it again",
+        r"transformer/.*\.safetensors is cut short .* download it again",
         tmp_path / "b",
     )
 
@@ -59,7 +59,7 @@ def test_a_missing_tensor_is_named(copy: Path, tmp_path: Path) -> None:
     refuse(
         copy,
         CheckpointError,
-        r"1 missing keys .*model\.layers\.1\.mlp\.up_proj\.weight",
+        r"text_encoder lacks 1 of .*model\.layers\.1\.mlp\.up_proj\.weight",
         tmp_path / "b",
     )
 
@@ -67,7 +67,15 @@ def test_a_missing_tensor_is_named(copy: Path, tmp_path: Path) -> None:
 def test_a_wrong_config(copy: Path, tmp_path: Path) -> None:
     path = copy / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 4}))
-    refuse(copy, CheckpointError, "transformer", tmp_path / "b")
+    refuse(copy, CheckpointError, r"transformer: tensor .* has shape", tmp_path / "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 10**9}))
+    refuse(copy, CheckpointError, "num_layers is 1000000000, expected", tmp_path / "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 1}))
+    refuse(copy, CheckpointError, "no place for, such as transformer_blocks.1", tmp_path / "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": "two"}))
+    refuse(copy, CheckpointError, "num_layers is two, expected", tmp_path / "b")
+    path.write_text("{")
+    refuse(copy, CheckpointError, r"config\.json cannot be read as JSON", tmp_path / "b")
 
 
 def test_parts_of_different_models(copy: Path, tmp_path: Path) -> None:
