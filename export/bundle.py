@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rism.export.capture import CAPTURE_MODES, FEATURE_SITES
-from rism.export.checkpoint import Checkpoint, find_checkpoint, pipeline_name
+from rism.export.checkpoint import (
+    Checkpoint,
+    content_digest,
+    find_checkpoint,
+    pipeline_name,
+)
 from rism.export.errors import UnsupportedModelError
 from rism.export.families import FAMILIES
 from rism.export.graph_inputs import (
@@ -248,15 +256,18 @@ def _write(export: _Export, work: Path, progress: Progress) -> Checks:
     noise.astype("<f4").tofile(work / "noise.f32")
     progress.start(sum(part.write_bytes for part in export.plan.parts))
     writer = _Writer(export, work, noise, progress)
-    writer.text_encoder()
-    writer.vae_encoder()
-    writer.transformer()
+    with _revision(export.checkpoint) as revision:
+        writer.text_encoder()
+        writer.vae_encoder()
+        writer.transformer()
+        found = revision()
     write_manifest(
         work,
         spec,
         export.checkpoint,
         graphs=writer.graphs,
         weights=writer.weights,
+        revision=found,
         precision=export.precision,
         captures=export.captures,
         feature_site=export.options.feature_site,
@@ -264,6 +275,21 @@ def _write(export: _Export, work: Path, progress: Progress) -> Checks:
         parity_depth=export.plan.parity,
     )
     return writer.parity
+
+
+@contextmanager
+def _revision(checkpoint: Checkpoint) -> Iterator[Callable[[], str]]:
+    """Find which version of the checkpoint this is, while tracing keeps one core busy."""
+    if checkpoint.revision:
+        yield lambda: checkpoint.revision
+        return
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(content_digest, checkpoint.folder, stop)
+        try:
+            yield digest.result
+        finally:
+            stop.set()
 
 
 class _Writer:

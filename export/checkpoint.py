@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
 
-__all__ = ["Checkpoint", "find_checkpoint", "pipeline_name"]
+__all__ = ["Checkpoint", "content_digest", "find_checkpoint", "pipeline_name"]
 
 BUILT_IN = {"mini": Path(__file__).parent / "checkpoints" / "mini"}
 HUB_IDS = {
@@ -21,6 +23,7 @@ HUB_IDS = {
 # Of the parts' folders only: some repositories hold a second copy as one large file beside them.
 _PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 _HUB_TIMEOUT_S = 20
+_BLOCK = 4 * 2**20
 _KV_REASON = (
     "its image tokens attend only to themselves, so there is no attention from the image to the "
     "prompt to read: use FLUX.2-klein-9B"
@@ -34,7 +37,7 @@ class Checkpoint:
     Attributes:
         folder: holds the parts.
         source: "built-in", "folder", or "hub:" and the repository.
-        revision: the commit; empty for folders, whose weights are named by their digest.
+        revision: the commit; empty for folders, which `content_digest` names.
         transformer_file: the transformer in its makers' layout, instead of a folder of its own.
         weights: false if only the small files are here, to plan an export with.
     """
@@ -107,6 +110,33 @@ def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool
             "--offline if it was downloaded before, or give a folder that holds it"
         ) from None
     return Checkpoint(folder, f"hub:{hub_id}", folder.name, weights=weights)
+
+
+def content_digest(folder: Path, stop: Event) -> str:
+    """One digest over the names and contents of a checkpoint's files; "" once `stop` is set.
+
+    Args:
+        folder: of the checkpoint.
+        stop: ends it early; hundreds of files of gigabytes take minutes.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        inner = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    inner.update(block)
+                    if stop.is_set():
+                        return ""
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error.strerror or error}): check the folder"
+            ) from None
+        total.update(f"{path.relative_to(folder).as_posix()}\0{inner.hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()}"
 
 
 def pipeline_name(checkpoint: Checkpoint) -> str:

@@ -32,6 +32,7 @@ def write_manifest(
     *,
     graphs: Mapping[str, str],
     weights: Mapping[str, dict[str, Any]],
+    revision: str,
     precision: Precision,
     captures: tuple[str, ...],
     feature_site: str,
@@ -46,6 +47,7 @@ def write_manifest(
         checkpoint: where it is from.
         graphs: files by graph name.
         weights: size and digest of the large files, known since they were written.
+        revision: which version of the checkpoint.
         precision: of the graphs.
         captures: the default one first.
         feature_site: where features are read.
@@ -65,7 +67,7 @@ def write_manifest(
             "name": spec.name,
             "family": spec.family.name,
             "source": checkpoint.source,
-            "revision": checkpoint.revision or _weights_digest(weights),
+            "revision": revision,
             "licence": spec.licence,
             "demonstrator": spec.demonstrator,
         },
@@ -109,14 +111,6 @@ def write_manifest(
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
-
-
-def _weights_digest(weights: Mapping[str, dict[str, Any]]) -> str:
-    """Name the weights of a folder by what was stored of them."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        total.update(f"{name}\0{weights[name]['sha256']}\n".encode())
-    return f"sha256:{total.hexdigest()}"
 
 
 def _versions() -> dict[str, str]:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
 
 __all__ = [
     "TRANSPOSED",
     "absorb_transposes",
     "hidden_weights",
     "name_dimensions",
+    "simplify",
     "strip_metadata",
     "widen",
 ]
@@ -48,6 +51,26 @@ def hidden_weights(model: ir.Model, known: Mapping[str, ir.TensorProtocol]) -> I
     for value in weights:
         if value.uses():
             graph.initializers[value.name or ""] = value
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and drop what is not used.
+
+    Needs: values for the initializers that may be computed with. Leaves: the same computation;
+    constants as initializers. What engines do when they load a graph (pattern rewriting) is left
+    to them: on a graph of real size it takes longer than everything else together.
+    """
+    common.InlinePass()(model)
+    for _ in range(2):
+        fold_constants(model, onnx_shape_inference=True)
+        common.IdentityEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.CommonSubexpressionEliminationPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
 
 
 def absorb_transposes(model: ir.Model) -> None:

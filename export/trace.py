@@ -16,6 +16,7 @@ from rism.export.passes import (
     absorb_transposes,
     hidden_weights,
     name_dimensions,
+    simplify,
     strip_metadata,
 )
 from rism.export.weightless import weightless
@@ -94,7 +95,7 @@ def trace(
                 )
             assert program is not None
             with hidden_weights(program.model, known):
-                program.optimize()
+                simplify(program.model)
     except Exception as error:  # torch.export has no common base for its failures
         raise ExportError(f"{type(module).__name__} cannot be traced: {one_line(error)}") from error
     model = program.model

@@ -231,7 +231,8 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     spec = _spec(settings, files, tokenizer)
     blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
     files.check_tensors(max(layers))
-    return KleinModel(files, spec, tokenizer, blocks, settings["precision"])
+    precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
+    return KleinModel(files, spec, tokenizer, blocks, precision)
 
 
 # What the published pipelines take as defaults. A checkpoint of another size says its own in
@@ -247,7 +248,7 @@ _DEFAULTS: dict[str, Any] = {
     "text_encoder_out_layers": [9, 18, 27],
     "feature_block": None,
     "tau": 0.8,
-    "precision": "bf16",
+    "precision": None,  # bfloat16 as published; float32 for a demonstrator, which runs on CPUs
 }
 
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-
 from diffusers import Flux2Transformer2DModel
+
 from rism.export import (
     ExportOptions,
     ExportReport,
@@ -28,6 +28,7 @@ from rism.export.spec import ModelSpec
 from rism.runtime import Segmenter, method
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import InputError, OutputError
+from tests.export.small import feeds
 
 GRIDS = [(6, 6), (4, 9), (11, 3)]
 
@@ -41,24 +42,6 @@ def spec(checkpoint: Path) -> ModelSpec:
 def transformer(checkpoint: Path) -> Flux2Transformer2DModel:
     """The model as diffusers loads it: nothing of the exporter's."""
     return Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
-
-
-def feeds(
-    spec: ModelSpec, grid_hw: tuple[int, int], *, batch: int = 2
-) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(grid_hw[0])
-    tokens = grid_hw[0] * grid_hw[1]
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    return {
-        "clean_latents": normal(batch, tokens, spec.latent_channels),
-        "noise": normal(1, tokens, spec.latent_channels),
-        "prompt_embeds": normal(batch, spec.prompt.max_length, spec.prompt_dim),
-        "prompt_weights": rng.uniform(0, 1, (batch, spec.prompt.max_length)).astype(np.float32),
-        "positions": np.indices(grid_hw, dtype=np.float32).reshape(2, -1).T.copy(),
-    }
 
 
 @pytest.mark.parametrize("grid_hw", GRIDS)
@@ -172,8 +155,10 @@ def test_weights_are_stored_once_for_all_modes(exported: ExportReport) -> None:
         graph = ir.load(exported.path / f"transformer.{mode}.onnx").graph
         places[mode] = {
             (value.const_value.offset, value.const_value.length)
-            for value in graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.length >= 4096
+            for name, value in graph.initializers.items()
+            if name.startswith("dit.")
+            and isinstance(value.const_value, ir.ExternalTensor)
+            and value.const_value.length >= 4096
         }
     assert places["vectors"] == places["matrices"] == places["scores"]
     assert len(places["vectors"]) > 20

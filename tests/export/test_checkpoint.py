@@ -95,7 +95,7 @@ def test_a_hidden_state_that_is_not_there(copy: Path, tmp_path: Path) -> None:
 def test_pickled_weights_are_never_read(copy: Path, tmp_path: Path) -> None:
     path = weights(copy)
     path.rename(path.with_suffix(".bin"))
-    refuse(copy, CheckpointError, "pickled ones are never loaded", tmp_path / "b")
+    refuse(copy, CheckpointError, "pickled weights are never loaded", tmp_path / "b")
 
 
 def test_key_value_cached_models_are_refused_with_the_reason(copy: Path, tmp_path: Path) -> None:

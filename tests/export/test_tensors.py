@@ -105,12 +105,14 @@ def test_eight_bit_weights_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_tensor_of_another_model_is_named(shards: Path) -> None:
     store = open_folder(shards)
-    shapes = {name: (40, 3) for name in store}
+    shapes = dict.fromkeys(store, (40, 3))
     store.expect(shapes)
     with pytest.raises(CheckpointError, match=r"lacks 1 of 5 tensors .* such as extra"):
         store.expect(shapes | {"extra": (1,)})
     store.expect(shapes | {"extra": (1,)}, optional=["extra"])
-    with pytest.raises(CheckpointError, match=r"layer\.1\.weight has shape \[40, 3\], .* \[3, 40\]"):
+    with pytest.raises(
+        CheckpointError, match=r"layer\.1\.weight has shape \[40, 3\], .* \[3, 40\]"
+    ):
         store.expect(shapes | {"layer.1.weight": (3, 40)})
     del shapes["layer.2.weight"]
     with pytest.raises(CheckpointError, match=r"no place for, such as layer\.2\.weight"):

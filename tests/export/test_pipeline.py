@@ -1,0 +1,160 @@
+"""The lean runtime against the real Flux2KleinPipeline, at the shapes of 4B and 9B.
+
+Head counts, block counts and the three concatenated hidden states are the published ones; heads
+and hidden sizes are small. The pipeline's own call is stopped at its first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline
+from PIL import Image
+
+from rism.export import ExportOptions, export_bundle
+from rism.export.families.flux2_reference import _Recorder
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle
+from rism.runtime.engines import load_engines
+from rism.runtime.geometry import positions
+from rism.runtime.prompt import PromptEncoder
+from tests.export.small import SETTINGS, make_checkpoint
+
+SHAPES = {
+    "4b": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24},
+    "9b": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32},
+}
+EXPRESSION = "the small red car"
+
+
+class FirstStepError(Exception):
+    """The first step was reached."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the pipeline gives its transformer at the first step, and what that computes."""
+
+    inputs: dict[str, torch.Tensor]
+    recorder: _Recorder
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a published shape and, beside it, its bundle."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(
+        folder / "checkpoint",
+        text={"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
+        settings=SETTINGS | {"text_encoder_out_layers": [9, 18, 27], "feature_block": None},
+        attention_head_dim=8,
+        axes_dims_rope=(2, 2, 2, 2),
+        **SHAPES[request.param],
+    )
+    export_bundle(str(folder / "checkpoint"), folder / "bundle", ExportOptions())
+    return folder
+
+
+def first_step(pipeline: Flux2KleinPipeline, image: Image.Image, bundle: Bundle) -> Step:
+    """Call the pipeline with the bundle's noise; stop when it calls its transformer."""
+    seen: dict[str, Any] = {}
+
+    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen.update(kwargs)
+        raise FirstStepError
+
+    token = bundle.manifest.geometry.token_px
+    columns, rows = (side // token for side in image.size)
+    noise = torch.from_numpy(np.array(bundle.noise()[: rows * columns]))
+    latents = noise.T.reshape(1, -1, rows, columns)
+    hook = pipeline.transformer.register_forward_pre_hook(stop, with_kwargs=True)
+    with pytest.raises(FirstStepError):
+        pipeline(
+            image=image,
+            prompt=f"remove {EXPRESSION}",
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            latents=latents,
+            max_sequence_length=bundle.manifest.prompt.max_length,
+        )
+    hook.remove()
+    recorder = _Recorder(
+        pipeline.transformer,
+        prompt=seen["encoder_hidden_states"].shape[1],
+        clean=rows * columns,
+        feature_block=bundle.manifest.method.feature_block,
+    )
+    with recorder, torch.no_grad():
+        pipeline.transformer(**seen)
+    return Step(seen, recorder)
+
+
+@pytest.fixture(scope="module")
+def pipeline(published: Path) -> Flux2KleinPipeline:
+    loaded = Flux2KleinPipeline.from_pretrained(published / "checkpoint")
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size_wh", [(64, 64), (93, 70), (40, 131)])
+def test_everything_between_picture_and_method(
+    published: Path, pipeline: Flux2KleinPipeline, size_wh: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(size_wh[0])
+    pixels = rng.integers(0, 255, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
+    bundle = Bundle.open(published / "bundle")
+    step = first_step(pipeline, Image.fromarray(pixels), bundle)
+    tokens = len(step.recorder.to_clean[0][0])
+
+    segmenter = Segmenter.from_bundle(bundle.path, provider="cpu")
+    state = segmenter.set_image(pixels)
+    assert state.plan.tokens == tokens
+    clean = step.inputs["hidden_states"][:, tokens:].numpy()
+    np.testing.assert_allclose(state.clean_latents, clean, atol=2e-5)
+    np.testing.assert_allclose(
+        step.inputs["hidden_states"][0, :tokens].numpy(), bundle.noise()[:tokens], atol=0
+    )
+    assert step.inputs["timestep"].item() == bundle.manifest.method.timestep
+
+    engines = load_engines(bundle, "vectors", provider="cpu")
+    encoded = PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json()).encode([EXPRESSION])
+    embeds = engines["text_encoder"].run(
+        {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    )["prompt_embeds"]
+    wanted = step.inputs["encoder_hidden_states"].numpy()
+    assert embeds.shape == wanted.shape
+    np.testing.assert_allclose(embeds, wanted, atol=2e-5 * max(1, np.abs(wanted).max()))
+
+    got = engines["transformer"].run(
+        {
+            "clean_latents": state.clean_latents,
+            "noise": bundle.noise()[None, :tokens],
+            "prompt_embeds": embeds,
+            "prompt_weights": np.ones(encoded.input_ids.shape, np.float32),
+            "positions": positions(state.plan.grid_hw),
+        }
+    )
+    vectors = torch.stack([block.sum(-1) for block in step.recorder.to_prompt], 1)
+    matrices = torch.stack(step.recorder.to_clean, 1)
+    matrices /= matrices.sum(-1, keepdim=True)
+    propagated = (matrices @ vectors.unsqueeze(-1))[..., 0]
+    blocks = bundle.manifest.method.double_blocks + bundle.manifest.method.single_blocks
+    assert got["attention_vectors"].shape == (1, blocks, tokens)
+    np.testing.assert_allclose(got["attention_vectors"], vectors.numpy(), atol=2e-5)
+    np.testing.assert_allclose(got["propagated_vectors"], propagated.numpy(), atol=2e-5)
+    features = step.recorder.features["mmsa"].numpy()
+    np.testing.assert_allclose(
+        got["features"], features, atol=2e-5 * max(1, float(np.abs(features).max()))
+    )
+
+
+def test_the_paper_s_block(published: Path) -> None:
+    method = Bundle.open(published / "bundle").manifest.method
+    expected = {(5, 20): 16, (8, 24): 20}
+    assert method.feature_block == expected[method.double_blocks, method.single_blocks]
