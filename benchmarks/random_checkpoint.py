@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-__all__ = ["SIZES", "Shape", "write_checkpoint"]
+__all__ = ["SIZES", "Shape", "write_checkpoint", "write_configuration"]
 
 MINI = Path(__file__).parent.parent / "export" / "checkpoints" / "mini"
 _SHARD_BYTES = 1_500_000_000
@@ -88,30 +88,44 @@ def write_checkpoint(folder: Path, shape: Shape, *, seed: int = 0) -> None:
         shape: sizes of the model.
         seed: of the weights.
     """
+    parts = write_configuration(folder, shape)
+    pool = torch.empty(_POOL, dtype=torch.bfloat16).normal_(
+        generator=torch.Generator().manual_seed(seed)
+    )
+    for part, module in parts.items():
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        _write_shards(folder / part, stem, _tensors(module, shape), pool)
+
+
+def write_configuration(folder: Path, shape: Shape) -> dict[str, torch.nn.Module]:
+    """Write everything but the weights.
+
+    Args:
+        folder: must not exist.
+        shape: sizes of the model.
+
+    Returns:
+        The parts' modules by their folders, on the meta device.
+    """
     folder.mkdir(parents=True)
     index = json.loads((MINI / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     shutil.copytree(MINI / "tokenizer", folder / "tokenizer")
     shutil.copytree(MINI / "scheduler", folder / "scheduler")
-    pool = torch.empty(_POOL, dtype=torch.bfloat16).normal_(
-        generator=torch.Generator().manual_seed(seed)
-    )
     with init_empty_weights():
-        transformer = Flux2Transformer2DModel.from_config(shape.transformer())
-        vae = AutoencoderKLFlux2()
-        text = Qwen3ForCausalLM(shape.text())
-    for part, module, stem in (
-        ("transformer", transformer, "diffusion_pytorch_model"),
-        ("vae", vae, "diffusion_pytorch_model"),
-        ("text_encoder", text, "model"),
-    ):
+        parts = {
+            "transformer": Flux2Transformer2DModel.from_config(shape.transformer()),
+            "vae": AutoencoderKLFlux2(),
+            "text_encoder": Qwen3ForCausalLM(shape.text()),
+        }
+    for part, module in parts.items():
         (folder / part).mkdir()
-        config = module.config.to_dict() if part == "text_encoder" else dict(module.config)
-        kind = "architectures" if part == "text_encoder" else "_class_name"
+        language = part == "text_encoder"
+        config = module.config.to_dict() if language else dict(module.config)
         name = type(module).__name__
-        config[kind] = [name] if part == "text_encoder" else name
+        config |= {"architectures": [name]} if language else {"_class_name": name}
         (folder / part / "config.json").write_text(json.dumps(config, indent=1, default=list))
-        _write_shards(folder / part, stem, _tensors(module, shape), pool)
+    return parts
 
 
 def _tensors(module: torch.nn.Module, shape: Shape) -> list[tuple[str, torch.Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -192,8 +192,13 @@ def export_bundle(
     """
     progress = progress or Progress()
     check_output(output)
-    export = _open(model, output, options or ExportOptions(), weights=True)
+    options = options or ExportOptions()
+    export = _open(model, output, options, weights=False)
     export.plan.check(output)
+    if not export.checkpoint.weights:
+        progress.stage(f"fetching {export.checkpoint.source}")
+        options = replace(options, revision=export.checkpoint.revision)
+        export = _open(model, output, options, weights=True)
     try:
         with workplace(output) as work:
             parity = _write(export, work, progress)
@@ -213,6 +218,7 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     if options.size_level is not None:
         opened.spec = opened.spec.at_level(options.size_level)
     if options.sizes:
+        _check_sizes(options.sizes, opened.spec.geometry.multiple_px)
         opened.spec = opened.spec.at_sizes(options.sizes)
     if options.template is not None:
         opened.spec = opened.spec.with_template(options.template)
@@ -232,6 +238,15 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         output=output,
     )
     return _Export(checkpoint, opened, options, precision, parts, plan)
+
+
+def _check_sizes(sizes: Sequence[tuple[int, int]], multiple: int) -> None:
+    for width, height in sizes:
+        if min(width, height) < multiple or width % multiple or height % multiple:
+            raise InputError(
+                f"size {width}x{height} cannot be exported, expected both sides a multiple of "
+                f"{multiple} for this model"
+            )
 
 
 def _open_model(checkpoint: Checkpoint) -> OpenModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from rism.runtime.errors import OutputError
 
 __all__ = ["ExportPlan", "PartPlan", "make_plan"]
 
-# Libraries, and graphs in memory; measured.
-_BASE_BYTES = 1_200 * 2**20
+# Libraries, and graphs in memory; measured at 9B.
+_BASE_BYTES = 1_000 * 2**20
 _GRAPH_BYTES = 64 * 2**20
 # A tensor as it was read, cast, and transposed.
 _COPIES = 3
 # float32 weights once in the engine and once folded, and what flows between them.
 _FULL_GATE_BYTES = 10
+# Of a few blocks: mapped weights, and the largest of them cast up.
+_LEAN_GATE = 2
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,11 @@ class ExportPlan:
     def table(self) -> str:
         """The plan, for people."""
         rows = [
-            f"model      {self.model} ({self.family}) from {self.source}",
-            f"transformer {self.blocks}, captures {', '.join(self.captures)}, {self.sizes} sizes",
-            f"precision  {self.precision}",
-            f"parity     {self.parity}",
+            f"model        {self.model} ({self.family}) from {self.source}",
+            f"transformer  {self.blocks}, captures {', '.join(self.captures)}",
+            f"sizes        {self.sizes}",
+            f"precision    {self.precision}",
+            f"parity       {self.parity}",
             "",
             f"{'graph':<14}{'parameters':>12}{'read':>12}{'write':>12}",
         ]
@@ -81,8 +85,8 @@ class ExportPlan:
         ]
         rows += [
             "",
-            f"disk       {size(self.disk_bytes)} needed, {size(self.disk_free)} free",
-            f"memory     {size(self.memory_bytes)} needed, {size(self.memory_free)} free",
+            f"disk         {size(self.disk_bytes)} needed, {size(self.disk_free)} free",
+            f"memory       {size(self.memory_bytes)} needed, {size(self.memory_free)} free",
         ]
         return "\n".join(rows)
 
@@ -133,7 +137,8 @@ def make_plan(
         PartPlan(p.name, p.parameters, p.source_nbytes, p.nbytes, p.largest_nbytes) for p in parts
     )
     free = _memory_free()
-    lean = _BASE_BYTES + _COPIES * max(plan.largest_bytes for plan in plans)
+    few = max(part.nbytes for part in _sampled(model, precision))
+    lean = _BASE_BYTES + max(_COPIES * max(p.largest_bytes for p in plans), _LEAN_GATE * few)
     full = _BASE_BYTES + _FULL_GATE_BYTES * max(plan.parameters for plan in plans)
     if parity == "auto":
         parity = "full" if full <= free // 2 else "blocks"
@@ -154,6 +159,12 @@ def make_plan(
         memory_bytes=full if parity == "full" else lean,
         memory_free=free,
     )
+
+
+def _sampled(model: OpenModel, precision: Precision) -> Iterator[Part]:
+    """The parts that a comparison of a few blocks holds, one at a time."""
+    for sample in model.samples_of_blocks():
+        yield sample.transformer(precision)
 
 
 def size(count: int) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["PRECISIONS", "Precision", "apply_precision"]
+__all__ = ["PRECISIONS", "Precision", "apply_precision", "is_table"]
 
 # A power of two: scaling by it is exact.
 _SHRINK = 1 / 32
@@ -153,6 +153,11 @@ class _CastEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight).to(self.precision.stream)
+
+
+def is_table(module: nn.Module) -> bool:
+    """Tell whether a module's weight is only looked up in, never multiplied with."""
+    return isinstance(module, (nn.Embedding, _CastEmbedding))
 
 
 _CAST = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d, nn.Embedding: _CastEmbedding}

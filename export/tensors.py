@@ -14,7 +14,7 @@ from rism.export.errors import CheckpointError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
 
-__all__ = ["StoredTensor", "TensorStore", "open_folder", "read_headers"]
+__all__ = ["StoredTensor", "TensorStore", "imagine", "open_folder", "read_headers"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,14 +35,14 @@ class StoredTensor:
     """Where a tensor is: a safetensors file, its key there, or a run of its first axis.
 
     Attributes:
-        file: the safetensors file.
+        file: the safetensors file; None where there is none yet, and values are zeros.
         key: name in the file.
         shape: of this tensor (after `start`).
         dtype: as stored.
         start: first row, where the file holds several tensors as one.
     """
 
-    file: Path
+    file: Path | None
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -90,6 +90,8 @@ class StoredTensor:
             yield self._read(first, min(first + step, self.shape[0]))
 
     def _read(self, first: int, last: int) -> torch.Tensor:
+        if self.file is None:
+            return torch.zeros((last - first, *self.shape[1:]), dtype=self.dtype)
         try:
             with safe_open(self.file, framework="pt") as file:
                 if not self.shape:
@@ -162,6 +164,12 @@ class TensorStore(Mapping[str, StoredTensor]):
     def renamed(self, names: Mapping[str, str]) -> TensorStore:
         """Return the tensors `names` maps to, under the names it maps from."""
         return TensorStore(self.part, {new: self[old] for new, old in names.items()})
+
+
+def imagine(part: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorStore:
+    """Return bfloat16 tensors of these shapes that are in no file: enough to plan with."""
+    tensors = {k: StoredTensor(None, k, shape, torch.bfloat16) for k, shape in shapes.items()}
+    return TensorStore(part, tensors)
 
 
 def open_folder(folder: Path) -> TensorStore:

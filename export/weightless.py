@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rism.export.errors import ExportError
+from rism.export.precision import is_table
 from rism.export.tensors import StoredTensor
 
 __all__ = ["Part", "WeightRule", "build_empty", "weightless"]
@@ -80,8 +81,13 @@ class Part:
 
     @property
     def largest_nbytes(self) -> int:
-        """Size of the largest tensor that is held at once."""
-        return max(tensor.numel() * tensor.dtype.itemsize for _, tensor in self.tensors())
+        """Size of the largest tensor that is held at once: tables are written in pieces."""
+        tables = {f"{n}.weight" for n, m in self.module.named_modules() if is_table(m)}
+        return max(
+            tensor.numel() * tensor.dtype.itemsize
+            for name, tensor in self.tensors()
+            if name not in tables
+        )
 
 
 def build_empty(build: Callable[[], Module]) -> Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rism.export.families.flux2_single_file import (
     open_transformer,
 )
 from rism.export.files import read_json
-from rism.export.tensors import TensorStore, open_folder, read_headers
+from rism.export.tensors import TensorStore, imagine, open_folder, read_headers
 from rism.export.weightless import build_empty
 from rism.runtime.errors import one_line
 
@@ -62,6 +62,20 @@ class KleinFiles:
         config._attn_implementation = "eager"
         return config
 
+    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole transformer."""
+        return _shapes(
+            "transformer", lambda: Flux2Transformer2DModel.from_config(self.transformer_config)
+        )
+
+    def vae_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole autoencoder."""
+        return _shapes("vae", lambda: AutoencoderKLFlux2.from_config(self.vae_config))
+
+    def text_shapes(self, blocks: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Shapes of the language model, or of its first `blocks` blocks."""
+        return _shapes("text_encoder", lambda: Qwen3ForCausalLM(self.text_config(blocks)))
+
     def check_tensors(self, text_blocks: int) -> None:
         """Compare names and shapes of all tensors with what the configurations ask for.
 
@@ -72,15 +86,12 @@ class KleinFiles:
         Raises:
             CheckpointError: They differ; the message names a tensor.
         """
-        transformer = _shapes(
-            "transformer", lambda: Flux2Transformer2DModel.from_config(self.transformer_config)
-        )
-        self.transformer.expect(transformer, optional=_FINAL)
-        vae = _shapes("vae", lambda: AutoencoderKLFlux2.from_config(self.vae_config))
+        self.transformer.expect(self.transformer_shapes(), optional=_FINAL)
+        vae = self.vae_shapes()
         _expect_some(
             self.vae, vae, lambda name: name.startswith(("encoder.", "quant_conv.", "bn."))
         )
-        text = _shapes("text_encoder", lambda: Qwen3ForCausalLM(self.text_config(text_blocks)))
+        text = self.text_shapes(text_blocks)
         _expect_some(self.text, text, lambda name: not name.startswith(("lm_head.", "model.norm.")))
 
 
@@ -118,6 +129,8 @@ def open_files(checkpoint: Checkpoint) -> KleinFiles:
                 f"{folder / part} is missing, expected it beside the transformer: "
                 "download the whole model"
             )
+    if not checkpoint.weights:
+        return _plan_files(folder)
     if checkpoint.transformer_file is None:
         transformer = open_folder(folder / "transformer")
         config = read_json(folder / "transformer" / "config.json")
@@ -139,6 +152,35 @@ def open_files(checkpoint: Checkpoint) -> KleinFiles:
         text_values=read_json(folder / "text_encoder" / "config.json"),
         tokenizer=folder / "tokenizer",
     )
+    _check_counts(files)
+    return files
+
+
+def _plan_files(folder: Path) -> KleinFiles:
+    """Configurations alone, with tensors that are not here yet."""
+    configs = {
+        part: read_json(folder / part / "config.json")
+        for part in ("transformer", "vae", "text_encoder")
+    }
+    empty = KleinFiles(
+        transformer=imagine("transformer", {}),
+        transformer_config=_complete(Flux2Transformer2DModel, configs["transformer"]),
+        vae=imagine("vae", {}),
+        vae_config=_complete(AutoencoderKLFlux2, configs["vae"]),
+        text=imagine("text_encoder", {}),
+        text_values=configs["text_encoder"],
+        tokenizer=folder / "tokenizer",
+    )
+    _check_counts(empty)
+    return replace(
+        empty,
+        transformer=imagine("transformer", empty.transformer_shapes()),
+        vae=imagine("vae", empty.vae_shapes()),
+        text=imagine("text_encoder", empty.text_shapes()),
+    )
+
+
+def _check_counts(files: KleinFiles) -> None:
     try:
         blocks = files.text_config().num_hidden_layers
     except Exception as error:  # the library's own kinds for a wrong value
@@ -146,7 +188,6 @@ def open_files(checkpoint: Checkpoint) -> KleinFiles:
     _check_count("text_encoder", "num_hidden_layers", blocks)
     for key in ("num_layers", "num_single_layers"):
         _check_count("transformer", key, files.transformer_config[key])
-    return files
 
 
 def _open_vae(folder: Path) -> tuple[TensorStore, dict[str, Any]]:

@@ -102,7 +102,7 @@ def pipeline(published: Path) -> Flux2KleinPipeline:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size_wh", [(64, 64), (93, 70), (40, 131)])
+@pytest.mark.parametrize("size_wh", [(64, 64), (93, 70), (66, 131)])
 def test_everything_between_picture_and_method(
     published: Path, pipeline: Flux2KleinPipeline, size_wh: tuple[int, int]
 ) -> None:
