@@ -1,0 +1,183 @@
+"""Sizes, templates, streamed memory, and what an interrupted export leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from rism.export import ExportOptions, ExportReport, Progress, export_bundle
+from rism.export.workplace import workplace
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle
+from tests.export.small import make_checkpoint
+
+ROOT = Path(__file__).parents[2]
+STATIC = ((96, 64), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def static(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Graphs of two fixed sizes, with another instruction."""
+    output = tmp_path_factory.mktemp("static") / "b"
+    options = ExportOptions(
+        captures=("vectors", "scores"), sizes=STATIC, template="segment {expression}"
+    )
+    return export_bundle(str(checkpoint), output, options)
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    rng = np.random.default_rng(width)
+    coarse = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_fixed_sizes_share_their_weights(static: ExportReport) -> None:
+    files = {path.name for path in static.path.iterdir()}
+    assert {"transformer.vectors.96x64.onnx", "transformer.scores.64x64.onnx"} <= files
+    assert {name for name in files if name.endswith(".weights")} == {
+        "text_encoder.weights",
+        "vae_encoder.weights",
+        "transformer.weights",
+    }
+    for graph in static.path.glob("*.onnx"):
+        onnx.checker.check_model(str(graph))
+
+
+def test_nothing_is_free_in_a_graph_of_fixed_size(static: ExportReport) -> None:
+    manifest = Bundle.open(static.path).manifest
+    assert manifest.geometry.sizes == STATIC
+    for name, graph in manifest.graphs.items():
+        if name == "text_encoder":
+            continue
+        for tensor in [*graph.inputs.values(), *graph.outputs.values()]:
+            assert all(isinstance(size, int) for size in tensor.shape), (name, tensor)
+    tokens = manifest.graphs["transformer.vectors@96x64"].inputs["clean_latents"].shape[1]
+    assert tokens == (96 // 4) * (64 // 4)
+
+
+def test_fixed_sizes_segment_as_the_free_one_does(
+    static: ExportReport, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A picture of exactly a fixed size passes unchanged through both."""
+    options = ExportOptions(template="segment {expression}")
+    free = export_bundle(str(checkpoint), tmp_path / "free", options)
+    assert Bundle.open(free.path).manifest.prompt.template == "segment {expression}"
+    dynamic = Segmenter.from_bundle(free.path, provider="cpu")
+    fixed = Segmenter.from_bundle(static.path, provider="cpu")
+    for width, height in STATIC:
+        image = picture(width, height)
+        expressions = ["the red car", "the small dog", "the green van"]
+        for one, other in zip(
+            dynamic.segment(image, expressions), fixed.segment(image, expressions), strict=True
+        ):
+            np.testing.assert_allclose(one.score_map, other.score_map, atol=1e-4)
+            assert one.instruction == f"segment {one.expression}"
+    odd = fixed.segment(picture(131, 90), "the red car")
+    assert odd.mask.shape == (90, 131)
+
+
+def test_the_size_level_of_the_paper(checkpoint: Path, tmp_path: Path) -> None:
+    report = export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(size_level=64))
+    manifest = Bundle.open(report.path).manifest
+    assert (manifest.geometry.resize, manifest.geometry.remainder) == ("always", "stretch")
+    assert manifest.noise.shape[0] == (64 // 4) ** 2
+    segmenter = Segmenter.from_bundle(report.path, provider="cpu")
+    small = segmenter.set_image(picture(33, 22)).plan
+    # Enlarged to about 64 x 64 pixels, whole tokens, nothing cut off.
+    assert small.resized_wh == (76, 52)
+    assert small.crop_xyxy == (0, 0, 76, 52)
+
+
+class Stop(Progress):
+    """Stops an export at its n-th piece of weights."""
+
+    def __init__(self, pieces: int) -> None:
+        self.left, self.stages = pieces, 0
+
+    def stage(self, text: str) -> None:
+        self.stages += 1
+
+    def advance(self, count: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("pieces", [0, 3, 60])
+def test_an_interrupt_leaves_nothing_and_can_be_repeated(
+    checkpoint: Path, tmp_path: Path, pieces: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(str(checkpoint), tmp_path / "b", progress=Stop(pieces))
+    assert list(tmp_path.iterdir()) == []
+    if pieces == 60:
+        export_bundle(str(checkpoint), tmp_path / "b")
+        assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_a_killed_export_left_is_no_bundle_and_is_removed_by_the_next(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "rism", "export", "--model", str(checkpoint), "-q"]
+    run = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "b")], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    limit = time.monotonic() + 200
+    while not list(tmp_path.glob(".b.*/*.onnx")) and time.monotonic() < limit:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait(timeout=60)
+    (left,) = tmp_path.iterdir()
+    assert not (left / "manifest.json").exists()
+    with pytest.raises(Exception, match="no manifest"):
+        Bundle.open(left)
+    foreign = tmp_path / ".b.mine"
+    foreign.mkdir()
+    with workplace(tmp_path / "b") as work:
+        assert not left.exists()
+        # Another export to the same place, while this one is at work.
+        with workplace(tmp_path / "b") as other:
+            assert work.exists()
+            assert other != work
+        assert work.exists()
+        (tmp_path / "b").rmdir()
+    assert (tmp_path / "b").is_dir()
+    assert foreign.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
+    """A table of 600 MB goes through an export that has no room for it."""
+    peaks = []
+    for words in (512, 600_000):
+        folder = tmp_path / f"{words}"
+        make_checkpoint(
+            folder / "checkpoint",
+            text={"vocab_size": words, "hidden_size": 256, "tie_word_embeddings": True},
+            joint_attention_dim=768,
+        )
+        told = folder / "peak.txt"
+        command = [sys.executable, "-m", "benchmarks.with_peak", str(told), "export", "-q"]
+        command += ["--model", str(folder / "checkpoint"), "-o", str(folder / "b")]
+        run = subprocess.run(
+            [*command, "--parity", "blocks"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert run.returncode == 0, run.stderr
+        peaks.append(int(told.read_text()))
+        size = (folder / "b" / "text_encoder.weights").stat().st_size
+    assert size > 600_000_000
+    assert peaks[1] - peaks[0] < 250_000_000, peaks
