@@ -48,6 +48,15 @@ class Checkpoint:
     transformer_file: Path | None = None
     weights: bool = True
 
+    @property
+    def name(self) -> str:
+        """What people call it: the repository, the file or the folder."""
+        if self.source.startswith("hub:"):
+            return self.source.rpartition("/")[2]
+        if self.transformer_file is not None:
+            return self.transformer_file.stem
+        return self.folder.resolve().name
+
 
 def find_checkpoint(
     model: str, *, revision: str | None = None, offline: bool = False, weights: bool = True

@@ -263,6 +263,8 @@ def run_graph(path: Path, feeds: Mapping[str, npt.NDArray[Any]], *, lean: bool =
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+        # In the file's order, where each weight is cast just before it is used.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))

@@ -18,6 +18,9 @@ from rism.export.tensors import StoredTensor
 
 __all__ = ["stream_weights"]
 
+# Cast to float32 a piece is up to twice as large.
+_PIECE_BYTES = 16 * 2**20
+
 Round = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -84,7 +87,7 @@ class _Linear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [F.linear(x, self.rounding(rows)) for rows in self.source.chunks()]
+        parts = [F.linear(x, self.rounding(rows)) for rows in self.source.chunks(_PIECE_BYTES)]
         out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         return out if self.bias is None else out + self.bias
 

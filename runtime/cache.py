@@ -1,17 +1,32 @@
-"""A small cache that forgets what was used longest ago."""
+"""A small cache of arrays that forgets what was used longest ago."""
 
 from collections import OrderedDict
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-V = TypeVar("V")
+__all__ = ["LruCache"]
+
+_MOST_BYTES = 512 * 2**20
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+V = TypeVar("V", bound=_Sized)
 
 
 class LruCache(Generic[V]):
-    """Maps strings to values, at most `size` of them; safe to share between threads."""
+    """Maps strings to arrays; safe to share between threads.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    Args:
+        size: at most this many of them.
+        nbytes: of at most this many bytes together; the newest is kept whatever its size.
+    """
+
+    def __init__(self, size: int, nbytes: int = _MOST_BYTES) -> None:
+        self._size, self._limit, self._held = size, nbytes, 0
         self._values: OrderedDict[str, V] = OrderedDict()
         self._lock = Lock()
 
@@ -23,9 +38,13 @@ class LruCache(Generic[V]):
             return self._values.get(key)
 
     def put(self, key: str, value: V) -> None:
-        """Keep a value, dropping the least recently used one when full."""
+        """Keep a value, dropping the least recently used ones when full."""
         with self._lock:
+            old = self._values.pop(key, None)
+            self._held += value.nbytes - (0 if old is None else old.nbytes)
             self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
+            while len(self._values) > 1 and (
+                len(self._values) > self._size or self._held > self._limit
+            ):
+                _, dropped = self._values.popitem(last=False)
+                self._held -= dropped.nbytes

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -34,6 +33,12 @@ __all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
 _MAX_ASPECT = 8.0  # as Flux2ImageProcessor.check_image_input
+_LICENCES = {
+    "hub:black-forest-labs/FLUX.2-klein-4B": "Apache-2.0",
+    "hub:black-forest-labs/FLUX.2-klein-base-4B": "Apache-2.0",
+    "hub:black-forest-labs/FLUX.2-klein-9B": "FLUX Non-Commercial License",
+    "hub:black-forest-labs/FLUX.2-klein-base-9B": "FLUX Non-Commercial License",
+}
 # Layers of Qwen3 and of the VAE whose results are added to the residual stream.
 _TEXT_INTO_STREAM = ("o_proj", "down_proj")
 _VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
@@ -218,7 +223,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
         CheckpointError: A part is missing or damaged, or the parts do not belong together.
     """
     files = open_files(checkpoint)
-    settings = _settings(checkpoint.folder)
+    settings = _settings(checkpoint)
     layers = _layers(settings)
     _check_parts(files, layers)
     try:
@@ -252,7 +257,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    folder = checkpoint.folder
     own = read_json(folder / "rism.json") if (folder / "rism.json").exists() else {}
     unknown = sorted(set(own) - set(_DEFAULTS))
     if unknown:
@@ -260,7 +266,8 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{folder / 'rism.json'} has unknown keys {unknown}, expected some of "
             f"{sorted(_DEFAULTS)}: remove them"
         )
-    return {**_DEFAULTS, "name": folder.resolve().name, **own}
+    licence = _LICENCES.get(checkpoint.source, _DEFAULTS["licence"])
+    return {**_DEFAULTS, "name": checkpoint.name, "licence": licence, **own}
 
 
 def _layers(settings: Mapping[str, Any]) -> tuple[int, ...]:

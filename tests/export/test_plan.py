@@ -69,7 +69,7 @@ def test_a_published_size_is_planned_from_its_configuration(tmp_path: Path) -> N
     command = ("export", "--model", "flux2-klein-9b", "-o", tmp_path / "b", "--offline")
     shown = rism(*command, "--dry-run", HF_HUB_CACHE=str(cache))
     assert "8 + 24 blocks" in shown.stdout, shown.stderr
-    assert "hub:black-forest-labs/FLUX.2-klein-9B" in shown.stdout
+    assert "FLUX.2-klein-9B (flux2-klein) from hub:black-forest-labs/" in shown.stdout
     assert "17.2 GB" in shown.stdout
     assert "11.7 GB" in shown.stdout
     # Without the dry run the weights are asked for, and they are not there.
