@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rism.export.bundle import ExportOptions, ExportReport, export_bundle, plan_export
+from rism.export.bundle import export_bundle, plan_export
 from rism.export.errors import CheckpointError, ExportError, ParityError, UnsupportedModelError
+from rism.export.options import ExportOptions, ExportReport
 from rism.export.plan import ExportPlan
 from rism.export.progress import Progress, TerminalProgress
 

@@ -1,0 +1,104 @@
+"""What an export can be asked for, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rism.export.capture import CAPTURE_MODES, FEATURE_SITES
+from rism.export.parity import Checks
+from rism.export.plan import ExportPlan
+from rism.export.precision import PRECISIONS
+from rism.runtime.errors import InputError, one_line
+
+__all__ = ["ExportOptions", "ExportReport"]
+
+_PARITIES = ("auto", "full", "blocks")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how.
+
+    Attributes:
+        captures: capture modes to include, the default one first.
+        feature_site: "mmsa", "adaln" or "block" (table 3 of the paper).
+        token_attention: add attention per prompt token to every transformer graph.
+        precision: "fp32", "bf16", "fp16", or None for the model's own.
+        size_level: bring every picture to about this many pixels squared, as the paper does;
+            None for what the model's pipeline does.
+        sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
+        template: the instruction, with {expression} in it; None for "remove {expression}".
+        parity: "full" compares whole graphs with PyTorch, "blocks" one block of each kind on
+            the bundle's weights, "auto" chooses by the memory that is free.
+        revision: branch, tag or commit on the hub.
+        offline: do not ask the hub.
+    """
+
+    captures: Sequence[str] = ("vectors",)
+    feature_site: str = "mmsa"
+    token_attention: bool = False
+    precision: str | None = None
+    size_level: int | None = None
+    sizes: Sequence[tuple[int, int]] = field(default=())
+    template: str | None = None
+    parity: str = "auto"
+    revision: str | None = None
+    offline: bool = False
+
+    def check(self) -> None:
+        """Refuse what is not known.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        for name, given, known in (
+            ("capture", tuple(self.captures), CAPTURE_MODES),
+            ("feature site", (self.feature_site,), FEATURE_SITES),
+            ("precision", (self.precision or "fp32",), tuple(PRECISIONS)),
+            ("parity", (self.parity,), _PARITIES),
+        ):
+            unknown = [one_line(value) for value in given if value not in known]
+            if unknown or not given:
+                raise InputError(
+                    f"{name} {', '.join(unknown) or 'nothing'} is not known, expected some of "
+                    f"{', '.join(known)}"
+                )
+        if self.size_level is not None and not 8 <= self.size_level <= 8192:
+            raise InputError(
+                f"size level is {self.size_level}, expected pixels from 8 to 8192, such as 512"
+            )
+        if self.size_level is not None and self.sizes:
+            raise InputError("a size level and fixed sizes exclude each other: give one of them")
+        if self.template is not None and self.template.count("{expression}") != 1:
+            raise InputError(
+                f"template is '{one_line(self.template)}', expected text with {{expression}} in "
+                "it once"
+            )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how near it is to the PyTorch model.
+
+    Attributes:
+        path: the bundle.
+        size_bytes: all of its files.
+        parity: largest errors by graph and output.
+        plan: what was known before.
+    """
+
+    path: Path
+    size_bytes: int
+    parity: Checks
+    plan: ExportPlan
+
+    def parity_table(self) -> str:
+        """One line per graph output: error, limit."""
+        rows = [
+            f"{graph:<24} {name:<26} {check.error:9.2e}  (limit {check.limit:.0e})"
+            for graph, checks in self.parity.items()
+            for name, check in checks.items()
+        ]
+        return "\n".join(rows)
