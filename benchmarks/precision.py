@@ -29,7 +29,7 @@ from rism.export.families.flux2_klein import open_klein
 from rism.export.graphs import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
-from rism.runtime import Segmenter, method
+from rism.runtime import Segmenter
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -73,25 +73,16 @@ def run_transformer(model: OpenModel, name: str) -> Arrays:
     return {key: value.numpy() for key, value in zip(options.outputs, found, strict=True)}
 
 
-def compare(found: Arrays, wanted: Arrays, tau: float) -> dict[str, float]:
-    """Largest error of each output over its largest value, and the masks' agreement on tokens."""
-    errors = {
+def compare(found: Arrays, wanted: Arrays) -> dict[str, float]:
+    """Largest error of each output over its largest value.
+
+    Masks say nothing here: random features put half of the tokens next to the boundary. Those of
+    the built-in model are compared in tests/export/test_precision.py.
+    """
+    return {
         name: float(np.abs(found[name] - value).max() / np.abs(value).max())
         for name, value in wanted.items()
     }
-    masks = [
-        method.segment_tokens(
-            each["attention_vectors"][0],
-            each["propagated_vectors"][0],
-            each["features"][0],
-            tau=tau,
-        ).scores
-        > 0
-        for each in (found, wanted)
-    ]
-    union = int((masks[0] | masks[1]).sum())
-    errors["mask IoU"] = float((masks[0] & masks[1]).sum() / union) if union else 1.0
-    return errors
 
 
 def run_bundle(checkpoint: Path, folder: Path, precision: str) -> dict[str, float]:
@@ -128,7 +119,7 @@ def main() -> None:
             wanted = run_transformer(model, "fp32")
             found: dict[str, Any] = {}
             for name in ("bf16", "fp16"):
-                found[name] = compare(run_transformer(model, name), wanted, model.spec.tau)
+                found[name] = compare(run_transformer(model, name), wanted)
                 cells = ", ".join(f"{key} {value:.2e}" for key, value in found[name].items())
                 print(f"{size} (width {model.spec.feature_dim}, 1 + 2) {name}: {cells}", flush=True)
             if size == "4b":
