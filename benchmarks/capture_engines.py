@@ -1,0 +1,113 @@
+"""Time and memory of one module in PyTorch, eager and compiled."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from benchmarks.capture_models import RandomModel
+from benchmarks.capture_variants import Variant
+from benchmarks.measure import Timing, repeat, repeat_on_gpu
+
+__all__ = ["Figure", "attention_kernels", "forget", "out_of_memory", "run_compiled", "run_eager"]
+
+_WARM_UP = 3
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one variant cost.
+
+    Attributes:
+        timing: of one forward pass.
+        memory_bytes: the peak with weights; None where it is not known.
+        outputs: float32, by name.
+        notes: what else there is to say.
+    """
+
+    timing: Timing
+    memory_bytes: int | None
+    outputs: dict[str, npt.NDArray[Any]]
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def run_eager(model: RandomModel, variant: Variant, *, runs: int) -> Figure:
+    """Run it as PyTorch runs Python, operator by operator."""
+    return _measure(model, variant, model.module(variant), runs)
+
+
+def run_compiled(model: RandomModel, variant: Variant, *, runs: int) -> Figure:
+    """Run it through torch.compile, the graph taken by torch.export as the exporter's is."""
+    module = model.module(variant)
+    start = time.perf_counter()
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, (), kwargs=model.feeds, strict=False)
+            compiled = torch.compile(program.module(), fullgraph=True, dynamic=False)
+            compiled(**model.feeds)
+        seconds = time.perf_counter() - start
+        return _measure(model, variant, compiled, runs, {"compile_s": round(seconds, 1)})
+    finally:
+        torch.compiler.reset()  # it would keep the weights
+
+
+def _measure(
+    model: RandomModel,
+    variant: Variant,
+    module: Callable[..., tuple[torch.Tensor, ...]],
+    runs: int,
+    notes: dict[str, object] | None = None,
+) -> Figure:
+    def run() -> object:
+        return module(**model.feeds)
+
+    with torch.no_grad():
+        found = [value.float().cpu().numpy() for value in module(**model.feeds)]
+        if model.device == "cpu":
+            timing, memory = repeat(run, runs=runs, warm_up=_WARM_UP), None
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            timing = repeat_on_gpu(run, runs=runs, warm_up=_WARM_UP)
+            memory = torch.cuda.max_memory_allocated()
+    return Figure(timing, memory, dict(zip(variant.outputs, found, strict=True)), notes or {})
+
+
+def attention_kernels(model: RandomModel) -> dict[str, str]:
+    """Which of PyTorch's kernels serve the main attention and the probes' narrow values."""
+    tokens, shape = model.case.tokens, model.case.shape
+
+    def chosen(rows: int, width: int, dtype: torch.dtype) -> str:
+        keys = torch.empty(
+            1, shape.heads, sum(tokens.values()), shape.head_dim, dtype=dtype, device=model.device
+        )
+        number = torch._fused_sdp_choice(keys[:, :, :rows], keys, keys[..., :width].contiguous())
+        return torch.nn.attention.SDPBackend(number).name.lower()
+
+    probe = model.precision.probe
+    return {
+        "main": chosen(sum(tokens.values()), shape.head_dim, model.precision.compute),
+        "probe, values of width 2": chosen(tokens["clean"], 2, probe),
+        "probe, values of the head size": chosen(tokens["clean"], shape.head_dim, probe),
+    }
+
+
+def out_of_memory() -> str:
+    """Say how far it came; asked before anything is freed."""
+    most = torch.cuda.max_memory_allocated() / _GIB
+    there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / _GIB
+    return f"out of memory at {most:.1f} GiB of {there:.1f} GiB"
+
+
+def forget() -> None:
+    """Give memory back that nothing refers to, between two measurements."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,132 @@
+"""Time and memory of the same modules as ONNX graphs, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from benchmarks.capture_engines import Figure, forget
+from benchmarks.capture_models import RandomModel
+from benchmarks.capture_variants import VARIANTS, Variant, capturing
+from benchmarks.measure import repeat
+from rism.export.trace import trace
+from rism.export.weightless import WeightRule
+from rism.export.weights import WeightFile, store_weights
+from rism.runtime.engines import choose_provider
+
+__all__ = ["run_graph", "write_graphs"]
+
+_WARM_UP = 3
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # Memory is taken as it is needed, so that what is gone is what was needed.
+    "cuda": (
+        "CUDAExecutionProvider",
+        {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
+    ),
+}
+
+
+def write_graphs(model: RandomModel, names: list[str], folder: Path) -> dict[str, Path]:
+    """Export variants as rism does, weights straight from the device; all share one file.
+
+    Raises:
+        ProviderError: ONNX Runtime cannot run on this device; nothing is written.
+        ExportError: A variant cannot be traced.
+    """
+    choose_provider(model.device)
+    part = model.part()
+    files = {}
+    with WeightFile(folder / "transformer.weights") as weights:
+        for name in names:
+            variant = VARIANTS[name]
+            module = capturing(part.module, model.spec, variant, model.precision)
+            graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
+            store_weights(graph, _OnHost(part.rules), weights)
+            files[name] = folder / f"{name.replace(' ', '_')}.onnx"
+            ir.save(graph, files[name])
+    return files
+
+
+class _OnHost(Mapping[str, WeightRule]):
+    """Weights of a device, brought over one by one, under the names they have in a graph."""
+
+    def __init__(self, rules: Mapping[str, WeightRule]) -> None:
+        self._rules = {f"dit.{name}": rule for name, rule in rules.items()}
+
+    def __getitem__(self, name: str) -> WeightRule:
+        rule = self._rules[name]
+        return rule.cpu() if isinstance(rule, torch.Tensor) else rule
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+
+def run_graph(
+    file: Path,
+    feeds: Mapping[str, np.ndarray[Any, Any]],
+    variant: Variant,
+    *,
+    device: str,
+    runs: int,
+) -> Figure:
+    """Run a graph, inputs and outputs staying on the device.
+
+    Args:
+        file: the graph.
+        feeds: its inputs; those that it has no use for are left out.
+        variant: what it is.
+        device: "cpu" or "cuda".
+        runs: how often.
+    """
+    forget()
+    before = _free(device)
+    session = _session(file, device)
+    binding = session.io_binding()
+    for name in [value.name for value in session.get_inputs()]:
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0))
+    for name in variant.outputs:
+        binding.bind_output(name, device, 0)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    timing = repeat(run, runs=runs, warm_up=_WARM_UP)
+    memory = None if before is None else before - (_free(device) or 0)
+    found = dict(zip(variant.outputs, binding.copy_outputs_to_cpu(), strict=True))
+    return Figure(timing, memory, found, {"nodes": _nodes(session)})
+
+
+def _session(file: Path, device: str) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if device == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    name, settings = _PROVIDERS[device]
+    session = ort.InferenceSession(str(file), options, providers=[(name, settings)])
+    if session.get_providers()[0] != name:
+        raise RuntimeError(f"{name} did not start, {session.get_providers()[0]} would have run")
+    return session
+
+
+def _nodes(session: Any) -> dict[str, int]:
+    """How many nodes each provider runs: what is left to the CPU is not hidden."""
+    counts: dict[str, int] = {}
+    for graph in session.get_provider_graph_assignment_info():
+        counts[graph.ep_name] = counts.get(graph.ep_name, 0) + len(graph.get_nodes())
+    return counts
+
+
+def _free(device: str) -> int | None:
+    return None if device == "cpu" else torch.cuda.mem_get_info()[0]

@@ -1,0 +1,176 @@
+"""What was measured: on the screen as it comes, in a file after each figure.
+
+A run that is cut short leaves what it had.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.capture_engines import Figure
+from benchmarks.capture_models import Case
+from benchmarks.capture_variants import BASELINE, VARIANTS, VECTORS
+from benchmarks.measure import environment
+from rism.runtime.errors import OutputError
+
+__all__ = ["TARGET", "Outcome", "Report"]
+
+TARGET = 1.15
+_REFERENCES = ("paper", "paper mean")
+_PACKAGES = ("onnxruntime-gpu", "torch", "triton", "diffusers", "onnx", "onnx-ir", "onnxscript")
+
+Outcome = Figure | str
+"""What was measured, or why nothing was."""
+
+
+class Report:
+    """The figures so far.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: by its name.
+        variants: that will be measured.
+        file: to write; None for none.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+
+    def __init__(self, device: str, precision: str, variants: list[str], file: Path | None) -> None:
+        self._file, self._gpu = file, device == "cuda"
+        self._cases: list[dict[str, Any]] = []
+        self._targets: list[dict[str, object]] = []
+        self._baselines: dict[str, Figure] = {}
+        self._reference: dict[str, npt.NDArray[Any]] = {}
+        self._results: dict[str, object] = {
+            "what": "one forward pass of the transformer, random weights, batch of one",
+            "device": device,
+            "precision": precision,
+            "baseline": BASELINE,
+            "variants": {name: VARIANTS[name].what for name in variants},
+            "cases": self._cases,
+            "targets": self._targets,
+            "environment": environment(packages=_PACKAGES, gpu=self._gpu),
+        }
+        self._write()
+        print(f"{'case':<11}{'engine':<13}{'variant':<19}{'ms':>10}{'x no capture':>14}{'GiB':>8}")
+
+    def begin(self, case: Case) -> None:
+        """Start another model or size."""
+        spec = case.spec()
+        self._cases.append(
+            {
+                "case": str(case),
+                "tokens": case.tokens,
+                "blocks": {"double": spec.double_blocks, "single": spec.single_blocks},
+                "width": spec.feature_dim,
+                "heads": case.shape.heads,
+                "feature_block": spec.feature_block,
+                "results": [],
+            }
+        )
+        self._baselines.clear()
+        self._reference.clear()
+
+    def note(self, **facts: object) -> None:
+        """Say more about the case."""
+        self._cases[-1].update(facts)
+
+    def add(self, engine: str, variant: str, outcome: Outcome) -> None:
+        """Take one measurement; the baseline's comes before the others of its engine."""
+        row: dict[str, object] = {"engine": engine, "variant": variant}
+        if isinstance(outcome, str):
+            row["not_run"] = outcome
+        else:
+            if variant == BASELINE:
+                self._baselines[engine] = outcome
+            if variant in _REFERENCES and not self._reference:
+                self._reference.update(outcome.outputs)
+            row |= _figures(outcome, self._baselines.get(engine))
+            row["differs_from_paper"] = _differences(outcome.outputs, self._reference)
+            if variant == VECTORS:
+                self._judge(engine, row)
+        self._cases[-1]["results"].append(row)
+        self._write()
+        print(_line(self._cases[-1]["case"], row), flush=True)
+
+    def end(self) -> None:
+        """Say whether the target is met, and what the machine was like at the end."""
+        self._results["environment"] = environment(packages=_PACKAGES, gpu=self._gpu)
+        self._write()
+        for target in self._targets:
+            verdict = "met" if target["met"] else "missed"
+            print(
+                f"target: {target['case']} {target['engine']} {target['variant']} "
+                f"{target['times_no_capture']:.3f} x {BASELINE}, at most {TARGET}: {verdict}"
+            )
+
+    def _judge(self, engine: str, row: Mapping[str, object]) -> None:
+        ratio = row["times_no_capture"]
+        if isinstance(ratio, float):
+            self._targets.append(
+                {
+                    "case": self._cases[-1]["case"],
+                    "engine": engine,
+                    "variant": VECTORS,
+                    "times_no_capture": ratio,
+                    "at_most": TARGET,
+                    "met": ratio <= TARGET,
+                }
+            )
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write_text(json.dumps(self._results, indent=1) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self._file} cannot be written ({error.strerror}): give --json a file in a "
+                "folder that exists"
+            ) from None
+
+
+def _figures(figure: Figure, baseline: Figure | None) -> dict[str, object]:
+    """Time and memory, each with its ratio to the baseline's in the same engine."""
+    memory = figure.memory_bytes
+    found: dict[str, object] = {
+        **figure.timing.to_json_dict(),
+        "times_no_capture": None,
+        "memory_bytes": memory,
+        "memory_times_no_capture": None,
+    }
+    if baseline is not None:
+        found["times_no_capture"] = figure.timing.median / baseline.timing.median
+        if memory is not None and baseline.memory_bytes:
+            found["memory_times_no_capture"] = memory / baseline.memory_bytes
+    return found | figure.notes
+
+
+def _differences(
+    found: Mapping[str, npt.NDArray[Any]], reference: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, float]:
+    """Largest difference by output, over the reference's largest value."""
+    return {
+        name: float(np.abs(found[name] - wanted).max() / np.abs(wanted).max())
+        for name, wanted in reference.items()
+        if name in found
+    }
+
+
+def _line(case: str, row: Mapping[str, Any]) -> str:
+    start = f"{case:<11}{row['engine']:<13}{row['variant']:<19}"
+    if "not_run" in row:
+        return f"{start}  {row['not_run']}"
+    ratio, memory = row["times_no_capture"], row["memory_bytes"]
+    return (
+        f"{start}{row['median_s'] * 1e3:10.2f}"
+        f"{'-' if ratio is None else format(ratio, '.3f'):>14}"
+        f"{'-' if memory is None else format(memory / 2**30, '.2f'):>8}"
+    )

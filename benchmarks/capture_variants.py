@@ -1,0 +1,240 @@
+"""What is compared: ways of reading the method's quantities off a forward pass, and not doing so.
+
+Each is a `Capture` that a family's single step calls, so blocks and weights are the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rism.export.capture import Capture, Spans
+from rism.export.graphs import CaptureGraph, CaptureOptions
+from rism.export.precision import Precision
+from rism.export.spec import ModelSpec
+
+__all__ = ["BASELINE", "VARIANTS", "VECTORS", "Variant", "capturing"]
+
+BASELINE, VECTORS = "no capture", "vectors"
+_QUANTITIES = CaptureOptions("vectors").outputs
+
+
+@dataclass
+class _Vectors(Capture):
+    """A capture that says itself what a graph of it gives out: by default a, T a, features."""
+
+    def outputs(self) -> tuple[torch.Tensor, ...]:
+        assert self.features is not None
+        vectors = torch.stack(self.attention_vectors, dim=1)
+        return vectors, torch.stack(self.propagated_vectors, dim=1), self.features
+
+
+@dataclass
+class _NoCapture(_Vectors):
+    """Attention and features only.
+
+    The last block's queries and keys are summed up and given out: a compiler would drop every
+    block after l' if nothing came of it, and the baseline would be a shorter model.
+    """
+
+    last: tuple[torch.Tensor, ...] = ()
+
+    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+        del index
+        self.last = (q_clean, k)
+
+    def outputs(self) -> tuple[torch.Tensor, ...]:
+        assert self.features is not None
+        used = torch.cat([part.float().mean((1, 3)) for part in self.last], dim=1)
+        return self.features, used
+
+
+@dataclass
+class _Wide(_Vectors):
+    """`vectors` with values as wide as keys, zeros beside them: what fused kernels ask for."""
+
+    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+        del index
+        q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
+        a, to_clean = self._masses(q, k).mean(1).unbind(-1)
+        on_clean = F.pad(a.unsqueeze(-1), (0, 0, self.spans.clean_start, 0))
+        spread = self._attend(q, k, on_clean, 1).mean(1)[..., 0]
+        self.attention_vectors.append(a)
+        self.propagated_vectors.append(spread / to_clean)
+
+    def _masses(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Attention to the prompt, weighted, and to the clean tokens: (B, heads, N_v, 2)."""
+        weights, spans = self.prompt_weights, self.spans
+        batch = weights.shape[0]
+        on_prompt = F.pad(weights.unsqueeze(-1), (0, 1))
+        on_noisy = weights.new_zeros(batch, spans.noisy, 2)
+        on_clean = F.pad(weights.new_ones(batch, spans.clean, 1), (1, 0))
+        return self._attend(q, k, torch.cat([on_prompt, on_noisy, on_clean], dim=1), 2)
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor, columns: int
+    ) -> torch.Tensor:
+        """Attention with one value (B, keys, columns) for all heads: (B, heads, N_v, columns)."""
+        scale = self.precision.probe_scale
+        wide = F.pad((value * scale).to(q.dtype), (0, q.shape[-1] - columns))
+        shared = wide.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+        out = F.scaled_dot_product_attention(q, k, shared)[..., :columns]
+        return out.float() / scale
+
+
+@dataclass
+class _CleanKeys(_Wide):
+    """The same, the second attention over clean keys only.
+
+    Over these keys alone the rows of head h sum to one instead of to c_h, their mass that the
+    first attention gives: n = mean_h c_h attention(Q_v, K_v, a) is exact with half the keys.
+    """
+
+    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+        del index
+        q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
+        masses = self._masses(q, k)
+        a, to_clean = masses.mean(1).unbind(-1)
+        within = self._attend(q, k[:, :, self.spans.clean_start :], a.unsqueeze(-1), 1)
+        self.attention_vectors.append(a)
+        self.propagated_vectors.append((masses[..., 1] * within[..., 0]).mean(1) / to_clean)
+
+
+@dataclass
+class _Paper(_Vectors):
+    """Equations 1, 3 and 4 as written.
+
+    Attention is computed once, by an explicit softmax, and the rows of the clean tokens are
+    stored for every block and head until the pass is over.
+    """
+
+    stored: list[torch.Tensor] = field(default_factory=list)
+
+    def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        compute, start = self.precision.compute, self.spans.clean_start
+        probabilities = self._probabilities(q.to(compute), k.to(compute))
+        out = (probabilities @ v.to(compute)).transpose(1, 2).flatten(2).to(q.dtype)
+        self.stored.append(self._rows(probabilities[:, :, start:]))
+        self.keep("mmsa", index, out[:, start:])
+        return out
+
+    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+        del index
+        compute = self.precision.compute
+        self.stored.append(self._rows(self._probabilities(q_clean.to(compute), k.to(compute))))
+
+    def _probabilities(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        keys = k.transpose(-1, -2).flatten(0, 1)
+        scores = q.new_empty(keys.shape[0], q.shape[2], k.shape[2])
+        scale = q.shape[-1] ** -0.5  # of the product, which costs nothing here
+        scores = torch.baddbmm(scores, q.flatten(0, 1), keys, beta=0, alpha=scale)
+        return scores.softmax(-1).reshape(*q.shape[:3], -1)
+
+    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities.clone()  # a view would keep the other tokens' rows, too
+
+    def outputs(self) -> tuple[torch.Tensor, ...]:
+        weights = self.prompt_weights.unsqueeze(-1)
+        for rows in self.stored:
+            mean = rows.mean(1, dtype=torch.float32)
+            a = (mean[:, :, : self.spans.prompt] @ weights)[..., 0]
+            to_clean = mean[:, :, self.spans.clean_start :]
+            transition = to_clean / to_clean.sum(-1, keepdim=True)
+            self.attention_vectors.append(a)
+            self.propagated_vectors.append((transition @ a.unsqueeze(-1))[..., 0])
+        return super().outputs()
+
+
+@dataclass
+class _PaperMean(_Paper):
+    """The same, but for each block the heads' mean is stored."""
+
+    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities.mean(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to measure.
+
+    Attributes:
+        what: it does, in a line.
+        capture: how; None for the module that rism exports.
+        outputs: names of what its graph gives out.
+        engines: that run it.
+    """
+
+    what: str
+    capture: type[_Vectors] | None
+    outputs: tuple[str, ...] = _QUANTITIES
+    engines: tuple[str, ...] = ("torch", "compile", "onnxruntime")
+
+
+VARIANTS = {
+    BASELINE: Variant(
+        "every block as in the others, nothing probed; of the last block queries and keys only",
+        _NoCapture,
+        outputs=("features", "last"),
+    ),
+    "paper": Variant(
+        "softmax written out, clean rows of every head stored per block",
+        _Paper,
+        engines=("torch",),
+    ),
+    "paper mean": Variant(
+        "softmax written out, the heads' mean of clean rows stored per block",
+        _PaperMean,
+        engines=("torch",),
+    ),
+    VECTORS: Variant("as exported: two attentions more, with narrow values", None),
+    "vectors wide": Variant("values padded to the head size", _Wide),
+    "vectors clean": Variant("padded, and the second attention over clean keys only", _CleanKeys),
+}
+
+
+def capturing(dit: nn.Module, spec: ModelSpec, variant: Variant, precision: Precision) -> nn.Module:
+    """Return the module of one variant; inputs are those of `CaptureGraph`.
+
+    Args:
+        dit: a `SingleStepDiT`.
+        spec: its sizes.
+        variant: how to capture.
+        precision: of the attentions.
+    """
+    if variant.capture is None:
+        return CaptureGraph(dit, spec, CaptureOptions("vectors"), precision)
+    return _StepGraph(dit, spec, variant.capture, precision)
+
+
+class _StepGraph(nn.Module):
+    """A single step with another capture than rism's, behind the same inputs."""
+
+    def __init__(
+        self, dit: nn.Module, spec: ModelSpec, capture: type[_Vectors], precision: Precision
+    ) -> None:
+        super().__init__()
+        self.dit, self.spec, self.capture, self.precision = dit, spec, capture, precision
+
+    def forward(
+        self,
+        clean_latents: torch.Tensor,
+        noise: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        prompt_weights: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Run it; what comes out is named by `Variant.outputs`."""
+        spans = Spans(
+            prompt=prompt_embeds.shape[1], noisy=noise.shape[1], clean=clean_latents.shape[1]
+        )
+        capture = self.capture(
+            spans=spans,
+            prompt_weights=prompt_weights,
+            feature_block=self.spec.feature_block,
+            precision=self.precision,
+        )
+        self.dit(clean_latents, noise, prompt_embeds, positions, capture)
+        return capture.outputs()

@@ -1,0 +1,190 @@
+"""The benchmark of capture, on a model small enough for a CPU: its figures and its refusals."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import capture, capture_engines, capture_onnx
+from benchmarks.capture_models import Case, RandomModel
+from benchmarks.capture_variants import BASELINE, VARIANTS
+from rism.export.precision import PRECISIONS
+from rism.runtime.errors import InputError, ProviderError
+
+ROOT = Path(__file__).parents[2]
+ENGINES = ("torch", "compile", "onnxruntime")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    command = ["capture", "--device", "cpu", "--models", "tiny@96", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    capture.main()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small take longer to share out than to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def results(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One whole run; graphs are compiled by PyTorch's own stand-in, without a C++ compiler."""
+    file = tmp_path_factory.mktemp("capture") / "capture.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        run(patch, "--variants", "vectors,paper", "--runs", "2", "--json", str(file))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_every_figure_has_its_baseline_in_the_same_run(results: dict[str, Any]) -> None:
+    assert results["baseline"] == BASELINE
+    (case,) = results["cases"]
+    assert case["tokens"] == {"prompt": 32, "noisy": 36, "clean": 36}
+    baselines = {
+        row["engine"]: row["median_s"] for row in case["results"] if row["variant"] == BASELINE
+    }
+    assert tuple(baselines) == ENGINES
+    for row in case["results"]:
+        assert "not_run" not in row, row
+        assert row["runs"] == 2 and row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["times_no_capture"] == row["median_s"] / baselines[row["engine"]]
+        assert row["memory_bytes"] is None  # of a CPU nothing is claimed
+    measured = [(row["engine"], row["variant"]) for row in case["results"]]
+    assert measured == [
+        ("torch", "no capture"),
+        ("torch", "paper"),
+        ("torch", "vectors"),
+        ("torch", "no capture again"),
+        ("compile", "no capture"),
+        ("compile", "vectors"),
+        ("onnxruntime", "no capture"),
+        ("onnxruntime", "vectors"),
+    ]
+
+
+def test_the_target_is_judged_for_every_engine(results: dict[str, Any]) -> None:
+    assert [target["engine"] for target in results["targets"]] == list(ENGINES)
+    for target in results["targets"]:
+        assert target["met"] == (target["times_no_capture"] <= 1.15)
+
+
+def test_the_exported_capture_is_the_papers(results: dict[str, Any]) -> None:
+    rows = [row for row in results["cases"][0]["results"] if row["variant"] == "vectors"]
+    assert len(rows) == 3
+    for row in rows:
+        differs = row["differs_from_paper"]
+        assert set(differs) == {"attention_vectors", "propagated_vectors", "features"}
+        assert max(differs.values()) < 1e-5, row
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != BASELINE])
+def test_variants_agree_on_uneven_weights(name: str) -> None:
+    model = RandomModel(Case("tiny", 64), PRECISIONS["fp32"], "cpu")
+    model.feeds["prompt_weights"] = torch.rand(1, 32, generator=torch.Generator().manual_seed(1))
+    figures = [
+        capture_engines.run_eager(model, VARIANTS[each], runs=1).outputs for each in ("paper", name)
+    ]
+    for output, wanted in figures[0].items():
+        torch.testing.assert_close(
+            torch.from_numpy(figures[1][output]), torch.from_numpy(wanted), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_baseline_runs_every_block() -> None:
+    """Features come from a middle block; a change of the last one must reach the output."""
+    model = RandomModel(Case("tiny", 64), PRECISIONS["fp32"], "cpu")
+    before = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
+    with torch.no_grad():
+        model.step.last.to_k.weight.mul_(0.5).add_(0.1)
+    after = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
+    assert (before["features"] == after["features"]).all()
+    assert (before["last"] != after["last"]).any()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_nothing_is_left_on_the_host(precision: str) -> None:
+    """PyTorch's device without storage refuses to be mixed with the CPU, as a GPU does."""
+    model = RandomModel(Case("tiny", 64), PRECISIONS[precision], "cpu")
+    model.drop_weights()
+    feeds = {name: value.to("meta") for name, value in model.feeds.items()}
+    for variant in VARIANTS.values():
+        with torch.no_grad():
+            found = model.module(variant)(**feeds)
+        assert {value.device.type for value in found} == {"meta"}
+
+
+def test_no_memory_is_a_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    file = tmp_path / "capture.json"
+    monkeypatch.setattr(capture, "run_eager", full)
+    monkeypatch.setattr(capture, "out_of_memory", lambda: "out of memory at 79.1 GiB of 79.2 GiB")
+    run(monkeypatch, "--engines", "torch", "--variants", "paper", "--json", str(file))
+    rows = json.loads(file.read_text())["cases"][0]["results"]
+    assert rows[1] == {
+        "engine": "torch",
+        "variant": "paper",
+        "not_run": "out of memory at 79.1 GiB of 79.2 GiB",
+    }
+    assert "out of memory at 79.1 GiB" in capsys.readouterr().out
+
+
+def test_an_engine_that_cannot_run_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(provider: str) -> None:
+        raise ProviderError(f"provider {provider} is not in this onnxruntime")
+
+    file = tmp_path / "capture.json"
+    monkeypatch.setattr(capture_onnx, "choose_provider", refuse)
+    run(monkeypatch, "--engines", "onnxruntime", "--variants", "vectors", "--json", str(file))
+    for row in json.loads(file.read_text())["cases"][0]["results"]:
+        assert row["not_run"] == "not run: provider cpu is not in this onnxruntime"
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    command = [sys.executable, "-m", "benchmarks.capture", "--models", "9b@1024"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: device cuda is not here")
+    assert found.stderr.count("\n") == 1 and "--device cpu" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5b@512", r"'5b@512' is not known, expected one of tiny, 4b, 9b and a size, such as"),
+        ("4b", "such as 4b@512"),
+        ("4b@500", "expected a multiple of 16"),
+    ],
+)
+def test_models_that_are_not_known(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Case.parse(text)
+
+
+def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: engine 'tensorrt' is not known, expected some of"):
+        run(monkeypatch, "--engines", "torch,tensorrt")
+    with pytest.raises(SystemExit, match=r"error: .*figures.json cannot be written .*--json"):
+        run(monkeypatch, "--json", str(tmp_path / "nowhere" / "figures.json"))
