@@ -215,6 +215,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     settings = read_settings(checkpoint)
     layers = out_layers(settings)
     check_parts(files, layers)
+    files.check_tensors(max(layers))
     try:
         tokenizer = Qwen2TokenizerFast.from_pretrained(files.tokenizer, local_files_only=True)
     except Exception as error:  # the library's own kinds, many of them
@@ -224,7 +225,6 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
         ) from None
     spec = make_spec(FLUX2_KLEIN, settings, files, tokenizer)
     blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
-    files.check_tensors(max(layers))
     precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
     return KleinModel(files, spec, tokenizer, blocks, precision)
 

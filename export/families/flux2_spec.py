@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import Qwen2TokenizerFast
@@ -12,8 +12,10 @@ from rism.export.checkpoint import Checkpoint
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2_files import KleinFiles
 from rism.export.files import read_json
+from rism.export.precision import PRECISIONS
 from rism.export.prompts import prompt_rules
 from rism.export.spec import FamilySpec, ModelSpec
+from rism.runtime.errors import one_line
 from rism.runtime.manifest import Geometry
 
 __all__ = ["check_parts", "make_spec", "out_layers", "read_settings"]
@@ -42,13 +44,33 @@ _DEFAULTS: dict[str, Any] = {
     "tau": 0.8,
     "precision": None,  # bfloat16 as published; float32 for a demonstrator, which runs on CPUs
 }
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda v: isinstance(v, str) and v.isprintable(), "printable text"),
+    "licence": (lambda v: isinstance(v, str) and v.isprintable(), "printable text"),
+    "demonstrator": (lambda v: isinstance(v, bool), "true or false"),
+    "size_level": (lambda v: _whole(v, 8, 8192), "a whole number from 8 to 8192"),
+    "resize": (lambda v: v in ("always", "shrink"), "always or shrink"),
+    "remainder": (lambda v: v in ("stretch", "crop"), "stretch or crop"),
+    "max_sequence_length": (lambda v: _whole(v, 1, 8192), "a whole number from 1 to 8192"),
+    "text_encoder_out_layers": (
+        lambda v: isinstance(v, list) and 1 <= len(v) <= 16 and all(_whole(k, 0, 511) for k in v),
+        "a list of block numbers such as [9, 18, 27]",
+    ),
+    "feature_block": (lambda v: v is None or _whole(v, 0, 1023), "a block's number, or null"),
+    "tau": (lambda v: isinstance(v, float) and 0 <= v < 1, "a number from 0 to below 1"),
+    "precision": (lambda v: v is None or v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+}
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def read_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """The published defaults, and what the checkpoint says of itself.
 
     Raises:
-        CheckpointError: Its rism.json has keys that are not known.
+        CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
     """
     folder = checkpoint.folder
     own = read_json(folder / "rism.json") if (folder / "rism.json").exists() else {}
@@ -58,24 +80,20 @@ def read_settings(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{folder / 'rism.json'} has unknown keys {unknown}, expected some of "
             f"{sorted(_DEFAULTS)}: remove them"
         )
+    for key, value in own.items():
+        fits, expected = _EXPECTED[key]
+        if not fits(value):
+            raise CheckpointError(
+                f"{folder / 'rism.json'}: {key} is {one_line(value, limit=60)}, expected "
+                f"{expected}: mend it"
+            )
     licence = _LICENCES.get(checkpoint.source, _DEFAULTS["licence"])
     return {**_DEFAULTS, "name": checkpoint.name, "licence": licence, **own}
 
 
 def out_layers(settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Hidden states of the language model that make the prompt's embedding.
-
-    Raises:
-        CheckpointError: They are not a list of small numbers.
-    """
-    layers = settings["text_encoder_out_layers"]
-    whole = isinstance(layers, list) and 1 <= len(layers) <= 16
-    if not whole or not all(isinstance(k, int) and 0 <= k < 1024 for k in layers):
-        raise CheckpointError(
-            "text_encoder_out_layers in rism.json is not a list of block numbers: "
-            "expected one such as [9, 18, 27]"
-        )
-    return tuple(layers)
+    """Hidden states of the language model that make the prompt's embedding."""
+    return tuple(settings["text_encoder_out_layers"])
 
 
 def make_spec(
@@ -91,6 +109,11 @@ def make_spec(
     feature_block = settings["feature_block"]
     if feature_block is None:
         feature_block = math.floor(_FEATURE_DEPTH * (double + single) + 0.5)
+    if feature_block >= double + single:
+        raise CheckpointError(
+            f"feature_block is {feature_block}, the transformer has {double + single} blocks: "
+            "expected a smaller number in rism.json"
+        )
     return ModelSpec(
         name=settings["name"],
         family=family,

@@ -152,3 +152,27 @@ def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> 
     shutil.copytree(checkpoint / "text_encoder", copy / "text_encoder")
     with pytest.raises(CheckpointError, match=r"rism\.json has unknown keys \['colour'\]"):
         plan_export(str(copy), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size_level", "large", "size_level is large, expected a whole number from 8 to 8192"),
+        ("size_level", True, "size_level is True"),
+        ("tau", 1.5, "tau is 1.5, expected a number from 0"),
+        ("text_encoder_out_layers", [1, -2], r"expected a list of block numbers"),
+        ("feature_block", 7, "feature_block is 7, the transformer has 5 blocks"),
+        ("precision", "fp8", "precision is fp8, expected one of fp32, bf16, fp16"),
+        ("name", "a\nb", "name is a b, expected printable text"),
+        ("resize", ["always"], "resize is .* expected always or shrink"),
+    ],
+)
+def test_settings_that_cannot_be(
+    checkpoint: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    settings = json.loads((copy / "rism.json").read_text())
+    (copy / "rism.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        plan_export(str(copy), tmp_path / "b")
+    assert "\n" not in str(caught.value)
