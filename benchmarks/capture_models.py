@@ -6,7 +6,7 @@ No checkpoint, no text encoder and no autoencoder: what capture costs is in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,7 @@ from benchmarks.random_checkpoint import SIZES, Shape
 from rism.export.families.flux2_dit import INTO_STREAM, MODULATIONS, Flux2SingleStep
 from rism.export.families.flux2_klein import FLUX2_KLEIN
 from rism.export.precision import Precision, apply_precision
-from rism.export.rotary import RotaryTable
-from rism.export.spec import Axis, ModelSpec
+from rism.export.spec import ModelSpec
 from rism.export.trace import Input
 from rism.export.weightless import Part, build_empty
 from rism.runtime.errors import InputError, one_line
@@ -128,7 +127,7 @@ class RandomModel:
         generator = torch.Generator(device).manual_seed(_SEED)
         self.step = self._empty(_modulation(self.spec, precision, generator))
         _fill(self.step, generator)
-        self.step.rotary = _RotaryOnDevice(self.step.rotary, device)
+        self.step.rotary.to(device)
         self.feeds = self._feeds(generator)
 
     def module(self, variant: Variant) -> nn.Module:
@@ -203,22 +202,3 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
         value = 1 + 0.02 * value if empty.ndim < 2 else value.mul_(empty.shape[1] ** -0.5)
         owner, _, last = name.rpartition(".")
         module.get_submodule(owner)._parameters[last] = nn.Parameter(value, requires_grad=False)
-
-
-class _RotaryOnDevice(RotaryTable):
-    """The same tables where the model is: the exporter's are traced on the CPU."""
-
-    def __init__(self, table: RotaryTable, device: str) -> None:
-        nn.Module.__init__(self)
-        self.axis_of_pair = table.axis_of_pair
-        self.register_buffer("frequencies", table.frequencies.to(device), persistent=False)
-
-    def forward(
-        self, axes: Sequence[Axis], positions: torch.Tensor | int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `RotaryTable.forward`; a prompt's token has its index for a row."""
-        if isinstance(positions, int):
-            index = torch.arange(positions, dtype=torch.float32, device=self.frequencies.device)
-            positions = torch.stack([index, index], dim=1)
-            axes = ["row" if axis == "index" else axis for axis in axes]
-        return super().forward(axes, positions)

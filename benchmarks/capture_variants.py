@@ -53,54 +53,36 @@ class _NoCapture(_Vectors):
 
 
 @dataclass
-class _Wide(_Vectors):
-    """`vectors` with values as wide as keys, zeros beside them: what fused kernels ask for."""
+class _AllKeys(_Vectors):
+    """`vectors` with the second attention over all keys, too: METHOD as it is first written."""
 
     def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
         del index
         q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
-        a, to_clean = self._masses(q, k).mean(1).unbind(-1)
-        on_clean = F.pad(a.unsqueeze(-1), (0, 0, self.spans.clean_start, 0))
-        spread = self._attend(q, k, on_clean, 1).mean(1)[..., 0]
-        self.attention_vectors.append(a)
-        self.propagated_vectors.append(spread / to_clean)
-
-    def _masses(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Attention to the prompt, weighted, and to the clean tokens: (B, heads, N_v, 2)."""
         weights, spans = self.prompt_weights, self.spans
         batch = weights.shape[0]
         on_prompt = F.pad(weights.unsqueeze(-1), (0, 1))
         on_noisy = weights.new_zeros(batch, spans.noisy, 2)
         on_clean = F.pad(weights.new_ones(batch, spans.clean, 1), (1, 0))
-        return self._attend(q, k, torch.cat([on_prompt, on_noisy, on_clean], dim=1), 2)
+        masses = self._read(q, k, torch.cat([on_prompt, on_noisy, on_clean], dim=1))
+        a, to_clean = masses.mean(1).unbind(-1)
+        on_clean = F.pad(a.unsqueeze(-1), (0, 0, spans.clean_start, 0))
+        spread = self._read(q, k, on_clean).mean(1)[..., 0]
+        self.attention_vectors.append(a)
+        self.propagated_vectors.append(spread / to_clean)
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor, columns: int
-    ) -> torch.Tensor:
-        """Attention with one value (B, keys, columns) for all heads: (B, heads, N_v, columns)."""
-        scale = self.precision.probe_scale
-        wide = F.pad((value * scale).to(q.dtype), (0, q.shape[-1] - columns))
-        shared = wide.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
-        out = F.scaled_dot_product_attention(q, k, shared)[..., :columns]
-        return out.float() / scale
+    def _read(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return self._attend(q, k, value)
 
 
 @dataclass
-class _CleanKeys(_Wide):
-    """The same, the second attention over clean keys only.
+class _Narrow(_AllKeys):
+    """The same, with values of one or two columns and no zeros beside them."""
 
-    Over these keys alone the rows of head h sum to one instead of to c_h, their mass that the
-    first attention gives: n = mean_h c_h attention(Q_v, K_v, a) is exact with half the keys.
-    """
-
-    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
-        del index
-        q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
-        masses = self._masses(q, k)
-        a, to_clean = masses.mean(1).unbind(-1)
-        within = self._attend(q, k[:, :, self.spans.clean_start :], a.unsqueeze(-1), 1)
-        self.attention_vectors.append(a)
-        self.propagated_vectors.append((masses[..., 1] * within[..., 0]).mean(1) / to_clean)
+    def _read(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scale = self.precision.probe_scale
+        shared = (value * scale).to(q.dtype).unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+        return F.scaled_dot_product_attention(q, k, shared).float() / scale
 
 
 @dataclass
@@ -189,9 +171,9 @@ VARIANTS = {
         _PaperMean,
         engines=("torch",),
     ),
-    VECTORS: Variant("as exported: two attentions more, with narrow values", None),
-    "vectors wide": Variant("values padded to the head size", _Wide),
-    "vectors clean": Variant("padded, and the second attention over clean keys only", _CleanKeys),
+    VECTORS: Variant("as exported: two attentions more, the second over clean keys only", None),
+    "all keys": Variant("both attentions over all keys", _AllKeys),
+    "narrow": Variant("the same, values without zeros beside them", _Narrow),
 }
 
 

@@ -107,28 +107,27 @@ class Capture:
             self.features = clean_tokens.float()
 
     def _probe_vectors(self, q: torch.Tensor, k: torch.Tensor) -> None:
-        # Row normalisation cancels out of the linear map T_l a_l = (A_vv a_l) / (A_vv 1), so
-        # two attentions with narrow values give it, and no N_v x N_v matrix exists.
-        spans = self.spans
-        weights = self.prompt_weights.unsqueeze(-1)
+        # Row normalisation cancels out of the linear map T_l a_l = (A_vv a_l) / (A_vv 1), so two
+        # attentions give it and no N_v x N_v matrix exists. Over clean keys alone the rows of
+        # head h sum to one instead of to c_h, the mass that the first attention gives them:
+        # A_vv a = mean_h c_h attention(Q_v, K_v, a), with less than half the keys.
+        spans, weights = self.spans, self.prompt_weights.unsqueeze(-1)
         batch = weights.shape[0]
-        ones = torch.ones_like(q[:, 0, :, :1], dtype=weights.dtype)
         on_prompt = [weights, torch.zeros_like(weights)]
         if self.token_attention:
             eye = torch.eye(spans.prompt, dtype=weights.dtype, device=q.device)
             on_prompt.append(eye.expand(batch, -1, -1))
         value = torch.cat(on_prompt, dim=-1)
-        width = value.shape[-1]
-        noisy = value.new_zeros(batch, spans.noisy, width)
-        clean = F.pad(ones, (1, width - 2))
-        masses = self._mean_attention(q, k, torch.cat([value, noisy, clean], dim=1))
-        a, to_clean = masses[..., 0], masses[..., 1]
-        outside = value.new_zeros(batch, spans.clean_start, 1)
-        spread = self._mean_attention(q, k, torch.cat([outside, a.unsqueeze(-1)], dim=1))[..., 0]
+        noisy = value.new_zeros(batch, spans.noisy, value.shape[-1])
+        ones = torch.ones_like(q[:, 0, :, :1], dtype=weights.dtype)
+        clean = F.pad(ones, (1, value.shape[-1] - 2))
+        masses = self._attend(q, k, torch.cat([value, noisy, clean], dim=1))
+        a, to_clean = masses[..., 0].mean(1), masses[..., 1].mean(1)
+        within = self._attend(q, k[:, :, spans.clean_start :], a.unsqueeze(-1))[..., 0]
         self.attention_vectors.append(a)
-        self.propagated_vectors.append(spread / to_clean)
+        self.propagated_vectors.append((masses[..., 1] * within).mean(1) / to_clean)
         if self.token_attention:
-            self._add_tokens(masses[..., 2:])
+            self._add_tokens(masses[..., 2:].mean(1))
 
     def _probe_matrices(self, q: torch.Tensor, k: torch.Tensor) -> None:
         scale = q.shape[-1] ** -0.5
@@ -143,15 +142,17 @@ class Capture:
         if self.token_attention:
             self._add_tokens(to_prompt)
 
-    def _mean_attention(
-        self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention with one value (B, N, c) for all heads, averaged in float32: (B, N_v, c)."""
-        scale = self.precision.probe_scale
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention with one value (B, keys, c) for all heads: (B, heads, N_v, c) float32.
+
+        Zeros make the value as wide as the keys: fused kernels know no other.
+        """
+        scale, width = self.precision.probe_scale, value.shape[-1]
         if scale != 1.0:
             value = value * scale
-        shared = value.to(q.dtype).unsqueeze(1).expand(-1, k.shape[1], -1, -1)
-        out = F.scaled_dot_product_attention(q, k, shared).float().mean(1)
+        padded = F.pad(value.to(q.dtype), (0, max(0, q.shape[-1] - width)))
+        shared = padded.unsqueeze(1).expand(-1, k.shape[1], -1, -1)
+        out = F.scaled_dot_product_attention(q, k, shared)[..., :width].float()
         return out if scale == 1.0 else out / scale
 
     def _add_tokens(self, block: torch.Tensor) -> None:

@@ -143,6 +143,8 @@ def make_plan(
     if parity == "auto":
         parity = "full" if full <= free // 2 else "blocks"
     spec = model.spec
+    needed = sum(plan.write_bytes for plan in plans) + _GRAPH_BYTES
+    usage = shutil.disk_usage(_existing(output))
     sizes = ", ".join(f"{w}x{h}" for w, h in spec.geometry.sizes)
     return ExportPlan(
         model=spec.name,
@@ -154,8 +156,9 @@ def make_plan(
         blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks",
         parts=plans,
         parity=parity,
-        disk_bytes=sum(plan.write_bytes for plan in plans) + _GRAPH_BYTES,
-        disk_free=shutil.disk_usage(_existing(output)).free,
+        disk_bytes=needed,
+        # A file system without a size is none that can be written; writing will say so.
+        disk_free=usage.free if usage.total else needed,
         memory_bytes=full if parity == "full" else lean,
         memory_free=free,
     )

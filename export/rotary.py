@@ -34,7 +34,8 @@ class RotaryTable(nn.Module):
     def forward(self, axes: Sequence[Axis], positions: torch.Tensor | int) -> Rotary:
         """Tables for image tokens at `positions` (N, 2), or for a prompt of that length."""
         if isinstance(positions, int):
-            given = {"index": torch.arange(positions, dtype=torch.float32)}
+            index = torch.arange(positions, dtype=torch.float32, device=self.frequencies.device)
+            given = {"index": index}
         else:
             given = {"row": positions[:, 0], "column": positions[:, 1]}
         like = next(iter(given.values()))
