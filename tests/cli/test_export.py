@@ -1,7 +1,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,44 +14,51 @@ runner = CliRunner()
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Put a function in the exporter's place."""
-
-    def replace(function: Any) -> None:
-        module = ModuleType("rism.export")
-        module.export_bundle = function  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "rism.export", module)
-
-    return replace
+    """Put a function in the place of the real one; options and progress stay real."""
+    real = pytest.importorskip("rism.export")
+    return lambda function: monkeypatch.setattr(real, "export_bundle", function)
 
 
 class Report:
+    size_bytes = 8_100_000
+
     def parity_table(self) -> str:
         return "features 1e-6\n"
 
 
 def test_flags_reach_the_exporter(exporter: Any) -> None:
+    from rism.export import ExportOptions, Progress
+
     calls: list[Any] = []
 
-    def record(*arguments: Any, progress: Any, **options: Any) -> Report:
-        calls.append((arguments, options))
-        progress("tracing")
+    def record(*arguments: Any, progress: Progress) -> Report:
+        calls.append(arguments)
+        progress.stage("tracing")
         return Report()
 
     exporter(record)
     flags = "--model mini -o out --capture scores,vectors --token-attention --offline --revision v1"
-    flags += " --feature-site adaln"
-    shown = runner.invoke(app, ["export", *flags.split()])
+    flags += " --feature-site adaln --precision fp16 --parity blocks --sizes 64x32,32x32"
+    shown = runner.invoke(app, ["export", *flags.split(), "--template", "cut {expression}"])
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == "features 1e-6\n"
-    assert shown.stderr.startswith("tracing\nwrote out in ")
-    options = {
-        "captures": ("scores", "vectors"),
-        "feature_site": "adaln",
-        "token_attention": True,
-        "revision": "v1",
-        "offline": True,
-    }
-    assert calls == [(("mini", Path("out")), options)]
+    assert shown.stderr.startswith("tracing\n")
+    assert "wrote out, 8.1 MB, in " in shown.stderr
+    options = ExportOptions(
+        captures=("scores", "vectors"),
+        feature_site="adaln",
+        token_attention=True,
+        precision="fp16",
+        sizes=((64, 32), (32, 32)),
+        template="cut {expression}",
+        parity="blocks",
+        revision="v1",
+        offline=True,
+    )
+    assert calls == [("mini", Path("out"), options)]
+    quiet = runner.invoke(app, ["export", "--model", "m", "-o", "out", "-q", "--size-level", "512"])
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert calls[1] == ("m", Path("out"), ExportOptions(size_level=512))
 
 
 def test_a_failed_export_is_one_line(exporter: Any) -> None:
