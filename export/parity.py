@@ -35,10 +35,6 @@ Checks = dict[str, dict[str, "Check"]]
 
 # Largest difference over the larger of 1 and the reference's largest value, in float32.
 LIMIT = 2e-5
-# A stray token at the very boundary may fall on either side of zero.
-MASK_LIMIT = 1e-3
-# fp16 has 11 bits: more than this is a fault, not rounding.
-ROUNDING_LIMIT = 0.1
 _GRIDS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.7))
 _EXPRESSIONS = ("the green van", "the small red dog on the left")
 
@@ -54,6 +50,21 @@ class Check:
     def passed(self) -> bool:
         """Whether the error is within the limit."""
         return self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What is allowed of an output, of a map that min-max stretched, and of a mask's pixels."""
+
+    output: float
+    map: float
+    mask: float
+
+
+# A stray token at the very boundary may fall on either side of zero.
+_EXACT = _Limits(output=LIMIT, map=50 * LIMIT, mask=1e-3)
+# fp16 has 11 bits: more than this is a fault, not rounding.
+_ROUNDED = _Limits(output=0.1, map=0.2, mask=0.1)
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,9 @@ class Gate:
         ]
         wanted = self.model.literal(self.precision).text(instructions).numpy()
         checks: dict[str, Check] = {}
-        for name, got, limit in self._runs(file, [feeds]):
-            worst(checks, name, "prompt_embeds", difference(got["prompt_embeds"], wanted), limit)
+        for name, got, limits in self._runs(file, [feeds]):
+            error = difference(got["prompt_embeds"], wanted)
+            worst(checks, name, "prompt_embeds", error, limits.output)
         return gate("text_encoder", checks)
 
     def vae_encoder(self, files: Mapping[tuple[int, int] | None, str]) -> dict[str, Check]:
@@ -129,9 +141,9 @@ class Gate:
         latents = self.model.literal(self.precision).vae_latents([s.image for s in samples])
         for sample, wanted in zip(samples, latents, strict=True):
             file = files[sample.size_wh if None not in files else None]
-            for name, got, limit in self._runs(file, [{"image": sample.image.numpy()}]):
+            for name, got, limits in self._runs(file, [{"image": sample.image.numpy()}]):
                 error = difference(got["clean_latents"], wanted.numpy())
-                worst(checks, name, "clean_latents", error, limit)
+                worst(checks, name, "clean_latents", error, limits.output)
         return gate("vae_encoder", checks)
 
     def transformer(
@@ -173,27 +185,28 @@ class Gate:
             for mode, file in files[sample.size_wh if None not in files else None].items():
                 found = checks.setdefault(mode, {})
                 feeds = _feeds(inputs, tau=spec.tau if mode == "scores" else None)
-                for name, got, limit in self._runs(file, [feeds]):
+                for name, got, limits in self._runs(file, [feeds]):
                     for output in [output for output in got if output in wanted]:
-                        worst(found, name, output, difference(got[output], wanted[output]), limit)
-                    self._masks(found, name, sample, got, wanted, limit / LIMIT)
+                        error = difference(got[output], wanted[output])
+                        worst(found, name, output, error, limits.output)
+                    self._masks(found, name, sample, got, wanted, limits)
                     for output in got:
                         # An output that nothing was compared with has not passed.
-                        found.setdefault(f"{name}{output}", Check(math.inf, limit))
+                        found.setdefault(f"{name}{output}", Check(math.inf, limits.output))
         return {
             f"transformer.{mode}": gate(f"transformer.{mode}", found)
             for mode, found in checks.items()
         }
 
-    def _runs(self, file: str, feeds: Sequence[Arrays]) -> Iterator[tuple[str, Arrays, float]]:
-        """Run a graph in float32, and as it is where the CPU can: prefix, outputs, limit."""
+    def _runs(self, file: str, feeds: Sequence[Arrays]) -> Iterator[tuple[str, Arrays, _Limits]]:
+        """Run a graph in float32, and as it is where the CPU can: prefix, outputs, limits."""
         path = self.folder / file
         with _wide(path, self.precision) as wide:
             for each in feeds:
-                yield "", run_graph(wide, each, lean=self.lean), LIMIT
+                yield "", run_graph(wide, each, lean=self.lean), _EXACT
         if self.precision.name == "fp16":
             for each in feeds:
-                yield "fp16 ", run_graph(path, each, lean=self.lean), ROUNDING_LIMIT
+                yield "fp16 ", run_graph(path, each, lean=self.lean), _ROUNDED
 
     def _masks(
         self,
@@ -202,7 +215,7 @@ class Gate:
         sample: Samples,
         got: Arrays,
         wanted: Arrays,
-        looser: float,
+        limits: _Limits,
     ) -> None:
         """Masks at twice the picture's size: share of pixels that differ from the literal's."""
         spec = self.model.spec
@@ -218,16 +231,15 @@ class Gate:
             if "scores" in got:
                 scores = got["scores"][item]
                 # Min-max stretches rounding by one over the map's span.
-                limit = min(50 * LIMIT * looser, 1.0)
                 for name, value in (
                     ("scores", literal.scores),
                     ("coarse_attention", literal.coarse),
                     ("refined_attention", literal.refined),
                 ):
-                    worst(checks, prefix, name, difference(got[name][item], value), limit)
+                    worst(checks, prefix, name, difference(got[name][item], value), limits.map)
                 fisher = np.array([literal.separability], np.float32)
                 error = difference(got["separability"][item : item + 1], fisher)
-                worst(checks, prefix, "separability", error, limit)
+                worst(checks, prefix, "separability", error, limits.map)
             else:
                 propagated = got.get("propagated_vectors")
                 if propagated is None:
@@ -245,7 +257,7 @@ class Gate:
                 for s in (scores, literal.scores)
             ]
             share = float((masks[0] != masks[1]).mean())
-            worst(checks, prefix, "mask", share, min(MASK_LIMIT * looser, 1.0))
+            worst(checks, prefix, "mask", share, limits.mask)
 
 
 def run_graph(path: Path, feeds: Mapping[str, npt.NDArray[Any]], *, lean: bool = False) -> Arrays:
