@@ -83,21 +83,12 @@ def apply_precision(
         if isinstance(child, (nn.Linear, nn.Conv2d, nn.Embedding)):
             dtype = precision.storage(stored(f"{name}.weight"))
             shrunk = precision.compute == torch.float16 and name.endswith(tuple(into_stream))
-            owner, _, last = name.rpartition(".")
-            layer = _CAST[type(child)](child, precision, dtype, shrunk=shrunk)
-            _attach(module.get_submodule(owner), last, layer)
+            module.set_submodule(name, _CAST[type(child)](child, precision, dtype, shrunk=shrunk))
     for child in module.modules():
         if not isinstance(child, (_CastLinear, _CastConv2d, _CastEmbedding)):
             for key, parameter in child._parameters.items():
                 if parameter is not None:
                     child._parameters[key] = _parameter(parameter, precision.stream)
-
-
-def _attach(owner: nn.Module, name: str, layer: nn.Module) -> None:
-    if isinstance(owner, (nn.ModuleList, nn.Sequential)):
-        owner[int(name)] = layer
-    else:
-        setattr(owner, name, layer)
 
 
 def _parameter(like: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -45,13 +45,7 @@ def stream_weights(
             weight = tensors[f"{name}.weight"]
             dtype = precision.storage(weight.dtype)
             rounding = _rounding(None if name.startswith(exact or ("\0",)) else dtype)
-            owner, _, last = name.rpartition(".")
-            parent = module.get_submodule(owner)
-            layer = kind(child, weight, rounding)
-            if isinstance(parent, (nn.ModuleList, nn.Sequential)):
-                parent[int(last)] = layer
-            else:
-                setattr(parent, last, layer)
+            module.set_submodule(name, kind(child, weight, rounding))
     for name, tensor in _on_meta(module).items():
         owner, _, last = name.rpartition(".")
         parent = module.get_submodule(owner)
