@@ -97,7 +97,7 @@ class Gate:
     def samples(self) -> list[Samples]:
         """Smooth random pictures of three aspect ratios, a fraction of the model's own size."""
         geometry = self.model.spec.geometry
-        if geometry.sizes:
+        if geometry.sizes and not self.lean:
             sizes = list(geometry.sizes)
         else:
             side = min(geometry.size_level, (8 if self.lean else 16) * geometry.token_px)

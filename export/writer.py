@@ -89,7 +89,11 @@ class BundleWriter:
                 self._say("the VAE encoder", size)
                 graph = trace_vae(export.parts[name], export.model.spec, size)
                 self._save(graph, export.parts[name].rules, file, graph_name(name, size))
-        files = {size: self.graphs[graph_name(name, size)] for size in export.sizes}
+            files = {size: self.graphs[graph_name(name, size)] for size in export.sizes}
+            if self.lean and None not in files:
+                # Pictures of a fixed size take gigabytes; the same module takes a small one.
+                graph = trace_vae(export.parts[name], export.model.spec, None)
+                files = {None: self._sample(graph, export.parts[name].rules, file, "vae")}
         self.parity[name] = self._gate(export.model).vae_encoder(files)
         self._done(name, file)
 
@@ -114,7 +118,9 @@ class BundleWriter:
         export = self.export
         files: dict[Size, dict[str, str]] = {}
         part = model.transformer(export.precision) if self.lean else None
-        for size in export.sizes[-1:] if self.lean else export.sizes:
+        # At a fixed size every attention matrix of the literal model would be stored.
+        sizes: list[Size] = [None] if self.lean else export.sizes
+        for size in sizes:
             files[size] = {}
             for mode in export.captures:
                 if part is None:
@@ -128,9 +134,6 @@ class BundleWriter:
             for output, check in found.items():
                 if output not in merged or check.error > merged[output].error:
                     merged[output] = check
-        if self.lean:
-            for path in self.work.glob("sample.*"):
-                path.unlink()
 
     def _captured(
         self, model: OpenModel, part: Part, mode: str, size: Size

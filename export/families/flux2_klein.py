@@ -126,6 +126,7 @@ class KleinModel:
             kept.append(((self.blocks.double[0],), (last,)))
         if len(self.blocks.single) > 1:
             kept.append(((), (self.blocks.single[0], last)))
+        kept = kept or [((), (last,))]
         out_layers = tuple(range(len(self.blocks.out_layers)))
         return [
             KleinModel(
@@ -215,7 +216,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     settings = read_settings(checkpoint)
     layers = out_layers(settings)
     check_parts(files, layers)
-    files.check_tensors(max(layers))
+    files.check_tensors(max(layers) + 1)  # the literal model runs one block more
     try:
         tokenizer = Qwen2TokenizerFast.from_pretrained(files.tokenizer, local_files_only=True)
     except Exception as error:  # the library's own kinds, many of them

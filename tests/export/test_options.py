@@ -85,6 +85,16 @@ def test_fixed_sizes_segment_as_the_free_one_does(
     assert odd.mask.shape == (90, 131)
 
 
+def test_fixed_sizes_are_compared_on_a_small_picture_where_blocks_are(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """At 1024 x 1024 the literal model would store 10 GB per block."""
+    options = ExportOptions(sizes=((512, 512),), parity="blocks")
+    report = export_bundle(str(checkpoint), tmp_path / "b", options)
+    assert {"vae_encoder", "transformer.vectors"} <= set(report.parity)
+    assert not list(report.path.glob("sample.*"))
+
+
 def test_the_size_level_of_the_paper(checkpoint: Path, tmp_path: Path) -> None:
     report = export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(size_level=64))
     manifest = Bundle.open(report.path).manifest
