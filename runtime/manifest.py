@@ -19,6 +19,7 @@ from rism.runtime.graph_spec import (
     same_shape,
     size_suffix,
 )
+from rism.runtime.prompt_spec import RESAMPLES, PromptRules, parse_prompt
 
 __all__ = [
     "CAPTURES",
@@ -36,10 +37,8 @@ __all__ = [
 ]
 
 READS_MAJOR = 1
-RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROTOTYPES = ("equation", "cosine")
 MAX_NOISE_VALUES = 2**26
-MAX_PROMPT_TOKENS = 8192
 MAX_SIZES = 64
 MAX_SIDE_PX = 8192
 
@@ -69,7 +68,8 @@ class Geometry:
     """How a picture is brought to the model's size; see docs/bundle.md, step 2.
 
     `sizes` are the (width, height) in pixels that graphs were exported at; none where graphs
-    take any size.
+    take any size. `rounding` is "floor" or "ceil"; `resize_in` is the type that the resize
+    rounds to, "uint8" or "float32".
     """
 
     size_level: int
@@ -82,18 +82,8 @@ class Geometry:
     mean: float
     std: float
     sizes: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class PromptRules:
-    """How an expression becomes tokens; see docs/bundle.md, step 4."""
-
-    template: str
-    prefix: str
-    suffix: str
-    max_length: int
-    pad_id: int
-    tokenizer: str
+    rounding: str = "floor"
+    resize_in: str = "uint8"
 
 
 @dataclass(frozen=True)
@@ -186,7 +176,7 @@ def parse_manifest(data: object) -> Manifest:
         created_with=_created_with(top.node_or_empty("created_with")),
         precision=_precision(top.node("precision")),
         geometry=geometry,
-        prompt=_prompt(top.node("prompt")),
+        prompt=parse_prompt(top.node("prompt")),
         method=_method(top.node("method")),
         noise=_noise(top.node("noise")),
         default_capture=top.choice("default_capture", CAPTURES),
@@ -251,6 +241,8 @@ def _geometry(node: Node) -> Geometry:
         mean=node.number("mean", -1000.0, 1000.0),
         std=node.number("std", 1e-6, 1000.0),
         sizes=_sizes(node, node.integer("multiple_px", 1, 512)),
+        rounding=node.choice("rounding", ("floor", "ceil"), default="floor"),
+        resize_in=node.choice("resize_in", ("uint8", "float32"), default="uint8"),
     )
     if geometry.multiple_px % geometry.token_px:
         node.refuse("multiple_px", f"a multiple of token_px ({geometry.token_px})")
@@ -276,20 +268,6 @@ def _sizes(node: Node, multiple: int) -> tuple[tuple[int, int], ...]:
             f"({multiple}) up to {MAX_SIDE_PX}",
         )
     return tuple(sizes)
-
-
-def _prompt(node: Node) -> PromptRules:
-    rules = PromptRules(
-        template=node.text("template", multiline=True),
-        prefix=node.text("prefix", default="", multiline=True),
-        suffix=node.text("suffix", default="", multiline=True),
-        max_length=node.integer("max_length", 1, MAX_PROMPT_TOKENS),
-        pad_id=node.integer("pad_id", 0, 2**31 - 1),
-        tokenizer=node.file_name("tokenizer"),
-    )
-    if rules.template.count("{expression}") != 1:
-        node.refuse("template", "text with {expression} in it once")
-    return rules
 
 
 def _method(node: Node) -> Method:
