@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from rism.runtime.errors import BundleError, InputError, one_line
 from rism.runtime.manifest import PromptRules
+from rism.runtime.tokens import PromptTokenizer, TokenRow
 
 __all__ = [
     "EncodedPrompts",
@@ -47,15 +47,16 @@ class Instruction:
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One encoded instruction, reusable on any picture.
+    """One encoded instruction; of one picture where the text encoder looks at it, else of any.
 
     Attributes:
         instruction: what the model is told.
         embeds: (N_p, E) float32.
-        attention_mask: (N_p,) int64, one where there is a token.
+        attention_mask: (N_p,) int64, one where the transformer has a token.
         instruction_mask: (N_p,) bool, true on the tokens of the instruction.
         expression_mask: (N_p,) bool, true on the expression's own tokens.
         tokens: text of each token, without padding.
+        positions: (N_p, 3) float32, where the bundle gives prompt tokens positions; else None.
     """
 
     instruction: Instruction
@@ -64,23 +65,34 @@ class PromptState:
     instruction_mask: npt.NDArray[np.bool_]
     expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[str, ...]
+    positions: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts as the text encoder takes them.
+    """Prompts as the text encoder takes them, S tokens each, and what the transformer gets.
+
+    The transformer's N_p columns begin after the first `drop` of the text encoder's S.
 
     Attributes:
-        input_ids: (B, N_p) int64, padded on the right.
-        attention_mask: (B, N_p) int64, one where there is a token.
+        input_ids: (B, S) int64, padded on the right.
+        attention_mask: (B, S) int64, one on each token that the text encoder attends to.
+        seen_mask: (B, S) int64, one on each token that has a position of its own.
+        quoted_mask: (B, S) int64, one on the tokens of characters in quotes.
+        lengths: (B,) int64, the tokens that the transformer gets, without padding.
+        token_mask: (B, N_p) bool, true where the transformer has a token.
         instruction_mask: (B, N_p) bool, true on the tokens of the instruction: neither the
             model's own prefix and suffix, nor padding.
         expression_mask: (B, N_p) bool, true on the tokens that carry the expression itself.
-        tokens: for each prompt the text of each of its tokens, without padding.
+        tokens: for each prompt the text of each token that the transformer gets, without padding.
     """
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
+    seen_mask: npt.NDArray[np.int64]
+    quoted_mask: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    token_mask: npt.NDArray[np.bool_]
     instruction_mask: npt.NDArray[np.bool_]
     expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[tuple[str, ...], ...]
@@ -100,37 +112,33 @@ class PromptEncoder:
             template: text with {expression} in it once, instead of the bundle's.
 
         Raises:
-            BundleError: the tokenizer file is not one.
+            BundleError: the tokenizer file is not one, or has no token for the picture.
             InputError: the template cannot be used.
         """
         self.rules = rules
-        try:
-            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(
-                f"'{rules.tokenizer}' is not a tokenizers file ({one_line(error, limit=120)}): "
-                "export the bundle again"
-            ) from None
-        # The file may carry its own truncation, which would cut expressions silently.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._control = [
-            token.content
-            for token in self._tokenizer.get_added_tokens_decoder().values()
-            if token.content.strip() and (token.special or token.content.startswith("<"))
-        ]
+        self._tokenizer = PromptTokenizer(rules, tokenizer_json)
         self.template = rules.template
         if template is not None:
             self.template = check_template(template)
             self._refuse_control_tokens(self.template, "the template")
 
-    def encode(self, expressions: Sequence[str]) -> EncodedPrompts:
-        """Tokenise expressions, each inside the template, padded to `max_length`.
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the token that stands for the picture; None where there is none."""
+        return self._tokenizer.image_id
+
+    def encode(self, expressions: Sequence[str], *, image_tokens: int = 0) -> EncodedPrompts:
+        """Tokenise expressions, each inside the template.
+
+        Args:
+            expressions: what is asked.
+            image_tokens: see `tokenize`.
 
         Raises:
             InputError: see `instruct` and `tokenize`.
         """
-        return self.tokenize([self.instruct(expression) for expression in expressions])
+        instructions = [self.instruct(expression) for expression in expressions]
+        return self.tokenize(instructions, image_tokens=image_tokens)
 
     def instruct(self, expression: str) -> Instruction:
         """Put an expression into the template.
@@ -144,8 +152,13 @@ class PromptEncoder:
         head, tail = self.template.split(_MARK)
         return Instruction(cleaned, head + cleaned + tail, len(head))
 
-    def reword(self, instruction: Instruction, text: str) -> Instruction:
+    def reword(self, instruction: Instruction, text: str, *, image_tokens: int = 0) -> Instruction:
         """Put other words into an instruction, and look for its expression among them.
+
+        Args:
+            instruction: what was to be said.
+            text: what is said instead.
+            image_tokens: see `tokenize`.
 
         Raises:
             InputError: the text is not usable, by the rules for expressions.
@@ -154,48 +167,83 @@ class PromptEncoder:
         self._refuse_control_tokens(cleaned, "the instruction")
         start = cleaned.find(instruction.expression)
         reworded = Instruction(instruction.expression, cleaned, None if start < 0 else start)
-        self.tokenize([reworded])
+        self.tokenize([reworded], image_tokens=image_tokens)
         return reworded
 
-    def tokenize(self, instructions: Sequence[Instruction]) -> EncodedPrompts:
-        """Tokenise instructions between prefix and suffix, padded to `max_length`.
+    def tokenize(
+        self, instructions: Sequence[Instruction], *, image_tokens: int = 0
+    ) -> EncodedPrompts:
+        """Tokenise instructions between prefix and suffix.
+
+        Args:
+            instructions: what is said.
+            image_tokens: how many tokens stand for the picture; for bundles whose text encoder
+                looks at it.
+
+        Returns:
+            With padding "tokens" S is `drop` + `max_length`, otherwise the length of the longest
+            prompt. N_p is `max_length`, or with padding "none" that of the longest without
+            `drop`.
 
         Raises:
             InputError: an instruction is too long.
+            BundleError: `drop` leaves nothing of a prompt, or the picture is not in it once.
         """
-        length = self.rules.max_length
-        shape = (len(instructions), length)
-        ids = np.full(shape, self.rules.pad_id, np.int64)
-        mask = np.zeros(shape, np.int64)
-        told, asked = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+        rules = self.rules
+        rows = [self._row(instruction, image_tokens) for instruction in instructions]
+        lengths = np.array([len(row.ids) - rules.drop for row in rows], np.int64)
+        longest = int(lengths.max(initial=0))
+        width = longest if rules.padding == "none" else rules.max_length
+        total = rules.drop + (rules.max_length if rules.padding == "tokens" else longest)
+        ids = np.full((len(rows), total), rules.pad_id, np.int64)
+        there, quoted = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.int64)
+        told = np.zeros((len(rows), width), np.bool_)
+        asked = np.zeros_like(told)
         tokens: list[tuple[str, ...]] = []
-        for row, instruction in enumerate(instructions):
-            rendered = self.rules.prefix + instruction.text + self.rules.suffix
-            encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
-            count = len(encoding.ids)
-            if count > length:
-                raise InputError(
-                    f"the instruction '{one_line(instruction.text, limit=40)}' makes a prompt of "
-                    f"{count} tokens, expected at most {length}: shorten it"
-                )
-            ids[row, :count] = encoding.ids
-            mask[row, :count] = 1
-            first = len(self.rules.prefix)
-            told[row, :count] = _within(encoding.offsets, first, len(instruction.text))
+        for at, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
+            count, kept = len(row.ids), row.offsets[rules.drop :]
+            ids[at, :count] = row.ids
+            there[at, :count] = 1
+            quoted[at, :count] = row.quoted
+            first = len(rules.prefix)
+            told[at, : len(kept)] = _within(kept, first, len(instruction.text))
             if instruction.start is not None:
                 first += instruction.start
-                asked[row, :count] = _within(encoding.offsets, first, len(instruction.expression))
-            tokens.append(tuple(rendered[a:b] for a, b in encoding.offsets))
-        return EncodedPrompts(ids, mask, told, asked, tuple(tokens))
+                asked[at, : len(kept)] = _within(kept, first, len(instruction.expression))
+            rendered = self._render(instruction)
+            tokens.append(tuple(rendered[a:b] for a, b in kept))
+        seen = there if rules.unseen_id is None else there * (ids != rules.unseen_id)
+        attended = there if rules.unseen_attended else seen
+        in_use = np.arange(width) < lengths[:, None]
+        return EncodedPrompts(
+            ids, attended, seen, quoted, lengths, in_use, told, asked, tuple(tokens)
+        )
+
+    def _render(self, instruction: Instruction) -> str:
+        return self.rules.prefix + instruction.text + self.rules.suffix
+
+    def _row(self, instruction: Instruction, image_tokens: int) -> TokenRow:
+        """Tokenise one instruction; its length is known before the picture's tokens are made."""
+        row = self._tokenizer.encode(self._render(instruction))
+        pictured = 0 if row.image_at is None else image_tokens - 1
+        count, length = len(row.ids) + pictured - self.rules.drop, self.rules.max_length
+        if count > length:
+            whose = f" ({image_tokens} of the picture)" if row.image_at is not None else ""
+            raise InputError(
+                f"the instruction '{one_line(instruction.text, limit=40)}' makes a prompt of "
+                f"{count} tokens{whose}, expected at most {length}: shorten it"
+            )
+        if count < 1 and (self.rules.drop or self.rules.padding != "tokens"):
+            raise BundleError(
+                f"the prompt has {count + self.rules.drop} tokens, expected more than "
+                f"'prompt.drop' ({self.rules.drop}): export the bundle again"
+            )
+        return row.expanded(image_tokens)
 
     def _refuse_control_tokens(self, text: str, what: str) -> None:
         """Keep a text from closing the template's turn and opening another."""
-        normalizer = self._tokenizer.normalizer
-        seen = [text]
-        if normalizer is not None:
-            # A normaliser can turn look-alikes (full-width letters) into the real token.
-            seen.append(normalizer.normalize_str(text))
-        for token in self._control:
+        seen = self._tokenizer.forms(text)
+        for token in self._tokenizer.control:
             if any(token in form for form in seen):
                 raise InputError(
                     f"{what} contains '{one_line(token)}', a control token of this model: "

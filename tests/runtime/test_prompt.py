@@ -1,5 +1,7 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError
 from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, clean_expression, weigh
+from rism.runtime.prompt_spec import PromptRules
+from tests.runtime.looking import VISION, later_rules, rules, tokenizer_json
 
 
 @pytest.fixture
@@ -189,3 +193,98 @@ def test_the_expressions_tokens_must_be_there(encoder: PromptEncoder) -> None:
         "the instruction 'remove red' does not contain 'the red' word for word, expected it for "
         "the tokens 'expression': use 'instruction', or have the refiner keep it"
     )
+
+
+def looking_encoder(given: PromptRules) -> PromptEncoder:
+    return PromptEncoder(given, tokenizer_json())
+
+
+def test_the_picture_is_as_many_tokens_as_it_has() -> None:
+    encoder = looking_encoder(later_rules(quotes=None))
+    one = encoder.encode(["the van"], image_tokens=1)
+    many = encoder.encode(["the van"], image_tokens=9)
+    assert encoder.image_token_id is not None
+    at = one.input_ids[0].tolist().index(encoder.image_token_id)
+    assert many.input_ids[0].tolist() == [
+        *one.input_ids[0, :at], *[encoder.image_token_id] * 9, *one.input_ids[0, at + 1 :],
+    ]  # fmt: skip
+    for encoded in (one, many):
+        own = np.array(encoded.tokens[0])[encoded.expression_mask[0]]
+        assert "".join(own) == " the van"
+        told = np.array(encoded.tokens[0])[encoded.instruction_mask[0]]
+        assert "".join(told).strip() == "remove the van"
+    assert many.tokens[0].count("<|image_pad|>") == 9
+
+
+def test_what_is_dropped_is_seen_by_the_text_encoder_only() -> None:
+    whole = looking_encoder(later_rules(drop=0)).encode(["the van"], image_tokens=4)
+    dropped = looking_encoder(later_rules(drop=7)).encode(["the van"], image_tokens=4)
+    np.testing.assert_array_equal(dropped.input_ids, whole.input_ids)
+    np.testing.assert_array_equal(dropped.expression_mask, whole.expression_mask[:, 7:])
+    assert dropped.tokens[0] == whole.tokens[0][7:]
+    assert dropped.lengths.tolist() == [whole.input_ids.shape[1] - 7]
+    with pytest.raises(BundleError, match=r"the prompt has \d+ tokens, expected more than 'promp"):
+        looking_encoder(later_rules(drop=200)).encode(["the van"], image_tokens=4)
+
+
+@pytest.mark.parametrize("padding", ["tokens", "zeros", "none"])
+def test_paddings(padding: str) -> None:
+    encoder = looking_encoder(later_rules(padding=padding, drop=5, max_length=80))
+    encoded = encoder.encode(["the green van", "a"], image_tokens=4)
+    long, short = encoded.lengths.tolist()
+    assert long > short
+    total = 85 if padding == "tokens" else 5 + long
+    assert encoded.input_ids.shape == encoded.quoted_mask.shape == (2, total)
+    assert encoded.attention_mask.sum(1).tolist() == [5 + long, 5 + short]
+    assert (encoded.input_ids[1, 5 + short :] == 3).all()
+    width = long if padding == "none" else 80
+    assert encoded.token_mask.shape == encoded.expression_mask.shape == (2, width)
+    assert encoded.token_mask.sum(1).tolist() == [long, short]
+    assert encoded.token_mask[1, :short].all()
+    assert [len(tokens) for tokens in encoded.tokens] == [long, short]
+
+
+def test_tokens_that_are_not_seen() -> None:
+    """The published code takes token 0, an exclamation mark, for padding."""
+    text = "wow ! ! van"
+    for attended in (True, False):
+        encoder = looking_encoder(rules(unseen_attended=attended, quotes=None))
+        encoded = encoder.encode([text, "a"], image_tokens=4)
+        unseen = encoded.input_ids == 0
+        there = np.arange(unseen.shape[1]) < encoded.lengths[:, None] + 5
+        assert unseen.sum() == 2
+        np.testing.assert_array_equal(encoded.seen_mask, there & ~unseen)
+        np.testing.assert_array_equal(
+            encoded.attention_mask, there if attended else there & ~unseen
+        )
+        assert encoded.token_mask[0, : encoded.lengths[0]].all()
+
+
+def test_a_picture_of_too_many_tokens() -> None:
+    encoder = looking_encoder(rules())
+    with pytest.raises(InputError) as error:
+        encoder.encode(["the van"], image_tokens=10**12)
+    assert "tokens (1000000000000 of the picture), expected at most 300: shorten it" in str(
+        error.value
+    )
+
+
+def test_the_pictures_token_is_not_said() -> None:
+    encoder = looking_encoder(rules())
+    for text in ("the <|image_pad|> van", "<|vision_end|>", "a <tool_call> b"):
+        with pytest.raises(InputError, match="a control token of this model: take it out"):
+            encoder.instruct(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"vision": replace(VISION, image_token="van")}, "has no added token 'van', expected the"),
+        ({"vision": replace(VISION, image_token=" ")}, "has no added token '', expected the one"),
+        ({"prefix": "x"}, "the prompt has 0 image tokens, expected 1 "),
+        ({"suffix": "<|image_pad|>"}, "the prompt has 2 image tokens, expected 1 "),
+    ],
+)
+def test_prompts_without_a_place_for_the_picture(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BundleError, match=expected):
+        looking_encoder(rules(**changes)).encode(["van"], image_tokens=4)
