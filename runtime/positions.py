@@ -1,0 +1,113 @@
+"""Where each token of a prompt with a picture in it stands (docs/bundle.md, steps 4 and 5)."""
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.errors import BundleError
+
+__all__ = ["position_ids", "prompt_positions"]
+
+
+def position_ids(
+    input_ids: npt.NDArray[np.int64],
+    seen_mask: npt.NDArray[np.int64],
+    *,
+    image_token_id: int,
+    grid_hw: tuple[int, int],
+    merge: int,
+) -> npt.NDArray[np.int64]:
+    """Count tokens for the text encoder's three rotary axes: time, height and width.
+
+    A token of text stands one further on every axis than what was before it. The picture's
+    tokens share their time, and stand on height and width by row and column; the text goes on
+    after the longer side.
+
+    Args:
+        input_ids: (B, S) int64.
+        seen_mask: (B, S) int64, zero on tokens that stand nowhere: they get 0 and do not count.
+        image_token_id: the token that stands for a part of the picture.
+        grid_hw: rows and columns of patches.
+        merge: patches along one side of a merged one, which is one token.
+
+    Returns:
+        (3, B, S) int64.
+
+    Raises:
+        BundleError: a prompt has another number of the picture's tokens than the grid.
+    """
+    rows, columns = grid_hw[0] // merge, grid_hw[1] // merge
+    ids = np.zeros((3, *input_ids.shape), np.int64)
+    pictured = (input_ids == image_token_id) & (seen_mask != 0)
+    for at, (mask, in_picture) in enumerate(zip(seen_mask != 0, pictured, strict=True)):
+        places = np.flatnonzero(in_picture)
+        if not len(places) or len(places) != rows * columns:
+            raise BundleError(
+                f"the prompt has {len(places)} of the picture's tokens, expected {rows} x "
+                f"{columns} of 'prompt.vision': export the bundle again"
+            )
+        count = np.cumsum(mask) - 1
+        first = count[places[0]]
+        count[places[-1] + 1 :] += max(rows, columns) - rows * columns
+        ids[:, at, mask] = count[mask]
+        ids[0, at, places] = first
+        ids[1:, at, places] = first + np.indices((rows, columns)).reshape(2, -1)
+    return ids
+
+
+def prompt_positions(
+    time_ids: npt.NDArray[np.int64],
+    image_mask: npt.NDArray[np.bool_],
+    *,
+    view_wh: tuple[int, int],
+    model_wh: tuple[int, int],
+    grid_hw: tuple[int, int],
+    offset_px: float,
+    token_px: int,
+) -> npt.NDArray[np.float32]:
+    """Place a prompt's tokens on the transformer's own axes: time, row and column.
+
+    The last token has time -1, those before it less; text has row and column 0. A token of the
+    picture has those of its centre on the grid of the clean tokens: corners of the view lie on
+    corners of the picture at the model's size, pixel centre on pixel centre.
+
+    Args:
+        time_ids: (N_p,) int64, the first axis of `position_ids`, without what is dropped.
+        image_mask: (N_p,) bool, true on the picture's tokens.
+        view_wh: width and height of the view, pixels.
+        model_wh: of the picture at the model's size, pixels.
+        grid_hw: rows and columns of the picture's tokens.
+        offset_px: centre of the first clean token, pixels.
+        token_px: side of a clean token, pixels.
+
+    Returns:
+        (N_p, 3) float32.
+
+    Raises:
+        BundleError: a part of the picture was dropped.
+    """
+    rows, columns = grid_hw
+    if image_mask.sum() != rows * columns:
+        raise BundleError(
+            f"the transformer gets {int(image_mask.sum())} of the picture's tokens, expected "
+            f"{rows} x {columns} for 'prompt.positions' ('prompt.drop' is too large): "
+            "export the bundle again"
+        )
+    placed = np.zeros((len(time_ids), 3), np.float32)
+    placed[:, 0] = time_ids - (time_ids.max(initial=0) + 1)
+    centres = [
+        _centres(cells, view, model, offset_px, token_px)
+        for cells, view, model in zip((rows, columns), view_wh[::-1], model_wh[::-1], strict=True)
+    ]
+    grid = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1)
+    placed[image_mask, 1:] = grid.reshape(-1, 2)
+    return placed
+
+
+def _centres(
+    cells: int, view: int, model: int, offset_px: float, token_px: int
+) -> npt.NDArray[np.float64]:
+    """Return where the centres of the view's cells lie along one side, in clean tokens."""
+    side = view / cells
+    pixel = np.arange(cells) * side + (side - 1) / 2
+    scale = (model - 1) / (view - 1) if view > 1 else 0.0
+    return np.asarray((pixel * scale - offset_px) / token_px, np.float64)
