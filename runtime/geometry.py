@@ -15,9 +15,10 @@ from PIL import Image
 from rism.runtime.errors import InputError
 from rism.runtime.manifest import Geometry
 
-__all__ = ["Plan", "plan", "positions", "to_model", "upsample"]
+__all__ = ["Plan", "normalise", "plan", "positions", "resize", "to_model", "upsample"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+Resized: TypeAlias = npt.NDArray[np.uint8] | Float32
 _Axis: TypeAlias = tuple[npt.NDArray[np.intp], Float32]
 
 
@@ -91,7 +92,9 @@ def _resized(
         return (w, h), (0, 0, w, h)
     area, level = width * height, geometry.size_level
     wide, tall = float(width), float(height)
-    if geometry.resize == "always":
+    if geometry.resize == "always" and geometry.rounding == "ceil":
+        wide, tall = _rounded_up(size_wh, level)
+    elif geometry.resize == "always":
         # side * level / root, in this order: exact where the answer is whole, so a square
         # picture never loses a row of tokens to the rounding of level / root.
         root = math.sqrt(area)
@@ -112,6 +115,17 @@ def _resized(
     return (full_w, full_h), (left, top, left + w, top + h)
 
 
+def _rounded_up(size_wh: tuple[int, int], level: int) -> tuple[int, int]:
+    """Round the longer side up, and what the shorter one is for it; in this order, to the bit."""
+    width, height = size_wh
+    ratio = width / height
+    if width > height:
+        wide = math.ceil(math.sqrt(level * level * ratio))
+        return wide, math.ceil(wide / ratio)
+    tall = math.ceil(math.sqrt(level * level / ratio))
+    return math.ceil(tall * ratio), tall
+
+
 def _nearest(size_wh: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """Choose the size of the nearest aspect ratio; of equals the largest, then the first."""
     width, height = size_wh
@@ -126,13 +140,27 @@ def _nearest(size_wh: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tu
 
 def to_model(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Float32:
     """Resize, crop and normalise: (H, W, 3) uint8 to (1, 3, h, w) float32."""
-    if plan.resized_wh != plan.size_wh:
-        resample = Image.Resampling[geometry.resample.upper()]
-        resized = Image.fromarray(image_hwc).resize(plan.resized_wh, resample)
-        image_hwc = np.asarray(resized)
+    return normalise(resize(image_hwc, plan, geometry), plan, geometry)
+
+
+def resize(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Resized:
+    """Resize and no more: (H, W, 3) uint8 to (h, w, 3) of type `resize_in`, 0 to 255."""
+    if plan.resized_wh == plan.size_wh:
+        return image_hwc
+    resample = Image.Resampling[geometry.resample.upper()]
+    if geometry.resize_in == "uint8":
+        return np.asarray(Image.fromarray(image_hwc).resize(plan.resized_wh, resample))
+    # Planes of single precision: no channel is rounded to 8 bits on the way.
+    planes = image_hwc.transpose(2, 0, 1).astype(np.float32)
+    resized = [Image.fromarray(plane).resize(plan.resized_wh, resample) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
+
+
+def normalise(resized_hwc: Resized, plan: Plan, geometry: Geometry) -> Float32:
+    """Crop and normalise what `resize` returned: (h, w, 3) to (1, 3, h, w) float32."""
     left, top, right, bottom = plan.crop_xyxy
     # One multiply-add over float32 planes: (x / 255 - mean) / std.
-    chw = image_hwc[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32)
+    chw = resized_hwc[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32)
     chw /= np.float32(255.0)
     chw -= np.float32(geometry.mean)
     chw /= np.float32(geometry.std)

@@ -246,6 +246,8 @@ def _geometry(node: Node) -> Geometry:
     )
     if geometry.multiple_px % geometry.token_px:
         node.refuse("multiple_px", f"a multiple of token_px ({geometry.token_px})")
+    if geometry.rounding == "ceil" and geometry.resize != "always":
+        node.refuse("rounding", "'floor' where 'resize' is not 'always'")
     return geometry
 
 

@@ -129,6 +129,8 @@ def parse_prompt(node: Node) -> PromptRules:
     )
     if rules.template.count("{expression}") != 1:
         node.refuse("template", "text with {expression} in it once")
+    if rules.positions != "none" and rules.vision is None:
+        node.refuse("positions", "'none' where there is no 'vision'")
     return rules
 
 
@@ -143,7 +145,7 @@ def _quotes(node: Node) -> QuoteRules:
 
 
 def _vision(node: Node) -> VisionRules:
-    return VisionRules(
+    rules = VisionRules(
         image_token=node.text("image_token"),
         view_resample=node.choice("view_resample", RESAMPLES),
         align=node.boolean("align", default=False),
@@ -156,6 +158,9 @@ def _vision(node: Node) -> VisionRules:
         mean=_triple(node, "mean", -1000.0),
         std=_triple(node, "std", 1e-6),
     )
+    if rules.max_pixels < rules.min_pixels:
+        node.refuse("max_pixels", f"at least min_pixels ({rules.min_pixels})")
+    return rules
 
 
 def _triple(node: Node, key: str, low: float) -> tuple[float, float, float]:

@@ -38,6 +38,74 @@ def test_a_square_keeps_all_of_its_tokens() -> None:
         assert geometry.plan((side, side), STRETCH).grid_hw == (16, 16), side
 
 
+CEIL = replace(
+    STRETCH,
+    size_level=512,
+    multiple_px=16,
+    token_px=16,
+    rounding="ceil",
+    resample="bilinear",
+    resize_in="float32",
+)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "resized_wh"),
+    [
+        ((640, 480), (592, 432)),  # 591.2 and 444 become 592 and 444
+        ((480, 640), (432, 592)),
+        ((512, 512), (512, 512)),
+        ((1, 1), (512, 512)),
+        ((800, 100), (1440, 176)),  # 1448.2 and 181.1 become 1449 and 182
+        ((100, 800), (176, 1440)),
+    ],
+)
+def test_rounding_up_before_down(size_wh: tuple[int, int], resized_wh: tuple[int, int]) -> None:
+    plan = geometry.plan(size_wh, CEIL)
+    assert plan.resized_wh == resized_wh
+    assert plan.crop_xyxy == (0, 0, *resized_wh)
+    assert plan.grid_hw == (resized_wh[1] // 16, resized_wh[0] // 16)
+
+
+def test_rounding_up_against_the_published_order() -> None:
+    rng = np.random.default_rng(8)
+    for width, height in rng.integers(16, 1400, (2000, 2)).tolist():
+        if max(width, height) > 8 * min(width, height):
+            continue
+        ratio = width / height
+        if width > height:
+            w = math.ceil(math.sqrt(512 * 512 * ratio))
+            h = math.ceil(w / ratio)
+        else:
+            h = math.ceil(math.sqrt(512 * 512 / ratio))
+            w = math.ceil(h * ratio)
+        wanted = (w // 16 * 16, h // 16 * 16)
+        assert geometry.plan((width, height), CEIL).resized_wh == wanted, (width, height)
+
+
+def test_rounding_up_leaves_at_least_one_multiple() -> None:
+    rules = replace(CEIL, size_level=16, max_aspect=1000.0)
+    assert geometry.plan((900, 1), rules).resized_wh == (480, 16)
+
+
+@pytest.mark.parametrize("size_wh", [(640, 480), (333, 700), (90, 80), (1500, 1500)])
+def test_resizing_without_8_bits_is_torchs(size_wh: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(2).integers(0, 256, (*size_wh[::-1], 3), dtype=np.uint8)
+    plan = geometry.plan(size_wh, CEIL)
+    found = geometry.to_model(image, plan, CEIL)
+    given = torch.from_numpy(image).permute(2, 0, 1)[None]
+    for dtype, limit in ((torch.float64, 1e-6), (torch.float32, 2e-4)):
+        # In single precision torch rounds the places of its taps, too: a hundredth of a level.
+        wanted = torch.nn.functional.interpolate(
+            given.to(dtype) / 255, plan.resized_wh[::-1], mode="bilinear", antialias=True
+        )
+        np.testing.assert_allclose(found, wanted * 2 - 1, atol=limit, rtol=0)
+    assert found.dtype == np.float32
+    rounded = geometry.to_model(image, plan, replace(CEIL, resize_in="uint8"))
+    assert 1e-3 < np.abs(found - rounded).max() < 1.1 / 127.5
+
+
 def test_crop_takes_the_centre() -> None:
     plan = geometry.plan((1000, 701), CROP)
     assert plan.resized_wh == (1000, 701)
