@@ -1,6 +1,7 @@
 """Prompt embeddings on disk, so that a text encoder of billions of parameters can stay there.
 
-One `.npy` file per instruction, safe to share between processes. Nothing in the folder is
+One `.npy` file per instruction, or per instruction and picture where the text encoder looks at
+it, safe to share between processes. Nothing in the folder is
 trusted: whatever is not exactly of the form that was to be written is a miss.
 """
 
@@ -12,6 +13,8 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,13 +23,14 @@ import numpy.typing as npt
 
 from rism.runtime.atomic import write_atomically
 from rism.runtime.errors import BundleError, OutputError, one_line
+from rism.runtime.graph_spec import SIZELESS
 from rism.runtime.manifest import Manifest
 
 __all__ = ["DEFAULT_LIMIT_BYTES", "EmbeddingCache"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-FORMAT = "rism-embeddings-1"
+FORMAT = "rism-embeddings-2"
 DEFAULT_LIMIT_BYTES = 2 * 2**30
 # An entry, or what a killed process left of one. Nothing else in the folder is ever removed.
 _OURS = re.compile(r"[0-9a-f]{64}\.npy|\.[0-9a-f]{40}\.tmp-[0-9a-f]{12}")
@@ -73,20 +77,27 @@ class EmbeddingCache:
                 "manifest.json: the last size of 'prompt_embeds' is a name, expected a number for "
                 "keeping embeddings: export the bundle again, or run without a cache"
             )
-        self._shape = (manifest.prompt.max_length, width[0])
-        self._bytes = self._shape[0] * self._shape[1] * 4
-        self._header = _npy_header(self._shape)
+        self._rows, self._width = manifest.prompt.max_length, width[0]
         self._context = _context(manifest, provider)
         self._limit = limit_bytes
         self._warn = warn or (lambda _: None)
 
-    def get(self, instruction: str) -> Float32 | None:
-        """Return an embedding, (N_p, E) float32 and read-only, or None where there is none."""
-        path = self._path(instruction)
-        if self._bytes > self._limit:
+    def get(
+        self, instruction: str, *, picture: str = "", rows: int | None = None
+    ) -> Float32 | None:
+        """Return an embedding, (rows, E) float32 and read-only, or None where there is none.
+
+        Args:
+            instruction: what was embedded.
+            picture: digest of what the text encoder saw of a picture; empty where it saw none.
+            rows: how many tokens it has; None for `max_length`.
+        """
+        path = self._path(instruction, picture)
+        shape = (self._rows if rows is None else rows, self._width)
+        if _nbytes(shape) > self._limit:
             return None
         try:
-            return self._read(path)
+            return _read(path, shape)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -94,44 +105,30 @@ class EmbeddingCache:
             self._warn(f"cached embedding {path} is not sound ({one_line(reason)}): made again")
             return None
 
-    def put(self, instruction: str, embeds: Float32) -> None:
-        """Keep an embedding, (N_p, E) float32; where that fails, warn and go on."""
-        if embeds.shape != self._shape or not np.isfinite(embeds).all():
+    def put(self, instruction: str, embeds: Float32, *, picture: str = "") -> None:
+        """Keep an embedding, (rows, E) float32; where that fails, warn and go on.
+
+        Args:
+            instruction: what was embedded.
+            embeds: of at most `max_length` tokens; what is not finite is not kept.
+            picture: see `get`.
+        """
+        if embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows:
             return
-        if self._bytes > self._limit:
+        if embeds.nbytes > self._limit or not np.isfinite(embeds).all():
             return
-        data = self._header + np.ascontiguousarray(embeds, "<f4").tobytes()
+        data = _npy_header(embeds.shape) + np.ascontiguousarray(embeds, "<f4").tobytes()
         try:
-            write_atomically(self._path(instruction), data, follow_links=False)
+            write_atomically(self._path(instruction, picture), data, follow_links=False)
             self._evict()
         except (OSError, OutputError) as error:
             self._warn(f"embedding not cached ({one_line(error)})")
 
-    def _path(self, instruction: str) -> Path:
-        digest = hashlib.sha256(self._context + b"\0" + instruction.encode())
-        return self._folder / f"{digest.hexdigest()}.npy"
-
-    def _read(self, path: Path) -> Float32:
-        """Read an entry; its kind, size and header are checked before its numbers are read."""
-        descriptor = os.open(path, _FLAGS)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("not a plain file")
-            if status.st_size != len(self._header) + self._bytes:
-                raise ValueError(f"{status.st_size} bytes")
-            with open(descriptor, "rb", closefd=False) as file:
-                if file.read(len(self._header)) != self._header:
-                    raise ValueError("another header")
-                data = file.read(self._bytes)
-        finally:
-            os.close(descriptor)
-        if len(data) != self._bytes:
-            raise ValueError("cut short while it was read")
-        embeds = np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(self._shape)
-        if not np.isfinite(embeds).all():
-            raise ValueError("not finite")
-        return embeds
+    def _path(self, instruction: str, picture: str) -> Path:
+        # Neither has a zero byte in it, and an instruction is never empty.
+        said = (instruction, picture) if picture else (instruction,)
+        name = b"\0".join([self._context, *(part.encode() for part in said)])
+        return self._folder / f"{hashlib.sha256(name).hexdigest()}.npy"
 
     def _evict(self) -> None:
         """Remove the oldest entries beyond the limit; others may be doing the same."""
@@ -152,25 +149,48 @@ class EmbeddingCache:
 
 
 def _context(manifest: Manifest, provider: str) -> bytes:
-    """Return all that an embedding depends on besides the instruction."""
-    prompt = manifest.prompt
+    """Return all that an embedding depends on besides the instruction and the picture."""
+    prompt = asdict(manifest.prompt)
+    del prompt["template"]  # a part of the instruction
     # A manifest does not say whose weights a file holds, so all but graphs and noise count.
     others = {graph.file for graph in manifest.graphs.values()} | {manifest.noise.file}
-    others.discard(manifest.graph("text_encoder").file)
+    for name in SIZELESS:
+        if name in manifest.graphs:
+            others.discard(manifest.graph(name).file)
     files = {name: info.sha256 for name, info in manifest.files.items() if name not in others}
-    parts = [
-        FORMAT,
-        files,
-        provider,
-        prompt.max_length,
-        prompt.pad_id,
-        prompt.prefix,
-        prompt.suffix,
-    ]
-    return json.dumps(parts, sort_keys=True).encode()
+    return json.dumps([FORMAT, files, provider, prompt], sort_keys=True).encode()
 
 
-def _npy_header(shape: tuple[int, int]) -> bytes:
+def _read(path: Path, shape: tuple[int, int]) -> Float32:
+    """Read an entry; its kind, size and header are checked before its numbers are read."""
+    header, count = _npy_header(shape), _nbytes(shape)
+    descriptor = os.open(path, _FLAGS)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a plain file")
+        if status.st_size != len(header) + count:
+            raise ValueError(f"{status.st_size} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            if file.read(len(header)) != header:
+                raise ValueError("another header")
+            data = file.read(count)
+    finally:
+        os.close(descriptor)
+    if len(data) != count:
+        raise ValueError("cut short while it was read")
+    embeds = np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(shape)
+    if not np.isfinite(embeds).all():
+        raise ValueError("not finite")
+    return embeds
+
+
+def _nbytes(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1] * 4
+
+
+@lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
     """Return what `numpy.save` writes before float32 numbers of this shape."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rism.runtime.checked_json import Node
+from rism.runtime.prompt_spec import PromptRules
 
 __all__ = [
     "CAPTURES",
+    "SIZELESS",
     "GraphSpec",
     "TensorSpec",
     "listed",
@@ -23,11 +25,20 @@ _TRANSFORMER_INPUTS = (
     "noise",
     "prompt_embeds",
     "prompt_weights",
+    "prompt_mask",
+    "prompt_positions",
     "positions",
 )
 # What this reader can feed, and what it must get back, by graph.
 GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": ("input_ids", "attention_mask"),
+    "text_encoder": (
+        "input_ids",
+        "attention_mask",
+        "quoted_mask",
+        "position_ids",
+        "image_embeds",
+    ),
+    "vision_encoder": ("pixel_values", "patch_positions"),
     "vae_encoder": ("image",),
     "transformer.vectors": _TRANSFORMER_INPUTS,
     "transformer.matrices": _TRANSFORMER_INPUTS,
@@ -35,11 +46,17 @@ GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
 }
 GRAPH_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("prompt_embeds",),
+    "vision_encoder": ("image_embeds",),
     "vae_encoder": ("clean_latents",),
     "transformer.vectors": ("attention_vectors", "propagated_vectors", "features"),
     "transformer.matrices": ("attention_vectors", "transition_matrices", "features"),
     "transformer.scores": ("scores", "coarse_attention", "refined_attention", "separability"),
 }
+# There is one of each, whatever sizes there are.
+SIZELESS = ("text_encoder", "vision_encoder")
+# What can be fed only where the prompt's rules make it.
+_FROM_VISION = ("position_ids", "image_embeds")
+_FROM_POSITIONS = ("prompt_positions",)
 
 
 @dataclass(frozen=True)
@@ -60,18 +77,21 @@ class GraphSpec:
     outputs: Mapping[str, TensorSpec]
 
 
-def parse_graphs(node: Node, sizes: tuple[tuple[int, int], ...]) -> dict[str, GraphSpec]:
+def parse_graphs(
+    node: Node, sizes: tuple[tuple[int, int], ...], prompt: PromptRules
+) -> dict[str, GraphSpec]:
     """Read the object "graphs" of a manifest.
 
     Args:
         node: that object.
         sizes: (width, height) of each fixed size; none where graphs take any size.
+        prompt: the rules for prompts, which say what there is to be fed.
 
     Raises:
         BundleError: a graph is missing, or has tensors that a reader cannot feed or find.
     """
     suffixes = [size_suffix(size_wh) for size_wh in sizes] or [""]
-    names = ["text_encoder"]
+    names = ["text_encoder"] if prompt.vision is None else ["text_encoder", "vision_encoder"]
     for suffix in suffixes:
         names.append(f"vae_encoder{suffix}")
         # What one size has, each must have.
@@ -83,12 +103,15 @@ def parse_graphs(node: Node, sizes: tuple[tuple[int, int], ...]) -> dict[str, Gr
     if not any(name.startswith("transformer.") for name in names):
         node.refuse(f"transformer.vectors{suffixes[0]}", "a graph for at least one capture mode")
     for name in GRAPH_INPUTS:
-        if sizes and name != "text_encoder" and node.has(name):
+        if sizes and name not in SIZELESS and node.has(name):
             node.refuse(name, f"graphs by size, such as '{name}{suffixes[0]}', for 'sizes'")
-    return {name: _graph(node, name) for name in names}
+    missing = () if prompt.vision is not None else _FROM_VISION
+    missing += () if prompt.positions != "none" else _FROM_POSITIONS
+    return {name: _graph(node, name, missing) for name in names}
 
 
-def _graph(node: Node, name: str) -> GraphSpec:
+def _graph(node: Node, name: str, missing: tuple[str, ...]) -> GraphSpec:
+    """Read one graph; inputs that are `missing` cannot be fed."""
     if not node.has(name):
         node.refuse(name, "a graph")
     entry, kind = node.node(name), name.partition("@")[0]
@@ -97,9 +120,10 @@ def _graph(node: Node, name: str) -> GraphSpec:
         inputs=_tensors(entry.node("inputs")),
         outputs=_tensors(entry.node("outputs")),
     )
+    fed = tuple(logical for logical in GRAPH_INPUTS[kind] if logical not in missing)
     for logical in graph.inputs:
-        if logical not in GRAPH_INPUTS[kind]:
-            entry.node("inputs").refuse(logical, f"only {listed(GRAPH_INPUTS[kind])}")
+        if logical not in fed:
+            entry.node("inputs").refuse(logical, f"only {listed(fed)}")
     for logical in GRAPH_OUTPUTS[kind]:
         if logical not in graph.outputs:
             entry.node("outputs").refuse(logical, "a tensor")

@@ -148,8 +148,8 @@ class Manifest:
         """Return a graph, for pictures of a size where that matters.
 
         Args:
-            name: "text_encoder", "vae_encoder" or "transformer.<capture>".
-            size_wh: what pictures are resized to, pixels; None for the text encoder.
+            name: "text_encoder", "vision_encoder", "vae_encoder" or "transformer.<capture>".
+            size_wh: what pictures are resized to, pixels; None for the first two.
         """
         return self.graphs[self.at_size(name, size_wh)]
 
@@ -169,14 +169,15 @@ def parse_manifest(data: object) -> Manifest:
         top.refuse("format", "'rism-bundle'")
     version = _check_version(top)
     geometry = _geometry(top.node("geometry"))
-    graphs = parse_graphs(top.node("graphs"), geometry.sizes)
+    prompt = parse_prompt(top.node("prompt"))
+    graphs = parse_graphs(top.node("graphs"), geometry.sizes, prompt)
     manifest = Manifest(
         schema_version=version,
         model=_model(top.node("model")),
         created_with=_created_with(top.node_or_empty("created_with")),
         precision=_precision(top.node("precision")),
         geometry=geometry,
-        prompt=parse_prompt(top.node("prompt")),
+        prompt=prompt,
         method=_method(top.node("method")),
         noise=_noise(top.node("noise")),
         default_capture=top.choice("default_capture", CAPTURES),
