@@ -272,6 +272,6 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if name == "connector.scale_factor":
         return -0.91, 0.0
     if len(shape) > 1:
-        gain = 0.5 if name.endswith(_MODULATION) else 1.0
+        gain = 2.0 if name.endswith(_MODULATION) else 1.0
         return 0.0, gain / math.sqrt(math.prod(shape[1:]))
     return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.05)

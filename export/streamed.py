@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rism.export.precision import Precision
-from rism.export.tensors import StoredTensor
+from rism.export.tensors import AnyStored
 
 __all__ = ["stream_weights"]
 
@@ -26,7 +26,7 @@ Round = Callable[[torch.Tensor], torch.Tensor]
 
 def stream_weights(
     module: nn.Module,
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, AnyStored],
     precision: Precision,
     *,
     exact: tuple[str, ...] = (),
@@ -74,7 +74,7 @@ def _rounding(dtype: torch.dtype | None) -> Round:
 
 
 class _Linear(nn.Module):
-    def __init__(self, layer: nn.Linear, weight: StoredTensor, rounding: Round) -> None:
+    def __init__(self, layer: nn.Linear, weight: AnyStored, rounding: Round) -> None:
         super().__init__()
         self.source, self.rounding = weight, rounding
         self.in_features, self.out_features = layer.in_features, layer.out_features
@@ -87,7 +87,7 @@ class _Linear(nn.Module):
 
 
 class _Conv2d(nn.Module):
-    def __init__(self, layer: nn.Conv2d, weight: StoredTensor, rounding: Round) -> None:
+    def __init__(self, layer: nn.Conv2d, weight: AnyStored, rounding: Round) -> None:
         super().__init__()
         self.source, self.rounding = weight, rounding
         self.options: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -98,7 +98,7 @@ class _Conv2d(nn.Module):
 
 
 class _Embedding(nn.Module):
-    def __init__(self, layer: nn.Embedding, weight: StoredTensor, rounding: Round) -> None:
+    def __init__(self, layer: nn.Embedding, weight: AnyStored, rounding: Round) -> None:
         super().__init__()
         del layer
         self.source, self.rounding = weight, rounding
@@ -109,7 +109,7 @@ class _Embedding(nn.Module):
         return self.rounding(torch.cat(rows))[places]
 
 
-_STREAMED: dict[type[nn.Module], Callable[[Any, StoredTensor, Round], nn.Module]] = {
+_STREAMED: dict[type[nn.Module], Callable[[Any, AnyStored, Round], nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
     nn.Embedding: _Embedding,

@@ -14,7 +14,15 @@ from rism.export.errors import CheckpointError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
 
-__all__ = ["StoredTensor", "TensorStore", "imagine", "open_folder", "read_headers"]
+__all__ = [
+    "AnyStored",
+    "StackedTensor",
+    "StoredTensor",
+    "TensorStore",
+    "imagine",
+    "open_folder",
+    "read_headers",
+]
 
 DTYPES = {
     "F64": torch.float64,
@@ -105,6 +113,61 @@ class StoredTensor:
                 f"{self.file} cannot be read any more ({one_line(error)}): "
                 "leave the checkpoint alone while it is exported"
             ) from None
+
+
+@dataclass(frozen=True)
+class StackedTensor:
+    """Several stored tensors as one, along their first axis.
+
+    Attributes:
+        parts: at least one; all of one type, and of one shape but for the first axis.
+    """
+
+    parts: tuple[StoredTensor, ...]
+
+    def __post_init__(self) -> None:
+        if len({(part.dtype, part.shape[1:]) for part in self.parts}) != 1:
+            names = ", ".join(part.key for part in self.parts)
+            raise CheckpointError(
+                f"{names} belong in one matrix, and differ in type or width: download them again"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.parts[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the files."""
+        return sum(part.nbytes for part in self.parts)
+
+    def rows(self, start: int, stop: int) -> StackedTensor:
+        """Return rows [start, stop) as a tensor of its own."""
+        found, before = [], 0
+        for part in self.parts:
+            first, last = max(start - before, 0), min(stop - before, part.shape[0])
+            if first < last:
+                found.append(part.rows(first, last))
+            before += part.shape[0]
+        return StackedTensor(tuple(found))
+
+    def read(self) -> torch.Tensor:
+        """Read it whole, as stored."""
+        return torch.cat(list(self.chunks()))
+
+    def chunks(self, nbytes: int = _CHUNK_BYTES) -> Iterator[torch.Tensor]:
+        """Read runs of rows of at most about `nbytes` each; together they are the tensor."""
+        for part in self.parts:
+            yield from part.chunks(nbytes)
+
+
+AnyStored = StoredTensor | StackedTensor
 
 
 class TensorStore(Mapping[str, StoredTensor]):
