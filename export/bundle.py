@@ -26,6 +26,7 @@ from rism.export.plan import ExportPlan, make_plan
 from rism.export.precision import PRECISIONS
 from rism.export.progress import Progress
 from rism.export.spec import OpenModel
+from rism.export.tensors import read_headers
 from rism.export.workplace import check_output, workplace
 from rism.export.writer import BundleWriter, Export
 from rism.runtime.bundle import Bundle
@@ -107,6 +108,8 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         "vae_encoder": opened.vae_encoder(precision),
         "transformer": opened.transformer(precision),
     }
+    if (vision := opened.vision_encoder(precision)) is not None:
+        parts = {"vision_encoder": vision} | parts
     plan = make_plan(
         opened,
         tuple(parts.values()),
@@ -129,10 +132,16 @@ def _check_sizes(sizes: Sequence[tuple[int, int]], multiple: int) -> None:
 
 
 def _open_model(checkpoint: Checkpoint) -> OpenModel:
-    pipeline = pipeline_name(checkpoint)
+    pipeline, file = pipeline_name(checkpoint), checkpoint.transformer_file
+    headers = {} if file is None else read_headers(file)
     for family in FAMILIES:
-        if pipeline in family.pipelines:
+        if family.owns(file, headers) if file is not None else pipeline in family.pipelines:
             return family.open(checkpoint)
+    if file is not None:
+        raise UnsupportedModelError(
+            f"{file.name} is no transformer that is known here, expected FLUX.2-klein's or "
+            "Step1X-Edit's, in their makers' layout"
+        )
     known = ", ".join(name for family in FAMILIES for name in family.pipelines)
     raise UnsupportedModelError(
         f"{checkpoint.folder.name} is a {one_line(pipeline, limit=80)}, expected one of: {known}. "
@@ -151,6 +160,8 @@ def _write(export: Export, work: Path, progress: Progress) -> Checks:
     progress.start(sum(part.write_bytes for part in export.plan.parts))
     writer = BundleWriter(export, work, noise, progress)
     with _revision(export.checkpoint) as revision:
+        if "vision_encoder" in export.parts:
+            writer.vision_encoder()
         writer.text_encoder()
         writer.vae_encoder()
         writer.transformer()

@@ -11,7 +11,7 @@ from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
 
-__all__ = ["Checkpoint", "content_digest", "find_checkpoint", "pipeline_name"]
+__all__ = ["STEP1X", "Checkpoint", "content_digest", "find_checkpoint", "pipeline_name"]
 
 BUILT_IN = {"mini": Path(__file__).parent / "checkpoints" / "mini"}
 HUB_IDS = {
@@ -19,6 +19,35 @@ HUB_IDS = {
     "flux2-klein-9b": "black-forest-labs/FLUX.2-klein-9B",
     "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "flux2-klein-base-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "step1x": "stepfun-ai/Step1X-Edit",
+    "step1x-v1.1": "stepfun-ai/Step1X-Edit-v1p1-diffusers",
+    "step1x-v1.2": "stepfun-ai/Step1X-Edit-v1p2",
+}
+STEP1X = "Step1XEdit"
+"""Stands for a pipeline where Step1X-Edit is in its makers' layout."""
+
+
+@dataclass(frozen=True)
+class _Makers:
+    """A repository in its makers' layout: which files are one model.
+
+    Attributes:
+        pipeline: what it is for.
+        transformer: file.
+        others: more files of the repository.
+        language: the repository of its text encoder.
+    """
+
+    pipeline: str
+    transformer: str
+    others: tuple[str, ...]
+    language: str
+
+
+_MAKERS = {
+    "stepfun-ai/Step1X-Edit": _Makers(
+        STEP1X, "step1x-edit-i1258.safetensors", ("vae.safetensors",), "Qwen/Qwen2.5-VL-7B-Instruct"
+    )
 }
 # Of the parts' folders only: some repositories hold a second copy as one large file beside them.
 _PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
@@ -40,6 +69,8 @@ class Checkpoint:
         revision: the commit; empty for folders, which `content_digest` names.
         transformer_file: the transformer in its makers' layout, instead of a folder of its own.
         weights: false if only the small files are here, to plan an export with.
+        language: the text encoder's folder, where it is in none of the checkpoint's.
+        pipeline: what it is for, where no file says so.
     """
 
     folder: Path
@@ -47,6 +78,8 @@ class Checkpoint:
     revision: str
     transformer_file: Path | None = None
     weights: bool = True
+    language: Path | None = None
+    pipeline: str = ""
 
     @property
     def name(self) -> str:
@@ -86,7 +119,7 @@ def find_checkpoint(
         known = ", ".join([*BUILT_IN, *HUB_IDS])
         raise CheckpointError(
             f"no model '{one_line(model)}': expected one of {known}, an existing folder in "
-            "diffusers' layout, or a hub id like owner/name"
+            "diffusers' or its makers' layout, or a hub id like owner/name"
         )
     return _from_hub(hub_id, revision=revision, offline=offline, weights=weights)
 
@@ -95,21 +128,54 @@ def _lone_file(folder: Path) -> Path | None:
     """Return the transformer's file of a folder that is not in diffusers' layout."""
     if (folder / "model_index.json").exists() or (folder / "transformer").exists():
         return None
-    files = [path for path in folder.glob("*.safetensors") if "klein" in path.name.lower()]
+    files = [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if any(word in path.name.lower() for word in ("klein", "step1x"))
+    ]
+    # A whole download of Step1X-Edit holds two versions; the first is the one of the paper.
+    first = [path for path in files if path.name == _MAKERS["stepfun-ai/Step1X-Edit"].transformer]
+    files = first or files
     return files[0] if len(files) == 1 else None
 
 
 def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool) -> Checkpoint:
+    makers = _MAKERS.get(hub_id)
+    patterns = [*_PATTERNS] if makers is None else [makers.transformer, *makers.others, "*.json"]
+    folder = _snapshot(hub_id, patterns, revision=revision, offline=offline, weights=weights)
+    if makers is None:
+        return Checkpoint(folder, f"hub:{hub_id}", folder.name, weights=weights)
+    language = _snapshot(
+        makers.language,
+        ["*.json", "*.safetensors", "*.txt", "*.jinja"],
+        revision=None,
+        offline=offline,
+        weights=weights,
+    )
+    return Checkpoint(
+        folder,
+        f"hub:{hub_id}",
+        folder.name,
+        folder / makers.transformer if weights else None,
+        weights=weights,
+        language=language,
+        pipeline=makers.pipeline,
+    )
+
+
+def _snapshot(
+    hub_id: str, patterns: list[str], *, revision: str | None, offline: bool, weights: bool
+) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         if not offline:
             # One request that fails at once; the download itself tries for minutes.
             revision = HfApi().model_info(hub_id, revision=revision, timeout=_HUB_TIMEOUT_S).sha
-        patterns = [p for p in _PATTERNS if weights or not p.endswith(".safetensors")]
-        folder = Path(
+        wanted = [p for p in patterns if weights or not p.endswith(".safetensors")]
+        return Path(
             snapshot_download(
-                hub_id, revision=revision, allow_patterns=patterns, local_files_only=offline
+                hub_id, revision=revision, allow_patterns=wanted, local_files_only=offline
             )
         )
     except Exception as error:  # the hub raises a dozen kinds, from three libraries
@@ -118,7 +184,6 @@ def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool
             f"{one_line(error, limit=160)}): check the network and your access to the model, add "
             "--offline if it was downloaded before, or give a folder that holds it"
         ) from None
-    return Checkpoint(folder, f"hub:{hub_id}", folder.name, weights=weights)
 
 
 def content_digest(folder: Path, stop: Event) -> str:
@@ -149,7 +214,10 @@ def content_digest(folder: Path, stop: Event) -> str:
 
 
 def pipeline_name(checkpoint: Checkpoint) -> str:
-    """Return which diffusers pipeline a checkpoint is for, refusing what cannot work.
+    """Return which pipeline a checkpoint is for, refusing what cannot work.
+
+    Returns:
+        The diffusers pipeline; "" where a file of the makers' has to say it.
 
     Raises:
         CheckpointError: There is no model_index.json.
@@ -161,7 +229,9 @@ def pipeline_name(checkpoint: Checkpoint) -> str:
             raise UnsupportedModelError(
                 f"{checkpoint.transformer_file.name} cannot be used: {_KV_REASON}"
             )
-        return "Flux2KleinPipeline"
+        return ""
+    if checkpoint.pipeline:
+        return checkpoint.pipeline
     name = str(read_json(folder / "model_index.json").get("_class_name"))
     if name == "Flux2KleinKVPipeline":
         raise UnsupportedModelError(f"{folder.name} ({name}) cannot be used: {_KV_REASON}")

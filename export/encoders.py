@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, Qwen3ForCausalLM
 
 from rism.export.precision import Precision
 
-__all__ = ["QwenPromptEncoder", "VaeEncoder"]
+__all__ = ["QwenPromptEncoder", "VaeEncoder", "register_attention"]
 
 
 class QwenPromptEncoder(nn.Module):
@@ -46,7 +46,7 @@ class QwenPromptEncoder(nn.Module):
         self.register_buffer("sin", sin.to(precision.stream), persistent=False)
         self.layers = model.model.layers[: max(out_layers)]
         for layer in self.layers:
-            layer.self_attn.config._attn_implementation = _register_attention(precision)
+            layer.self_attn.config._attn_implementation = register_attention(precision)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, N_p) int64 ids and mask to (B, N_p, E) float32."""
@@ -67,7 +67,7 @@ class QwenPromptEncoder(nn.Module):
         return torch.cat([states[index] for index in self.out_layers], dim=-1).float()
 
 
-def _register_attention(precision: Precision) -> str:
+def register_attention(precision: Precision) -> str:
     """Tell transformers of an attention that is one operator, in the precision's type."""
 
     def attention(
@@ -93,23 +93,28 @@ def _register_attention(precision: Precision) -> str:
 
 
 class VaeEncoder(nn.Module):
-    """FLUX.2's autoencoder up to normalised packed tokens (the posterior's mean).
+    """An autoencoder of FLUX up to normalised packed tokens (the posterior's mean).
 
     Args:
         vae: the autoencoder; modules are shared, not copied.
-        mean, variance: the statistics of its batch norm, (4 * channels,) float32.
+        mean, scale: what is subtracted from packed latents and what they are then multiplied
+            with, (4 * channels,) float32, or one number for all.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, vae: AutoencoderKLFlux2, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKLFlux2 | AutoencoderKL,
+        mean: torch.Tensor | float,
+        scale: torch.Tensor | float,
+    ) -> None:
         super().__init__()
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
         self.channels = vae.config.latent_channels
-        self.register_buffer("mean", mean, persistent=False)
-        deviation = (variance + vae.config.batch_norm_eps).sqrt()
-        self.register_buffer("scale", 1 / deviation, persistent=False)
+        self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
+        self.register_buffer("scale", torch.as_tensor(scale), persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) float32 in [-1, 1] to (1, N_v, 4 * channels), row-major tokens."""

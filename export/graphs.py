@@ -11,7 +11,7 @@ from rism.export.capture import Capture, Spans
 from rism.export.errors import ExportError
 from rism.export.precision import Precision
 from rism.export.scores import score_map
-from rism.export.spec import ModelSpec
+from rism.export.spec import ModelSpec, PromptTokens
 
 __all__ = ["CaptureGraph", "CaptureOptions"]
 
@@ -57,6 +57,8 @@ class CaptureGraph(nn.Module):
         prompt_embeds: torch.Tensor,
         prompt_weights: torch.Tensor,
         positions: torch.Tensor,
+        prompt_mask: torch.Tensor | None = None,
+        prompt_positions: torch.Tensor | None = None,
         tau: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Inputs and outputs as in docs/bundle.md, step 5."""
@@ -72,7 +74,8 @@ class CaptureGraph(nn.Module):
             token_attention=self.options.token_attention,
             precision=self.precision,
         )
-        self.dit(clean_latents, noise, prompt_embeds, positions, capture)
+        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
+        self.dit(clean_latents, noise, prompt, positions, capture)
         if capture.features is None:
             raise ExportError(
                 f"block {self.spec.feature_block} gave no '{self.options.feature_site}' features, "

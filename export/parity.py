@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,25 @@ import torch
 from rism.export.errors import ParityError
 from rism.export.passes import widen
 from rism.export.precision import Precision
-from rism.export.spec import LiteralInputs, OpenModel
+from rism.export.samples import (
+    Samples,
+    draw,
+    inputs_of,
+    text_feeds,
+    transformer_feeds,
+    vision_feeds,
+)
+from rism.export.spec import LiteralInputs, LiteralModel, OpenModel
 from rism.runtime import method
 from rism.runtime.geometry import Plan, upsample
-from rism.runtime.prompt import PromptEncoder
 
-__all__ = ["Check", "Checks", "Gate", "Samples", "run_graph"]
+__all__ = ["Check", "Checks", "Gate", "run_graph"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Checks = dict[str, dict[str, "Check"]]
 
 # Largest difference over the larger of 1 and the reference's largest value, in float32.
 LIMIT = 2e-5
-_GRIDS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.7))
-_EXPRESSIONS = ("the green van", "the small red dog on the left")
 
 
 @dataclass(frozen=True)
@@ -67,17 +73,7 @@ _EXACT = _Limits(output=LIMIT, map=50 * LIMIT, mask=1e-3)
 _ROUNDED = _Limits(output=0.1, map=0.2, mask=0.1)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Inputs that the gate feeds to the graphs and to PyTorch."""
-
-    grid_hw: tuple[int, int]
-    size_wh: tuple[int, int]
-    image: torch.Tensor  # (1, 3, h, w)
-    instructions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Gate:
     """What is compared, and how.
 
@@ -94,52 +90,50 @@ class Gate:
     precision: Precision
     lean: bool = False
 
+    @cached_property
     def samples(self) -> list[Samples]:
-        """Smooth random pictures of three aspect ratios, a fraction of the model's own size."""
-        geometry = self.model.spec.geometry
-        if geometry.sizes and not self.lean:
-            sizes = list(geometry.sizes)
-        else:
-            side = min(geometry.size_level, (8 if self.lean else 16) * geometry.token_px)
-            sizes = [_sized(side, ratio, geometry.multiple_px) for ratio in _GRIDS]
-        if self.lean:
-            sizes = sizes[-1:]
-        return [self._sample(number, size) for number, size in enumerate(sizes)]
+        """What is fed to graphs and to PyTorch."""
+        return draw(self.model.spec, lean=self.lean)
 
-    def _sample(self, number: int, size_wh: tuple[int, int]) -> Samples:
-        geometry = self.model.spec.geometry
-        rng = np.random.default_rng(number)
-        coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 3, 6, 6)).astype(np.float32))
-        image = torch.nn.functional.interpolate(coarse, size=size_wh[::-1], mode="bicubic")
-        grid = (size_wh[1] // geometry.token_px, size_wh[0] // geometry.token_px)
-        template = self.model.spec.prompt.template
-        texts = _EXPRESSIONS[: 1 if self.lean or geometry.sizes else None]
-        instructions = tuple(template.replace("{expression}", text) for text in texts)
-        return Samples(grid, size_wh, image.clamp(-1, 1), instructions)
+    @cached_property
+    def literal(self) -> LiteralModel:
+        """What the graphs are compared with."""
+        return self.model.literal(self.precision)
+
+    def vision_encoder(self, file: str) -> dict[str, Check]:
+        """Compare the tower that looks at the picture with the library's own."""
+        checks: dict[str, Check] = {}
+        for sample in self.samples:
+            feeds, _ = vision_feeds(self.model.spec, sample)
+            wanted = self.literal.image_embeds(sample.picture)
+            assert wanted is not None, "a model with this graph has this function"
+            for name, got, limits in self._runs(file, [feeds]):
+                error = difference(got["image_embeds"], wanted.numpy())
+                worst(checks, name, "image_embeds", error, limits.output)
+        return gate("vision_encoder", checks)
 
     def text_encoder(self, file: str) -> dict[str, Check]:
         """Compare the text encoder with the pipeline's own function."""
-        spec = self.model.spec
-        prompts = PromptEncoder(spec.prompt, self.model.tokenizer_json.encode())
-        encoded = prompts.encode(_EXPRESSIONS[:1] if self.lean else _EXPRESSIONS)
-        feeds = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
-        instructions = [
-            spec.prompt.template.replace("{expression}", text)
-            for text in _EXPRESSIONS[: len(encoded.input_ids)]
-        ]
-        wanted = self.model.literal(self.precision).text(instructions).numpy()
-        checks: dict[str, Check] = {}
-        for name, got, limits in self._runs(file, [feeds]):
-            error = difference(got["prompt_embeds"], wanted)
-            worst(checks, name, "prompt_embeds", error, limits.output)
+        spec, checks = self.model.spec, dict[str, Check]()
+        # Who does not look at the picture is asked once.
+        samples = self.samples if spec.prompt.vision else self.samples[:1]
+        for sample in samples:
+            embeds = self.literal.image_embeds(sample.picture)
+            feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, embeds)
+            wanted = self.literal.text(sample.instructions, sample.picture)
+            for name, got, limits in self._runs(file, [feeds]):
+                for row, literal in enumerate(wanted):
+                    length = int(encoded.lengths[row])
+                    rows = got["prompt_embeds"][row, :length]
+                    error = difference(rows, literal.embeds[:length].numpy())
+                    worst(checks, name, "prompt_embeds", error, limits.output)
         return gate("text_encoder", checks)
 
     def vae_encoder(self, files: Mapping[tuple[int, int] | None, str]) -> dict[str, Check]:
         """Compare the VAE encoder with the pipeline's own functions; files by fixed size."""
         checks: dict[str, Check] = {}
-        samples = self.samples()
-        latents = self.model.literal(self.precision).vae_latents([s.image for s in samples])
-        for sample, wanted in zip(samples, latents, strict=True):
+        latents = self.literal.vae_latents([sample.image for sample in self.samples])
+        for sample, wanted in zip(self.samples, latents, strict=True):
             file = files[sample.size_wh if None not in files else None]
             for name, got, limits in self._runs(file, [{"image": sample.image.numpy()}]):
                 error = difference(got["clean_latents"], wanted.numpy())
@@ -153,27 +147,15 @@ class Gate:
         feature_site: str,
     ) -> Checks:
         """Compare each capture mode with the literal one: its outputs, its maps and its mask."""
-        spec, literal = self.model.spec, self.model.literal(self.precision)
-        samples = self.samples()
-        latents = literal.vae_latents([sample.image for sample in samples])
-        given = []
-        for sample, clean in zip(samples, latents, strict=True):
-            embeds = literal.text(sample.instructions)
-            rng = np.random.default_rng(7)
-            # Uneven weights: an output that ignored them would not pass.
-            weights = rng.uniform(0.5, 1, embeds.shape[:2]).astype(np.float32)
-            given.append(
-                LiteralInputs(
-                    clean_latents=clean.expand(len(embeds), -1, -1).contiguous(),
-                    noise=torch.from_numpy(noise[None, : clean.shape[1]].copy()),
-                    prompt_embeds=embeds,
-                    prompt_weights=torch.from_numpy(weights),
-                    grid_hw=sample.grid_hw,
-                )
-            )
-        captures = literal.dit(given, spec.feature_block)
+        spec, literal = self.model.spec, self.literal
+        latents = literal.vae_latents([sample.image for sample in self.samples])
+        given: list[tuple[Samples, LiteralInputs]] = []
+        for sample, clean in zip(self.samples, latents, strict=True):
+            prompts = literal.text(sample.instructions, sample.picture)
+            given += [(sample, each) for each in inputs_of(sample, clean, prompts, noise)]
+        captures = literal.dit([inputs for _, inputs in given], spec.feature_block)
         checks: Checks = {}
-        for sample, inputs, capture in zip(samples, given, captures, strict=True):
+        for (sample, inputs), capture in zip(given, captures, strict=True):
             vectors, matrices = capture.attention_vectors, capture.transition_matrices
             wanted = {
                 "attention_vectors": vectors.numpy(),
@@ -184,7 +166,7 @@ class Gate:
             }
             for mode, file in files[sample.size_wh if None not in files else None].items():
                 found = checks.setdefault(mode, {})
-                feeds = _feeds(inputs, tau=spec.tau if mode == "scores" else None)
+                feeds = transformer_feeds(inputs, tau=spec.tau if mode == "scores" else None)
                 for name, got, limits in self._runs(file, [feeds]):
                     for output in [output for output in got if output in wanted]:
                         error = difference(got[output], wanted[output])
@@ -296,24 +278,6 @@ def _wide(path: Path, precision: Precision) -> Iterator[Path]:
         yield twin
     finally:
         twin.unlink(missing_ok=True)
-
-
-def _sized(side: int, ratio: tuple[float, float], multiple: int) -> tuple[int, int]:
-    scale = side / (ratio[0] * ratio[1]) ** 0.5
-    width, height = (max(2, int(scale * part) // multiple) * multiple for part in ratio)
-    return width, height
-
-
-def _feeds(inputs: LiteralInputs, tau: float | None) -> Arrays:
-    rows, columns = np.indices(inputs.grid_hw)
-    feeds = {
-        "clean_latents": inputs.clean_latents.numpy(),
-        "noise": inputs.noise.numpy(),
-        "prompt_embeds": inputs.prompt_embeds.numpy(),
-        "prompt_weights": inputs.prompt_weights.numpy(),
-        "positions": np.stack([rows, columns], -1).reshape(-1, 2).astype(np.float32),
-    }
-    return feeds if tau is None else feeds | {"tau": np.array([tau], np.float32)}
 
 
 def difference(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:

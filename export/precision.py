@@ -49,11 +49,14 @@ class Precision:
     def storage(self, stored: torch.dtype) -> torch.dtype:
         """Return the type that weights of type `stored` have in the bundle.
 
-        Graphs in float32 keep 16-bit weights as they are and cast them when they run.
+        Graphs in float32 keep 16-bit weights as they are and cast them when they run; those in
+        8 bits become bfloat16, which holds each of their values.
         """
-        if self.compute == torch.float32 and stored in (torch.float16, torch.bfloat16):
-            return stored
-        return self.compute
+        if self.compute != torch.float32:
+            return self.compute
+        if stored == torch.float8_e4m3fn:
+            return torch.bfloat16
+        return stored if stored in (torch.float16, torch.bfloat16) else self.compute
 
 
 PRECISIONS = {

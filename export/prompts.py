@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import PreTrainedTokenizerBase
 
 from rism.export.errors import CheckpointError
+from rism.runtime.errors import one_line
 from rism.runtime.manifest import PromptRules
 
-__all__ = ["TEMPLATE", "prompt_rules", "tokenizer_json"]
+__all__ = ["TEMPLATE", "cut_at_mark", "prompt_rules", "tokenizer_json"]
 
 TEMPLATE = "remove {expression}"
 _MARK = "\ue000expression\ue001"  # private use: in no vocabulary, in no template
 
 
-def prompt_rules(tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PromptRules:
+def cut_at_mark(
+    tokenizer: PreTrainedTokenizerBase,
+    content: Callable[[str], str | list[dict[str, str]]],
+    **options: object,
+) -> tuple[str, str]:
     """Render the chat template around a mark, and cut it there.
+
+    Args:
+        tokenizer: has the template.
+        content: gives the user's message with the mark in it.
+        options: of the template.
+
+    Returns:
+        What stands before the mark, and after it.
 
     Raises:
         CheckpointError: The template does not repeat its message word for word.
     """
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _MARK}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content(_MARK)}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+    except Exception as error:  # jinja's own kinds, and the library's where there is no template
+        raise CheckpointError(
+            f"the tokenizer's chat template cannot be used ({one_line(error, limit=120)}): "
+            "download the tokenizer again"
+        ) from None
     if rendered.count(_MARK) != 1:
         raise CheckpointError(
             "the tokenizer's chat template does not contain the message exactly once: "
-            "expected a Qwen3 chat template in tokenizer/"
+            "expected that of a Qwen model"
         )
     prefix, suffix = rendered.split(_MARK)
+    return prefix, suffix
+
+
+def prompt_rules(tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PromptRules:
+    """Return the rules for prompts of text alone.
+
+    Raises:
+        CheckpointError: See `cut_at_mark`.
+    """
+    prefix, suffix = cut_at_mark(tokenizer, lambda mark: mark, enable_thinking=False)
     return PromptRules(
         template=TEMPLATE,
         prefix=prefix,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,17 +31,30 @@ class RotaryTable(nn.Module):
         self.axis_of_pair = [axis for axis, part in enumerate(parts) for _ in part]
         self.register_buffer("frequencies", torch.cat(parts).float(), persistent=False)
 
-    def forward(self, axes: Sequence[Axis], positions: torch.Tensor | int) -> Rotary:
-        """Tables for image tokens at `positions` (N, 2), or for a prompt of that length."""
-        if isinstance(positions, int):
-            index = torch.arange(positions, dtype=torch.float32, device=self.frequencies.device)
-            given = {"index": index}
-        else:
-            given = {"row": positions[:, 0], "column": positions[:, 1]}
-        like = next(iter(given.values()))
-        columns = [given[a] if isinstance(a, str) else torch.full_like(like, a) for a in axes]
+    def forward(self, columns: Sequence[torch.Tensor]) -> Rotary:
+        """Tables for tokens whose position on each axis is given, (N,) float32 each."""
         angles = torch.stack([columns[a] for a in self.axis_of_pair], dim=1) * self.frequencies
         return angles.cos(), angles.sin()
+
+    def prompt(self, axes: Sequence[Axis], length: int) -> Rotary:
+        """Tables for a prompt of `length` tokens."""
+        index = torch.arange(length, dtype=torch.float32, device=self.frequencies.device)
+        return self(_columns(axes, {"index": index}))
+
+    def image(self, axes: Sequence[Axis], positions: torch.Tensor) -> Rotary:
+        """Tables for image tokens at rows and columns (N, 2)."""
+        return self(_columns(axes, {"row": positions[:, 0], "column": positions[:, 1]}))
+
+
+def _columns(axes: Sequence[Axis], given: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    like = next(iter(given.values()))
+
+    def column(axis: Axis) -> torch.Tensor:
+        if isinstance(axis, tuple):
+            return given[axis[0]] + axis[1]
+        return given[axis] if isinstance(axis, str) else torch.full_like(like, axis)
+
+    return [column(axis) for axis in axes]
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

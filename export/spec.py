@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rism.export.capture import Capture
 from rism.export.checkpoint import Checkpoint
 from rism.export.precision import Precision
+from rism.export.tensors import StoredTensor
 from rism.export.weightless import Part
 from rism.runtime.manifest import Geometry, PromptRules
 
@@ -22,14 +26,20 @@ __all__ = [
     "FamilySpec",
     "LiteralCapture",
     "LiteralModel",
+    "LiteralPrompt",
     "ModelSpec",
     "OpenModel",
+    "Picture",
+    "PromptTokens",
     "SingleStepDiT",
 ]
 
-# One rotary axis of a token's position: a constant, or what the token's own index gives.
-Axis = float | str
-"""A number, "row", "column" (image tokens) or "index" (prompt tokens)."""
+Picture = npt.NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+Axis = float | str | tuple[str, float]
+"""One rotary axis of a token's position: a number; "row" or "column" (image tokens) or "index"
+(prompt tokens); or one of these names and what is added to it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,10 @@ class FamilySpec:
 
     Attributes:
         name: as in the manifest.
-        prompt_axes, noisy_axes, clean_axes: rotary position of each kind of token.
+        prompt_axes: rotary position of the prompt's tokens; empty where it is an input.
+        noisy_axes, clean_axes: likewise of the image's two kinds.
         pipelines: names of the diffusers pipelines that hold such a model.
+        owns: tells whether a file in the makers' layout, by its name and tensors, is of it.
         open: reads a checkpoint's configuration and headers; no weights.
     """
 
@@ -48,12 +60,16 @@ class FamilySpec:
     noisy_axes: tuple[Axis, ...]
     clean_axes: tuple[Axis, ...]
     pipelines: tuple[str, ...]
+    owns: Callable[[Path, Mapping[str, StoredTensor]], bool]
     open: Callable[[Checkpoint], OpenModel]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One checkpoint: sizes and defaults that go into the manifest."""
+    """One checkpoint: sizes and defaults that go into the manifest.
+
+    `text_dim` is the text encoder's width, `prompt_dim` that of what the transformer gets of it.
+    """
 
     name: str
     family: FamilySpec
@@ -61,12 +77,14 @@ class ModelSpec:
     demonstrator: bool
     geometry: Geometry
     prompt: PromptRules
+    text_dim: int
     prompt_dim: int
     latent_channels: int
     double_blocks: int
     single_blocks: int
     feature_block: int
     feature_dim: int
+    prompt_mask: bool = False  # whether the transformer asks which prompt tokens are real
     tau: float = 0.8
     timestep: float = 1.0
 
@@ -101,6 +119,15 @@ class ModelSpec:
         return replace(self, prompt=replace(self.prompt, template=template))
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a transformer gets of the prompt."""
+
+    embeds: torch.Tensor  # (B, N_p, E)
+    mask: torch.Tensor | None = None  # (B, N_p) float32, one where there is a token
+    positions: torch.Tensor | None = None  # (N_p, axes) float32
+
+
 class SingleStepDiT(Protocol):
     """A transformer's single step: calls `capture` from every block, returns nothing else."""
 
@@ -108,11 +135,11 @@ class SingleStepDiT(Protocol):
         self,
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
-        prompt_embeds: torch.Tensor,
+        prompt: PromptTokens,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
-        """Run the step on (B, N_v, C), (1, N_v, C), (B, N_p, E) and (N_v, 2) float32."""
+        """Run the step on (B, N_v, C), (1, N_v, C), the prompt and (N_v, 2) float32."""
         ...
 
 
@@ -132,8 +159,12 @@ class LiteralModel(Protocol):
     Each function loads its part when it is called and lets it go again.
     """
 
-    def text(self, instructions: Sequence[str]) -> torch.Tensor:
-        """Instructions to (B, N_p, E), by the pipeline's own function."""
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+        """Encode instructions about a picture at the model's size, as the pipeline does."""
+        ...
+
+    def image_embeds(self, picture: Picture) -> torch.Tensor | None:
+        """What the text encoder sees of a picture, (V, E); None where it does not look."""
         ...
 
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -146,12 +177,21 @@ class LiteralModel(Protocol):
 
 
 @dataclass(frozen=True)
+class LiteralPrompt:
+    """One encoded instruction, as the pipeline gives it to its transformer."""
+
+    embeds: torch.Tensor  # (N_p, E)
+    mask: torch.Tensor | None = None  # (N_p,) float32
+    positions: torch.Tensor | None = None  # (N_p, axes) float32
+
+
+@dataclass(frozen=True)
 class LiteralInputs:
     """What the transformer is run on."""
 
     clean_latents: torch.Tensor  # (B, N_v, C)
     noise: torch.Tensor  # (1, N_v, C)
-    prompt_embeds: torch.Tensor  # (B, N_p, E)
+    prompt: PromptTokens
     prompt_weights: torch.Tensor  # (B, N_p)
     grid_hw: tuple[int, int]
 
@@ -164,7 +204,11 @@ class OpenModel(Protocol):
     default_precision: str
 
     def text_encoder(self, precision: Precision) -> Part:
-        """(input_ids, attention_mask) to prompt_embeds."""
+        """Token ids to prompt_embeds; inputs as docs/bundle.md, step 4, has them."""
+        ...
+
+    def vision_encoder(self, precision: Precision) -> Part | None:
+        """(pixel_values, patch_positions) to image_embeds; None where nothing looks."""
         ...
 
     def vae_encoder(self, precision: Precision) -> Part:

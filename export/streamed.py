@@ -97,6 +97,18 @@ class _Conv2d(nn.Module):
         return F.conv2d(x, self.rounding(self.source.read()), self.bias, *self.options)
 
 
+class _Conv3d(nn.Module):
+    def __init__(self, layer: nn.Conv3d, weight: AnyStored, rounding: Round) -> None:
+        super().__init__()
+        self.source, self.rounding = weight, rounding
+        self.stride, self.bias = layer.stride, layer.bias
+        # transformers asks a patch embedding for the type of its weight.
+        self.weight = torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(x, self.rounding(self.source.read()), self.bias, self.stride)
+
+
 class _Embedding(nn.Module):
     def __init__(self, layer: nn.Embedding, weight: AnyStored, rounding: Round) -> None:
         super().__init__()
@@ -112,5 +124,6 @@ class _Embedding(nn.Module):
 _STREAMED: dict[type[nn.Module], Callable[[Any, AnyStored, Round], nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
+    nn.Conv3d: _Conv3d,
     nn.Embedding: _Embedding,
 }

@@ -29,6 +29,7 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64,
     "I32": torch.int32,
     "U8": torch.uint8,
@@ -75,6 +76,13 @@ class StoredTensor:
         while len(shape) > 2 and shape[-1] == 1:
             shape = shape[:-1]
         return replace(self, shape=shape)
+
+    def flattened(self) -> StoredTensor:
+        """Return it as a matrix: a convolution over whole patches is a product."""
+        columns = 1
+        for extent in self.shape[1:]:
+            columns *= extent
+        return replace(self, shape=(self.shape[0], columns))
 
     def read(self) -> torch.Tensor:
         """Read it whole, as stored."""
@@ -223,6 +231,11 @@ class TensorStore(Mapping[str, StoredTensor]):
                     f"{self.part}: tensor {name} has shape {list(self._tensors[name].shape)}, "
                     f"config.json asks for {list(shape)}: the two are of different models"
                 )
+
+    def only(self, names: Iterable[str]) -> TensorStore:
+        """Return those of these tensors that are here."""
+        wanted = set(names)
+        return TensorStore(self.part, {k: t for k, t in self._tensors.items() if k in wanted})
 
     def renamed(self, names: Mapping[str, str]) -> TensorStore:
         """Return the tensors `names` maps to, under the names it maps from."""

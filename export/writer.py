@@ -17,6 +17,7 @@ from rism.export.graph_inputs import (
     trace_text,
     trace_transformer,
     trace_vae,
+    trace_vision,
 )
 from rism.export.graphs import CaptureOptions
 from rism.export.options import ExportOptions
@@ -79,6 +80,20 @@ class BundleWriter:
                 part = model.text_encoder(export.precision)
                 compared = self._sample(trace_text(part, model.spec), part.rules, file)
         self.parity[name] = self._gate(model).text_encoder(compared)
+        self._done(name, file)
+
+    def vision_encoder(self) -> None:
+        """Write and compare the tower that looks at the picture for the text encoder."""
+        export, name = self.export, "vision_encoder"
+        with self._file(name) as file:
+            self._say("the vision encoder")
+            graph = trace_vision(export.parts[name], export.model.spec)
+            self._save(graph, export.parts[name].rules, file, name)
+            model, compared = self.models[0], f"{name}.onnx"
+            part = model.vision_encoder(export.precision)
+            if self.lean and part is not None:
+                compared = self._sample(trace_vision(part, model.spec), part.rules, file)
+        self.parity[name] = self._gate(model).vision_encoder(compared)
         self._done(name, file)
 
     def vae_encoder(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rism.export.families.flux2_klein import FLUX2_KLEIN
+from rism.export.families.step1x import STEP1X_FAMILIES
 from rism.export.spec import FamilySpec
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[FamilySpec, ...] = (FLUX2_KLEIN,)
+FAMILIES: tuple[FamilySpec, ...] = (FLUX2_KLEIN, *STEP1X_FAMILIES)

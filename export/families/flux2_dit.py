@@ -22,7 +22,7 @@ from torch import nn
 from rism.export.capture import Capture
 from rism.export.errors import UnsupportedModelError
 from rism.export.rotary import RotaryTable, rotate
-from rism.export.spec import FamilySpec
+from rism.export.spec import FamilySpec, PromptTokens
 
 __all__ = ["INTO_STREAM", "MODULATIONS", "Flux2SingleStep"]
 
@@ -85,33 +85,33 @@ class Flux2SingleStep(nn.Module):
         self,
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
-        prompt_embeds: torch.Tensor,
+        prompt: PromptTokens,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
         """Run the step; see `rism.export.spec.SingleStepDiT`."""
         batch = clean_latents.shape[0]
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
-        prompt = self.context_embedder(prompt_embeds)
+        text = self.context_embedder(prompt.embeds)
         tables = [
-            self.rotary(self.family.prompt_axes, prompt_embeds.shape[1]),
-            self.rotary(self.family.noisy_axes, positions),
-            self.rotary(self.family.clean_axes, positions),
+            self.rotary.prompt(self.family.prompt_axes, prompt.embeds.shape[1]),
+            self.rotary.image(self.family.noisy_axes, positions),
+            self.rotary.image(self.family.clean_axes, positions),
         ]
         rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
         spans = capture.spans
         with _capturing(self, capture):
             for index, block in enumerate(self.transformer_blocks):
-                prompt, image = block(
+                text, image = block(
                     hidden_states=image,
-                    encoder_hidden_states=prompt,
+                    encoder_hidden_states=text,
                     temb_mod_img=self.double_stream_modulation_img,
                     temb_mod_txt=self.double_stream_modulation_txt,
                     image_rotary_emb=rotary,
                 )
                 capture.keep("block", index, image[:, spans.noisy :])
             start = len(self.transformer_blocks)
-            hidden = torch.cat([prompt, image], dim=1)
+            hidden = torch.cat([text, image], dim=1)
             for index, block in enumerate(self.single_transformer_blocks, start):
                 hidden = block(
                     hidden_states=hidden,

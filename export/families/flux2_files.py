@@ -108,8 +108,7 @@ def _expect_some(
 ) -> None:
     """Compare the tensors that a graph needs; the others may be there or not."""
     wanted = {name: shape for name, shape in shapes.items() if used(name)}
-    present = {name: store[name] for name in store if name in wanted}
-    TensorStore(store.part, present).expect(wanted, optional=["bn.num_batches_tracked"])
+    store.only(wanted).expect(wanted, optional=["bn.num_batches_tracked"])
 
 
 def open_files(checkpoint: Checkpoint) -> KleinFiles:

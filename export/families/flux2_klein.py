@@ -18,7 +18,8 @@ from rism.export.families.flux2_dit import INTO_STREAM, Flux2SingleStep
 from rism.export.families.flux2_files import KleinFiles, open_files
 from rism.export.families.flux2_modulation import fold_modulation
 from rism.export.families.flux2_reference import LiteralKlein
-from rism.export.families.flux2_spec import check_parts, make_spec, out_layers, read_settings
+from rism.export.families.flux2_single_file import is_flux2_file
+from rism.export.families.flux2_spec import check_parts, klein_settings, make_spec, out_layers
 from rism.export.precision import Precision, apply_precision
 from rism.export.prompts import tokenizer_json
 from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
@@ -71,14 +72,15 @@ class KleinModel:
         _cast(module, precision, rules, _TEXT_INTO_STREAM)
         return Part("text_encoder", module, rules)
 
+    def vision_encoder(self, precision: Precision) -> None:
+        """See `OpenModel`: its text encoder sees no picture."""
+
     def vae_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
         store = self.files.vae
-        module = VaeEncoder(
-            build_empty(lambda: AutoencoderKLFlux2.from_config(self.files.vae_config)),
-            store["bn.running_mean"].read().float(),
-            store["bn.running_var"].read().float(),
-        )
+        vae = build_empty(lambda: AutoencoderKLFlux2.from_config(self.files.vae_config))
+        variance = store["bn.running_var"].read().float() + vae.config.batch_norm_eps
+        module = VaeEncoder(vae, store["bn.running_mean"].read().float(), 1 / variance.sqrt())
         rules = _rules(module, store, lambda name: name)
         _cast(module, precision, rules, _VAE_INTO_STREAM)
         return Part("vae_encoder", module, rules)
@@ -213,7 +215,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
         CheckpointError: A part is missing or damaged, or the parts do not belong together.
     """
     files = open_files(checkpoint)
-    settings = read_settings(checkpoint)
+    settings = klein_settings(checkpoint)
     layers = out_layers(settings)
     check_parts(files, layers)
     files.check_tensors(max(layers) + 1)  # the literal model runs one block more
@@ -236,5 +238,6 @@ FLUX2_KLEIN = FamilySpec(
     noisy_axes=(0.0, "row", "column", 0.0),
     clean_axes=(10.0, "row", "column", 0.0),
     pipelines=("Flux2KleinPipeline",),
+    owns=lambda _file, headers: is_flux2_file(headers),
     open=open_klein,
 )

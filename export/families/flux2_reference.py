@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
 
 from rism.export.families.flux2_dit import MODULATIONS
 from rism.export.precision import Precision
-from rism.export.spec import LiteralCapture, LiteralInputs
+from rism.export.spec import LiteralCapture, LiteralInputs, LiteralPrompt, Picture
 from rism.export.streamed import stream_weights
 from rism.export.tensors import TensorStore
 from rism.export.weightless import build_empty
@@ -53,8 +53,9 @@ class LiteralKlein:
     precision: Precision
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str]) -> torch.Tensor:
-        """Instructions to (B, N_p, E), by the pipeline's own function."""
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+        """Encode instructions by the pipeline's own function; the picture plays no part."""
+        del picture
         model = build_empty(lambda: Qwen3Model(self.text_config()))
         store = self.stores["text"]
         names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
@@ -73,7 +74,10 @@ class LiteralKlein:
             max_sequence_length=self.max_length,
             hidden_states_layers=list(self.out_layers),
         )
-        return embeds
+        return [LiteralPrompt(each) for each in embeds]
+
+    def image_embeds(self, picture: Picture) -> None:
+        """See `LiteralModel`: the text encoder sees nothing."""
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -105,7 +109,7 @@ class LiteralKlein:
                 transformer,
                 clean_latents=given.clean_latents,
                 noise=given.noise,
-                prompt_embeds=given.prompt_embeds,
+                prompt_embeds=given.prompt.embeds,
                 prompt_weights=given.prompt_weights,
                 grid_hw=given.grid_hw,
                 feature_block=feature_block,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rism.export.errors import CheckpointError
-from rism.export.tensors import StoredTensor, TensorStore, read_headers
+from rism.export.families.ldm_names import open_encoder
+from rism.export.tensors import StoredTensor, TensorStore
 
 __all__ = ["is_flux2_file", "open_autoencoder", "open_transformer"]
 
@@ -138,37 +139,7 @@ def open_autoencoder(file: Path) -> TensorStore:
     Raises:
         CheckpointError: The file is not one, or damaged.
     """
-    tensors = {}
-    headers = read_headers(file)
-    for key, tensor in headers.items():
-        name = _autoencoder_name(key)
-        if name is None:
-            continue
-        # Attention's projections are 1 x 1 convolutions there and linear layers in diffusers.
-        attention = ".attentions.0.to_" in name and name.endswith(".weight")
-        tensors[name] = tensor.squeezed() if attention else tensor
-    if "encoder.conv_in.weight" not in tensors or "bn.running_mean" not in tensors:
+    store = open_encoder(file)
+    if "encoder.conv_in.weight" not in store or "bn.running_mean" not in store:
         raise CheckpointError(f"{file} is not FLUX.2's autoencoder: expected its ae.safetensors")
-    return TensorStore(file.name, tensors)
-
-
-def _autoencoder_name(key: str) -> str | None:
-    if key.startswith("bn."):
-        return key
-    if key.startswith(("encoder.quant_conv.", "quant_conv.")):
-        return key.removeprefix("encoder.")
-    if not key.startswith("encoder."):
-        return None  # the decoder is not needed
-    for pattern, name in (
-        (r"encoder\.down\.(\d)\.block\.(\d)\.", r"encoder.down_blocks.\1.resnets.\2."),
-        (r"encoder\.down\.(\d)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
-        (r"encoder\.mid\.block_1\.", "encoder.mid_block.resnets.0."),
-        (r"encoder\.mid\.block_2\.", "encoder.mid_block.resnets.1."),
-        (r"encoder\.mid\.attn_1\.norm\.", "encoder.mid_block.attentions.0.group_norm."),
-        (r"encoder\.mid\.attn_1\.([qkv])\.", r"encoder.mid_block.attentions.0.to_\1."),
-        (r"encoder\.mid\.attn_1\.proj_out\.", "encoder.mid_block.attentions.0.to_out.0."),
-        (r"encoder\.norm_out\.", "encoder.conv_norm_out."),
-        (r"\.nin_shortcut\.", ".conv_shortcut."),
-    ):
-        key = re.sub(pattern, name, key)
-    return key
+    return store

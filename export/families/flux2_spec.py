@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import Qwen2TokenizerFast
@@ -11,14 +11,12 @@ from transformers import Qwen2TokenizerFast
 from rism.export.checkpoint import Checkpoint
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2_files import KleinFiles
-from rism.export.files import read_json
-from rism.export.precision import PRECISIONS
+from rism.export.families.settings import COMMON, Setting, read_settings, whole
 from rism.export.prompts import prompt_rules
 from rism.export.spec import FamilySpec, ModelSpec
-from rism.runtime.errors import one_line
 from rism.runtime.manifest import Geometry
 
-__all__ = ["check_parts", "make_spec", "out_layers", "read_settings"]
+__all__ = ["check_parts", "klein_settings", "make_spec", "out_layers"]
 
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
@@ -31,64 +29,25 @@ _LICENCES = {
 }
 # What the published pipelines take as defaults. A checkpoint of another size says its own in
 # a file `rism.json` beside model_index.json.
-_DEFAULTS: dict[str, Any] = {
-    "name": None,
-    "licence": "see the model card",
-    "demonstrator": False,
-    "size_level": 1024,
-    "resize": "shrink",
-    "remainder": "crop",
-    "max_sequence_length": 512,
-    "text_encoder_out_layers": [9, 18, 27],
-    "feature_block": None,
-    "tau": 0.8,
-    "precision": None,  # bfloat16 as published; float32 for a demonstrator, which runs on CPUs
-}
-_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda v: isinstance(v, str) and v.isprintable(), "printable text"),
-    "licence": (lambda v: isinstance(v, str) and v.isprintable(), "printable text"),
-    "demonstrator": (lambda v: isinstance(v, bool), "true or false"),
-    "size_level": (lambda v: _whole(v, 8, 8192), "a whole number from 8 to 8192"),
-    "resize": (lambda v: v in ("always", "shrink"), "always or shrink"),
-    "remainder": (lambda v: v in ("stretch", "crop"), "stretch or crop"),
-    "max_sequence_length": (lambda v: _whole(v, 1, 8192), "a whole number from 1 to 8192"),
-    "text_encoder_out_layers": (
-        lambda v: isinstance(v, list) and 1 <= len(v) <= 16 and all(_whole(k, 0, 511) for k in v),
+_SETTINGS = COMMON | {
+    "resize": Setting("shrink", lambda v: v in ("always", "shrink"), "always or shrink"),
+    "remainder": Setting("crop", lambda v: v in ("stretch", "crop"), "stretch or crop"),
+    "max_sequence_length": whole(512, 1, 8192),
+    "text_encoder_out_layers": Setting(
+        [9, 18, 27],
+        lambda v: isinstance(v, list) and 1 <= len(v) <= 16 and all(_is_state(k) for k in v),
         "a list of block numbers such as [9, 18, 27]",
     ),
-    "feature_block": (lambda v: v is None or _whole(v, 0, 1023), "a block's number, or null"),
-    "tau": (lambda v: isinstance(v, float) and 0 <= v < 1, "a number from 0 to below 1"),
-    "precision": (lambda v: v is None or v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
 }
 
 
-def _whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+def _is_state(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 511
 
 
-def read_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The published defaults, and what the checkpoint says of itself.
-
-    Raises:
-        CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
-    """
-    folder = checkpoint.folder
-    own = read_json(folder / "rism.json") if (folder / "rism.json").exists() else {}
-    unknown = sorted(set(own) - set(_DEFAULTS))
-    if unknown:
-        raise CheckpointError(
-            f"{folder / 'rism.json'} has unknown keys {unknown}, expected some of "
-            f"{sorted(_DEFAULTS)}: remove them"
-        )
-    for key, value in own.items():
-        fits, expected = _EXPECTED[key]
-        if not fits(value):
-            raise CheckpointError(
-                f"{folder / 'rism.json'}: {key} is {one_line(value, limit=60)}, expected "
-                f"{expected}: mend it"
-            )
-    licence = _LICENCES.get(checkpoint.source, _DEFAULTS["licence"])
-    return {**_DEFAULTS, "name": checkpoint.name, "licence": licence, **own}
+def klein_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The published defaults, and what the checkpoint says of itself; see `read_settings`."""
+    return read_settings(checkpoint, _SETTINGS, _LICENCES)
 
 
 def out_layers(settings: Mapping[str, Any]) -> tuple[int, ...]:
@@ -131,6 +90,7 @@ def make_spec(
             std=0.5,
         ),
         prompt=prompt_rules(tokenizer, max_length=settings["max_sequence_length"]),
+        text_dim=files.text_config().hidden_size,
         prompt_dim=config["joint_attention_dim"],
         latent_channels=config["in_channels"],
         double_blocks=double,

@@ -1,0 +1,90 @@
+"""What a checkpoint says of itself in a file `rism.json`, against the published defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rism.export.checkpoint import Checkpoint
+from rism.export.errors import CheckpointError
+from rism.export.files import read_json
+from rism.export.precision import PRECISIONS
+from rism.runtime.errors import one_line
+
+__all__ = ["COMMON", "Setting", "nullable", "read_settings", "whole"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key: what it is where nothing is said, and what may be said."""
+
+    default: Any
+    fits: Callable[[Any], bool]
+    expected: str
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def whole(default: int | None, low: int, high: int) -> Setting:
+    """A whole number in [low, high]."""
+    return Setting(default, lambda v: _is_whole(v, low, high), f"a whole number, {low} to {high}")
+
+
+def nullable(setting: Setting) -> Setting:
+    """The same, or null."""
+    return Setting(
+        setting.default, lambda v: v is None or setting.fits(v), f"{setting.expected}, or null"
+    )
+
+
+def _line(default: str | None) -> Setting:
+    return Setting(default, lambda v: isinstance(v, str) and v.isprintable(), "printable text")
+
+
+COMMON: Mapping[str, Setting] = {
+    "name": _line(None),
+    "licence": _line("see the model card"),
+    "demonstrator": Setting(False, lambda v: isinstance(v, bool), "true or false"),
+    "size_level": whole(1024, 8, 8192),
+    "feature_block": nullable(whole(None, 0, 1023)),
+    "tau": Setting(0.8, lambda v: isinstance(v, float) and 0 <= v < 1, "a number, 0 to below 1"),
+    # As published; float32 for a demonstrator, which runs on CPUs.
+    "precision": Setting(
+        None, lambda v: v is None or v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
+    ),
+}
+
+
+def read_settings(
+    checkpoint: Checkpoint, known: Mapping[str, Setting], licences: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the published defaults, and what the checkpoint says of itself.
+
+    Args:
+        checkpoint: where rism.json may lie.
+        known: every key.
+        licences: by the checkpoint's source.
+
+    Raises:
+        CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
+    """
+    path = checkpoint.folder / "rism.json"
+    own = read_json(path) if path.exists() else {}
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"{path} has unknown keys {unknown}, expected some of {sorted(known)}: remove them"
+        )
+    for key, value in own.items():
+        if not known[key].fits(value):
+            raise CheckpointError(
+                f"{path}: {key} is {one_line(value, limit=60)}, expected {known[key].expected}: "
+                "mend it"
+            )
+    found = {key: setting.default for key, setting in known.items()}
+    found["name"] = checkpoint.name
+    found["licence"] = licences.get(checkpoint.source, found["licence"])
+    return found | own

@@ -1,0 +1,152 @@
+"""Step1X-Edit's connector: from a language model's hidden states to FLUX's two kinds of text.
+
+Names are the checkpoint's. What depends on the timestep alone is a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rism.export.precision import Precision
+
+__all__ = ["INTO_STREAM", "Connector", "ConnectorSizes", "sinusoids"]
+
+INTO_STREAM = ("input_embedder", "self_attn_proj", "fc2", "adaLN_modulation.1")
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorSizes:
+    """Widths of a connector: in and out of it, and of the pooled vector; heads, blocks."""
+
+    hidden: int
+    width: int
+    pooled: int
+    heads: int
+    depth: int
+
+
+def sinusoids(timestep: float, channels: int) -> torch.Tensor:
+    """Embed one number: cosines, then sines (1, channels) float32; arXiv 1706.03762.
+
+    Args:
+        timestep: in thousandths of the whole way, 1000 at the first step.
+        channels: an even number.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32) / half
+    angles = timestep * torch.exp(-exponents * torch.log(torch.tensor(10000.0)))
+    return torch.cat([angles.cos(), angles.sin()]).unsqueeze(0)
+
+
+class Connector(nn.Module):
+    """The connector at one timestep.
+
+    Args:
+        sizes: widths.
+        scaled: whether the mean that becomes the pooled vector has a factor (version 1.0).
+        precision: of the attention.
+    """
+
+    def __init__(self, sizes: ConnectorSizes, *, scaled: bool, precision: Precision) -> None:
+        super().__init__()
+        self.global_proj_out = nn.Linear(sizes.hidden, sizes.pooled)
+        self.S = _Refiner(sizes, precision)
+        self.scale_factor = nn.Parameter(torch.zeros(1)) if scaled else None
+
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give tokens and the pooled vector.
+
+        Args:
+            hidden: hidden states (B, N_p, E).
+            mask: one where there is a token, (B, N_p) float32.
+            timestep: its embedding, (1, C).
+
+        Returns:
+            (B, N_p, C) and (B, V).
+        """
+        real = mask.unsqueeze(-1)
+        mean = (hidden.float() * real).sum(1) / real.sum(1)
+        pooled = mean if self.scale_factor is None else mean * (1 + self.scale_factor.float())
+        tokens = self.S(hidden, mean.to(hidden.dtype), mask, timestep)
+        return tokens, self.global_proj_out(pooled.to(hidden.dtype))
+
+
+class _Refiner(nn.Module):
+    def __init__(self, sizes: ConnectorSizes, precision: Precision) -> None:
+        super().__init__()
+        self.input_embedder = nn.Linear(sizes.hidden, sizes.width)
+        self.c_embedder = _Embedder(sizes.hidden, sizes.width)
+        self.individual_token_refiner = nn.Module()
+        self.individual_token_refiner.blocks = nn.ModuleList(
+            _RefinerBlock(sizes, precision) for _ in range(sizes.depth)
+        )
+
+    def forward(
+        self, hidden: torch.Tensor, mean: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        condition = timestep + self.c_embedder(mean)
+        real = mask > 0
+        # Padding attends to the first token alone, and real tokens to one another.
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        allowed = (real[:, None, :, None] & real[:, None, None, :]) | first
+        x: torch.Tensor = self.input_embedder(hidden)
+        for block in self.individual_token_refiner.blocks:
+            x = block(x, condition, allowed)
+        return x
+
+
+class _Embedder(nn.Module):
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(hidden, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc2(F.silu(self.fc1(x)))
+        return out
+
+
+class _RefinerBlock(nn.Module):
+    """Attention and MLP, each with a gate that the prompt's mean and the timestep set."""
+
+    def __init__(self, sizes: ConnectorSizes, precision: Precision) -> None:
+        super().__init__()
+        width = sizes.width
+        self.heads, self.precision = sizes.heads, precision
+        self.norm1 = nn.LayerNorm(width, eps=_EPS)
+        self.self_attn_qkv = nn.Linear(width, 3 * width)
+        self.self_attn_proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=_EPS)
+        self.mlp = _Mlp(width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        attention, feed = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        x = x + attention * self.self_attn_proj(self._attend(self.norm1(x), allowed))
+        out: torch.Tensor = x + feed * self.mlp(self.norm2(x))
+        return out
+
+    def _attend(self, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.self_attn_qkv(x).to(self.precision.compute)
+        parts = qkv.reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=allowed)
+        return out.transpose(1, 2).reshape(batch, tokens, width).to(x.dtype)

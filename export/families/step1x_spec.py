@@ -1,0 +1,316 @@
+"""Step1X-Edit's versions: everything that differs between them, as data.
+
+Read off the published sources (stepfun-ai/Step1X-Edit; Peyton-Chen/diffusers, branches step1xedit
+and step1xedit_v1p2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rism.export.checkpoint import Checkpoint
+from rism.export.errors import CheckpointError
+from rism.export.families.settings import COMMON, nullable, read_settings, whole
+from rism.export.families.step1x_dit import Step1XSizes
+from rism.export.prompts import TEMPLATE, cut_at_mark
+from rism.export.spec import Axis, FamilySpec, ModelSpec
+from rism.runtime.manifest import Geometry
+from rism.runtime.prompt_spec import RESAMPLES, PromptRules, QuoteRules, VisionRules
+
+__all__ = [
+    "IMAGE_TOKEN",
+    "NOISY_AXES",
+    "VERSIONS",
+    "Version",
+    "content",
+    "make_spec",
+    "prefix_text",
+    "step1x_settings",
+]
+
+# l' of the paper is block 40 of 57; other depths keep the proportion.
+_FEATURE_DEPTH = 40 / 57
+_MAX_ASPECT = 8.0
+_LICENCES = {
+    "hub:stepfun-ai/Step1X-Edit": "Apache-2.0",
+    "hub:stepfun-ai/Step1X-Edit-v1p1-diffusers": "Apache-2.0",
+    "hub:stepfun-ai/Step1X-Edit-v1p2": "Apache-2.0",
+}
+_TEXTS = Path(__file__).parent / "step1x"
+# Pillow's numbers, as preprocessor_config.json has them.
+_FILTERS = dict(zip((0, 4, 2, 5, 3, 1), RESAMPLES, strict=True))
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Version:
+    """What one version does otherwise than the others.
+
+    Attributes:
+        name: as its makers count.
+        prompt_axes, clean_axes: rotary positions; none where the prompt's are an input.
+        prefix: file with the text that stands before the instruction.
+        picture_first: whether the picture comes between that text and the instruction.
+        drop: tokens at the beginning that the transformer does not see.
+        max_length: most tokens that it sees.
+        padding: as `PromptRules` has it.
+        masks_attention: whether the token with id 0 is not attended to ("!", by an accident of
+            the published code); it has no position in any version.
+        quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
+            length.
+        cells: least and most merged patches of the picture; None for the processor's own.
+        align: as `VisionRules` has it.
+        size_level: pixels of the picture are about its square.
+        resample, resize_in: how the VAE's picture is made.
+        view_resample: how the text encoder's is.
+    """
+
+    name: str
+    prompt_axes: tuple[Axis, ...]
+    clean_axes: tuple[Axis, ...]
+    prefix: str
+    picture_first: bool
+    drop: int
+    max_length: int
+    padding: str
+    masks_attention: bool
+    quotes: tuple[str, int | None]
+    cells: tuple[int, int] | None
+    align: bool
+    size_level: int
+    resample: str
+    resize_in: str
+    view_resample: str
+
+
+NOISY_AXES: tuple[Axis, ...] = (0.0, "row", "column")
+VERSIONS = {
+    "1.0": Version(
+        name="1.0",
+        prompt_axes=(0.0, 0.0, 0.0),
+        clean_axes=NOISY_AXES,
+        prefix="prefix-1.0.txt",
+        picture_first=True,
+        drop=217,
+        max_length=640,
+        padding="zeros",
+        masks_attention=True,
+        quotes=("toggle", 156),
+        cells=(256, 324),
+        align=True,
+        size_level=512,
+        resample="bicubic",
+        resize_in="uint8",
+        view_resample="bicubic",
+    ),
+    "1.1": Version(
+        name="1.1",
+        prompt_axes=(0.0, 0.0, 0.0),
+        clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
+        prefix="prefix-1.0.txt",
+        picture_first=True,
+        drop=217,
+        max_length=640,
+        padding="zeros",
+        masks_attention=True,
+        quotes=("toggle", 156),
+        cells=None,
+        align=True,
+        size_level=1024,
+        resample="lanczos",
+        resize_in="uint8",
+        view_resample="lanczos",
+    ),
+    "1.2": Version(
+        name="1.2",
+        prompt_axes=(),
+        clean_axes=(1.0, "row", "column"),
+        prefix="prefix-1.2.txt",
+        picture_first=False,
+        drop=90,
+        max_length=2048,
+        padding="none",
+        masks_attention=False,
+        quotes=("paired", None),
+        cells=(256, 400),
+        align=False,
+        size_level=1024,
+        resample="bilinear",
+        resize_in="float32",
+        view_resample="lanczos",
+    ),
+}
+
+
+def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
+    """The published defaults of a version, and what the checkpoint says of itself."""
+    known = COMMON | {
+        "size_level": whole(version.size_level, 8, 8192),
+        "max_sequence_length": whole(version.max_length, 1, 8192),
+        "drop_tokens": whole(version.drop, 0, 8192),
+        "min_pixels": nullable(whole(None, 1, 2**24)),
+        "max_pixels": nullable(whole(None, 1, 2**24)),
+        "connector_heads": nullable(whole(None, 1, 1024)),
+    }
+    return read_settings(checkpoint, known, _LICENCES)
+
+
+def make_spec(
+    family: FamilySpec,
+    version: Version,
+    settings: Mapping[str, Any],
+    *,
+    sizes: Step1XSizes,
+    text_dim: int,
+    token_px: int,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str,
+    preprocessor: Mapping[str, Any],
+) -> ModelSpec:
+    """Put a version's rules, a checkpoint's sizes and its settings together.
+
+    Args:
+        family: of the version.
+        version: likewise.
+        settings: of `step1x_settings`.
+        sizes: of the transformer.
+        text_dim: width of the language model.
+        token_px: side of a token of the VAE's, packed, in pixels.
+        tokenizer: of the language model.
+        chat_template: likewise.
+        preprocessor: its preprocessor_config.json.
+
+    Raises:
+        CheckpointError: Parts that do not go together, or a configuration that says nothing.
+    """
+    blocks = sizes.double + sizes.single
+    feature_block = settings["feature_block"]
+    if feature_block is None:
+        feature_block = math.floor(_FEATURE_DEPTH * blocks + 0.5)
+    if feature_block >= blocks:
+        raise CheckpointError(
+            f"feature_block is {feature_block}, the transformer has {blocks} blocks: "
+            "expected a smaller number in rism.json"
+        )
+    return ModelSpec(
+        name=settings["name"],
+        family=family,
+        licence=settings["licence"],
+        demonstrator=settings["demonstrator"],
+        geometry=Geometry(
+            size_level=settings["size_level"],
+            resize="always",
+            remainder="stretch",
+            multiple_px=token_px,
+            token_px=token_px,
+            resample=version.resample,
+            max_aspect=_MAX_ASPECT,
+            mean=0.5,
+            std=0.5,
+            rounding="ceil",
+            resize_in=version.resize_in,
+        ),
+        prompt=_prompt(version, settings, tokenizer, chat_template, preprocessor),
+        text_dim=text_dim,
+        prompt_dim=sizes.connector.hidden + sizes.mapping,
+        latent_channels=sizes.in_channels,
+        double_blocks=sizes.double,
+        single_blocks=sizes.single,
+        feature_block=feature_block,
+        feature_dim=sizes.width,
+        prompt_mask=True,
+        tau=settings["tau"],
+    )
+
+
+def _prompt(
+    version: Version,
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str,
+    preprocessor: Mapping[str, Any],
+) -> PromptRules:
+    before = prefix_text(version)
+    prefix, suffix = cut_at_mark(
+        tokenizer,
+        lambda mark: content(version, before, mark),
+        chat_template=chat_template,
+        add_vision_id=True,
+    )
+    if (prefix + suffix).count(IMAGE_TOKEN) != 1:
+        raise CheckpointError(
+            f"the chat template does not put one {IMAGE_TOKEN} where the picture is: "
+            "expected that of Qwen2.5-VL"
+        )
+    style, start = version.quotes
+    return PromptRules(
+        template=TEMPLATE,
+        prefix=prefix,
+        suffix=suffix,
+        max_length=settings["max_sequence_length"],
+        pad_id=int(tokenizer.pad_token_id or 0),
+        tokenizer="tokenizer.json",
+        drop=settings["drop_tokens"],
+        padding=version.padding,
+        unseen_id=0,
+        unseen_attended=not version.masks_attention,
+        positions="none" if version.prompt_axes else "grid",
+        grid_offset_px=0.0 if version.prompt_axes else 11.0,
+        quotes=QuoteRules(style, len(before) if start is None else start),
+        vision=_vision(version, settings, preprocessor),
+    )
+
+
+def prefix_text(version: Version) -> str:
+    """Return the text that stands before every instruction."""
+    return (_TEXTS / version.prefix).read_bytes().decode("utf-8")
+
+
+def content(version: Version, before: str, instruction: str) -> list[dict[str, str]]:
+    """Return a message's parts, in the version's order."""
+    picture = {"type": "image"}
+    if version.picture_first:
+        texts = [{"type": "text", "text": text} for text in (before, instruction)]
+        return [texts[0], picture, texts[1]]
+    return [{"type": "text", "text": f"{before} {instruction}"}, picture]
+
+
+def _vision(
+    version: Version, settings: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> VisionRules:
+    try:
+        patch, merge = int(preprocessor["patch_size"]), int(preprocessor["merge_size"])
+        size = preprocessor.get("size") or {}
+        limits = (
+            preprocessor.get("min_pixels") or size["shortest_edge"],
+            preprocessor.get("max_pixels") or size["longest_edge"],
+        )
+        if version.cells is not None:
+            limits = (version.cells[0] * (patch * merge) ** 2, version.cells[1] * (patch * merge) ** 2)
+        red, green, blue = (float(value) for value in preprocessor["image_mean"])
+        mean = (red, green, blue)
+        red, green, blue = (float(value) for value in preprocessor["image_std"])
+        return VisionRules(
+            image_token=IMAGE_TOKEN,
+            view_resample=version.view_resample,
+            align=version.align,
+            resample=_FILTERS[int(preprocessor.get("resample", 3))],
+            min_pixels=settings["min_pixels"] or int(limits[0]),
+            max_pixels=settings["max_pixels"] or int(limits[1]),
+            patch_px=patch,
+            merge=merge,
+            frames=int(preprocessor["temporal_patch_size"]),
+            mean=mean,
+            std=(red, green, blue),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"preprocessor_config.json does not describe Qwen2.5-VL's pictures "
+            f"({type(error).__name__}: {error}): download it again"
+        ) from None
