@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RismError,
     )
     from rism.runtime.images import load_image
+    from rism.runtime.instructions import InstructionFile
     from rism.runtime.refine import Refiner
     from rism.runtime.result import Segmentation
     from rism.runtime.segmenter import Segmenter
@@ -24,6 +25,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "InputError",
+    "InstructionFile",
     "OutputError",
     "ProviderError",
     "Refiner",
@@ -37,6 +39,7 @@ _HOMES = {
     "Bundle": "bundle",
     "BundleError": "errors",
     "InputError": "errors",
+    "InstructionFile": "instructions",
     "OutputError": "errors",
     "ProviderError": "errors",
     "Refiner": "refine",
