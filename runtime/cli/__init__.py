@@ -1,4 +1,4 @@
-"""The command line: `rism run`, `rism inspect`, `rism export`.
+"""The command line: `rism run`, `rism inspect`, `rism export`, `rism refine`.
 
 - `app.py`: the commands and their flags; imports nothing heavy
 - `run.py`: pictures in, masks out
@@ -8,6 +8,7 @@
 - `report.py`: results as lines and as JSON
 - `inspect.py`: a bundle, printed
 - `export.py`: the door to rism.export
+- `refine.py`: the door to its refiner
 - `console.py`: stderr, exit codes, the progress line
 """
 

@@ -57,6 +57,13 @@ class ExportPrecision(StrEnum):
     fp16 = "fp16"
 
 
+class RefinePrecision(StrEnum):
+    """What a refiner computes in; rism.export.refine."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 class Parity(StrEnum):
     """How much of a model is compared with PyTorch."""
 
@@ -144,6 +151,10 @@ def run(
             help="Python that rewords each instruction after a look at the picture.",
         ),
     ] = None,
+    instructions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Say it in the words of a file that rism refine wrote."),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -175,6 +186,7 @@ def run(
             tokens=tokens.value,
             template=template,
             refiner=refiner,
+            instructions=instructions,
             cache=cache,
             threads=threads,
         )
@@ -274,3 +286,63 @@ def export(
             dry_run=dry_run,
         )
         export_model(flags, console)
+
+
+@app.command()
+def refine(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or a folder of them.")],
+    expressions: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPRESSION", help="What is to be found, one quoted text each."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="step1x, step1x-v1.1, step1x-v1.2, a folder with its Qwen2.5-VL, a hub id."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The JSON file to write; what it has already is kept."),
+    ],
+    template: Annotated[
+        str | None, typer.Option(help="The instruction. Left out: 'remove {expression}'.")
+    ] = None,
+    precision: Annotated[
+        RefinePrecision | None,
+        typer.Option(help="What the model computes in. Left out: as it is published."),
+    ] = None,
+    provider: Annotated[
+        Provider, typer.Option(help="What runs the model; auto takes CUDA where it is.")
+    ] = Provider.auto,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=2048, help="Answers are cut there.")
+    ] = 128,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit of the hub repository.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what is already on this disk.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Have a model reword the instruction for each EXPRESSION, after a look at IMAGE."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.refine import RefineFlags, refine_to_file
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        flags = RefineFlags(
+            image=image,
+            expressions=tuple(expressions),
+            model=model,
+            output=output,
+            template=template,
+            revision=revision,
+            offline=offline,
+            max_new_tokens=max_new_tokens,
+            precision=None if precision is None else precision.value,
+            provider=provider.value,
+        )
+        refine_to_file(flags, console)

@@ -9,13 +9,15 @@ from time import perf_counter
 from typing import Any
 
 from rism.runtime.atomic import write_atomically
-from rism.runtime.cli.console import Console, write_stdout
+from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.cli.outputs import Destination, choose_destination, slugs
 from rism.runtime.cli.refiner import find_refiner
 from rism.runtime.cli.report import failure_record, json_text, result_record, summary_line
 from rism.runtime.cli.sources import Source, find_sources
 from rism.runtime.errors import InputError, RismError
 from rism.runtime.images import load_image
+from rism.runtime.instructions import InstructionFile
+from rism.runtime.refine import Refiner
 from rism.runtime.render import Uint8, encode_png, render
 from rism.runtime.result import Segmentation
 from rism.runtime.segmenter import Segmenter
@@ -45,6 +47,7 @@ class RunOptions:
     tokens: str = "all"
     template: str | None = None
     refiner: str | None = None
+    instructions: Path | None = None
     cache: str | None = None
     threads: int | None = None
 
@@ -52,8 +55,8 @@ class RunOptions:
 def run_pictures(options: RunOptions, console: Console) -> None:
     """Segment every picture, write what was asked for.
 
-    A folder's unreadable pictures, and those that a refiner fails on, are reported and counted,
-    the others still written.
+    A folder's unreadable pictures, and those that a refiner fails on or a file of instructions
+    lacks, are reported and counted, the others still written.
 
     Raises:
         UsageError: flags that do not go together.
@@ -87,7 +90,8 @@ def run_pictures(options: RunOptions, console: Console) -> None:
         except InputError as error:
             # Expressions and tau are the same for every picture: what they raise ends the run.
             # What a refiner says of a picture is not.
-            if not from_folder or (encoded and options.refiner is None):
+            refined = options.refiner is not None or options.instructions is not None
+            if not from_folder or (encoded and not refined):
                 raise
             console.error(f"{source.label}: {error}")
             records.append(failure_record(source.label, error))
@@ -102,7 +106,7 @@ def run_pictures(options: RunOptions, console: Console) -> None:
 
 
 def _load(options: RunOptions, console: Console) -> Segmenter:
-    refiner = None if options.refiner is None else find_refiner(options.refiner)
+    refiner = _refiner(options, console)
     if options.bundle is None:
         console.note(_DEMONSTRATOR)
     console.status(f"loading {options.bundle or 'mini'} ...")
@@ -124,6 +128,16 @@ def _load(options: RunOptions, console: Console) -> Segmenter:
         f"capture {segmenter.capture}, provider {segmenter.provider}: {segmenter.provider_reason}"
     )
     return segmenter
+
+
+def _refiner(options: RunOptions, console: Console) -> Refiner | None:
+    if options.instructions is None:
+        return None if options.refiner is None else find_refiner(options.refiner)
+    if options.refiner is not None:
+        raise UsageError("--instructions and --refiner both reword, expected one of them")
+    found = InstructionFile.open(options.instructions)
+    console.detail(f"{len(found)} instructions of {found.origin.model} ({found.origin.revision})")
+    return found
 
 
 def _read(source: Source) -> tuple[Uint8, float]:
