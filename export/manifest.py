@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ from rism.export.errors import ExportError
 from rism.export.parity import Checks
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec
+from rism.runtime.manifest import Geometry
+from rism.runtime.prompt_spec import PromptRules
 
 __all__ = ["write_manifest"]
 
-SCHEMA_VERSION = "1.1"
+# The oldest format that can say everything: readers of it need no more than that.
+_SCHEMAS = ("1.1", "1.2")
+_RECENT = frozenset(
+    ("rounding", "resize_in")
+    + ("drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision")
+)
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -55,14 +62,11 @@ def write_manifest(
         parity_depth: "full" or "blocks".
     """
     first = next(name for name in graphs if name.startswith(f"transformer.{captures[0]}"))
-    geometry = asdict(spec.geometry)
-    if geometry["sizes"]:
-        geometry["sizes"] = [list(size) for size in geometry["sizes"]]
-    else:
-        del geometry["sizes"]
+    geometry, prompt = _said(spec.geometry), _said(spec.prompt)
+    recent = not _RECENT.isdisjoint({*geometry, *prompt})
     manifest = {
         "format": "rism-bundle",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": _SCHEMAS[recent],
         "model": {
             "name": spec.name,
             "family": spec.family.name,
@@ -77,7 +81,7 @@ def write_manifest(
             "storage": _storage(folder / graphs[first]),
         },
         "geometry": geometry,
-        "prompt": asdict(spec.prompt),
+        "prompt": prompt,
         "method": {
             "tau": spec.tau,
             "timestep": spec.timestep,
@@ -111,6 +115,21 @@ def write_manifest(
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def _said(rules: Geometry | PromptRules) -> dict[str, Any]:
+    """Rules as JSON has them, without what a reader takes for granted."""
+    return {
+        each.name: _plain(getattr(rules, each.name))
+        for each in fields(rules)
+        if each.default is MISSING or getattr(rules, each.name) != each.default
+    }
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import transformers
 from diffusers import AutoencoderKL
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
@@ -79,8 +81,7 @@ class Step1XFiles:
             blocks: how many of the language model, from the first.
             vision_blocks: which of the tower.
         """
-        config: Qwen2_5_VLConfig = Qwen2_5_VLConfig.from_dict(dict(self.text_values))
-        config._attn_implementation = "eager"
+        config = _quiet_config(self.text_values)
         if blocks is not None:
             config.text_config.num_hidden_layers = blocks
             config.text_config.layer_types = config.text_config.layer_types[:blocks]
@@ -126,6 +127,18 @@ class Step1XFiles:
                 f"the transformer takes {self.sizes.in_channels} latent channels, the VAE packs "
                 f"{packed}: the parts are of different models"
             )
+
+
+def _quiet_config(values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
+    """Build a configuration; of older ones the library says in passing how it reads them."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        config: Qwen2_5_VLConfig = Qwen2_5_VLConfig.from_dict(copy.deepcopy(dict(values)))
+    finally:
+        transformers.logging.set_verbosity(before)
+    config._attn_implementation = "eager"
+    return config
 
 
 def open_files(checkpoint: Checkpoint) -> Step1XFiles:
