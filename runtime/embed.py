@@ -1,16 +1,20 @@
 """From instructions to prompt embeddings: what is remembered, and what is computed."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from time import perf_counter
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.cache import LruCache
-from rism.runtime.capture import repeat_last
+from rism.runtime.capture import expect_shape, repeat_last
 from rism.runtime.embedding_cache import EmbeddingCache
-from rism.runtime.engines import Engine
-from rism.runtime.prompt import Instruction, PromptEncoder, PromptState
+from rism.runtime.engines import Arrays, Engine
+from rism.runtime.errors import InputError
+from rism.runtime.eye import Eye, Sight
+from rism.runtime.picture import ImageState
+from rism.runtime.prompt import EncodedPrompts, Instruction, PromptEncoder, PromptState
 
 __all__ = ["PromptEmbedder"]
 
@@ -30,6 +34,7 @@ class PromptEmbedder:
         max_batch: int,
         fixed_batch: int | None,
         disk: EmbeddingCache | None = None,
+        eye: Eye | None = None,
     ) -> None:
         """Put a tokenizer and a text encoder together.
 
@@ -39,62 +44,145 @@ class PromptEmbedder:
             max_batch: instructions per run, where the graph leaves it free.
             fixed_batch: instructions per run that the graph was exported for, or None.
             disk: embeddings of earlier runs; None for none.
+            eye: what the text encoder looks at pictures with; None where it does not.
         """
         self._encoder = encoder
+        self._rules = encoder.rules
         self._engine = engine
         self._batch = fixed_batch or max_batch
         self._fixed = fixed_batch
         self._disk = disk
+        self._eye = eye
         self._kept: LruCache[Float32] = LruCache(INSTRUCTIONS_KEPT)
 
-    def embed(self, instructions: Sequence[Instruction]) -> list[PromptState]:
-        """Return the instructions encoded, in order.
+    def embed(
+        self, instructions: Sequence[Instruction], picture: ImageState | None = None
+    ) -> tuple[list[PromptState], dict[str, float]]:
+        """Return the instructions encoded, in order, and milliseconds by stage.
+
+        Args:
+            instructions: what the model is told.
+            picture: what it is told about; for text encoders that look at it.
 
         Raises:
-            InputError: one of them is too long; then nothing was run.
-            ProviderError: the text encoder failed.
+            InputError: one of them is too long, or there is no picture; then nothing was run.
+            ProviderError: the text encoder or the vision encoder failed.
         """
-        encoded = self._encoder.tokenize(instructions)
-        found = {said.text: self._known(said.text) for said in instructions}
-        missing = {
-            said.text: row for row, said in enumerate(instructions) if found[said.text] is None
+        start = perf_counter()
+        sight, looked = Sight(), 0.0
+        if self._eye is None:
+            encoded = self._encoder.tokenize(instructions)
+        else:
+            picture = _needed(picture)
+            tokens = self._eye.image_tokens(picture)
+            encoded = self._encoder.tokenize(instructions, image_tokens=tokens)
+            sight = self._eye.see(encoded, picture)
+        rows = {said.text: row for row, said in enumerate(instructions)}
+        found = {
+            text: embeds
+            for text, row in rows.items()
+            if (embeds := self._known(text, sight, self._kept_rows(encoded, row))) is not None
         }
+        missing = {text: row for text, row in rows.items() if text not in found}
+        feeds = _feeds(encoded, sight)
+        if missing and self._eye is not None:
+            before = perf_counter()
+            feeds["image_embeds"] = self._eye.look(_needed(picture))
+            looked = perf_counter() - before
+        found |= self._make(missing, encoded, feeds, sight)
+        prompts = [
+            self._state(said, found[said.text], encoded, row, sight)
+            for row, said in enumerate(instructions)
+        ]
+        timings = {} if self._eye is None else {"vision": looked * 1e3}
+        return prompts, {**timings, "text": (perf_counter() - start - looked) * 1e3}
+
+    def _known(self, text: str, sight: Sight, rows: int) -> Float32 | None:
+        """Look in memory, then on disk: (rows, E) or None."""
+        embeds = self._kept.get(f"{sight.digest}\0{text}")
+        if embeds is None and self._disk is not None:
+            embeds = self._disk.get(text, picture=sight.digest, rows=rows)
+            if embeds is not None:
+                self._kept.put(f"{sight.digest}\0{text}", embeds)
+        return embeds
+
+    def _make(
+        self, missing: dict[str, int], encoded: EncodedPrompts, feeds: Arrays, sight: Sight
+    ) -> dict[str, Float32]:
+        """Embed what is missing, each text with its row, and remember it."""
+        made: dict[str, Float32] = {}
         texts = list(missing)
         for first in range(0, len(texts), self._batch):
             some = texts[first : first + self._batch]
             rows = [missing[text] for text in some]
-            embeds = self._run(encoded.input_ids[rows], encoded.attention_mask[rows])
-            for text, embed in zip(some, embeds, strict=True):
-                found[text] = embed
-                self._kept.put(text, embed)
+            for text, row, whole in zip(some, rows, self._run(rows, encoded, feeds), strict=True):
+                # Without what is only padding; with padding "tokens" that is an embedding, too.
+                embeds = whole[: self._kept_rows(encoded, row)].astype(np.float32)
+                made[text] = embeds
+                self._kept.put(f"{sight.digest}\0{text}", embeds)
                 if self._disk is not None:
-                    self._disk.put(text, embed)
-        return [
-            PromptState(
-                said,
-                known,
-                encoded.attention_mask[row],
-                encoded.instruction_mask[row],
-                encoded.expression_mask[row],
-                encoded.tokens[row],
-            )
-            for row, said in enumerate(instructions)
-            if (known := found[said.text]) is not None
-        ]
+                    self._disk.put(text, embeds, picture=sight.digest)
+        return made
 
-    def _known(self, text: str) -> Float32 | None:
-        """Look in memory, then on disk."""
-        embeds = self._kept.get(text)
-        if embeds is None and self._disk is not None:
-            embeds = self._disk.get(text)
-            if embeds is not None:
-                self._kept.put(text, embeds)
-        return embeds
+    def _run(
+        self, rows: list[int], encoded: EncodedPrompts, feeds: Arrays
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Run the text encoder once: (len(rows), tokens, E)."""
+        width = encoded.input_ids.shape[1]
+        if self._rules.padding != "tokens":
+            width = self._rules.drop + int(encoded.lengths[rows].max())
+        some = dict(feeds)
+        for name in ("input_ids", "attention_mask", "quoted_mask"):
+            some[name] = repeat_last(feeds[name][rows, :width], self._fixed)
+        if "position_ids" in feeds:
+            own = feeds["position_ids"].transpose(1, 2, 0)[rows, :width]
+            some["position_ids"] = repeat_last(own, self._fixed).transpose(2, 0, 1)
+        embeds = self._engine.run(some)["prompt_embeds"]
+        shape = (len(some["input_ids"]), width - self._rules.drop, *embeds.shape[2:3])
+        expect_shape(embeds, shape, name="prompt_embeds")
+        return embeds[: len(rows)]
 
-    def _run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> list[Float32]:
-        feeds = {
-            "input_ids": repeat_last(ids, self._fixed),
-            "attention_mask": repeat_last(mask, self._fixed),
-        }
-        embeds = self._engine.run(feeds)["prompt_embeds"][: len(ids)]
-        return [embed.astype(np.float32) for embed in embeds]
+    def _kept_rows(self, encoded: EncodedPrompts, row: int) -> int:
+        """Return how many embeddings of a prompt are kept."""
+        if self._rules.padding == "tokens":
+            return self._rules.max_length
+        return int(encoded.lengths[row])
+
+    def _state(
+        self, said: Instruction, embeds: Float32, encoded: EncodedPrompts, row: int, sight: Sight
+    ) -> PromptState:
+        """Put together what the transformer gets of one prompt: N_p columns of each."""
+        length = int(encoded.lengths[row])
+        width = length if self._rules.padding == "none" else self._rules.max_length
+        return PromptState(
+            said,
+            _filled_up(embeds, width),
+            encoded.token_mask[row, :width].astype(np.int64),
+            encoded.instruction_mask[row, :width],
+            encoded.expression_mask[row, :width],
+            encoded.tokens[row],
+            _filled_up(sight.positions[row], width) if sight.positions else None,
+        )
+
+
+def _feeds(encoded: EncodedPrompts, sight: Sight) -> Arrays:
+    feeds: Arrays = {
+        "input_ids": encoded.input_ids,
+        "attention_mask": encoded.attention_mask,
+        "quoted_mask": encoded.quoted_mask,
+    }
+    if sight.position_ids is not None:
+        feeds["position_ids"] = sight.position_ids
+    return feeds
+
+
+def _filled_up(rows: Float32, count: int) -> Float32:
+    """Add rows of zeros up to a number of rows."""
+    surplus = count - len(rows)
+    return np.pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows
+
+
+def _needed(picture: ImageState | None) -> ImageState:
+    if picture is None:
+        raise InputError("this bundle's text encoder looks at the picture, expected one to embed")
+    return picture

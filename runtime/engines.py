@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
-from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
+from rism.runtime.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
 from rism.runtime.manifest import Precision
 
 __all__ = [
@@ -204,9 +204,9 @@ def load_engines(
     threads: int | None = None,
     lazy_text: bool = False,
 ) -> dict[str, Engine]:
-    """Load a bundle's "transformer" (of one capture mode), "text_encoder" and "vae_encoder".
+    """Load a bundle's "transformer" (of one capture mode) and its encoders.
 
-    All three at once: parsing and weight packing are mostly single-threaded. Graphs of fixed
+    All at once: parsing and weight packing are mostly single-threaded. Graphs of fixed
     sizes ("transformer@512x512") are each loaded when first needed.
 
     Args:
@@ -215,14 +215,14 @@ def load_engines(
         provider: "cpu" or "cuda".
         device: CUDA device number.
         threads: CPU threads; None for as many as this process may use.
-        lazy_text: load the text encoder, too, when first needed.
+        lazy_text: load the text encoder and the vision encoder, too, when first needed.
 
     Raises:
         ProviderError, BundleError: see `OrtEngine`.
     """
     manifest = bundle.manifest
     sizes = manifest.geometry.sizes
-    graphs = {"text_encoder": manifest.graph("text_encoder")}
+    graphs = {name: manifest.graph(name) for name in SIZELESS if name in manifest.graphs}
     for size_wh in sizes or (None,):
         for name, graph in (("vae_encoder",) * 2, ("transformer", f"transformer.{capture}")):
             graphs[manifest.at_size(name, size_wh)] = manifest.graph(graph, size_wh)
@@ -232,11 +232,11 @@ def load_engines(
         return OrtEngine(file, spec, provider=provider, device=device, threads=threads)
 
     def prepare(name: str) -> Engine:
-        if lazy_text if name == "text_encoder" else sizes:
+        if lazy_text if name in SIZELESS else sizes:
             return LazyEngine(partial(load, name), provider=_full_name(provider, device))
         return load(name)
 
-    with ThreadPoolExecutor(max_workers=3) as pool:
+    with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(graphs, pool.map(prepare, graphs), strict=True))
 
 
@@ -275,7 +275,7 @@ def _session(file: Path, provider: str, device: int, threads: int) -> Any:
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Three sessions take turns: a spinning pool would starve the next one's.
+    # Sessions take turns: a spinning pool would starve the next one's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider == "cuda":
         if hasattr(ort, "preload_dlls"):

@@ -15,7 +15,7 @@ from PIL import Image
 from rism.runtime.errors import InputError
 from rism.runtime.manifest import Geometry
 
-__all__ = ["Plan", "normalise", "plan", "positions", "resize", "to_model", "upsample"]
+__all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model", "upsample"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Resized: TypeAlias = npt.NDArray[np.uint8] | Float32

@@ -105,7 +105,7 @@ def parse_graphs(
     for name in GRAPH_INPUTS:
         if sizes and name not in SIZELESS and node.has(name):
             node.refuse(name, f"graphs by size, such as '{name}{suffixes[0]}', for 'sizes'")
-    missing = () if prompt.vision is not None else _FROM_VISION
+    missing: tuple[str, ...] = () if prompt.vision is not None else _FROM_VISION
     missing += () if prompt.positions != "none" else _FROM_POSITIONS
     return {name: _graph(node, name, missing) for name in names}
 

@@ -1,15 +1,15 @@
-"""From a picture to clean latents, which any number of expressions share."""
+"""From a picture to what any number of expressions share: clean latents, and the text's view."""
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime import geometry
+from rism.runtime import geometry, vision
 from rism.runtime.bundle import Bundle
 from rism.runtime.cache import LruCache
 from rism.runtime.capture import expect_shape
@@ -35,6 +35,7 @@ class ImageState:
         timings_ms: what preparing it took: "image" (decode, resize) and "vae".
         pixels: (H, W, 3) uint8, read-only, where a refiner is to see them; otherwise None, so
             that a state keeps no picture in memory.
+        view: what the text encoder sees, where it looks at the picture; otherwise None.
     """
 
     plan: geometry.Plan
@@ -42,6 +43,17 @@ class ImageState:
     bundle_digest: str
     timings_ms: Mapping[str, float]
     pixels: Uint8 | None = None
+    view: vision.View | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    latents: Float32
+    view: vision.View | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.latents.nbytes + (0 if self.view is None else self.view.image_hwc.nbytes)
 
 
 class PictureEncoder:
@@ -67,7 +79,7 @@ class PictureEncoder:
         self._engines = engines
         self._noise_shape = noise_shape
         self._keep_pixels = keep_pixels
-        self._kept: LruCache[Float32] = LruCache(IMAGES_KEPT)
+        self._kept: LruCache[_Encoded] = LruCache(IMAGES_KEPT)
 
     def encode(self, image: ImageSource) -> ImageState:
         """Bring a picture to the model; the same pixels seen again are not encoded again.
@@ -82,20 +94,41 @@ class PictureEncoder:
         manifest = self._bundle.manifest
         plan = geometry.plan(size_wh, manifest.geometry, max_tokens=self._noise_shape[0])
         key = hashlib.sha256(pixels.data, usedforsecurity=False).hexdigest() + f"{size_wh}"
-        latents = self._kept.get(key)
+        kept = self._kept.get(key)
         loaded = perf_counter()
-        if latents is None:
-            model_image = geometry.to_model(pixels, plan, manifest.geometry)
+        if kept is None:
+            resized = geometry.resize(pixels, plan, manifest.geometry)
+            view = self._view(pixels, resized, plan)
             loaded = perf_counter()
-            engine = self._engines[manifest.at_size("vae_encoder", plan.resized_wh)]
-            latents = engine.run({"image": model_image})["clean_latents"]
-            latents = latents.astype(np.float32, copy=False)
-            expect_shape(latents, (1, plan.tokens, self._noise_shape[1]), name="clean_latents")
-            latents.flags.writeable = False  # shared between states from here on
-            self._kept.put(key, latents)
+            kept = _Encoded(self._latents(resized, plan), view)
+            self._kept.put(key, kept)
         done = perf_counter()
         timings = {"image": (loaded - start) * 1e3, "vae": (done - loaded) * 1e3}
-        return ImageState(plan, latents, self._bundle.digest, timings, self._shown(pixels, image))
+        shown, digest = self._shown(pixels, image), self._bundle.digest
+        return ImageState(plan, kept.latents, digest, timings, shown, kept.view)
+
+    def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32:
+        manifest = self._bundle.manifest
+        engine = self._engines[manifest.at_size("vae_encoder", plan.resized_wh)]
+        image = geometry.normalise(resized, plan, manifest.geometry)
+        latents = engine.run({"image": image})["clean_latents"].astype(np.float32, copy=False)
+        expect_shape(latents, (1, plan.tokens, self._noise_shape[1]), name="clean_latents")
+        latents.flags.writeable = False  # shared between states from here on
+        return latents
+
+    def _view(
+        self, pixels: Uint8, resized: geometry.Resized, plan: geometry.Plan
+    ) -> vision.View | None:
+        """Return what the text encoder sees: the part of the picture that the model sees."""
+        rules, own = self._bundle.manifest.prompt.vision, self._bundle.manifest.geometry
+        if rules is None:
+            return None
+        if rules.view_resample != own.resample or resized.dtype != np.uint8:
+            other = replace(own, resample=rules.view_resample, resize_in="uint8")
+            resized = geometry.resize(pixels, plan, other)
+        left, top, right, bottom = plan.crop_xyxy
+        part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
+        return vision.view(part, (right - left, bottom - top), rules)
 
     def _shown(self, pixels: Uint8, image: ImageSource) -> Uint8 | None:
         """Return what a refiner is shown, which nobody changes under it or through it."""

@@ -310,7 +310,7 @@ def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray
         InputError: none of those, or not finite; or "expression" where a refiner left none of
             the expression in its instruction.
     """
-    shape = (len(prompts), prompts[0].attention_mask.size)
+    shape = (len(prompts), max(prompt.attention_mask.size for prompt in prompts))
     if weights is None or (isinstance(weights, str) and weights == "all"):
         return np.ones(shape, np.float32)
     if isinstance(weights, str):
@@ -319,7 +319,10 @@ def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray
                 f"prompt_weights is '{one_line(weights)}', expected one of "
                 f"{', '.join(WEIGHTINGS)} or an array"
             )
-        return np.stack([_token_set(weights, prompt) for prompt in prompts]).astype(np.float32)
+        named = np.zeros(shape, np.float32)
+        for row, prompt in enumerate(prompts):
+            named[row, : prompt.attention_mask.size] = _token_set(weights, prompt)
+        return named
     try:
         array = np.asarray(weights, dtype=np.float32)
     except (TypeError, ValueError):

@@ -3,7 +3,7 @@
 The paper's best figures reword it with the model family's own instruction refiner (appendix A3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +36,8 @@ def refine(
     instructions: Sequence[Instruction],
     image_hwc: npt.NDArray[np.uint8] | None,
     encoder: PromptEncoder,
+    *,
+    image_tokens: int = 0,
 ) -> list[Instruction]:
     """Ask a refiner once for each distinct instruction, and check what it answers.
 
@@ -44,6 +46,7 @@ def refine(
         instructions: what was rendered.
         image_hwc: (H, W, 3) uint8, the picture; None where a state came without it.
         encoder: knows what may not be in an instruction.
+        image_tokens: how many tokens of a prompt stand for the picture.
 
     Raises:
         InputError: no picture, or the refiner failed, or its answer cannot be used as an
@@ -54,9 +57,11 @@ def refine(
             "the image state has no pixels for the refiner to look at, expected one made by this "
             "segmenter: call its set_image"
         )
-    said = {
-        told: _reword(refiner, told, image_hwc, encoder) for told in dict.fromkeys(instructions)
-    }
+
+    def usable(instruction: Instruction, answer: str) -> Instruction:
+        return encoder.reword(instruction, answer, image_tokens=image_tokens)
+
+    said = {told: _reword(refiner, told, image_hwc, usable) for told in dict.fromkeys(instructions)}
     return [said[told] for told in instructions]
 
 
@@ -64,7 +69,7 @@ def _reword(
     refiner: Refiner,
     instruction: Instruction,
     image_hwc: npt.NDArray[np.uint8],
-    encoder: PromptEncoder,
+    usable: Callable[[Instruction, str], Instruction],
 ) -> Instruction:
     name = one_line(getattr(refiner, "__qualname__", type(refiner).__qualname__), limit=80)
     try:
@@ -77,6 +82,6 @@ def _reword(
     if answer == instruction.text:
         return instruction
     try:
-        return encoder.reword(instruction, answer)
+        return usable(instruction, answer)
     except InputError as error:
         raise InputError(f"refiner '{name}' gave an unusable answer: {error}") from None

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime import geometry
+from rism.runtime.batch import batches, transformer_feeds
 from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs, repeat_last
+from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
 from rism.runtime.engines import Arrays, Engine, check_precision, choose_provider, load_engines
 from rism.runtime.errors import InputError, ProviderError, one_line
+from rism.runtime.eye import open_eye
 from rism.runtime.images import ImageSource
 from rism.runtime.manifest import PROTOTYPES
 from rism.runtime.picture import ImageState, PictureEncoder
@@ -64,8 +66,9 @@ class Segmenter:
 
         Args:
             bundle: an open bundle.
-            engines: "text_encoder", "vae_encoder" and "transformer", by any engine; where the
-                bundle has fixed sizes the last two for each of them, "transformer@512x512".
+            engines: "text_encoder", "vae_encoder" and "transformer", by any engine, and
+                "vision_encoder" where the bundle has one; where it has fixed sizes the second
+                and third for each of them, "transformer@512x512".
             capture: which of the bundle's capture modes the transformer engine is.
             max_batch: expressions per run of the transformer.
             provider_reason: why these engines were chosen.
@@ -92,12 +95,14 @@ class Segmenter:
         self._encoder = PromptEncoder(
             self.manifest.prompt, bundle.tokenizer_json(), template=template
         )
+        self._eye = open_eye(self.manifest, self._encoder, engines)
         self._embedder = PromptEmbedder(
             self._encoder,
             engines["text_encoder"],
             max_batch=self._max_batch,
             fixed_batch=fixed_batch(self.manifest.graph("text_encoder").inputs, "input_ids"),
             disk=cache,
+            eye=self._eye,
         )
 
     @classmethod
@@ -129,7 +134,8 @@ class Segmenter:
             template: the instruction, with {expression} in it once; None for the bundle's.
             refiner: rewords each instruction after a look at the picture (see `Refiner`).
             cache_dir: a folder to keep prompt embeddings in (see `EmbeddingCache`); the text
-                encoder is then loaded only for an instruction that is not there.
+                encoder, and the vision encoder where there is one, are then loaded only for an
+                instruction that is not there.
             warn: told in one line of cached embeddings that could not be read or written.
 
         Raises:
@@ -234,7 +240,7 @@ class Segmenter:
             prompt_weights: w of a_l = A w, which tokens count: None or "all" for the paper's
                 ones, "valid" for no padding, "instruction" for the instruction without the
                 model's chat prefix and suffix, "expression" for the expression's own tokens, or
-                an array (N_p,) or (B, N_p).
+                an array (N_p,) or (B, N_p), N_p that of the longest prompt.
             prototype: "equation" or "cosine"; None for the bundle's.
 
         Returns:
@@ -252,30 +258,30 @@ class Segmenter:
             raise InputError("there are no expressions, expected at least one")
         fresh = not isinstance(image, ImageState)
         shared: dict[str, float] = {}
-        if self._refiner is not None:
-            image = self._state(image)
+        state: ImageState | None = None
+        if self._refiner is not None or self._eye is not None:
+            state = self._state(image)
+        if self._refiner is not None and state is not None:
             start = perf_counter()
-            instructions = refine(self._refiner, instructions, image.pixels, self._encoder)
-            shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
-        start = perf_counter()
-        prompts = self._embedder.embed(instructions)
-        shared["text"] = (perf_counter() - start) * 1e3 / len(asked)
-        weights = weigh(prompt_weights, prompts)
-        state = self._state(image)
-        if fresh:
-            shared |= {k: v / len(asked) for k, v in state.timings_ms.items()}
-        results: list[Segmentation] = []
-        step = self._fixed_batch(state) or self._max_batch
-        for first in range(0, len(prompts), step):
-            rows = slice(first, first + step)
-            results += self._batch(
-                state,
-                prompts[rows],
-                weights=weights[rows],
-                options=options,
-                shared_ms=shared,
+            tokens = 0 if self._eye is None else self._eye.image_tokens(state)
+            instructions = refine(
+                self._refiner, instructions, state.pixels, self._encoder, image_tokens=tokens
             )
-        return results[0] if single else results
+            shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
+        prompts, timings = self._embedder.embed(instructions, state)
+        weights = weigh(prompt_weights, prompts)
+        state = state or self._state(image)
+        if fresh:
+            timings |= state.timings_ms
+        shared |= {stage: each / len(asked) for stage, each in timings.items()}
+        results: dict[int, Segmentation] = {}
+        for rows in batches(prompts, self._fixed_batch(state) or self._max_batch):
+            some = [prompts[row] for row in rows]
+            own = weights[rows, : len(some[0].embeds)]
+            found = self._batch(state, some, weights=own, options=options, shared_ms=shared)
+            results |= dict(zip(rows, found, strict=True))
+        ordered = [results[row] for row in range(len(prompts))]
+        return ordered[0] if single else ordered
 
     def _batch(
         self,
@@ -336,20 +342,14 @@ class Segmenter:
         self, state: ImageState, prompts: Sequence[PromptState], weights: Float32, tau: float
     ) -> Arrays:
         fixed, tokens = self._fixed_batch(state), state.plan.tokens
-        batch = fixed or len(prompts)
         engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
-        outputs = engine.run(
-            {
-                "clean_latents": np.repeat(state.clean_latents, batch, axis=0),
-                "noise": self._noise[None, :tokens],
-                "prompt_embeds": repeat_last(np.stack([p.embeds for p in prompts]), fixed),
-                "prompt_weights": repeat_last(weights, fixed),
-                "positions": geometry.positions(state.plan.grid_hw),
-                "tau": np.array([tau], np.float32),
-            }
+        feeds = transformer_feeds(
+            state, prompts, weights=weights, noise=self._noise, tau=tau, fixed=fixed
         )
+        outputs = engine.run(feeds)
         name = "scores" if self.capture == "scores" else "features"
-        expect_shape(outputs[name], (batch, tokens, *outputs[name].shape[2:]), name=name)
+        shape = (fixed or len(prompts), tokens, *outputs[name].shape[2:])
+        expect_shape(outputs[name], shape, name=name)
         return {key: value.astype(np.float32, copy=False) for key, value in outputs.items()}
 
     def _finish(

@@ -4,8 +4,10 @@ Sizes are (width, height), arrays (height, width). Every step is a resize of 8-b
 processors that such encoders were trained with do it, to the last bit.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -43,6 +45,13 @@ class View:
     def size_wh(self) -> tuple[int, int]:
         """Width and height, pixels."""
         return self.image_hwc.shape[1], self.image_hwc.shape[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of its pixels: 64 hexadecimal digits."""
+        named = hashlib.sha256(repr(self.image_hwc.shape).encode(), usedforsecurity=False)
+        named.update(self.image_hwc.data)
+        return named.hexdigest()
 
 
 def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> View:
