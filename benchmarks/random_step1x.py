@@ -230,7 +230,17 @@ def _write_shards(
 
 
 def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool) -> None:
-    """Write a safetensors file: length of the header, header, then the numbers in its order."""
+    with file.open("wb") as out:
+        out.write(_header(tensors, dtype))
+        for laid in tensors.values():
+            for rows in laid.rows:
+                for values in pool.read(rows):
+                    raw = values.to(_TYPES[dtype]).view(torch.uint8)
+                    out.write(raw.numpy().tobytes())
+
+
+def _header(tensors: Mapping[str, Laid], dtype: str) -> bytes:
+    """Return the beginning of a safetensors file: eight bytes of length, then JSON."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, laid in tensors.items():
@@ -238,13 +248,7 @@ def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool
         header[name] = {"dtype": dtype, "shape": laid.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for laid in tensors.values():
-            for rows in laid.rows:
-                for values in pool.read(rows):
-                    raw = values.to(_TYPES[dtype]).view(torch.uint8)
-                    out.write(raw.numpy().tobytes())
+    return len(text).to_bytes(8, "little") + text
 
 
 class _Pool:
