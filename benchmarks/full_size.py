@@ -14,30 +14,52 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from benchmarks.measure import environment
 from benchmarks.random_checkpoint import SIZES, write_checkpoint
+from benchmarks.random_step1x import STEP1X, write_diffusers, write_original
 
 _BUFFER = 16 * 2**20
+# By name: what it is called, and how it is written.
+_MODELS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    **{
+        name: (f"FLUX.2-klein {name}", partial(write_checkpoint, shape=shape))
+        for name, shape in SIZES.items()
+    },
+    "step1x": (
+        "Step1X-Edit v1.0, makers' layout",
+        partial(write_original, shape=STEP1X, version="1.0"),
+    ),
+    "step1x-v1.2": (
+        "Step1X-Edit v1.2, diffusers layout",
+        partial(write_diffusers, shape=STEP1X, version="1.2"),
+    ),
+}
 
 
 def main() -> None:
     """Measure one export."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
-    parser.add_argument("--size", choices=[*SIZES], default="9b")
-    parser.add_argument("--folder", type=Path, required=True, help="on a disk with room: 9b 70 GB")
+    parser.add_argument("--size", choices=[*_MODELS], default="9b")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="on a disk with room: 9b 70 GB, step1x 83 GB"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
     parser.add_argument("--capture", default="vectors")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="leave the bundle there")
     args = parser.parse_args()
-    checkpoint, bundle = args.folder / f"klein-{args.size}", args.folder / f"bundle-{args.size}"
+    called, write = _MODELS[args.size]
+    checkpoint = args.folder / f"checkpoint-{args.size}"
+    bundle = args.folder / f"bundle-{args.size}"
     if not checkpoint.exists():
-        write_checkpoint(checkpoint, SIZES[args.size])
-    files = sorted(checkpoint.glob("*/*.safetensors"))
+        write(checkpoint)
+    files = sorted(checkpoint.rglob("*.safetensors"))
     copy_s = _copy(files, args.folder / "copy.tmp")
     shutil.rmtree(bundle, ignore_errors=True)
     told = args.folder / "peak.txt"
@@ -52,7 +74,7 @@ def main() -> None:
         onnx.checker.check_model(str(graph))
     read = sum(file.stat().st_size for file in files)
     result = {
-        "checkpoint": f"FLUX.2-klein {args.size}, random bfloat16 weights, published layout",
+        "checkpoint": f"{called}, random bfloat16 weights, published layout",
         "precision": args.precision,
         "capture": args.capture,
         "checkpoint_bytes": read,

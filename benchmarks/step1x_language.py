@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, Qwen2TokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+import rism.export
 from benchmarks.step1x_tensors import Step1XShape
 
 __all__ = [
@@ -69,7 +70,10 @@ CHAT_TEMPLATE = (
     "{%- endif -%}"
 )
 
+# What stands before every instruction: with it the counts of tokens come near the published ones.
+_PREFIXES = sorted((Path(rism.export.__file__).parent / "families" / "step1x").glob("prefix-*.txt"))
 _CORPUS = (
+    *(path.read_text(encoding="utf-8") for path in _PREFIXES),
     "remove the red car",
     "remove the small dog on the left of the green van",
     "remove “the woman” with “a blue umbrella” and the “sign” behind her",
@@ -100,7 +104,7 @@ def make_tokenizer(shape: Step1XShape) -> Qwen2TokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(shape.vocabulary, 512) - len(SPECIAL_TOKENS),
+        vocab_size=min(shape.vocabulary, 2048) - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

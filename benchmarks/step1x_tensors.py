@@ -105,7 +105,7 @@ SMALL = Step1XShape(
     text_heads=4,
     text_kv_heads=2,
     mrope=(2, 1, 1),
-    vocabulary=512,
+    vocabulary=2048,
     transformer_shards=2,
     text_shards=2,
 )
