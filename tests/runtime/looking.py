@@ -146,7 +146,8 @@ TRANSFORMER_BODY = """
     stand = ReduceMean<axes=[1], keepdims=1>(placed)
     small = Mul(stand, hundredth)
     moved = Add(embeds, small)
-    words = Mul(moved, w3)
+    lit = Add(moved, light)
+    words = Mul(lit, w3)
     want = ReduceSum<keepdims=1>(words, axis_1)
     want_t = Transpose<perm=[0, 2, 1]>(want)
     a_n = MatMul(clean, want_t)
@@ -161,7 +162,7 @@ TRANSFORMER_BODY = """
     noise_small = Mul(noise, hundredth)
     f_0 = Add(clean, noise_small)
     features = Add(f_0, far_small)
-    words_t = Transpose<perm=[0, 2, 1]>(moved)
+    words_t = Transpose<perm=[0, 2, 1]>(words)
     per_token = MatMul(clean, words_t)
 """
 
@@ -296,7 +297,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
         " float[n_v, 2] positions) => (float[batch, 1, n_v] a, float[batch, 1, n_v] ta,"
         " float[batch, n_v, 3] features, float[batch, n_v, n_p] per_token)",
         TRANSFORMER_BODY,
-        some,
+        {**some, "light": LIGHT},
     )
 
 
@@ -308,6 +309,7 @@ def _write(file: Path, signature: str, body: str, weights: dict[str, Any]) -> No
 
 
 AXES = np.array([0.01, 0.02, 0.03], np.float32).reshape(3, 1, 1)
+LIGHT = np.array([0.1, -0.2, 0.3], np.float32)  # a column that counts shows, even where it is 0
 WORDS = ["the green van", 'the "STOP" sign', "a van", "wow ! a", "the man's hat", "a hat"]
 
 
