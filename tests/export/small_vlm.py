@@ -1,0 +1,151 @@
+"""A small random Qwen2.5-VL in the published layout, which answers in words it is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2TokenizerFast,
+)
+
+from mini.tokenizer import train_tokenizer
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+WORDS = ("remove", "the", "red", "small", "green", "car", "dog", "left")
+# What Qwen2.5-VL's template renders: a system turn of its own where there is none, pictures as
+# one token between two, their numbers only where they are asked for.
+CHAT_TEMPLATE = """\
+{%- set number = namespace(picture=0) -%}
+{%- for message in messages -%}
+{%- if loop.first and message.role != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}
+{%- set number.picture = number.picture + 1 -%}
+{%- if add_vision_id -%}{{- 'Picture ' ~ number.picture ~ ': ' -}}{%- endif -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- else -%}
+{{- part.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+def make_vlm(
+    folder: Path,
+    *,
+    processor: Path | None = None,
+    words: Sequence[str] = WORDS,
+    ending: float = 0.0,
+    seed: int = 0,
+    generation: dict[str, Any] | None = None,
+) -> Path:
+    """Write a random checkpoint with the classes the published one is made of.
+
+    Args:
+        folder: where the weights go.
+        processor: where tokenizer and picture processor go; None for beside the weights.
+        words: the only ones that it says, in an order that picture and prompt decide.
+        ending: how eager it is to end, beside 1 for every word; 0 for never.
+        seed: of the weights.
+        generation: of generation_config.json.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = make_tokenizer(words)
+    ids = tokenizer.convert_tokens_to_ids
+    torch.manual_seed(seed)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_window_layers": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [1, 1, 2],
+            },
+            "initializer_range": 0.4,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+            "window_size": 112,
+            "initializer_range": 0.4,
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        initializer_range=0.4,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    said = [tokenizer(f" {word}").input_ids[0] for word in words]
+    scale = torch.zeros(len(tokenizer), 1)
+    scale[said], scale[ids("<|im_end|>")] = 1.0, ending
+    with torch.no_grad():
+        model.lm_head.weight *= scale
+    model.save_pretrained(folder)
+    values = {"eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
+    (folder / "generation_config.json").write_text(json.dumps(values | (generation or {})))
+    beside = processor or folder
+    tokenizer.save_pretrained(beside)
+    picture_processor().save_pretrained(beside)
+    return folder
+
+
+def make_tokenizer(words: Sequence[str] = WORDS) -> Qwen2TokenizerFast:
+    """A byte-level tokenizer that has each word as one token, with Qwen2.5-VL's special ones."""
+    tokenizer = train_tokenizer([" " + " ".join(words)] * 50, vocab_size=400)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert all(len(tokenizer(f" {word}").input_ids) == 1 for word in words)
+    return tokenizer
+
+
+def picture_processor(**limits: int) -> Any:
+    """Qwen2.5-VL's, without torchvision."""
+    return transformers.Qwen2VLImageProcessorPil(**limits)
+
+
+def real_processor(folder: Path, **limits: int) -> Qwen2_5_VLProcessor:
+    """The family's own processor over what lies in a folder; videos need torchvision."""
+
+    class WithoutVideos(Qwen2_5_VLProcessor):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, *_: object) -> None:
+            """Let the missing video processor pass."""
+
+    tokenizer = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+    return WithoutVideos(
+        picture_processor(**limits), tokenizer, None, chat_template=tokenizer.chat_template
+    )
