@@ -147,7 +147,9 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
                 whole = torch.cat([piece.reshape(-1) for piece in pieces()])
                 value.const_value = _inline(whole, dtype, shape, name)
                 continue
-            place = file.add((name, str(wanted), turned), length, pieces)
+            # A graph of a few blocks numbers them otherwise: where it comes from is what counts.
+            source = rules[name] if isinstance(rules[name], StoredTensor) else name
+            place = file.add((source, str(wanted), turned), length, pieces)
         value.const_value = ir.ExternalTensor(
             location=file.path.name,
             offset=place.offset,
