@@ -92,8 +92,8 @@ def find_language_model(
 
     Args:
         model: a short name, a folder in diffusers' layout (`text_encoder/` and `processor/` or
-            `tokenizer/`), one with `Qwen2.5-VL-7B-Instruct/` in it, that folder itself, or a hub
-            id of one of these.
+            `tokenizer/`), one with `Qwen2.5-VL-7B-Instruct/` in it or beside it or a file there,
+            that folder itself, or a hub id of one of these.
         revision: branch, tag or commit on the hub.
         offline: use only what the hub's cache already holds.
         weights: without them only the small files are fetched from the hub.
@@ -103,6 +103,8 @@ def find_language_model(
         UnsupportedModelError: Its language model is another.
     """
     folder, source, commit = Path(model), "", ""
+    if folder.suffix == ".safetensors" and folder.is_file():
+        folder = folder.parent
     if model in HUB_IDS or not folder.is_dir():
         source = HUB_IDS.get(model, model)
         if source.count("/") != 1 or source.startswith((".", "/")):
@@ -112,7 +114,9 @@ def find_language_model(
             )
         folder = _snapshot(source, _PATTERNS, revision=revision, offline=offline, weights=weights)
         commit = folder.name
-    parts = [folder, folder / "text_encoder", *sorted(folder.glob("Qwen2.5-VL*/"))]
+    around = (folder, folder.resolve().parent)
+    named = [part for place in around for part in sorted(place.glob("Qwen2.5-VL*/"))]
+    parts = [folder, folder / "text_encoder", *named]
     found = next((part for part in parts if (part / "config.json").is_file()), None)
     if found is None:
         raise CheckpointError(

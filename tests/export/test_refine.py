@@ -277,7 +277,11 @@ def test_other_settings_do_not_share_a_file(
 
 
 def test_layouts_and_what_is_none(vlm: Path, tmp_path: Path) -> None:
-    assert find_language_model(str(vlm.parent)).weights == vlm
+    makers = vlm.parent / "step1x-edit"
+    makers.mkdir()
+    (makers / "step1x.safetensors").touch()
+    for model in (vlm, vlm.parent, makers, makers / "step1x.safetensors"):
+        assert find_language_model(str(model)).weights == vlm
     diffusers = tmp_path / "step1x"
     make_vlm(diffusers / "text_encoder", processor=diffusers / "processor")
     found = find_language_model(str(diffusers))
