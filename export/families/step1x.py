@@ -304,7 +304,7 @@ def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
 
 def _tokenizer(folders: Sequence[Path]) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer, and the chat template: the processor's where it has one of its own."""
-    folder = _first(folders, "tokenizer.json", "tokenizer_config.json").parent
+    folder = _first(folders, "tokenizer.json", "vocab.json").parent
     try:
         tokenizer = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library's own kinds, many of them
