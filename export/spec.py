@@ -5,6 +5,7 @@ The rest of the exporter asks these objects and never a model's name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,9 +97,16 @@ class ModelSpec:
     @property
     def noise_rows(self) -> int:
         """Tokens of the largest picture the geometry allows."""
-        token = self.geometry.token_px
-        fixed = [wide // token * (high // token) for wide, high in self.geometry.sizes]
-        return max([*fixed, (self.geometry.size_level // token) ** 2 if not fixed else 0])
+        rules = self.geometry
+        token, level = rules.token_px, rules.size_level
+        if rules.sizes:
+            return max(wide // token * (high // token) for wide, high in rules.sizes)
+        if rules.rounding == "floor":
+            return (level // token) ** 2
+        # Each side is at most a pixel longer, and the shorter one as much again as it follows the
+        # longer; what that adds to the area is largest at one end of the aspect ratios.
+        root = math.sqrt(rules.max_aspect)
+        return int(level**2 + level * max(3.0, root + 2 / root) + 2) // token**2
 
     def at_level(self, size_level: int) -> ModelSpec:
         """Return it with every picture brought to about `size_level` squared, as the paper does.
