@@ -18,7 +18,7 @@ from rism.export.tensors import read_headers
 # Sizes for a CPU; the text before an instruction has about its published number of tokens.
 SETTINGS = {
     "size_level": 96,
-    "max_sequence_length": 64,
+    "max_sequence_length": 96,
     "min_pixels": 16 * 28 * 28,
     "max_pixels": 36 * 28 * 28,
     "precision": "fp32",
