@@ -26,8 +26,11 @@ __all__ = ["write_manifest"]
 # The oldest format that can say everything: readers of it need no more than that.
 _SCHEMAS = ("1.1", "1.2")
 _RECENT = frozenset(
+    # of the geometry
     ("rounding", "resize_in")
-    + ("drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision")
+) | frozenset(
+    # of the prompt
+    ("drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision")
 )
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 

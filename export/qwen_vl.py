@@ -141,7 +141,7 @@ class QwenVlPromptEncoder(nn.Module):
         hidden = words
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=allowed, position_embeddings=turn)
-        kept = self.norm(hidden)[:, self.drop :].float()
+        kept: torch.Tensor = self.norm(hidden)[:, self.drop :].float()
         if self.mapping is None or quoted_mask is None:
             return kept
         quoted = self.mapping(words[:, self.drop :]).float()

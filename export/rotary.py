@@ -39,11 +39,11 @@ class RotaryTable(nn.Module):
     def prompt(self, axes: Sequence[Axis], length: int) -> Rotary:
         """Tables for a prompt of `length` tokens."""
         index = torch.arange(length, dtype=torch.float32, device=self.frequencies.device)
-        return self(_columns(axes, {"index": index}))
+        return self.forward(_columns(axes, {"index": index}))
 
     def image(self, axes: Sequence[Axis], positions: torch.Tensor) -> Rotary:
         """Tables for image tokens at rows and columns (N, 2)."""
-        return self(_columns(axes, {"row": positions[:, 0], "column": positions[:, 1]}))
+        return self.forward(_columns(axes, {"row": positions[:, 0], "column": positions[:, 1]}))
 
 
 def _columns(axes: Sequence[Axis], given: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

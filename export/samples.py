@@ -82,7 +82,7 @@ def vision_feeds(spec: ModelSpec, sample: Samples) -> tuple[Arrays, tuple[int, i
     rules = spec.prompt.vision
     assert rules is not None, "only models whose text encoder looks are asked"
     view = vision.view(sample.picture, sample.size_wh, rules)
-    feeds = {
+    feeds: Arrays = {
         "pixel_values": vision.pixel_values(view, rules),
         "patch_positions": vision.patch_positions(view.grid_hw, rules),
     }
@@ -107,6 +107,7 @@ def text_feeds(
         }, encoded
     _, grid_hw = vision_feeds(spec, sample)
     encoded = prompts.tokenize(said, image_tokens=len(image_embeds))
+    assert prompts.image_token_id is not None, "an encoder with rules for pictures has it"
     feeds: Arrays = {
         "input_ids": encoded.input_ids,
         "attention_mask": encoded.attention_mask,

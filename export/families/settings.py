@@ -44,7 +44,7 @@ def _line(default: str | None) -> Setting:
     return Setting(default, lambda v: isinstance(v, str) and v.isprintable(), "printable text")
 
 
-COMMON: Mapping[str, Setting] = {
+COMMON: dict[str, Setting] = {
     "name": _line(None),
     "licence": _line("see the model card"),
     "demonstrator": Setting(False, lambda v: isinstance(v, bool), "true or false"),

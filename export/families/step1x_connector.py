@@ -83,10 +83,7 @@ class _Refiner(nn.Module):
         super().__init__()
         self.input_embedder = nn.Linear(sizes.hidden, sizes.width)
         self.c_embedder = _Embedder(sizes.hidden, sizes.width)
-        self.individual_token_refiner = nn.Module()
-        self.individual_token_refiner.blocks = nn.ModuleList(
-            _RefinerBlock(sizes, precision) for _ in range(sizes.depth)
-        )
+        self.individual_token_refiner = _RefinerBlocks(sizes, precision)
 
     def forward(
         self, hidden: torch.Tensor, mean: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
@@ -97,7 +94,20 @@ class _Refiner(nn.Module):
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         allowed = (real[:, None, :, None] & real[:, None, None, :]) | first
         x: torch.Tensor = self.input_embedder(hidden)
-        for block in self.individual_token_refiner.blocks:
+        refined: torch.Tensor = self.individual_token_refiner(x, condition, allowed)
+        return refined
+
+
+class _RefinerBlocks(nn.Module):
+    def __init__(self, sizes: ConnectorSizes, precision: Precision) -> None:
+        super().__init__()
+        blocks = (_RefinerBlock(sizes, precision) for _ in range(sizes.depth))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        for block in self.blocks:
             x = block(x, condition, allowed)
         return x
 

@@ -186,8 +186,9 @@ class LiteralStep1XEdit:
 
     def _ids(self, instruction: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (1, S) with the picture's among them, and which are of quoted characters."""
+        parts = content(self.version, prefix_text(self.version), instruction)
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content(self.version, prefix_text(self.version), instruction)}],
+            [{"role": "user", "content": parts}],
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=True,
@@ -197,7 +198,8 @@ class LiteralStep1XEdit:
         if quotes is not None and any(mark in text[quotes.start :] for mark in _QUOTES):
             # How quoted words are cut has an oracle of its own, in tests/runtime/test_quotes.py.
             encoder = PromptEncoder(self.spec.prompt, tokenizer_json(self.tokenizer).encode())
-            found = encoder.tokenize([Instruction(instruction, instruction, 0)], image_tokens=tokens)
+            said = Instruction(instruction, instruction, 0)
+            found = encoder.tokenize([said], image_tokens=tokens)
             return torch.from_numpy(found.input_ids), torch.from_numpy(found.quoted_mask)
         ids = self.tokenizer(
             text.replace(IMAGE_TOKEN, tokens * IMAGE_TOKEN), return_tensors="pt"

@@ -70,8 +70,8 @@ def open_transformer(file: Path, headers: Mapping[str, StoredTensor]) -> TensorS
     scales = sorted(key for key in short if key.endswith((".scale_weight", "scaled_fp8")))
     if scales:
         raise CheckpointError(
-            f"{file} holds 8-bit weights with scales ({scales[0]}), expected none: use the bfloat16 "
-            "release, or one whose float8_e4m3fn weights are plain casts"
+            f"{file} holds 8-bit weights with scales ({scales[0]}), expected none: use the "
+            "bfloat16 release, or one whose float8_e4m3fn weights are plain casts"
         )
     width = short["img_in.weight"].shape[0] if "img_in.weight" in short else 0
     tensors: dict[str, StoredTensor] = {}

@@ -292,7 +292,8 @@ def _vision(
             preprocessor.get("max_pixels") or size["longest_edge"],
         )
         if version.cells is not None:
-            limits = (version.cells[0] * (patch * merge) ** 2, version.cells[1] * (patch * merge) ** 2)
+            least, most = version.cells
+            limits = (least * (patch * merge) ** 2, most * (patch * merge) ** 2)
         red, green, blue = (float(value) for value in preprocessor["image_mean"])
         mean = (red, green, blue)
         red, green, blue = (float(value) for value in preprocessor["image_std"])

@@ -28,7 +28,11 @@ VERSIONS = ("1.0", "1.1", "1.2")
 
 
 def make_step1x(
-    folder: Path, version: str, *, layout: str | None = None, settings: dict[str, object] | None = None
+    folder: Path,
+    version: str,
+    *,
+    layout: str | None = None,
+    settings: dict[str, object] | None = None,
 ) -> Path:
     """Write a checkpoint: 1.0 and 1.1 as their makers do, 1.2 as diffusers does, unless told."""
     layout = layout or ("diffusers" if version == "1.2" else "original")

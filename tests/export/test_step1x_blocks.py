@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +139,7 @@ def test_what_is_captured(model: Step1XModel, site: str, block: int) -> None:
 
 
 @pytest.fixture
-def outputs(model: Step1XModel) -> Iterator[Any]:
+def outputs(model: Step1XModel) -> Callable[..., torch.Tensor]:
     """Runs the single step on changed inputs and returns the attention it captures."""
     dit = model.transformer(FP32).fill()
 
@@ -152,7 +151,7 @@ def outputs(model: Step1XModel) -> Iterator[Any]:
             vectors: torch.Tensor = graph(**(feeds | changes))[0]
         return vectors
 
-    yield run
+    return run
 
 
 def test_every_input_of_the_prompt_matters(model: Step1XModel, outputs: Any) -> None:

@@ -108,7 +108,9 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
     grid_hw = (high // 16, wide // 16)
     noise = torch.from_numpy(np.array(segmenter.bundle.noise()[None, : grid_hw[0] * grid_hw[1]]))
     engine = load_engines(segmenter.bundle, "vectors", provider="cpu")["transformer"]
-    states, _ = segmenter._embedder.embed([segmenter._encoder.instruct(e) for e in EXPRESSIONS], state)
+    states, _ = segmenter._embedder.embed(
+        [segmenter._encoder.instruct(e) for e in EXPRESSIONS], state
+    )
     for expression, result, ours, theirs in zip(EXPRESSIONS, results, states, prompts, strict=True):
         assert ours.embeds.shape == tuple(theirs.embeds.shape), expression
         scale = float(theirs.embeds.abs().max())
