@@ -32,7 +32,7 @@ from rism.export.writer import BundleWriter, Export
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["export_bundle", "plan_export"]
+__all__ = ["export_bundle", "open_model", "plan_export"]
 
 _NOISE_SEED = 0
 
@@ -94,7 +94,7 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     checkpoint = find_checkpoint(
         model, revision=options.revision, offline=options.offline, weights=weights
     )
-    opened = _open_model(checkpoint)
+    opened = open_model(checkpoint)
     if options.size_level is not None:
         opened.spec = opened.spec.at_level(options.size_level)
     if options.sizes:
@@ -131,7 +131,12 @@ def _check_sizes(sizes: Sequence[tuple[int, int]], multiple: int) -> None:
             )
 
 
-def _open_model(checkpoint: Checkpoint) -> OpenModel:
+def open_model(checkpoint: Checkpoint) -> OpenModel:
+    """Open a checkpoint by the family that it is of; only headers and small files are read.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as `export_bundle` does.
+    """
     pipeline, file = pipeline_name(checkpoint), checkpoint.transformer_file
     headers = {} if file is None else read_headers(file)
     for family in FAMILIES:

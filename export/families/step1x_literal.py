@@ -36,7 +36,7 @@ from rism.export.weightless import build_empty
 from rism.runtime.prompt import Instruction, PromptEncoder
 from rism.runtime.prompt_spec import VisionRules
 
-__all__ = ["LiteralParts", "LiteralStep1XEdit"]
+__all__ = ["LiteralParts", "LiteralStep1XEdit", "Processed"]
 
 _QUOTES = "\"'“”"
 # Folded into constants by the exporter from unrounded weights, and not rounded after.
@@ -62,6 +62,27 @@ class LiteralParts:
     text: TensorStore
     text_config: Callable[[], Any]
     mapping: TensorStore
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What transformers' processor and model make of one instruction about one picture.
+
+    Attributes:
+        input_ids: (1, S) int64.
+        seen: (1, S) int64, one on tokens that are not masked.
+        quoted: (1, S) int64, one on tokens of quoted characters.
+        position_ids: (3, 1, S) int64.
+        pixel_values: (P, values) float32.
+        grid_thw: (1, 3) int64.
+    """
+
+    input_ids: torch.Tensor
+    seen: torch.Tensor
+    quoted: torch.Tensor
+    position_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
 
 
 class LiteralStep1XEdit:
@@ -206,33 +227,36 @@ class LiteralStep1XEdit:
         ).input_ids
         return ids, torch.zeros_like(ids)
 
-    def _prompt(self, instruction: str, picture: Picture) -> LiteralPrompt:
-        rules, language = self.spec.prompt, self._language
+    def processed(self, instruction: str, picture: Picture) -> Processed:
+        """Return what the library's own classes make of an instruction about a picture."""
         pixels, grid = self._pixels(picture)
         tokens = int(grid.prod()) // self._rules.merge**2
         ids, quoted = self._ids(instruction, tokens)
-        pictured = ids == language.config.image_token_id
+        pictured = (ids == self._language.config.image_token_id).int()
         seen = (ids > 0).long()
-        positions, _ = language.get_rope_index(
-            ids, mm_token_type_ids=pictured.int(), image_grid_thw=grid, attention_mask=seen
+        positions, _ = self._language.get_rope_index(
+            ids, mm_token_type_ids=pictured, image_grid_thw=grid, attention_mask=seen
         )
-        hidden = language(
-            input_ids=ids,
-            attention_mask=seen if self.version.masks_attention else None,
-            position_ids=positions,
-            pixel_values=pixels,
-            image_grid_thw=grid,
+        return Processed(ids, seen, quoted, positions, pixels, grid)
+
+    def _prompt(self, instruction: str, picture: Picture) -> LiteralPrompt:
+        rules, given = self.spec.prompt, self.processed(instruction, picture)
+        hidden = self._language(
+            input_ids=given.input_ids,
+            attention_mask=given.seen if self.version.masks_attention else None,
+            position_ids=given.position_ids,
+            pixel_values=given.pixel_values,
+            image_grid_thw=given.grid_thw,
         ).last_hidden_state[0, rules.drop :]
         if self.parts.sizes.mapping:
-            hidden = torch.cat([hidden, self._mapped(ids, quoted)[rules.drop :]], dim=-1)
+            mapped = self._mapped(given.input_ids, given.quoted)
+            hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
         length = len(hidden)
         padding = rules.max_length - length if rules.padding == "zeros" else 0
         return LiteralPrompt(
             torch.nn.functional.pad(hidden, (0, 0, 0, padding)),
             torch.cat([torch.ones(length), torch.zeros(padding)]),
-            self._places(positions[:, 0], pictured[0], grid[0], picture)
-            if rules.positions == "grid"
-            else None,
+            self._places(given, picture) if rules.positions == "grid" else None,
         )
 
     def _mapped(self, ids: torch.Tensor, quoted: torch.Tensor) -> torch.Tensor:
@@ -246,10 +270,10 @@ class LiteralStep1XEdit:
         mapped = torch.nn.functional.linear(words, weight.to(dtype).float(), bias)
         return mapped * quoted[0, :, None]
 
-    def _places(
-        self, positions: torch.Tensor, pictured: torch.Tensor, grid: torch.Tensor, picture: Picture
-    ) -> torch.Tensor:
+    def _places(self, given: Processed, picture: Picture) -> torch.Tensor:
         """Positions of the prompt on the transformer's axes, by the published matrices."""
+        positions, grid = given.position_ids[:, 0], given.grid_thw[0]
+        pictured = given.input_ids[0] == self._language.config.image_token_id
         drop, cell = self.spec.prompt.drop, float(self._rules.cell_px)
         places = torch.zeros(positions.shape[1] - drop, 3, dtype=torch.float64)
         times = positions[0, drop:]

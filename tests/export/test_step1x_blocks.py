@@ -6,18 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from rism.export.capture import Capture, Spans
-from rism.export.families import step1x_reference as reference
+from benchmarks.step1x_parity import block_differences, random_inputs
 from rism.export.families.step1x import Step1XModel
 from rism.export.graphs import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.samples import transformer_feeds
-from rism.export.spec import LiteralInputs
-from tests.export.step1x import VERSIONS, literal_inputs, make_step1x, open_step1x
+from tests.export.step1x import VERSIONS, make_step1x, open_step1x
 
 FP32 = PRECISIONS["fp32"]
 GRID = (4, 5)
@@ -29,99 +26,17 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return open_step1x(make_step1x(folder, request.param))
 
 
-def positions(version: str, given: LiteralInputs) -> dict[str, torch.Tensor]:
-    """Rotary positions as each version's code writes them down."""
-    rows, columns = given.grid_hw
-    noisy = torch.tensor([[0.0, r, c] for r in range(rows) for c in range(columns)])
-    first = {"1.0": [0.0, 0.0, 0.0], "1.1": [1.0, 1.0, 1.0], "1.2": [1.0, 0.0, 0.0]}[version]
-    own = given.prompt.positions
-    return {
-        "prompt_positions": torch.zeros(given.prompt.embeds.shape[1], 3) if own is None else own,
-        "noisy_positions": noisy,
-        "clean_positions": noisy + torch.tensor(first),
-    }
-
-
-def literal_record(model: Step1XModel, given: LiteralInputs) -> reference.Step1XRecord:
-    tensors = reference.literal_tensors(model.files.transformer)
-    heads = model.sizes.connector.heads
-    literal = reference.open_literal(
-        reference.literal_sizes(tensors, connector_heads=heads), tensors, FP32
-    )
-    embeds, hidden = given.prompt.embeds, model.sizes.connector.hidden
-    assert given.prompt.mask is not None
-    with torch.no_grad():
-        record: reference.Step1XRecord = literal(
-            given.clean_latents,
-            given.noise,
-            embeds[..., :hidden],
-            given.prompt.mask,
-            **positions(model.version.name, given),
-            timestep=1.0,
-            extra=embeds[..., hidden:] if model.sizes.mapping else None,
-            feature_block=model.spec.feature_block,
-            keep_blocks=True,
-        )
-    return record
-
-
-class Tap:
-    """What the single step computes on its way, by the names that the transcription has."""
-
-    def __init__(self, model: Step1XModel) -> None:
-        self.found: dict[str, torch.Tensor] = {}
-        self.dit: Any = model.transformer(FP32).fill()
-        double = model.sizes.double
-        self.dit.connector.register_forward_hook(self._connector)
-        for index, block in enumerate(self.dit.transformer_blocks):
-            block.register_forward_hook(self._joined(index))
-        singles = [block.norm for block in self.dit.single_transformer_blocks]
-        for index, norm in enumerate([*singles, self.dit.last_norm], double - 1):
-            # What a single-stream block is given is what the one before it has left.
-            norm.register_forward_pre_hook(self._given(index))
-
-    def _connector(self, _module: Any, _args: Any, out: tuple[torch.Tensor, ...]) -> None:
-        self.found["tokens"], self.found["pooled"] = out
-
-    def _joined(self, index: int) -> Any:
-        return lambda _m, _a, out: self.found.__setitem__(f"block {index}", torch.cat(out, dim=1))
-
-    def _given(self, index: int) -> Any:
-        return lambda _m, args: self.found.setdefault(f"block {index}", args[0])
-
-    def run(self, model: Step1XModel, given: LiteralInputs) -> Capture:
-        tokens = given.noise.shape[1]
-        capture = Capture(
-            Spans(given.prompt.embeds.shape[1], tokens, tokens),
-            given.prompt_weights,
-            model.spec.feature_block,
-        )
-        grid = torch.from_numpy(np.indices(given.grid_hw).reshape(2, -1).T.copy()).float()
-        with torch.no_grad():
-            self.dit(given.clean_latents, given.noise, given.prompt, grid, capture)
-        return capture
-
-
 def test_connector_and_every_block(model: Step1XModel) -> None:
-    given = literal_inputs(model.spec, GRID)
-    wanted = literal_record(model, given)
-    tap = Tap(model)
-    tap.run(model, given)
-    assert wanted.tokens is not None and wanted.pooled is not None
-    expected = {"tokens": wanted.tokens, "pooled": wanted.pooled}
-    expected |= {f"block {i}": hidden for i, hidden in enumerate(wanted.blocks[:-1])}
-    assert len(expected) == 2 + model.spec.blocks - 1  # of the last block no more is asked
-    worst = {}
-    for name, value in expected.items():
-        worst[name] = float((tap.found[name] - value).abs().max() / value.abs().max())
-    print(f"Step1X-Edit {model.version.name}, largest differences: {worst}")
-    assert max(worst.values()) < 1e-5, worst
+    differences = block_differences(model, random_inputs(model, GRID))
+    assert len(differences) == 2 + model.spec.blocks - 1  # of the last block no more is asked
+    print(f"Step1X-Edit {model.version.name}, largest differences: {differences}")
+    assert max(differences.values()) < 1e-5, differences
 
 
 @pytest.mark.parametrize("site", ["mmsa", "adaln", "block"])
 @pytest.mark.parametrize("block", [1, 3])
 def test_what_is_captured(model: Step1XModel, site: str, block: int) -> None:
-    given = literal_inputs(model.spec, GRID)
+    given = random_inputs(model, GRID)
     wanted = model.literal(FP32).dit([given], block)[0]
     spec = replace(model.spec, feature_block=block)
     options = CaptureOptions("vectors", feature_site=site, token_attention=True)
@@ -144,7 +59,7 @@ def outputs(model: Step1XModel) -> Callable[..., torch.Tensor]:
     dit = model.transformer(FP32).fill()
 
     def run(**changes: Any) -> torch.Tensor:
-        given = literal_inputs(model.spec, GRID, batch=1)
+        given = random_inputs(model, GRID, batch=1)
         feeds = {k: torch.from_numpy(v) for k, v in transformer_feeds(given, None).items()}
         graph = CaptureGraph(dit, model.spec, CaptureOptions("vectors"), FP32)
         with torch.no_grad():
@@ -155,7 +70,7 @@ def outputs(model: Step1XModel) -> Callable[..., torch.Tensor]:
 
 
 def test_every_input_of_the_prompt_matters(model: Step1XModel, outputs: Any) -> None:
-    given = literal_inputs(model.spec, GRID, batch=1)
+    given = random_inputs(model, GRID, batch=1)
     assert given.prompt.mask is not None
     shorter = given.prompt.mask.clone()
     shorter[:, 5:] = 0
