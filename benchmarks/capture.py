@@ -2,8 +2,21 @@
 
 Transformers of random weights at full size, on one picture: no capture (the baseline), capture
 as rism exports it, capture as the paper writes it; in PyTorch, in torch.compile and in ONNX
-Runtime. Times are medians of single passes; memory is the device's peak, weights included.
-Graphs and their weights are written into the system's temporary folder (TMPDIR): 9b, 18 GB.
+Runtime. Times are medians of single passes; memory is the device's peak, weights included. Beside
+them stand the arithmetic of a pass, counted on the shapes of its products and attentions, and the
+paper's own figures where it has some (`published`; another GPU, so no ratio is made of them).
+
+The models are FLUX.2-klein's (4b, 9b: 512 prompt tokens) and Step1X-Edit's (step1x-1.0: connector
+included, 640 prompt tokens, 350 of them real and the rest zeros behind a mask).
+
+It needs an NVIDIA GPU (what does not fit says so), a CUDA build of PyTorch with Triton, and what
+rism[export] names: of that, diffusers, transformers, accelerate, safetensors, huggingface-hub,
+psutil, onnx, onnx-ir, onnxscript and an onnxruntime are imported. Nothing is fetched. A machine
+that lacks diffusers takes its wheel on PYTHONPATH: it is pure Python. The engine onnxruntime needs
+onnxruntime-gpu; where CUDA is not among its providers, its rows say so and the other engines run.
+Graphs and their weights are written into the system's temporary folder (TMPDIR): 9b takes 18 GB
+there, step1x-1.0 25 GB. Compiling takes minutes for each variant of a large model; with --engines
+and --variants a run is cut into several.
 """
 
 from __future__ import annotations
@@ -24,7 +37,7 @@ from benchmarks.capture_engines import (
     run_compiled,
     run_eager,
 )
-from benchmarks.capture_models import Case, RandomModel
+from benchmarks.capture_models import Case, RandomModel, count_flop
 from benchmarks.capture_onnx import run_graph, write_graphs
 from benchmarks.capture_report import Outcome, Report
 from benchmarks.capture_variants import BASELINE, VARIANTS
@@ -33,6 +46,7 @@ from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 
 ENGINES = ("torch", "compile", "onnxruntime")
 AGAIN = f"{BASELINE} again"
+_MODELS = "4b@512,4b@1024,9b@1024,step1x-1.0@512"
 T = TypeVar("T")
 
 
@@ -47,7 +61,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--models", default="4b@512,4b@1024,9b@1024", help="or tiny@128, on a CPU")
+    parser.add_argument("--models", default=_MODELS, help="or tiny@128,tiny-step1x@128, on a CPU")
     parser.add_argument("--precision", choices=[*PRECISIONS], help="bf16; fp32 on a CPU")
     parser.add_argument(
         "--engines", default=",".join(ENGINES), help=f"some of {', '.join(ENGINES)}"
@@ -74,7 +88,8 @@ def _run(args: argparse.Namespace) -> None:
     precision = PRECISIONS[args.precision or ("bf16" if args.device == "cuda" else "fp32")]
     report = Report(args.device, precision.name, variants, args.json)
     for case in cases:
-        report.begin(case)
+        flop = {name: count_flop(case, VARIANTS[name], precision) for name in variants}
+        report.begin(case, flop | {AGAIN: flop[BASELINE]})
         model = _attempt(partial(RandomModel, case, precision, args.device))
         if isinstance(model, RandomModel):
             report.note(weights_bytes=model.nbytes, torch_attention=attention_kernels(model))

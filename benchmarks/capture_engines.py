@@ -81,20 +81,20 @@ def _measure(
 
 def attention_kernels(model: RandomModel) -> dict[str, str]:
     """Which of PyTorch's kernels serve the main attention and the probes' narrow values."""
-    tokens, shape = model.case.tokens, model.case.shape
+    tokens, sized = model.case.tokens, model.case.sized
 
     def chosen(rows: int, width: int, dtype: torch.dtype) -> str:
         keys = torch.empty(
-            1, shape.heads, sum(tokens.values()), shape.head_dim, dtype=dtype, device=model.device
+            1, sized.heads, sum(tokens.values()), sized.head_dim, dtype=dtype, device=model.device
         )
         number = torch._fused_sdp_choice(keys[:, :, :rows], keys, keys[..., :width].contiguous())
         return torch.nn.attention.SDPBackend(number).name.lower()
 
     probe = model.precision.probe
     return {
-        "main": chosen(sum(tokens.values()), shape.head_dim, model.precision.compute),
+        "main": chosen(sum(tokens.values()), sized.head_dim, model.precision.compute),
         "probe, values of width 2": chosen(tokens["clean"], 2, probe),
-        "probe, values of the head size": chosen(tokens["clean"], shape.head_dim, probe),
+        "probe, values of the head size": chosen(tokens["clean"], sized.head_dim, probe),
     }
 
 

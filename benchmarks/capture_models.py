@@ -1,22 +1,18 @@
-"""FLUX.2 transformers of random weights at their published sizes, made on the device.
+"""Transformers of random weights at their published sizes, made on the device in their types.
 
 No checkpoint, no text encoder and no autoencoder: what capture costs is in the transformer.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import Flux2Transformer2DModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.capture_families import MODELS, Constants, Draw, Sized
 from benchmarks.capture_variants import Variant, capturing
-from benchmarks.random_checkpoint import SIZES, Shape
-from rism.export.families.flux2_dit import INTO_STREAM, MODULATIONS, Flux2SingleStep
-from rism.export.families.flux2_klein import FLUX2_KLEIN
 from rism.export.precision import Precision, apply_precision
 from rism.export.spec import ModelSpec
 from rism.export.trace import Input
@@ -24,14 +20,9 @@ from rism.export.weightless import Part, build_empty
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.manifest import Geometry, PromptRules
 
-__all__ = ["Case", "RandomModel"]
+__all__ = ["Case", "RandomModel", "count_flop"]
 
-# Not a published one: small enough to try the benchmark on a CPU.
-_TINY = Shape(2, 3, 2, 32, text_hidden=16, text_intermediate=32)
-_SHAPES = {"tiny": _TINY, **SIZES}
-_PROMPT_TOKENS = {"tiny": 32}
 _TOKEN_PX = 16
-_FEATURE_DEPTH = 20 / 32
 _SEED = 0
 
 
@@ -53,10 +44,10 @@ class Case:
             InputError: There is no such model, or the size is not made of whole tokens.
         """
         model, _, side = text.partition("@")
-        if model not in _SHAPES or not side.isdecimal():
+        if model not in MODELS or not side.isdecimal():
             raise InputError(
                 f"model '{one_line(text, limit=40)}' is not known, expected one of "
-                f"{', '.join(_SHAPES)} and a size, such as 4b@512"
+                f"{', '.join(MODELS)} and a size, such as 4b@512"
             )
         if not 32 <= int(side) <= 4096 or int(side) % _TOKEN_PX:
             raise InputError(
@@ -65,23 +56,22 @@ class Case:
         return cls(model, int(side))
 
     @property
-    def shape(self) -> Shape:
-        """Sizes of the model."""
-        return _SHAPES[self.model]
+    def sized(self) -> Sized:
+        """The model."""
+        return MODELS[self.model]
 
     @property
     def tokens(self) -> dict[str, int]:
         """Lengths of the sequence's parts."""
         image = (self.side_px // _TOKEN_PX) ** 2
-        return {"prompt": _PROMPT_TOKENS.get(self.model, 512), "noisy": image, "clean": image}
+        return {"prompt": self.sized.prompt_tokens, "noisy": image, "clean": image}
 
     def spec(self) -> ModelSpec:
         """Describe the model as an opened checkpoint would."""
-        shape = self.shape
-        arguments = shape.transformer()
+        sized = self.sized
         return ModelSpec(
             name=f"{self.model}, random weights",
-            family=FLUX2_KLEIN,
+            family=sized.family,
             licence="none",
             demonstrator=False,
             geometry=Geometry(
@@ -99,17 +89,72 @@ class Case:
                 template="remove {expression}",
                 prefix="",
                 suffix="",
-                max_length=self.tokens["prompt"],
+                max_length=sized.prompt_tokens,
                 pad_id=0,
                 tokenizer="",
             ),
-            prompt_dim=arguments["joint_attention_dim"],
-            latent_channels=arguments["in_channels"],
-            double_blocks=shape.double,
-            single_blocks=shape.single,
-            feature_block=math.floor(_FEATURE_DEPTH * (shape.double + shape.single) + 0.5),
-            feature_dim=shape.heads * shape.head_dim,
+            text_dim=sized.text_dim,
+            prompt_dim=sized.prompt_dim,
+            latent_channels=sized.latent_channels,
+            double_blocks=sized.double,
+            single_blocks=sized.single,
+            feature_block=sized.feature_block,
+            feature_dim=sized.heads * sized.head_dim,
+            prompt_mask=sized.real_tokens is not None,
         )
+
+    def empty_step(self, constants: Constants, precision: Precision) -> nn.Module:
+        """Build the single step with parameters on the meta device, in their types."""
+        sized = self.sized
+        step = build_empty(lambda: sized.build(constants, precision))
+        stored = precision.compute
+        apply_precision(step, precision, lambda _: stored, into_stream=sized.into_stream)
+        return step
+
+    def feeds(self, draw: Draw) -> dict[str, torch.Tensor]:
+        """Draw inputs; a prompt that has padding has zeros there, and a mask that says so."""
+        sized, tokens = self.sized, self.tokens
+
+        def normal(*shape: int) -> torch.Tensor:
+            return draw((1, *shape), torch.float32)
+
+        latents = {
+            "clean_latents": normal(tokens["clean"], sized.latent_channels),
+            "noise": normal(tokens["noisy"], sized.latent_channels),
+        }
+        embeds = normal(tokens["prompt"], sized.prompt_dim)
+        side = self.side_px // _TOKEN_PX
+        cells = torch.arange(side, dtype=torch.float32, device=embeds.device)
+        ones = torch.ones(1, tokens["prompt"], device=embeds.device)
+        rest = {"prompt_weights": ones, "positions": torch.cartesian_prod(cells, cells)}
+        if sized.real_tokens is not None:
+            mask = ones.clone()
+            mask[:, sized.real_tokens :] = 0
+            embeds = embeds * mask.unsqueeze(-1)
+            rest["prompt_mask"] = mask
+        return {**latents, "prompt_embeds": embeds, **rest}
+
+
+def count_flop(case: Case, variant: Variant, precision: Precision) -> int:
+    """Count one pass's multiplications and additions in matrix products and attentions.
+
+    Every product that the module asks for is counted by its shapes; nothing is computed.
+
+    Args:
+        case: which model, how large a picture.
+        variant: what is read on the way.
+        precision: of the module that is counted.
+    """
+
+    def draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    step = case.empty_step(case.sized.constants(draw, precision), precision).to("meta")
+    module = capturing(step, case.spec(), variant, precision).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        module(**case.feeds(draw))
+    return counter.get_total_flops()
 
 
 class RandomModel:
@@ -125,10 +170,16 @@ class RandomModel:
         self.case, self.precision, self.device = case, precision, device
         self.spec = case.spec()
         generator = torch.Generator(device).manual_seed(_SEED)
-        self.step = self._empty(_modulation(self.spec, precision, generator))
-        _fill(self.step, generator)
-        self.step.rotary.to(device)
-        self.feeds = self._feeds(generator)
+
+        def draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+        constants = case.sized.constants(draw, precision)
+        self._constants = tuple(constants)
+        self.step = case.empty_step(constants, precision)
+        _fill(self.step, generator, case.sized.modulation)
+        self.step.to(device)
+        self.feeds = case.feeds(draw)
 
     def module(self, variant: Variant) -> nn.Module:
         """Return the step with one way of capturing, ready to run on `feeds`."""
@@ -141,8 +192,9 @@ class RandomModel:
 
     def part(self) -> Part:
         """Return a twin without weights, as the exporter traces it; rules name the weights."""
-        modulation = {name: getattr(self.step, name).cpu() for name in MODULATIONS}
-        return Part("transformer", self._empty(modulation), dict(self.step.named_parameters()))
+        constants = {name: self.step.get_buffer(name).cpu() for name in self._constants}
+        twin = self.case.empty_step(constants, self.precision)
+        return Part("transformer", twin, dict(self.step.named_parameters()))
 
     def drop_weights(self) -> None:
         """Give their memory back; only `feeds` is of use afterwards."""
@@ -152,53 +204,20 @@ class RandomModel:
         """Inputs of a graph of this fixed size."""
         return {name: Input(tuple(value.shape), {}) for name, value in self.feeds.items()}
 
-    def _empty(self, modulation: Mapping[str, torch.Tensor]) -> Flux2SingleStep:
-        """Build the step with parameters on the meta device, in their types."""
-        configuration = self.case.shape.transformer()
-        transformer = build_empty(lambda: Flux2Transformer2DModel.from_config(configuration))
-        step = Flux2SingleStep(transformer, FLUX2_KLEIN, modulation)
-        stored = self.precision.compute
-        apply_precision(step, self.precision, lambda _: stored, into_stream=INTO_STREAM)
-        return step
 
-    def _feeds(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        tokens, spec = self.case.tokens, self.spec
-        side = self.case.side_px // _TOKEN_PX
+def _fill(module: nn.Module, generator: torch.Generator, modulation: tuple[str, ...]) -> None:
+    """Give every parameter numbers as a trained model has them, on the generator's device.
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(1, *shape, generator=generator, device=self.device)
-
-        cells = torch.arange(side, dtype=torch.float32, device=self.device)
-        return {
-            "clean_latents": normal(tokens["clean"], spec.latent_channels),
-            "noise": normal(tokens["noisy"], spec.latent_channels),
-            "prompt_embeds": normal(tokens["prompt"], spec.prompt_dim),
-            "prompt_weights": torch.ones(1, tokens["prompt"], device=self.device),
-            "positions": torch.cartesian_prod(cells, cells),
-        }
-
-
-def _modulation(
-    spec: ModelSpec, precision: Precision, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Shifts, scales and gates of the size that trained ones have."""
-    return {
-        name: 0.3
-        * torch.randn(
-            1,
-            parts * spec.feature_dim,
-            generator=generator,
-            device=generator.device,
-            dtype=precision.stream,
-        )
-        for name, parts in zip(MODULATIONS, (6, 6, 3), strict=True)
-    }
-
-
-def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter numbers as a trained model has them: unit gain, scales near one."""
+    Unit gain, but for modulation; scales near one, biases near zero.
+    """
     for name, empty in list(module.named_parameters()):
         value = torch.empty_like(empty, device=generator.device).normal_(generator=generator)
-        value = 1 + 0.02 * value if empty.ndim < 2 else value.mul_(empty.shape[1] ** -0.5)
         owner, _, last = name.rpartition(".")
+        if last == "bias":
+            value = value.mul_(0.02)
+        elif empty.ndim < 2:
+            value = 1 + 0.02 * value
+        else:
+            gain = 0.5 if owner.endswith(modulation) else 1.0
+            value = value.mul_(gain * empty.shape[1] ** -0.5)
         module.get_submodule(owner)._parameters[last] = nn.Parameter(value, requires_grad=False)

@@ -23,6 +23,11 @@ __all__ = ["TARGET", "Outcome", "Report"]
 
 TARGET = 1.15
 _REFERENCES = ("paper", "paper mean")
+# Table A1: one pass of the transformer on an A100, arXiv 2605.13122.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "9b@1024": {"gpu": "A100", "median_s": 1.49302, "memory_gb": 22.27},
+    "step1x-1.0@512": {"gpu": "A100", "median_s": 0.60378, "memory_gb": 25.31},
+}
 _PACKAGES = ("onnxruntime-gpu", "torch", "triton", "diffusers", "onnx", "onnx-ir", "onnxscript")
 
 Outcome = Figure | str
@@ -59,24 +64,41 @@ class Report:
             "environment": environment(packages=_PACKAGES, gpu=self._gpu),
         }
         self._write()
-        print(f"{'case':<11}{'engine':<13}{'variant':<19}{'ms':>10}{'x no capture':>14}{'GiB':>8}")
+        print(
+            f"{'case':<16}{'engine':<13}{'variant':<19}{'ms':>10}{'x no capture':>14}{'GiB':>8}"
+            f"{'TFLOP/s':>11}"
+        )
 
-    def begin(self, case: Case) -> None:
-        """Start another model or size."""
-        spec = case.spec()
+    def begin(self, case: Case, flop: Mapping[str, int]) -> None:
+        """Start another model or size.
+
+        Args:
+            case: which.
+            flop: of one pass of each variant that may be added, the baseline among them.
+        """
+        spec, published = case.spec(), _PUBLISHED.get(str(case))
         self._cases.append(
             {
                 "case": str(case),
                 "tokens": case.tokens,
+                "real_prompt_tokens": case.sized.real_tokens or case.tokens["prompt"],
                 "blocks": {"double": spec.double_blocks, "single": spec.single_blocks},
                 "width": spec.feature_dim,
-                "heads": case.shape.heads,
+                "heads": case.sized.heads,
                 "feature_block": spec.feature_block,
+                "flop": dict(flop),
+                "published": published,
                 "results": [],
             }
         )
         self._baselines.clear()
         self._reference.clear()
+        line = f"{case}: {flop[BASELINE] / 1e12:.4g} TFLOP with {BASELINE}"
+        if published is not None:
+            line += "; published, {gpu}: {ms:.2f} ms, {memory_gb} GB".format(
+                ms=published["median_s"] * 1e3, **published
+            )
+        print(line, flush=True)
 
     def note(self, **facts: object) -> None:
         """Say more about the case."""
@@ -93,6 +115,8 @@ class Report:
             if variant in _REFERENCES and not self._reference:
                 self._reference.update(outcome.outputs)
             row |= _figures(outcome, self._baselines.get(engine))
+            flop = self._cases[-1]["flop"].get(variant)
+            row["flop_per_s"] = flop / outcome.timing.median if flop else None
             row["differs_from_paper"] = _differences(outcome.outputs, self._reference)
             if variant == VECTORS:
                 self._judge(engine, row)
@@ -165,12 +189,13 @@ def _differences(
 
 
 def _line(case: str, row: Mapping[str, Any]) -> str:
-    start = f"{case:<11}{row['engine']:<13}{row['variant']:<19}"
+    start = f"{case:<16}{row['engine']:<13}{row['variant']:<19}"
     if "not_run" in row:
         return f"{start}  {row['not_run']}"
-    ratio, memory = row["times_no_capture"], row["memory_bytes"]
+    ratio, memory, rate = row["times_no_capture"], row["memory_bytes"], row["flop_per_s"]
     return (
         f"{start}{row['median_s'] * 1e3:10.2f}"
         f"{'-' if ratio is None else format(ratio, '.3f'):>14}"
         f"{'-' if memory is None else format(memory / 2**30, '.2f'):>8}"
+        f"{'-' if rate is None else format(rate / 1e12, '.4g'):>11}"
     )

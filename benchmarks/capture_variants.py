@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rism.export.capture import Capture, Spans
 from rism.export.graphs import CaptureGraph, CaptureOptions
 from rism.export.precision import Precision
-from rism.export.spec import ModelSpec
+from rism.export.spec import ModelSpec, PromptTokens
 
 __all__ = ["BASELINE", "VARIANTS", "VECTORS", "Variant", "capturing"]
 
@@ -207,6 +207,8 @@ class _StepGraph(nn.Module):
         prompt_embeds: torch.Tensor,
         prompt_weights: torch.Tensor,
         positions: torch.Tensor,
+        prompt_mask: torch.Tensor | None = None,
+        prompt_positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Run it; what comes out is named by `Variant.outputs`."""
         spans = Spans(
@@ -218,5 +220,6 @@ class _StepGraph(nn.Module):
             feature_block=self.spec.feature_block,
             precision=self.precision,
         )
-        self.dit(clean_latents, noise, prompt_embeds, positions, capture)
+        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
+        self.dit(clean_latents, noise, prompt, positions, capture)
         return capture.outputs()

@@ -15,17 +15,19 @@ import pytest
 import torch
 
 from benchmarks import capture, capture_engines, capture_onnx
-from benchmarks.capture_models import Case, RandomModel
+from benchmarks.capture_models import Case, RandomModel, count_flop
+from benchmarks.capture_report import Report
 from benchmarks.capture_variants import BASELINE, VARIANTS
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError, ProviderError
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ("torch", "compile", "onnxruntime")
+MODELS = ("tiny", "tiny-step1x")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    command = ["capture", "--device", "cpu", "--models", "tiny@96", *arguments]
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, models: str = "tiny@96") -> None:
+    command = ["capture", "--device", "cpu", "--models", models, *arguments]
     monkeypatch.setattr(sys, "argv", command)
     capture.main()
 
@@ -39,13 +41,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def results(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=MODELS)
+def results(
+    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """One whole run; graphs are compiled by PyTorch's own stand-in, without a C++ compiler."""
     file = tmp_path_factory.mktemp("capture") / "capture.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-        run(patch, "--variants", "vectors,paper", "--runs", "2", "--json", str(file))
+        arguments = ("--variants", "vectors,paper", "--runs", "2", "--json", str(file))
+        run(patch, *arguments, models=f"{request.param}@96")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -63,6 +68,8 @@ def test_every_figure_has_its_baseline_in_the_same_run(results: dict[str, Any]) 
         assert row["runs"] == 2 and row["min_s"] <= row["median_s"] <= row["max_s"]
         assert row["times_no_capture"] == row["median_s"] / baselines[row["engine"]]
         assert row["memory_bytes"] is None  # of a CPU nothing is claimed
+        counted = case["flop"][row["variant"]]
+        assert row["flop_per_s"] == counted / row["median_s"]
     measured = [(row["engine"], row["variant"]) for row in case["results"]]
     assert measured == [
         ("torch", "no capture"),
@@ -91,9 +98,10 @@ def test_the_exported_capture_is_the_papers(results: dict[str, Any]) -> None:
         assert max(differs.values()) < 1e-5, row
 
 
+@pytest.mark.parametrize("size", MODELS)
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != BASELINE])
-def test_variants_agree_on_uneven_weights(name: str) -> None:
-    model = RandomModel(Case("tiny", 64), PRECISIONS["fp32"], "cpu")
+def test_variants_agree_on_uneven_weights(name: str, size: str) -> None:
+    model = RandomModel(Case(size, 64), PRECISIONS["fp32"], "cpu")
     model.feeds["prompt_weights"] = torch.rand(1, 32, generator=torch.Generator().manual_seed(1))
     figures = [
         capture_engines.run_eager(model, VARIANTS[each], runs=1).outputs for each in ("paper", name)
@@ -104,27 +112,83 @@ def test_variants_agree_on_uneven_weights(name: str) -> None:
         )
 
 
-def test_the_baseline_runs_every_block() -> None:
+@pytest.mark.parametrize(
+    ("size", "keys"), [("tiny", "last.to_k"), ("tiny-step1x", "last_attn.to_k")]
+)
+def test_the_baseline_runs_every_block(size: str, keys: str) -> None:
     """Features come from a middle block; a change of the last one must reach the output."""
-    model = RandomModel(Case("tiny", 64), PRECISIONS["fp32"], "cpu")
+    model = RandomModel(Case(size, 64), PRECISIONS["fp32"], "cpu")
     before = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
     with torch.no_grad():
-        model.step.last.to_k.weight.mul_(0.5).add_(0.1)
+        model.step.get_parameter(f"{keys}.weight").mul_(0.5).add_(0.1)
     after = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
     assert (before["features"] == after["features"]).all()
     assert (before["last"] != after["last"]).any()
 
 
+@pytest.mark.parametrize("size", MODELS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_nothing_is_left_on_the_host(precision: str) -> None:
+def test_nothing_is_left_on_the_host(precision: str, size: str) -> None:
     """PyTorch's device without storage refuses to be mixed with the CPU, as a GPU does."""
-    model = RandomModel(Case("tiny", 64), PRECISIONS[precision], "cpu")
+    model = RandomModel(Case(size, 64), PRECISIONS[precision], "cpu")
+    matrices = [value for value in model.step.parameters() if value.ndim > 1]
+    assert {value.dtype for value in matrices} == {PRECISIONS[precision].compute}
     model.drop_weights()
     feeds = {name: value.to("meta") for name, value in model.feeds.items()}
     for variant in VARIANTS.values():
         with torch.no_grad():
             found = model.module(variant)(**feeds)
         assert {value.device.type for value in found} == {"meta"}
+
+
+def test_padding_is_zeros_behind_a_mask() -> None:
+    case = Case.parse("tiny-step1x@64")
+    feeds = RandomModel(case, PRECISIONS["fp32"], "cpu").feeds
+    assert feeds["prompt_mask"].tolist() == [[1.0] * 18 + [0.0] * 14]
+    assert (feeds["prompt_embeds"][0, :18] != 0).all() and (
+        feeds["prompt_embeds"][0, 18:] == 0
+    ).all()
+    assert feeds["prompt_weights"].sum() == 32  # the paper counts padding, too
+    assert case.spec().prompt_mask and not Case("tiny", 64).spec().prompt_mask
+
+
+def test_arithmetic_of_step1x_is_counted_whole() -> None:
+    """The published size by hand: widths, tokens, then every product, each of 2 m n k."""
+    d, c, h, pooled = 3072, 4096, 3584, 768
+    prompt, image = 640, 32 * 32
+    n = prompt + 2 * image
+    connector = prompt * h * c + h * c + c * c + h * pooled
+    connector += 2 * (prompt * 12 * c * c + 2 * c * c + 2 * prompt * prompt * c)
+    begin = 2 * image * 64 * d + prompt * c * d + pooled * d + d * d
+    double = 2 * 6 * d * d + n * 12 * d * d + 2 * n * n * d
+    single = 3 * d * d + n * 12 * d * d + 2 * n * n * d
+    last = 2 * d * d + (image + n) * d * d
+    wanted = 2 * (connector + begin + 19 * double + 37 * single + last)
+    case = Case.parse("step1x-1.0@512")
+    found = {
+        name: count_flop(case, VARIANTS[name], PRECISIONS["bf16"]) for name in (BASELINE, "vectors")
+    }
+    assert found[BASELINE] == wanted
+    assert 39.7e12 < found[BASELINE] < found["vectors"] < 1.07 * wanted
+
+
+def test_arithmetic_of_klein_is_counted_whole() -> None:
+    d, n, image = 3072, 512 + 2 * 1024, 1024
+    block = n * (4 + 9) * d * d + 2 * n * n * d  # the MLP: into two parts of 3 d, and back
+    begin = 2 * image * 128 * d + 512 * 7680 * d
+    wanted = 2 * (begin + 24 * block + (image + n) * d * d)
+    assert count_flop(Case("4b", 512), VARIANTS[BASELINE], PRECISIONS["bf16"]) == wanted
+
+
+def test_published_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("cpu", "fp32", [BASELINE], None)
+    report.begin(Case.parse("step1x-1.0@512"), {BASELINE: 39_700_000_000_000})
+    report.begin(Case.parse("step1x-1.0@1024"), {BASELINE: 166_500_000_000_000})
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines == [
+        "step1x-1.0@512: 39.7 TFLOP with no capture; published, A100: 603.78 ms, 25.31 GB",
+        "step1x-1.0@1024: 166.5 TFLOP with no capture",
+    ]
 
 
 def test_no_memory_is_a_result(
@@ -173,7 +237,10 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("5b@512", r"'5b@512' is not known, expected one of tiny, 4b, 9b and a size, such as"),
+        (
+            "5b@512",
+            r"'5b@512' is not known, expected one of tiny, 4b, 9b, tiny-step1x, step1x-1.0 ",
+        ),
         ("4b", "such as 4b@512"),
         ("4b@500", "expected a multiple of 16"),
     ],
