@@ -195,7 +195,7 @@ def _revision(checkpoint: Checkpoint) -> Iterator[Callable[[], str]]:
         return
     stop = Event()
     with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(content_digest, checkpoint.folder, stop)
+        digest = pool.submit(content_digest, checkpoint.folders, stop)
         try:
             yield digest.result
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -11,7 +12,14 @@ from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
 
-__all__ = ["STEP1X", "Checkpoint", "content_digest", "find_checkpoint", "pipeline_name"]
+__all__ = [
+    "STEP1X",
+    "Checkpoint",
+    "content_digest",
+    "fetch_snapshot",
+    "find_checkpoint",
+    "pipeline_name",
+]
 
 BUILT_IN = {"mini": Path(__file__).parent / "checkpoints" / "mini"}
 HUB_IDS = {
@@ -82,6 +90,11 @@ class Checkpoint:
     pipeline: str = ""
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that it is made of."""
+        return (self.folder,) if self.language is None else (self.folder, self.language)
+
+    @property
     def name(self) -> str:
         """What people call it: the repository, the file or the folder."""
         if self.source.startswith("hub:"):
@@ -142,10 +155,10 @@ def _lone_file(folder: Path) -> Path | None:
 def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool) -> Checkpoint:
     makers = _MAKERS.get(hub_id)
     patterns = [*_PATTERNS] if makers is None else [makers.transformer, *makers.others, "*.json"]
-    folder = _snapshot(hub_id, patterns, revision=revision, offline=offline, weights=weights)
+    folder = fetch_snapshot(hub_id, patterns, revision=revision, offline=offline, weights=weights)
     if makers is None:
         return Checkpoint(folder, f"hub:{hub_id}", folder.name, weights=weights)
-    language = _snapshot(
+    language = fetch_snapshot(
         makers.language,
         ["*.json", "*.safetensors", "*.txt", "*.jinja"],
         revision=None,
@@ -163,9 +176,21 @@ def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool
     )
 
 
-def _snapshot(
+def fetch_snapshot(
     hub_id: str, patterns: list[str], *, revision: str | None, offline: bool, weights: bool
 ) -> Path:
+    """Bring some files of a hub repository here, or find them in the hub's cache.
+
+    Args:
+        hub_id: "owner/name".
+        patterns: of the files.
+        revision: branch, tag or commit.
+        offline: use only the cache.
+        weights: without them, patterns of safetensors are left out.
+
+    Raises:
+        CheckpointError: The hub does not give them.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -186,18 +211,18 @@ def _snapshot(
         ) from None
 
 
-def content_digest(folder: Path, stop: Event) -> str:
+def content_digest(folders: Sequence[Path], stop: Event) -> str:
     """One digest over the names and contents of a checkpoint's files; "" once `stop` is set.
 
     Args:
-        folder: of the checkpoint.
+        folders: of the checkpoint; what lies in several counts once.
         stop: ends it early; hundreds of files of gigabytes take minutes.
 
     Raises:
         CheckpointError: A file cannot be read.
     """
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+    for path, name in _files_of(folders):
         inner = hashlib.sha256()
         try:
             with path.open("rb") as file:
@@ -209,8 +234,17 @@ def content_digest(folder: Path, stop: Event) -> str:
             raise CheckpointError(
                 f"{path} cannot be read ({error.strerror or error}): check the folder"
             ) from None
-        total.update(f"{path.relative_to(folder).as_posix()}\0{inner.hexdigest()}\n".encode())
+        total.update(f"{name}\0{inner.hexdigest()}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _files_of(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    found: dict[Path, str] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".json", ".safetensors"):
+                found.setdefault(path, path.relative_to(folder).as_posix())
+    return sorted(found.items(), key=lambda item: item[1])
 
 
 def pipeline_name(checkpoint: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from rism.export.checkpoint import _snapshot, content_digest
+from rism.export.checkpoint import fetch_snapshot, content_digest
 from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
@@ -54,7 +54,7 @@ class LanguageFiles:
         folders = dict.fromkeys((self.weights, self.tokenizer))
         if self.commit:
             return self.commit
-        parts = [content_digest(folder, Event()) for folder in folders]
+        parts = [content_digest([folder], Event()) for folder in folders]
         if len(parts) == 1:
             return parts[0]
         return f"sha256:{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
@@ -112,7 +112,7 @@ def find_language_model(
                 f"no model '{one_line(model)}': expected one of {', '.join(HUB_IDS)}, an existing "
                 "folder that holds a Qwen2.5-VL, or a hub id like owner/name"
             )
-        folder = _snapshot(source, _PATTERNS, revision=revision, offline=offline, weights=weights)
+        folder = fetch_snapshot(source, _PATTERNS, revision=revision, offline=offline, weights=weights)
         commit = folder.name
     around = (folder, folder.resolve().parent)
     named = [part for place in around for part in sorted(place.glob("Qwen2.5-VL*/"))]

@@ -27,7 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 from rism.export.errors import CheckpointError, ExportError
 from rism.export.files import read_json
 from rism.export.language_files import LanguageFiles, stored_type
-from rism.export.plan import _memory_free, size
+from rism.export.plan import free_memory, size
 from rism.runtime.errors import InputError, one_line
 
 __all__ = ["LONGEST_SIDE", "MAX_PIXELS", "MIN_PIXELS", "LanguageModel", "shrink"]
@@ -294,7 +294,7 @@ def _check_memory(files: LanguageFiles, precision: str, device: str) -> None:
     width = _DTYPES[precision].itemsize
     needed = sum(file.stat().st_size for file in files.weight_files()) * width // stored
     needed += _BASE_BYTES
-    free = int(torch.cuda.mem_get_info()[0]) if device == "cuda" else _memory_free()
+    free = int(torch.cuda.mem_get_info()[0]) if device == "cuda" else free_memory()
     if needed > free:
         hint = "close other programs" if precision == "bf16" else "take --precision bf16"
         if device == "cuda":

@@ -15,7 +15,7 @@ from rism.export.spec import OpenModel
 from rism.export.weightless import Part
 from rism.runtime.errors import OutputError
 
-__all__ = ["ExportPlan", "PartPlan", "make_plan"]
+__all__ = ["ExportPlan", "PartPlan", "free_memory", "make_plan"]
 
 # Libraries, and graphs in memory; measured at 9B.
 _BASE_BYTES = 1_000 * 2**20
@@ -136,7 +136,7 @@ def make_plan(
     plans = tuple(
         PartPlan(p.name, p.parameters, p.source_nbytes, p.nbytes, p.largest_nbytes) for p in parts
     )
-    free = _memory_free()
+    free = free_memory()
     few = max(part.nbytes for part in _sampled(model, precision))
     lean = _BASE_BYTES + max(_COPIES * max(p.largest_bytes for p in plans), _LEAN_GATE * few)
     full = _BASE_BYTES + _FULL_GATE_BYTES * max(plan.parameters for plan in plans)
@@ -182,7 +182,7 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
 
 
-def _memory_free() -> int:
+def free_memory() -> int:
     """Memory that this process may still take: of the machine, and of its control group."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")

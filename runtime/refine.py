@@ -74,6 +74,8 @@ def _reword(
     name = one_line(getattr(refiner, "__qualname__", type(refiner).__qualname__), limit=80)
     try:
         answer = refiner(instruction.text, image_hwc)
+    except InputError:  # one of ours says itself what is wrong
+        raise
     except Exception as error:  # whatever foreign code raises
         raise InputError(
             f"refiner '{name}' failed ({type(error).__name__}: {one_line(error, limit=200)}), "

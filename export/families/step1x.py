@@ -195,7 +195,8 @@ class Step1XModel:
                 self.tokenizer,
                 self.chat_template,
                 self.preprocessor,
-                _Blocks(double, single, self.blocks.refiner[:1], 1, vision),
+                # The refiner's block goes with the smaller of the two kinds.
+                _Blocks(double, single, () if double else self.blocks.refiner[:1], 1, vision),
                 self.default_precision,
             )
             for double, single in kept or [((), (last,))]

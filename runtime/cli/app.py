@@ -215,8 +215,8 @@ def export(
     model: Annotated[
         str,
         typer.Option(
-            help="mini, flux2-klein-4b, flux2-klein-9b, flux2-klein-base-4b, "
-            "flux2-klein-base-9b, a folder, a .safetensors file, a hub id."
+            help="mini, step1x, step1x-v1.1, step1x-v1.2, flux2-klein-4b, flux2-klein-9b, "
+            "flux2-klein-base-4b, flux2-klein-base-9b, a folder, a .safetensors file, a hub id."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],

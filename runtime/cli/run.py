@@ -26,7 +26,7 @@ __all__ = ["RunOptions", "run_pictures"]
 
 _DEMONSTRATOR = (
     "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs: "
-    "rism export --model flux2-klein-4b -o DIR, then add --bundle DIR"
+    "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
 )
 
 

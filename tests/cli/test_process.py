@@ -145,5 +145,5 @@ def test_the_built_in_model_says_what_it_is(rism: Rism, picture: Path, workplace
     note = shown.stderr.decode()
     assert note.count("\n") == 1
     assert "demonstrator" in note
-    assert "rism export --model flux2-klein-4b -o DIR" in note
+    assert "rism export --model step1x" in note
     assert rism("run", picture, "the green square", "--json", "-q").stderr == b""

@@ -107,7 +107,7 @@ def test_not_enough_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_not_enough_memory(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_memory_free", lambda: 10**8)
+    monkeypatch.setattr(plan, "free_memory", lambda: 10**8)
     with pytest.raises(ExportError, match=r"of memory, 100\.0 MB are free: close other programs"):
         export_bundle(str(checkpoint), tmp_path / "b")
     with pytest.raises(ExportError, match="ask for --parity blocks"):
@@ -120,7 +120,7 @@ def test_the_gate_is_chosen_by_memory(
 ) -> None:
     small = plan_export(str(checkpoint), tmp_path / "b")
     assert small.parity == "full"
-    monkeypatch.setattr(plan, "_memory_free", lambda: 2 * small.memory_bytes - 2)
+    monkeypatch.setattr(plan, "free_memory", lambda: 2 * small.memory_bytes - 2)
     assert plan_export(str(checkpoint), tmp_path / "b").parity == "blocks"
 
 

@@ -313,7 +313,7 @@ def test_a_hub_gives_small_files_first(
         asked.append((hub_id, options))
         return vlm
 
-    monkeypatch.setattr("rism.export.language_files._snapshot", snapshot)
+    monkeypatch.setattr("rism.export.language_files.fetch_snapshot", snapshot)
     say(monkeypatch)
     for _ in range(2):
         refine(model="step1x-v1.2", revision="main")
@@ -352,7 +352,7 @@ def test_weights_that_are_not_whole(vlm: Path, tmp_path: Path, refine: Any) -> N
 def test_what_does_not_fit_is_said_before_loading(
     refine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(language_model, "_memory_free", lambda: 10**9)
+    monkeypatch.setattr(language_model, "free_memory", lambda: 10**9)
     with pytest.raises(ExportError, match=r"needs 1\.6 GB of memory on cpu in fp32, 1\.0 GB are"):
         refine()
     assert not (tmp_path / "i.json").exists()

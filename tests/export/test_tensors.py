@@ -97,9 +97,13 @@ def test_a_broken_index(shards: Path, content: str) -> None:
         open_folder(shards)
 
 
-def test_eight_bit_weights_are_refused_by_name(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds F8_E4M3 tensors, .* BF16 or FP16 release"):
+def test_eight_bit_weights_of_the_one_kind_that_is_published(tmp_path: Path) -> None:
+    values = torch.linspace(-448, 448, 64).reshape(16, 4).to(torch.float8_e4m3fn)
+    save_file({"a": values}, tmp_path / "a.safetensors")
+    (stored,) = read_headers(tmp_path / "a.safetensors").values()
+    assert torch.equal(stored.rows(3, 9).read().float(), values[3:9].float())
+    save_file({"a": values.to(torch.float8_e5m2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds F8_E5M2 tensors, .* BF16 or FP16 release"):
         read_headers(tmp_path / "a.safetensors")
 
 

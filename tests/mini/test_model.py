@@ -33,7 +33,7 @@ def test_the_bundle_was_exported_from_the_checkpoint() -> None:
     from rism.export.checkpoint import content_digest, find_checkpoint
 
     model = Bundle.open(BUNDLE).manifest.model
-    assert model.revision == content_digest(find_checkpoint("mini").folder, Event())
+    assert model.revision == content_digest(find_checkpoint("mini").folders, Event())
     assert model.demonstrator
 
 
