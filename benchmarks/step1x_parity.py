@@ -98,12 +98,13 @@ class _Tap:
 
     def __init__(self, model: Step1XModel) -> None:
         self.found: dict[str, torch.Tensor] = {}
-        self.dit: Any = model.transformer(FP32).fill()
-        self.dit.connector.register_forward_hook(self._connector)
-        for index, block in enumerate(self.dit.transformer_blocks):
+        dit: Any = model.transformer(FP32).fill()
+        self.dit = dit
+        dit.connector.register_forward_hook(self._connector)
+        for index, block in enumerate(dit.transformer_blocks):
             block.register_forward_hook(self._joined(index))
-        singles = [block.norm for block in self.dit.single_transformer_blocks]
-        for index, norm in enumerate([*singles, self.dit.last_norm], model.sizes.double - 1):
+        singles = [block.norm for block in dit.single_transformer_blocks]
+        for index, norm in enumerate([*singles, dit.last_norm], model.sizes.double - 1):
             # What a single-stream block is given is what the one before it has left.
             norm.register_forward_pre_hook(self._given(index))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from rism.export.checkpoint import fetch_snapshot, content_digest
+from rism.export.checkpoint import content_digest, fetch_snapshot
 from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
@@ -112,7 +112,9 @@ def find_language_model(
                 f"no model '{one_line(model)}': expected one of {', '.join(HUB_IDS)}, an existing "
                 "folder that holds a Qwen2.5-VL, or a hub id like owner/name"
             )
-        folder = fetch_snapshot(source, _PATTERNS, revision=revision, offline=offline, weights=weights)
+        folder = fetch_snapshot(
+            source, _PATTERNS, revision=revision, offline=offline, weights=weights
+        )
         commit = folder.name
     around = (folder, folder.resolve().parent)
     named = [part for place in around for part in sorted(place.glob("Qwen2.5-VL*/"))]

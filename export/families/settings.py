@@ -30,7 +30,9 @@ def _is_whole(value: object, low: int, high: int) -> bool:
 
 def whole(default: int | None, low: int, high: int) -> Setting:
     """A whole number in [low, high]."""
-    return Setting(default, lambda v: _is_whole(v, low, high), f"a whole number, {low} to {high}")
+    return Setting(
+        default, lambda v: _is_whole(v, low, high), f"a whole number from {low} to {high}"
+    )
 
 
 def nullable(setting: Setting) -> Setting:
@@ -50,7 +52,9 @@ COMMON: dict[str, Setting] = {
     "demonstrator": Setting(False, lambda v: isinstance(v, bool), "true or false"),
     "size_level": whole(1024, 8, 8192),
     "feature_block": nullable(whole(None, 0, 1023)),
-    "tau": Setting(0.8, lambda v: isinstance(v, float) and 0 <= v < 1, "a number, 0 to below 1"),
+    "tau": Setting(
+        0.8, lambda v: isinstance(v, float) and 0 <= v < 1, "a number from 0 to below 1"
+    ),
     # As published; float32 for a demonstrator, which runs on CPUs.
     "precision": Setting(
         None, lambda v: v is None or v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"

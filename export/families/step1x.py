@@ -288,6 +288,7 @@ def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
         tokenizer=tokenizer,
         chat_template=chat_template,
         preprocessor=preprocessor,
+        saved=checkpoint.transformer_file is None and not checkpoint.pipeline,
     )
     config, sizes = files.text_config(), files.sizes
     blocks = _Blocks(

@@ -64,7 +64,8 @@ class Version:
             the published code); it has no position in any version.
         quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
             length.
-        cells: least and most merged patches of the picture; None for the processor's own.
+        cells: least and most merged patches of the picture.
+        saved_cells: whether a processor that was saved with the model says so itself.
         align: as `VisionRules` has it.
         size_level: pixels of the picture are about its square.
         resample, resize_in: how the VAE's picture is made.
@@ -81,7 +82,8 @@ class Version:
     padding: str
     masks_attention: bool
     quotes: tuple[str, int | None]
-    cells: tuple[int, int] | None
+    cells: tuple[int, int]
+    saved_cells: bool
     align: bool
     size_level: int
     resample: str
@@ -103,6 +105,7 @@ VERSIONS = {
         masks_attention=True,
         quotes=("toggle", 156),
         cells=(256, 324),
+        saved_cells=False,
         align=True,
         size_level=512,
         resample="bicubic",
@@ -120,7 +123,8 @@ VERSIONS = {
         padding="zeros",
         masks_attention=True,
         quotes=("toggle", 156),
-        cells=None,
+        cells=(256, 324),
+        saved_cells=True,
         align=True,
         size_level=1024,
         resample="lanczos",
@@ -139,6 +143,7 @@ VERSIONS = {
         masks_attention=False,
         quotes=("paired", None),
         cells=(256, 400),
+        saved_cells=False,
         align=False,
         size_level=1024,
         resample="bilinear",
@@ -172,6 +177,7 @@ def make_spec(
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str,
     preprocessor: Mapping[str, Any],
+    saved: bool,
 ) -> ModelSpec:
     """Put a version's rules, a checkpoint's sizes and its settings together.
 
@@ -185,6 +191,7 @@ def make_spec(
         tokenizer: of the language model.
         chat_template: likewise.
         preprocessor: its preprocessor_config.json.
+        saved: whether that was saved with the model, and is not Qwen's own.
 
     Raises:
         CheckpointError: Parts that do not go together, or a configuration that says nothing.
@@ -216,7 +223,13 @@ def make_spec(
             rounding="ceil",
             resize_in=version.resize_in,
         ),
-        prompt=_prompt(version, settings, tokenizer, chat_template, preprocessor),
+        prompt=_prompt(
+            version,
+            settings,
+            tokenizer,
+            chat_template,
+            _vision(version, settings, preprocessor, saved=saved),
+        ),
         text_dim=text_dim,
         prompt_dim=sizes.connector.hidden + sizes.mapping,
         latent_channels=sizes.in_channels,
@@ -234,7 +247,7 @@ def _prompt(
     settings: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str,
-    preprocessor: Mapping[str, Any],
+    vision: VisionRules,
 ) -> PromptRules:
     before = prefix_text(version)
     prefix, suffix = cut_at_mark(
@@ -263,7 +276,7 @@ def _prompt(
         positions="none" if version.prompt_axes else "grid",
         grid_offset_px=0.0 if version.prompt_axes else 11.0,
         quotes=QuoteRules(style, len(before) if start is None else start),
-        vision=_vision(version, settings, preprocessor),
+        vision=vision,
     )
 
 
@@ -282,18 +295,19 @@ def content(version: Version, before: str, instruction: str) -> list[dict[str, s
 
 
 def _vision(
-    version: Version, settings: Mapping[str, Any], preprocessor: Mapping[str, Any]
+    version: Version,
+    settings: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    *,
+    saved: bool,
 ) -> VisionRules:
     try:
         patch, merge = int(preprocessor["patch_size"]), int(preprocessor["merge_size"])
-        size = preprocessor.get("size") or {}
-        limits = (
-            preprocessor.get("min_pixels") or size["shortest_edge"],
-            preprocessor.get("max_pixels") or size["longest_edge"],
-        )
-        if version.cells is not None:
-            least, most = version.cells
-            limits = (least * (patch * merge) ** 2, most * (patch * merge) ** 2)
+        least, most = (cells * (patch * merge) ** 2 for cells in version.cells)
+        if version.saved_cells and saved:
+            size = preprocessor.get("size") or {}
+            least = preprocessor.get("min_pixels") or size["shortest_edge"]
+            most = preprocessor.get("max_pixels") or size["longest_edge"]
         red, green, blue = (float(value) for value in preprocessor["image_mean"])
         mean = (red, green, blue)
         red, green, blue = (float(value) for value in preprocessor["image_std"])
@@ -302,8 +316,8 @@ def _vision(
             view_resample=version.view_resample,
             align=version.align,
             resample=_FILTERS[int(preprocessor.get("resample", 3))],
-            min_pixels=settings["min_pixels"] or int(limits[0]),
-            max_pixels=settings["max_pixels"] or int(limits[1]),
+            min_pixels=settings["min_pixels"] or int(least),
+            max_pixels=settings["max_pixels"] or int(most),
             patch_px=patch,
             merge=merge,
             frames=int(preprocessor["temporal_patch_size"]),

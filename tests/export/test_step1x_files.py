@@ -94,8 +94,7 @@ def test_published_defaults(shared: dict[str, Path]) -> None:
         cells = (vision.min_pixels / 28**2, vision.max_pixels / 28**2)
         assert (rules.drop, rules.max_length, spec.geometry.size_level, cells) == {
             "1.0": (217, 640, 512, (256, 324)),
-            # From the processor's own file; the makers' layout has Qwen's.
-            "1.1": (217, 640, 1024, (4, 16384)),
+            "1.1": (217, 640, 1024, (256, 324)),
             "1.2": (90, 2048, 1024, (256, 400)),
         }[version]
         assert (rules.quotes.style, rules.quotes.start) == {
@@ -128,6 +127,17 @@ def test_both_layouts_are_one_model(shared: dict[str, Path], tmp_path: Path) -> 
         assert found.keys() == wanted.keys()
         for name, tensor in found.items():
             torch.testing.assert_close(tensor, wanted[name], atol=0, rtol=0, msg=name)
+
+
+def test_a_processor_saved_with_1_1_keeps_its_limits(tmp_path: Path) -> None:
+    folder = make_step1x(tmp_path / "model", "1.1", layout="diffusers")
+    (folder / "rism.json").unlink()
+    path = folder / "processor" / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"min_pixels": 5 * 28**2, "max_pixels": 77 * 28**2}))
+    vision = open_step1x(folder).spec.prompt.vision
+    assert vision is not None
+    assert (vision.min_pixels, vision.max_pixels) == (5 * 28**2, 77 * 28**2)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +217,7 @@ def test_a_template_that_shows_no_picture(original: Path) -> None:
 
 def test_settings_that_cannot_be(original: Path) -> None:
     (original / "rism.json").write_text(json.dumps({"drop_tokens": -1}))
-    with pytest.raises(CheckpointError, match=r"drop_tokens is -1, expected a whole number"):
+    with pytest.raises(CheckpointError, match=r"drop_tokens is -1, expected a whole number from 0"):
         open_step1x(original)
     (original / "rism.json").write_text(json.dumps({"connector_heads": 2, "feature_block": 5}))
     with pytest.raises(CheckpointError, match="feature_block is 5, the transformer has 5 blocks"):
