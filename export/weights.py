@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from rism.export.errors import ExportError
+from rism.export.memory import give_back
 from rism.export.passes import TRANSPOSED
 from rism.export.tensors import StoredTensor
 from rism.export.weightless import WeightRule
@@ -21,6 +22,7 @@ from rism.export.weightless import WeightRule
 __all__ = ["WeightFile", "store_weights"]
 
 _INLINE_BYTES = 1024
+_GIVE_BACK_BYTES = 256 * 2**20
 _PAGE = 4096
 _LINE = 64
 _TORCH_TYPES = {
@@ -54,6 +56,7 @@ class WeightFile:
 
     def __init__(self, path: Path, on_bytes: OnBytes | None = None) -> None:
         self.path, self.size = path, 0
+        self._given_back = 0
         self._on_bytes = on_bytes or (lambda _count: None)
         self._hash = hashlib.sha256()
         self._places: dict[object, _Place] = {}
@@ -102,6 +105,9 @@ class WeightFile:
                 f"{self.path.name}: {self.size - place.offset} bytes for {key}, expected {length}"
             )
         self._places[key] = place
+        if self.size - self._given_back > _GIVE_BACK_BYTES:
+            self._given_back = self.size
+            give_back()
         return place
 
     def _write(self, data: memoryview) -> None:

@@ -20,6 +20,7 @@ from rism.export.graph_inputs import (
     trace_vision,
 )
 from rism.export.graphs import CaptureOptions
+from rism.export.memory import give_back
 from rism.export.options import ExportOptions
 from rism.export.parity import Checks, Gate
 from rism.export.plan import ExportPlan
@@ -159,6 +160,7 @@ class BundleWriter:
         return graph, {f"dit.{name}": rule for name, rule in part.rules.items()}
 
     def _gate(self, model: OpenModel) -> Gate:
+        give_back()
         self.progress.stage("comparing with PyTorch")
         return Gate(model, self.work, self.export.precision, lean=self.lean)
 
