@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -161,3 +162,17 @@ def test_the_picture_and_every_token_set_matter(exported: Exported) -> None:
     assert len({one.tobytes() for one in maps}) == distinct
     other = segmenter.segment(picture(80, 100), "the red dog")
     assert other.coarse.shape != maps[0].shape
+
+
+@pytest.mark.slow
+def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> None:
+    names = set(ir.load(exported.bundle / "transformer.vectors.onnx").graph.initializers)
+    gone = ("time_embed.", "connector.S.t_embedder.", "norm_out.", "proj_out.")
+    assert not [name for name in names if name.removeprefix("dit.").startswith(gone)]
+    # The prompt's part of the modulation stays, of the last block without its gate.
+    width = exported.model.sizes.width
+    assert "dit.transformer_blocks.0.norm1.linear.weight" in names
+    graph = ir.load(exported.bundle / "transformer.vectors.onnx").graph
+    modulation = graph.initializers["dit.last_modulation.weight"].shape
+    assert modulation is not None
+    assert sorted(modulation.numpy()) == [width, 2 * width]
