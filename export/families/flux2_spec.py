@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import Qwen2TokenizerFast
 from rism.export.checkpoint import Checkpoint
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2_files import KleinFiles
-from rism.export.families.settings import COMMON, Setting, read_settings, whole
+from rism.export.families.settings import COMMON, Setting, feature_block, read_settings, whole
 from rism.export.prompts import prompt_rules
 from rism.export.spec import FamilySpec, ModelSpec
 from rism.runtime.manifest import Geometry
@@ -65,14 +64,6 @@ def make_spec(
     config = files.transformer_config
     token_px = 2 ** len(files.vae_config.get("block_out_channels", (0,) * 4))
     double, single = config["num_layers"], config["num_single_layers"]
-    feature_block = settings["feature_block"]
-    if feature_block is None:
-        feature_block = math.floor(_FEATURE_DEPTH * (double + single) + 0.5)
-    if feature_block >= double + single:
-        raise CheckpointError(
-            f"feature_block is {feature_block}, the transformer has {double + single} blocks: "
-            "expected a smaller number in rism.json"
-        )
     return ModelSpec(
         name=settings["name"],
         family=family,
@@ -95,7 +86,7 @@ def make_spec(
         latent_channels=config["in_channels"],
         double_blocks=double,
         single_blocks=single,
-        feature_block=feature_block,
+        feature_block=feature_block(settings, depth=_FEATURE_DEPTH, blocks=double + single),
         feature_dim=config["num_attention_heads"] * config["attention_head_dim"],
         tau=settings["tau"],
     )

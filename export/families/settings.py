@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from rism.export.files import read_json
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import one_line
 
-__all__ = ["COMMON", "Setting", "nullable", "read_settings", "whole"]
+__all__ = ["COMMON", "Setting", "feature_block", "nullable", "read_settings", "whole"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,27 @@ COMMON: dict[str, Setting] = {
         None, lambda v: v is None or v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"
     ),
 }
+
+
+def feature_block(settings: Mapping[str, Any], *, depth: float, blocks: int) -> int:
+    """Return l': what the settings say, or the paper's block in proportion.
+
+    Args:
+        settings: of `read_settings`.
+        depth: the paper's block over the number of its model's blocks.
+        blocks: of this model.
+
+    Raises:
+        CheckpointError: There is no such block.
+    """
+    said = settings["feature_block"]
+    block = math.floor(depth * blocks + 0.5) if said is None else int(said)
+    if block >= blocks:
+        raise CheckpointError(
+            f"feature_block is {block}, the transformer has {blocks} blocks: "
+            "expected a smaller number in rism.json"
+        )
+    return block
 
 
 def read_settings(

@@ -6,9 +6,8 @@ and step1xedit_v1p2).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rism.export.checkpoint import Checkpoint
 from rism.export.errors import CheckpointError
-from rism.export.families.settings import COMMON, nullable, read_settings, whole
+from rism.export.families.settings import (
+    COMMON,
+    feature_block,
+    nullable,
+    read_settings,
+    whole,
+)
 from rism.export.families.step1x_dit import Step1XSizes
 from rism.export.prompts import TEMPLATE, cut_at_mark
 from rism.export.spec import Axis, FamilySpec, ModelSpec
@@ -92,65 +97,54 @@ class Version:
 
 
 NOISY_AXES: tuple[Axis, ...] = (0.0, "row", "column")
-VERSIONS = {
-    "1.0": Version(
-        name="1.0",
-        prompt_axes=(0.0, 0.0, 0.0),
-        clean_axes=NOISY_AXES,
-        prefix="prefix-1.0.txt",
-        picture_first=True,
-        drop=217,
-        max_length=640,
-        padding="zeros",
-        masks_attention=True,
-        quotes=("toggle", 156),
-        cells=(256, 324),
-        saved_cells=False,
-        align=True,
-        size_level=512,
-        resample="bicubic",
-        resize_in="uint8",
-        view_resample="bicubic",
-    ),
-    "1.1": Version(
-        name="1.1",
-        prompt_axes=(0.0, 0.0, 0.0),
-        clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
-        prefix="prefix-1.0.txt",
-        picture_first=True,
-        drop=217,
-        max_length=640,
-        padding="zeros",
-        masks_attention=True,
-        quotes=("toggle", 156),
-        cells=(256, 324),
-        saved_cells=True,
-        align=True,
-        size_level=1024,
-        resample="lanczos",
-        resize_in="uint8",
-        view_resample="lanczos",
-    ),
-    "1.2": Version(
-        name="1.2",
-        prompt_axes=(),
-        clean_axes=(1.0, "row", "column"),
-        prefix="prefix-1.2.txt",
-        picture_first=False,
-        drop=90,
-        max_length=2048,
-        padding="none",
-        masks_attention=False,
-        quotes=("paired", None),
-        cells=(256, 400),
-        saved_cells=False,
-        align=False,
-        size_level=1024,
-        resample="bilinear",
-        resize_in="float32",
-        view_resample="lanczos",
-    ),
-}
+_FIRST = Version(
+    name="1.0",
+    prompt_axes=(0.0, 0.0, 0.0),
+    clean_axes=NOISY_AXES,
+    prefix="prefix-1.0.txt",
+    picture_first=True,
+    drop=217,
+    max_length=640,
+    padding="zeros",
+    masks_attention=True,
+    quotes=("toggle", 156),
+    cells=(256, 324),
+    saved_cells=False,
+    align=True,
+    size_level=512,
+    resample="bicubic",
+    resize_in="uint8",
+    view_resample="bicubic",
+)
+_SECOND = replace(
+    _FIRST,
+    name="1.1",
+    clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
+    saved_cells=True,
+    size_level=1024,
+    resample="lanczos",
+    view_resample="lanczos",
+)
+_THIRD = Version(
+    name="1.2",
+    prompt_axes=(),
+    clean_axes=(1.0, "row", "column"),
+    prefix="prefix-1.2.txt",
+    picture_first=False,
+    drop=90,
+    max_length=2048,
+    padding="none",
+    masks_attention=False,
+    quotes=("paired", None),
+    cells=(256, 400),
+    saved_cells=False,
+    align=False,
+    size_level=1024,
+    resample="bilinear",
+    resize_in="float32",
+    view_resample="lanczos",
+)
+VERSIONS = {version.name: version for version in (_FIRST, _SECOND, _THIRD)}
 
 
 def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
@@ -196,15 +190,6 @@ def make_spec(
     Raises:
         CheckpointError: Parts that do not go together, or a configuration that says nothing.
     """
-    blocks = sizes.double + sizes.single
-    feature_block = settings["feature_block"]
-    if feature_block is None:
-        feature_block = math.floor(_FEATURE_DEPTH * blocks + 0.5)
-    if feature_block >= blocks:
-        raise CheckpointError(
-            f"feature_block is {feature_block}, the transformer has {blocks} blocks: "
-            "expected a smaller number in rism.json"
-        )
     return ModelSpec(
         name=settings["name"],
         family=family,
@@ -235,7 +220,9 @@ def make_spec(
         latent_channels=sizes.in_channels,
         double_blocks=sizes.double,
         single_blocks=sizes.single,
-        feature_block=feature_block,
+        feature_block=feature_block(
+            settings, depth=_FEATURE_DEPTH, blocks=sizes.double + sizes.single
+        ),
         feature_dim=sizes.width,
         prompt_mask=True,
         tau=settings["tau"],
