@@ -7,8 +7,7 @@ quantity depends on, are absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -21,6 +20,7 @@ from torch import nn
 
 from rism.export.capture import Capture
 from rism.export.errors import UnsupportedModelError
+from rism.export.families.processors import replaced_processors
 from rism.export.rotary import RotaryTable, rotate
 from rism.export.spec import FamilySpec, PromptTokens
 
@@ -100,7 +100,14 @@ class Flux2SingleStep(nn.Module):
         ]
         rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
         spans = capture.spans
-        with _capturing(self, capture):
+        doubles = len(self.transformer_blocks)
+
+        def processor(index: int) -> _DoubleProcessor | _SingleProcessor:
+            kind = _DoubleProcessor if index < doubles else _SingleProcessor
+            return kind(capture, index)
+
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        with replaced_processors(blocks, processor):
             for index, block in enumerate(self.transformer_blocks):
                 text, image = block(
                     hidden_states=image,
@@ -171,22 +178,6 @@ def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:
 def _heads(x: torch.Tensor) -> torch.Tensor:
     """(B, N, heads, d) to (B, heads, N, d)."""
     return x.transpose(1, 2)
-
-
-@contextmanager
-def _capturing(model: Flux2SingleStep, capture: Capture) -> Iterator[None]:
-    """Give every block a processor that tells `capture`; the old ones come back after."""
-    doubles = list(model.transformer_blocks)
-    blocks = [*doubles, *model.single_transformer_blocks]
-    before = [block.attn.processor for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            kind = _DoubleProcessor if index < len(doubles) else _SingleProcessor
-            block.attn.processor = kind(capture, index)
-        yield
-    finally:
-        for block, processor in zip(blocks, before, strict=True):
-            block.attn.processor = processor
 
 
 class _DoubleProcessor:

@@ -7,9 +7,9 @@ everything of the last block that no captured quantity depends on, are absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers.models.transformers.transformer_flux import (
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from rism.export.capture import Capture
 from rism.export.errors import UnsupportedModelError
+from rism.export.families.processors import replaced_processors
 from rism.export.families.step1x_connector import INTO_STREAM as _CONNECTOR_INTO_STREAM
 from rism.export.families.step1x_connector import Connector, ConnectorSizes
 from rism.export.precision import Precision
@@ -147,7 +148,8 @@ class Step1XSingleStep(nn.Module):
         text, condition = self._connect(prompt)
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
         rotary = self._tables(prompt, positions)
-        with _capturing(self, capture):
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        with replaced_processors(blocks, partial(_Processor, capture)):
             for index, block in enumerate(self.transformer_blocks):
                 text, image = block(
                     hidden_states=image,
@@ -239,20 +241,6 @@ def _heads(x: torch.Tensor) -> torch.Tensor:
 
 def _from(rotary: Rotary, start: int) -> Rotary:
     return rotary[0][start:], rotary[1][start:]
-
-
-@contextmanager
-def _capturing(model: Step1XSingleStep, capture: Capture) -> Iterator[None]:
-    """Give every block a processor that tells `capture`; the old ones come back after."""
-    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-    before = [block.attn.processor for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            block.attn.processor = _Processor(capture, index)
-        yield
-    finally:
-        for block, processor in zip(blocks, before, strict=True):
-            block.attn.processor = processor
 
 
 class _Processor:
