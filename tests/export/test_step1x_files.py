@@ -20,9 +20,11 @@ from benchmarks.step1x_language import (
     write_tokenizer,
 )
 from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, plan_export
+from rism.export.bundle import open_model
 from rism.export.checkpoint import STEP1X as PIPELINE
 from rism.export.checkpoint import Checkpoint, find_checkpoint
 from rism.export.families import FAMILIES
+from rism.export.families.step1x import Step1XModel
 from rism.export.precision import PRECISIONS
 from rism.export.weightless import Part
 from rism.runtime.geometry import plan
@@ -276,3 +278,28 @@ def test_pictures_of_every_shape_fit_the_noise(shared: dict[str, Path]) -> None:
         for width, height in sides:
             if max(width, height) <= 8 * min(width, height):
                 plan((int(width), int(height)), spec.geometry, max_tokens=spec.noise_rows)
+
+
+def test_two_repositories_of_the_hub_s_cache_are_one_model(
+    shared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    language = shared["1.0"] / QWEN
+    for name, source in (
+        ("stepfun-ai--Step1X-Edit", shared["1.0"]),
+        ("Qwen--Qwen2.5-VL-7B-Instruct", language),
+    ):
+        folder = tmp_path / f"models--{name}"
+        shutil.copytree(source, folder / "snapshots" / commit, ignore=lambda *_: [QWEN])
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    planned = find_checkpoint("step1x", offline=True, weights=False)
+    assert (planned.pipeline, planned.transformer_file) == (PIPELINE, None)
+    found = find_checkpoint("step1x", offline=True)
+    assert found.source == "hub:stepfun-ai/Step1X-Edit"
+    assert found.name == "Step1X-Edit"
+    assert found.folders == (found.folder, found.language)
+    model = open_model(found)
+    assert isinstance(model, Step1XModel)
+    assert (model.version.name, model.spec.licence) == ("1.0", "Apache-2.0")
