@@ -8,6 +8,7 @@ import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,12 @@ import numpy.typing as npt
 from rism.runtime.errors import BundleError, one_line
 from rism.runtime.manifest import FileInfo, Manifest, parse_manifest
 
-__all__ = ["BUILT_IN", "Bundle", "resolve_bundle"]
+__all__ = ["BUILT_IN", "MAX_MANIFEST_BYTES", "Bundle", "read_manifest_json", "resolve_bundle"]
 
 BUILT_IN = "mini"
 MAX_MANIFEST_BYTES = 2**20
-# Files that onnxruntime could be led to read: lying in the folder unlisted, they are suspect.
-_DATA_SUFFIXES = (".weights", ".onnx", ".data", ".bin", ".f32")
+# Files that an engine could be led to read: lying in the folder unlisted, they are suspect.
+_DATA_SUFFIXES = (".weights", ".onnx", ".data", ".bin", ".f32", ".plan")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,18 @@ def _built_in_names(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     return sorted(p.name for p in root.iterdir() if (p / "manifest.json").is_file())
+
+
+def read_manifest_json(folder: Path) -> dict[str, Any]:
+    """Return a bundle's manifest.json as it is, only known to be a JSON object.
+
+    Raises:
+        BundleError: it is missing, a link, too large or not a JSON object.
+    """
+    data = _parse_json(_read_manifest(folder))
+    if not isinstance(data, dict):
+        raise BundleError("manifest.json is not a JSON object: export the bundle again")
+    return data
 
 
 def _read_manifest(folder: Path) -> bytes:

@@ -8,8 +8,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rism.runtime.checked_json import Node, is_safe_name
+from rism.runtime.checked_json import Node
+from rism.runtime.engine_spec import (
+    EngineVariant,
+    SelfTest,
+    parse_calibration,
+    parse_engines,
+    parse_self_test,
+)
 from rism.runtime.errors import BundleError, one_line
+from rism.runtime.file_spec import FileInfo, parse_files
 from rism.runtime.graph_spec import (
     CAPTURES,
     GraphSpec,
@@ -109,14 +117,6 @@ class NoiseInfo:
 
 
 @dataclass(frozen=True)
-class FileInfo:
-    """Digest (64 hexadecimal digits) and size in bytes of one file."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything that manifest.json says and this reader uses."""
 
@@ -131,6 +131,9 @@ class Manifest:
     default_capture: str
     graphs: Mapping[str, GraphSpec]
     files: Mapping[str, FileInfo]
+    engines: tuple[EngineVariant, ...] = ()
+    self_test: SelfTest | None = None
+    calibration: str | None = None
 
     @property
     def captures(self) -> tuple[str, ...]:
@@ -171,6 +174,7 @@ def parse_manifest(data: object) -> Manifest:
     geometry = _geometry(top.node("geometry"))
     prompt = parse_prompt(top.node("prompt"))
     graphs = parse_graphs(top.node("graphs"), geometry.sizes, prompt)
+    files = parse_files(top.node("files"))
     manifest = Manifest(
         schema_version=version,
         model=_model(top.node("model")),
@@ -182,7 +186,10 @@ def parse_manifest(data: object) -> Manifest:
         noise=_noise(top.node("noise")),
         default_capture=top.choice("default_capture", CAPTURES),
         graphs=graphs,
-        files=_files(top.node("files")),
+        files=files,
+        engines=parse_engines(top, graphs, files),
+        self_test=parse_self_test(top, graphs, files),
+        calibration=parse_calibration(top, files),
     )
     if manifest.default_capture not in manifest.captures:
         top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")
@@ -300,22 +307,6 @@ def _noise(node: Node) -> NoiseInfo:
     if not whole or shape[0] * shape[1] > MAX_NOISE_VALUES:
         node.refuse("shape", f"[rows, channels] with at most {MAX_NOISE_VALUES} values")
     return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
-
-
-def _files(node: Node) -> dict[str, FileInfo]:
-    files: dict[str, FileInfo] = {}
-    for name in node.names():
-        if not is_safe_name(name) or name == "manifest.json":
-            raise BundleError(
-                f"manifest.json: 'files' lists '{one_line(name, limit=80)}', expected relative "
-                "paths inside the bundle (no .., no absolute path): do not use this bundle"
-            )
-        entry = node.node(name)
-        digest = entry.text("sha256")
-        if re.fullmatch(r"[0-9a-f]{64}", digest, re.ASCII) is None:
-            entry.refuse("sha256", "64 lower-case hexadecimal digits")
-        files[name] = FileInfo(digest, entry.integer("size", 0, 2**44))
-    return files
 
 
 def _check_listed(manifest: Manifest) -> None:
