@@ -74,6 +74,7 @@ def export_model(flags: ExportFlags, console: Console) -> None:
 
 def _exporter() -> Any:
     try:
+        import_module("rism.export.bundle")  # rism.export itself would wait with what it needs
         return import_module("rism.export")
     except ModuleNotFoundError as error:
         missing = error.name or "a package"
