@@ -1,0 +1,393 @@
+#include "bundle.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "sha256.hpp"
+
+namespace fs = std::filesystem;
+
+namespace rism {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::uint64_t manifest_limit = std::uint64_t{1} << 20U;
+
+/// A value of the manifest that knows where it stands.
+class Node {
+public:
+    Node(const Json& value, std::string path) : value_(value), path_(std::move(path)) {}
+
+    bool has(const char* key) const { return value_.is_object() && value_.contains(key); }
+
+    Node operator[](const char* key) const {
+        if (!value_.is_object()) fail("an object");
+        const auto found = value_.find(key);
+        const std::string path = path_.empty() ? key : path_ + "." + key;
+        if (found == value_.end()) throw Error("manifest.json has no '" + path + "'");
+        return {*found, path};
+    }
+
+    std::string text() const {
+        if (!value_.is_string()) fail("a string");
+        return value_.get<std::string>();
+    }
+    bool boolean() const {
+        if (!value_.is_boolean()) fail("true or false");
+        return value_.get<bool>();
+    }
+    double number() const {
+        if (!value_.is_number() || !std::isfinite(value_.get<double>())) fail("a number");
+        return value_.get<double>();
+    }
+    std::int64_t integer(std::int64_t low, std::int64_t high) const {
+        if (!value_.is_number_integer() || value_ < low || value_ > high) {
+            fail("a whole number from " + std::to_string(low) + " to " + std::to_string(high));
+        }
+        return value_.get<std::int64_t>();
+    }
+    std::size_t size(std::int64_t low, std::int64_t high) const {
+        return static_cast<std::size_t>(integer(low, high));
+    }
+    /// One of the given words; its place among them.
+    std::size_t word(std::initializer_list<const char*> words) const {
+        const std::string given = text();
+        std::size_t place = 0;
+        for (const char* word : words) {
+            if (given == word) return place;
+            ++place;
+        }
+        std::string list;
+        for (const char* word : words) list += (list.empty() ? "" : ", ") + std::string(word);
+        throw Error("manifest.json: '" + path_ + "' is '" + given + "', this reader knows " + list);
+    }
+    std::vector<Node> list() const {
+        if (!value_.is_array()) fail("a list");
+        std::vector<Node> nodes;
+        for (const Json& item : value_) {
+            nodes.emplace_back(item, path_ + "[" + std::to_string(nodes.size()) + "]");
+        }
+        return nodes;
+    }
+    std::vector<std::pair<std::string, Node>> items() const {
+        if (!value_.is_object()) fail("an object");
+        std::vector<std::pair<std::string, Node>> nodes;
+        for (const auto& [key, item] : value_.items()) {
+            nodes.emplace_back(key, Node(item, path_ + "." + key));
+        }
+        return nodes;
+    }
+    bool is_string() const { return value_.is_string(); }
+    bool is_array() const { return value_.is_array(); }
+    bool is_null() const { return value_.is_null(); }
+
+private:
+    [[noreturn]] void fail(const std::string& expected) const {
+        std::string given = value_.dump(-1, ' ', true, Json::error_handler_t::replace);
+        if (given.size() > 40) given = given.substr(0, 40) + "...";
+        throw Error("manifest.json: '" + path_ + "' is " + given + ", expected " + expected);
+    }
+
+    const Json& value_;
+    std::string path_;
+};
+
+Json parse_manifest(const fs::path& folder) {
+    const fs::path path = folder / "manifest.json";
+    std::error_code error;
+    if (!fs::is_directory(folder, error)) throw Error("no bundle folder at " + folder.string());
+    if (!fs::is_regular_file(fs::symlink_status(path, error))) {
+        throw Error("no manifest.json in " + folder.string() + ": expected a folder of `rism export`");
+    }
+    if (const auto size = fs::file_size(path); size > manifest_limit) {
+        throw Error("manifest.json has " + std::to_string(size) + " bytes, expected at most 1 MiB");
+    }
+    std::ifstream stream(path, std::ios::binary);
+    try {
+        return Json::parse(stream);
+    } catch (const Json::exception& problem) {
+        throw Error("manifest.json cannot be read (" + std::string(problem.what()) +
+                    "): copy or export the bundle again");
+    }
+}
+
+void check_format(const Node& manifest) {
+    if (const auto format = manifest["format"].text(); format != "rism-bundle") {
+        throw Error("manifest.json: 'format' is '" + format + "', expected 'rism-bundle'");
+    }
+    const std::string version = manifest["schema_version"].text();
+    const std::size_t dot = version.find('.');
+    const auto digits = [](const std::string& part) {
+        return !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+    };
+    if (dot == std::string::npos || !digits(version.substr(0, dot)) ||
+        !digits(version.substr(dot + 1))) {
+        throw Error("manifest.json: 'schema_version' is '" + version + "', expected such as '1.0'");
+    }
+    if (version.substr(0, dot) != "1") {
+        throw Error("the bundle is of format " + version +
+                    ", this reader knows format 1: take a newer reader or an older export");
+    }
+}
+
+std::array<double, 3> channels(const Node& node) {
+    if (!node.is_array()) {
+        const double value = node.number();
+        return {value, value, value};
+    }
+    const auto items = node.list();
+    if (items.size() != 3) throw Error("manifest.json: expected one number or three per channel");
+    return {items[0].number(), items[1].number(), items[2].number()};
+}
+
+Geometry read_geometry(const Node& node) {
+    Geometry geometry;
+    geometry.size_level = node["size_level"].size(1, 16384);
+    geometry.multiple_px = node["multiple_px"].size(1, 4096);
+    geometry.token_px = node["token_px"].size(1, 4096);
+    if (geometry.multiple_px % geometry.token_px != 0) {
+        throw Error("manifest.json: 'geometry.multiple_px' is no multiple of 'geometry.token_px'");
+    }
+    geometry.resize_always = node["resize"].word({"always", "shrink"}) == 0;
+    geometry.crop = node["remainder"].word({"stretch", "crop"}) == 1;
+    geometry.resample = static_cast<Resample>(
+        node["resample"].word({"lanczos", "bicubic", "bilinear", "hamming", "box"}));
+    geometry.max_aspect = node["max_aspect"].number();
+    geometry.mean = channels(node["mean"]);
+    geometry.std = channels(node["std"]);
+    for (const double value : geometry.std) {
+        if (value == 0.0) throw Error("manifest.json: 'geometry.std' is 0");
+    }
+    if (node.has("rounding")) geometry.round_up = node["rounding"].word({"floor", "ceil"}) == 1;
+    if (geometry.round_up && !geometry.resize_always) {
+        throw Error("manifest.json: 'geometry.rounding' is 'ceil' where 'resize' is not 'always'");
+    }
+    if (node.has("resize_in")) {
+        geometry.resize_in_float32 = node["resize_in"].word({"uint8", "float32"}) == 1;
+    }
+    if (!node.has("sizes")) return geometry;
+    for (const Node& pair : node["sizes"].list()) {
+        const auto sides = pair.list();
+        if (sides.size() != 2) throw Error("manifest.json: 'geometry.sizes' is not of [width, height]");
+        const Size size{sides[0].size(1, 16384), sides[1].size(1, 16384)};
+        if (size.width % geometry.multiple_px != 0 || size.height % geometry.multiple_px != 0) {
+            throw Error("manifest.json: 'geometry.sizes' are no multiples of 'multiple_px'");
+        }
+        geometry.sizes.push_back(size);
+    }
+    if (geometry.sizes.empty() || geometry.sizes.size() > 64) {
+        throw Error("manifest.json: 'geometry.sizes' has " + std::to_string(geometry.sizes.size()) +
+                    " sizes, expected 1 to 64");
+    }
+    return geometry;
+}
+
+Prompt read_prompt(const Node& node) {
+    // Keys of format 1.2 that change what the prompt is. Their absence, or the value that
+    // absence stands for, is all that this reader knows.
+    for (const char* key : {"vision", "quotes", "unseen_id"}) {
+        if (node.has(key) && !node[key].is_null()) {
+            throw Error("the bundle has 'prompt." + std::string(key) +
+                        "', which this reader does not know: use `rism run`");
+        }
+    }
+    if (node.has("drop")) {
+        if (node["drop"].integer(0, 1 << 20) != 0) {
+            throw Error("'prompt.drop' is not 0, which this reader does not know: use `rism run`");
+        }
+    }
+    if (node.has("padding")) node["padding"].word({"tokens"});
+    if (node.has("positions")) node["positions"].word({"none"});
+    Prompt prompt;
+    prompt.template_text = node["template"].text();
+    prompt.prefix = node["prefix"].text();
+    prompt.suffix = node["suffix"].text();
+    prompt.max_length = node["max_length"].size(1, 65536);
+    prompt.pad_id = node["pad_id"].integer(0, INT32_MAX);
+    prompt.tokenizer = node["tokenizer"].text();
+    if (prompt.template_text.find("{expression}") == std::string::npos) {
+        throw Error("manifest.json: 'prompt.template' has no {expression} in it");
+    }
+    return prompt;
+}
+
+std::map<std::string, TensorSpec> read_tensors(const Node& node) {
+    std::map<std::string, TensorSpec> tensors;
+    for (const auto& [key, entry] : node.items()) {
+        TensorSpec tensor;
+        tensor.name = entry["name"].text();
+        tensor.is_int64 = entry["dtype"].word({"float32", "int64"}) == 1;
+        for (const Node& side : entry["shape"].list()) {
+            tensor.shape.push_back(side.is_string() ? -1 : side.integer(1, 1 << 30));
+        }
+        tensors.emplace(key, std::move(tensor));
+    }
+    return tensors;
+}
+
+/// Only what this reader can take; other variants are for other readers.
+EngineVariant read_engine(const Node& node) {
+    EngineVariant engine;
+    engine.name = node["name"].text();
+    engine.target = node["target"].text();
+    engine.version = node["version"].text();
+    engine.platform = node["platform"].text();
+    engine.precision = node["precision"].text();
+    engine.stripped = node["stripped"].boolean();
+    for (const Node& item : node["compute_capabilities"].list()) {
+        engine.compute_capabilities.push_back(item.text());
+    }
+    for (const auto& [name, graph] : node["graphs"].items()) {
+        PlanSpec plan{graph["file"].text(), ""};
+        if (engine.stripped) plan.refit = graph["refit"].text();
+        engine.graphs.emplace(name, std::move(plan));
+    }
+    return engine;
+}
+
+std::map<std::string, FileEntry> read_files(const Node& node) {
+    std::map<std::string, FileEntry> files;
+    for (const auto& [name, entry] : node.items()) {
+        const fs::path path(name);
+        bool inside = !name.empty() && !path.has_root_path() && name.back() != '/' &&
+                      name.find_first_of(std::string("\\:\0", 3)) == std::string::npos;
+        for (const fs::path& part : path) inside = inside && part != ".." && part != ".";
+        if (!inside) {
+            throw Error("manifest.json lists '" + name + "', which is no path inside the bundle");
+        }
+        FileEntry file{entry["sha256"].text(), 0};
+        file.size = static_cast<std::uint64_t>(entry["size"].integer(0, std::int64_t{1} << 50));
+        if (file.sha256.size() != 64 ||
+            file.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
+            throw Error("manifest.json: the sha256 of '" + name + "' is not 64 hexadecimal digits");
+        }
+        files.emplace(name, std::move(file));
+    }
+    return files;
+}
+
+std::string hash_file(const fs::path& path) {
+    std::ifstream stream(path, std::ios::binary);
+    std::vector<char> buffer(std::size_t{1} << 20U);
+    Sha256 sha;
+    while (stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) ||
+           stream.gcount() > 0) {
+        sha.update(buffer.data(), static_cast<std::size_t>(stream.gcount()));
+    }
+    return sha.hex();
+}
+
+}  // namespace
+
+Bundle::Bundle(fs::path folder, bool trust) : folder_(std::move(folder)), trust_(trust) {
+    const Json json = parse_manifest(folder_);
+    const Node manifest(json, "");
+    check_format(manifest);
+    family = manifest["model"]["family"].text();
+    precision = manifest["precision"]["compute"].text();
+    geometry = read_geometry(manifest["geometry"]);
+    prompt = read_prompt(manifest["prompt"]);
+    method.tau = manifest["method"]["tau"].number();
+    method.prototype =
+        static_cast<Prototype>(manifest["method"]["prototype"].word({"equation", "cosine"}));
+    default_capture = manifest["default_capture"].text();
+    const Node noise = manifest["noise"];
+    noise_file_ = noise["file"].text();
+    noise["dtype"].word({"float32"});
+    const auto shape = noise["shape"].list();
+    if (shape.size() != 2) throw Error("manifest.json: 'noise.shape' is not [rows, channels]");
+    noise_shape = {shape[0].size(1, 1 << 24), shape[1].size(1, 1 << 16)};
+    for (const auto& [name, node] : manifest["graphs"].items()) {
+        GraphSpec spec{node["file"].text(), read_tensors(node["inputs"]),
+                       read_tensors(node["outputs"])};
+        graphs.emplace(name, std::move(spec));
+    }
+    if (manifest.has("engines")) {
+        for (const Node& node : manifest["engines"].list()) engines.push_back(read_engine(node));
+    }
+    files_ = read_files(manifest["files"]);
+}
+
+fs::path Bundle::file(const std::string& name) {
+    const auto entry = files_.find(name);
+    if (entry == files_.end()) {
+        throw Error("'" + name + "' is not among the files of the bundle: export it again");
+    }
+    fs::path path = folder_;
+    fs::file_status status;
+    std::error_code error;
+    for (const fs::path& part : fs::path(name)) {
+        path /= part;
+        status = fs::symlink_status(path, error);
+        if (fs::is_symlink(status)) throw Error("'" + name + "' is reached by a link, expected none");
+    }
+    if (!fs::is_regular_file(status)) {
+        throw Error("the bundle lacks its file '" + name + "': copy or export it again");
+    }
+    const auto size = fs::file_size(path);
+    if (size != entry->second.size) {
+        throw Error("'" + name + "' has " + std::to_string(size) + " bytes, expected " +
+                    std::to_string(entry->second.size) + ": copy or export the bundle again");
+    }
+    if (!trust_ && verified_.count(name) == 0) {
+        if (hash_file(path) != entry->second.sha256) {
+            throw Error("'" + name + "' is not what the manifest lists (its sha256 differs): "
+                        "copy or export the bundle again");
+        }
+        verified_.insert(name);
+    }
+    return path;
+}
+
+std::vector<char> Bundle::read(const std::string& name, std::uint64_t limit) {
+    const fs::path path = file(name);
+    const auto size = files_.at(name).size;
+    if (size > limit) {
+        throw Error("'" + name + "' has " + std::to_string(size) + " bytes, expected at most " +
+                    std::to_string(limit));
+    }
+    std::vector<char> bytes(size);
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream.read(bytes.data(), static_cast<std::streamsize>(size))) {
+        throw Error("'" + name + "' cannot be read");
+    }
+    return bytes;
+}
+
+void Bundle::verify_weights() {
+    const std::string ending = ".weights";
+    for (const auto& item : files_) {
+        const std::string& name = item.first;
+        if (name.size() > ending.size() &&
+            name.compare(name.size() - ending.size(), ending.size(), ending) == 0) {
+            file(name);
+        }
+    }
+}
+
+std::vector<float> Bundle::noise(std::size_t rows) {
+    const std::uint64_t whole = std::uint64_t{noise_shape[0]} * noise_shape[1] * sizeof(float);
+    const std::vector<char> bytes = read(noise_file_, whole);
+    if (bytes.size() != whole || rows > noise_shape[0]) {
+        throw Error("'" + noise_file_ + "' is not of the shape that the manifest lists");
+    }
+    std::vector<float> values(rows * noise_shape[1]);
+    std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
+    return values;
+}
+
+const GraphSpec& Bundle::graph(const std::string& name) const {
+    const auto found = graphs.find(name);
+    if (found != graphs.end()) return found->second;
+    std::string list;
+    for (const auto& item : graphs) list += (list.empty() ? "" : ", ") + item.first;
+    throw Error("the bundle has no graph '" + name + "', it has " + list);
+}
+
+}  // namespace rism
