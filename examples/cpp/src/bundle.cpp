@@ -6,6 +6,7 @@
 #include <fstream>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "error.hpp"
 #include "sha256.hpp"
@@ -17,6 +18,12 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr std::array<std::string_view, 5> known_graphs{
+    "text_encoder", "vae_encoder", "transformer.scores", "transformer.vectors",
+    "transformer.matrices"};
+// Files that a graph could lead its engine to: lying in the folder unlisted, they are suspect.
+constexpr std::array<std::string_view, 6> data_suffixes{".weights", ".onnx", ".data",
+                                                        ".bin",     ".f32",  ".plan"};
 constexpr std::uint64_t manifest_limit = std::uint64_t{1} << 20U;
 
 /// A value of the manifest that knows where it stands.
@@ -222,7 +229,7 @@ std::map<std::string, TensorSpec> read_tensors(const Node& node) {
     for (const auto& [key, entry] : node.items()) {
         TensorSpec tensor;
         tensor.name = entry["name"].text();
-        tensor.is_int64 = entry["dtype"].word({"float32", "int64"}) == 1;
+        tensor.dtype = entry["dtype"].text();
         for (const Node& side : entry["shape"].list()) {
             tensor.shape.push_back(side.is_string() ? -1 : side.integer(1, 1 << 30));
         }
@@ -239,7 +246,7 @@ EngineVariant read_engine(const Node& node) {
     engine.version = node["version"].text();
     engine.platform = node["platform"].text();
     engine.precision = node["precision"].text();
-    engine.stripped = node["stripped"].boolean();
+    engine.stripped = node.has("stripped") && node["stripped"].boolean();
     for (const Node& item : node["compute_capabilities"].list()) {
         engine.compute_capabilities.push_back(item.text());
     }
@@ -272,6 +279,18 @@ std::map<std::string, FileEntry> read_files(const Node& node) {
     return files;
 }
 
+void refuse_unlisted(const fs::path& folder, const std::map<std::string, FileEntry>& files) {
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+        const std::string suffix = entry.path().extension().string();
+        const std::string name = entry.path().lexically_relative(folder).generic_string();
+        if (std::find(data_suffixes.begin(), data_suffixes.end(), suffix) != data_suffixes.end() &&
+            entry.symlink_status().type() != fs::file_type::directory && files.count(name) == 0) {
+            throw Error("'" + name + "' lies in the bundle and is not listed in manifest.json: "
+                        "remove it, or export the bundle again");
+        }
+    }
+}
+
 std::string hash_file(const fs::path& path) {
     std::ifstream stream(path, std::ios::binary);
     std::vector<char> buffer(std::size_t{1} << 20U);
@@ -294,8 +313,9 @@ Bundle::Bundle(fs::path folder, bool trust) : folder_(std::move(folder)), trust_
     geometry = read_geometry(manifest["geometry"]);
     prompt = read_prompt(manifest["prompt"]);
     method.tau = manifest["method"]["tau"].number();
-    method.prototype =
-        static_cast<Prototype>(manifest["method"]["prototype"].word({"equation", "cosine"}));
+    if (const Node rules = manifest["method"]; rules.has("prototype")) {
+        method.prototype = static_cast<Prototype>(rules["prototype"].word({"equation", "cosine"}));
+    }
     default_capture = manifest["default_capture"].text();
     const Node noise = manifest["noise"];
     noise_file_ = noise["file"].text();
@@ -304,6 +324,12 @@ Bundle::Bundle(fs::path folder, bool trust) : folder_(std::move(folder)), trust_
     if (shape.size() != 2) throw Error("manifest.json: 'noise.shape' is not [rows, channels]");
     noise_shape = {shape[0].size(1, 1 << 24), shape[1].size(1, 1 << 16)};
     for (const auto& [name, node] : manifest["graphs"].items()) {
+        const std::string kind = name.substr(0, name.find('@'));
+        // What a newer format may add is not for this reader.
+        if (std::find(std::begin(known_graphs), std::end(known_graphs), kind) ==
+            std::end(known_graphs)) {
+            continue;
+        }
         GraphSpec spec{node["file"].text(), read_tensors(node["inputs"]),
                        read_tensors(node["outputs"])};
         graphs.emplace(name, std::move(spec));
@@ -312,6 +338,7 @@ Bundle::Bundle(fs::path folder, bool trust) : folder_(std::move(folder)), trust_
         for (const Node& node : manifest["engines"].list()) engines.push_back(read_engine(node));
     }
     files_ = read_files(manifest["files"]);
+    refuse_unlisted(folder_, files_);
 }
 
 fs::path Bundle::file(const std::string& name) {

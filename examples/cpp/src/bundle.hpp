@@ -39,8 +39,7 @@ struct Prompt {
 
 /// One tensor of a graph: its name in the file; sizes, or -1 where any is taken.
 struct TensorSpec {
-    std::string name;
-    bool is_int64 = false;  // else float32
+    std::string name, dtype;
     std::vector<std::int64_t> shape;
 };
 

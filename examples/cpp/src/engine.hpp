@@ -40,6 +40,9 @@ class Engine {
 public:
     virtual ~Engine() = default;
 
+    /// Whether there is a graph of that name in the manifest, and in the engine if it has its own.
+    virtual bool has(const std::string& name) const = 0;
+
     /// Loads a graph by its name in the manifest, such as `transformer.scores`. Throws Error.
     virtual std::unique_ptr<Graph> load(const std::string& name) = 0;
 

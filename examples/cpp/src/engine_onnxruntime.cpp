@@ -87,6 +87,8 @@ public:
         }
     }
 
+    bool has(const std::string& name) const override { return bundle_.graphs.count(name) > 0; }
+
     std::unique_ptr<Graph> load(const std::string& name) override {
         const GraphSpec& spec = bundle_.graph(name);
         const std::string file = bundle_.file(spec.file).string();

@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 namespace rism {
 namespace {
 
-constexpr std::size_t max_pixels = std::size_t{1} << 27U;
+constexpr std::size_t max_pixels = 64'000'000;
 
 struct Closer {
     void operator()(std::FILE* file) const { std::fclose(file); }

@@ -9,8 +9,52 @@ namespace rism {
 namespace {
 
 constexpr std::uint64_t tokenizer_limit = std::uint64_t{1} << 26U;
-constexpr std::size_t text_limit = 16384;
+constexpr std::size_t expression_limit = 4096;
 constexpr std::int64_t batch_limit = 256;
+
+/// The expression with its white space collapsed. Throws Error where it is unusable.
+std::string cleaned(const std::string& expression) {
+    if (expression.size() > expression_limit) {
+        throw Error("the expression has " + std::to_string(expression.size()) +
+                    " characters, expected at most " + std::to_string(expression_limit));
+    }
+    std::string words;
+    bool gap = false;
+    for (const char c : expression) {
+        if (c == ' ' || (c >= '\t' && c <= '\r')) {
+            gap = true;
+            continue;
+        }
+        if (static_cast<unsigned char>(c) < ' ' || c == 127) {
+            throw Error("the expression contains a control character: take it out");
+        }
+        if (gap && !words.empty()) words += ' ';
+        gap = false;
+        words += c;
+    }
+    if (words.empty()) throw Error("the expression is empty, expected such as 'the green van'");
+    return words;
+}
+
+/// That a graph is fed what it takes: every input, of its type and shape.
+void check_feeds(const GraphSpec& graph, const Tensors& inputs) {
+    for (const auto& [name, spec] : graph.inputs) {
+        const auto found = inputs.find(name);
+        if (found == inputs.end()) {
+            throw Error("'" + graph.file + "' takes '" + name +
+                        "', which this reader does not know: use `rism run`");
+        }
+        const Tensor& tensor = found->second;
+        bool fits = spec.shape.size() == tensor.shape.size();
+        for (std::size_t i = 0; fits && i < spec.shape.size(); ++i) {
+            fits = spec.shape[i] == -1 || spec.shape[i] == tensor.shape[i];
+        }
+        if (!fits || spec.dtype != (tensor.is_int64() ? "int64" : "float32")) {
+            throw Error("'" + graph.file + "' takes '" + name +
+                        "' of another shape or type than docs/bundle.md says: use `rism run`");
+        }
+    }
+}
 
 std::string replaced(const std::string& text, const std::string& what, const std::string& by) {
     std::string result;
@@ -64,53 +108,55 @@ const float* first_row(const Tensors& outputs, const std::string& name,
     return tensor.floats().data();
 }
 
-std::string choose_capture(const Bundle& bundle, const std::string& wanted) {
+/// How the names of graphs of a fixed size end.
+std::string size_name(Size size) {
+    return "@" + std::to_string(size.width) + "x" + std::to_string(size.height);
+}
+
+std::string choose_capture(const Bundle& bundle, const Engine& engine, const std::string& wanted) {
     // Those of all sizes are the same.
-    const std::string size =
-        bundle.geometry.sizes.empty()
-            ? ""
-            : "@" + std::to_string(bundle.geometry.sizes[0].width) + "x" +
-                  std::to_string(bundle.geometry.sizes[0].height);
-    if (!wanted.empty()) {
-        bundle.graph("transformer." + wanted + size);
-        return wanted;
+    const auto& sizes = bundle.geometry.sizes;
+    const std::string at_size = sizes.empty() ? "" : size_name(sizes[0]);
+    if (!wanted.empty() && wanted != "scores" && wanted != "vectors" && wanted != "matrices") {
+        throw Error("the capture mode is '" + wanted + "', expected scores, vectors or matrices");
     }
-    if (bundle.graphs.count("transformer.scores" + size) > 0) return "scores";
-    bundle.graph("transformer." + bundle.default_capture + size);
-    return bundle.default_capture;
+    const auto has = [&](const std::string& capture) {
+        return engine.has("transformer." + capture + at_size);
+    };
+    // With `scores` the least is copied and nothing is left to compute.
+    for (const std::string& capture :
+         {std::string("scores"), bundle.default_capture, std::string("vectors"),
+          std::string("matrices")}) {
+        if (wanted.empty() ? has(capture) : capture == wanted && has(capture)) return capture;
+    }
+    throw Error("there is no graph 'transformer." + (wanted.empty() ? "scores" : wanted) + at_size +
+                "': export the bundle with it");
 }
 
 }  // namespace
 
 Segmenter::Segmenter(Bundle& bundle, Engine& engine, const std::string& capture)
-    : bundle_(bundle), engine_(engine), capture_(choose_capture(bundle, capture)) {
-    if (capture_ != "scores" && capture_ != "vectors" && capture_ != "matrices") {
-        throw Error("the capture mode is '" + capture_ + "', expected scores, vectors or matrices");
-    }
-}
+    : bundle_(bundle), engine_(engine), capture_(choose_capture(bundle, engine, capture)) {}
 
-Graph& Segmenter::graph(const std::string& name) {
+Tensors Segmenter::run(const std::string& name, const Tensors& inputs) {
+    check_feeds(bundle_.graph(name), inputs);
     auto& loaded = graphs_[name];
     if (!loaded) loaded = engine_.load(name);
-    return *loaded;
+    return loaded->run(inputs);
 }
 
 std::vector<std::int64_t> Segmenter::tokens(const std::string& expression) {
-    if (expression.find_first_not_of(" \t\r\n") == std::string::npos) {
-        throw Error("the expression is empty, expected such as 'the green van'");
-    }
+    const std::string words = cleaned(expression);
     const Prompt& prompt = bundle_.prompt;
     if (!tokenizer_) {
         tokenizer_ = std::make_unique<Tokenizer>(bundle_.read(prompt.tokenizer, tokenizer_limit));
     }
     // Written out in an expression it would end the instruction, or begin another.
-    if (const std::string token = tokenizer_->special_token_in(expression); !token.empty()) {
+    if (const std::string token = tokenizer_->special_token_in(words); !token.empty()) {
         throw Error("the expression contains the special token '" + token + "', expected words");
     }
-    const std::string text =
-        prompt.prefix + replaced(prompt.template_text, "{expression}", expression) + prompt.suffix;
-    if (text.size() > text_limit) throw Error("the expression is too long for any prompt");
-    return tokenizer_->encode(text);
+    return tokenizer_->encode(
+        prompt.prefix + replaced(prompt.template_text, "{expression}", words) + prompt.suffix);
 }
 
 Segmentation Segmenter::segment(const Picture& picture, const std::string& expression) {
@@ -121,11 +167,7 @@ Segmentation Segmenter::segment(const Picture& picture, const std::vector<std::i
     const Geometry& geometry = bundle_.geometry;
     Segmentation result;
     result.place = place(picture.size, geometry, bundle_.noise_shape[0]);
-    const Size resized = result.place.resized;
-    const std::string at_size =
-        geometry.sizes.empty()
-            ? ""
-            : "@" + std::to_string(resized.width) + "x" + std::to_string(resized.height);
+    const std::string at_size = geometry.sizes.empty() ? "" : size_name(result.place.resized);
 
     std::vector<float> embeds = embed(ids);
 
@@ -134,7 +176,7 @@ Segmentation Segmenter::segment(const Picture& picture, const std::vector<std::i
     const Tensors inputs{{"image", {{1, 3, signed_size(result.place.bottom - result.place.top),
                                      signed_size(result.place.right - result.place.left)},
                                     to_model(picture, result.place, geometry)}}};
-    const Tensors outputs = graph("vae_encoder" + at_size).run(inputs);
+    const Tensors outputs = run("vae_encoder" + at_size, inputs);
     const std::int64_t channels = signed_size(bundle_.noise_shape[1]);
     const float* latents = first_row(outputs, "clean_latents", {tokens, channels});
 
@@ -159,7 +201,7 @@ std::vector<float> Segmenter::embed(const std::vector<std::int64_t>& ids) {
     Tensors inputs;
     inputs.emplace("input_ids", batched(std::move(padded), {n_p}, batch));
     inputs.emplace("attention_mask", batched(std::move(attention), {n_p}, batch));
-    const Tensors outputs = graph("text_encoder").run(inputs);
+    const Tensors outputs = run("text_encoder", inputs);
     const float* row = first_row(outputs, "prompt_embeds", {n_p, -1});
     return {row, row + n_p * outputs.at("prompt_embeds").shape[2]};
 }
@@ -183,7 +225,7 @@ Localisation Segmenter::localise(const Placement& place, const std::string& at_s
         inputs.emplace("tau",
                        Tensor{{1}, std::vector<float>{static_cast<float>(bundle_.method.tau)}});
     }
-    const Tensors outputs = graph(name).run(inputs);
+    const Tensors outputs = run(name, inputs);
 
     if (capture_ == "scores") {
         return segment_tokens(ScoresCapture{first_row(outputs, "scores", {tokens}),

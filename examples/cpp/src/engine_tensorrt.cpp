@@ -1,0 +1,343 @@
+// Graphs of the bundle in TensorRT or TensorRT for RTX: the plans that `rism build` made.
+//
+// Plans are used as their builder wrote them. Stripped ones get their weights from the bundle
+// by the ONNX file that the manifest names for it.
+
+#include <NvInfer.h>
+#include <NvOnnxParser.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <mutex>
+#include <sstream>
+#include <type_traits>
+#include <utility>
+
+#include "engine.hpp"
+#include "error.hpp"
+
+namespace rism {
+namespace {
+
+#ifdef RISM_TENSORRT_RTX
+constexpr const char* target = "tensorrt-rtx";
+#else
+constexpr const char* target = "tensorrt";
+#endif
+
+#if defined(_WIN32)
+constexpr const char* platform = "windows-x86_64";
+#elif defined(__aarch64__)
+constexpr const char* platform = "linux-aarch64";
+#else
+constexpr const char* platform = "linux-x86_64";
+#endif
+
+constexpr std::uint64_t plan_limit = std::uint64_t{1} << 40U;
+
+void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) {
+        throw Error(std::string(what) + " failed: " + cudaGetErrorString(status));
+    }
+}
+
+/// Keeps what the library last complained of, for the message of an Error.
+class Logger : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const char* message) noexcept override {
+        if (severity > Severity::kERROR) return;
+        try {
+            const std::lock_guard<std::mutex> guard(lock_);
+            last_ = message;
+        } catch (...) {  // out of memory: the message is lost, its error is not
+        }
+    }
+    std::string last() {
+        const std::lock_guard<std::mutex> guard(lock_);
+        return last_.empty() ? "no reason given" : last_;
+    }
+
+private:
+    std::mutex lock_;
+    std::string last_;
+};
+
+class Stream {
+public:
+    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream"); }
+    ~Stream() { cudaStreamDestroy(stream_); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+    operator cudaStream_t() const { return stream_; }  // NOLINT: it stands for one
+
+private:
+    cudaStream_t stream_ = nullptr;
+};
+
+/// Device memory that only grows.
+class Buffer {
+public:
+    Buffer() = default;
+    ~Buffer() { cudaFree(data_); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    void* reserve(std::size_t bytes) {
+        bytes = std::max<std::size_t>(bytes, 1);
+        if (bytes > size_) {
+            cudaFree(data_);
+            data_ = nullptr;
+            size_ = 0;
+            check(cudaMalloc(&data_, bytes), "device memory");
+            size_ = bytes;
+        }
+        return data_;
+    }
+
+private:
+    void* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+nvinfer1::Dims dims_of(const std::vector<std::int64_t>& shape) {
+    nvinfer1::Dims dims{};
+    dims.nbDims = static_cast<std::int32_t>(shape.size());
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        dims.d[i] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(shape[i]);
+    }
+    return dims;
+}
+
+std::string text(const nvinfer1::Dims& dims) {
+    std::string list;
+    for (std::int32_t i = 0; i < dims.nbDims; ++i) {
+        list += (i == 0 ? "" : " x ") + std::to_string(dims.d[i]);
+    }
+    return list;
+}
+
+class TensorRtGraph : public Graph {
+public:
+    TensorRtGraph(const GraphSpec& spec, std::string file, cudaStream_t stream, Logger& logger,
+                  std::unique_ptr<nvinfer1::ICudaEngine> engine)
+        : spec_(spec),
+          file_(std::move(file)),
+          stream_(stream),
+          logger_(logger),
+          engine_(std::move(engine)),
+          context_(engine_->createExecutionContext()) {
+        if (!context_) throw Error("'" + file_ + "' has no context: " + logger_.last());
+        for (const auto* side : {&spec_.inputs, &spec_.outputs}) {
+            for (const auto& item : *side) check_type(item.second);
+        }
+    }
+
+    Tensors run(const Tensors& inputs) override {
+        for (const auto& [name, spec] : spec_.inputs) feed(spec.name, inputs.at(name));
+        std::vector<std::pair<std::string, Tensor>> outputs;
+        for (const auto& [name, spec] : spec_.outputs) outputs.emplace_back(name, output(spec));
+        if (!context_->enqueueV3(stream_)) {
+            throw Error("'" + file_ + "' failed: " + logger_.last());
+        }
+        Tensors results;
+        for (auto& [name, tensor] : outputs) {
+            void* from = buffers_[spec_.outputs.at(name).name].reserve(0);
+            std::visit(
+                [&](auto& list) {
+                    check(cudaMemcpyAsync(list.data(), from, list.size() * sizeof(list[0]),
+                                          cudaMemcpyDeviceToHost, stream_),
+                          "copying a result");
+                },
+                tensor.values);
+            results.emplace(name, std::move(tensor));
+        }
+        check(cudaStreamSynchronize(stream_), "running a graph");
+        return results;
+    }
+
+private:
+    void check_type(const TensorSpec& spec) {
+        const nvinfer1::DataType type = engine_->getTensorDataType(spec.name.c_str());
+        const bool same = (spec.dtype == "float32" && type == nvinfer1::DataType::kFLOAT) ||
+                          (spec.dtype == "int64" && type == nvinfer1::DataType::kINT64);
+        if (engine_->getTensorIOMode(spec.name.c_str()) == nvinfer1::TensorIOMode::kNONE || !same) {
+            throw Error("'" + file_ + "' has no '" + spec.name + "' of type " + spec.dtype +
+                        ", which its graph has: build it again");
+        }
+    }
+
+    void feed(const std::string& name, const Tensor& tensor) {
+        const nvinfer1::Dims dims = dims_of(tensor.shape);
+        if (!context_->setInputShape(name.c_str(), dims)) {
+            const auto limit = [&](nvinfer1::OptProfileSelector end) {
+                return text(engine_->getProfileShape(name.c_str(), 0, end));
+            };
+            throw Error("'" + file_ + "' takes '" + name + "' of " +
+                        limit(nvinfer1::OptProfileSelector::kMIN) + " to " +
+                        limit(nvinfer1::OptProfileSelector::kMAX) + ", not of " + text(dims) +
+                        ": build it with other --shapes");
+        }
+        std::visit(
+            [&](const auto& list) {
+                const std::size_t bytes = list.size() * sizeof(list[0]);
+                void* to = buffers_[name].reserve(bytes);
+                check(cudaMemcpyAsync(to, list.data(), bytes, cudaMemcpyHostToDevice, stream_),
+                      "copying an input");
+                bind(name, to);
+            },
+            tensor.values);
+    }
+
+    /// A host tensor of the output's shape, which is known once all inputs have theirs.
+    Tensor output(const TensorSpec& spec) {
+        const nvinfer1::Dims dims = context_->getTensorShape(spec.name.c_str());
+        Tensor tensor;
+        std::size_t elements = 1;
+        for (std::int32_t i = 0; i < dims.nbDims; ++i) {
+            if (dims.d[i] < 0) throw Error("'" + file_ + "' leaves the size of '" + spec.name + "' open");
+            tensor.shape.push_back(dims.d[i]);
+            elements *= static_cast<std::size_t>(dims.d[i]);
+        }
+        std::size_t size = sizeof(float);
+        if (spec.dtype == "int64") {
+            tensor.values = std::vector<std::int64_t>(elements);
+            size = sizeof(std::int64_t);
+        } else {
+            tensor.values = std::vector<float>(elements);
+        }
+        bind(spec.name, buffers_[spec.name].reserve(elements * size));
+        return tensor;
+    }
+
+    void bind(const std::string& name, void* data) {
+        if (!context_->setTensorAddress(name.c_str(), data)) {
+            throw Error("'" + file_ + "' refuses memory for '" + name + "': " + logger_.last());
+        }
+    }
+
+    const GraphSpec& spec_;
+    std::string file_;
+    cudaStream_t stream_;
+    Logger& logger_;
+    std::map<std::string, Buffer> buffers_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::unique_ptr<nvinfer1::IExecutionContext> context_;  // goes before its engine
+};
+
+/// Major, minor and patch of a version such as 10.14.1.48.
+std::string release(const std::string& version) {
+    std::string parts;
+    std::istringstream stream(version);
+    std::string part;
+    for (int i = 0; i < 3 && std::getline(stream, part, '.'); ++i) parts += (i == 0 ? "" : ".") + part;
+    return parts;
+}
+
+std::string library_version() {
+    const int version = getInferLibVersion();  // two decimal digits each for minor and patch
+    return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+           std::to_string(version % 100);
+}
+
+std::string compute_capability() {
+    int device = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&device), "looking for a GPU");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "the GPU");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "the GPU");
+    return std::to_string(major) + "." + std::to_string(minor);
+}
+
+/// Why an engine cannot be used here; empty if it can.
+std::string misfit(const EngineVariant& engine, const std::string& capability) {
+    if (engine.target != target) return "is for " + engine.target + ", not " + target;
+    if (engine.platform != platform) return "is for " + engine.platform + ", not " + platform;
+    if (release(engine.version) != library_version()) {
+        return "was built by " + engine.version + ", the library here is " + library_version();
+    }
+    const auto& known = engine.compute_capabilities;
+    if (std::find(known.begin(), known.end(), capability) == known.end()) {
+        std::string list;
+        for (const auto& one : known) list += (list.empty() ? "" : ", ") + one;
+        return "is for compute capability " + list + ", this GPU has " + capability;
+    }
+    return "";
+}
+
+class TensorRtEngine : public Engine {
+public:
+    TensorRtEngine(Bundle& bundle, const std::string& wanted) : bundle_(bundle) {
+        const std::string capability = compute_capability();
+        std::string why;
+        for (const EngineVariant& engine : bundle.engines) {
+            if (!wanted.empty() && engine.name != wanted) continue;
+            const std::string reason = misfit(engine, capability);
+            if (reason.empty()) {
+                variant_ = &engine;
+                break;
+            }
+            why += "; '" + engine.name + "' " + reason;
+        }
+        if (variant_ == nullptr) {
+            throw Error("the bundle has no engine " +
+                        (wanted.empty() ? "for this machine" : "'" + wanted + "' that fits") + why +
+                        ": build one here with `rism build BUNDLE --target " + target + "`");
+        }
+        runtime_.reset(nvinfer1::createInferRuntime(logger_));
+        if (!runtime_) throw Error(std::string(target) + " cannot start: " + logger_.last());
+    }
+
+    bool has(const std::string& name) const override {
+        return bundle_.graphs.count(name) > 0 && variant_->graphs.count(name) > 0;
+    }
+
+    std::unique_ptr<Graph> load(const std::string& name) override {
+        const auto found = variant_->graphs.find(name);
+        if (found == variant_->graphs.end()) {
+            throw Error("engine '" + variant_->name + "' has no graph '" + name +
+                        "': build it with `rism build BUNDLE --target " + target + "`");
+        }
+        const PlanSpec& plan = found->second;
+        std::unique_ptr<nvinfer1::ICudaEngine> engine;
+        {
+            const std::vector<char> bytes = bundle_.read(plan.file, plan_limit);
+            engine.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
+        }
+        if (!engine) {
+            throw Error("'" + plan.file + "' cannot be loaded: " + logger_.last());
+        }
+        if (variant_->stripped) refit(*engine, plan);
+        return std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_, logger_,
+                                               std::move(engine));
+    }
+
+    std::string describe() const override {
+        return variant_->name + ", " + target + " " + library_version();
+    }
+
+private:
+    void refit(nvinfer1::ICudaEngine& engine, const PlanSpec& plan) {
+        const std::string file = bundle_.file(plan.refit).string();
+        bundle_.verify_weights();
+        const std::unique_ptr<nvinfer1::IRefitter> refitter(
+            nvinfer1::createInferRefitter(engine, logger_));
+        const std::unique_ptr<nvonnxparser::IParserRefitter> parser(
+            refitter ? nvonnxparser::createParserRefitter(*refitter, logger_) : nullptr);
+        if (!parser || !parser->refitFromFile(file.c_str()) || !refitter->refitCudaEngine()) {
+            throw Error("'" + plan.file + "' cannot be given its weights: " + logger_.last());
+        }
+    }
+
+    Bundle& bundle_;
+    const EngineVariant* variant_ = nullptr;
+    Logger logger_;  // outlives all that logs to it
+    Stream stream_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(Bundle& bundle, const std::string& variant) {
+    return std::make_unique<TensorRtEngine>(bundle, variant);
+}
+
+}  // namespace rism
