@@ -1,7 +1,8 @@
 """Engines run one graph: named arrays in, named arrays out.
 
-An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnxruntime. Nothing
-falls back silently: a provider asked for by name runs, or is an error with the way out.
+An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnxruntime,
+`TensorRtEngine` runs plans and can leave its outputs on the device. Nothing falls back
+silently: a provider asked for by name runs, or is an error with the way out.
 """
 
 import math
@@ -19,23 +20,27 @@ import numpy.typing as npt
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
 from rism.runtime.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
-from rism.runtime.manifest import Precision
+from rism.runtime.manifest import Manifest, Precision
 
 __all__ = [
-    "PROVIDERS",
     "Arrays",
     "Engine",
     "LazyEngine",
+    "Load",
     "OrtEngine",
     "check_precision",
     "choose_provider",
     "cpu_count",
+    "full_name",
+    "load_all",
     "load_engines",
+    "needed_graphs",
+    "ort_load",
 ]
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
-PROVIDERS = ("auto", "cpu", "cuda")
+_CHOICES = ("auto", "cpu", "cuda")
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
@@ -85,7 +90,7 @@ class OrtEngine:
         self._spec = spec
         self._file = file.name
         self._session = _session(file, provider, device, threads or cpu_count())
-        self._provider = _full_name(provider, device)
+        self._provider = full_name(provider, device)
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
 
@@ -120,6 +125,10 @@ class OrtEngine:
                 "fewer expressions at a time or a smaller picture if memory ran out"
             ) from None
         return dict(zip(self._spec.outputs, outputs, strict=True))
+
+
+# What an engine will run on, and what loads it.
+Load: TypeAlias = "tuple[str, Callable[[], Engine]]"
 
 
 class LazyEngine:
@@ -160,9 +169,9 @@ def choose_provider(provider: str) -> tuple[str, str]:
         InputError: no such provider.
         ProviderError: onnxruntime, or the provider asked for, is not installed.
     """
-    if provider not in PROVIDERS:
+    if provider not in _CHOICES:
         raise InputError(
-            f"provider is '{one_line(provider)}', expected one of {', '.join(PROVIDERS)}"
+            f"provider is '{one_line(provider)}', expected one of {', '.join(_CHOICES)}"
         )
     has_cuda = "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
     if provider == "cuda" and not has_cuda:
@@ -220,24 +229,62 @@ def load_engines(
     Raises:
         ProviderError, BundleError: see `OrtEngine`.
     """
-    manifest = bundle.manifest
-    sizes = manifest.geometry.sizes
-    graphs = {name: manifest.graph(name) for name in SIZELESS if name in manifest.graphs}
-    for size_wh in sizes or (None,):
+    loads = ort_load(
+        bundle,
+        needed_graphs(bundle.manifest, capture),
+        provider=provider,
+        device=device,
+        threads=threads,
+    )
+    return load_all(loads, sized=bool(bundle.manifest.geometry.sizes), lazy_text=lazy_text)
+
+
+def needed_graphs(manifest: Manifest, capture: str) -> dict[str, str]:
+    """Return the graphs that a capture mode needs, by what `load_engines` calls their engines."""
+    graphs = {name: name for name in SIZELESS if name in manifest.graphs}
+    for size_wh in manifest.geometry.sizes or (None,):
         for name, graph in (("vae_encoder",) * 2, ("transformer", f"transformer.{capture}")):
-            graphs[manifest.at_size(name, size_wh)] = manifest.graph(graph, size_wh)
+            graphs[manifest.at_size(name, size_wh)] = manifest.at_size(graph, size_wh)
+    return graphs
 
-    def load(name: str) -> Engine:
-        file, spec = bundle.file(graphs[name].file), graphs[name]
-        return OrtEngine(file, spec, provider=provider, device=device, threads=threads)
 
-    def prepare(name: str) -> Engine:
-        if lazy_text if name in SIZELESS else sizes:
-            return LazyEngine(partial(load, name), provider=_full_name(provider, device))
-        return load(name)
+def ort_load(
+    bundle: Bundle,
+    graphs: Mapping[str, str],
+    *,
+    provider: str = "cpu",
+    device: int = 0,
+    threads: int | None = None,
+) -> dict[str, Load]:
+    """Return what loads graphs into onnxruntime, by the keys of `graphs`; see `load_engines`."""
+
+    def load(graph: str) -> Engine:
+        spec = bundle.manifest.graphs[graph]
+        return OrtEngine(
+            bundle.file(spec.file), spec, provider=provider, device=device, threads=threads
+        )
+
+    name = full_name(provider, device)
+    return {key: (name, partial(load, graph)) for key, graph in graphs.items()}
+
+
+def load_all(loads: Mapping[str, Load], *, sized: bool, lazy_text: bool) -> dict[str, Engine]:
+    """Load engines at once, or as they are needed.
+
+    Args:
+        loads: by the names of `load_engines`.
+        sized: there is one for each size, each to be loaded when first needed.
+        lazy_text: the encoders of text and its view, too.
+    """
+
+    def prepare(key: str) -> Engine:
+        provider, load = loads[key]
+        if lazy_text if key in SIZELESS else sized:
+            return LazyEngine(load, provider=provider)
+        return load()
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(graphs, pool.map(prepare, graphs), strict=True))
+        return dict(zip(loads, pool.map(prepare, loads), strict=True))
 
 
 @cache
@@ -254,8 +301,9 @@ def cpu_count() -> int:
         return max(1, count)
 
 
-def _full_name(provider: str, device: int) -> str:
-    return "cpu" if provider == "cpu" else f"cuda:{device}"
+def full_name(provider: str, device: int) -> str:
+    """Return what an engine says that it runs on, such as "cpu" or "cuda:0"."""
+    return "cpu" if provider == "cpu" else f"{provider}:{device}"
 
 
 def _onnxruntime() -> Any:

@@ -15,8 +15,8 @@ from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
-from rism.runtime.engines import Arrays, Engine, check_precision, choose_provider, load_engines
-from rism.runtime.errors import InputError, ProviderError, one_line
+from rism.runtime.engines import Arrays, Engine
+from rism.runtime.errors import InputError, one_line
 from rism.runtime.eye import open_eye
 from rism.runtime.images import ImageSource
 from rism.runtime.manifest import PROTOTYPES
@@ -28,8 +28,10 @@ from rism.runtime.prompt import (
     check_template,
     weigh,
 )
+from rism.runtime.providers import parse_provider
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
+from rism.runtime.start import Route, Wish, first_that_starts
 
 __all__ = ["ImageState", "Segmenter"]
 
@@ -58,11 +60,12 @@ class Segmenter:
         capture: str,
         max_batch: int = 8,
         provider_reason: str = "",
+        precision: str | None = None,
         template: str | None = None,
         refiner: Refiner | None = None,
         cache: EmbeddingCache | None = None,
     ) -> None:
-        """Put a bundle and its engines together; `from_bundle` does it for onnxruntime.
+        """Put a bundle and its engines together; `from_bundle` finds them.
 
         Args:
             bundle: an open bundle.
@@ -72,6 +75,7 @@ class Segmenter:
             capture: which of the bundle's capture modes the transformer engine is.
             max_batch: expressions per run of the transformer.
             provider_reason: why these engines were chosen.
+            precision: what the transformer engine computes in; None for what the bundle says.
             template: see `from_bundle`.
             refiner: see `from_bundle`.
             cache: prompt embeddings of earlier runs, on disk.
@@ -80,7 +84,10 @@ class Segmenter:
         self.manifest = bundle.manifest
         self.capture = capture
         first = self.manifest.geometry.sizes[0] if self.manifest.geometry.sizes else None
-        self.provider = engines[self.manifest.at_size("transformer", first)].provider
+        transformer = engines[self.manifest.at_size("transformer", first)].provider
+        others = [engine.provider for engine in engines.values()]
+        self.provider = "+".join(dict.fromkeys([transformer, *others]))
+        self.precision = precision or self.manifest.precision.compute
         self.provider_reason = provider_reason
         self._engines = dict(engines)
         self._noise = bundle.noise()
@@ -120,13 +127,18 @@ class Segmenter:
         refiner: Refiner | None = None,
         cache_dir: str | Path | None = None,
         warn: Callable[[str], None] | None = None,
+        precision: str | None = None,
+        engine: str | None = None,
     ) -> "Segmenter":
-        """Open a bundle and load its graphs into onnxruntime.
+        """Open a bundle and load its graphs.
 
         Args:
             path_or_name: a bundle folder, the name of a built-in bundle, or None for "mini".
-            provider: "cpu", "cuda", or "auto" to take CUDA where it works; results name it.
-            device: CUDA device number.
+            provider: "onnxruntime-cpu" or "cpu", "onnxruntime-cuda" or "cuda"; "tensorrt-rtx" or
+                "tensorrt", which run engines that were built into the bundle, or one of these
+                with "+onnxruntime-cuda" for graphs that were not; or "auto" to take the best
+                that works. Results name it.
+            device: number of the GPU.
             capture: "vectors", "matrices" or "scores"; None for the bundle's default.
             verify: compare the hashes of the bundle's files.
             threads: CPU threads; None for as many as this process may use.
@@ -137,16 +149,18 @@ class Segmenter:
                 encoder, and the vision encoder where there is one, are then loaded only for an
                 instruction that is not there.
             warn: told in one line of cached embeddings that could not be read or written.
+            precision: "fp32", "fp16", "bf16" or "fp8" for an engine of it; None for any.
+            engine: name of an engine variant of the bundle; None for the one that fits best.
 
         Raises:
             BundleError: no such bundle, or it is damaged.
             ProviderError: the provider cannot run here.
-            InputError: no such capture mode or provider, or an unusable template.
+            InputError: no such capture mode, provider or engine, or an unusable template.
             OutputError: `cache_dir` cannot be made.
         """
         if template is not None:
             check_template(template)
-        chosen, why = choose_provider(provider)
+        parse_provider(provider)
         bundle = Bundle.open(resolve_bundle(path_or_name), verify=verify)
         mode = capture or bundle.manifest.default_capture
         if mode not in bundle.manifest.captures:
@@ -155,35 +169,24 @@ class Segmenter:
                 f"{', '.join(bundle.manifest.captures)}: export again with --capture {mode}"
             )
 
-        def start(name: str, why: str) -> tuple[dict[str, Engine], EmbeddingCache | None]:
-            check_precision(bundle.manifest.precision, name, why)
+        def start(route: Route) -> tuple[Route, dict[str, Engine], EmbeddingCache | None]:
             cache = None
             if cache_dir is not None:
                 # Before the engines: what is wrong with a folder is known at once.
-                cache = EmbeddingCache(cache_dir, bundle.manifest, provider=name, warn=warn)
-            engines = load_engines(
-                bundle,
-                mode,
-                provider=name,
-                device=device,
-                threads=threads,
-                lazy_text=cache is not None,
-            )
-            return engines, cache
+                cache = EmbeddingCache(
+                    cache_dir, bundle.manifest, provider=route.text_by, warn=warn
+                )
+            return route, route.load(lazy_text=cache is not None), cache
 
-        try:
-            engines, cache = start(chosen, why)
-        except ProviderError as error:
-            if provider != "auto" or chosen == "cpu":
-                raise
-            why = f"auto: CUDA did not start ({error})"
-            engines, cache = start("cpu", why)
+        wish = Wish(provider, device, threads, precision, engine)
+        route, engines, cache = first_that_starts(bundle, mode, wish, start)
         return cls(
-            bundle,
+            route.bundle,
             engines,
             capture=mode,
-            max_batch=max_batch,
-            provider_reason=why,
+            max_batch=min(max_batch, route.max_batch or max_batch),
+            provider_reason=route.reason,
+            precision=route.precision,
             template=template,
             refiner=refiner,
             cache=cache,
@@ -388,7 +391,7 @@ class Segmenter:
             separability=found.separability,
             reason=reason,
             provider=self.provider,
-            precision=self.manifest.precision.compute,
+            precision=self.precision,
             model=self.manifest.model.name,
             timings_ms=timings,
             plan=state.plan,

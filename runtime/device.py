@@ -1,0 +1,144 @@
+"""One GPU through CuPy: memory, a stream, CUDA graphs.
+
+Everything of one device goes through one stream, so that graphs that follow each other (and
+CUDA code that works on what they leave on the device) need no synchronisation, and one block of
+scratch memory serves every engine.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from threading import RLock
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.errors import ProviderError, one_line
+
+__all__ = ["CudaDevice", "Device", "DeviceArray", "open_device"]
+
+# `cupy.ndarray`: CuPy is imported when a device is opened, and ships no types.
+DeviceArray: TypeAlias = Any
+
+
+class Device(Protocol):
+    """What an engine needs of a device. All of it is queued on the device's one stream."""
+
+    number: int
+    lock: RLock
+
+    @property
+    def stream(self) -> int:
+        """The stream, as CUDA's handle."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Return an array of no values in particular, C-contiguous."""
+
+    def copy(self, source: Any, *, into: DeviceArray) -> None:
+        """Copy an array of the host or the device into one of the device, casting its dtype."""
+
+    def pointer(self, array: DeviceArray) -> int:
+        """Return where an array's memory begins."""
+
+    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """Wait for the stream and return an array of the host."""
+
+    def scratch(self, nbytes: int) -> DeviceArray:
+        """Return memory of at least this size for what runs next; every engine gets the same."""
+
+    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """Record what a function queues as a CUDA graph; the result launches it."""
+
+
+class CudaDevice:
+    """A GPU by its number, opened."""
+
+    def __init__(self, number: int = 0) -> None:
+        """Import CuPy and make a stream.
+
+        Raises:
+            ProviderError: CuPy is not there, or does not work with this driver.
+        """
+        self._cupy = _cupy()
+        self.number = number
+        self.lock = RLock()
+        self._scratch: DeviceArray = None
+        try:
+            self._device = self._cupy.cuda.Device(number)
+            with self._device:
+                self._stream = self._cupy.cuda.Stream(non_blocking=True)
+        except Exception as error:  # CuPy's errors of the driver share no base with others
+            raise ProviderError(
+                f"CuPy {self._cupy.__version__} cannot use GPU {number} "
+                f"({one_line(error, limit=160)}): see nvidia-smi, update the driver, or use "
+                "--provider onnxruntime-cpu"
+            ) from None
+
+    @property
+    def stream(self) -> int:
+        """The stream, as CUDA's handle."""
+        return int(self._stream.ptr)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Return an array of no values in particular, C-contiguous."""
+        with self._device, self._stream:
+            return self._cupy.empty(shape, np.dtype(dtype))
+
+    def copy(self, source: Any, *, into: DeviceArray) -> None:
+        """Copy an array of the host or the device into one of the device, casting its dtype."""
+        with self._device, self._stream:
+            if isinstance(source, np.ndarray):
+                into.set(np.ascontiguousarray(source, dtype=into.dtype), stream=self._stream)
+            else:
+                into[...] = source
+
+    def pointer(self, array: DeviceArray) -> int:
+        """Return where an array's memory begins."""
+        return int(array.data.ptr)
+
+    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """Wait for the stream and return an array of the host."""
+        with self._device, self._stream:
+            return np.asarray(self._cupy.asnumpy(array, stream=self._stream))
+
+    def scratch(self, nbytes: int) -> DeviceArray:
+        """Return memory of at least this size for what runs next; every engine gets the same."""
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            self._scratch = self.empty((nbytes,), "uint8")
+        return self._scratch
+
+    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        """Record what a function queues as a CUDA graph; the result launches it."""
+        with self._device, self._stream:
+            self._stream.begin_capture()
+            try:
+                queue()
+            finally:
+                graph = self._stream.end_capture()
+
+        def launch() -> None:
+            with self._device:
+                graph.launch(stream=self._stream)
+
+        return launch
+
+
+@cache
+def open_device(number: int) -> CudaDevice:
+    """Return a GPU; the same for everyone who asks, so that all share its stream.
+
+    Raises:
+        ProviderError: see `CudaDevice`.
+    """
+    return CudaDevice(number)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise ProviderError(
+            f"TensorRT's providers need CuPy, which cannot be imported "
+            f"({one_line(error, limit=80)}): pip install 'rism[cuda]'"
+        ) from None
+    return cupy
