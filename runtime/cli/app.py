@@ -64,6 +64,14 @@ class RefinePrecision(StrEnum):
     fp32 = "fp32"
 
 
+class TritonDevice(StrEnum):
+    """Where a server's models run; rism.export.triton."""
+
+    auto = "auto"
+    gpu = "gpu"
+    cpu = "cpu"
+
+
 class Parity(StrEnum):
     """How much of a model is compared with PyTorch."""
 
@@ -346,3 +354,63 @@ def refine(
             provider=provider.value,
         )
         refine_to_file(flags, console)
+
+
+@app.command("export-triton")
+def export_triton(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
+    ] = None,
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model repository to write, a folder.")
+    ],
+    capture: Annotated[
+        Capture | None,
+        typer.Option(help="Which transformer graph. Left out: scores, where the bundle has it."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Serve the plans of this engine of the bundle."),
+    ] = None,
+    device: Annotated[
+        TritonDevice, typer.Option(help="Where the models run; auto leaves it to the server.")
+    ] = TritonDevice.auto,
+    instances: Annotated[int, typer.Option(help="Of each model, on each device.")] = 1,
+    max_batch: Annotated[
+        int, typer.Option(help="Expressions that the server may join into one run.")
+    ] = 8,
+    queue_delay: Annotated[
+        int, typer.Option(help="Microseconds that a request may wait for others.")
+    ] = 1000,
+    tau: Tau = None,
+    prefix: Annotated[
+        str, typer.Option(help="Before every model's name, for servers of several bundles.")
+    ] = "",
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links to the bundle's weights, not copies.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a model repository for Triton Inference Server."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.export_triton import TritonFlags, write_repository
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        flags = TritonFlags(
+            bundle=bundle,
+            output=output,
+            capture=None if capture is None else capture.value,
+            engine=engine,
+            device=device.value,
+            instances=instances,
+            max_batch=max_batch,
+            queue_delay=queue_delay,
+            tau=tau,
+            prefix=prefix,
+            link=link,
+        )
+        write_repository(flags, console)

@@ -1,0 +1,8 @@
+"""Model repositories of Triton Inference Server. Needs the `triton` extra, and no PyTorch."""
+
+from __future__ import annotations
+
+from rism.export.triton.config import Serving
+from rism.export.triton.repository import TritonOptions, TritonReport, export_triton
+
+__all__ = ["Serving", "TritonOptions", "TritonReport", "export_triton"]

@@ -1,0 +1,104 @@
+"""Model configurations (config.pbtxt), by NVIDIA's schema `inference.ModelConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rism.export.triton.models import Chain, Model, Tensor
+from rism.export.triton.pbtxt import Field, Message, Word, write
+
+__all__ = ["DEVICES", "Serving", "chain_config", "model_config"]
+
+DEVICES = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How models run.
+
+    Attributes:
+        device: "auto" lets the server choose, "gpu" and "cpu" do not.
+        instances: of each model, on each device.
+        queue_delay_us: how long a request may wait for others, microseconds.
+    """
+
+    device: str = "auto"
+    instances: int = 1
+    queue_delay_us: int = 1000
+
+
+def model_config(model: Model, serving: Serving) -> str:
+    """Return the configuration of one graph."""
+    fields: list[tuple[str, Field]] = [
+        ("name", model.name),
+        ("platform", model.platform),
+        ("max_batch_size", model.max_batch),
+        *_tensors("input", model.inputs.values(), rows=model.max_batch > 0),
+        *_tensors("output", model.outputs.values(), rows=model.max_batch > 0),
+    ]
+    if model.max_batch > 1:
+        delay: Message = [("max_queue_delay_microseconds", serving.queue_delay_us)]
+        fields.append(("dynamic_batching", delay))
+    kind = "cpu" if model.on_cpu else serving.device
+    group: Message = [("count", serving.instances), ("kind", Word(DEVICES[kind]))]
+    if kind != "auto" or serving.instances > 1:
+        fields.append(("instance_group", group))
+    return write(fields)
+
+
+def chain_config(chain: Chain) -> str:
+    """Return the configuration of an ensemble. It has no batch of its own: its models have."""
+    steps: list[tuple[str, Field]] = []
+    for step in chain.steps:
+        maps: list[tuple[str, Field]] = [("model_name", step.model.name), ("model_version", -1)]
+        for kind, names in (("input_map", step.inputs), ("output_map", step.outputs)):
+            maps += [(kind, [("key", key), ("value", value)]) for key, value in names.items()]
+        steps.append(("step", maps))
+    return write(
+        [
+            ("name", chain.name),
+            ("platform", "ensemble"),
+            ("max_batch_size", 0),
+            *_tensors("input", chain.inputs.values(), rows=False),
+            *_tensors("output", chain.outputs.values(), rows=False, plain=True),
+            ("ensemble_scheduling", steps),
+        ]
+    )
+
+
+def _tensors(
+    kind: str, tensors: Iterable[Tensor], *, rows: bool, plain: bool = False
+) -> list[tuple[str, Field]]:
+    """Describe inputs or outputs.
+
+    Args:
+        kind: "input" or "output".
+        tensors: to describe.
+        rows: the server knows of the batch: it is not listed.
+        plain: without the shapes in the file, which are the models' business.
+    """
+    described: list[tuple[str, Field]] = []
+    for tensor in tensors:
+        shape = tensor.shape[1:] if rows else tensor.shape
+        fields: list[tuple[str, Field]] = [
+            ("name", tensor.name),
+            ("data_type", Word(_TYPES[tensor.dtype])),
+            ("dims", list(shape) or [1]),
+        ]
+        if len(tensor.shape) == 1:
+            # A server wants a dimension besides the batch: a number by row is (B, 1) outside.
+            fields[-1] = ("dims", [1] if rows else [*shape, 1])
+            if not plain:
+                inside: Message = [("shape", item) for item in shape]
+                fields.append(("reshape", inside))
+        described.append((kind, fields))
+    return described

@@ -1,0 +1,310 @@
+"""A bundle as a model repository of Triton Inference Server (docs/triton.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rism.export.triton.config import DEVICES, Serving, chain_config, model_config
+from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
+from rism.export.triton.models import Chain, Model, chains, models_of
+from rism.export.workplace import check_output, workplace
+from rism.runtime.bundle import Bundle
+from rism.runtime.engine_spec import EngineVariant
+from rism.runtime.engines import check_precision
+from rism.runtime.errors import BundleError, InputError, OutputError, one_line
+
+__all__ = ["TritonOptions", "TritonReport", "export_triton"]
+
+_MAX_BATCH = 256
+_PREFIX = re.compile(r"[a-z0-9_-]{0,40}", re.ASCII)
+_GRAPH_ROOM = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """What to write.
+
+    Attributes:
+        capture: the transformer's capture mode; None for "scores" where the bundle has it, else
+            its default.
+        engine: name of a variant of the bundle's engines, whose plans are served in the place of
+            its graphs; None for none.
+        serving: how the models run.
+        max_batch: rows of a batch that the server may join.
+        tau: region threshold of capture "scores"; None for the bundle's.
+        prefix: of every model's name, for servers of several bundles.
+        link: weights and plans are hard links to the bundle's files rather than copies.
+    """
+
+    capture: str | None = None
+    engine: str | None = None
+    serving: Serving = field(default_factory=Serving)
+    max_batch: int = 8
+    tau: float | None = None
+    prefix: str = ""
+    link: bool = False
+
+    def check(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            InputError: An option cannot be used.
+        """
+        if self.serving.device not in DEVICES:
+            raise InputError(
+                f"device is '{one_line(self.serving.device)}', expected {', '.join(DEVICES)}"
+            )
+        for name, value, least, most in (
+            ("max batch", self.max_batch, 1, _MAX_BATCH),
+            ("number of instances", self.serving.instances, 1, 64),
+            ("queue delay", self.serving.queue_delay_us, 0, 10_000_000),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"{name} is {value}, expected {least} to {most}")
+        if self.tau is not None and not 0.0 <= self.tau < 1.0:
+            raise InputError(f"tau is {self.tau}, expected a number from 0 to below 1, such as 0.8")
+        if _PREFIX.fullmatch(self.prefix) is None:
+            raise InputError(
+                f"prefix is '{one_line(self.prefix, limit=60)}', expected up to 40 of a-z, 0-9, _ "
+                "and -, such as klein_"
+            )
+
+
+@dataclass(frozen=True)
+class TritonReport:
+    """What was written.
+
+    Attributes:
+        path: the repository.
+        chains: its ensembles.
+        models: their models.
+        copied_bytes: of weights and plans; 0 where they are links.
+    """
+
+    path: Path
+    chains: tuple[Chain, ...]
+    models: tuple[Model, ...]
+    copied_bytes: int
+
+    def table(self) -> str:
+        """One line per model: what runs it, and the rows it takes of several requests."""
+        rows = [f"{'model':<36} {'runs on':<18} rows joined over requests"]
+        for model in self.models:
+            batch = f"up to {model.max_batch}" if model.max_batch > 1 else "none"
+            rows.append(f"{model.name:<36} {model.platform:<18} {batch}")
+        rows += [f"{chain.name:<36} ensemble" for chain in self.chains]
+        return "\n".join(rows)
+
+
+def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> TritonReport:
+    """Write a model repository: a model for each graph, and an ensemble that chains them.
+
+    Args:
+        bundle: an open bundle.
+        output: the repository; must not exist, or be empty. It appears whole or not at all.
+        options: what to write.
+
+    Raises:
+        InputError: an option cannot be used, or asks for what the bundle has not.
+        ProviderError: the bundle cannot run on the device asked for.
+        BundleError: a graph is not as the manifest says.
+        OutputError: the place is taken, full or cannot be written.
+    """
+    options.check()
+    manifest = bundle.manifest
+    capture, engine = _capture(bundle, options.capture), _engine(bundle, options.engine)
+    if options.serving.device == "cpu":
+        if engine is not None:
+            raise InputError("engines run on GPUs, but the device is cpu: leave out one of both")
+        check_precision(manifest.precision, "cpu", "--device cpu")
+    check_output(output)
+    found = chains(
+        manifest, capture, max_batch=options.max_batch, engine=engine, prefix=options.prefix
+    )
+    tau = manifest.method.tau if options.tau is None else options.tau
+    models = tuple(models_of(found))
+    with workplace(output) as work:
+        writer = _Writer(bundle, work, options, tau)
+        writer.expect_room(models, output)
+        for chain in found:
+            (work / chain.name / "1").mkdir(parents=True)
+            (work / chain.name / "config.pbtxt").write_text(chain_config(chain), encoding="utf-8")
+        for model in models:
+            transformer = next(
+                (c.transformer for c in found if c.joint is model or c.transformer is model), None
+            )
+            writer.model(model, transformer)
+    return TritonReport(output, tuple(found), models, writer.copied_bytes)
+
+
+class _Writer:
+    """Writes models into a folder."""
+
+    def __init__(self, bundle: Bundle, work: Path, options: TritonOptions, tau: float) -> None:
+        self.bundle, self.work, self.options, self.tau = bundle, work, options, tau
+        self.noise = NoiseFile("noise.f32", bundle.manifest.noise.shape)
+        self.copied_bytes = 0
+
+    def expect_room(self, models: tuple[Model, ...], output: Path) -> None:
+        """Refuse to begin what does not fit on the disk."""
+        if self.options.link:
+            return
+        files = [name for model in models for name in self._files(model)]
+        needed = sum(self.bundle.manifest.files[name].size for name in files) + _GRAPH_ROOM
+        free = shutil.disk_usage(self.work).free
+        if needed > free:
+            raise OutputError(
+                f"{output} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free: "
+                "choose a place on another disk with -o, or --link on the bundle's own disk"
+            )
+
+    def model(self, model: Model, transformer: Model | None) -> None:
+        """Write one model's folder.
+
+        Args:
+            model: to write.
+            transformer: the chain's, where this is that or the joint before it.
+        """
+        version = self.work / model.name / "1"
+        version.mkdir(parents=True)
+        text = model_config(model, self.options.serving)
+        (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
+        made = None if transformer is None else self._made(model, transformer, version)
+        if made is not None:
+            ir.save(made, version / "model.onnx")
+        name = "model.plan" if model.platform == "tensorrt_plan" else "model.onnx"
+        for file in self._files(model):
+            if file != model.file:
+                self._put(self.bundle.file(file), version / file)
+            elif made is None:
+                self._put(self.bundle.file(file), version / name)
+
+    def _made(self, model: Model, transformer: Model, version: Path) -> ir.Model | None:
+        """Make a graph that is not as the bundle has it, or None; put the noise where it is used.
+
+        The transformer has it inside where it joins requests, otherwise it gets it.
+        """
+        manifest, joins = self.bundle.manifest, transformer.max_batch > 0
+        if model is transformer and not joins:
+            return None
+        if joins == (model is transformer):
+            shutil.copyfile(self.bundle.file(manifest.noise.file), version / self.noise.name)
+        if model is transformer:
+            made, spec = _read(self.bundle, model), manifest.graphs[model.graph]
+            join_requests(made, spec, model, noise=self.noise, tau=self.tau)
+            return made
+        size = manifest.geometry.token_px
+        return transformer_inputs(model, token_px=size, grid=joins, noise=self.noise, tau=self.tau)
+
+    def _files(self, model: Model) -> Iterator[str]:
+        """Yield the bundle's files that a model is made of."""
+        if model.file is None:
+            return
+        yield model.file
+        if model.platform == "onnxruntime_onnx":
+            yield from sorted(_weights(self.bundle, model))
+
+    def _put(self, source: Path, target: Path) -> None:
+        """Copy a file, or link to it."""
+        if target.exists():
+            raise BundleError(
+                f"'{one_line(source.name)}' has the name of another file of its model in a "
+                "repository, expected its own: export the bundle again"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.options.link:
+            shutil.copyfile(source, target)
+            self.copied_bytes += target.stat().st_size
+            return
+        try:
+            os.link(source, target)
+        except OSError as error:
+            raise OutputError(
+                f"{source.name} cannot be linked to ({error.strerror or error}): choose a place on "
+                "the bundle's own disk with -o, or leave out --link"
+            ) from None
+
+
+def _capture(bundle: Bundle, asked: str | None) -> str:
+    have = bundle.manifest.captures
+    if asked is None:
+        return "scores" if "scores" in have else bundle.manifest.default_capture
+    if asked not in have:
+        raise InputError(
+            f"capture is '{one_line(asked)}', this bundle has {', '.join(have)}: export again "
+            f"with --capture {one_line(asked)}"
+        )
+    return asked
+
+
+def _engine(bundle: Bundle, asked: str | None) -> EngineVariant | None:
+    """Find an engine that the server can load."""
+    if asked is None:
+        return None
+    have = {variant.name: variant for variant in bundle.manifest.engines}
+    if asked not in have:
+        raise InputError(
+            f"engine is '{one_line(asked, limit=80)}', this bundle has "
+            f"{', '.join(have) or 'none'}: build one with rism build {bundle.path} "
+            "--target tensorrt"
+        )
+    variant = have[asked]
+    if variant.target != "tensorrt":
+        raise InputError(
+            f"engine '{asked}' is of {one_line(variant.target)}, expected tensorrt, which is all "
+            f"that Triton's backend loads: rism build {bundle.path} --target tensorrt"
+        )
+    if variant.stripped:
+        raise InputError(
+            f"engine '{asked}' has no weights, expected whole plans, which Triton loads as they "
+            f"are: rism build {bundle.path} --target tensorrt, without --strip-weights"
+        )
+    if not variant.platform.startswith("linux-"):
+        raise InputError(
+            f"engine '{asked}' is for {one_line(variant.platform)}, expected linux, where Triton "
+            f"runs: rism build {bundle.path} --target tensorrt, there"
+        )
+    return variant
+
+
+def _read(bundle: Bundle, model: Model) -> ir.Model:
+    """Read a graph, without its weights.
+
+    Raises:
+        BundleError: the file is not a graph.
+    """
+    assert model.file is not None
+    try:
+        return ir.load(bundle.file(model.file))
+    except Exception as error:  # what protobuf and onnx_ir raise has no base in common
+        raise BundleError(
+            f"'{one_line(model.file)}' is not a graph that can be read "
+            f"({one_line(error, limit=120)}): export the bundle again"
+        ) from None
+
+
+def _weights(bundle: Bundle, model: Model) -> set[str]:
+    """Return the files that a graph's weights lie in.
+
+    Raises:
+        BundleError: one of them is not listed in the manifest.
+    """
+    found = set()
+    for graph in _read(bundle, model).graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                found.add(Path(value.const_value.location).as_posix())
+    for name in found:
+        if name not in bundle.manifest.files:
+            raise BundleError(
+                f"'{one_line(model.file)}' has weights in '{one_line(name, limit=80)}', which the "
+                "manifest does not list: export the bundle again"
+            )
+    return found

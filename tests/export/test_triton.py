@@ -1,0 +1,202 @@
+"""Model repositories: NVIDIA's schema, the graphs' tensors, and the chain as a server runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rism.export.triton import Serving, TritonOptions, export_triton
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.engines import Arrays, Engine, load_engines
+from rism.runtime.geometry import upsample
+from rism.runtime.result import Segmentation
+from tests.export.triton_server import RefusedError, Server
+
+ROOT = Path(__file__).parents[2]
+STREET = ROOT / "examples/street.png"
+EXPRESSIONS = ["the green van", "the red car", "the biggest cup"]
+
+
+class Recorder:
+    """An engine that keeps what goes through it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.provider = engine, engine.provider
+        self.fed: list[dict[str, Any]] = []
+        self.gave: list[Arrays] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        self.fed.append(dict(feeds))
+        self.gave.append(self.engine.run(feeds))
+        return self.gave[-1]
+
+
+def recorded(
+    bundle: Bundle, picture: Any, expressions: Sequence[str], capture: str = "scores"
+) -> tuple[list[Segmentation], dict[str, Recorder], Segmenter]:
+    """Segment, and keep what the graphs were fed and gave."""
+    engines = {k: Recorder(e) for k, e in load_engines(bundle, capture, provider="cpu").items()}
+    segmenter = Segmenter(bundle, engines, capture=capture)
+    results = segmenter.segment(picture, list(expressions))
+    return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter
+
+
+def request(server: Server, name: str, engines: Mapping[str, Recorder]) -> dict[str, np.ndarray]:
+    """What a client sends: of all that the segmenter fed, what the ensemble asks for."""
+    fed = {k: v for engine in engines.values() for k, v in engine.fed[-1].items()}
+    kinds = {"input_ids": np.int64, "attention_mask": np.int64, "quoted_mask": np.int64}
+    kinds |= {"position_ids": np.int64, "patch_positions": np.int64}
+    return {
+        tensor.name: np.ascontiguousarray(fed[tensor.name], kinds.get(tensor.name, np.float32))
+        for tensor in server.configs[name].input
+    }
+
+
+def same(answer: Arrays, wanted: Arrays) -> None:
+    for name, array in wanted.items():
+        found = answer[name].reshape(array.shape)
+        scale = max(float(np.abs(array).max()), 1e-6)
+        np.testing.assert_allclose(found, array, atol=2e-4 * scale, rtol=0, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Bundle:
+    return Bundle.open(resolve_bundle())
+
+
+@pytest.fixture(scope="module")
+def served(mini: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    output = tmp_path_factory.mktemp("triton") / "repository"
+    report = export_triton(mini, output, TritonOptions())
+    assert [chain.name for chain in report.chains] == ["rism_scores"]
+    return Server(output)
+
+
+def test_models_and_tensors(served: Server) -> None:
+    batches = {name: config.max_batch_size for name, config in served.configs.items()}
+    assert batches == {
+        "rism_scores": 0,
+        "text_encoder": 8,
+        "transformer_inputs": 0,
+        "transformer_scores": 8,
+        "vae_encoder": 0,
+    }
+    chain = served.configs["rism_scores"]
+    assert {t.name: list(t.dims) for t in chain.input} == {
+        "input_ids": [-1, 40],
+        "attention_mask": [-1, 40],
+        "image": [1, 3, -1, -1],
+        "prompt_weights": [-1, 40],
+    }
+    assert {t.name: list(t.dims) for t in chain.output} == {
+        "scores": [-1, -1],
+        "coarse_attention": [-1, -1],
+        "refined_attention": [-1, -1],
+        "separability": [-1, 1],
+    }
+    batching = served.configs["transformer_scores"].dynamic_batching
+    assert batching.max_queue_delay_microseconds == 1000
+    assert not batching.preferred_batch_size
+    assert not served.configs["transformer_scores"].instance_group
+
+
+def test_the_chain_gives_the_segmenters_masks(served: Server, mini: Bundle) -> None:
+    results, engines, segmenter = recorded(mini, STREET, EXPRESSIONS)
+    served.runs.clear()
+    [answer] = served.infer("rism_scores", request(served, "rism_scores", engines))
+    assert served.runs["vae_encoder"] == [0]
+    assert served.runs["transformer_scores"] == [len(EXPRESSIONS)]
+    same(answer, engines["transformer"].gave[-1])
+    plan = segmenter.set_image(STREET).plan
+    for scores, result in zip(answer["scores"], results, strict=True):
+        mask = upsample(scores.reshape(plan.grid_hw), plan) > 0
+        assert (mask == result.mask_hw).mean() > 0.9999, result.expression
+        assert 0.001 < mask.mean() < 0.9
+
+
+def test_requests_of_several_pictures_are_joined_by_their_grids(
+    served: Server, mini: Bundle
+) -> None:
+    rng = np.random.default_rng(3)
+    wide, other = (rng.integers(0, 255, (90, 160, 3), dtype=np.uint8) for _ in range(2))
+    pictures = [wide, other, np.ascontiguousarray(wide.transpose(1, 0, 2))]
+    each = [recorded(mini, picture, EXPRESSIONS[:2]) for picture in pictures]
+    grids = [
+        segmenter.set_image(p).plan.grid_hw
+        for p, (_, _, segmenter) in zip(pictures, each, strict=True)
+    ]
+    assert grids[0] == grids[1] == grids[2][::-1] != grids[2]
+    served.runs.clear()
+    sent = [request(served, "rism_scores", engines) for _, engines, _ in each]
+    answers = served.infer("rism_scores", *sent)
+    # The two wide ones share a run; the tall one has as many tokens, but others.
+    assert served.runs["transformer_scores"] == [4, 2]
+    assert served.runs["text_encoder"] == [6]
+    for answer, (_, engines, _) in zip(answers, each, strict=True):
+        same(answer, engines["transformer"].gave[-1])
+
+
+def test_one_expression_and_too_many(served: Server, mini: Bundle) -> None:
+    _, engines, _ = recorded(mini, STREET, EXPRESSIONS[:1])
+    sent = request(served, "rism_scores", engines)
+    [answer] = served.infer("rism_scores", sent)
+    same(answer, engines["transformer"].gave[-1])
+    many = {k: v if k == "image" else np.repeat(v, 9, axis=0) for k, v in sent.items()}
+    with pytest.raises(RefusedError, match="at most 8"):
+        served.infer("rism_scores", many)
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices"])
+def test_other_captures(capture: str, mini: Bundle, tmp_path: Path) -> None:
+    export_triton(mini, tmp_path / "out", TritonOptions(capture=capture, link=True))
+    server = Server(tmp_path / "out")
+    _, engines, _ = recorded(mini, STREET, EXPRESSIONS[:2], capture)
+    [answer] = server.infer(f"rism_{capture}", request(server, f"rism_{capture}", engines))
+    same(answer, engines["transformer"].gave[-1])
+    weights = tmp_path / f"out/transformer_{capture}/1/transformer.weights"
+    assert weights.samefile(mini.file("transformer.weights"))
+
+
+def test_options_reach_the_configurations(mini: Bundle, tmp_path: Path) -> None:
+    serving = Serving(device="gpu", instances=2, queue_delay_us=50)
+    options = TritonOptions(serving=serving, max_batch=3, prefix="k_", tau=0.5)
+    report = export_triton(mini, tmp_path / "out", options)
+    assert report.copied_bytes > 7_000_000
+    server = Server(tmp_path / "out")
+    assert set(server.configs) == {
+        "k_rism_scores", "k_text_encoder", "k_vae_encoder", "k_transformer_inputs",
+        "k_transformer_scores",
+    }  # fmt: skip
+    transformer = server.configs["k_transformer_scores"]
+    assert transformer.max_batch_size == 3
+    assert transformer.dynamic_batching.max_queue_delay_microseconds == 50
+    [group] = transformer.instance_group
+    assert (group.count, group.KIND_GPU) == (2, group.kind)
+    [group] = server.configs["k_transformer_inputs"].instance_group
+    assert group.kind == group.KIND_CPU
+    _, engines, segmenter = recorded(mini, STREET, EXPRESSIONS[:2])
+    segmenter.segment(STREET, EXPRESSIONS[:2], tau=0.5)
+    sent = request(server, "k_rism_scores", engines)
+    same(server.infer("k_rism_scores", sent)[0], engines["transformer"].gave[-1])
+
+
+def test_no_batching_where_one_row_is_the_most(mini: Bundle, tmp_path: Path) -> None:
+    export_triton(mini, tmp_path / "out", TritonOptions(max_batch=1))
+    config = Server(tmp_path / "out").configs["transformer_scores"]
+    assert config.max_batch_size == 1 and not config.HasField("dynamic_batching")
+
+
+def test_torch_is_not_needed() -> None:
+    absent = {"torch", "diffusers", "transformers", "onnxruntime", "tritonclient"}
+    code = f"import sys, rism.export.triton; print({absent} & {{*sys.modules}})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert run.stdout == "set()\n"
