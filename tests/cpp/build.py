@@ -1,0 +1,69 @@
+"""Configuring, building and running the C++ parts, with what a developer's install brings."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS, EXAMPLE = ROOT / "tests/cpp", ROOT / "examples/cpp"
+
+
+def need(reason: str) -> None:
+    """Fail in CI, where a missing tool would go unseen; elsewhere skip and say why."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def tool(name: str) -> str:
+    """Path of cmake or ctest: of this environment (the wheel of that name), or the system's."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        need(f"{name} is missing: pip install cmake, or apt-get install cmake")
+    return str(found)
+
+
+def json_include() -> str:
+    """Where nlohmann/json.hpp is: in its wheel, else cmake looks in the system's folders."""
+    spec = importlib.util.find_spec("nlohmann_json")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    folder = Path(next(iter(spec.submodule_search_locations))) / "include"
+    return f"-DNLOHMANN_JSON_INCLUDE={folder}"
+
+
+def run(command: Sequence[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a program and capture what it says."""
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def build(source: Path, folder: Path, *settings: str, target: str = "all") -> Path:
+    """Configure and build with warnings as errors; a failure is the test's."""
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        need("a C++ compiler is missing: apt-get install g++ (it belongs to gcc)")
+    flags = [flag for flag in (json_include(), *settings) if flag]
+    # Debug compiles fastest. One generator everywhere, or a folder could not be used again.
+    configure = [tool("cmake"), "-S", source, "-B", folder, "-DRISM_STRICT=ON"]
+    configure += ["-DCMAKE_BUILD_TYPE=Debug", "-G", "Unix Makefiles", *flags]
+    for command in (
+        configure,
+        [tool("cmake"), "--build", folder, "--parallel", "2", "--target", target],
+    ):
+        done = run(command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder

@@ -1,0 +1,102 @@
+"""What the NumPy runtime is fed and answers, written down for C++ to read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle
+from rism.runtime.capture import localise_outputs
+from rism.runtime.engines import Engine, load_engines
+from rism.runtime.geometry import Plan, upsample
+
+BUNDLE = Path(__file__).parents[2] / "runtime/bundles/mini"
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Recorder:
+    """A real engine that remembers its last run."""
+
+    def __init__(self, engine: Engine, inputs: Mapping[str, Any]) -> None:
+        self.provider = engine.provider
+        self._engine, self._inputs = engine, inputs
+        self.feeds: dict[str, npt.NDArray[Any]] = {}
+        self.answers: dict[str, npt.NDArray[Any]] = {}
+
+    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        self.feeds = {
+            name: np.asarray(feeds[name], np.dtype(spec.dtype))
+            for name, spec in self._inputs.items()
+        }
+        self.answers = dict(self._engine.run(feeds))
+        return self.answers
+
+
+def recorders(folder: Path, capture: str) -> tuple[Segmenter, dict[str, Recorder]]:
+    """A segmenter on the CPU, and its engines by the names of the manifest's graphs."""
+    bundle = Bundle.open(folder)
+    found: dict[str, Recorder] = {}
+    engines: dict[str, Engine] = {}
+    for key, engine in load_engines(bundle, capture).items():
+        graph = key.replace("transformer", f"transformer.{capture}")
+        found[graph] = Recorder(engine, bundle.manifest.graphs[graph].inputs)
+        engines[key] = found[graph]
+    return Segmenter(bundle, engines, capture=capture), found
+
+
+def write_graphs(folder: Path, found: Mapping[str, Recorder]) -> Path:
+    """Store the last run of each engine that ran."""
+    for graph, recorder in found.items():
+        shapes = []
+        for prefix, arrays in (("in", recorder.feeds), ("out", recorder.answers)):
+            for name, array in arrays.items():
+                (folder / graph).mkdir(parents=True, exist_ok=True)
+                (folder / graph / f"{prefix}.{name}").write_bytes(array.tobytes())
+                shapes.append(f"{prefix}.{name} {' '.join(map(str, array.shape))}\n")
+        if shapes:
+            (folder / graph / "shapes.txt").write_text("".join(shapes))
+    return folder
+
+
+def write_case(
+    folder: Path,
+    capture: str,
+    outputs: Arrays,
+    plan: Plan,
+    *,
+    tau: float = 0.8,
+    prototype: str = "equation",
+) -> npt.NDArray[np.bool_]:
+    """Store one expression's outputs and what the runtime makes of them; return its mask."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = localise_outputs(capture, dict(outputs), tau=tau, prototype=prototype)
+    mask = upsample(found.scores.reshape(plan.grid_hw), plan) > 0
+    features = outputs.get("features", np.zeros((plan.tokens, 1), np.float32))
+    blocks = len(outputs["attention_vectors"]) if "attention_vectors" in outputs else 0
+    facts = {
+        "capture": capture,
+        "shape": (blocks, plan.tokens, features.shape[1]),
+        "tau": (tau,),
+        "prototype": prototype,
+        "placement": (*plan.size_wh, *plan.resized_wh, *plan.crop_xyxy, *plan.grid_hw[::-1]),
+        "reason": found.reason or "",
+        "separability": (found.separability,),
+    }
+    lines = [f"{k} {v if isinstance(v, str) else ' '.join(map(str, v))}" for k, v in facts.items()]
+    (folder / "case.txt").write_text("\n".join(lines) + "\n")
+    wanted = {
+        "wanted_scores": found.scores,
+        "wanted_coarse": found.coarse,
+        "wanted_refined": found.refined,
+    }
+    for name, array in {**outputs, **wanted}.items():
+        (folder / f"{name}.f32").write_bytes(np.asarray(array, "<f4").tobytes())
+    (folder / "mask.u8").write_bytes(mask.astype(np.uint8).tobytes())
+    return mask
