@@ -1,0 +1,284 @@
+"""The edge to TensorRT, recorded: what has the library's names, but runs ONNX in NumPy's memory.
+
+A "plan" is an ONNX file. Addresses are read and written as the real library would, so an engine
+that binds a wrong array, shape or dtype gives wrong numbers, not only another list of calls.
+"""
+
+import ctypes
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from threading import RLock
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from rism.runtime.driver import Driver, Gpu
+from rism.runtime.tensorrt_library import LIBRARIES, Library
+
+VERSION = "1.7.1.116"
+ADA = Driver((13, 0), (Gpu(0, "RTX 4090", "8.9", 24 * 2**30),))
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class TensorIOMode(IntEnum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class TensorLocation(IntEnum):
+    DEVICE, HOST = range(2)
+
+
+class Strategy(IntEnum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
+class CudaGraphStrategy(IntEnum):
+    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
+
+
+class Logger:
+    Severity = Severity
+
+    def log(self, severity: Severity, text: str) -> None:
+        raise NotImplementedError
+
+
+class FakeTensorRt:
+    """Stands for the module. `calls` has the names of what was called, in order."""
+
+    __version__ = VERSION
+    ILogger = Logger
+    TensorIOMode = TensorIOMode
+    TensorLocation = TensorLocation
+    ExecutionContextAllocationStrategy = Strategy
+    CudaGraphStrategy = CudaGraphStrategy
+    float32, float16, int64 = "float32", "float16", "int64"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.profiles: dict[str, list[tuple[int, ...]]] = {}
+        self.fails: set[str] = set()
+        self.says = "Error Code 2: it hurts"
+        self.configs: list[Any] = []
+
+    def note(self, call: str, logger: Logger) -> bool:
+        self.calls.append(call)
+        if call in self.fails:
+            logger.log(Severity.ERROR, self.says)
+        return call not in self.fails
+
+    def Runtime(self, logger: Logger) -> "FakeRuntime":  # noqa: N802
+        self.note("Runtime", logger)
+        return FakeRuntime(self, logger)
+
+    def Refitter(self, engine: "FakeEngine", logger: Logger) -> Any:  # noqa: N802
+        self.note("Refitter", logger)
+        return SimpleNamespace(refit_cuda_engine=lambda: self.note("refit_cuda_engine", logger))
+
+    def OnnxParserRefitter(self, refitter: Any, logger: Logger) -> Any:  # noqa: N802
+        self.note("OnnxParserRefitter", logger)
+
+        def refit_from_file(file: str) -> bool:
+            onnx.load(file)  # with its weights, wherever they lie
+            return self.note("refit_from_file", logger)
+
+        return SimpleNamespace(refit_from_file=refit_from_file)
+
+
+class FakeRuntime:
+    def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
+        self._trt, self._logger = trt, logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> "FakeEngine | None":
+        if not self._trt.note("deserialize_cuda_engine", self._logger):
+            return None
+        return FakeEngine(self._trt, self._logger, plan)
+
+
+class FakeEngine:
+    def __init__(self, trt: FakeTensorRt, logger: Logger, plan: bytes) -> None:
+        self.trt, self.logger = trt, logger
+        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+        self.tensors = {
+            tensor.name: (mode, tensor)
+            for mode, tensors in (
+                (TensorIOMode.INPUT, self.session.get_inputs()),
+                (TensorIOMode.OUTPUT, self.session.get_outputs()),
+            )
+            for tensor in tensors
+        }
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        kind = self.tensors[name][1].type
+        return {"tensor(float)": "float32", "tensor(int64)": "int64"}[kind]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(n if isinstance(n, int) else -1 for n in self.tensors[name][1].shape)
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.HOST if "host" in self.trt.fails else TensorLocation.DEVICE
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        return self.trt.profiles.get(name, [])
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 4096
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy=None, cuda_graph_strategy=CudaGraphStrategy.DISABLED)
+        config.set_execution_context_allocation_strategy = lambda how: setattr(
+            config, "strategy", how
+        )
+        self.trt.configs.append(config)
+        return config
+
+    def create_execution_context(self, how: Any) -> "FakeContext | None":
+        assert getattr(how, "strategy", how) is Strategy.USER_MANAGED
+        made = self.trt.note("create_execution_context", self.logger)
+        return FakeContext(self) if made else None
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine, self._trt, self._logger = engine, engine.trt, engine.logger
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._results: dict[str, np.ndarray] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shapes[name] = shape
+        return self._trt.note("set_input_shape", self._logger)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return self._trt.note("set_tensor_address", self._logger)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory and size >= 4096
+        self._trt.note("set_device_memory", self._logger)
+
+    def infer_shapes(self) -> list[str]:
+        """Run on zeros: only the shapes of what comes out are of interest."""
+        self._trt.note("infer_shapes", self._logger)
+        zeros = {
+            name: np.zeros(self._shapes[name], self._engine.get_tensor_dtype(name))
+            for name in self._inputs()
+        }
+        self._results = self._run(zeros)
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._results[name].shape
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == HostDevice.stream
+        if not self._trt.note("execute_async_v3", self._logger):
+            return False
+        feeds = {name: self._array(name, self._shapes[name]) for name in self._inputs()}
+        for name, result in self._run(feeds).items():
+            self._array(name, result.shape)[...] = result
+        return True
+
+    def _inputs(self) -> list[str]:
+        return [n for n, (mode, _) in self._engine.tensors.items() if mode is TensorIOMode.INPUT]
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [tensor.name for tensor in self._engine.session.get_outputs()]
+        return dict(zip(names, self._engine.session.run(names, feeds), strict=True))
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        dtype = np.dtype(self._engine.get_tensor_dtype(name))
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = (ctypes.c_byte * size).from_address(self._addresses[name])
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+
+class HostDevice:
+    """A `Device` whose memory is NumPy's. Values of new arrays are NaN, or nonsense."""
+
+    stream = 77
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        self.lock = RLock()
+        self.captured = 0
+        self.launched = 0
+        self._scratch = np.zeros(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.full(shape, np.nan if dtype.startswith("float") else 1, dtype)
+
+    def copy(self, source: np.ndarray, *, into: np.ndarray) -> None:
+        into[...] = source
+
+    def pointer(self, array: np.ndarray) -> int:
+        return array.ctypes.data
+
+    def download(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def scratch(self, nbytes: int) -> np.ndarray:
+        if self._scratch.nbytes < nbytes:
+            self._scratch = np.zeros(nbytes, np.uint8)
+        return self._scratch
+
+    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        self.captured += 1
+
+        def launch() -> None:
+            self.launched += 1
+            queue()
+
+        return launch
+
+
+def library(trt: FakeTensorRt, target: str = "tensorrt-rtx") -> Library:
+    return Library(target, LIBRARIES[target][1], VERSION, 13, trt)
+
+
+def variant(folder: Path, graphs: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """Write "plans" of the tiny bundle's graphs; return what the manifest says of them.
+
+    Args:
+        folder: the bundle.
+        graphs: the optimisation profile of each graph, by logical input name: min, opt, max.
+        changes: keys of the variant that differ.
+    """
+    entry: dict[str, Any] = {
+        "name": "rtx-fp16", "target": "tensorrt-rtx", "version": VERSION,
+        "platform": "linux-x86_64", "compute_capabilities": ["8.6", "8.9"],
+        "precision": "fp16", "stripped": False, "graphs": {}, **changes,
+    }  # fmt: skip
+    place = folder / "engines" / entry["name"]
+    place.mkdir(parents=True, exist_ok=True)
+    for graph, shapes in graphs.items():
+        model = onnx.load(folder / f"{graph}.onnx")
+        (place / f"{graph}.plan").write_bytes(model.SerializeToString())
+        plan = {
+            "file": f"engines/{entry['name']}/{graph}.plan",
+            "shapes": {
+                k: dict(zip(("min", "opt", "max"), v, strict=True)) for k, v in shapes.items()
+            },
+        }
+        if entry["stripped"]:
+            onnx.save_model(model, place / f"{graph}.refit.onnx")
+            plan["refit"] = f"engines/{entry['name']}/{graph}.refit.onnx"
+        entry["graphs"][graph] = plan
+    return entry

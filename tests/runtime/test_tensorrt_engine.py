@@ -1,0 +1,380 @@
+"""Plans run in the maker's order of calls; the edge to its library is a recorded fake.
+
+What the fake computes is the graph, on the memory that it is given, so results are compared
+with onnxruntime's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rism.runtime import InputError, ProviderError, Segmenter, start
+from rism.runtime.bundle import Bundle
+from rism.runtime.driver import Driver, Gpu
+from rism.runtime.errors import BundleError
+from rism.runtime.tensorrt_engine import TensorRtEngine
+from tests.runtime.fake_tensorrt import (
+    ADA,
+    CudaGraphStrategy,
+    FakeTensorRt,
+    HostDevice,
+    library,
+    variant,
+)
+
+Reseal = Callable[..., Path]
+
+VAE = {"image": [[1, 3, 8, 8], [1, 3, 96, 160], [1, 3, 256, 256]]}
+TEXT = {
+    "input_ids": [[1, 8], [1, 8], [4, 8]],
+    "attention_mask": [[1, 8], [1, 8], [4, 8]],
+}
+
+
+def transformer(most: int = 4, tokens: tuple[int, int, int] = (1, 240, 300)) -> dict[str, Any]:
+    def rows(*rest: Any) -> list[list[int]]:
+        last = [r if isinstance(r, tuple) else (r,) * 3 for r in rest]
+        return [[b, *(r[at] for r in last)] for at, b in enumerate((1, 1, most))]
+
+    return {
+        "clean_latents": rows(tokens, 3),
+        "noise": [[1, n, 3] for n in tokens],
+        "prompt_embeds": rows(8, 3),
+        "prompt_weights": rows(8),
+        "positions": [[n, 2] for n in tokens],
+    }
+
+
+ALL = {"text_encoder": TEXT, "vae_encoder": VAE, "transformer.vectors": transformer()}
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    fake = FakeTensorRt()
+    monkeypatch.setattr(start, "find_library", lambda target: library(fake, target))
+    monkeypatch.setattr(start, "find_driver", lambda: ADA)
+    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
+    return fake
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> HostDevice:
+    host = HostDevice()
+    monkeypatch.setattr(start, "open_device", lambda _: host)
+    return host
+
+
+@pytest.fixture
+def built(tiny_bundle: Path, reseal: Reseal) -> Callable[..., Path]:
+    def build(graphs: dict[str, Any] | None = None, **changes: Any) -> Path:
+        entry = variant(tiny_bundle, ALL if graphs is None else graphs, **changes)
+        return reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
+
+    return build
+
+
+def test_masks_are_those_of_onnxruntime(
+    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
+) -> None:
+    bundle = built()
+    words = ["red", "the green", "blue", "the red", "the blue"]
+    segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
+    results = segmenter.segment(colours, words)
+    expected = Segmenter.from_bundle(bundle, provider="onnxruntime-cpu").segment(colours, words)
+    for found, true in zip(results, expected, strict=True):
+        np.testing.assert_allclose(found.score_map, true.score_map, atol=1e-6)
+        np.testing.assert_array_equal(found.mask, true.mask)
+        assert (found.provider, found.precision) == ("tensorrt-rtx:0", "float16")
+        assert (true.provider, true.precision) == ("cpu", "float32")
+    assert segmenter.provider_reason == "asked for: engine 'rtx-fp16'"
+    # Five expressions, but the profile has room for four at a time.
+    assert trt.calls.count("execute_async_v3") == 1 + 2 + 2
+
+
+def test_the_order_of_calls(built: Any, trt: FakeTensorRt, device: HostDevice) -> None:
+    bundle = Bundle.open(built(stripped=True))
+    engine = TensorRtEngine(
+        bundle,
+        bundle.manifest.engines[0],
+        "vae_encoder",
+        library=library(trt),
+        device=device,
+        rebuild="rism build",
+    )
+    assert trt.calls == [
+        "Runtime",
+        "deserialize_cuda_engine",
+        "Refitter",
+        "OnnxParserRefitter",
+        "refit_from_file",
+        "refit_cuda_engine",
+        "create_execution_context",
+    ]
+    del trt.calls[:]
+    outputs = engine.run_on_device({"image": np.zeros((1, 3, 16, 24), np.float64)})
+    assert trt.calls == [
+        "set_input_shape",
+        "set_tensor_address",
+        "infer_shapes",
+        "set_tensor_address",
+        "set_device_memory",
+        "execute_async_v3",
+    ]
+    assert outputs["clean_latents"].shape == (1, 6, 3)
+    assert not np.isnan(outputs["clean_latents"]).any()
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_of_one_shape_is_replayed(
+    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray, target: str
+) -> None:
+    """Bound once, captured at the second run; TensorRT for RTX captures by itself."""
+    shape = [[2, 240, 3]] * 3
+    fixed = {
+        "clean_latents": shape,
+        "noise": [[1, 240, 3]] * 3,
+        "prompt_embeds": [[2, 8, 3]] * 3,
+        "prompt_weights": [[2, 8]] * 3,
+        "positions": [[240, 2]] * 3,
+    }
+    bundle = built({**ALL, "transformer.vectors": fixed}, target=target)
+    segmenter = Segmenter.from_bundle(bundle, provider=target)
+    expected = Segmenter.from_bundle(bundle, provider="cpu")
+    results = segmenter.segment(colours, ["red", "green", "blue"])
+    again = segmenter.segment(colours, ["blue", "green"])
+    for found in (*results, *again):
+        true = expected.segment(colours, found.expression)
+        np.testing.assert_allclose(found.score_map, true.score_map, atol=1e-6)
+    own = target == "tensorrt"
+    assert (device.captured, device.launched) == ((1, 2) if own else (0, 0))
+    asked = [config.cuda_graph_strategy for config in trt.configs]
+    assert asked.count(CudaGraphStrategy.WHOLE_GRAPH_CAPTURE) == (0 if own else 1)
+
+
+def test_outputs_of_a_replay_are_the_callers(
+    built: Any, trt: FakeTensorRt, device: HostDevice
+) -> None:
+    bundle = Bundle.open(built({"vae_encoder": {"image": [[1, 3, 16, 16]] * 3}}))
+    engine = TensorRtEngine(
+        bundle, bundle.manifest.engines[0], "vae_encoder",
+        library=library(trt), device=device, rebuild="rism build",
+    )  # fmt: skip
+    runs = [
+        engine.run_on_device({"image": np.full((1, 3, 16, 16), value, np.float32)})
+        for value in (0.25, 0.5, 0.75)
+    ]
+    for value, outputs in zip((0.25, 0.5, 0.75), runs, strict=True):
+        np.testing.assert_allclose(outputs["clean_latents"], value)
+
+
+def test_a_shape_outside_of_the_profile(
+    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
+) -> None:
+    bundle = built({**ALL, "transformer.vectors": transformer(tokens=(1, 64, 100))})
+    segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
+    with pytest.raises(InputError) as error:
+        segmenter.segment(colours, "red")
+    assert str(error.value) == (
+        "'clean_latents' is of shape [1, 240, 3], engine 'rtx-fp16' of graph "
+        "'transformer.vectors' takes [1, 1, 3] to [4, 100, 3]: "
+        f"rism build {bundle} --target tensorrt-rtx --gpu sm89 --precision fp16 "
+        "--shapes with larger ones, or use --provider onnxruntime-cuda"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("create_execution_context", "gives no context on tensorrt-rtx:0 (Error Code 2: it hurts)"),
+        ("refit_from_file", "does not take the bundle's weights on tensorrt-rtx:0 (Error"),
+        ("refit_cuda_engine", "does not take the bundle's weights"),
+        ("deserialize_cuda_engine", "TensorRT for RTX 1.7.1.116 cannot load engine 'rtx-fp16' of"),
+        ("set_input_shape", "refuses '"),
+        ("set_tensor_address", "refuses the memory of"),
+        ("execute_async_v3", "failed on tensorrt-rtx:0 (Error Code 2: it hurts): use fewer"),
+    ],
+)
+def test_what_the_library_refuses(
+    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray, fails: str, says: str
+) -> None:
+    bundle = built(stripped=True)
+    trt.fails = {fails}
+    with pytest.raises(ProviderError) as error:
+        Segmenter.from_bundle(bundle, provider="tensorrt-rtx").segment(colours, "red")
+    assert says in str(error.value)
+    assert f"rism build {bundle} --target tensorrt-rtx --gpu sm89" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ("names", "has inputs image, expected picture by the manifest: rism build"),
+        ("dtype", "has 'image' of float32, expected float16 by the manifest: rism build"),
+        ("shape", "has 'image' of shape [1, 3, 'any', 'any'], expected [1, 4, 'h', 'w'] by"),
+        ("profile", "takes 'image' of shapes [(1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 8)], expected"),
+        ("memory", "wants 'image' in host memory, expected device memory by the manifest"),
+    ],
+)
+def test_a_manifest_that_lies_about_a_plan(
+    built: Any, trt: FakeTensorRt, device: HostDevice, reseal: Reseal, lie: str, says: str
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        image = data["graphs"]["vae_encoder"]["inputs"]["image"]
+        shapes = data["engines"][0]["graphs"]["vae_encoder"]["shapes"]["image"]
+        if lie == "names":
+            image["name"] = "picture"
+        elif lie == "dtype":
+            image["dtype"] = "float16"
+        elif lie == "shape":
+            image["shape"][1] = 4
+            for shape in shapes.values():
+                shape[1] = 4
+
+    folder = reseal(built(), change)
+    trt.profiles = {"image": [(1, 3, 8, 8)] * 3} if lie == "profile" else {}
+    trt.fails = {"host"} if lie == "memory" else set()
+    bundle = Bundle.open(folder)
+    with pytest.raises(BundleError) as error:
+        TensorRtEngine(
+            bundle, bundle.manifest.engines[0], "vae_encoder",
+            library=library(trt), device=device, rebuild="rism build B",
+        )  # fmt: skip
+    assert f"engine 'rtx-fp16' of graph 'vae_encoder' {says}" in str(error.value)
+
+
+def test_a_plan_that_changed_after_the_bundle_was_opened(
+    built: Any, trt: FakeTensorRt, device: HostDevice
+) -> None:
+    bundle = Bundle.open(built())
+    plan = bundle.manifest.engines[0].graphs["vae_encoder"].file
+    raw = bytearray(bundle.file(plan).read_bytes())
+    raw[-1] ^= 1
+    for changed in (raw, raw[:-5], raw + b"x"):
+        bundle.file(plan).write_bytes(changed)
+        with pytest.raises(BundleError, match=r"vae_encoder.plan' is not the file that manifest"):
+            TensorRtEngine(
+                bundle, bundle.manifest.engines[0], "vae_encoder",
+                library=library(trt), device=device, rebuild="rism build B",
+            )  # fmt: skip
+    assert trt.calls == []
+
+
+class TestRoutes:
+    def test_a_graph_without_a_plan_is_an_error_that_says_what_helps(
+        self, built: Any, trt: FakeTensorRt, device: HostDevice
+    ) -> None:
+        bundle = built({"transformer.vectors": transformer()})
+        with pytest.raises(ProviderError) as error:
+            Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
+        assert str(error.value) == (
+            "no engine of this bundle fits tensorrt-rtx 1.7.1.116 on GPU 0 (RTX 4090, 8.9): "
+            "'rtx-fp16' has no plan of text_encoder, vae_encoder, only of transformer.vectors (the "
+            "others can run elsewhere: add +onnxruntime-cuda to --provider): "
+            f"rism build {bundle} --target tensorrt-rtx --gpu sm89"
+        )
+
+    def test_a_mix_that_was_asked_for_is_named(
+        self, built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
+    ) -> None:
+        bundle = built({"transformer.vectors": transformer()})
+        segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx+onnxruntime-cpu")
+        result = segmenter.segment(colours, "red")
+        assert result.provider == segmenter.provider == "tensorrt-rtx:0+cpu"
+        assert result.precision == "float16"
+
+    def test_auto_takes_an_engine_that_fits(
+        self, built: Any, trt: FakeTensorRt, device: HostDevice
+    ) -> None:
+        segmenter = Segmenter.from_bundle(built())
+        assert segmenter.provider == "tensorrt-rtx:0"
+        assert segmenter.provider_reason == (
+            "auto: an engine of the bundle fits: engine 'rtx-fp16'"
+        )
+
+    def test_auto_says_why_an_engine_did_not_start(
+        self, built: Any, trt: FakeTensorRt, device: HostDevice, monkeypatch: Any
+    ) -> None:
+        bundle = built()
+        trt.fails = {"deserialize_cuda_engine"}
+        segmenter = Segmenter.from_bundle(bundle)
+        assert segmenter.provider == "cpu"
+        assert segmenter.precision == "float32"
+        assert segmenter.provider_reason.startswith(
+            "auto: tensorrt-rtx did not start (TensorRT for RTX 1.7.1.116 cannot load engine"
+        )
+        assert segmenter.provider_reason.endswith("; this onnxruntime has no CUDA")
+
+    def test_fp8_is_for_who_asks(
+        self, tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
+    ) -> None:
+        entries = [
+            variant(tiny_bundle, ALL, name="a", precision="fp8"),
+            variant(tiny_bundle, ALL, name="b", precision="fp16"),
+            variant(tiny_bundle, ALL, name="c", precision="fp32"),
+        ]
+        bundle = reseal(tiny_bundle, lambda data: data.update(engines=entries))
+        for wish, precision in (
+            ({}, "float32"),
+            ({"precision": "fp16"}, "float16"),
+            ({"precision": "fp8"}, "fp8"),
+            ({"engine": "a"}, "fp8"),
+            ({"engine": "b", "provider": "auto"}, "float16"),
+        ):
+            asked = {"provider": "tensorrt-rtx", **wish}
+            assert Segmenter.from_bundle(bundle, **asked).precision == precision
+        with pytest.raises(InputError, match=r"engine is 'd', this bundle has a, b, c: see rism"):
+            Segmenter.from_bundle(bundle, provider="tensorrt-rtx", engine="d")
+        with pytest.raises(ProviderError, match=r"'a' computes in fp8, not bf16; 'b' computes"):
+            Segmenter.from_bundle(bundle, provider="tensorrt-rtx", precision="bf16")
+
+    @pytest.mark.parametrize("provider", ["cpu", "auto"])
+    def test_onnxruntime_has_the_bundles_precision(self, tiny_master: Path, provider: str) -> None:
+        same = Segmenter.from_bundle(tiny_master, provider=provider, precision="fp32")
+        assert same.precision == "float32"
+        with pytest.raises(ProviderError) as error:
+            Segmenter.from_bundle(tiny_master, provider=provider, precision="fp8")
+        assert f"rism build {tiny_master} --target tensorrt-rtx --precision fp8" in str(error.value)
+        assert "float32" in str(error.value)
+        with pytest.raises(InputError, match="precision is 'int4', expected one of fp32, fp16"):
+            Segmenter.from_bundle(tiny_master, provider=provider, precision="int4")
+
+    def test_an_engine_is_not_onnxruntimes(self, built: Any) -> None:
+        with pytest.raises(InputError, match="engine 'rtx-fp16' was asked for, provider cpu runs"):
+            Segmenter.from_bundle(built(), provider="cpu", engine="rtx-fp16")
+
+    def test_a_bundle_without_engines(self, tiny_master: Path, built: Any) -> None:
+        with pytest.raises(ProviderError) as error:
+            Segmenter.from_bundle(tiny_master, provider="tensorrt-rtx")
+        assert str(error.value) == (
+            "this bundle has no engine for tensorrt-rtx (it has none): "
+            f"rism build {tiny_master} --target tensorrt-rtx"
+        )
+        with pytest.raises(ProviderError, match=r"\(it has 'rtx-fp16' for tensorrt-rtx\): rism bu"):
+            Segmenter.from_bundle(built(), provider="tensorrt")
+
+    @pytest.mark.parametrize(
+        ("driver", "says"),
+        [
+            (
+                Driver((12, 4), ADA.gpus),
+                "NVIDIA's driver serves CUDA 12.4, TensorRT for RTX 1.7.1.116 needs CUDA 13.0: "
+                "update the driver, or install tensorrt-rtx-cu12",
+            ),
+            (Driver((13, 0), ()), "there is no GPU 0, this machine has none: pass --device"),
+            (
+                Driver((13, 0), (Gpu(0, "H100", "9.0", 0),)),
+                "'rtx-fp16' runs on compute capability 8.6, 8.9, GPU 0 (H100) has 9.0: rism build",
+            ),
+        ],
+    )
+    def test_a_machine_that_does_not_do(
+        self, built: Any, trt: FakeTensorRt, monkeypatch: Any, driver: Driver, says: str
+    ) -> None:
+        monkeypatch.setattr(start, "find_driver", lambda: driver)
+        with pytest.raises(ProviderError) as error:
+            Segmenter.from_bundle(built(), provider="tensorrt-rtx")
+        assert says in str(error.value)
