@@ -43,7 +43,12 @@ def model_config(model: Model, serving: Serving) -> str:
         ("platform", model.platform),
         ("max_batch_size", model.max_batch),
         *_tensors("input", model.inputs.values(), rows=model.max_batch > 0),
-        *_tensors("output", model.outputs.values(), rows=model.max_batch > 0),
+        *_tensors(
+            "output",
+            model.outputs.values(),
+            rows=model.max_batch > 0,
+            columns="none" if model.on_cpu else "reshaped",
+        ),
     ]
     if model.max_batch > 1:
         delay: Message = [("max_queue_delay_microseconds", serving.queue_delay_us)]
@@ -69,14 +74,14 @@ def chain_config(chain: Chain) -> str:
             ("platform", "ensemble"),
             ("max_batch_size", 0),
             *_tensors("input", chain.inputs.values(), rows=False),
-            *_tensors("output", chain.outputs.values(), rows=False, plain=True),
+            *_tensors("output", chain.outputs.values(), rows=False, columns="plain"),
             ("ensemble_scheduling", steps),
         ]
     )
 
 
 def _tensors(
-    kind: str, tensors: Iterable[Tensor], *, rows: bool, plain: bool = False
+    kind: str, tensors: Iterable[Tensor], *, rows: bool, columns: str = "none"
 ) -> list[tuple[str, Field]]:
     """Describe inputs or outputs.
 
@@ -84,21 +89,20 @@ def _tensors(
         kind: "input" or "output".
         tensors: to describe.
         rows: the server knows of the batch: it is not listed.
-        plain: without the shapes in the file, which are the models' business.
+        columns: what becomes of (B,), a number for each row, which a server that knows of the
+            batch cannot list: "reshaped" to (B, 1), "plain" (B, 1) where models did so, or "none".
     """
     described: list[tuple[str, Field]] = []
     for tensor in tensors:
-        shape = tensor.shape[1:] if rows else tensor.shape
+        inside = list(tensor.shape[1:] if rows else tensor.shape)
+        outside = [*inside, 1] if len(tensor.shape) == 1 and columns != "none" else inside
         fields: list[tuple[str, Field]] = [
             ("name", tensor.name),
             ("data_type", Word(_TYPES[tensor.dtype])),
-            ("dims", list(shape) or [1]),
+            ("dims", outside),
         ]
-        if len(tensor.shape) == 1:
-            # A server wants a dimension besides the batch: a number by row is (B, 1) outside.
-            fields[-1] = ("dims", [1] if rows else [*shape, 1])
-            if not plain:
-                inside: Message = [("shape", item) for item in shape]
-                fields.append(("reshape", inside))
+        if outside != inside and columns == "reshaped":
+            shape: Message = [("shape", inside)] if inside else []
+            fields.append(("reshape", shape))
         described.append((kind, fields))
     return described

@@ -21,7 +21,7 @@ __all__ = ["NoiseFile", "join_requests", "transformer_inputs"]
 
 _OPSET = 20
 _IR_VERSION = 10
-_LEAST_OPSET = 18
+_LEAST_OPSET = 15
 _PREFIX = "rism."
 
 

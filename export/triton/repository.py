@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from rism.export.triton.config import DEVICES, Serving, chain_config, model_config
 from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
-from rism.export.triton.models import Chain, Model, chains, models_of
+from rism.export.triton.models import FREE, Chain, Model, Tensor, chains, models_of
 from rism.export.workplace import check_output, workplace
 from rism.runtime.bundle import Bundle
 from rism.runtime.engine_spec import EngineVariant
@@ -174,11 +174,13 @@ class _Writer:
         """
         version = self.work / model.name / "1"
         version.mkdir(parents=True)
-        text = model_config(model, self.options.serving)
-        (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
         made = None if transformer is None else self._made(model, transformer, version)
         if made is not None:
             ir.save(made, version / "model.onnx")
+        if model.platform == "onnxruntime_onnx":
+            model = _as_in_file(model, _read(self.bundle, model) if made is None else made)
+        text = model_config(model, self.options.serving)
+        (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
         name = "model.plan" if model.platform == "tensorrt_plan" else "model.onnx"
         for file in self._files(model):
             if file != model.file:
@@ -272,6 +274,37 @@ def _engine(bundle: Bundle, asked: str | None) -> EngineVariant | None:
             f"runs: rism build {bundle.path} --target tensorrt, there"
         )
     return variant
+
+
+def _as_in_file(model: Model, graph: ir.Model) -> Model:
+    """Take sizes that the file has and the manifest leaves open: a server compares the two.
+
+    Raises:
+        BundleError: a tensor is not there, or is of other dimensions.
+    """
+    given = {v.name: v for v in (*graph.graph.inputs, *graph.graph.outputs)}
+
+    def known(tensor: Tensor) -> Tensor:
+        value = given.get(tensor.name)
+        shape = None if value is None else value.shape
+        sides = [] if shape is None else [n if isinstance(n, int) else FREE for n in shape]
+        joins = model.max_batch > 0 and sides[:1] != [FREE]
+        if len(sides) != len(tensor.shape) or joins:
+            raise BundleError(
+                f"'{one_line(model.file)}': '{one_line(tensor.name, limit=60)}' is not of the "
+                f"dimensions {one_line(list(tensor.shape), limit=60)}, expected those of the "
+                "manifest: export the bundle again"
+            )
+        merged = (
+            side if own == FREE else own for own, side in zip(tensor.shape, sides, strict=True)
+        )
+        return replace(tensor, shape=tuple(merged))
+
+    return replace(
+        model,
+        inputs={name: known(tensor) for name, tensor in model.inputs.items()},
+        outputs={name: known(tensor) for name, tensor in model.outputs.items()},
+    )
 
 
 def _read(bundle: Bundle, model: Model) -> ir.Model:

@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from rism.export.triton import Serving, TritonOptions, export_triton
-from rism.runtime import Segmenter
 from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.engines import Arrays, Engine, load_engines
 from rism.runtime.geometry import upsample
-from rism.runtime.result import Segmentation
+from tests.export.triton_client import recorded, request, same
 from tests.export.triton_server import RefusedError, Server
 
 ROOT = Path(__file__).parents[2]
 STREET = ROOT / "examples/street.png"
 EXPRESSIONS = ["the green van", "the red car", "the biggest cup"]
-
-
-class Recorder:
-    """An engine that keeps what goes through it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.provider = engine, engine.provider
-        self.fed: list[dict[str, Any]] = []
-        self.gave: list[Arrays] = []
-
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        self.fed.append(dict(feeds))
-        self.gave.append(self.engine.run(feeds))
-        return self.gave[-1]
-
-
-def recorded(
-    bundle: Bundle, picture: Any, expressions: Sequence[str], capture: str = "scores"
-) -> tuple[list[Segmentation], dict[str, Recorder], Segmenter]:
-    """Segment, and keep what the graphs were fed and gave."""
-    engines = {k: Recorder(e) for k, e in load_engines(bundle, capture, provider="cpu").items()}
-    segmenter = Segmenter(bundle, engines, capture=capture)
-    results = segmenter.segment(picture, list(expressions))
-    return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter
-
-
-def request(server: Server, name: str, engines: Mapping[str, Recorder]) -> dict[str, np.ndarray]:
-    """What a client sends: of all that the segmenter fed, what the ensemble asks for."""
-    fed = {k: v for engine in engines.values() for k, v in engine.fed[-1].items()}
-    kinds = {"input_ids": np.int64, "attention_mask": np.int64, "quoted_mask": np.int64}
-    kinds |= {"position_ids": np.int64, "patch_positions": np.int64}
-    return {
-        tensor.name: np.ascontiguousarray(fed[tensor.name], kinds.get(tensor.name, np.float32))
-        for tensor in server.configs[name].input
-    }
-
-
-def same(answer: Arrays, wanted: Arrays) -> None:
-    for name, array in wanted.items():
-        found = answer[name].reshape(array.shape)
-        scale = max(float(np.abs(array).max()), 1e-6)
-        np.testing.assert_allclose(found, array, atol=2e-4 * scale, rtol=0, err_msg=name)
 
 
 @pytest.fixture(scope="module")
