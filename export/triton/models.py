@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rism.runtime.engine_spec import EngineVariant, ShapeRange
@@ -15,6 +15,8 @@ __all__ = ["FREE", "Chain", "Model", "Step", "Tensor", "chains", "joined", "mode
 FREE = -1
 # What of the text encoder's and the transformer's inputs a client gives for every expression.
 _BY_EXPRESSION = ("input_ids", "attention_mask", "quoted_mask", "prompt_weights", "prompt_mask")
+# What of a plan's inputs tells how many rows it takes.
+_FIRST = ("input_ids", "clean_latents")
 # Of the transformer's inputs, those that the joint may make.
 _MADE = ("clean_latents", "noise", "prompt_embeds", "positions", "tau")
 
@@ -46,6 +48,7 @@ class Model:
         inputs, outputs: by logical name.
         max_batch: rows that the server may join from several requests; 0: none, each request
             is a run of its own.
+        rows: that a run can have, by its plan; None for any number.
         on_cpu: it belongs there wherever the others run.
     """
 
@@ -56,6 +59,7 @@ class Model:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     max_batch: int = 0
+    rows: int | None = None
     on_cpu: bool = False
 
 
@@ -202,6 +206,7 @@ class _Chaining:
             "onnxruntime_onnx" if plan is None else "tensorrt_plan",
             _tensors(spec.inputs, fixed, profile),
             _tensors(spec.outputs, fixed, {}),
+            rows=next((profile[n].max[0] for n in _FIRST if n in profile), None),
         )
         if name != "text_encoder" or self.manifest.prompt.vision is not None:
             return model  # the batch is no batch, or rows share a picture
@@ -326,7 +331,7 @@ def _expect_same(made: Tensor, taken: Tensor) -> None:
         )
 
 
-def models_of(found: list[Chain]) -> Iterator[Model]:
+def models_of(found: Sequence[Chain]) -> Iterator[Model]:
     """Return every model once: chains of several sizes share the encoders of text."""
     seen: set[str] = set()
     for chain in found:

@@ -3,104 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from rism.export.triton.config import DEVICES, Serving, chain_config, model_config
+from rism.export.triton.config import chain_config, model_config
 from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
-from rism.export.triton.models import FREE, Chain, Model, Tensor, chains, models_of
+from rism.export.triton.models import FREE, Model, Tensor, chains, models_of
+from rism.export.triton.options import TritonOptions, TritonReport
+from rism.export.triton.segmenter import write_segmenter
 from rism.export.workplace import check_output, workplace
 from rism.runtime.bundle import Bundle
 from rism.runtime.engine_spec import EngineVariant
 from rism.runtime.engines import check_precision
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
-__all__ = ["TritonOptions", "TritonReport", "export_triton"]
+__all__ = ["export_triton"]
 
-_MAX_BATCH = 256
-_PREFIX = re.compile(r"[a-z0-9_-]{0,40}", re.ASCII)
 _GRAPH_ROOM = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """What to write.
-
-    Attributes:
-        capture: the transformer's capture mode; None for "scores" where the bundle has it, else
-            its default.
-        engine: name of a variant of the bundle's engines, whose plans are served in the place of
-            its graphs; None for none.
-        serving: how the models run.
-        max_batch: rows of a batch that the server may join.
-        tau: region threshold of capture "scores"; None for the bundle's.
-        prefix: of every model's name, for servers of several bundles.
-        link: weights and plans are hard links to the bundle's files rather than copies.
-    """
-
-    capture: str | None = None
-    engine: str | None = None
-    serving: Serving = field(default_factory=Serving)
-    max_batch: int = 8
-    tau: float | None = None
-    prefix: str = ""
-    link: bool = False
-
-    def check(self) -> None:
-        """Refuse what is out of range.
-
-        Raises:
-            InputError: An option cannot be used.
-        """
-        if self.serving.device not in DEVICES:
-            raise InputError(
-                f"device is '{one_line(self.serving.device)}', expected {', '.join(DEVICES)}"
-            )
-        for name, value, least, most in (
-            ("max batch", self.max_batch, 1, _MAX_BATCH),
-            ("number of instances", self.serving.instances, 1, 64),
-            ("queue delay", self.serving.queue_delay_us, 0, 10_000_000),
-        ):
-            if not least <= value <= most:
-                raise InputError(f"{name} is {value}, expected {least} to {most}")
-        if self.tau is not None and not 0.0 <= self.tau < 1.0:
-            raise InputError(f"tau is {self.tau}, expected a number from 0 to below 1, such as 0.8")
-        if _PREFIX.fullmatch(self.prefix) is None:
-            raise InputError(
-                f"prefix is '{one_line(self.prefix, limit=60)}', expected up to 40 of a-z, 0-9, _ "
-                "and -, such as klein_"
-            )
-
-
-@dataclass(frozen=True)
-class TritonReport:
-    """What was written.
-
-    Attributes:
-        path: the repository.
-        chains: its ensembles.
-        models: their models.
-        copied_bytes: of weights and plans; 0 where they are links.
-    """
-
-    path: Path
-    chains: tuple[Chain, ...]
-    models: tuple[Model, ...]
-    copied_bytes: int
-
-    def table(self) -> str:
-        """One line per model: what runs it, and the rows it takes of several requests."""
-        rows = [f"{'model':<36} {'runs on':<18} rows joined over requests"]
-        for model in self.models:
-            batch = f"up to {model.max_batch}" if model.max_batch > 1 else "none"
-            rows.append(f"{model.name:<36} {model.platform:<18} {batch}")
-        rows += [f"{chain.name:<36} ensemble" for chain in self.chains]
-        return "\n".join(rows)
 
 
 def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> TritonReport:
@@ -141,7 +64,12 @@ def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> Trito
                 (c.transformer for c in found if c.joint is model or c.transformer is model), None
             )
             writer.model(model, transformer)
-    return TritonReport(output, tuple(found), models, writer.copied_bytes)
+        segmenter = f"{options.prefix}rism" if options.segmenter else None
+        if segmenter is not None:
+            write_segmenter(
+                work / segmenter, bundle, found, capture=capture, tau=tau, options=options
+            )
+    return TritonReport(output, tuple(found), models, segmenter, writer.copied_bytes)
 
 
 class _Writer:

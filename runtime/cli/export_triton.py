@@ -29,6 +29,7 @@ class TritonFlags:
     tau: float | None = None
     prefix: str = ""
     link: bool = False
+    segmenter: bool = False
 
 
 def write_repository(flags: TritonFlags, console: Console) -> None:
@@ -46,6 +47,7 @@ def write_repository(flags: TritonFlags, console: Console) -> None:
         tau=flags.tau,
         prefix=flags.prefix,
         link=flags.link,
+        segmenter=flags.segmenter,
     )
     options.check()
     console.note("checking the bundle's files")

@@ -73,6 +73,8 @@ class Server:
             if config.platform == "ensemble":
                 assert not list((model / "1").iterdir())
                 continue
+            if config.backend == "python":
+                continue
             name = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
             options = ort.SessionOptions()
             options.intra_op_num_threads = 2
