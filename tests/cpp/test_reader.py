@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
@@ -19,6 +20,8 @@ from rism.runtime.images import load_image
 from tests.cpp.build import TESTS, build, need, run
 from tests.cpp.recording import BUNDLE, recorders, write_graphs
 
+# Earlier ones go across first, whatever is taken away.
+PILLOW = int(PIL.__version__.split(".")[0])
 EXAMPLES = BUNDLE.parents[2] / "examples"
 Json = dict[str, Any]
 
@@ -122,7 +125,7 @@ FILTERS = ["lanczos", "bicubic", "bilinear", "hamming", "box"]
 
 
 @pytest.mark.parametrize("name", FILTERS)
-@pytest.mark.parametrize("size", [(31, 9), (64, 48), (97, 200), (64, 7)])
+@pytest.mark.parametrize("size", [(31, 9), (55, 20), (64, 48), (97, 200), (64, 7), (99, 40)])
 def test_a_resize_is_pillows_to_the_bit(
     name: str, size: tuple[int, int], reader: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +136,12 @@ def test_a_resize_is_pillows_to_the_bit(
     done = run([reader, "resize", tmp_path / "in", "64", "48", *map(str, size),
                 str(FILTERS.index(name)), tmp_path / "out"])  # fmt: skip
     assert done.returncode == 0, done.stderr
-    wanted = Image.fromarray(pixels).resize(size, Image.Resampling[name.upper()])
+    picture, how = Image.fromarray(pixels), Image.Resampling[name.upper()]
+    down_first = 48 - size[1] > 2 * max(64 - size[0], 0)
+    between = (64, size[1]) if down_first else (size[0], 48)
+    wanted = picture.resize(between, how).resize(size, how)
+    if PILLOW >= 13:
+        assert picture.resize(size, how).tobytes() == wanted.tobytes()
     assert (tmp_path / "out").read_bytes() == wanted.tobytes()
 
 
@@ -141,8 +149,8 @@ def _pictures(folder: Path) -> dict[str, Path]:
     """Files of every kind that the program says it reads, and a few that it must refuse."""
     street = Image.open(EXAMPLES / "street.png").convert("RGB").resize((90, 61))
     alpha = np.arange(256, dtype=np.uint8)
-    rgba = np.stack(np.meshgrid(alpha, alpha, indexing="ij") + [255 - np.ones((256, 256)) * alpha,
-                    np.broadcast_to(alpha, (256, 256))], axis=-1).astype(np.uint8)  # fmt: skip
+    across, down = np.meshgrid(alpha, alpha)
+    rgba = np.stack([across, 255 - across, across ^ down, down], axis=-1).astype(np.uint8)
     files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "rgb.png": (street, {}),
         "rgba.png": (Image.fromarray(rgba), {}),
@@ -265,6 +273,8 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     name: str, reader: Path, tmp_path: Path
 ) -> None:
     capture, size, change = WHOLE[name]
+    if name == "ceil-tall" and PILLOW < 13:
+        pytest.skip("Pillow 13 resizes in another order than earlier ones, and so does the reader")
     bundle = _bundle(tmp_path / "bundle", change)
     image = np.asarray(Image.open(EXAMPLES / "street.png").convert("RGB").resize(size))
     mode = capture or "scores"
@@ -293,14 +303,14 @@ MANIFESTS: dict[str, tuple[Callable[[Json], Any], str]] = {
     "within": (_path("a/../../stolen"), "no path inside the bundle"),
     "hash": (lambda d: d["files"]["noise.f32"].update(sha256="zz"), "not 64 hexadecimal digits"),
     "negative": (lambda d: d["files"]["noise.f32"].update(size=-1), "files.noise.f32.size"),
-    "unlisted": (lambda d: d["files"].pop("noise.f32"), "not listed in manifest.json"),
+    "unlisted": (lambda d: d["files"].pop("noise.f32"), "is not listed"),
     "foreign": (lambda d: d["prompt"].update(tokenizer="other.json"), "not among the files"),
     "missing": (lambda d: d["geometry"].pop("token_px"), "has no 'geometry.token_px'"),
     "type": (lambda d: d["geometry"].update(multiple_px="8"), "expected a whole number"),
     "huge": (lambda d: d["geometry"].update(size_level=10**30), "expected a whole number"),
     "zero": (lambda d: d["geometry"].update(std=0), "'geometry.std' is 0"),
     "filter": (lambda d: d["geometry"].update(resample="nearest"), "this reader knows lanczos"),
-    "noise": (lambda d: d["noise"].update(shape=[300, 128]), "not of the shape"),
+    "noise": (lambda d: d["noise"].update(shape=[300, 128]), "with the size of 'noise.shape'"),
     "rows": (lambda d: d["noise"].update(shape=[128, 256]), "tokens, expected at most 128"),
     "vision": (lambda d: d["prompt"].update(vision={}), "'prompt.vision', which this reader"),
     "quotes": (lambda d: d["prompt"].update(quotes={}), "'prompt.quotes', which this reader"),

@@ -338,6 +338,12 @@ Bundle::Bundle(fs::path folder, bool trust) : folder_(std::move(folder)), trust_
         for (const Node& node : manifest["engines"].list()) engines.push_back(read_engine(node));
     }
     files_ = read_files(manifest["files"]);
+    const auto listed = files_.find(noise_file_);
+    if (listed == files_.end() ||
+        listed->second.size != std::uint64_t{noise_shape[0]} * noise_shape[1] * sizeof(float)) {
+        throw Error("manifest.json: '" + noise_file_ + "' is not listed with the size of "
+                    "'noise.shape': export the bundle again");
+    }
     refuse_unlisted(folder_, files_);
 }
 
@@ -399,11 +405,9 @@ void Bundle::verify_weights() {
 }
 
 std::vector<float> Bundle::noise(std::size_t rows) {
-    const std::uint64_t whole = std::uint64_t{noise_shape[0]} * noise_shape[1] * sizeof(float);
-    const std::vector<char> bytes = read(noise_file_, whole);
-    if (bytes.size() != whole || rows > noise_shape[0]) {
-        throw Error("'" + noise_file_ + "' is not of the shape that the manifest lists");
-    }
+    const std::vector<char> bytes = read(noise_file_, files_.at(noise_file_).size);
+    if (rows > noise_shape[0]) throw Error("there is no noise for that many tokens");
+    // The file is little-endian, as are all machines that the engines run on.
     std::vector<float> values(rows * noise_shape[1]);
     std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
     return values;

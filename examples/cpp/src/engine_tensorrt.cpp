@@ -247,13 +247,14 @@ std::string compute_capability() {
     return std::to_string(major) + "." + std::to_string(minor);
 }
 
-/// Why an engine cannot be used here; empty if it can.
-std::string misfit(const EngineVariant& engine, const std::string& capability) {
+/// Why an engine cannot be used here; empty if it can. Asks for the GPU only if all else fits.
+std::string misfit(const EngineVariant& engine) {
     if (engine.target != target) return "is for " + engine.target + ", not " + target;
     if (engine.platform != platform) return "is for " + engine.platform + ", not " + platform;
     if (release(engine.version) != library_version()) {
         return "was built by " + engine.version + ", the library here is " + library_version();
     }
+    const std::string capability = compute_capability();
     const auto& known = engine.compute_capabilities;
     if (std::find(known.begin(), known.end(), capability) == known.end()) {
         std::string list;
@@ -263,37 +264,36 @@ std::string misfit(const EngineVariant& engine, const std::string& capability) {
     return "";
 }
 
+/// The engine of that name, or the first that fits.
+const EngineVariant& choose(const Bundle& bundle, const std::string& wanted) {
+    std::string why;
+    for (const EngineVariant& engine : bundle.engines) {
+        if (!wanted.empty() && engine.name != wanted) continue;
+        const std::string reason = misfit(engine);
+        if (reason.empty()) return engine;
+        why += "; '" + engine.name + "' " + reason;
+    }
+    throw Error("the bundle has no engine " +
+                (wanted.empty() ? "for this machine" : "'" + wanted + "' that fits") + why +
+                ": build one here with `rism build BUNDLE --target " + target + "`");
+}
+
 class TensorRtEngine : public Engine {
 public:
-    TensorRtEngine(Bundle& bundle, const std::string& wanted) : bundle_(bundle) {
-        const std::string capability = compute_capability();
-        std::string why;
-        for (const EngineVariant& engine : bundle.engines) {
-            if (!wanted.empty() && engine.name != wanted) continue;
-            const std::string reason = misfit(engine, capability);
-            if (reason.empty()) {
-                variant_ = &engine;
-                break;
-            }
-            why += "; '" + engine.name + "' " + reason;
-        }
-        if (variant_ == nullptr) {
-            throw Error("the bundle has no engine " +
-                        (wanted.empty() ? "for this machine" : "'" + wanted + "' that fits") + why +
-                        ": build one here with `rism build BUNDLE --target " + target + "`");
-        }
+    TensorRtEngine(Bundle& bundle, const std::string& wanted)
+        : bundle_(bundle), variant_(choose(bundle, wanted)) {
         runtime_.reset(nvinfer1::createInferRuntime(logger_));
         if (!runtime_) throw Error(std::string(target) + " cannot start: " + logger_.last());
     }
 
     bool has(const std::string& name) const override {
-        return bundle_.graphs.count(name) > 0 && variant_->graphs.count(name) > 0;
+        return bundle_.graphs.count(name) > 0 && variant_.graphs.count(name) > 0;
     }
 
     std::unique_ptr<Graph> load(const std::string& name) override {
-        const auto found = variant_->graphs.find(name);
-        if (found == variant_->graphs.end()) {
-            throw Error("engine '" + variant_->name + "' has no graph '" + name +
+        const auto found = variant_.graphs.find(name);
+        if (found == variant_.graphs.end()) {
+            throw Error("engine '" + variant_.name + "' has no graph '" + name +
                         "': build it with `rism build BUNDLE --target " + target + "`");
         }
         const PlanSpec& plan = found->second;
@@ -305,13 +305,13 @@ public:
         if (!engine) {
             throw Error("'" + plan.file + "' cannot be loaded: " + logger_.last());
         }
-        if (variant_->stripped) refit(*engine, plan);
+        if (variant_.stripped) refit(*engine, plan);
         return std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_, logger_,
                                                std::move(engine));
     }
 
     std::string describe() const override {
-        return variant_->name + ", " + target + " " + library_version();
+        return variant_.name + ", " + target + " " + library_version();
     }
 
 private:
@@ -328,7 +328,7 @@ private:
     }
 
     Bundle& bundle_;
-    const EngineVariant* variant_ = nullptr;
+    const EngineVariant& variant_;
     Logger logger_;  // outlives all that logs to it
     Stream stream_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;

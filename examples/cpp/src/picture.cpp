@@ -222,17 +222,17 @@ Picture read_jpeg(std::FILE* stream, const fs::path& file) {
     if (state.jpeg.jpeg_color_space == JCS_CMYK || state.jpeg.jpeg_color_space == JCS_YCCK) {
         throw Error(file.string() + " is in CMYK, expected RGB: convert it first");
     }
-    Picture picture{{width, height}, std::vector<std::uint8_t>(width * height * 3)};
-    if (!jpeg_pixels(state, picture.rgb)) refuse();
-    if (state.errors.num_warnings > 0) {
-        throw Error(file.string() + " is a damaged JPEG: copy it again");
-    }
-    unsigned turn = 1;
+    unsigned turn = 1;  // now: libjpeg forgets its markers when the last row is read
     for (auto* marker = state.jpeg.marker_list; marker != nullptr; marker = marker->next) {
         if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
             turn = orientation(marker->data + 6, marker->data_length - 6);
             break;
         }
+    }
+    Picture picture{{width, height}, std::vector<std::uint8_t>(width * height * 3)};
+    if (!jpeg_pixels(state, picture.rgb)) refuse();
+    if (state.errors.num_warnings > 0) {
+        throw Error(file.string() + " is a damaged JPEG: copy it again");
     }
     return upright(std::move(picture), turn);
 }

@@ -125,11 +125,25 @@ template <typename Kind>
 std::vector<typename Kind::Pixel> both(std::vector<typename Kind::Pixel> pixels, Size from, Size to,
                                        std::size_t channels, Resample filter) {
     // A side that does not change is not filtered: its weights would be 1 but for rounding.
-    if (from.width != to.width) {
-        pixels = pass<Kind>(pixels, from.height, from.width, to.width, channels, filter);
-    }
-    if (from.height != to.height) {
-        pixels = pass<Kind>(pixels, 1, from.height, to.height, to.width * channels, filter);
+    const auto across = [&](std::size_t rows) {
+        if (from.width == to.width) return;
+        pixels = pass<Kind>(pixels, rows, from.width, to.width, channels, filter);
+    };
+    const auto down = [&](std::size_t columns) {
+        if (from.height == to.height) return;
+        pixels = pass<Kind>(pixels, 1, from.height, to.height, columns * channels, filter);
+    };
+    // The order of Pillow 13; each pass rounds, so it shows.
+    const auto loss = [](std::size_t before, std::size_t after) {
+        return static_cast<std::ptrdiff_t>(before) - static_cast<std::ptrdiff_t>(after);
+    };
+    const std::ptrdiff_t rows = loss(from.height, to.height);
+    if (rows > 0 && rows > 2 * loss(from.width, to.width)) {
+        down(from.width);
+        across(to.height);
+    } else {
+        across(from.height);
+        down(to.width);
     }
     return pixels;
 }

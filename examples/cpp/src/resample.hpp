@@ -7,7 +7,8 @@
 
 namespace rism {
 
-/// Pillow's resize: antialiased, the filter widened by the reduction, across first.
+/// Pillow's resize: antialiased, the filter widened by the reduction; across first, or down
+/// first where that takes away more than twice as many rows as columns (as from Pillow 13 on).
 ///
 /// Both take (height, width, channels), row-major, and give that shape at the size `to`.
 /// In 8 bits weights are fixed-point numbers and each pass is rounded, as Pillow does it, so
