@@ -27,7 +27,7 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.manifest import Manifest
 from rism.runtime.providers import is_tensorrt, ort_name, parse_provider
 from rism.runtime.tensorrt_engine import TensorRtEngine
-from rism.runtime.tensorrt_library import Library, check_driver, find_library
+from rism.runtime.tensorrt_library import LIBRARIES, Library, check_driver, find_library
 from rism.runtime.variants import (
     COMPUTES_IN,
     Machine,
@@ -37,7 +37,7 @@ from rism.runtime.variants import (
     this_platform,
 )
 
-__all__ = ["Route", "Wish", "first_that_starts", "route"]
+__all__ = ["Route", "Wish", "first_that_starts", "route", "variant_loads"]
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...
         targets = {"tensorrt-rtx": None}  # which will say what there is
     ort = None if wish.engine is not None and not manifest.engines else choose_ort()
     for target in targets:
-        if is_tensorrt(target):
+        if target in LIBRARIES:
             # What has no plan runs on the best onnxruntime; results name both.
             yield (target, *([] if ort is None else [ort[0]])), "an engine of the bundle fits"
     own = COMPUTES_IN.get(wish.precision or "") in (None, manifest.precision.compute)
@@ -212,6 +212,10 @@ def _variant(
         others = ", ".join(f"'{v.name}' for {one_line(v.target)}" for v in engines) or "none"
         command = build_command(bundle.path, target, precision=wish.precision)
         raise ProviderError(f"this bundle has no engine for {target} (it has {others}): {command}")
+    if target not in LIBRARIES:
+        raise ProviderError(
+            f"this rism runs no engines for {one_line(target)}: upgrade with pip install -U rism"
+        )
     library = find_library(target)
     driver = find_driver()
     check_driver(library, driver)
@@ -227,6 +231,22 @@ def _variant(
     )
     rebuild = build_command(bundle.path, target, gpu=gpu, precision=variant.precision)
     return library, variant, rebuild
+
+
+def variant_loads(bundle: Bundle, wish: Wish) -> tuple[dict[str, Callable[[], Engine]], str]:
+    """Return what loads each plan of the variant `wish.engine`, by graph, and its precision.
+
+    Raises:
+        InputError: no engine of that name.
+        ProviderError: it cannot run here.
+    """
+    targets = [v.target for v in bundle.manifest.engines if v.name == wish.engine]
+    target = targets[0] if targets else "tensorrt-rtx"
+    library, variant, rebuild = _variant(bundle, target, wish, (), ())
+    graphs = {graph: graph for graph in variant.graphs}
+    loads = _tensorrt_loads(bundle, variant, graphs, library, wish.device, rebuild)
+    named = COMPUTES_IN.get(variant.precision, variant.precision)
+    return {graph: load for graph, (_, load) in loads.items()}, named
 
 
 def _tensorrt_loads(

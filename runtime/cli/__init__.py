@@ -7,6 +7,7 @@
 - `outputs.py`: where results go and what they are called
 - `report.py`: results as lines and as JSON
 - `inspect.py`: a bundle, printed
+- `doctor.py`: this machine and a bundle, examined
 - `export.py`: the door to rism.export
 - `refine.py`: the door to its refiner
 - `console.py`: stderr, exit codes, the progress line

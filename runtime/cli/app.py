@@ -25,11 +25,20 @@ app = typer.Typer(
 
 
 class Provider(StrEnum):
-    """Engines that a run can ask for."""
+    """What a refiner can run on."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class EnginePrecision(StrEnum):
+    """What an engine of a bundle can compute in; rism.runtime.engine_spec."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp8 = "fp8"
 
 
 class Tokens(StrEnum):
@@ -90,6 +99,32 @@ Tau = Annotated[
 ]
 
 
+def _provider(text: str) -> str:
+    from rism.runtime.errors import InputError
+    from rism.runtime.providers import parse_provider
+
+    try:
+        parse_provider(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+RunProvider = Annotated[
+    str,
+    typer.Option(
+        metavar="PROVIDER",
+        callback=_provider,
+        help="auto, onnxruntime-cpu (cpu), onnxruntime-cuda (cuda), tensorrt-rtx, tensorrt; "
+        "tensorrt-rtx+onnxruntime-cuda runs graphs without an engine elsewhere.",
+    ),
+]
+Device = Annotated[int, typer.Option(min=0, help="Number of the GPU.")]
+EngineName = Annotated[
+    str | None, typer.Option(help="An engine of the bundle by name; rism inspect lists them.")
+]
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         from rism import __version__
@@ -139,8 +174,13 @@ def run(
         str | None,
         typer.Option(help="A folder that rism export wrote. Left out: the built-in mini."),
     ] = None,
-    provider: Annotated[Provider, typer.Option(help="What runs the graphs.")] = Provider.auto,
-    device: Annotated[int, typer.Option(min=0, help="Number of the CUDA device.")] = 0,
+    provider: RunProvider = "auto",
+    device: Device = 0,
+    precision: Annotated[
+        EnginePrecision | None,
+        typer.Option(help="What the graphs are to compute in. Left out: any that fits."),
+    ] = None,
+    engine: EngineName = None,
     capture: Annotated[
         Capture | None, typer.Option(help="Which transformer graph; the bundle has a default.")
     ] = None,
@@ -187,8 +227,10 @@ def run(
             save=save,
             as_json=json,
             bundle=bundle,
-            provider=provider.value,
+            provider=provider,
             device=device,
+            precision=None if precision is None else precision.value,
+            engine=engine,
             capture=None if capture is None else capture.value,
             tau=tau,
             tokens=tokens.value,
@@ -216,6 +258,34 @@ def inspect(
 
     with Console(verbose=verbose).reporting():
         inspect_bundle(bundle, as_json=json)
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
+    ] = None,
+    provider: RunProvider = "auto",
+    device: Device = 0,
+    engine: EngineName = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Store what PROVIDER computes as the vectors to compare with."
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what runs here and what does not, and compare every engine's numbers."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.doctor import DoctorFlags, examine
+
+    console = Console(verbose=verbose)
+    with console.reporting():
+        examine(DoctorFlags(bundle, provider, device, engine, record, json, threads), console)
 
 
 @app.command()

@@ -40,6 +40,7 @@ def inspect_bundle(path_or_name: str | None, *, as_json: bool) -> None:
         f"bundle     {bundle.path} (format {bundle.manifest.schema_version})",
         *_about(bundle.manifest),
         *_graphs(bundle.manifest),
+        *_engines(bundle.manifest),
         *_files(bundle.manifest),
         *_parity(parity),
     ]
@@ -89,6 +90,28 @@ def _tensor(logical: str, tensor: TensorSpec) -> str:
     renamed = "" if tensor.name == logical else f" as {one_line(tensor.name)}"
     shape = ", ".join(str(size) for size in tensor.shape)
     return f"{one_line(logical)} {tensor.dtype} ({one_line(shape)}){renamed}"
+
+
+def _engines(manifest: Manifest) -> Iterator[str]:
+    for variant in manifest.engines:
+        stripped = ", weights from the bundle" if variant.stripped else ""
+        yield (
+            f"engine     {variant.name}: {one_line(variant.target)} {variant.version} for "
+            f"{one_line(variant.platform)}, compute capability "
+            f"{', '.join(variant.compute_capabilities)}, {one_line(variant.precision)}{stripped}"
+        )
+        for graph, plan in variant.graphs.items():
+            yield f"           {one_line(graph)} ({plan.file})"
+            for logical, each in plan.shapes.items():
+                shapes = f"{list(each.min)} to {list(each.max)}, best {list(each.opt)}"
+                shown = f"{list(each.opt)}" if each.min == each.max else shapes
+                yield f"           <- {one_line(logical)} {shown}"
+    if manifest.calibration is not None:
+        yield f"scales     {manifest.calibration} for FP8 engines"
+    if manifest.self_test is not None:
+        test = manifest.self_test
+        graphs = one_line(", ".join(test.graphs), limit=200)
+        yield f"self-test  {test.file} by {one_line(test.made_by, limit=80)}: {graphs}"
 
 
 def _files(manifest: Manifest) -> Iterator[str]:

@@ -42,6 +42,8 @@ class RunOptions:
     bundle: str | None = None
     provider: str = "auto"
     device: int = 0
+    precision: str | None = None
+    engine: str | None = None
     capture: str | None = None
     tau: float | None = None
     tokens: str = "all"
@@ -114,6 +116,8 @@ def _load(options: RunOptions, console: Console) -> Segmenter:
         options.bundle,
         provider=options.provider,
         device=options.device,
+        precision=options.precision,
+        engine=options.engine,
         capture=options.capture,
         threads=options.threads,
         template=options.template,

@@ -1,0 +1,265 @@
+"""`rism doctor`: what this machine has, what a bundle needs, and whether the numbers are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rism.runtime import selftest
+from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.cli.console import Console, write_stdout
+from rism.runtime.driver import Driver
+from rism.runtime.engines import check_precision
+from rism.runtime.environment import NAMES, Probe, packages, probe, python_line, the_driver
+from rism.runtime.errors import InputError, ProviderError, RismError, one_line
+from rism.runtime.providers import is_tensorrt, ort_name, parse_provider
+from rism.runtime.selftest import Comparison, check, ort_loads
+from rism.runtime.start import Wish, variant_loads
+from rism.runtime.variants import COMPUTES_IN
+
+__all__ = ["DoctorFlags", "examine"]
+
+
+@dataclass(frozen=True)
+class DoctorFlags:
+    """The flags of `rism doctor`."""
+
+    bundle: str | None = None
+    provider: str = "auto"
+    device: int = 0
+    engine: str | None = None
+    record: bool = False
+    as_json: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class _Trial:
+    """One provider, or one engine, on the stored vectors."""
+
+    name: str
+    problem: str | None = None
+    # What fails although nothing is missing, or although it was asked for.
+    failed: bool = False
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None and all(each.passed for each in self.comparisons)
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison that is nearest to its limit, or furthest beyond it."""
+        worst = [each for each in self.comparisons if not each.passed] or self.comparisons
+        return max(worst, key=lambda each: each.error / each.limit, default=None)
+
+
+def examine(flags: DoctorFlags, console: Console) -> None:
+    """Print what there is, check the bundle, and run its self-test with all that can run.
+
+    Raises:
+        InputError: no such provider.
+        RismError: something that should work does not; it was printed before.
+    """
+    names = parse_provider(flags.provider)
+    if len(names) > 1:
+        raise InputError(f"provider is '{flags.provider}', expected one at a time for the test")
+    asked = None if names == ("auto",) else names[0]
+    driver = the_driver()
+    probes = [probe(name, device=flags.device) for name in NAMES]
+    if not flags.as_json:
+        write_stdout("\n".join([*_environment(driver), *_providers(probes)]) + "\n")
+    # Whatever is wrong with the bundle ends it here, in the words of its reader.
+    folder = resolve_bundle(flags.bundle)
+    bundle = Bundle.open(folder, verify=True)
+    wish = Wish(asked or "onnxruntime-cpu", flags.device, flags.threads, engine=flags.engine)
+    if flags.record:
+        console.status("recording ...")
+        made_by = selftest.record(folder, wish)
+        console.clear()
+        bundle = Bundle.open(folder, verify=False)
+        if not flags.as_json:
+            write_stdout(f"recorded     vectors of {len(_test(bundle))} graphs by {made_by}\n")
+    trials = list(_trials(bundle, probes, asked, wish, console)) if _test(bundle) else []
+    if flags.as_json:
+        write_stdout(
+            json.dumps(_record(driver, probes, bundle, trials, flags.device), indent=2) + "\n"
+        )
+    else:
+        write_stdout("\n".join([*_bundle(bundle, flags.device), *_verdicts(bundle, trials)]) + "\n")
+    _judge(probes, asked, trials)
+
+
+def _judge(probes: list[Probe], asked: str | None, trials: list[_Trial]) -> None:
+    """Raise for what should work and does not."""
+    failed = [t for t in trials if not t.ok and (t.failed or t.comparisons)]
+    if failed:
+        raise RismError(f"self-test failed: {'; '.join(t.problem or _failure(t) for t in failed)}")
+    lacking = [p for p in probes if p.provider == asked and not p.ready]
+    if lacking:
+        raise ProviderError(lacking[0].text)
+    if not any(p.ready for p in probes):
+        raise ProviderError("no provider can start here: pip install 'rism[cpu]'")
+    if trials and not any(t.ok for t in trials):
+        raise ProviderError(f"nothing here can run this bundle: {trials[-1].problem}")
+
+
+def _trials(
+    bundle: Bundle, probes: list[Probe], asked: str | None, wish: Wish, console: Console
+) -> Iterator[_Trial]:
+    """Run the self-test with each engine and each provider that can start, or with the one."""
+    ready = {each.provider for each in probes if each.ready}
+    for variant in bundle.manifest.engines:
+        named = wish.engine == variant.name
+        if named or (wish.engine is None and asked in (None, variant.target)):
+            trial = _Trial(f"engine '{variant.name}' ({variant.target}, {variant.precision})")
+            own = Wish(device=wish.device, engine=variant.name)
+            precision = COMPUTES_IN.get(variant.precision, variant.precision)
+            console.status(f"testing {trial.name} ...")
+            _try(trial, lambda own=own: variant_loads(bundle, own)[0], bundle, precision, named)
+            yield trial
+    if wish.engine is not None:
+        return
+    for name in NAMES:
+        if not is_tensorrt(name) and name in ready and asked in (None, name):
+            trial, provider = _Trial(name), ort_name(name)
+            compute = bundle.manifest.precision.compute
+            console.status(f"testing {name} ...")
+
+            def loads(provider: str = provider) -> dict[str, Any]:
+                check_precision(bundle.manifest.precision, provider, "self-test")
+                return ort_loads(bundle, provider, wish)
+
+            _try(trial, loads, bundle, compute, name == asked)
+            yield trial
+    console.clear()
+
+
+def _try(trial: _Trial, loads: Any, bundle: Bundle, precision: str, asked: bool) -> None:
+    """Load and compare: what cannot even start is no failure, unless it was asked for."""
+    trial.failed = asked
+    try:
+        found = loads()
+        trial.failed = True
+        trial.comparisons = check(bundle, found, precision=precision)
+    except InputError as error:
+        # The vectors' shapes are not among those that a plan was built for.
+        trial.failed, trial.problem = asked, f"not tested: {error}"
+    except RismError as error:
+        trial.problem = str(error)
+
+
+def _test(bundle: Bundle) -> Mapping[str, Any]:
+    return {} if bundle.manifest.self_test is None else bundle.manifest.self_test.graphs
+
+
+def _environment(driver: Driver | str) -> Iterator[str]:
+    yield f"python       {python_line()}"
+    yield f"packages     {', '.join(f'{k} {v}' for k, v in packages().items())}"
+    if isinstance(driver, str):
+        yield f"driver       none: {driver}"
+        return
+    yield f"driver       CUDA {driver.cuda[0]}.{driver.cuda[1]}, {len(driver.gpus)} GPUs"
+    for gpu in driver.gpus:
+        yield (
+            f"gpu          {gpu.number}: {one_line(gpu.name, limit=60)}, compute capability "
+            f"{gpu.compute_capability}, {gpu.memory / 2**30:.1f} GiB"
+        )
+
+
+def _providers(probes: list[Probe]) -> Iterator[str]:
+    for each in probes:
+        yield f"provider     {each.provider}: {'ready, ' if each.ready else 'no: '}{each.text}"
+
+
+def _misfit_here(bundle: Bundle, engine: str, device: int) -> str | None:
+    """Say why an engine cannot run on this machine; None where it should."""
+    try:
+        variant_loads(bundle, Wish(device=device, engine=engine))
+    except RismError as error:
+        return str(error)
+    return None
+
+
+def _bundle(bundle: Bundle, device: int) -> Iterator[str]:
+    manifest = bundle.manifest
+    yield (
+        f"bundle       {bundle.path}: {one_line(manifest.model.name)} in "
+        f"{one_line(manifest.precision.compute)}, {len(manifest.files)} files verified"
+    )
+    for variant in manifest.engines:
+        yield (
+            f"engine       {variant.name}: {one_line(variant.target)} {variant.version}, "
+            f"{one_line(variant.precision)}, compute capability "
+            f"{', '.join(variant.compute_capabilities)}, {len(variant.graphs)} graphs: "
+            f"{_misfit_here(bundle, variant.name, device) or 'fits here'}"
+        )
+
+
+def _verdicts(bundle: Bundle, trials: list[_Trial]) -> Iterator[str]:
+    test = bundle.manifest.self_test
+    if test is None:
+        yield f"self-test    none stored: rism doctor {bundle.path} --record"
+        return
+    yield f"self-test    {len(test.graphs)} graphs, made by {one_line(test.made_by, limit=80)}"
+    for trial in trials:
+        if trial.problem is not None:
+            verdict = "FAILED" if trial.failed else "no"
+            yield f"self-test    {trial.name}: {verdict}, {trial.problem}"
+            continue
+        graphs = dict.fromkeys(each.graph for each in trial.comparisons)
+        for graph in graphs:
+            one = _Trial(graph, comparisons=[c for c in trial.comparisons if c.graph == graph])
+            worst = one.worst
+            assert worst is not None, "a graph is here because of a comparison"
+            verdict = "ok" if one.ok else "FAILED"
+            yield f"self-test    {trial.name}: {graph} {verdict}, {_figures(worst)}"
+
+
+def _figures(each: Comparison) -> str:
+    return f"{each.output} off by {each.error:.2g}, at most {each.limit:g}"
+
+
+def _failure(trial: _Trial) -> str:
+    worst = trial.worst
+    assert worst is not None, "it failed by a comparison"
+    return f"{trial.name}: {worst.graph}: {_figures(worst)}"
+
+
+def _record(
+    driver: Driver | str,
+    probes: list[Probe],
+    bundle: Bundle,
+    trials: list[_Trial],
+    device: int,
+) -> dict[str, Any]:
+    # Infinity and NaN are no JSON.
+    return {
+        "python": python_line(),
+        "packages": packages(),
+        "driver": {"error": driver} if isinstance(driver, str) else asdict(driver),
+        "providers": [asdict(each) for each in probes],
+        "bundle": {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "verified": True,
+            "engines": {
+                variant.name: _misfit_here(bundle, variant.name, device)
+                for variant in bundle.manifest.engines
+            },
+        },
+        "self_test": [
+            {
+                "name": trial.name,
+                "ok": trial.ok,
+                "problem": trial.problem,
+                "comparisons": [
+                    {**asdict(c), "error": c.error if c.error < 1e300 else None, "ok": c.passed}
+                    for c in trial.comparisons
+                ],
+            }
+            for trial in trials
+        ],
+    }
