@@ -1,0 +1,78 @@
+"""Graphs of a bundle, opened for edits: their weights stay on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rism.runtime.bundle import Bundle
+from rism.runtime.errors import BundleError, one_line
+from rism.runtime.graph_spec import GraphSpec
+
+__all__ = ["OpenGraph", "open_graph", "open_transformer"]
+
+
+@dataclass(frozen=True)
+class OpenGraph:
+    """A graph in memory.
+
+    Attributes:
+        model: initializers that lie in the bundle's `.weights` are mapped when asked for.
+        folder: where those files are.
+        spec: what the manifest says about it.
+    """
+
+    model: ir.Model
+    folder: Path
+    spec: GraphSpec
+
+
+def open_transformer(
+    bundle: Bundle, *, capture: str | None = None, size_wh: tuple[int, int] | None = None
+) -> OpenGraph:
+    """Open a transformer graph; all of a bundle have the same layers.
+
+    Args:
+        bundle: an open bundle.
+        capture: the capture mode; None for the bundle's default.
+        size_wh: of the pictures, where sizes are fixed; None for the first.
+    """
+    manifest = bundle.manifest
+    if size_wh is None and manifest.geometry.sizes:
+        size_wh = manifest.geometry.sizes[0]
+    name = f"transformer.{capture or manifest.default_capture}"
+    return open_graph(bundle, manifest.at_size(name, size_wh))
+
+
+def open_graph(bundle: Bundle, name: str) -> OpenGraph:
+    """Open a graph by its name in the manifest.
+
+    Raises:
+        BundleError: it is no graph, or its weights are not in files of the bundle.
+    """
+    spec = bundle.manifest.graphs[name]
+    file = bundle.file(spec.file)
+    try:
+        model = ir.load(file)
+    except Exception as error:  # protobuf's and onnx_ir's errors share no base
+        raise BundleError(
+            f"'{spec.file}' is not a graph that can be read ({one_line(error, limit=120)}): "
+            "export the bundle again"
+        ) from None
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_place(bundle, spec.file, tensor)
+    return OpenGraph(model, file.parent, spec)
+
+
+def _check_place(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
+    listed = bundle.manifest.files.get(str(tensor.location))
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if listed is None or (tensor.offset or 0) < 0 or not tensor.nbytes <= end <= listed.size:
+        raise BundleError(
+            f"'{file}': weight '{one_line(tensor.name, limit=80)}' lies outside the bundle's "
+            f"files ('{one_line(tensor.location, limit=80)}'): export the bundle again"
+        )

@@ -1,0 +1,108 @@
+"""How large the values of a tensor are, counted as they stream by.
+
+Bins are the numbers that share the upper 16 bits of their float32 form without the sign: 2^8 to
+each power of two. E4M3 has 2^3, so what rounding does to a bin is what it does to its centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.calibration.e4m3 import E4M3_MAX, round_trip
+
+__all__ = ["Histogram", "RoundingError"]
+
+_SHIFT = 15
+_BINS = 2**31 >> _SHIFT
+_INFINITE = 0x7F800000 >> _SHIFT
+# What is counted at once: the keys of this many values are held beside them.
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class RoundingError:
+    """What E4M3 does to a tensor at one scale.
+
+    Attributes:
+        relative: root of the mean squared error over root mean square of the values.
+        saturated: share of the values beyond 448 times the scale.
+    """
+
+    relative: float
+    saturated: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise, decibels."""
+        return float(-20 * np.log10(max(self.relative, 1e-9)))
+
+
+@dataclass
+class Histogram:
+    """Magnitudes of all values that were added.
+
+    Attributes:
+        largest: the largest magnitude, exactly.
+        count: how many values there were.
+        unsound: how many of them were infinite or not a number; they are in no bin.
+    """
+
+    largest: float = 0.0
+    count: int = 0
+    unsound: int = 0
+    # Only bins that are used: a large model has hundreds of tensors.
+    _used: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    _counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """Count the values of an array of any shape and float type."""
+        flat = values.reshape(-1)
+        bins = np.zeros(_BINS, np.int64)
+        bins[self._used] = self._counts
+        for first in range(0, flat.size, _PIECE):
+            magnitude = np.abs(flat[first : first + _PIECE].astype(np.float32))
+            bins += np.bincount(magnitude.view(np.uint32) >> _SHIFT, minlength=_BINS)
+            largest = float(magnitude.max(initial=0.0))
+            if not np.isfinite(largest):
+                largest = float(magnitude[np.isfinite(magnitude)].max(initial=0.0))
+            self.largest = max(self.largest, largest)
+        self.count += flat.size
+        self.unsound += int(bins[_INFINITE:].sum())
+        self._used = np.flatnonzero(bins[:_INFINITE])
+        self._counts = bins[self._used]
+
+    def percentile(self, percent: float) -> float:
+        """Return the magnitude that `percent` of all values do not pass, at most 2^-8 of it above.
+
+        Args:
+            percent: above 0, at most 100.
+        """
+        if percent >= 100 or not self._used.size:
+            return self.largest
+        below = np.cumsum(self._counts)
+        at = int(np.searchsorted(below, percent / 100 * int(below[-1])))
+        return min(self.largest, float(_floats(self._used[at : at + 1] + 1)[0]))
+
+    def error(self, scale: float) -> RoundingError:
+        """Return what rounding to E4M3 at a scale does to the values."""
+        weights = self._counts.astype(np.float64)
+        centres = np.minimum(_floats(self._used, half=True), np.float32(self.largest))
+        with np.errstate(over="ignore"):
+            rounded = round_trip(centres, scale).astype(np.float64)
+        exact = centres.astype(np.float64)
+        power = float(weights @ exact**2)
+        noise = float(weights @ (rounded - exact) ** 2)
+        # Scales are float32: what was brought to 448 may pass it by a rounding.
+        beyond = float(weights @ (exact > E4M3_MAX * scale * (1 + 1e-6)))
+        total = max(float(weights.sum()), 1.0)
+        return RoundingError(float(np.sqrt(noise / power)) if power else 0.0, beyond / total)
+
+
+def _floats(bins: npt.NDArray[np.int64], *, half: bool = False) -> npt.NDArray[np.float32]:
+    """Return where bins begin, or their centres."""
+    keys = (bins.astype(np.uint32) << _SHIFT) + np.uint32((1 << (_SHIFT - 1)) if half else 0)
+    return keys.view(np.float32)

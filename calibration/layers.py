@@ -1,0 +1,165 @@
+"""The linear layers of a transformer graph: which are quantised, and which are not and why."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rism.runtime.errors import BundleError, InputError, one_line
+
+__all__ = ["ASKED", "SENSITIVE", "Layer", "find_layers", "fingerprint", "kept_layers", "values"]
+
+# Layers that stay as they are, by reason. Names are those of the model's own modules.
+SENSITIVE: Mapping[str, tuple[str, ...]] = {
+    "embedder": ("x_embedder", "context_embedder"),
+    "text": ("connector.*",),
+    "conditioning": ("vec_embed.*", "time*embed*", "guidance*embed*"),
+    "modulation": ("*.norm*.linear", "*modulation*"),
+    "output": ("norm_out*", "proj_out"),
+    # All that is left of the last block is what the capture reads: errors here go into the
+    # masks directly, and nothing is saved by speed.
+    "probe": ("last.*", "last_attn.*"),
+}
+ASKED = "asked for"
+_OUTSIDE = "outside the blocks"
+_IN_BLOCK = re.compile(r"(?:single_)?transformer_blocks\.\d+\.")
+_PREFIX, _SUFFIX = "dit.", ".weight"
+_DIGESTED_BYTES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A product with a stored weight.
+
+    Attributes:
+        name: of the module, without the graph's prefix: "transformer_blocks.0.attn.to_q".
+        node: the `MatMul`, or a `Gemm`.
+        weight: the initializer, in the type that it is stored in.
+        channel_axis: of the weight's output channels: 1 of (in, out), 0 of (out, in).
+    """
+
+    name: str
+    node: ir.Node
+    weight: ir.Value
+    channel_axis: int
+
+    @property
+    def activation(self) -> ir.Value:
+        """What the weight is multiplied with: (..., in)."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def factor(self) -> ir.Value:
+        """The weight as the product takes it: itself, or cast."""
+        value = self.node.inputs[1]
+        assert value is not None
+        return value
+
+
+def find_layers(model: ir.Model) -> list[Layer]:
+    """List the products with a two-dimensional stored weight, in the order they run.
+
+    Args:
+        model: a transformer graph of a bundle, in any precision and capture mode.
+
+    Raises:
+        BundleError: two products share a weight: it is no graph of rism's exporter.
+    """
+    found: dict[str, Layer] = {}
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        weight = node.inputs[1]
+        producer = None if weight is None else weight.producer()
+        if producer is not None and producer.op_type == "Cast":
+            weight = producer.inputs[0]
+        if weight is None or not weight.is_initializer() or not _is_matrix(weight):
+            continue
+        name = (weight.name or "").removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        if name in found:
+            raise BundleError(
+                f"'{one_line(name, limit=80)}' is in two products, expected one: export again"
+            )
+        turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        found[name] = Layer(name, node, weight, 0 if turned else 1)
+    return list(found.values())
+
+
+def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """Tell which layers are not quantised, and why.
+
+    Args:
+        names: of all layers.
+        keep: more patterns, in which * stands for anything.
+
+    Returns:
+        Reasons by name; what is not here is quantised.
+
+    Raises:
+        InputError: a pattern fits no layer.
+    """
+    names = list(names)
+    for pattern in keep:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"--keep '{one_line(pattern, limit=80)}' fits none of the {len(names)} layers, "
+                f"expected a pattern such as '{_example(names)}'"
+            )
+    found: dict[str, str] = {}
+    for name in names:
+        reasons = [
+            reason
+            for reason, patterns in SENSITIVE.items()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+        if reasons:
+            found[name] = reasons[0]
+        elif _IN_BLOCK.match(name) is None:
+            found[name] = _OUTSIDE
+        elif any(fnmatchcase(name, pattern) for pattern in keep):
+            found[name] = ASKED
+    return found
+
+
+def fingerprint(layers: Sequence[Layer]) -> str:
+    """Name a graph by its weights, whatever it gives out.
+
+    SHA-256 over every layer's name, the types of its product and of its weight, the weight's
+    shape and its first and last 4 KiB, in the order of the names: alike for all capture modes
+    of a model in one precision, and another for another model, a fine-tuned one or another
+    precision.
+    """
+    digest = hashlib.sha256()
+    for layer in sorted(layers, key=lambda layer: layer.name):
+        weight = values(layer.weight)
+        raw = weight.reshape(-1).view(np.uint8)
+        said = f"{layer.name} {layer.activation.dtype} {layer.weight.dtype} {list(weight.shape)}\n"
+        digest.update(said.encode())
+        digest.update(raw[:_DIGESTED_BYTES].tobytes())
+        digest.update(raw[-_DIGESTED_BYTES:].tobytes())
+    return digest.hexdigest()
+
+
+def values(weight: ir.Value) -> npt.NDArray[Any]:
+    """Return a stored weight's values; those in a bundle's file are mapped, not read."""
+    assert weight.const_value is not None
+    return weight.const_value.numpy()
+
+
+def _is_matrix(weight: ir.Value) -> bool:
+    return weight.const_value is not None and len(weight.const_value.shape) == 2
+
+
+def _example(names: Sequence[str]) -> str:
+    inside = [name for name in names if _IN_BLOCK.match(name)]
+    return f"*.{(inside or ['x.to_out'])[-1].rpartition('.')[2]}"

@@ -1,0 +1,234 @@
+"""FP8 into an exported graph: QuantizeLinear and DequantizeLinear before its products.
+
+Scales are float32 in every graph. An engine multiplies a product by its channels' scales after
+it: in float16 what stands before that, y / scale, would pass the largest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from rism.calibration.e4m3 import Float32, channel_scales, quantised_weight
+from rism.calibration.layers import Layer, find_layers, values
+from rism.calibration.scales import Scales
+from rism.runtime.errors import InputError, one_line
+
+__all__ = ["quantise"]
+
+FP8 = ir.DataType.FLOAT8E4M3FN
+# From this opset DequantizeLinear can give another type than its scale's.
+_TYPED_OPSET = 23
+# From this one QuantizeLinear is told its type by an attribute.
+_ATTRIBUTE_OPSET = 21
+_FIRST_OPSET = 19
+_PAGE = 4096
+
+
+def quantise(
+    model: ir.Model,
+    scales: Scales,
+    *,
+    weights: Literal["qdq", "stored"] = "qdq",
+    file: Path | None = None,
+    casts: bool = False,
+) -> list[str]:
+    """Quantise the layers that have a scale, in place.
+
+    Activations have one scale for a tensor and weights one for each output channel. Whatever
+    the graph computes in, it computes in afterwards: what DequantizeLinear gives has the type
+    that the product took before.
+
+    Args:
+        model: a transformer graph of a bundle, from opset 19 on.
+        scales: of that bundle (`load_scales`).
+        weights: "qdq" keeps the bundle's own initializers and quantises them in the graph,
+            which a builder does once; "stored" replaces them by FP8 ones.
+        file: where "stored" weights are written, as external data of the graph's folder; must
+            not exist yet.
+        casts: leave the types of QuantizeLinear and DequantizeLinear float32 and cast around
+            them, as opsets before 23 need it and onnxruntime's kernels for the CPU do.
+
+    Returns:
+        Names of the layers that were quantised.
+
+    Raises:
+        InputError: a layer is missing, or the graph is older than opset 19.
+    """
+    opset = model.opset_imports.get("", 0)
+    if opset < _FIRST_OPSET:
+        raise InputError(
+            f"the graph is of opset {opset}, expected {_FIRST_OPSET} or later for FP8: export again"
+        )
+    found = {layer.name: layer for layer in find_layers(model)}
+    if missing := [name for name in scales.layers if name not in found]:
+        raise InputError(
+            f"the graph has no layer '{one_line(missing[0], limit=80)}', for which there is a "
+            "scale: these scales belong to another graph; run rism calibrate on this bundle"
+        )
+    inserter = _Inserter(model.graph, opset, casts=casts or opset < _TYPED_OPSET)
+    chosen = [layer for name, layer in found.items() if name in scales.layers]
+    if weights == "qdq":
+        for layer in chosen:
+            inserter.activation(layer, scales.layers)
+            inserter.weight(layer)
+        return [layer.name for layer in chosen]
+    if file is None:
+        raise InputError("stored FP8 weights need a file to be written to")
+    with file.open("xb") as handle:
+        for layer in chosen:
+            inserter.activation(layer, scales.layers)
+            inserter.stored_weight(layer, _FP8File(handle, file))
+    return [layer.name for layer in chosen]
+
+
+@dataclass(frozen=True)
+class _FP8File:
+    """Weights of one byte a number, each on a page of its own."""
+
+    handle: BinaryIO
+    path: Path
+
+    def add(self, layer: Layer, scale: Float32) -> ir.ExternalTensor:
+        stored = quantised_weight(values(layer.weight), scale, layer.channel_axis)
+        self.handle.write(bytes(-self.handle.tell() % _PAGE))
+        offset = self.handle.tell()
+        self.handle.write(np.ascontiguousarray(stored).view(np.uint8).data)
+        return ir.ExternalTensor(
+            location=self.path.name,
+            offset=offset,
+            length=stored.size,
+            dtype=FP8,
+            shape=ir.Shape(stored.shape),
+            name=f"{layer.weight.name}.e4m3",
+            base_dir=str(self.path.parent),
+        )
+
+
+class _Inserter:
+    """Adds nodes before products; several products of one tensor share its pair."""
+
+    def __init__(self, graph: ir.Graph, opset: int, *, casts: bool) -> None:
+        self.graph, self.casts = graph, casts
+        self.attribute = opset >= _ATTRIBUTE_OPSET
+        self._done: dict[tuple[ir.Value, float], ir.Value] = {}
+
+    def activation(self, layer: Layer, scales: Mapping[str, float]) -> None:
+        """Quantise what a layer's weight is multiplied with."""
+        scale, source = scales[layer.name], layer.activation
+        rounded = self._done.get((source, scale))
+        if rounded is None:
+            constant = self._constant(f"{layer.name}.input_scale", np.float32(scale))
+            rounded = self._pair(layer.node, source, constant, None, f"{layer.name}.input")
+            self._done[source, scale] = rounded
+        layer.node.replace_input_with(0, rounded)
+
+    def weight(self, layer: Layer) -> None:
+        """Quantise a layer's stored weight in the graph."""
+        scale = channel_scales(values(layer.weight), layer.channel_axis)
+        constant = self._constant(f"{layer.name}.weight_scale", scale)
+        name, axis = f"{layer.name}.weight", layer.channel_axis
+        rounded = self._pair(layer.node, layer.factor, constant, axis, name)
+        layer.node.replace_input_with(1, rounded)
+
+    def stored_weight(self, layer: Layer, file: _FP8File) -> None:
+        """Replace a layer's weight by one that is quantised already."""
+        scale = channel_scales(values(layer.weight), layer.channel_axis)
+        dtype = layer.factor.dtype
+        tensor = file.add(layer, scale)
+        stored = ir.Value(
+            name=tensor.name, type=ir.TensorType(FP8), shape=tensor.shape, const_value=tensor
+        )
+        self.graph.register_initializer(stored)
+        constant = self._constant(f"{layer.name}.weight_scale", scale)
+        name, axis, factor = f"{layer.name}.weight", layer.channel_axis, layer.factor
+        back = self._dequantise(layer.node, stored, constant, axis, dtype, name)
+        layer.node.replace_input_with(1, back)
+        cast = factor.producer()
+        if cast is not None and not factor.uses():
+            self.graph.remove(cast, safe=True)
+        if not layer.weight.uses():
+            del self.graph.initializers[layer.weight.name or ""]
+
+    def _pair(
+        self, before: ir.Node, source: ir.Value, scale: ir.Value, axis: int | None, name: str
+    ) -> ir.Value:
+        dtype, narrow = source.dtype, source
+        if self.casts and dtype != ir.DataType.FLOAT:
+            narrow = self._cast(before, source, ir.DataType.FLOAT, f"{name}_float")
+        attributes: dict[str, int] = {} if axis is None else {"axis": axis}
+        inputs = [narrow, scale]
+        if self.attribute:
+            attributes["output_dtype"] = FP8
+        else:
+            inputs.append(self._zeros(scale))
+        node = ir.node("QuantizeLinear", inputs, attributes=attributes, name=f"{name}_quantise")
+        self._typed(node, f"{name}_e4m3", FP8, source.shape)
+        self.graph.insert_before(before, node)
+        return self._dequantise(before, node.outputs[0], scale, axis, dtype, name)
+
+    def _dequantise(
+        self,
+        before: ir.Node,
+        source: ir.Value,
+        scale: ir.Value,
+        axis: int | None,
+        dtype: ir.DataType | None,
+        name: str,
+    ) -> ir.Value:
+        attributes: dict[str, int] = {} if axis is None else {"axis": axis}
+        wide = dtype in (None, ir.DataType.FLOAT)
+        if not self.casts and not wide and dtype is not None:
+            attributes["output_dtype"] = dtype
+        node = ir.node(
+            "DequantizeLinear", [source, scale], attributes=attributes, name=f"{name}_dequantise"
+        )
+        given = ir.DataType.FLOAT if self.casts or dtype is None else dtype
+        self._typed(node, f"{name}_rounded", given, source.shape)
+        self.graph.insert_before(before, node)
+        if self.casts and not wide and dtype is not None:
+            return self._cast(before, node.outputs[0], dtype, f"{name}_narrow")
+        return node.outputs[0]
+
+    def _cast(self, before: ir.Node, source: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+        node = ir.node("Cast", [source], attributes={"to": to}, name=name)
+        self._typed(node, name, to, source.shape)
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def _typed(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+        value = node.outputs[0]
+        value.name, value.dtype, value.shape = name, dtype, shape
+
+    def _constant(self, name: str, array: Float32 | np.float32) -> ir.Value:
+        tensor = ir.tensor(np.asarray(array, np.float32), name=name)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _zeros(self, scale: ir.Value) -> ir.Value:
+        """Zero points of a scale's shape, one of each: they only say the type."""
+        assert scale.shape is not None
+        shape = tuple(scale.shape.numpy())
+        name = "e4m3_zero" + "".join(f"_{size}" for size in shape)
+        if name not in self.graph.initializers:
+            tensor = ir.Tensor(np.zeros(shape, FP8.numpy()), dtype=FP8, name=name)
+            self.graph.register_initializer(
+                ir.Value(
+                    name=name,
+                    type=ir.TensorType(FP8),
+                    shape=ir.Shape(shape),
+                    const_value=tensor,
+                )
+            )
+        return self.graph.initializers[name]

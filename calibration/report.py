@@ -1,0 +1,139 @@
+"""What FP8 does to each layer, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rism.calibration.scales import Scales
+from rism.runtime.errors import OutputError, RismError, one_line
+
+__all__ = ["CalibrationReport", "LayerReport", "MaskAgreement", "plot_report"]
+
+FORMAT = "rism-calibration-report"
+
+
+@dataclass(frozen=True)
+class MaskAgreement:
+    """Masks of the FP8 graph against those of the bundle's own, on the calibration pictures.
+
+    Attributes:
+        mean_iou: mean over the samples.
+        lowest_iou: the worst of them.
+    """
+
+    mean_iou: float
+    lowest_iou: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        name: of the layer.
+        shape: of its stored weight.
+        kept: why it is not quantised; None where it is, and only then is there the rest.
+        amax: largest magnitude of its activations.
+        scale: of its activations.
+        activation_error: root mean square of their rounding error over their own.
+        saturated: share of them beyond 448 times the scale.
+        weight_error: likewise of the weight, with a scale for each output channel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kept: str | None = None
+    amax: float | None = None
+    scale: float | None = None
+    activation_error: float | None = None
+    saturated: float | None = None
+    weight_error: float | None = None
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return what is known, with errors also as signal to noise in decibels."""
+        data = {key: value for key, value in asdict(self).items() if value is not None}
+        for part in ("activation", "weight"):
+            error = data.get(f"{part}_error")
+            if error is not None:
+                data[f"{part}_sqnr_db"] = round(_decibels(error), 2)
+        return data
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Every layer, and where masks were compared how they agree, by percentile."""
+
+    scales: Scales
+    layers: Sequence[LayerReport]
+    masks: Mapping[float, MaskAgreement]
+
+    @property
+    def chosen(self) -> MaskAgreement | None:
+        """How the masks agree at the percentile that was taken; None where it was not tried."""
+        return self.masks.get(self.scales.percentile)
+
+    def to_json(self) -> str:
+        """Return the file's text."""
+        data = {
+            "format": FORMAT,
+            "schema_version": "1.0",
+            "model": self.scales.model,
+            "precision": self.scales.precision,
+            "fingerprint": self.scales.fingerprint,
+            "rule": {"name": self.scales.rule, "percentile": self.scales.percentile},
+            "samples": self.scales.samples,
+            "masks": [
+                {"percentile": percentile, **asdict(found)}
+                for percentile, found in self.masks.items()
+            ],
+            "layers": [layer.to_json_dict() for layer in self.layers],
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def plot_report(report: CalibrationReport, file: Path) -> None:
+    """Draw error and saturation of each quantised layer.
+
+    Args:
+        report: of a calibration.
+        file: .png, .svg or .pdf.
+
+    Raises:
+        RismError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise RismError(
+            f'--plot needs {error.name}, which is not installed: pip install "rism[calibrate]"'
+        ) from error
+    layers = [layer for layer in report.layers if layer.kept is None]
+    figure = Figure(figsize=(10, 2 + 0.2 * len(layers)), layout="constrained")
+    errors, saturation = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
+    rows = range(len(layers))
+    errors.plot([_decibels(layer.activation_error or 0) for layer in layers], rows, "o", ms=4)
+    errors.plot([_decibels(layer.weight_error or 0) for layer in layers], rows, "x", ms=4)
+    errors.legend(["activations", "weights"])
+    errors.set_xlabel("signal to rounding noise, dB")
+    errors.set_yticks(rows, [layer.name for layer in layers], fontsize=6)
+    errors.invert_yaxis()
+    saturation.barh(rows, [1e6 * (layer.saturated or 0) for layer in layers])
+    saturation.set_xlabel("saturated, of a million")
+    figure.suptitle(
+        f"{one_line(report.scales.model, limit=60)} in E4M3, rule {report.scales.rule}, "
+        f"percentile {report.scales.percentile:g}, {report.scales.samples} samples"
+    )
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:  # ValueError: a kind of picture that it cannot draw
+        raise OutputError(f"cannot write {file}: {one_line(error, limit=120)}") from error
+
+
+def _decibels(error: float) -> float:
+    return -20 * math.log10(max(error, 1e-9))

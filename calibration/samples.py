@@ -1,0 +1,251 @@
+"""Pictures and expressions for calibration, and what the transformer is fed for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.calibration.graph import open_graph
+from rism.calibration.streamed import LoadedGraph, Spool, StreamedGraph
+from rism.runtime.batch import transformer_feeds
+from rism.runtime.bundle import Bundle
+from rism.runtime.capture import fixed_batch, localise_outputs
+from rism.runtime.embed import PromptEmbedder
+from rism.runtime.engines import Arrays, Engine, LazyEngine
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.eye import open_eye
+from rism.runtime.geometry import Plan, upsample
+from rism.runtime.graph_spec import SIZELESS
+from rism.runtime.images import ImageSource
+from rism.runtime.picture import ImageState, PictureEncoder
+from rism.runtime.prompt import PromptEncoder, PromptState, weigh
+
+__all__ = ["EXPRESSIONS", "Sample", "Samples", "in_turn", "prepare", "read_expressions"]
+
+EXPRESSIONS = (
+    "the object in the middle",
+    "the largest object",
+    "the object on the left",
+    "the person",
+    "the object on the right",
+    "the smallest object",
+)
+"""What is asked of pictures where nothing else is given, in turn."""
+
+_MAX_BYTES = 16 * 2**20
+_MAX_ENTRIES = 100_000
+_TEXT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with an expression.
+
+    Attributes:
+        image: whatever `load_image` reads.
+        expression: what is to be found.
+    """
+
+    image: ImageSource
+    expression: str
+
+
+def read_expressions(file: Path, images: Sequence[Path]) -> list[Sample]:
+    """Read what is to be asked of pictures.
+
+    Args:
+        file: JSON: a list of objects with "image", a file's name, and "expression"; or, where
+            its name does not end in .json, text with one expression to a line, asked of the
+            pictures in turn until all of both were used.
+        images: the pictures that there are.
+
+    Raises:
+        InputError: it is missing, damaged, empty, or names a picture that is not there.
+    """
+    name = one_line(file.name, limit=60)
+    try:
+        with file.open("rb") as handle:
+            raw = handle.read(_MAX_BYTES + 1)
+        text = raw.decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"expressions {one_line(file)} cannot be read ({one_line(reason, limit=80)}), "
+            "expected UTF-8 text with one to a line, or JSON"
+        ) from None
+    if len(raw) > _MAX_BYTES:
+        raise InputError(f"{name} has more than {_MAX_BYTES} bytes, expected expressions")
+    if file.suffix.lower() == ".json":
+        return _from_json(text, name, images)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(lines) > _MAX_ENTRIES:
+        raise InputError(
+            f"{name} has {len(lines)} expressions, expected 1 to {_MAX_ENTRIES}, one to a line"
+        )
+    return in_turn(images, lines)
+
+
+def in_turn(images: Sequence[Path], expressions: Sequence[str]) -> list[Sample]:
+    """Ask expressions of pictures in turn, until all of both were used."""
+    return [
+        Sample(images[at % len(images)], expressions[at % len(expressions)])
+        for at in range(max(len(images), len(expressions)))
+    ]
+
+
+def _from_json(text: str, name: str, images: Sequence[Path]) -> list[Sample]:
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not readable JSON ({one_line(error, limit=120)})") from None
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MAX_ENTRIES:
+        raise InputError(
+            f"{name} is not a list of 1 to {_MAX_ENTRIES} objects with 'image' and 'expression'"
+        )
+    known = {image.name: image for image in images}
+    samples = []
+    for number, entry in enumerate(entries, 1):
+        image = entry.get("image") if isinstance(entry, dict) else None
+        expression = entry.get("expression") if isinstance(entry, dict) else None
+        if not isinstance(image, str) or not isinstance(expression, str):
+            raise InputError(
+                f"{name}: entry {number} is not an object with text for 'image' and 'expression'"
+            )
+        if image not in known:
+            raise InputError(
+                f"{name}: entry {number} names '{one_line(image, limit=80)}', expected one of the "
+                f"{len(known)} pictures in the folder given to --images"
+            )
+        samples.append(Sample(known[image], expression))
+    return samples
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One sample as it was fed: how its picture was resized, and the feeds' names."""
+
+    plan: Plan
+    names: tuple[str, ...]
+
+
+class Samples:
+    """Samples made ready; their feeds lie in a folder."""
+
+    def __init__(self, bundle: Bundle, spool: Spool) -> None:
+        self._bundle, self._spool = bundle, spool
+        self._prepared: list[_Prepared] = []
+
+    def __len__(self) -> int:
+        return len(self._prepared)
+
+    def add(self, plan: Plan, feeds: Arrays) -> None:
+        """Keep what the transformer is fed for a sample."""
+        number = len(self._prepared)
+        for name, array in feeds.items():
+            self._spool.put(number, name, array)
+        self._prepared.append(_Prepared(plan, tuple(feeds)))
+
+    def feeds(self, sample: int) -> Arrays:
+        """Return them, by logical name."""
+        return {name: self._spool.get(sample, name) for name in self._prepared[sample].names}
+
+    def by_graph(self, capture: str) -> dict[str, list[int]]:
+        """Samples by the name of the transformer graph that takes them."""
+        found: dict[str, list[int]] = {}
+        for number, prepared in enumerate(self._prepared):
+            name = f"transformer.{capture}"
+            found.setdefault(
+                self._bundle.manifest.at_size(name, prepared.plan.resized_wh), []
+            ).append(number)
+        return found
+
+    def mask(self, sample: int, capture: str, outputs: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+        """Return the mask that a transformer's outputs are of: (H, W) bool."""
+        method, plan = self._bundle.manifest.method, self._prepared[sample].plan
+        own = {name: np.asarray(array[0], np.float32) for name, array in outputs.items()}
+        found = localise_outputs(capture, own, tau=method.tau, prototype=method.prototype)
+        return upsample(found.scores.reshape(plan.grid_hw), plan) > 0
+
+
+def prepare(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    threads: int | None = None,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Samples:
+    """Encode pictures and expressions as a segmenter does, in the memory of a block.
+
+    Args:
+        bundle: an open bundle, in any precision.
+        samples: pictures with expressions.
+        folder: for the transformer's feeds, while they are needed.
+        threads: CPU threads; None for as many as this process may use.
+        on_step: is told how many of how many samples are done.
+
+    Raises:
+        InputError: a picture or an expression that cannot be used.
+    """
+    manifest = bundle.manifest
+    engines: dict[str, Engine] = {
+        name: StreamedGraph(open_graph(bundle, name), threads=threads, folder=folder)
+        for name in manifest.graphs
+        if name in SIZELESS
+    }
+    engines |= {
+        name: LazyEngine(partial(_load, bundle, name, threads), provider="cpu")
+        for name in manifest.graphs
+        if name.startswith("vae_encoder")
+    }
+    noise = bundle.noise()
+    pictures = PictureEncoder(bundle, engines, noise_shape=noise.shape, keep_pixels=False)
+    encoder = PromptEncoder(manifest.prompt, bundle.tokenizer_json())
+    eye = open_eye(manifest, encoder, engines)
+    embedder = PromptEmbedder(
+        encoder,
+        engines["text_encoder"],
+        max_batch=_TEXT_BATCH,
+        fixed_batch=fixed_batch(manifest.graph("text_encoder").inputs, "input_ids"),
+        eye=eye,
+    )
+    instructions = [encoder.instruct(sample.expression) for sample in samples]
+    prompts: list[PromptState] = []
+    if eye is None:  # together, so that the encoder's blocks are read once for several
+        prompts, _ = embedder.embed(instructions)
+    ready = Samples(bundle, Spool(folder))
+    for number, sample in enumerate(samples):
+        state = pictures.encode(sample.image)
+        if eye is None:
+            prompt = prompts[number]
+        else:
+            prompt = embedder.embed([instructions[number]], state)[0][0]
+        ready.add(state.plan, _feeds(bundle, state, prompt, noise))
+        on_step(number + 1, len(samples))
+    return ready
+
+
+def _load(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    return LoadedGraph(open_graph(bundle, name), threads=threads)
+
+
+def _feeds(
+    bundle: Bundle, state: ImageState, prompt: PromptState, noise: npt.NDArray[np.float32]
+) -> Arrays:
+    manifest = bundle.manifest
+    graph = manifest.graph(f"transformer.{manifest.default_capture}", state.plan.resized_wh)
+    return transformer_feeds(
+        state,
+        [prompt],
+        weights=weigh(None, [prompt])[:, : len(prompt.embeds)],
+        noise=noise,
+        tau=manifest.method.tau,
+        fixed=fixed_batch(graph.inputs, "clean_latents"),
+    )

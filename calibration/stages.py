@@ -1,0 +1,165 @@
+"""A graph cut at its blocks: pieces that run one after the other, each with its own weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from rism.runtime.errors import BundleError, one_line
+
+__all__ = ["Stage", "cut"]
+
+# A numbered part of the model, by the names of its weights: "dit.transformer_blocks.3".
+_BLOCK = re.compile(r"[\w.]*?\.\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of a graph.
+
+    Attributes:
+        model: a graph of its own, on the same stored weights.
+        inputs: names of the values that it takes: the whole graph's inputs and what earlier
+            stages made.
+        outputs: names of what it gives: what later stages take, the whole graph's outputs, and
+            what was asked for.
+        passed: those of the outputs that later stages take.
+        done: names of the inputs that no later stage takes.
+    """
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    passed: tuple[str, ...]
+    done: tuple[str, ...]
+
+
+def cut(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
+    """Cut a graph before each of its numbered blocks.
+
+    A node belongs to the block of its weight, or where it has none to the latest block that it
+    depends on; what depends on no block comes first.
+
+    Args:
+        model: its nodes in the order they run, without nodes that hold graphs.
+        tapped: names of values that are to be given, too.
+
+    Raises:
+        BundleError: a value that has to cross has no known type.
+    """
+    graph = model.graph
+    places = _places(graph)
+    wanted = {value.name for value in graph.outputs} | set(tapped)
+    last = _last_uses(graph, places)
+    stages = []
+    for place in range(max(places.values(), default=0) + 1):
+        nodes = [node for node in graph if places[node] == place]
+        if not nodes:
+            continue
+        made = {value for node in nodes for value in node.outputs}
+        taken: dict[ir.Value, None] = {}
+        constants: dict[ir.Value, None] = {}
+        for node in nodes:
+            for value in node.inputs:
+                if value is not None and value not in made:
+                    (constants if value.is_initializer() else taken)[value] = None
+        given = [
+            value
+            for node in nodes
+            for value in node.outputs
+            if value.name in wanted or last.get(value, place) > place
+        ]
+        stages.append(
+            Stage(
+                _piece(model, nodes, [*taken], [*constants], given),
+                tuple(_name(value) for value in taken),
+                tuple(_name(value) for value in given),
+                tuple(_name(value) for value in given if last.get(value, place) > place),
+                tuple(_name(value) for value in taken if last[value] == place),
+            )
+        )
+    return stages
+
+
+def _places(graph: ir.Graph) -> dict[ir.Node, int]:
+    blocks: dict[str, int] = {}
+    places: dict[ir.Node, int] = {}
+    for node in graph:
+        place = 0
+        for value in node.inputs:
+            producer = None if value is None else value.producer()
+            if producer is not None:
+                place = max(place, places[producer])
+            elif value is not None and value.is_initializer():
+                match = _BLOCK.match(value.name or "")
+                if match is not None:
+                    place = max(place, blocks.setdefault(match[0], len(blocks) + 1))
+        places[node] = place
+    return places
+
+
+def _last_uses(graph: ir.Graph, places: Mapping[ir.Node, int]) -> dict[ir.Value, int]:
+    last: dict[ir.Value, int] = {}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and not value.is_initializer():
+                last[value] = max(last.get(value, 0), places[node])
+    return last
+
+
+def _piece(
+    model: ir.Model,
+    nodes: list[ir.Node],
+    inputs: list[ir.Value],
+    constants: list[ir.Value],
+    outputs: list[ir.Value],
+) -> ir.Model:
+    """Copy nodes into a graph of their own; weights are shared, not copied."""
+    own: dict[ir.Value, ir.Value] = {}
+    for value in inputs:
+        if value.dtype is None:
+            raise BundleError(
+                f"the graph does not say of what type '{one_line(value.name, limit=80)}' is: "
+                "export the bundle again"
+            )
+        # Of the shape only the rank: sizes of different stages go by different names.
+        rank = None if value.shape is None else ir.Shape([None] * len(value.shape))
+        own[value] = ir.Value(name=value.name, type=ir.TensorType(value.dtype), shape=rank)
+    for value in constants:
+        own[value] = ir.Value(
+            name=value.name, type=value.type, shape=value.shape, const_value=value.const_value
+        )
+    copies = []
+    for node in nodes:
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else own[value] for value in node.inputs],
+            [*node.attributes.values()],
+            num_outputs=len(node.outputs),
+            version=node.version,
+            name=node.name,
+        )
+        for value, made in zip(node.outputs, copy.outputs, strict=True):
+            made.name = value.name
+            if value.dtype is not None:
+                made.dtype = value.dtype
+            own[value] = made
+        copies.append(copy)
+    graph = ir.Graph(
+        [own[value] for value in inputs],
+        [own[value] for value in outputs],
+        nodes=copies,
+        initializers=[own[value] for value in constants],
+        opset_imports=dict(model.opset_imports),
+        name="stage",
+    )
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
