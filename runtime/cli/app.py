@@ -81,6 +81,14 @@ class TritonDevice(StrEnum):
     cpu = "cpu"
 
 
+class CalibrationRule(StrEnum):
+    """How FP8 scales are chosen; rism.calibration.measure."""
+
+    max = "max"
+    percentile = "percentile"
+    mask = "mask"
+
+
 class Parity(StrEnum):
     """How much of a model is compared with PyTorch."""
 
@@ -364,6 +372,72 @@ def export(
             dry_run=dry_run,
         )
         export_model(flags, console)
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="A folder that rism export wrote.")
+    ],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="A folder of pictures.")],
+    expressions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to ask of them: one to a line, or JSON with 'image' and 'expression'. "
+            "Left out: a few that fit any picture.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the scales there. Left out: store them in the bundle."
+        ),
+    ] = None,
+    rule: Annotated[
+        CalibrationRule,
+        typer.Option(help="Largest value; a percentile; or the percentile that keeps the masks."),
+    ] = CalibrationRule.max,
+    percentile: Annotated[
+        float | None, typer.Option(help="For --rule percentile. Left out: 99.99.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers to leave as they are, such as '*.to_out'."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Use at most so many pictures with an expression.")
+    ] = 32,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what it does to each layer as JSON.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")
+    ] = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the scales of BUNDLE's FP8 engines on pictures."""
+    from rism.runtime.cli.calibrate import CalibrateFlags, calibrate_bundle
+    from rism.runtime.cli.console import Console
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        flags = CalibrateFlags(
+            bundle=bundle,
+            images=images,
+            expressions=expressions,
+            output=output,
+            rule=rule.value,
+            percentile=percentile,
+            keep=tuple(keep or ()),
+            samples=samples,
+            report=report,
+            plot=plot,
+            threads=threads,
+        )
+        calibrate_bundle(flags, console)
 
 
 @app.command()
