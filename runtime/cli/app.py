@@ -66,6 +66,13 @@ class ExportPrecision(StrEnum):
     fp16 = "fp16"
 
 
+class Target(StrEnum):
+    """Libraries that engines are built for; rism.export.engines.targets."""
+
+    rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
+
+
 class RefinePrecision(StrEnum):
     """What a refiner computes in; rism.export.refine."""
 
@@ -344,6 +351,13 @@ def export(
     offline: Annotated[
         bool, typer.Option("--offline", help="Use only what is already on this disk.")
     ] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET[:PRECISION]",
+            help="Then build engines: tensorrt-rtx, tensorrt. Repeatable; see rism build.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be read, written and needed.")
     ] = False,
@@ -370,8 +384,82 @@ def export(
             revision=revision,
             offline=offline,
             dry_run=dry_run,
+            engines=tuple(engine or ()),
         )
         export_model(flags, console)
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    target: Annotated[
+        Target, typer.Option(help="The library that is to run the engines.")
+    ] = Target.rtx,
+    precision: Annotated[
+        EnginePrecision | None,
+        typer.Option(help="The bundle's own, or fp8 with scales of rism calibrate."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="sm86,sm89,sm120,...  Left out: all that the library can build for."),
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="MIN/OPT/MAX, each WIDTHxHEIGHT of what the model sees; one size; or static. "
+            "Left out: whatever the bundle takes."
+        ),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(help="Expressions of a run, MIN/OPT/MAX or one number.")
+    ] = "1/1/8",
+    capture: Annotated[
+        str | None, typer.Option(help="Transformer graphs to build. Left out: all.")
+    ] = None,
+    strip_weights: Annotated[
+        bool,
+        typer.Option("--strip-weights", help="Engines refitted from the bundle's own weights."),
+    ] = False,
+    bind_weights: Annotated[
+        bool,
+        typer.Option("--bind-weights", help="Engines that take the bundle's weights as inputs."),
+    ] = False,
+    scales: Annotated[
+        Path | None, typer.Option(help="FP8 scales. Left out: those in the bundle.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the engine. Left out: target and precision.")
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Keep engines whose layers fail their checks.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds for one graph.")] = 3600.0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build TensorRT engines of a bundle's graphs, and add them to the bundle."""
+    from rism.runtime.cli.build import BuildFlags
+    from rism.runtime.cli.build import build as run_build
+    from rism.runtime.cli.console import Console
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        flags = BuildFlags(
+            bundle=bundle,
+            target=target.value,
+            precision=None if precision is None else precision.value,
+            gpu=gpu,
+            shapes=shapes,
+            batch=batch,
+            capture=capture,
+            strip_weights=strip_weights,
+            bind_weights=bind_weights,
+            scales=scales,
+            name=name,
+            unchecked=unchecked,
+            timeout_s=timeout,
+        )
+        run_build(flags, console)
 
 
 @app.command()
@@ -535,6 +623,13 @@ def export_triton(
     link: Annotated[
         bool, typer.Option("--link", help="Hard links to the bundle's weights, not copies.")
     ] = False,
+    segmenter: Annotated[
+        bool,
+        typer.Option(
+            "--segmenter",
+            help="Also a model that takes pictures and expressions, in the Python backend.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -556,5 +651,6 @@ def export_triton(
             tau=tau,
             prefix=prefix,
             link=link,
+            segmenter=segmenter,
         )
         write_repository(flags, console)

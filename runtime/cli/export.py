@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.cli.build import check_engine, default_engine
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.errors import RismError
 from rism.runtime.manifest import CAPTURES
@@ -33,16 +34,19 @@ class ExportFlags:
     revision: str | None = None
     offline: bool = False
     dry_run: bool = False
+    engines: tuple[str, ...] = ()
 
 
 def export_model(flags: ExportFlags, console: Console) -> None:
-    """Write a bundle and print its parity table, or print the plan of it.
+    """Write a bundle and print its parity table, or print the plan of it; then build engines.
 
     Raises:
         UsageError: an unknown capture mode, or sizes that are none.
         RismError: the exporter's packages are missing, or the export failed.
     """
     captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
+    for engine in flags.engines:
+        check_engine(engine, flags.precision)
     exporter = _exporter()
     options = exporter.ExportOptions(
         captures=captures,
@@ -70,6 +74,8 @@ def export_model(flags: ExportFlags, console: Console) -> None:
         f"wrote {flags.output}, {report.size_bytes / 1e6:,.1f} MB, in "
         f"{time.perf_counter() - start:.0f} s"
     )
+    for engine in flags.engines:
+        default_engine(flags.output, engine, console)
 
 
 def _exporter() -> Any:

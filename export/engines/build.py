@@ -1,0 +1,366 @@
+"""`rism build`: engines of a bundle's graphs, built one after another, and added to the bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from rism.export.engines.errors import BuildError
+from rism.export.engines.forms import bring_into_form
+from rism.export.engines.listing import Check, Layer, check_layers
+from rism.export.engines.options import BuildOptions
+from rism.export.engines.process import Built, Job, run_job
+from rism.export.engines.shapes import profile, ranges
+from rism.export.engines.targets import (
+    Target,
+    check_gpus,
+    check_weights,
+    find_target,
+    form_for,
+    gpus_here,
+    installed_version,
+)
+from rism.export.engines.weights import weights_to_inputs
+from rism.export.progress import Progress
+from rism.runtime.amend import amend_bundle
+from rism.runtime.bundle import Bundle
+from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.errors import InputError, OutputError, one_line
+from rism.runtime.manifest import Manifest
+from rism.runtime.variants import this_platform
+
+__all__ = ["BuildReport", "GraphReport", "build_engines"]
+
+_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_FLAGS = {"plan": (), "stripped": ("STRIP_PLAN", "REFIT_IDENTICAL"), "bound": ()}
+_MATRICES = "transformer.matrices"
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One engine: what it took, what it is, and what its layers say."""
+
+    graph: str
+    seconds: float
+    peak_bytes: int
+    plan_bytes: int
+    layers: int
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A variant that was built and added to a bundle."""
+
+    name: str
+    target: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+    graphs: tuple[GraphReport, ...] = field(default=())
+
+    def table(self) -> str:
+        """One line an engine, and one for each question to its layers."""
+        rows = []
+        for each in self.graphs:
+            rows.append(
+                f"{each.graph:<28} {each.plan_bytes / 1e6:9.1f} MB  {each.seconds:6.1f} s  "
+                f"{each.peak_bytes / 1e9:5.1f} GB memory  {each.layers} layers"
+            )
+            rows += [
+                f"  {check.question}: {check.answer} ({check.detail})" for check in each.checks
+            ]
+        return "\n".join(rows)
+
+
+def build_engines(
+    path: Path, options: BuildOptions | None = None, *, progress: Progress | None = None
+) -> BuildReport:
+    """Build engines of a bundle's graphs and add them to the bundle.
+
+    Each graph is built in a process of its own. What the builder lists of the engine's layers is
+    stored beside the plan and checked: attention fused, the precision asked for used, no tensor
+    of tokens by tokens where the capture mode promises none.
+
+    Args:
+        path: the bundle's folder; a variant of the same name in it is replaced.
+        options: what to build.
+        progress: told of each graph.
+
+    Raises:
+        BundleError: the folder is no bundle, or damaged.
+        InputError: the target, a GPU, a precision or shapes cannot be served.
+        ProviderError: the library is not installed, or needs a GPU that is not there.
+        BuildError: the library refused a graph, or crashed; or an engine is not what was asked
+            for. The bundle is as it was.
+        OutputError: the bundle cannot be written to.
+    """
+    options, progress = options or BuildOptions(), progress or Progress()
+    options.check()
+    target = find_target(options.target)
+    bundle = Bundle.open(path)
+    build = _plan_build(bundle, target, options)
+    try:
+        with _workplace(bundle.path) as work:
+            return build.run(work, progress)
+    finally:
+        progress.close()
+
+
+@dataclass
+class _Build:
+    """Everything that the graphs of one build share, and what they leave."""
+
+    bundle: Bundle
+    target: Target
+    library: str
+    gpus: tuple[str, ...]
+    precision: str
+    own: str
+    name: str
+    graphs: tuple[str, ...]
+    options: BuildOptions
+    files: dict[str, Path] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self, work: Path, progress: Progress) -> BuildReport:
+        known = ranges(self.bundle.manifest, self.options)
+        reports = []
+        for graph in self.graphs:
+            progress.stage(f"building {graph} ({self.target.name}, {self.precision})")
+            shapes = profile(self.bundle.manifest.graphs[graph], known)
+            reports.append(self._graph(graph, shapes, work))
+        self._amend()
+        return BuildReport(
+            self.name, self.target.name, self.library, self.gpus, self.precision, tuple(reports)
+        )
+
+    def _graph(self, graph: str, shapes: dict[str, ShapeRange], work: Path) -> GraphReport:
+        spec = self.bundle.manifest.graphs[graph]
+        source = self.bundle.file(spec.file)
+        model = ir.load(source)
+        attentions = bring_into_form(model, form_for(self.target.name, self.library))
+        fp8 = self.precision == "fp8" and graph.startswith("transformer.")
+        quantised = self._quantise(model, work) if fp8 else 0
+        folder = f"engines/{self.name}"
+        entry: dict[str, Any] = {"file": f"{folder}/{graph}.plan"}
+        if self.options.weights == "bound":
+            bound = weights_to_inputs(model)
+            text = json.dumps({name: each.as_json() for name, each in bound.items()}, indent=1)
+            self._add(entry, "weights", f"{folder}/{graph}.weights.json", text, work)
+        changed = bool(quantised or attentions.written_out)
+        file = work / f"{graph}.graph"
+        file.write_bytes(ir.to_proto(model).SerializeToString())
+        if self.options.weights == "stripped":
+            entry["refit"] = spec.file
+            if changed:
+                # Beside the weights that it names: nothing may name a file of another folder.
+                entry["refit"] = f"{graph}.{self.name}.refit.onnx"
+                self.files[entry["refit"]] = Path(shutil.copy(file, work / f"{graph}.refit"))
+        job = Job(
+            name=graph,
+            module=self.target.module,
+            graph=file,
+            weights_beside=source,
+            flags=_FLAGS[self.options.weights],
+            compute_capabilities=self.gpus if self.target.compute_capabilities else (),
+            profile={spec.inputs[logical].name: shape for logical, shape in shapes.items()},
+            plan=work / f"{graph}.plan",
+        )
+        built = run_job(job, timeout_s=self.options.timeout_s)
+        file.unlink()
+        self.library = built.version
+        checks = check_layers(
+            built.layers,
+            precision=self.precision if fp8 else self.own,
+            attentions=attentions.fused,
+            quantised=quantised,
+            written_out=attentions.written_out,
+            tokens=None if graph.startswith(_MATRICES) else shapes.get("clean_latents"),
+        )
+        self._refuse(graph, checks)
+        text = _listing(graph, built, checks)
+        self._add(entry, "layers", f"{folder}/{graph}.layers.json", text, work)
+        self.files[entry["file"]] = job.plan
+        entry["shapes"] = {
+            logical: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
+            for logical, shape in shapes.items()
+        }
+        self.entries[graph] = entry
+        return GraphReport(
+            graph,
+            built.seconds,
+            built.peak_bytes,
+            job.plan.stat().st_size,
+            len(built.layers),
+            tuple(checks),
+        )
+
+    def _add(self, entry: dict[str, Any], key: str, name: str, text: str, work: Path) -> None:
+        """Write a small file that goes with a plan."""
+        entry[key] = name
+        self.files[name] = work / name.rpartition("/")[2]
+        self.files[name].write_text(text + "\n", encoding="utf-8")
+
+    def _quantise(self, model: ir.Model, work: Path) -> int:
+        from rism.calibration import load_scales, quantise
+
+        file = self.options.scales or self._own_scales()
+        scales = load_scales(file, self.bundle)
+        if self.options.weights != "bound":
+            return len(quantise(model, scales))
+        # Inputs cannot be quantised once and for all: their FP8 form is one more file.
+        stored = "transformer.e4m3.weights"
+        part = work / stored
+        part.unlink(missing_ok=True)
+        found = quantise(model, scales, weights="stored", file=part)
+        self.files[stored] = part
+        return len(found)
+
+    def _own_scales(self) -> Path:
+        name = self.bundle.manifest.calibration
+        if name is None:
+            raise InputError(
+                f"bundle '{self.bundle.path}' has no FP8 scales, expected those of rism "
+                f"calibrate: run rism calibrate {self.bundle.path} --images DIR, or pass --scales"
+            )
+        return self.bundle.file(name)
+
+    def _refuse(self, graph: str, checks: list[Check]) -> None:
+        wrong = [check for check in checks if check.answer == "no"]
+        if wrong and not self.options.unchecked:
+            said = "; ".join(f"{check.question}: no ({check.detail})" for check in wrong)
+            raise BuildError(
+                f"{graph}: {self.target.name} {self.library} built an engine that is not what was "
+                f"asked for ({one_line(said, limit=400)}): update the library, or keep it with "
+                "--unchecked"
+            )
+
+    def _amend(self) -> None:
+        variant: dict[str, Any] = {
+            "name": self.name,
+            "target": self.target.name,
+            "version": self.library,
+            "platform": this_platform(),
+            "compute_capabilities": list(self.gpus),
+            "precision": self.precision,
+            "stripped": self.options.weights == "stripped",
+            "graphs": self.entries,
+        }
+
+        def change(manifest: dict[str, Any]) -> None:
+            others = [each for each in manifest.get("engines", []) if each["name"] != self.name]
+            manifest["engines"] = [*others, variant]
+
+        old = _files_of(self.bundle.manifest, self.name)
+        amend_bundle(
+            self.bundle.path,
+            change,
+            files=self.files,
+            remove=[name for name in old if name not in self.files],
+        )
+
+
+def _plan_build(bundle: Bundle, target: Target, options: BuildOptions) -> _Build:
+    """Refuse what cannot be built, before anything is."""
+    manifest = bundle.manifest
+    own = _NAMES.get(manifest.precision.compute)
+    if own is None:
+        raise InputError(
+            f"bundle '{bundle.path}' computes in {one_line(manifest.precision.compute)}, expected "
+            f"{', '.join(_NAMES)}: export it again"
+        )
+    precision = options.precision or own
+    if precision not in (own, "fp8"):
+        raise InputError(
+            f"--precision is {precision} and this bundle's graphs compute in {own}: an engine has "
+            f"the precision of its graph; export the model with --precision {precision}, or leave "
+            "it out"
+        )
+    gpus = check_gpus(target, options.gpus, precision, gpus_here())
+    check_weights(target, gpus, options.weights)
+    library = installed_version(target)
+    graphs = _graphs(manifest, options)
+    if options.precision == "fp8" and options.scales is None and manifest.calibration is None:
+        raise InputError(
+            f"bundle '{bundle.path}' has no FP8 scales: run rism calibrate {bundle.path} "
+            "--images DIR, or pass --scales FILE"
+        )
+    name = options.name or "-".join(
+        [target.name, precision] + ([] if options.weights == "plan" else [options.weights])
+    )
+    return _Build(bundle, target, library, gpus, precision, own, name, graphs, options)
+
+
+def _graphs(manifest: Manifest, options: BuildOptions) -> tuple[str, ...]:
+    modes = tuple(options.captures) or manifest.captures
+    for mode in modes:
+        if mode not in manifest.captures:
+            raise InputError(
+                f"--capture has '{one_line(mode, limit=40)}', this bundle has "
+                f"{', '.join(manifest.captures)}: export it again with --capture {one_line(mode)}"
+            )
+    return tuple(
+        name
+        for name in manifest.graphs
+        if not name.startswith("transformer.") or name.partition("@")[0].split(".")[1] in modes
+    )
+
+
+def _files_of(manifest: Manifest, variant: str) -> list[str]:
+    for each in manifest.engines:
+        if each.name == variant:
+            prefix = f"engines/{variant}/"
+            refits = [plan.refit for plan in each.graphs.values() if plan.refit is not None]
+            own = [name for name in refits if name.endswith(f".{variant}.refit.onnx")]
+            return [name for name in manifest.files if name.startswith(prefix)] + own
+    return []
+
+
+def _listing(graph: str, built: Built, checks: list[Check]) -> str:
+    return json.dumps(
+        {
+            "graph": graph,
+            "library": built.version,
+            "checks": [check.as_json() for check in checks],
+            "not_known_without_a_gpu": [
+                "which kernels a GPU takes for these layers, and how long they take",
+                "whether the numbers are right: rism doctor compares them where the engine runs",
+            ],
+            "layers": [_layer(layer) for layer in built.layers],
+        }
+    )
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    tensors: Mapping[str, Any] = {
+        "inputs": layer.inputs, "constants": layer.constants, "outputs": layer.outputs
+    }  # fmt: skip
+    return {"name": layer.name, "type": layer.type} | {
+        key: [[each.name, list(each.dims), each.dtype] for each in found]
+        for key, found in tensors.items()
+    }
+
+
+@contextmanager
+def _workplace(bundle: Path) -> Iterator[Path]:
+    """A folder on the bundle's disk, gone afterwards whatever happens."""
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.engines.", dir=bundle.parent))
+    except OSError as error:
+        raise OutputError(
+            f"engines of '{bundle}' cannot be built beside it ({error.strerror or error}): "
+            "expected a folder to write to on the same disk; copy the bundle to one"
+        ) from None
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

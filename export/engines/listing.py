@@ -1,0 +1,209 @@
+"""The layers that a library made of a graph, as it lists them while it builds, and what they say.
+
+With detailed profiling the builder prints every layer of the engine with its tensors; without a
+GPU it is all there is to know. What it cannot say (which kernel a GPU takes, how fast it is,
+whether its numbers are right) is not assumed: `rism doctor` measures it where the engine runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from rism.runtime.engine_spec import ShapeRange
+
+__all__ = ["Check", "Layer", "Tensor", "check_layers", "parse_layers"]
+
+_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
+    r"Constants: (?P<constants>.*?), Outputs: (?P<outputs>.*?), TacticName"
+)
+_TENSOR = re.compile(
+    r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)"
+)
+_FUSED_ATTENTION = re.compile(r"mha", re.IGNORECASE)
+# Products alone, fused with what follows them, and convolutions.
+_PRODUCTS = ("gemm", "runtime_fusion", "correlation")
+_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "fp8": "FP8"}
+_SQUARE = "no N_v x N tensor"
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a layer; -1 in `dims` is a size that is free."""
+
+    name: str
+    dims: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the engine: a kernel, mostly."""
+
+    name: str
+    type: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def is_fused_attention(self) -> bool:
+        """Whether it is scores, softmax and product with the values in one."""
+        return _FUSED_ATTENTION.search(self.name) is not None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to the listing: its answer, and why.
+
+    Attributes:
+        question: what an engine should be.
+        answer: "yes", "no", "unknown", or "not in this form" where the graph's own form rules
+            it out.
+        detail: what was counted.
+    """
+
+    question: str
+    answer: str
+    detail: str
+
+    def as_json(self) -> dict[str, str]:
+        """As it is stored."""
+        return asdict(self)
+
+
+def parse_layers(lines: Iterable[str]) -> list[Layer]:
+    """Read the layers out of a builder's log."""
+    found = []
+    for line in lines:
+        match = _LAYER.search(line)
+        if match is not None:
+            found.append(
+                Layer(
+                    match["name"],
+                    match["type"],
+                    _tensors(match["inputs"]),
+                    _tensors(match["constants"]),
+                    _tensors(match["outputs"]),
+                )
+            )
+    return found
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            match["name"],
+            tuple(int(size) for size in match["dims"].split(",") if size),
+            match["dtype"],
+        )
+        for match in _TENSOR.finditer(text)
+    )
+
+
+def check_layers(
+    layers: Sequence[Layer],
+    *,
+    precision: str,
+    attentions: int,
+    quantised: int,
+    written_out: int,
+    tokens: ShapeRange | None,
+) -> list[Check]:
+    """Ask a listing whether the engine is what was asked for.
+
+    Args:
+        layers: of the engine; none where the library printed none.
+        precision: "fp32", "fp16", "bf16" or "fp8".
+        attentions: how many the graph leaves to fused kernels.
+        quantised: products that the graph quantises to FP8.
+        written_out: how many it does not, because the library has no kernel for them.
+        tokens: of a transformer whose capture mode promises no matrices of tokens by tokens,
+            shapes of the clean latents (batch, N_v, channels); otherwise None.
+    """
+    if not layers:
+        why = "the library listed no layers"
+        return [Check(name, "unknown", why) for name in ("attention fused", "precision used")]
+    checks = [_fused(layers, attentions), _precision(layers, precision, quantised)]
+    if tokens is not None and written_out:
+        why = f"{written_out} attentions are written out: {precision} has no fused kernel for them"
+        checks.append(Check(_SQUARE, "not in this form", why))
+    elif tokens is not None:
+        checks.append(_no_square(layers, tokens))
+    return checks
+
+
+def _fused(layers: Sequence[Layer], attentions: int) -> Check:
+    fused = sum(layer.is_fused_attention for layer in layers)
+    detail = f"{fused} fused kernels for {attentions} attentions"
+    return Check("attention fused", "yes" if fused >= attentions else "no", detail)
+
+
+def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check:
+    """Whether matrix products read the type that was asked for."""
+    wanted = _TYPES[precision]
+    products = [layer for layer in layers if layer.type in _PRODUCTS]
+    read: Counter[str] = Counter()
+    for layer in products:
+        # Weights are constants or, where they are bound, inputs: both count.
+        types = {tensor.dtype for tensor in (*layer.inputs, *layer.constants)}
+        read[wanted if wanted in types else "+".join(sorted(types))] += 1
+    detail = ", ".join(f"{count} products in {name}" for name, count in read.most_common())
+    if precision == "fp8":
+        # Products of one input are merged, so there can be fewer than the graph has.
+        answer = "yes" if read[wanted] else "no"
+        return Check("precision used", answer, f"{detail}; the graph quantises {quantised}")
+    if not products:
+        return Check("precision used", "unknown", detail or "no products are listed")
+    return Check("precision used", "yes" if read[wanted] else "no", detail)
+
+
+def _no_square(layers: Sequence[Layer], tokens: ShapeRange) -> Check:
+    """Whether any tensor between layers holds N_v x N values a head."""
+    produced = [tensor for layer in layers for tensor in layer.outputs]
+    low, high = tokens.min[1], tokens.max[1]
+    if low != high:
+        # Of free sizes only batch and tokens remain -1: two at the end are tokens by tokens.
+        square = [t for t in produced if len(t.dims) > 2 and t.dims[-1] == t.dims[-2] == -1]
+        unknown: list[Tensor] = []
+    else:
+        square, unknown = _large_sides(produced, high)
+    if square:
+        return Check(_SQUARE, "no", _named(square))
+    if unknown:
+        return Check(_SQUARE, "unknown", f"{_named(unknown)}: could be tokens by channels")
+    return Check(_SQUARE, "yes", f"{len(produced)} tensors looked at")
+
+
+def _large_sides(produced: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors of a graph of fixed size that are, or could be, tokens by tokens.
+
+    A whole sequence has more than twice N_v tokens. Heads before two sides of at least N_v make
+    a matrix of attention; without them it may be tokens by channels.
+    """
+    square: list[Tensor] = []
+    unknown: list[Tensor] = []
+    for tensor in produced:
+        sides = [size for size in tensor.dims if size != 1]
+        if len(sides) < 2 or min(sides[-2:]) < count:
+            continue
+        (square if len(sides) > 2 else unknown).append(tensor)
+    # Tokens by channels is what activations are: only both sides of a length of tokens count.
+    lengths = {count, 2 * count}
+    unknown = [
+        tensor
+        for tensor in unknown
+        if all(size in lengths or size > 2 * count for size in tensor.dims if size != 1)
+        and tensor.dims[-1] in lengths
+    ]
+    return square, unknown
+
+
+def _named(tensors: Sequence[Tensor]) -> str:
+    shapes = Counter(f"{list(tensor.dims)} {tensor.dtype}" for tensor in tensors)
+    some = [f"{count} of {shape}" for shape, count in shapes.most_common(_MOST_NAMED)]
+    return ", ".join(some)

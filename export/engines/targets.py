@@ -1,0 +1,254 @@
+"""What each library builds for, and in which form it takes a graph: the tables, and refusals.
+
+Everything that differs between TensorRT and TensorRT for RTX stands here. A library, a GPU or a
+precision that cannot be served is refused by name before a build.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import onnx_ir as ir
+
+from rism.runtime.driver import find_driver
+from rism.runtime.errors import InputError, ProviderError, one_line
+
+__all__ = [
+    "TARGETS",
+    "Form",
+    "Target",
+    "check_gpus",
+    "check_weights",
+    "find_target",
+    "form_for",
+    "gpus_here",
+    "installed_version",
+    "parse_gpus",
+]
+
+_FLOAT32, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+# The first GPUs whose tensor cores know a type.
+_NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
+_JETSON = {
+    "7.2": "Jetson Xavier",
+    "8.7": "Jetson Orin",
+    "10.1": "Jetson Thor",
+    "11.0": "Jetson Thor",
+}
+# TensorRT for RTX serves Turing but for products in float32, which every graph of ours has.
+_TURING = "7.5"
+_DATA_CENTRE = {"9.0": "Hopper", "10.0": "data-centre Blackwell", "10.3": "data-centre Blackwell"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One library.
+
+    Attributes:
+        name: as in `--target`.
+        module: its Python module.
+        package: what pip installs it by.
+        compute_capabilities: GPUs that it builds for without having one; empty if it builds for
+            the GPU of this machine only.
+    """
+
+    name: str
+    module: str
+    package: str
+    compute_capabilities: tuple[str, ...]
+
+
+TARGETS = {
+    "tensorrt-rtx": Target(
+        "tensorrt-rtx",
+        "tensorrt_rtx",
+        "rism[tensorrt-rtx]",
+        ("8.0", "8.6", "8.9", "12.0", "12.1"),
+    ),
+    "tensorrt": Target("tensorrt", "tensorrt", "rism[tensorrt]", ()),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a graph's attention is written for a library.
+
+    Attributes:
+        target: the library.
+        since: the first version that the row holds for.
+        fused: element types of queries that ONNX's `Attention` (opset 23) is kept for: the
+            library has fused kernels for them up to `widest` channels a head. Others become
+            MatMul, Softmax, MatMul.
+        widest: the most channels of a head in a fused kernel.
+        opset: the newest opset that its parser reads whole.
+    """
+
+    target: str
+    since: tuple[int, ...]
+    fused: tuple[ir.DataType, ...]
+    widest: int
+    opset: int
+
+
+# TensorRT for RTX 1.7: float32 has no kernel, and float32 probes, if they are left to it, end in a
+# segmentation fault; the VAE's head of 512 has none either. TensorRT reads Attention since
+# 10.14 [maker's notes]; what JetPack ships is older. The last row that fits counts.
+FORMS = (
+    Form("tensorrt-rtx", (1,), (_FLOAT16, _BFLOAT16), 256, 23),
+    Form("tensorrt", (0,), (), 0, 20),
+    Form("tensorrt", (10, 14), (_FLOAT16, _BFLOAT16), 256, 23),
+)
+
+
+def form_for(target: str, library: str) -> Form:
+    """Find a library's row of `FORMS`.
+
+    Args:
+        target: name of the target.
+        library: its version, such as "10.13.2".
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", library)[:3])
+    return [row for row in FORMS if row.target == target and row.since <= numbers][-1]
+
+
+def find_target(name: str) -> Target:
+    """Look a target up.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    if name not in TARGETS:
+        raise InputError(f"target is '{one_line(name)}', expected {' or '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def installed_version(target: Target) -> str:
+    """Return the version of the library that is installed.
+
+    Raises:
+        ProviderError: it is not installed.
+    """
+    for package in (target.module, target.name):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    jetson = "; on a Jetson it comes with JetPack" if target.name == "tensorrt" else ""
+    raise ProviderError(
+        f"target {target.name} needs {target.module}, which is not installed: "
+        f'pip install "{target.package}"{jetson}'
+    )
+
+
+def gpus_here() -> tuple[str, ...]:
+    """Return compute capabilities of this machine's GPUs; none where there is no driver."""
+    try:
+        return tuple(gpu.compute_capability for gpu in find_driver().gpus)
+    except ProviderError:
+        return ()
+
+
+def parse_gpus(text: str) -> tuple[str, ...]:
+    """Read `--gpu`: "sm86,sm120" to ("8.6", "12.0").
+
+    Raises:
+        InputError: an entry is none.
+    """
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", part.strip(), re.ASCII | re.IGNORECASE)
+        if match is None:
+            raise InputError(
+                f"--gpu has '{one_line(part, limit=40)}', expected compute capabilities such as "
+                "sm86,sm89,sm120 (nvidia-smi --query-gpu=compute_cap --format=csv)"
+            )
+        found.append(f"{match[1]}.{match[2]}")
+    return tuple(dict.fromkeys(found))
+
+
+def check_gpus(
+    target: Target, asked: Sequence[str], precision: str, here: Sequence[str]
+) -> tuple[str, ...]:
+    """Decide for which GPUs to build, before anything is built.
+
+    Args:
+        target: the library.
+        asked: compute capabilities; none for all that the library can build for in this
+            precision, or, if it builds for its own machine only, the GPU there.
+        precision: "fp32", "fp16", "bf16" or "fp8".
+        here: compute capabilities of this machine's GPUs.
+
+    Raises:
+        InputError: the library or a GPU cannot do it.
+        ProviderError: the library needs a GPU here.
+    """
+    if target.compute_capabilities:
+        served = [c for c in target.compute_capabilities if _can(c, precision)]
+        for capability in asked:
+            if capability not in target.compute_capabilities:
+                raise InputError(_not_served(target, capability))
+            if capability not in served:
+                raise InputError(_too_old(capability, precision, served))
+        return tuple(asked) or tuple(served)
+    if not here:
+        raise ProviderError(
+            f"{target.name} builds for the GPU of the machine that it runs on, and there is none "
+            "here: run rism build on the machine that is to run the engine, or use --target "
+            "tensorrt-rtx for GeForce and RTX cards"
+        )
+    own = here[0]
+    for capability in asked:
+        if capability != own:
+            raise InputError(
+                f"{target.name} builds for the GPU of this machine ({_sm(own)}), not for "
+                f"{_sm(capability)}: run rism build on a machine with that GPU"
+            )
+    if not _can(own, precision):
+        raise InputError(_too_old(own, precision, []))
+    return (own,)
+
+
+def check_weights(target: Target, gpus: Sequence[str], weights: str) -> None:
+    """Refuse weights outside of the plan where the library cannot leave them out.
+
+    Raises:
+        InputError: a stripped engine for several GPUs.
+    """
+    if weights == "stripped" and target.compute_capabilities and len(gpus) > 1:
+        raise InputError(
+            f"{target.name} strips an engine for one GPU at a time, and this would be for "
+            f"{', '.join(_sm(each) for each in gpus)}: pass one --gpu, or use --bind-weights"
+        )
+
+
+def _can(capability: str, precision: str) -> bool:
+    major, minor = (int(part) for part in capability.split("."))
+    return (major, minor) >= _NEEDS.get(precision, (0, 0))
+
+
+def _sm(capability: str) -> str:
+    return "sm" + capability.replace(".", "")
+
+
+def _not_served(target: Target, capability: str) -> str:
+    known = _JETSON.get(capability) or _DATA_CENTRE.get(capability)
+    known = "Turing, where it has no float32" if capability == _TURING else known
+    named = f"{_sm(capability)} ({known})" if known else _sm(capability)
+    served = ", ".join(_sm(each) for each in target.compute_capabilities)
+    if capability in _JETSON:
+        way = "run rism build --target tensorrt on the Jetson, with the TensorRT of its JetPack"
+    else:
+        way = "run rism build --target tensorrt on a machine with that GPU"
+    return f"{target.name} does not serve {named}, expected some of {served}: {way}"
+
+
+def _too_old(capability: str, precision: str, served: Sequence[str]) -> str:
+    major, minor = _NEEDS[precision]
+    these = f" ({', '.join(_sm(each) for each in served)})" if served else ""
+    return (
+        f"{_sm(capability)} has no {precision}, which needs sm{major}{minor} or newer{these}: "
+        "leave it out of --gpu, or build another precision for it"
+    )
