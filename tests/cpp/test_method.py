@@ -71,21 +71,22 @@ def _nan(array: np.ndarray) -> np.ndarray:
     return spoilt
 
 
+def _with(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Outputs], Outputs]:
+    return lambda outputs: {**outputs, name: change(outputs[name])}
+
+
+CONSTANT, ENDLESS = "the attention map is constant", "the attention map is not finite"
 # What is done to sound captures, and what the runtime calls the result.
 SPOILT: dict[str, tuple[Callable[[Outputs], Outputs], str]] = {
-    "constant": (lambda o: {**o, "propagated_vectors": np.full_like(o["propagated_vectors"], 0.1)},
-                 "the attention map is constant"),
-    "nan": (lambda o: {**o, "propagated_vectors": _nan(o["propagated_vectors"])},
-            "the attention map is not finite"),
-    "overflow": (lambda o: {**o, "propagated_vectors": o["propagated_vectors"] * np.float32(3e38)},
-                 "the attention map is not finite"),
-    "nan-coarse": (lambda o: {**o, "attention_vectors": _nan(o["attention_vectors"])}, ""),
-    "nan-features": (lambda o: {**o, "features": _nan(o["features"])},
-                     "the features are not finite"),
-    "zero-features": (lambda o: {**o, "features": np.zeros_like(o["features"])}, ""),
-    "zero-rows": (lambda o: {**o, "features": o["features"] * (np.arange(54)[:, None] % 5 > 0)}, ""),
-    "large-features": (lambda o: {**o, "features": o["features"] * np.float32(1e25)}, ""),
-}  # fmt: skip
+    "constant": (_with("propagated_vectors", lambda a: np.full_like(a, 0.1)), CONSTANT),
+    "nan": (_with("propagated_vectors", _nan), ENDLESS),
+    "overflow": (_with("propagated_vectors", lambda a: a * np.float32(3e38)), ENDLESS),
+    "nan-coarse": (_with("attention_vectors", _nan), ""),
+    "nan-features": (_with("features", _nan), "the features are not finite"),
+    "zero-features": (_with("features", np.zeros_like), ""),
+    "zero-rows": (_with("features", lambda f: f * (np.arange(len(f))[:, None] % 5 > 0)), ""),
+    "large-features": (_with("features", lambda f: f * np.float32(1e25)), ""),
+}
 
 
 def _record_drawn(folder: Path) -> int:

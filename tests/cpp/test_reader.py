@@ -44,12 +44,34 @@ def _texts() -> list[str]:
     texts = [f"<|im_start|>user\nremove {e['expression']}<|im_end|>\n<think>\n\n" for e in entries]
     every = [chr(code) for code in range(1, 128)]
     # Each character alone, after and before a letter, a space and a line's end.
-    texts += [f"{a}{b}{c}" for b in every for a, c in (("", ""), ("a", "b"), (" ", " "), ("\n", "x"))]
-    texts += ["it's IT'S we'Re they'LL I'd'd 'tis ''s '", "a  b   c \n\n d\t\te", " \r\n \n x", "x  "]
+    texts += [
+        f"{a}{b}{c}" for b in every for a, c in (("", ""), ("a", "b"), (" ", " "), ("\n", "x"))
+    ]
+    texts += [
+        "it's IT'S we'Re they'LL I'd'd 'tis ''s '",
+        "a  b   c \n\n d\t\te",
+        " \r\n \n x",
+        "x  ",
+    ]
     texts += ["<|im_start", "<|im_end|><|im_end|>x<think></think", "0123 45a6", "remove the the"]
     rng = np.random.default_rng(3)
-    parts = [*string.printable, "the ", " green van", "'ll", "<think>", "  ", "\n", "!?", "12", "re"]
+    parts = [
+        *string.printable,
+        "the ",
+        " green van",
+        "'ll",
+        "<think>",
+        "  ",
+        "\n",
+        "!?",
+        "12",
+        "re",
+    ]
     return texts + ["".join(rng.choice(parts, 12)) for _ in range(2000)]
+
+
+def _same(data: Json) -> None:
+    """Leave a manifest or a tokenizer as it is."""
 
 
 def _as_file(change: Callable[[Json], None], folder: Path) -> Path:
@@ -69,7 +91,7 @@ def _whole_words(data: Json) -> None:
     data["model"]["merges"] = data["model"]["merges"][:100]
 
 
-@pytest.mark.parametrize("change", [lambda data: None, _old_merges, _whole_words])
+@pytest.mark.parametrize("change", [_same, _old_merges, _whole_words])
 def test_tokens_are_those_of_tokenizers(
     change: Callable[[Json], None], reader: Path, tmp_path: Path
 ) -> None:
@@ -184,8 +206,14 @@ def test_pictures_are_read_as_the_runtime_reads_them(built: Path, tmp_path: Path
     program = built / "picture_test"
     if not program.is_file():
         need("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
-    refused = {"cmyk.jpg": "CMYK", "deep.png": "16 bits", "other.bmp": "neither PNG nor JPEG",
-               "cut.png": "no usable PNG", "cut.jpg": "damaged", "empty.png": "neither"}  # fmt: skip
+    refused = {
+        "cmyk.jpg": "CMYK",
+        "deep.png": "16 bits",
+        "other.bmp": "neither PNG nor JPEG",
+        "cut.png": "no usable PNG",
+        "cut.jpg": "damaged",
+        "empty.png": "neither PNG nor JPEG",
+    }
     for name, file in sorted(_pictures(tmp_path).items()):
         done = run([program, "read", file, tmp_path / "pixels"])
         if name in refused:
@@ -219,7 +247,7 @@ def test_masks_are_written_whole(built: Path, tmp_path: Path) -> None:
 # Whole bundles, with a recording in place of the engine.
 
 
-def _bundle(folder: Path, change: Callable[[Json], Any] = lambda data: None) -> Path:
+def _bundle(folder: Path, change: Callable[[Json], Any] = _same) -> Path:
     shutil.copytree(BUNDLE, folder)
     data = json.loads((folder / "manifest.json").read_text())
     change(data)
@@ -254,10 +282,10 @@ def _fixed(data: Json) -> None:
 
 # A capture, a size of picture and what is different in the manifest.
 WHOLE: dict[str, tuple[str, tuple[int, int], Callable[[Json], Any]]] = {
-    "as-it-is": ("", (640, 480), lambda data: None),
-    "vectors": ("vectors", (201, 333), lambda data: None),
-    "matrices": ("matrices", (127, 130), lambda data: None),
-    "square": ("scores", (179, 179), lambda data: None),
+    "as-it-is": ("", (640, 480), _same),
+    "vectors": ("vectors", (201, 333), _same),
+    "matrices": ("matrices", (127, 130), _same),
+    "square": ("scores", (179, 179), _same),
     "bicubic": ("scores", (77, 50), _geometry(resample="bicubic")),
     "crop": ("vectors", (333, 250), _geometry(resize="shrink", remainder="crop")),
     "small": ("vectors", (61, 90), _geometry(resize="shrink", remainder="crop")),

@@ -106,7 +106,7 @@ public:
 
 private:
     Bundle& bundle_;
-    Ort::Env env_{ORT_LOGGING_LEVEL_ERROR, "rism"};
+    Ort::Env env_{ORT_LOGGING_LEVEL_FATAL, "rism"};  // errors are thrown, once
 };
 
 }  // namespace
