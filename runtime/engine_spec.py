@@ -69,12 +69,15 @@ class PlanSpec:
         refit: of a stripped plan: an ONNX file whose initialisers lie in the bundle's own
             weights, which the plan is refitted from; otherwise None.
         shapes: the optimisation profile, by logical input name; inputs of one shape may lack.
+        weights: of a plan that takes its weights as inputs: a JSON file that says where in the
+            bundle they lie; otherwise None.
     """
 
     file: str
     layers: str | None
     refit: str | None
     shapes: Mapping[str, ShapeRange]
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _plan(
             logical: _range(node.node_or_empty("shapes"), logical, graph)
             for logical in node.node_or_empty("shapes").names()
         },
+        weights=_listed_file(node, "weights", files) if node.has("weights") else None,
     )
     for logical, tensor in graph.inputs.items():
         if logical not in plan.shapes and not all(isinstance(size, int) for size in tensor.shape):

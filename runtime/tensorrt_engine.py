@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rism.runtime.bound_weights import BoundWeight, read_bound_weights, upload
 from rism.runtime.bundle import Bundle
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.engine_spec import EngineVariant, PlanSpec, ShapeRange
@@ -22,6 +23,17 @@ from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
 from rism.runtime.tensorrt_library import Library, ReadPlan, read_plan
 
 __all__ = ["TensorRtEngine", "plan_bytes"]
+
+
+# What the library calls the types that NumPy has no name for.
+_TRT_TYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float8_e4m3fn": "fp8",
+    "int64": "int64",
+    "int32": "int32",
+}
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,19 @@ class TensorRtEngine:
         }
         self._static = all(each.min == each.max for each in self._ranges.values())
         plan = plan_bytes(bundle, self._plan.file)
+        weights = {}
+        if self._plan.weights is not None:
+            weights = read_bound_weights(bundle, self._plan.weights)
         with device.lock:
             self._read = read_plan(library, plan, label=self._label, rebuild=rebuild)
-            self._check_tensors()
+            self._check_tensors(weights)
             if self._plan.refit is not None:
                 self._refit(str(bundle.file(self._plan.refit)))
             self._context = self._create_context()
+            # Held for as long as the context may read them.
+            self._weights = upload(bundle, weights, device)
+            for name, weight in self._weights.items():
+                self._address(name, weight.array)
         # Of a plan of one shape: its arrays, and what queues a run on them.
         self._kept: _Bound | None = None
         self._launch: Callable[[], None] | None = None
@@ -158,7 +177,7 @@ class TensorRtEngine:
             inputs[logical] = self._device.empty(shape, spec.dtype)
             if not context.set_input_shape(spec.name, shape):
                 raise self._failure(f"refuses '{logical}' of shape {list(shape)}")
-            self._address(spec, inputs[logical])
+            self._address(spec.name, inputs[logical])
         missing = context.infer_shapes()
         if missing:
             raise self._failure(f"needs the shapes of {one_line(', '.join(missing), limit=80)}")
@@ -167,12 +186,12 @@ class TensorRtEngine:
             if any(size < 0 for size in shape):
                 raise self._failure(f"does not know the shape of '{logical}'")
             outputs[logical] = self._device.empty(shape, spec.dtype)
-            self._address(spec, outputs[logical])
+            self._address(spec.name, outputs[logical])
         return _Bound(inputs, outputs, self._give_scratch())
 
-    def _address(self, spec: TensorSpec, array: DeviceArray) -> None:
-        if not self._context.set_tensor_address(spec.name, self._device.pointer(array)):
-            raise self._failure(f"refuses the memory of '{spec.name}'")
+    def _address(self, name: str, array: DeviceArray) -> None:
+        if not self._context.set_tensor_address(name, self._device.pointer(array)):
+            raise self._failure(f"refuses the memory of '{one_line(name, limit=80)}'")
 
     def _give_scratch(self) -> DeviceArray | None:
         size = self._read.engine.get_device_memory_size_for_profile_v2(0)
@@ -230,8 +249,8 @@ class TensorRtEngine:
                     f"{self._rebuild} --shapes with larger ones, or use --provider onnxruntime-cuda"
                 )
 
-    def _check_tensors(self) -> None:
-        """Refuse a plan whose tensors are not those of the manifest."""
+    def _check_tensors(self, weights: Mapping[str, BoundWeight]) -> None:
+        """Refuse a plan whose tensors are not those of the manifest, and its weights."""
         engine, trt = self._read.engine, self._trt
         names = [engine.get_tensor_name(at) for at in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
@@ -241,11 +260,15 @@ class TensorRtEngine:
         ):
             found = [name for name in names if modes[name] == mode]
             declared = [spec.name for spec in specs.values()]
+            if kind == "input":
+                declared += weights
             # Of outputs a plan may have more, which nobody asks for.
             if set(declared) - set(found) or (kind == "input" and set(found) - set(declared)):
                 raise self._lie(f"has {kind}s {_list(found)}", _list(declared))
             for logical, spec in specs.items():
                 self._check_tensor(logical, spec)
+        for name, weight in weights.items():
+            self._check_weight(name, weight)
         for logical, each in self._ranges.items():
             name = self._spec.inputs[logical].name
             built = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)]
@@ -265,6 +288,19 @@ class TensorRtEngine:
             raise self._lie(f"has '{logical}' of shape {shape}", one_line(list(spec.shape)))
         if engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
             raise self._lie(f"wants '{logical}' in host memory", "device memory")
+
+    def _check_weight(self, name: str, weight: BoundWeight) -> None:
+        """Refuse a weight of another type or size: a plan would read past its end."""
+        dtype, shape = (
+            self._read.engine.get_tensor_dtype(name),
+            tuple(self._read.engine.get_tensor_shape(name)),
+        )
+        if dtype != getattr(self._trt, _TRT_TYPES[weight.dtype]) or shape != weight.shape:
+            raise self._lie(
+                f"takes the weight '{one_line(name, limit=80)}' as {one_line(dtype, limit=40)} "
+                f"{list(shape)}",
+                f"{weight.dtype} {list(weight.shape)}",
+            )
 
     def _lie(self, found: str, expected: str) -> BundleError:
         return BundleError(

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ __all__ = ["BuildReport", "GraphReport", "build_engines"]
 
 _NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _FLAGS = {"plan": (), "stripped": ("STRIP_PLAN", "REFIT_IDENTICAL"), "bound": ()}
+# FP8 weights of engines that take them as inputs; every capture mode has the same.
+_STORED = "transformer.e4m3.weights"
 _MATRICES = "transformer.matrices"
 
 
@@ -153,8 +155,8 @@ class _Build:
         folder = f"engines/{self.name}"
         entry: dict[str, Any] = {"file": f"{folder}/{graph}.plan"}
         if self.options.weights == "bound":
-            bound = weights_to_inputs(model)
-            text = json.dumps({name: each.as_json() for name, each in bound.items()}, indent=1)
+            bound = weights_to_inputs(model, {_STORED: folder})
+            text = json.dumps({name: asdict(weight) for name, weight in bound.items()}, indent=1)
             self._add(entry, "weights", f"{folder}/{graph}.weights.json", text, work)
         changed = bool(quantised or attentions.written_out)
         file = work / f"{graph}.graph"
@@ -218,11 +220,10 @@ class _Build:
         if self.options.weights != "bound":
             return len(quantise(model, scales))
         # Inputs cannot be quantised once and for all: their FP8 form is one more file.
-        stored = "transformer.e4m3.weights"
-        part = work / stored
+        part = work / _STORED
         part.unlink(missing_ok=True)
         found = quantise(model, scales, weights="stored", file=part)
-        self.files[stored] = part
+        self.files[f"engines/{self.name}/{_STORED}"] = part
         return len(found)
 
     def _own_scales(self) -> Path:

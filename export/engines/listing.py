@@ -154,8 +154,13 @@ def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check
         read[wanted if wanted in types else "+".join(sorted(types))] += 1
     detail = ", ".join(f"{count} products in {name}" for name, count in read.most_common())
     if precision == "fp8":
-        # Products of one input are merged, so there can be fewer than the graph has.
-        answer = "yes" if read[wanted] else "no"
+        # Products of one input are merged; the layer's name then says of which.
+        merged = sum(
+            1 + layer.name.count("+")
+            for layer in products
+            if wanted in {tensor.dtype for tensor in (*layer.inputs, *layer.constants)}
+        )
+        answer = "yes" if merged >= quantised else "no"
         return Check("precision used", answer, f"{detail}; the graph quantises {quantised}")
     if not products:
         return Check("precision used", "unknown", detail or "no products are listed")

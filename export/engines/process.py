@@ -163,8 +163,8 @@ def _refusal(job: Job, answer: Mapping[str, Any]) -> str:
     if "STRIP" in reason or ("graph_jit" in reason and "STRIP_PLAN" in job.flags):
         return (
             f"building {job.name}: {job.module} {answer['version']} compiles what refits a "
-            "stripped engine on a GPU, and there is none that it can use here: build on a machine with "
-            f"one, or use --bind-weights ({reason})"
+            "stripped engine on a GPU, and there is none that it can use here: build on a machine "
+            f"with one, or use --bind-weights ({reason})"
         )
     return (
         f"building {job.name}: {job.module} {answer['version']} refused it ({answer['stage']}: "

@@ -6,47 +6,22 @@ graph alone, with no GPU, and whoever runs it binds the bundle's own weights, on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
-__all__ = ["BoundWeight", "weights_to_inputs"]
+from rism.runtime.bound_weights import BoundWeight
+
+__all__ = ["weights_to_inputs"]
 
 # Constants below this stay in the plan, where kernels are made for their values.
 _SMALL_BYTES = 1024
 
 
-@dataclass(frozen=True)
-class BoundWeight:
-    """A weight that a plan takes as an input: where in the bundle it lies.
-
-    Attributes:
-        file: relative to the bundle.
-        offset: of its first byte.
-        length: bytes.
-        dtype: as ONNX names it: "bfloat16", "float16", "float32" or "float8_e4m3fn".
-        shape: of the input.
-    """
-
-    file: str
-    offset: int
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """As the file beside the plan has it."""
-        return {
-            "file": self.file,
-            "offset": self.offset,
-            "length": self.length,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
-
-
-def weights_to_inputs(model: ir.Model) -> dict[str, BoundWeight]:
+def weights_to_inputs(
+    model: ir.Model, folders: Mapping[str, str] | None = None
+) -> dict[str, BoundWeight]:
     """Turn initializers that lie in files into inputs of the graph.
 
     Needs: initializers as external data. Leaves: the same computation, of inputs of these names
@@ -54,6 +29,7 @@ def weights_to_inputs(model: ir.Model) -> dict[str, BoundWeight]:
 
     Args:
         model: changed in place.
+        folders: of files that are to lie in a folder of the bundle, by their names.
 
     Returns:
         Where each new input's values lie, by its name.
@@ -69,11 +45,14 @@ def weights_to_inputs(model: ir.Model) -> dict[str, BoundWeight]:
         value.const_value = None
         del graph.initializers[name]
         graph.inputs.append(value)
+        location = str(tensor.location)
         bound[name] = BoundWeight(
-            str(tensor.location),
+            location,
             tensor.offset or 0,
             tensor.length if tensor.length is not None else tensor.nbytes,
             str(tensor.dtype.numpy()),
             tuple(tensor.shape.numpy()),
         )
+        if folders is not None and location in folders:
+            bound[name] = replace(bound[name], file=f"{folders[location]}/{location}")
     return bound
