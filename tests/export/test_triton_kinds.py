@@ -160,6 +160,10 @@ def add_engine(folder: Path, **changes: Any) -> Path:
         for tensor, sides in shapes.items():
             low, high = ([n[i] if isinstance(n, tuple) else n for n in sides] for i in (0, 1))
             graphs[name]["shapes"][tensor] = {"min": low, "opt": high, "max": high}
+        if changes.get("bound"):
+            file = place / f"{name}.weights.json"
+            file.write_text("{}")
+            graphs[name]["weights"] = file.relative_to(folder).as_posix()
     engine = {
         "name": "tensorrt-fp32", "target": "tensorrt", "version": "11.0.0.114",
         "platform": "linux-x86_64", "compute_capabilities": ["9.0"], "precision": "fp32",
@@ -203,6 +207,7 @@ def test_an_engine_in_the_place_of_graphs(copy: Path, tmp_path: Path) -> None:
         ({}, "fast", r"engine is 'fast', this bundle has tensorrt-fp32: build one with rism build"),
         ({"target": "tensorrt-rtx"}, None, "is of tensorrt-rtx, expected tensorrt"),
         ({"stripped": True}, None, "has no weights, expected whole plans.*--strip-weights"),
+        ({"bound": True}, None, "takes its weights as inputs, expected whole.*--bind-weights"),
         ({"platform": "windows-x86_64"}, None, "is for windows-x86_64, expected linux"),
     ],
 )
