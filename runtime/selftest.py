@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from rism.runtime.capture import localise_outputs
 from rism.runtime.engine_spec import StoredTensor
 from rism.runtime.engines import Arrays, Engine, ort_load
 from rism.runtime.errors import BundleError, OutputError, ProviderError
+from rism.runtime.graph_spec import GRAPH_OUTPUTS
 from rism.runtime.manifest import Manifest
 from rism.runtime.segmenter import Segmenter
 from rism.runtime.start import Route, Wish, first_that_starts, variant_loads
@@ -33,8 +34,9 @@ __all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record",
 
 FILE = "selftest.bin"
 EXPRESSION = "the green square"
-# Sides of the stored picture in tokens: small, and inside of what engines are built for.
+# Sides of the picture in tokens where pictures may be small; engines are built for no smaller.
 SIDE_TOKENS = 16
+MAX_OUTPUT_BYTES = 64 * 2**20
 _ALIGNMENT = 64
 Loads: TypeAlias = Mapping[str, Callable[[], Engine]]
 
@@ -163,8 +165,9 @@ def record(folder: Path, wish: Wish | None = None) -> str:
 def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], bytes]:
     """Return the manifest's "self_test" and the bytes of its file; writes nothing.
 
-    A picture of 16 x 16 tokens, or of the first fixed size, and one expression go through the
-    whole bundle; what each graph was given and returned is kept.
+    One picture, as small as the bundle's engines are built for, and one expression go through
+    the whole bundle; what each graph was given and returned is kept, but for outputs of more
+    than 64 MiB (the transition matrices of large models).
 
     Args:
         bundle: an open bundle; only its graphs and the manifest are used.
@@ -174,23 +177,22 @@ def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], b
         ProviderError: the engines cannot run here, or do not return finite numbers.
     """
     wish = wish or Wish(provider="onnxruntime-cpu")
-    small = _small(bundle)
-    manifest, seen = small.manifest, dict[str, tuple[Arrays, Arrays]]()
+    manifest, seen = bundle.manifest, dict[str, tuple[Arrays, Arrays]]()
 
     def start(route: Route) -> tuple[Route, dict[str, Engine]]:
         return route, route.load()
 
     capture = manifest.default_capture
-    route, engines = first_that_starts(small, capture, wish, start)
+    route, engines = first_that_starts(bundle, capture, wish, start)
     spies = {key: _Recorder(engine, seen, key) for key, engine in engines.items()}
     segmenter = Segmenter(route.bundle, spies, capture=capture)
-    segmenter.segment(_picture(small), EXPRESSION)
+    segmenter.segment(_picture(_size(manifest)), EXPRESSION)
     del segmenter, engines, spies
     first = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     feeds = seen.pop(manifest.at_size("transformer", first))[0]
     for mode in manifest.captures:
         graph = manifest.at_size(f"transformer.{mode}", first)
-        one = first_that_starts(small, mode, wish, lambda route: route)
+        one = first_that_starts(bundle, mode, wish, lambda route: route)
         engine = one.loads[manifest.at_size("transformer", first)][1]()
         seen[graph] = feeds, engine.run(feeds)
     return _pack(manifest, seen, _made_by(route))
@@ -219,27 +221,27 @@ class _Recorder:
         return outputs
 
 
-def _small(bundle: Bundle) -> Bundle:
-    """Return the bundle with a geometry that makes a small square of any picture."""
-    geometry = bundle.manifest.geometry
+def _size(manifest: Manifest) -> tuple[int, int]:
+    """Return the (width, height) in pixels of a picture that engines are built for.
+
+    That is a square of the model's area, and where small pictures stay small a small one.
+    """
+    geometry = manifest.geometry
     if geometry.sizes:
-        return bundle
-    side = math.lcm(geometry.multiple_px, geometry.token_px)
-    side *= max(1, min(geometry.size_level, SIDE_TOKENS * geometry.token_px) // side)
-    while (side // geometry.token_px) ** 2 > bundle.manifest.noise.shape[0]:
-        side -= geometry.multiple_px
-    changed = replace(geometry, resize="always", size_level=side, rounding="floor")
-    return replace(bundle, manifest=replace(bundle.manifest, geometry=changed))
+        return geometry.sizes[0]
+    side = geometry.size_level
+    if geometry.resize == "shrink":
+        step = math.lcm(geometry.multiple_px, geometry.token_px)
+        side = step * max(1, min(side, SIDE_TOKENS * geometry.token_px) // step)
+    return side, side
 
 
-def _picture(bundle: Bundle) -> npt.NDArray[np.uint8]:
-    """Draw a green square on a gradient, at the size of the model: (h, w, 3) uint8."""
-    geometry = bundle.manifest.geometry
-    width, height = geometry.sizes[0] if geometry.sizes else (geometry.size_level,) * 2
+def _picture(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Draw a green square on a gradient: (height, width, 3) uint8."""
+    width, height = size_wh
     rows, columns = np.indices((height, width))
-    picture = np.stack(
-        [columns * 255 // width, rows * 0 + 90, 255 - rows * 255 // height], axis=-1
-    ).astype(np.uint8)
+    channels = [columns * 255 // width, np.full_like(rows, 90), 255 - rows * 255 // height]
+    picture = np.stack(channels, axis=-1).astype(np.uint8)
     picture[height // 4 : height * 5 // 8, width // 4 : width * 5 // 8] = (30, 200, 40)
     return picture
 
@@ -267,7 +269,9 @@ def _pack(
         graphs[graph] = {
             "inputs": {name: put(feeds[name], each.dtype) for name, each in spec.inputs.items()},
             "outputs": {
-                name: put(outputs[name], each.dtype) for name, each in spec.outputs.items()
+                name: put(outputs[name], each.dtype)
+                for name, each in spec.outputs.items()
+                if outputs[name].nbytes <= MAX_OUTPUT_BYTES
             },
         }
     entry = {"file": FILE, "made_by": made_by, "graphs": graphs}
@@ -312,9 +316,10 @@ def _error(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
 def _mask_error(
     manifest: Manifest, graph: str, feeds: Arrays, outputs: Arrays, wanted: Arrays
 ) -> float | None:
-    """Return the share of tokens that change sides, of the last row; None for other graphs."""
+    """Return the share of tokens that change sides; None where no mask can be made of both."""
     kind, _, capture = graph.partition("@")[0].partition(".")
-    if kind != "transformer" or set(wanted) - set(outputs):
+    needed = GRAPH_OUTPUTS[graph.partition("@")[0]] if kind == "transformer" else ()
+    if not needed or set(needed) - set(wanted):
         return None
     tau = float(feeds["tau"][0]) if "tau" in feeds else manifest.method.tau
     sides = []

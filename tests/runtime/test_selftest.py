@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rism.runtime import ProviderError, Segmenter
+from rism.runtime import ProviderError, Segmenter, selftest
 from rism.runtime.bundle import Bundle
 from rism.runtime.engines import Arrays, OrtEngine
 from rism.runtime.errors import BundleError, InputError
@@ -54,6 +54,20 @@ def test_what_is_recorded(recorded: Path) -> None:
     each = vectors.outputs["scores"]
     scores = np.frombuffer(raw, "<f4", count=256, offset=each.offset)
     assert 0.05 < (scores > 0).mean() < 0.95
+
+
+def test_small_where_pictures_stay_small(tiny_bundle: Path, reseal: Reseal) -> None:
+    record(reseal(tiny_bundle, lambda d: d["geometry"].update(resize="shrink", size_level=136)))
+    test = Bundle.open(tiny_bundle).manifest.self_test
+    assert test is not None
+    assert test.graphs["vae_encoder"].inputs["image"].shape == (1, 3, 128, 128)
+
+
+def test_huge_outputs_are_not_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "MAX_OUTPUT_BYTES", 2**16)
+    record(tiny_bundle)
+    found = [each.output for each in compare(tiny_bundle) if each.graph == "transformer.matrices"]
+    assert found == ["attention_vectors", "features", "token_attention"]
 
 
 def test_it_is_the_same_each_time(recorded: Path) -> None:
