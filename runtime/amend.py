@@ -20,14 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rism.runtime.bundle import MAX_MANIFEST_BYTES, read_manifest_json
+from rism.runtime.bundle import AMENDING, MAX_MANIFEST_BYTES, read_manifest_json
 from rism.runtime.checked_json import is_safe_name
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 from rism.runtime.manifest import parse_manifest
 
-__all__ = ["amend_bundle"]
+__all__ = ["amend_bundle", "mend_bundle"]
 
-PLACE = ".amending"
 LOCK = ".amending.lock"
 PATIENCE_S = 30.0
 _NO_FILES: Mapping[str, Path] = MappingProxyType({})
@@ -85,6 +84,27 @@ def amend_bundle(
         ) from error
 
 
+def mend_bundle(folder: Path) -> bool:
+    """Undo or finish a change that was killed; tell whether there was one.
+
+    Raises:
+        BundleError: the folder is no bundle.
+        OutputError: the folder cannot be written to, or another command is changing it.
+    """
+    folder = folder.resolve()
+    if not (folder / AMENDING).exists():
+        return False
+    try:
+        with _locked(folder):
+            _settle(folder)
+    except OSError as error:
+        raise OutputError(
+            f"bundle '{folder}' cannot be mended ({one_line(error.strerror or error)}): expected a "
+            "folder to write to"
+        ) from error
+    return True
+
+
 def _put(
     folder: Path, data: dict[str, Any], files: Mapping[str, Path], remove: Sequence[str]
 ) -> None:
@@ -92,7 +112,7 @@ def _put(
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     if len(text.encode()) > MAX_MANIFEST_BYTES:
         raise BundleError("manifest.json would be larger than 1 MiB: remove engines or vectors")
-    place = folder / PLACE
+    place = folder / AMENDING
     place.mkdir()
     touched = [*files, *(name for name in remove if name not in files)]
     _write(place / "journal.json", json.dumps(touched))
@@ -112,9 +132,9 @@ def _settle(folder: Path) -> None:
     Kept files go back where the manifest still lists them, and what it does not list of what
     the change touched is removed.
     """
-    place = folder / PLACE
+    place = folder / AMENDING
     if place.is_symlink():
-        raise BundleError(f"bundle '{folder}': '{PLACE}' is a link: remove it")
+        raise BundleError(f"bundle '{folder}': '{AMENDING}' is a link: remove it")
     if not place.is_dir():
         return
     listed = read_manifest_json(folder).get("files", {})

@@ -6,6 +6,7 @@ The reader checks sizes before reading and hashes before trusting. The format is
 import hashlib
 import json
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ import numpy.typing as npt
 from rism.runtime.errors import BundleError, one_line
 from rism.runtime.manifest import FileInfo, Manifest, parse_manifest
 
-__all__ = ["BUILT_IN", "MAX_MANIFEST_BYTES", "Bundle", "read_manifest_json", "resolve_bundle"]
+__all__ = [
+    "AMENDING",
+    "BUILT_IN",
+    "MAX_MANIFEST_BYTES",
+    "Bundle",
+    "read_manifest_json",
+    "resolve_bundle",
+]
 
 BUILT_IN = "mini"
 MAX_MANIFEST_BYTES = 2**20
+# While files of a change move to their places (amend.py), and what is left of one that was killed.
+AMENDING = ".amending"
+_PATIENCE_S = 2.0
 # Files that an engine could be led to read: lying in the folder unlisted, they are suspect.
 _DATA_SUFFIXES = (".weights", ".onnx", ".data", ".bin", ".f32", ".plan")
 
@@ -56,8 +67,24 @@ class Bundle:
                 f"bundle '{folder}' {found}, expected a folder with manifest.json: "
                 "make one with rism export --model ... -o DIR"
             )
-        folder = folder.resolve()
-        raw = _read_manifest(folder)
+        folder, end = folder.resolve(), time.monotonic() + _PATIENCE_S
+        while True:
+            raw = _read_manifest(folder)
+            try:
+                return cls._checked(folder, raw, verify=verify)
+            except BundleError as error:
+                amending = (folder / AMENDING).exists()
+                if not amending and raw == _read_manifest(folder):
+                    raise
+                if time.monotonic() > end:
+                    raise BundleError(
+                        f"{error}; a change of this bundle was interrupted, rism doctor {folder} "
+                        "undoes or finishes it"
+                    ) from None
+            time.sleep(0.05)
+
+    @classmethod
+    def _checked(cls, folder: Path, raw: bytes, *, verify: bool) -> "Bundle":
         manifest = parse_manifest(_parse_json(raw))
         _refuse_unlisted(folder, manifest)
         for name, info in manifest.files.items():

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rism.runtime import selftest
+from rism.runtime.amend import mend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, write_stdout
 from rism.runtime.driver import Driver
@@ -73,6 +74,8 @@ def examine(flags: DoctorFlags, console: Console) -> None:
         write_stdout("\n".join([*_environment(driver), *_providers(probes)]) + "\n")
     # Whatever is wrong with the bundle ends it here, in the words of its reader.
     folder = resolve_bundle(flags.bundle)
+    if mend_bundle(folder) and not flags.as_json:
+        write_stdout("mended       a change of the bundle that was interrupted\n")
     bundle = Bundle.open(folder, verify=True)
     wish = Wish(asked or "onnxruntime-cpu", flags.device, flags.threads, engine=flags.engine)
     if flags.record:

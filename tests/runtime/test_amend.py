@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rism.runtime import amend
-from rism.runtime.amend import amend_bundle
+from rism.runtime import bundle as bundle_module
+from rism.runtime.amend import amend_bundle, mend_bundle
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError, OutputError, RismError
 
@@ -130,15 +132,19 @@ os._exit(9)
 """
 
 
+def killed(folder: Path, moves: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, folder, str(moves)], env=environment, check=False
+    )
+    assert run.returncode == 9
+
+
 @pytest.mark.parametrize("moves", [0, 1, 2, 3])
 def test_killed_in_between(tiny_bundle: Path, moves: int) -> None:
     """The next change finds the old bundle, or, once the manifest was there, the new one."""
     before = snapshot(tiny_bundle)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, tiny_bundle, str(moves)], env=environment, check=False
-    )
-    assert run.returncode == 9
+    killed(tiny_bundle, moves)
     amend_bundle(tiny_bundle, note)
     found = snapshot(Bundle.open(tiny_bundle).path)
     data = json.loads(found.pop("manifest.json"))
@@ -149,6 +155,39 @@ def test_killed_in_between(tiny_bundle: Path, moves: int) -> None:
         assert "killed" not in data
         del before["manifest.json"]
         assert found == before
+
+
+def test_who_opens_it_then_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(tiny_bundle)
+    killed(tiny_bundle, 2)
+    monkeypatch.setattr(bundle_module, "_PATIENCE_S", 0.1)
+    with pytest.raises(BundleError) as error:
+        Bundle.open(tiny_bundle)
+    assert "'engines/a/b.plan' is not listed in manifest.json" in str(error.value)
+    assert str(error.value).endswith(
+        f"a change of this bundle was interrupted, rism doctor {tiny_bundle} undoes or finishes it"
+    )
+    assert mend_bundle(tiny_bundle) and not mend_bundle(tiny_bundle)
+    assert snapshot(Bundle.open(tiny_bundle).path) == before
+
+
+def test_a_reader_waits_for_a_change_to_end(tiny_bundle: Path, new: Path) -> None:
+    """Opened while the files have their names, and the manifest not yet."""
+    real, opened = Path.replace, list[Bundle]()
+
+    def replace(source: Path, target: Path) -> Path:
+        if target.name == "manifest.json":
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive() and not opened
+        return real(source, target)
+
+    reader = threading.Thread(target=lambda: opened.append(Bundle.open(tiny_bundle)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        amend_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
+    reader.join()
+    assert "engines/a/b.plan" in opened[0].manifest.files
 
 
 def test_one_writer_at_a_time(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
