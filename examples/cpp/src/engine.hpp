@@ -33,6 +33,9 @@ public:
 
     /// Takes exactly the graph's inputs, gives all of its outputs. Throws Error.
     virtual Tensors run(const Tensors& inputs) = 0;
+
+    /// The fewest rows of an input that a run may have, where the manifest's shape does not say.
+    virtual std::int64_t smallest_batch(const std::string& /*input*/) const { return 1; }
 };
 
 /// What runs graphs. It keeps a reference to the bundle, which has to outlive it.

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <sstream>
 #include <type_traits>
 #include <utility>
 
@@ -155,6 +154,14 @@ public:
         return results;
     }
 
+    std::int64_t smallest_batch(const std::string& input) const override {
+        const auto found = spec_.inputs.find(input);
+        if (found == spec_.inputs.end()) return 1;
+        const nvinfer1::Dims least = engine_->getProfileShape(
+            found->second.name.c_str(), 0, nvinfer1::OptProfileSelector::kMIN);
+        return least.nbDims > 0 ? least.d[0] : 1;
+    }
+
 private:
     void check_type(const TensorSpec& spec) {
         const nvinfer1::DataType type = engine_->getTensorDataType(spec.name.c_str());
@@ -224,19 +231,26 @@ private:
     std::unique_ptr<nvinfer1::IExecutionContext> context_;  // goes before its engine
 };
 
-/// Major, minor and patch of a version such as 10.14.1.48.
-std::string release(const std::string& version) {
-    std::string parts;
-    std::istringstream stream(version);
-    std::string part;
-    for (int i = 0; i < 3 && std::getline(stream, part, '.'); ++i) parts += (i == 0 ? "" : ".") + part;
-    return parts;
+/// Such as 10.14.1.48, as the manifest has it.
+std::string library_version() {
+    return std::to_string(getInferLibMajorVersion()) + "." +
+           std::to_string(getInferLibMinorVersion()) + "." +
+           std::to_string(getInferLibPatchVersion()) + "." +
+           std::to_string(getInferLibBuildVersion());
 }
 
-std::string library_version() {
-    const int version = getInferLibVersion();  // two decimal digits each for minor and patch
-    return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
-           std::to_string(version % 100);
+/// Whether plans for a platform run on this one.
+bool serves(const std::string& name) {
+    if (name == platform) return true;
+#ifdef RISM_TENSORRT_RTX
+    // Its plans know no operating system, only the processor.
+    const auto portable = [](const std::string& one) {
+        return one == "linux-x86_64" || one == "windows-x86_64";
+    };
+    return portable(name) && portable(platform);
+#else
+    return false;
+#endif
 }
 
 std::string compute_capability() {
@@ -250,8 +264,8 @@ std::string compute_capability() {
 /// Why an engine cannot be used here; empty if it can. Asks for the GPU only if all else fits.
 std::string misfit(const EngineVariant& engine) {
     if (engine.target != target) return "is for " + engine.target + ", not " + target;
-    if (engine.platform != platform) return "is for " + engine.platform + ", not " + platform;
-    if (release(engine.version) != library_version()) {
+    if (!serves(engine.platform)) return "is for " + engine.platform + ", not " + platform;
+    if (engine.version != library_version()) {
         return "was built by " + engine.version + ", the library here is " + library_version();
     }
     const std::string capability = compute_capability();

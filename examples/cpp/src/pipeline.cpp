@@ -66,11 +66,13 @@ std::string replaced(const std::string& text, const std::string& what, const std
     return result + text.substr(at);
 }
 
-/// Rows of a batch that a graph was exported for; 1 where any number is taken.
-std::int64_t batch_of(const GraphSpec& graph, const std::string& input) {
-    const auto found = graph.inputs.find(input);
-    if (found == graph.inputs.end() || found->second.shape.empty()) return 1;
-    const std::int64_t batch = std::max<std::int64_t>(found->second.shape[0], 1);
+/// Rows that a run has to have: 1 where any number is taken.
+std::int64_t batch_of(const GraphSpec& spec, const Graph& graph, const std::string& input) {
+    std::int64_t batch = graph.smallest_batch(input);
+    const auto found = spec.inputs.find(input);
+    if (found != spec.inputs.end() && !found->second.shape.empty()) {
+        batch = std::max(batch, found->second.shape[0]);
+    }
     if (batch > batch_limit) throw Error("'" + input + "' has a batch of " + std::to_string(batch));
     return batch;
 }
@@ -138,11 +140,15 @@ std::string choose_capture(const Bundle& bundle, const Engine& engine, const std
 Segmenter::Segmenter(Bundle& bundle, Engine& engine, const std::string& capture)
     : bundle_(bundle), engine_(engine), capture_(choose_capture(bundle, engine, capture)) {}
 
-Tensors Segmenter::run(const std::string& name, const Tensors& inputs) {
-    check_feeds(bundle_.graph(name), inputs);
+Graph& Segmenter::graph(const std::string& name) {
     auto& loaded = graphs_[name];
     if (!loaded) loaded = engine_.load(name);
-    return loaded->run(inputs);
+    return *loaded;
+}
+
+Tensors Segmenter::run(const std::string& name, const Tensors& inputs) {
+    check_feeds(bundle_.graph(name), inputs);
+    return graph(name).run(inputs);
 }
 
 std::vector<std::int64_t> Segmenter::tokens(const std::string& expression) {
@@ -152,8 +158,8 @@ std::vector<std::int64_t> Segmenter::tokens(const std::string& expression) {
         tokenizer_ = std::make_unique<Tokenizer>(bundle_.read(prompt.tokenizer, tokenizer_limit));
     }
     // Written out in an expression it would end the instruction, or begin another.
-    if (const std::string token = tokenizer_->special_token_in(words); !token.empty()) {
-        throw Error("the expression contains the special token '" + token + "', expected words");
+    if (const std::string token = tokenizer_->control_token_in(words); !token.empty()) {
+        throw Error("the expression contains the control token '" + token + "', expected words");
     }
     return tokenizer_->encode(
         prompt.prefix + replaced(prompt.template_text, "{expression}", words) + prompt.suffix);
@@ -197,7 +203,7 @@ std::vector<float> Segmenter::embed(const std::vector<std::int64_t>& ids) {
     padded.resize(length, bundle_.prompt.pad_id);
     attention.resize(length, 0);
     const GraphSpec& spec = bundle_.graph("text_encoder");
-    const std::int64_t batch = batch_of(spec, "input_ids"), n_p = signed_size(length);
+    const std::int64_t batch = batch_of(spec, graph("text_encoder"), "input_ids"), n_p = signed_size(length);
     Tensors inputs;
     inputs.emplace("input_ids", batched(std::move(padded), {n_p}, batch));
     inputs.emplace("attention_mask", batched(std::move(attention), {n_p}, batch));
@@ -210,7 +216,7 @@ Localisation Segmenter::localise(const Placement& place, const std::string& at_s
                                  std::vector<float> latents, std::vector<float> embeds) {
     const std::string name = "transformer." + capture_ + at_size;
     const GraphSpec& spec = bundle_.graph(name);
-    const std::int64_t batch = batch_of(spec, "clean_latents");
+    const std::int64_t batch = batch_of(spec, graph(name), "clean_latents");
     const std::size_t n_v = place.grid.width * place.grid.height, n_p = bundle_.prompt.max_length;
     const std::int64_t tokens = signed_size(n_v), words = signed_size(n_p);
     const std::int64_t channels = signed_size(bundle_.noise_shape[1]);

@@ -35,6 +35,7 @@ public:
     const std::string& capture() const { return capture_; }
 
 private:
+    Graph& graph(const std::string& name);
     Tensors run(const std::string& name, const Tensors& inputs);
     std::vector<float> embed(const std::vector<std::int64_t>& ids);
     Localisation localise(const Placement& place, const std::string& at_size,

@@ -154,7 +154,7 @@ Tokenizer::Tokenizer(const std::vector<char>& bytes) try {
         const auto content = token.at("content").get<std::string>();
         if (content.empty()) refuse("an empty added token");
         added_.emplace_back(content, token.at("id").get<std::int64_t>());
-        special_.push_back(content);
+        if (token.value("special", false) || content[0] == '<') control_.push_back(content);
     }
     std::stable_sort(added_.begin(), added_.end(), [](const auto& a, const auto& b) {
         return a.first.size() > b.first.size();
@@ -164,8 +164,8 @@ Tokenizer::Tokenizer(const std::vector<char>& bytes) try {
                 "): export the bundle again");
 }
 
-std::string Tokenizer::special_token_in(const std::string& text) const {
-    for (const std::string& token : special_) {
+std::string Tokenizer::control_token_in(const std::string& text) const {
+    for (const std::string& token : control_) {
         if (text.find(token) != std::string::npos) return token;
     }
     return "";

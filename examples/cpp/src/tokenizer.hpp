@@ -21,8 +21,8 @@ public:
     /// Token ids without added special tokens.
     std::vector<std::int64_t> encode(const std::string& text) const;
 
-    /// The first special token that is written out in a text, or an empty string.
-    std::string special_token_in(const std::string& text) const;
+    /// The first control token that is written out in a text, or an empty string.
+    std::string control_token_in(const std::string& text) const;
 
 private:
     struct Merge {
@@ -38,7 +38,7 @@ private:
     void merge_word(const std::string& word, std::vector<std::int64_t>& ids) const;
 
     std::vector<std::pair<std::string, std::int64_t>> added_;  // the longest first
-    std::vector<std::string> special_;
+    std::vector<std::string> control_;
     std::unordered_map<std::string, std::int64_t> vocabulary_;
     std::unordered_map<std::pair<std::int64_t, std::int64_t>, Merge, PairHash> merges_;
     bool ignore_merges_ = false;
