@@ -47,7 +47,7 @@ def model_config(model: Model, serving: Serving) -> str:
             "output",
             model.outputs.values(),
             rows=model.max_batch > 0,
-            columns="none" if model.on_cpu else "reshaped",
+            columns="none" if model.file is None else "reshaped",
         ),
     ]
     if model.max_batch > 1:

@@ -155,7 +155,7 @@ def transformer_inputs(
 ) -> ir.Model:
     """Make the graph that brings one picture and several prompts to the transformer's inputs.
 
-    `image` is read for its shape only. Latents, (1, N_v, C), are repeated for each prompt, and
+    `image` is read for its shape only, as are prompt weights. Latents, (1, N_v, C), are repeated for each prompt, and
     embeddings filled up with zeros to the prompt mask's length where there is one.
 
     Args:
@@ -170,8 +170,9 @@ def transformer_inputs(
     want = {name: tensor.dtype for name, tensor in joint.outputs.items()}
     one, size = nodes.constant([1]), nodes.constant([token_px])
     rows, columns = (nodes("Div", _side(nodes, given["image"], axis), size) for axis in (2, 3))
-    latents, embeds = given["clean_latents"], given["prompt_embeds"]
-    batch = _side(nodes, embeds, 0)
+    latents = given["clean_latents"]
+    counted = "prompt_embeds" if "prompt_embeds" in given else "prompt_weights"
+    batch = _side(nodes, given[counted], 0)
     shape = [batch, one, one]
     if grid:
         by_row = nodes("Concat", one, rows, columns, _side(nodes, latents, 2), axis=0)
@@ -189,6 +190,7 @@ def transformer_inputs(
     if "tau" in want:
         made["tau"] = nodes("Identity", nodes.constant([tau], want["tau"]))
     if "prompt_embeds" in want:
+        embeds = given["prompt_embeds"]
         if "prompt_mask" in given:
             embeds = _filled_up(nodes, embeds, given["prompt_mask"], joint.inputs["prompt_embeds"])
         have = joint.inputs["prompt_embeds"].dtype
@@ -233,6 +235,7 @@ def _names(logical: str) -> tuple[str, ...]:
         "clean_latents": ("one", "tokens", "channels"),
         "prompt_embeds": ("batch", "kept_tokens", "features"),
         "prompt_mask": ("batch", "prompt_tokens"),
+        "prompt_weights": ("batch", "prompt_tokens"),
     }[logical]
 
 

@@ -49,7 +49,7 @@ class Model:
         max_batch: rows that the server may join from several requests; 0: none, each request
             is a run of its own.
         rows: that a run can have, by its plan; None for any number.
-        on_cpu: it belongs there wherever the others run.
+        on_cpu: it belongs there wherever the others run: it works on shapes.
     """
 
     name: str
@@ -225,8 +225,8 @@ class _Chaining:
         """
         name = f"transformer.{self.capture}"
         model = self._model(name, self.size_wh)
-        ranks = {"clean_latents": 3, "noise": 3, "prompt_embeds": 3, "positions": 2}
-        _expect_ranks(model, ranks, {})
+        ranks = {"clean_latents": 3, "noise": 3, "prompt_embeds": 3, "prompt_weights": 2}
+        _expect_ranks(model, ranks | {"positions": 2}, {})
         spec = self._spec(name, self.size_wh)[1]
         by_rows = {n: t for n, t in spec.inputs.items() if n not in ("noise", "positions", "tau")}
         free = _by_rows(GraphSpec(spec.file, by_rows, spec.outputs))
@@ -247,18 +247,19 @@ class _Chaining:
 
     def _joint(self, text: Model, vae: Model, transformer: Model) -> Model:
         """Describe what brings one picture and several prompts to the transformer's inputs."""
-        inputs = {
-            "image": vae.inputs["image"],
-            "clean_latents": vae.outputs["clean_latents"],
-            "prompt_embeds": text.outputs["prompt_embeds"],
-        }
+        inputs = {"image": vae.inputs["image"], "clean_latents": vae.outputs["clean_latents"]}
         outputs = {name: transformer.inputs[name] for name in _MADE if name in transformer.inputs}
-        if self.manifest.prompt.padding == "zeros":
+        embeds, filled = text.outputs["prompt_embeds"], self.manifest.prompt.padding == "zeros"
+        if filled:
             inputs["prompt_mask"] = transformer.inputs.get(
                 "prompt_mask", Tensor("prompt_mask", "float32", (FREE, FREE))
             )
-        elif text.outputs["prompt_embeds"].dtype == transformer.inputs["prompt_embeds"].dtype:
+        if filled or embeds.dtype != transformer.inputs["prompt_embeds"].dtype:
+            inputs["prompt_embeds"] = embeds
+        else:
+            # Only their number is wanted, which the smallest tensor tells.
             del outputs["prompt_embeds"]
+            inputs["prompt_weights"] = transformer.inputs["prompt_weights"]
         return Model(
             f"{self.prefix}transformer_inputs{self._suffix}",
             transformer.graph,
@@ -266,7 +267,7 @@ class _Chaining:
             "onnxruntime_onnx",
             {name: replace(tensor, name=name) for name, tensor in inputs.items()},
             {name: replace(tensor, name=joined(name)) for name, tensor in outputs.items()},
-            on_cpu=True,
+            on_cpu="prompt_embeds" not in outputs,
         )
 
 

@@ -55,6 +55,10 @@ def test_models_and_tensors(served: Server) -> None:
         "refined_attention": [-1, -1],
         "separability": [-1, 1],
     }
+    # What it is given of the prompts is small, and what it does belongs on the CPU.
+    joint = served.configs["transformer_inputs"]
+    assert {t.name for t in joint.input} == {"image", "clean_latents", "prompt_weights"}
+    assert [group.kind for group in joint.instance_group] == [joint.instance_group[0].KIND_CPU]
     batching = served.configs["transformer_scores"].dynamic_batching
     assert batching.max_queue_delay_microseconds == 1000
     assert not batching.preferred_batch_size

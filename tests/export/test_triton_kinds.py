@@ -68,6 +68,9 @@ def test_a_text_encoder_that_looks(padding: str, tmp_path: Path) -> None:
     assert server.configs["text_encoder"].max_batch_size == 0
     joins = server.configs["transformer_vectors"].max_batch_size
     assert joins == (8 if padding == "zeros" else 0)
+    joint = server.configs["transformer_inputs"]
+    filled = "prompt_embeds" in {tensor.name for tensor in joint.input}
+    assert filled == (padding == "zeros") == (not joint.instance_group)
     asked = {tensor.name for tensor in server.configs["rism_vectors"].input}
     assert {"pixel_values", "patch_positions", "position_ids", "prompt_mask"} <= asked
     said = ["the red hat", "the hat red"] if padding == "none" else ["the hat", "the man's red hat"]
