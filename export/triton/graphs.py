@@ -155,8 +155,9 @@ def transformer_inputs(
 ) -> ir.Model:
     """Make the graph that brings one picture and several prompts to the transformer's inputs.
 
-    `image` is read for its shape only, as are prompt weights. Latents, (1, N_v, C), are repeated for each prompt, and
-    embeddings filled up with zeros to the prompt mask's length where there is one.
+    `image` is read for its shape only, as are prompt weights. Latents, (1, N_v, C), are repeated
+    for each prompt, and embeddings filled up with zeros to the prompt mask's length where there
+    is one.
 
     Args:
         joint: the inputs and outputs to have.
