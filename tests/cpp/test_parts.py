@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 from rism.runtime.images import load_image
-from tests.cpp.build import need, run
+from tests.cpp.build import run
 from tests.cpp.recording import BUNDLE
 
 EXAMPLES = BUNDLE.parents[2] / "examples"
@@ -194,7 +194,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
 def test_pictures_are_read_as_the_runtime_reads_them(built: Path, tmp_path: Path) -> None:
     program = built / "picture_test"
     if not program.is_file():
-        need("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
+        pytest.skip("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
     refused = {
         "cmyk.jpg": "CMYK",
         "deep.png": "16 bits",
@@ -221,7 +221,7 @@ def test_pictures_are_read_as_the_runtime_reads_them(built: Path, tmp_path: Path
 def test_masks_are_written_whole(built: Path, tmp_path: Path) -> None:
     program = built / "picture_test"
     if not program.is_file():
-        need("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
+        pytest.skip("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
     mask = np.random.default_rng(0).integers(0, 2, (23, 41), np.uint8)
     (tmp_path / "mask").write_bytes(mask.tobytes())
     done = run([program, "write", tmp_path / "mask", "41", "23", tmp_path / "mask.png"])
