@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import providers
-from benchmarks.provider_run import Job, Measured
+from benchmarks.provider_run import Job, Measured, _device_memory
 from benchmarks.providers import Row, as_json, find_rows, measure, report
 from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import resolve_bundle
@@ -101,6 +102,21 @@ def test_a_crash_is_a_reason(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(sys, "executable", str(crash))
     [row] = measure(mini, [Row("onnxruntime-cpu", "fp32")], JOB)
     assert row.reason == "exit code -11: it fell over"
+
+
+def test_memory_of_a_gpu_is_what_its_driver_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$1" = --id=1 ] && echo 1234\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    on_gpu = replace(JOB, provider="tensorrt+onnxruntime-cuda", device=1)
+    assert _device_memory(on_gpu) == 1234 * 2**20
+    assert _device_memory(replace(on_gpu, device=0)) is None  # it says nothing
+    assert _device_memory(replace(on_gpu, provider="onnxruntime-cpu")) is None
+    smi.unlink()
+    assert _device_memory(on_gpu) is None
 
 
 def test_ratios_are_against_the_best_onnxruntime() -> None:
