@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from rism.export.triton import Serving, TritonOptions, export_triton
 from rism.runtime.bundle import Bundle, resolve_bundle
@@ -109,6 +110,12 @@ def test_one_expression_and_too_many(served: Server, mini: Bundle) -> None:
     many = {k: v if k == "image" else np.repeat(v, 9, axis=0) for k, v in sent.items()}
     with pytest.raises(RefusedError, match="at most 8"):
         served.infer("rism_scores", many)
+    # 17 x 17 tokens are more than mini has noise for, which 16 x 16 are not.
+    fits, large = (np.zeros((1, 3, side, side), np.float32) for side in (128, 136))
+    [answer] = served.infer("rism_scores", sent | {"image": fits})
+    assert answer["scores"].shape == (1, 256)
+    with pytest.raises(Fail):
+        served.infer("rism_scores", sent | {"image": large})
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices"])
