@@ -21,6 +21,8 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.holes import write_holes
+
 __all__ = ["SIZES", "Shape", "write_checkpoint", "write_configuration"]
 
 MINI = Path(__file__).parent.parent / "export" / "checkpoints" / "mini"
@@ -80,15 +82,25 @@ SIZES = {
 }
 
 
-def write_checkpoint(folder: Path, shape: Shape, *, seed: int = 0) -> None:
+def write_checkpoint(folder: Path, shape: Shape, *, seed: int | None = 0) -> None:
     """Write a checkpoint; a shard is the most that is held in memory.
 
     Args:
         folder: must not exist.
         shape: sizes of the model.
-        seed: of the weights.
+        seed: of the weights; None for holes instead of weights (`benchmarks.holes`).
     """
     parts = write_configuration(folder, shape)
+    if seed is None:
+        for part, module in parts.items():
+            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+            shapes = {
+                name: tuple(meta.shape)
+                for name, meta in _tensors(module, shape)
+                if not name.endswith("num_batches_tracked")
+            }
+            write_holes(folder / part / f"{stem}.safetensors", shapes)
+        return
     pool = torch.empty(_POOL, dtype=torch.bfloat16).normal_(
         generator=torch.Generator().manual_seed(seed)
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.holes import write_holes
 from benchmarks.step1x_language import (
     language_config,
     make_tokenizer,
@@ -48,7 +49,7 @@ _MODULATION = ("_mod.lin.weight", "modulation.lin.weight", "adaLN_modulation.1.w
 
 
 def write_original(
-    folder: Path, shape: Step1XShape, *, version: str = "1.1", seed: int = 0
+    folder: Path, shape: Step1XShape, *, version: str = "1.1", seed: int | None = 0
 ) -> Path:
     """Write the makers' layout: two files and the language model's folder beside them.
 
@@ -56,13 +57,13 @@ def write_original(
         folder: must not exist.
         shape: sizes of the model.
         version: "1.0" or "1.1".
-        seed: of the weights.
+        seed: of the weights; None for holes instead of weights (`benchmarks.holes`).
 
     Returns:
         The transformer's file.
     """
     folder.mkdir(parents=True)
-    pool = _Pool(seed)
+    pool = None if seed is None else _Pool(seed)
     file = folder / TRANSFORMER_FILES[version]
     _write_file(file, transformer_tensors(shape, scale_factor=version == "1.0"), "BF16", pool)
     _write_file(folder / "vae.safetensors", vae_tensors(shape), "F32", pool)
@@ -211,7 +212,7 @@ def _write_json(file: Path, values: Mapping[str, object]) -> None:
 
 
 def _write_shards(
-    folder: Path, stem: str, tensors: Mapping[str, Laid], count: int, pool: _Pool
+    folder: Path, stem: str, tensors: Mapping[str, Laid], count: int, pool: _Pool | None
 ) -> None:
     """Write bfloat16 tensors as `count` files of about the same size, and their index."""
     total = tensors_nbytes(tensors, "BF16")
@@ -229,7 +230,10 @@ def _write_shards(
     _write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool) -> None:
+def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool | None) -> None:
+    if pool is None:
+        write_holes(file, {name: laid.shape for name, laid in tensors.items()}, dtype)
+        return
     with file.open("wb") as out:
         out.write(_header(tensors, dtype))
         for laid in tensors.values():

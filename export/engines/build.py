@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
-from rism.export.engines.listing import Check, Layer, check_layers
+from rism.export.engines.graph import Request, build_graph
+from rism.export.engines.listing import Check, Layer
 from rism.export.engines.options import BuildOptions
-from rism.export.engines.process import Built, Job, run_job
+from rism.export.engines.process import Built
 from rism.export.engines.shapes import profile, ranges
 from rism.export.engines.targets import (
     Target,
@@ -40,10 +41,8 @@ from rism.runtime.variants import this_platform
 __all__ = ["BuildReport", "GraphReport", "build_engines"]
 
 _NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_FLAGS = {"plan": (), "stripped": ("STRIP_PLAN", "REFIT_IDENTICAL"), "bound": ()}
 # FP8 weights of engines that take them as inputs; every capture mode has the same.
 _STORED = "transformer.e4m3.weights"
-_MATRICES = "transformer.matrices"
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,12 @@ class _Build:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, work: Path, progress: Progress) -> BuildReport:
-        known = ranges(self.bundle.manifest, self.options)
+        manifest = self.bundle.manifest
+        known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0], self.options)
         reports = []
         for graph in self.graphs:
             progress.stage(f"building {graph} ({self.target.name}, {self.precision})")
-            shapes = profile(self.bundle.manifest.graphs[graph], known)
+            shapes = profile(manifest.graphs[graph].inputs, known)
             reports.append(self._graph(graph, shapes, work))
         self._amend()
         return BuildReport(
@@ -159,39 +159,37 @@ class _Build:
             text = json.dumps({name: asdict(weight) for name, weight in bound.items()}, indent=1)
             self._add(entry, "weights", f"{folder}/{graph}.weights.json", text, work)
         changed = bool(quantised or attentions.written_out)
-        file = work / f"{graph}.graph"
-        file.write_bytes(ir.to_proto(model).SerializeToString())
         if self.options.weights == "stripped":
             entry["refit"] = spec.file
             if changed:
                 # Beside the weights that it names: nothing may name a file of another folder.
                 entry["refit"] = f"{graph}.{self.name}.refit.onnx"
-                self.files[entry["refit"]] = Path(shutil.copy(file, work / f"{graph}.refit"))
-        job = Job(
-            name=graph,
-            module=self.target.module,
-            graph=file,
-            weights_beside=source,
-            flags=_FLAGS[self.options.weights],
-            compute_capabilities=self.gpus if self.target.compute_capabilities else (),
-            profile={spec.inputs[logical].name: shape for logical, shape in shapes.items()},
-            plan=work / f"{graph}.plan",
-        )
-        built = run_job(job, timeout_s=self.options.timeout_s)
-        file.unlink()
-        self.library = built.version
-        checks = check_layers(
-            built.layers,
+                self.files[entry["refit"]] = work / f"{graph}.refit"
+                ir.save(model, self.files[entry["refit"]])
+        request = Request(
+            graph=graph,
+            target=self.target,
+            gpus=self.gpus,
             precision=self.precision if fp8 else self.own,
-            attentions=attentions.fused,
-            quantised=quantised,
-            written_out=attentions.written_out,
-            tokens=None if graph.startswith(_MATRICES) else shapes.get("clean_latents"),
+            weights=self.options.weights,
+            profile=shapes,
+            names={logical: tensor.name for logical, tensor in spec.inputs.items()},
+            weights_beside=source,
         )
+        plan = work / f"{graph}.plan"
+        built, checks = build_graph(
+            model,
+            request,
+            plan,
+            attentions=attentions,
+            quantised=quantised,
+            timeout_s=self.options.timeout_s,
+        )
+        self.library = built.version
         self._refuse(graph, checks)
         text = _listing(graph, built, checks)
         self._add(entry, "layers", f"{folder}/{graph}.layers.json", text, work)
-        self.files[entry["file"]] = job.plan
+        self.files[entry["file"]] = plan
         entry["shapes"] = {
             logical: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
             for logical, shape in shapes.items()
@@ -201,7 +199,7 @@ class _Build:
             graph,
             built.seconds,
             built.peak_bytes,
-            job.plan.stat().st_size,
+            plan.stat().st_size,
             len(built.layers),
             tuple(checks),
         )

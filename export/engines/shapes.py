@@ -11,8 +11,9 @@ from rism.export.engines.options import BuildOptions
 from rism.runtime import geometry
 from rism.runtime.engine_spec import ShapeRange
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.graph_spec import GraphSpec
-from rism.runtime.manifest import Manifest
+from rism.runtime.graph_spec import TensorSpec
+from rism.runtime.manifest import Geometry
+from rism.runtime.prompt_spec import PromptRules
 
 __all__ = ["profile", "ranges"]
 
@@ -31,22 +32,26 @@ class _Range:
     def times(self, factor: int) -> _Range:
         return _Range(self.min * factor, self.opt * factor, self.max * factor)
 
-    def plus(self, low: int, usual: int, high: int) -> _Range:
-        return _Range(self.min + low, self.opt + usual, self.max + high)
+    def plus(self, count: int) -> _Range:
+        return _Range(self.min + count, self.opt + count, self.max + count)
 
 
-def ranges(manifest: Manifest, options: BuildOptions) -> dict[str, _Range]:
-    """Say how large each named dimension of the bundle's graphs can be.
+def ranges(
+    rules: Geometry, prompt: PromptRules, noise_rows: int, options: BuildOptions
+) -> dict[str, _Range]:
+    """Say how large each named dimension of a bundle's graphs can be.
 
     Args:
-        manifest: the bundle's.
+        rules: the bundle's geometry.
+        prompt: the bundle's rules for prompts.
+        noise_rows: most tokens that it has noise for.
         options: `shapes` and `batch`.
 
     Raises:
         InputError: shapes that are none, or that the bundle cannot have.
     """
-    sizes = _pictures(manifest, options.shapes)
-    rules, token = manifest.prompt, manifest.geometry.token_px
+    sizes = _pictures(rules, noise_rows, options.shapes)
+    token = rules.token_px
     areas = [(w // token) * (h // token) for w, h in sizes]
     found = {
         "batch": _Range(*options.batch),
@@ -54,34 +59,34 @@ def ranges(manifest: Manifest, options: BuildOptions) -> dict[str, _Range]:
         "width": _Range(*(w for w, _ in sizes)),
         "height": _Range(*(h for _, h in sizes)),
     }
-    if options.shapes is None and not manifest.geometry.sizes:
-        found |= _by_geometry(manifest)
+    if options.shapes is None and not rules.sizes:
+        found |= _by_geometry(rules, noise_rows)
     seen = _Range(0, 0, 0)
-    if rules.vision is not None:
-        cell = rules.vision.cell_px**2
-        low, high = rules.vision.min_pixels // cell, -(-rules.vision.max_pixels // cell)
+    if prompt.vision is not None:
+        cell = prompt.vision.cell_px**2
+        low, high = prompt.vision.min_pixels // cell, -(-prompt.vision.max_pixels // cell)
         seen = _Range(max(1, low), (max(1, low) + high) // 2, high)
         found["picture_tokens"] = seen
-        found["patches"] = seen.times(rules.vision.merge**2)
-    longest = rules.max_length
-    prompt = _Range(1, min(longest, seen.opt + _USUAL_WORDS), longest)
-    found["prompt_tokens"] = prompt
-    found["sequence"] = prompt.plus(rules.drop, rules.drop, rules.drop)
+        found["patches"] = seen.times(prompt.vision.merge**2)
+    longest = prompt.max_length
+    own = _Range(1, min(longest, seen.opt + _USUAL_WORDS), longest)
+    found["prompt_tokens"] = own
+    found["sequence"] = own.plus(prompt.drop)
     return found
 
 
-def profile(graph: GraphSpec, known: Mapping[str, _Range]) -> dict[str, ShapeRange]:
+def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> dict[str, ShapeRange]:
     """Turn sizes of dimensions into shapes of a graph's inputs.
 
     Args:
-        graph: of the manifest.
+        inputs: of the graph, by logical name.
         known: as `ranges` gives them.
 
     Raises:
         InputError: a dimension has a name that is not known.
     """
     found = {}
-    for logical, tensor in graph.inputs.items():
+    for logical, tensor in inputs.items():
         sides: list[_Range] = []
         for size in tensor.shape:
             if isinstance(size, int):
@@ -90,7 +95,7 @@ def profile(graph: GraphSpec, known: Mapping[str, _Range]) -> dict[str, ShapeRan
                 sides.append(known[size])
             else:
                 raise InputError(
-                    f"input '{logical}' of {graph.file} has a dimension '{one_line(size)}', "
+                    f"input '{logical}' of a graph has a dimension '{one_line(size)}', "
                     f"expected one of {', '.join(known)}: export the bundle again"
                 )
         found[logical] = ShapeRange(
@@ -101,9 +106,8 @@ def profile(graph: GraphSpec, known: Mapping[str, _Range]) -> dict[str, ShapeRan
     return found
 
 
-def _pictures(manifest: Manifest, shapes: str | None) -> list[tuple[int, int]]:
+def _pictures(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tuple[int, int]]:
     """The smallest, the usual and the largest picture that the model is to see, pixels."""
-    rules = manifest.geometry
     if shapes == "static" or (shapes is None and rules.sizes):
         if not rules.sizes:
             raise InputError(
@@ -137,10 +141,10 @@ def _pictures(manifest: Manifest, shapes: str | None) -> list[tuple[int, int]]:
                 f"{rules.multiple_px} pixels for this model"
             )
         tokens = (width // rules.token_px) * (height // rules.token_px)
-        if tokens > manifest.noise.shape[0]:
+        if tokens > noise_rows:
             raise InputError(
                 f"--shapes has {width}x{height}, which makes {tokens} tokens, expected at most "
-                f"{manifest.noise.shape[0]} for this bundle"
+                f"{noise_rows} for this bundle"
             )
     for small, large in pairwise(sizes):
         if small[0] > large[0] or small[1] > large[1]:
@@ -148,26 +152,24 @@ def _pictures(manifest: Manifest, shapes: str | None) -> list[tuple[int, int]]:
     return sizes
 
 
-def _by_geometry(manifest: Manifest) -> dict[str, _Range]:
+def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
     """What pictures of every shape become by the bundle's rules."""
-    rules = manifest.geometry
-    plans = [geometry.plan(size, rules) for size in _extreme_pictures(rules.size_level, manifest)]
+    plans = [geometry.plan(size, rules) for size in _extreme_pictures(rules)]
     square = geometry.plan((rules.size_level, rules.size_level), rules)
     rows = [each.grid_hw[0] * rules.token_px for each in plans]
     columns = [each.grid_hw[1] * rules.token_px for each in plans]
     usual = square.grid_hw[0] * rules.token_px
     tokens = [each.tokens for each in plans]
     return {
-        "tokens": _Range(min(tokens), square.tokens, max(manifest.noise.shape[0], *tokens)),
+        "tokens": _Range(min(tokens), square.tokens, max(noise_rows, *tokens)),
         "height": _Range(min(rows), usual, max(rows)),
         "width": _Range(min(columns), usual, max(columns)),
     }
 
 
-def _extreme_pictures(level: int, manifest: Manifest) -> Iterator[tuple[int, int]]:
+def _extreme_pictures(rules: Geometry) -> Iterator[tuple[int, int]]:
     """Pictures of the model's area in every aspect ratio, and small ones where they stay small."""
-    rules = manifest.geometry
-    steps = 64
+    level, steps = rules.size_level, 64
     for step in range(-steps, steps + 1):
         aspect = rules.max_aspect ** (step / steps)
         width = max(1, int(level * aspect**0.5))

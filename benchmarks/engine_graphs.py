@@ -1,0 +1,162 @@
+"""Graphs of the published widths without weights, for building engines of them anywhere.
+
+A checkpoint of holes is opened and traced as every checkpoint is; the weights of the graph are
+then holes of a file, too. An engine that takes its weights as inputs is the same for them as for
+the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from benchmarks.random_checkpoint import SIZES, write_checkpoint
+from benchmarks.random_step1x import SMALL, STEP1X, write_original
+from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.qdq import quantise
+from rism.calibration.scales import Scales
+from rism.export.bundle import open_model
+from rism.export.checkpoint import find_checkpoint
+from rism.export.graph_inputs import trace_text, trace_transformer, trace_vae, trace_vision
+from rism.export.graphs import CaptureOptions
+from rism.export.precision import PRECISIONS
+from rism.export.spec import OpenModel
+
+__all__ = ["MODELS", "Holes", "open_holes", "quantise_holes"]
+
+_SCALE = 1 / 64  # of every activation; what it is does not change the engine
+
+
+def _klein(folder: Path, size: str, double: int, single: int) -> None:
+    shape = SIZES[size]
+    whole = (double, single) == (shape.double, shape.single)
+    if whole:
+        write_checkpoint(folder, shape, seed=None)
+        return
+    write_checkpoint(folder, replace(shape, double=double, single=single, text_blocks=4), seed=None)
+    settings = {"text_encoder_out_layers": [1, 2, 3], "feature_block": 1}
+    (folder / "rism.json").write_text(json.dumps(settings))
+
+
+def _step1x(folder: Path, double: int, single: int) -> None:
+    whole = (double, single) == (STEP1X.double, STEP1X.single)
+    shape = replace(STEP1X, vocabulary=SMALL.vocabulary)
+    if not whole:
+        shape = replace(
+            shape,
+            double=double,
+            single=single,
+            vision_depth=2,
+            vision_full=(1,),
+            text_blocks=1,
+            text_shards=1,
+        )
+    write_original(folder, shape, version="1.0", seed=None)
+    if not whole:
+        (folder / "rism.json").write_text(json.dumps({"feature_block": 1}))
+
+
+MODELS: dict[str, tuple[Callable[[Path, int, int], None], tuple[int, int]]] = {
+    "klein-4b": (lambda folder, *blocks: _klein(folder, "4b", *blocks), (5, 20)),
+    "klein-9b": (lambda folder, *blocks: _klein(folder, "9b", *blocks), (8, 24)),
+    "step1x-1.0": (_step1x, (STEP1X.double, STEP1X.single)),
+}
+"""What writes a checkpoint of so many blocks, and how many the published one has."""
+
+
+@dataclass(frozen=True)
+class Holes:
+    """A model without weights, and a folder for what its graphs name."""
+
+    model: OpenModel
+    folder: Path
+
+    def graph(self, name: str, precision: str) -> ir.Model:
+        """Trace one graph; its weights are holes of a file in the folder.
+
+        Args:
+            name: as in a manifest: "text_encoder", "vision_encoder", "vae_encoder" or
+                "transformer.<capture>".
+            precision: "fp32", "fp16" or "bf16".
+        """
+        model, chosen = self.model, PRECISIONS[precision]
+        if name == "text_encoder":
+            traced = trace_text(model.text_encoder(chosen), model.spec)
+        elif name == "vae_encoder":
+            traced = trace_vae(model.vae_encoder(chosen), model.spec, None)
+        elif name == "vision_encoder":
+            part = model.vision_encoder(chosen)
+            assert part is not None, f"{model.spec.name} has no vision encoder"
+            traced = trace_vision(part, model.spec)
+        else:
+            options = CaptureOptions(name.partition(".")[2])
+            part = model.transformer(chosen)
+            traced = trace_transformer(part, model.spec, options, chosen, None)
+        _dig(traced, self.folder / f"{name}.{precision}.weights")
+        return traced
+
+
+def open_holes(name: str, folder: Path, blocks: tuple[int, int] | None = None) -> Holes:
+    """Write and open a model of holes.
+
+    Args:
+        name: one of `MODELS`.
+        folder: must not exist.
+        blocks: double-stream and single-stream blocks; None for all.
+    """
+    write, published = MODELS[name]
+    write(folder / "checkpoint", *(blocks or published))
+    return Holes(open_model(find_checkpoint(str(folder / "checkpoint"))), folder)
+
+
+def quantise_holes(graph: ir.Model, file: Path) -> int:
+    """Quantise a transformer as `rism build --precision fp8` does, with the default layers.
+
+    Args:
+        graph: changed in place.
+        file: of the FP8 weights; must not exist.
+
+    Returns:
+        How many layers are FP8.
+    """
+    layers = find_layers(graph)
+    kept = kept_layers([layer.name for layer in layers])
+    scales = Scales(
+        fingerprint=fingerprint(layers),
+        model="holes",
+        precision="any",
+        rule="max",
+        percentile=100.0,
+        samples=0,
+        layers={layer.name: _SCALE for layer in layers if layer.name not in kept},
+        kept=kept,
+    )
+    return len(quantise(graph, scales, weights="stored", file=file))
+
+
+def _dig(graph: ir.Model, file: Path) -> None:
+    """Give every initializer without values a place in a file of holes."""
+    end = 0
+    for value in graph.graph.initializers.values():
+        if value.const_value is not None:
+            continue
+        assert value.dtype is not None
+        assert value.shape is not None
+        length = math.prod(value.shape.numpy()) * value.dtype.itemsize
+        value.const_value = ir.ExternalTensor(
+            location=file.name,
+            offset=end,
+            length=int(length),
+            dtype=value.dtype,
+            shape=ir.Shape(value.shape),
+            name=value.name or "",
+            base_dir=str(file.parent),
+        )
+        end += int(length) + -int(length) % 4096
+    with file.open("wb") as out:
+        out.truncate(max(end, 1))
