@@ -5,7 +5,8 @@ CUDA code that works on what they leave on the device) need no synchronisation, 
 scratch memory serves every engine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from threading import RLock
 from typing import Any, Protocol, TypeAlias
@@ -30,6 +31,9 @@ class Device(Protocol):
     @property
     def stream(self) -> int:
         """The stream, as CUDA's handle."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make it the device that a library's calls in this thread are about."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Return an array of no values in particular, C-contiguous."""
@@ -79,14 +83,20 @@ class CudaDevice:
         """The stream, as CUDA's handle."""
         return int(self._stream.ptr)
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make it the device that a library's calls in this thread are about."""
+        with self._device, self._stream:
+            yield
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Return an array of no values in particular, C-contiguous."""
-        with self._device, self._stream:
+        with self.current():
             return self._cupy.empty(shape, np.dtype(dtype))
 
     def copy(self, source: Any, *, into: DeviceArray) -> None:
         """Copy an array of the host or the device into one of the device, casting its dtype."""
-        with self._device, self._stream:
+        with self.current():
             if isinstance(source, np.ndarray):
                 into.set(np.ascontiguousarray(source, dtype=into.dtype), stream=self._stream)
             else:
@@ -98,7 +108,7 @@ class CudaDevice:
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """Wait for the stream and return an array of the host."""
-        with self._device, self._stream:
+        with self.current():
             return np.asarray(self._cupy.asnumpy(array, stream=self._stream))
 
     def scratch(self, nbytes: int) -> DeviceArray:
@@ -109,7 +119,7 @@ class CudaDevice:
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         """Record what a function queues as a CUDA graph; the result launches it."""
-        with self._device, self._stream:
+        with self.current():
             self._stream.begin_capture()
             try:
                 queue()
@@ -117,7 +127,7 @@ class CudaDevice:
                 graph = self._stream.end_capture()
 
         def launch() -> None:
-            with self._device:
+            with self.current():
                 graph.launch(stream=self._stream)
 
         return launch

@@ -133,15 +133,20 @@ def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...
     targets = {v.target: None for v in manifest.engines if wish.engine in (None, v.name)}
     if wish.engine is not None and not targets:
         targets = {"tensorrt-rtx": None}  # which will say what there is
-    ort = None if wish.engine is not None and not manifest.engines else choose_ort()
+    try:
+        ort: tuple[str, str] | None = choose_ort()
+    except ProviderError:
+        if not targets:
+            raise
+        ort = None  # engines may have all graphs
     for target in targets:
         if target in LIBRARIES:
             # What has no plan runs on the best onnxruntime; results name both.
             yield (target, *([] if ort is None else [ort[0]])), "an engine of the bundle fits"
     own = COMPUTES_IN.get(wish.precision or "") in (None, manifest.precision.compute)
-    if wish.engine is not None or wish.precision == "fp8" or not own:
+    if ort is None or wish.engine is not None or wish.precision == "fp8" or not own:
         return
-    name, why = ort or choose_ort()
+    name, why = ort
     yield (name,), why
     if name != "onnxruntime-cpu":
         yield ("onnxruntime-cpu",), "the CPU is left"

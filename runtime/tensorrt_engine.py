@@ -88,7 +88,7 @@ class TensorRtEngine:
         weights = {}
         if self._plan.weights is not None:
             weights = read_bound_weights(bundle, self._plan.weights)
-        with device.lock:
+        with device.lock, device.current():
             self._read = read_plan(library, plan, label=self._label, rebuild=rebuild)
             self._check_tensors(weights)
             if self._plan.refit is not None:
@@ -133,7 +133,8 @@ class TensorRtEngine:
         """
         shapes = {logical: tuple(feeds[logical].shape) for logical in self._spec.inputs}
         self._check_shapes(shapes)
-        with self._device.lock:
+        with self._device.lock, self._device.current():
+            self._read.logger.lines.clear()
             try:
                 return self._replay(feeds) if self._static else self._once(feeds, shapes)
             except MemoryError as error:  # CuPy's OutOfMemoryError is one
@@ -222,8 +223,8 @@ class TensorRtEngine:
         if self._rtx:
             how = engine.create_runtime_config()
             how.set_execution_context_allocation_strategy(strategy.USER_MANAGED)
-            if self._static:
-                graphs = self._trt.CudaGraphStrategy  # type: ignore[attr-defined]
+            graphs = getattr(self._trt, "CudaGraphStrategy", None)  # not in its first versions
+            if self._static and graphs is not None:
                 how.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
         context = engine.create_execution_context(how)
         if context is None:

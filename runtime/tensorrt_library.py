@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, cast
 
 from rism.runtime.driver import Driver
@@ -104,6 +104,7 @@ def read_plan(library: Library, plan: bytes, *, label: str, rebuild: str) -> Rea
     """
     trt = library.module
     logger = _logger(trt)
+    logger.lines.clear()
     runtime = trt.Runtime(logger)
     # TensorRT for RTX looks at the header first, and names what it misses.
     check = getattr(runtime, "get_engine_validity", None)
@@ -149,8 +150,13 @@ def _refusal(
     )
 
 
+@cache
 def _logger(trt: TensorRt) -> Any:
-    """Make a logger that keeps the last lines and prints none."""
+    """Return a logger that keeps the last lines and prints none.
+
+    One for the life of the process: the library goes on using the first that it was given,
+    whatever it is given later.
+    """
 
     class Lines(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -166,6 +172,8 @@ def _logger(trt: TensorRt) -> Any:
 
 def _cuda_major(module: str) -> int | None:
     """Read it from the name of the wheel that is installed: tensorrt-rtx-cu13."""
+    from importlib import metadata  # costs more than everything else here
+
     for major in (12, 13, 14):
         try:
             metadata.distribution(f"{module}_cu{major}_libs")

@@ -117,10 +117,12 @@ def choose_variant(
             engine is None and variant.target != machine.target
         ):
             continue
-        reason = misfit(variant, machine)
-        if reason is None and precision not in (None, variant.precision):
-            reason = f"computes in {one_line(variant.precision)}, not {precision}"
-        reason = reason or _lacks(variant, needed) or _shapes(variant, manifest)
+        reason = (
+            misfit(variant, machine)
+            or _precision(variant, precision)
+            or _lacks(variant, needed)
+            or _shapes(variant, manifest)
+        )
         if reason is None:
             fitting.append(variant)
         else:
@@ -133,12 +135,7 @@ def choose_variant(
             f"{machine.gpu.compute_capability}): {'; '.join(reasons) or 'it has none'}: {command}"
         )
 
-    def rank(variant: EngineVariant) -> tuple[bool, bool, int]:
-        own = COMPUTES_IN.get(variant.precision) == manifest.precision.compute
-        lacking = sum(name not in variant.graphs for name in optional)
-        return not own, variant.precision == "fp8", lacking
-
-    return min(fitting, key=rank)
+    return min(fitting, key=lambda variant: _rank(variant, manifest, optional))
 
 
 def largest_batch(variant: EngineVariant, graphs: Sequence[str]) -> int | None:
@@ -152,6 +149,20 @@ def largest_batch(variant: EngineVariant, graphs: Sequence[str]) -> int | None:
         if name in shapes and not graph.startswith("vae_encoder")
     ]
     return min(sizes, default=None)
+
+
+def _rank(
+    variant: EngineVariant, manifest: Manifest, optional: Sequence[str]
+) -> tuple[bool, bool, int]:
+    own = COMPUTES_IN.get(variant.precision) == manifest.precision.compute
+    lacking = sum(name not in variant.graphs for name in optional)
+    return not own, variant.precision == "fp8", lacking
+
+
+def _precision(variant: EngineVariant, wanted: str | None) -> str | None:
+    if wanted in (None, variant.precision):
+        return None
+    return f"computes in {one_line(variant.precision)}, not {wanted}"
 
 
 def _lacks(variant: EngineVariant, needed: Sequence[str]) -> str | None:

@@ -5,7 +5,8 @@ that binds a wrong array, shape or dtype gives wrong numbers, not only another l
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from threading import RLock
@@ -67,8 +68,10 @@ class FakeTensorRt:
         self.fails: set[str] = set()
         self.says = "Error Code 2: it hurts"
         self.configs: list[Any] = []
+        self.device: HostDevice | None = None
 
     def note(self, call: str, logger: Logger) -> bool:
+        assert self.device is None or self.device.depth, "the GPU is not the current one"
         self.calls.append(call)
         if call in self.fails:
             logger.log(Severity.ERROR, self.says)
@@ -220,7 +223,14 @@ class HostDevice:
         self.lock = RLock()
         self.captured = 0
         self.launched = 0
+        self.depth = 0
         self._scratch = np.zeros(0, np.uint8)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self.depth += 1
+        yield
+        self.depth -= 1
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.full(shape, np.nan if dtype.startswith("float") else 1, dtype)

@@ -61,8 +61,8 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> HostDevice:
-    host = HostDevice()
+def device(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt) -> HostDevice:
+    trt.device = host = HostDevice()
     monkeypatch.setattr(start, "open_device", lambda _: host)
     return host
 
@@ -307,6 +307,20 @@ class TestRoutes:
             "auto: tensorrt-rtx did not start (TensorRT for RTX 1.7.1.116 cannot load engine"
         )
         assert segmenter.provider_reason.endswith("; this onnxruntime has no CUDA")
+
+    def test_engines_of_all_graphs_need_no_onnxruntime(
+        self, built: Any, trt: FakeTensorRt, device: HostDevice, monkeypatch: Any
+    ) -> None:
+        bundle = built()
+
+        def absent() -> Any:
+            raise ProviderError("onnxruntime cannot be imported")
+
+        monkeypatch.setattr(start, "choose_ort", absent)
+        assert Segmenter.from_bundle(bundle).provider == "tensorrt-rtx:0"
+        trt.fails = {"create_execution_context"}
+        with pytest.raises(ProviderError, match="gives no context"):
+            Segmenter.from_bundle(bundle)
 
     def test_fp8_is_for_who_asks(
         self, tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
