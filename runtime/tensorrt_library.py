@@ -102,10 +102,8 @@ def read_plan(library: Library, plan: bytes, *, label: str, rebuild: str) -> Rea
         BundleError: not a plan, or not all of it.
         ProviderError: of another version or GPU, no driver, too little memory.
     """
-    trt = library.module
-    logger = _logger(trt)
+    logger, runtime = _runtime(library)
     logger.lines.clear()
-    runtime = trt.Runtime(logger)
     # TensorRT for RTX looks at the header first, and names what it misses.
     check = getattr(runtime, "get_engine_validity", None)
     flags = 0 if check is None else int(check(plan)[1])
@@ -151,12 +149,15 @@ def _refusal(
 
 
 @cache
-def _logger(trt: TensorRt) -> Any:
-    """Return a logger that keeps the last lines and prints none.
+def _runtime(library: Library) -> tuple[Any, Any]:
+    """Return a logger that keeps the last lines and prints none, and a runtime.
 
-    One for the life of the process: the library goes on using the first that it was given,
-    whatever it is given later.
+    One of each for the life of the process: the library goes on using the first logger that it
+    was given, whatever it is given later, and making a runtime while another thread of the
+    library logs has hung.
     """
+
+    trt = library.module
 
     class Lines(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -167,7 +168,8 @@ def _logger(trt: TensorRt) -> Any:
             if severity != trt.ILogger.Severity.VERBOSE:
                 self.lines.append(one_line(text))
 
-    return Lines()
+    logger = Lines()
+    return logger, trt.Runtime(logger)
 
 
 def _cuda_major(module: str) -> int | None:
