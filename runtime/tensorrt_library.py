@@ -156,7 +156,6 @@ def _runtime(library: Library) -> tuple[Any, Any]:
     was given, whatever it is given later, and making a runtime while another thread of the
     library logs has hung.
     """
-
     trt = library.module
 
     class Lines(trt.ILogger):  # type: ignore[misc,name-defined]
