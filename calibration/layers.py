@@ -151,9 +151,17 @@ def fingerprint(layers: Sequence[Layer]) -> str:
 
 
 def values(weight: ir.Value) -> npt.NDArray[Any]:
-    """Return a stored weight's values; those in a bundle's file are mapped, not read."""
-    assert weight.const_value is not None
-    return weight.const_value.numpy()
+    """Return a stored weight's values.
+
+    Those in a file are mapped for as long as the array lives: what onnx_ir maps stays mapped as
+    long as the graph, and with it every page that was looked at.
+    """
+    tensor = weight.const_value
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    shape = tuple(tensor.shape.numpy())
+    return np.memmap(tensor.path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
 
 
 def _is_matrix(weight: ir.Value) -> bool:

@@ -169,13 +169,21 @@ class _Run:
                 shared = tensors.get(tensor) or self.histograms.get(layer.name) or Histogram()
                 tensors[tensor] = self.histograms[layer.name] = shared
             masks |= self._stream(graph, numbers, tensors, wanted=self.options.rule == "mask")
+        self.check()
+        return masks
+
+    def check(self) -> None:
+        """Refuse numbers that no scale can hold.
+
+        Raises:
+            BundleError: an activation was infinite or not a number.
+        """
         for name, histogram in self.histograms.items():
             if histogram.unsound:
                 raise BundleError(
                     f"{histogram.unsound} values before '{one_line(name, limit=80)}' are not "
                     "finite: the bundle cannot be calibrated; export it with --precision bf16"
                 )
-        return masks
 
     def masks(self, percentile: float) -> dict[int, Mask]:
         """Run the graph quantised at a percentile; return its masks."""
