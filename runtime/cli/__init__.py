@@ -1,6 +1,8 @@
 """The command line: `rism run`, `rism inspect`, `rism export`, `rism refine`.
 
-- `app.py`: the commands and their flags; imports nothing heavy
+- `app.py`, `export_commands.py`, `bundle_commands.py`: the commands and their flags; they import
+  nothing heavy
+- `flags.py`: flags that they share
 - `run.py`: pictures in, masks out
 - `refiner.py`: the function that --refiner names
 - `sources.py`: which pictures IMAGE means
@@ -10,6 +12,9 @@
 - `doctor.py`: this machine and a bundle, examined
 - `export.py`: the door to rism.export
 - `refine.py`: the door to its refiner
+- `build.py`: the door to rism.export.engines
+- `calibrate.py`: the door to rism.calibration
+- `export_triton.py`: the door to rism.export.triton
 - `console.py`: stderr, exit codes, the progress line
 """
 

@@ -1,0 +1,145 @@
+"""Flags that commands share, and what a flag can be set to.
+
+Only typer is imported here, as in app.py.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "CalibrationRule",
+    "Capture",
+    "Device",
+    "EngineName",
+    "EnginePrecision",
+    "ExportPrecision",
+    "Parity",
+    "Provider",
+    "Quiet",
+    "RefinePrecision",
+    "RunProvider",
+    "Target",
+    "Tau",
+    "Threads",
+    "Tokens",
+    "TritonDevice",
+    "Verbose",
+]
+
+
+class Provider(StrEnum):
+    """What a refiner can run on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class EnginePrecision(StrEnum):
+    """What an engine of a bundle can compute in; rism.runtime.engine_spec."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp8 = "fp8"
+
+
+class Tokens(StrEnum):
+    """Prompt tokens whose attention counts; docs/bundle.md, step 5."""
+
+    all = "all"
+    valid = "valid"
+    instruction = "instruction"
+    expression = "expression"
+
+
+class Capture(StrEnum):
+    """What the transformer's graph gives; docs/bundle.md, step 5."""
+
+    vectors = "vectors"
+    matrices = "matrices"
+    scores = "scores"
+
+
+class ExportPrecision(StrEnum):
+    """What a bundle's graphs compute in; rism.export.precision."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Target(StrEnum):
+    """Libraries that engines are built for; rism.export.engines.targets."""
+
+    rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
+
+
+class RefinePrecision(StrEnum):
+    """What a refiner computes in; rism.export.refine."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class TritonDevice(StrEnum):
+    """Where a server's models run; rism.export.triton."""
+
+    auto = "auto"
+    gpu = "gpu"
+    cpu = "cpu"
+
+
+class CalibrationRule(StrEnum):
+    """How FP8 scales are chosen; rism.calibration.measure."""
+
+    max = "max"
+    percentile = "percentile"
+    mask = "mask"
+
+
+class Parity(StrEnum):
+    """How much of a model is compared with PyTorch."""
+
+    auto = "auto"
+    full = "full"
+    blocks = "blocks"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Tau = Annotated[
+    float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
+]
+
+
+def _provider(text: str) -> str:
+    from rism.runtime.errors import InputError
+    from rism.runtime.providers import parse_provider
+
+    try:
+        parse_provider(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+RunProvider = Annotated[
+    str,
+    typer.Option(
+        metavar="PROVIDER",
+        callback=_provider,
+        help="auto, onnxruntime-cpu (cpu), onnxruntime-cuda (cuda), tensorrt-rtx, tensorrt; "
+        "tensorrt-rtx+onnxruntime-cuda runs graphs without an engine elsewhere.",
+    ),
+]
+Device = Annotated[int, typer.Option(min=0, help="Number of the GPU.")]
+EngineName = Annotated[
+    str | None, typer.Option(help="An engine of the bundle by name; rism inspect lists them.")
+]
