@@ -56,7 +56,8 @@ class EmbeddingCache:
         Args:
             folder: any folder; other bundles and other processes may use it, too.
             manifest: the bundle's. Its tokenizer, text encoder and weights are part of each name.
-            provider: what runs the text encoder, "cpu" or "cuda"; they differ in the last bits.
+            provider: what runs the text encoder: "cpu", "cuda", or a plan by its hash; they
+                differ in the last bits, or in more.
             limit_bytes: of all entries together; the oldest are removed beyond it.
             warn: told in one line of an entry that was not sound or could not be written.
 

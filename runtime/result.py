@@ -30,8 +30,9 @@ class Segmentation:
             object are nearer to it than to the rest; 0 where the mask is empty.
         separability: Fisher's score between mask and rest; larger is surer.
         reason: why the mask is empty, or None where it is not.
-        provider: what ran the transformer, such as "cpu" or "cuda:0".
-        precision: what it computed in, such as "float32".
+        provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; where not all
+            of them ran on one, the transformer's first: "tensorrt-rtx:0+cuda:0".
+        precision: what the transformer computed in, such as "float32" or "fp8".
         model: name of the bundle's model.
         timings_ms: wall time by stage. Stages shared by the expressions of one call are divided
             evenly, so the results of a call add up to its duration.
