@@ -5,6 +5,7 @@ with onnxruntime's.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_outputs_of_a_replay_are_the_callers(
     ]
     for value, outputs in zip((0.25, 0.5, 0.75), runs, strict=True):
         np.testing.assert_allclose(outputs["clean_latents"], value)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_threads_take_turns(built: Any, trt: FakeTensorRt, device: HostDevice, fixed: bool) -> None:
+    """A context serves one run at a time, and its arrays are its own until they are read."""
+    sides = [[1, 3, 16, 16]] * 3 if fixed else VAE["image"]
+    bundle = Bundle.open(built({"vae_encoder": {"image": sides}}, target="tensorrt"))
+    engine = TensorRtEngine(
+        bundle, bundle.manifest.engines[0], "vae_encoder",
+        library=library(trt, "tensorrt"), device=device, rebuild="rism build",
+    )  # fmt: skip
+
+    def run(value: int) -> bool:
+        side = 16 if fixed else 8 * (1 + value % 5)
+        found = engine.run({"image": np.full((1, 3, side, side), value, np.float32)})
+        return found["clean_latents"].size > 0 and bool((found["clean_latents"] == value).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(200)))
 
 
 def test_a_shape_outside_of_the_profile(
