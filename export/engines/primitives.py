@@ -1,0 +1,155 @@
+"""Operators of newer opsets, written out in operators that every library has.
+
+Each function takes a node and gives back nodes that compute the same, with the value that takes
+the place of its output.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rism.export.engines.errors import BuildError
+
+__all__ = ["WRITERS", "write_out"]
+
+# What an attention of ours may say; anything else would need another rewriting.
+_PLAIN = {"qk_matmul_output_mode": 0, "softcap": 0.0, "is_causal": 0}
+
+
+def write_out(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace a node by what its operator is made of.
+
+    Needs: types and shapes on its inputs. Leaves: a value of the same name, type and shape.
+
+    Raises:
+        BuildError: the node says something that its writer does not know.
+    """
+    build = _Nodes(node)
+    out = WRITERS[node.op_type](node, build)
+    old = node.outputs[0]
+    out.shape, out.type = old.shape, old.type
+    graph.insert_before(node, build.nodes)
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    out.name = old.name
+    graph.remove(node, safe=True)
+
+
+class _Nodes:
+    """New nodes in the place of an old one, named after it."""
+
+    def __init__(self, old: ir.Node) -> None:
+        self.nodes: list[ir.Node] = []
+        self._stem = old.name or old.outputs[0].name or old.op_type
+
+    def add(
+        self, op: str, inputs: list[ir.Value], **attributes: float | list[int] | ir.TensorProtocol
+    ) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes, name=f"{self._stem}.{len(self.nodes)}")
+        node.outputs[0].name = f"{node.name}.out"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, value: float | npt.NDArray[np.int64], dtype: ir.DataType) -> ir.Value:
+        tensor = ir.Tensor(np.asarray(value, dtype=dtype.numpy()), dtype=dtype)
+        return self.add("Constant", [], value=tensor)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType | None, to: ir.DataType | None) -> ir.Value:
+        if dtype == to or to is None:
+            return value
+        return self.add("Cast", [value], to=int(to))
+
+
+def _attention(node: ir.Node, build: _Nodes) -> ir.Value:
+    """Softmax(Q K^T s + mask) V, with half of the scale on each side as its definition has it."""
+    for name, plain in _PLAIN.items():
+        if name in node.attributes and node.attributes[name].value != plain:
+            raise BuildError(
+                f"attention '{node.name}' has {name} {node.attributes[name].value}, expected "
+                f"{plain}: export the bundle again with this version of rism"
+            )
+    q, k, v, *rest = node.inputs
+    mask = rest[0] if rest else None
+    if q is None or k is None or v is None or any(each is not None for each in rest[1:]):
+        raise BuildError(f"attention '{node.name}' has inputs that cannot be written out")
+    assert q.shape is not None
+    assert k.shape is not None
+    assert q.dtype is not None
+    width, heads, key_heads = q.shape[-1], q.shape[1], k.shape[1]
+    if not isinstance(width, int) or not isinstance(heads, int) or heads != key_heads:
+        raise BuildError(
+            f"attention '{node.name}' of shapes {q.shape} and {k.shape} cannot be written out, "
+            "expected as many heads of keys as of queries, and sizes that are known"
+        )
+    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else width**-0.5
+    root = build.constant(scale**0.5, q.dtype)
+    turned = build.add("Transpose", [k], perm=[0, 1, 3, 2])
+    scores = build.add("MatMul", [build.add("Mul", [q, root]), build.add("Mul", [turned, root])])
+    if mask is not None and mask.dtype == ir.DataType.BOOL:
+        lowest = float(ml_dtypes.finfo(q.dtype.numpy()).min)  # type: ignore[no-untyped-call]
+        none = build.constant(0.0, q.dtype)
+        mask = build.add("Where", [mask, none, build.constant(lowest, q.dtype)])
+    if mask is not None:
+        scores = build.add("Add", [scores, mask])
+    return build.add("MatMul", [build.add("Softmax", [scores], axis=-1), v])
+
+
+def _rms_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
+    """X / sqrt(mean(x^2) + epsilon) * scale; what is under the root in float32."""
+    x, scale = node.inputs
+    assert x is not None
+    assert scale is not None
+    assert x.shape is not None
+    axis = node.attributes.get_int("axis", -1)
+    if axis not in (-1, len(x.shape) - 1):
+        raise BuildError(f"'{node.name}' normalises from axis {axis}, expected the last alone")
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    assert epsilon is not None
+    wide = build.cast(x, x.dtype, ir.DataType.FLOAT)
+    mean = build.add(
+        "ReduceMean",
+        [build.add("Mul", [wide, wide]), build.constant(np.array([-1]), ir.DataType.INT64)],
+        keepdims=1,
+    )
+    below = build.add("Add", [mean, build.constant(epsilon, ir.DataType.FLOAT)])
+    unit = build.add("Div", [wide, build.add("Sqrt", [below])])
+    return build.add("Mul", [build.cast(unit, ir.DataType.FLOAT, x.dtype), scale])
+
+
+def _group_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
+    """An instance normalisation of the groups, then scale and bias by channel, in float32."""
+    x, scale, bias = node.inputs
+    assert x is not None
+    assert scale is not None
+    assert bias is not None
+    assert x.shape is not None
+    groups = node.attributes.get_int("num_groups")
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    assert groups is not None
+    assert epsilon is not None
+    wide = build.cast(x, x.dtype, ir.DataType.FLOAT)
+    grouped = build.add(
+        "Reshape", [wide, build.constant(np.array([0, groups, -1]), ir.DataType.INT64)]
+    )
+    ones = build.constant(np.ones(groups), ir.DataType.FLOAT)
+    zeros = build.constant(np.zeros(groups), ir.DataType.FLOAT)
+    unit = build.add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
+    unit = build.add("Reshape", [unit, build.add("Shape", [x])])
+    sides = [-1] + [1] * (len(x.shape) - 2)
+    by_channel = build.constant(np.array(sides), ir.DataType.INT64)
+    factors = [
+        build.add("Reshape", [build.cast(each, each.dtype, ir.DataType.FLOAT), by_channel])
+        for each in (scale, bias)
+    ]
+    scaled = build.add("Add", [build.add("Mul", [unit, factors[0]]), factors[1]])
+    return build.cast(scaled, ir.DataType.FLOAT, x.dtype)
+
+
+WRITERS = {
+    "Attention": _attention,
+    "RMSNormalization": _rms_normalization,
+    "GroupNormalization": _group_normalization,
+}
+"""By operator; those whose meaning is newer than opset 20."""

@@ -1,0 +1,113 @@
+"""What a builder's list of layers says, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from rism.export.engines.listing import Check, Layer, Tensor, check_layers, parse_layers
+from rism.runtime.engine_spec import ShapeRange
+
+LINE = (
+    "VERBOSE: Name: to_q+to_k_myl0_4, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,160], "
+    "Strides: [160,1], StrideOrder: [1,0], Datatype: BFloat16, Format: (Linear) Row major } ], "
+    "Constants: [ { Name: w, Dimensions: [160,480], Strides: [480,1], Datatype: FP8, Format: x }, "
+    "{ Name: s, Dimensions: [], Strides: [], Datatype: Float, Format: x } ], Outputs: [ { Name: y, "
+    "Dimensions: [-1,480], Strides: [480,1], StrideOrder: [1,0], Datatype: BFloat16, Format: x } ],"
+    " TacticName: , StreamId: 0, Metadata: "
+)
+FREE = ShapeRange((1, 64, 128), (1, 256, 128), (8, 1024, 128))
+FIXED = ShapeRange((1, 4096, 128), (1, 4096, 128), (1, 4096, 128))
+
+
+def layer(name: str, kind: str, *outputs: tuple[int, ...], dtype: str = "Half") -> Layer:
+    tensor = Tensor("x", (1, 8), dtype)
+    return Layer(
+        name, kind, (tensor,), (), tuple(Tensor(f"y{at}", d, dtype) for at, d in enumerate(outputs))
+    )
+
+
+def answers(
+    layers: list[Layer],
+    *,
+    precision: str = "fp16",
+    attentions: int = 0,
+    quantised: int = 0,
+    written_out: int = 0,
+    tokens: ShapeRange | None = None,
+) -> dict[str, Check]:
+    checks = check_layers(
+        layers,
+        precision=precision,
+        attentions=attentions,
+        quantised=quantised,
+        written_out=written_out,
+        tokens=tokens,
+    )
+    return {check.question: check for check in checks}
+
+
+def test_a_line_of_the_log_is_a_layer() -> None:
+    (found,) = parse_layers(["INFO: something else", LINE, ""])
+    assert (found.name, found.type) == ("to_q+to_k_myl0_4", "gemm")
+    assert found.inputs == (Tensor("x", (-1, 160), "BFloat16"),)
+    assert found.constants == (Tensor("w", (160, 480), "FP8"), Tensor("s", (), "Float"))
+    assert found.outputs == (Tensor("y", (-1, 480), "BFloat16"),)
+
+
+def test_attention_is_fused_where_there_is_a_kernel_for_each() -> None:
+    layers = [layer("_gemm_mha_v2_myl0_16", "kgen"), layer("to_q", "gemm")]
+    assert answers(layers, attentions=1)["attention fused"].answer == "yes"
+    said = answers(layers, attentions=3)["attention fused"]
+    assert said.answer == "no"
+    assert said.detail == "1 fused kernels for 3 attentions"
+
+
+def test_products_tell_the_precision() -> None:
+    layers = [layer("a", "gemm", dtype="BFloat16"), layer("b", "runtime_fusion", dtype="Float")]
+    assert answers(layers, precision="bf16")["precision used"].answer == "yes"
+    assert answers(layers, precision="fp16")["precision used"].answer == "no"
+    assert answers([layer("a", "kgen")])["precision used"].answer == "unknown"
+
+
+def test_fp8_is_used_where_every_quantised_product_is() -> None:
+    layers = [layer("a+b_myl0", "gemm", dtype="FP8"), layer("c", "gemm", dtype="Half")]
+    assert answers(layers, precision="fp8", quantised=2)["precision used"].answer == "yes"
+    assert answers(layers, precision="fp8", quantised=3)["precision used"].answer == "no"
+    assert answers(parse_layers([LINE]), precision="fp8", quantised=2)["precision used"].answer == (
+        "yes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dims", "answer"),
+    [
+        (FREE, (5, -1, -1), "no"),
+        (FREE, (-1, 5, -1, -1), "no"),
+        (FREE, (-1, 8, -1), "yes"),  # a_l: batch, blocks, tokens
+        (FREE, (-1, -1), "yes"),  # scores: batch, tokens
+        (FREE, (-1, -1, 160), "yes"),
+        (FIXED, (1, 32, 4096, 8704), "no"),
+        (FIXED, (32, 4096, 4096), "no"),
+        (FIXED, (1, 4096, 3072), "yes"),
+        (FIXED, (1, 8704, 12288), "yes"),
+        (FIXED, (1, 32, 4096, 128), "yes"),
+        (FIXED, (1, 4096, 4096), "unknown"),  # as many tokens as channels
+    ],
+)
+def test_matrices_of_tokens_by_tokens_are_found(
+    tokens: ShapeRange, dims: tuple[int, ...], answer: str
+) -> None:
+    found = answers([layer("a", "kgen", dims, (1, 7))], tokens=tokens)["no N_v x N tensor"]
+    assert found.answer == answer
+    assert (str(list(dims)) in found.detail) == (answer != "yes")
+
+
+def test_a_form_that_has_them_by_its_nature_says_so() -> None:
+    found = answers([layer("a", "kgen", (5, -1, -1))], written_out=2, tokens=FREE)
+    assert found["no N_v x N tensor"].answer == "not in this form"
+
+
+def test_nothing_is_assumed_where_nothing_is_listed() -> None:
+    assert {check.answer for check in answers([], attentions=1, tokens=FREE).values()} == {
+        "unknown"
+    }
