@@ -14,19 +14,29 @@ from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.checked_json import Node
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["BoundWeight", "read_bound_weights", "upload"]
+__all__ = ["BoundWeight", "OnDevice", "read_bound_weights", "upload"]
 
+# Names as ONNX and ml_dtypes have them.
 _BYTES: Mapping[str, int] = MappingProxyType(
-    {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int64": 8, "int32": 4}
+    {
+        "float32": 4,
+        "float16": 2,
+        "bfloat16": 2,
+        "float8_e4m3fn": 1,
+        "int64": 8,
+        "int32": 4,
+        "bool": 1,
+    }
 )
 _MAX_JSON_BYTES = 2**24
-_MAX_WEIGHTS = 2**16
+_MEND = "build the engine again"
 
 
 @dataclass(frozen=True)
@@ -65,19 +75,17 @@ def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
     Raises:
         BundleError: it is not such a file, or names what the bundle has not.
     """
-    file = bundle.file(name)
-    if bundle.manifest.files[name].size > _MAX_JSON_BYTES:
-        raise BundleError(f"{name} is larger than {_MAX_JSON_BYTES} bytes: build the engine again")
+    size = bundle.manifest.files[name].size
+    if size > _MAX_JSON_BYTES:
+        raise BundleError(f"{name} has {size} bytes, expected at most {_MAX_JSON_BYTES}: {_MEND}")
     try:
-        top = Node(json.loads(file.read_bytes()), name)
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(bundle.read(name))
+    except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"{name} cannot be read ({one_line(error, limit=80)}): build the engine again"
+            f"{name} is not readable JSON ({one_line(error, limit=80)}): {_MEND}"
         ) from None
-    names = top.names()
-    if len(names) > _MAX_WEIGHTS:
-        raise BundleError(f"{name} lists more than {_MAX_WEIGHTS} weights: build the engine again")
-    return {each: _weight(top.node(each), bundle) for each in names}
+    top = Node(data, document=name, mend=_MEND)
+    return {each: _weight(top.node(each), bundle) for each in top.names()}
 
 
 def _weight(node: Node, bundle: Bundle) -> BoundWeight:
@@ -87,13 +95,8 @@ def _weight(node: Node, bundle: Bundle) -> BoundWeight:
     size = bundle.manifest.files[file].size
     dtype = node.choice("dtype", tuple(_BYTES))
     offset, length = node.integer("offset", 0, size), node.integer("length", 1, size)
-    shape = tuple(
-        side
-        for side in node.items("shape", most=8)
-        if isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= 2**31
-    )
-    whole = len(shape) == len(node.items("shape", most=8))
-    if not whole or math.prod(shape) * _BYTES[dtype] != length:
+    shape = node.sizes("shape")
+    if math.prod(shape) * _BYTES[dtype] != length:
         node.refuse("shape", f"sizes that make {length} bytes of {dtype}")
     if offset + length > size:
         node.refuse("offset", f"{length} bytes inside a file of {size}")
@@ -112,6 +115,10 @@ def upload(
 
     Returns:
         What is on the device, by name; it stays there as long as somebody holds it.
+
+    Raises:
+        BundleError: a file is no longer what it was when the bundle was opened.
+        MemoryError: the device has too little of it.
     """
     found = {}
     for name, weight in weights.items():
@@ -119,10 +126,17 @@ def upload(
         there = _SHARED.get(key)
         if there is None:
             array = device.empty((weight.length,), "uint8")
-            device.copy(
-                np.memmap(bundle.file(weight.file), np.uint8, "r", weight.offset, weight.length),
-                into=array,
-            )
+            device.copy(_mapped(bundle, weight), into=array)
             there = _SHARED[key] = OnDevice(array)
         found[name] = there
     return found
+
+
+def _mapped(bundle: Bundle, weight: BoundWeight) -> npt.NDArray[np.uint8]:
+    try:
+        return np.memmap(bundle.file(weight.file), np.uint8, "r", weight.offset, weight.length)
+    except (OSError, ValueError) as error:  # ValueError: it is shorter than that
+        raise BundleError(
+            f"bundle '{bundle.path}': '{weight.file}' cannot be read "
+            f"({one_line(error, limit=80)}): copy it again"
+        ) from None

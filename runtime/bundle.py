@@ -95,6 +95,29 @@ class Bundle:
         """Return the path of a listed file."""
         return self.path / name
 
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a listed file whose contents are acted on: these were hashed.
+
+        Raises:
+            BundleError: it is not the file that the manifest lists, or cannot be read.
+        """
+        info = self.manifest.files[name]
+        try:
+            with self.file(name).open("rb") as file:
+                data = file.read(info.size + 1)
+        except OSError as error:
+            raise BundleError(
+                f"bundle '{self.path}': '{name}' cannot be read ({error.strerror or error}): "
+                "copy it again"
+            ) from None
+        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+            raise BundleError(
+                f"bundle '{self.path}': '{name}' is not the file that manifest.json lists "
+                f"({info.size} bytes, sha256 {info.sha256[:12]}...): copy it again, or build it "
+                "again"
+            )
+        return data
+
     def noise(self) -> npt.NDArray[np.float32]:
         """Map the fixed noise into memory, read-only: (rows, channels) float32."""
         info = self.manifest.noise

@@ -16,23 +16,28 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._
 
 
 class Node:
-    """One JSON object of the manifest, with the path that led to it.
+    """One JSON object of the manifest, or of a file beside it, with the path that led to it.
 
     All methods raise `BundleError` naming the full key when a value is missing, of the wrong
     type, or out of range.
     """
 
-    def __init__(self, data: object, path: str = "") -> None:
+    def __init__(
+        self,
+        data: object,
+        path: str = "",
+        *,
+        document: str = "manifest.json",
+        mend: str = "export the bundle again",
+    ) -> None:
         self.path = path
+        self._document, self._mend = document, mend
+        shown = f"{document}: " + (f"key '{path}'" if path else "the top level")
         if not isinstance(data, dict):
-            shown = f"key '{path}'" if path else "the top level"
-            raise BundleError(
-                f"manifest.json: {shown} is {_kind(data)}, expected an object: "
-                "export the bundle again"
-            )
+            raise BundleError(f"{shown} is {_kind(data)}, expected an object: {mend}")
         if len(data) > MAX_ENTRIES:
             raise BundleError(
-                f"manifest.json: '{path}' has {len(data)} entries, at most {MAX_ENTRIES} are read"
+                f"{shown} has {len(data)} entries, expected at most {MAX_ENTRIES}: {mend}"
             )
         self._data: Mapping[str, Any] = data
 
@@ -42,14 +47,10 @@ class Node:
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise the error for one key."""
-        if key not in self._data:
-            raise BundleError(
-                f"manifest.json: key '{self.full(key)}' is missing, expected {expected}: "
-                "export the bundle again"
-            )
+        found = _kind(self._data[key]) if key in self._data else "missing"
         raise BundleError(
-            f"manifest.json: key '{self.full(key)}' is {_kind(self._data[key])}, "
-            f"expected {expected}: export the bundle again"
+            f"{self._document}: key '{self.full(key)}' is {found}, expected {expected}: "
+            f"{self._mend}"
         )
 
     def has(self, key: str) -> bool:
@@ -68,11 +69,14 @@ class Node:
         """Return the object under the key."""
         if not isinstance(self._data.get(key), dict):
             self.refuse(key, "an object")
-        return Node(self._data[key], self.full(key))
+        return self._below(self._data[key], key)
 
     def node_or_empty(self, key: str) -> "Node":
         """Return the object under the key, or an empty one."""
-        return self.node(key) if key in self._data else Node({}, self.full(key))
+        return self.node(key) if key in self._data else self._below({}, key)
+
+    def _below(self, data: object, key: str) -> "Node":
+        return Node(data, self.full(key), document=self._document, mend=self._mend)
 
     def text(self, key: str, *, default: str | None = None, multiline: bool = False) -> str:
         """Return a printable string; newlines and tabs only where `multiline`."""
@@ -127,6 +131,15 @@ class Node:
         if not isinstance(value, list) or len(value) > most:
             self.refuse(key, f"a list of at most {most} entries")
         return value
+
+    def sizes(self, key: str) -> tuple[int, ...]:
+        """Return a shape: at most 8 sizes from 1 to 2**31."""
+        sizes: list[int] = []
+        for size in self.items(key, most=8):
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**31:
+                self.refuse(key, "a list of at most 8 sizes, 1 to 2147483648")
+            sizes.append(size)
+        return tuple(sizes)
 
     def file_name(self, key: str) -> str:
         """Return a relative POSIX path that stays inside the bundle."""

@@ -211,7 +211,7 @@ def _range(shapes: Node, logical: str, graph: GraphSpec) -> ShapeRange:
     if logical not in graph.inputs:
         shapes.refuse(logical, f"only inputs of the graph ({', '.join(graph.inputs)})")
     node, declared = shapes.node(logical), graph.inputs[logical].shape
-    found = ShapeRange(*(_shape(node, key) for key in ("min", "opt", "max")))
+    found = ShapeRange(*(node.sizes(key) for key in ("min", "opt", "max")))
     for key, shape in (("min", found.min), ("opt", found.opt), ("max", found.max)):
         if not same_shape(declared, shape):
             node.refuse(key, f"a shape of the graph's input, {one_line(list(declared))}")
@@ -264,7 +264,7 @@ def _stored(node: Node, declared: Mapping[str, TensorSpec], size: int) -> dict[s
             node.refuse(logical, f"only tensors of the graph ({', '.join(declared)})")
         entry, spec = node.node(logical), declared[logical]
         tensor = StoredTensor(
-            entry.choice("dtype", DTYPES), _shape(entry, "shape"), entry.integer("offset", 0, size)
+            entry.choice("dtype", DTYPES), entry.sizes("shape"), entry.integer("offset", 0, size)
         )
         if tensor.dtype != spec.dtype:
             entry.refuse("dtype", f"the graph's, '{spec.dtype}'")
@@ -283,15 +283,6 @@ def parse_calibration(top: Node, files: Mapping[str, FileInfo]) -> str | None:
         BundleError: a key is wrong, or the file is not listed.
     """
     return _listed_file(top.node("calibration"), "file", files) if top.has("calibration") else None
-
-
-def _shape(node: Node, key: str) -> tuple[int, ...]:
-    shape: list[int] = []
-    for size in node.items(key, most=8):
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**31:
-            node.refuse(key, "a list of at most 8 sizes, 1 to 2147483648")
-        shape.append(size)
-    return tuple(shape)
 
 
 def _capabilities(node: Node) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ Outputs stay on the device until somebody wants them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
-from rism.runtime.bound_weights import BoundWeight, read_bound_weights, upload
+from rism.runtime.bound_weights import BoundWeight, OnDevice, read_bound_weights, upload
 from rism.runtime.bundle import Bundle
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.engine_spec import EngineVariant, PlanSpec, ShapeRange
@@ -22,17 +21,18 @@ from rism.runtime.errors import BundleError, InputError, ProviderError, one_line
 from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
 from rism.runtime.tensorrt_library import Library, ReadPlan, read_plan
 
-__all__ = ["TensorRtEngine", "plan_bytes"]
+__all__ = ["TensorRtEngine"]
 
 
-# What the library calls the types that NumPy has no name for.
-_TRT_TYPES = {
+# What the library calls the types of weights.
+WEIGHT_TYPES = {
     "float32": "float32",
     "float16": "float16",
     "bfloat16": "bfloat16",
     "float8_e4m3fn": "fp8",
     "int64": "int64",
     "int32": "int32",
+    "bool": "bool",
 }
 
 
@@ -84,7 +84,7 @@ class TensorRtEngine:
             for logical, tensor in self._spec.inputs.items()
         }
         self._static = all(each.min == each.max for each in self._ranges.values())
-        plan = plan_bytes(bundle, self._plan.file)
+        plan = bundle.read(self._plan.file)
         weights = {}
         if self._plan.weights is not None:
             weights = read_bound_weights(bundle, self._plan.weights)
@@ -95,9 +95,7 @@ class TensorRtEngine:
                 self._refit(str(bundle.file(self._plan.refit)))
             self._context = self._create_context()
             # Held for as long as the context may read them.
-            self._weights = upload(bundle, weights, device)
-            for name, weight in self._weights.items():
-                self._address(name, weight.array)
+            self._weights = self._upload(bundle, weights)
         # Of a plan of one shape: its arrays, and what queues a run on them.
         self._kept: _Bound | None = None
         self._launch: Callable[[], None] | None = None
@@ -231,6 +229,20 @@ class TensorRtEngine:
             raise self._failure("gives no context")
         return context
 
+    def _upload(self, bundle: Bundle, weights: Mapping[str, BoundWeight]) -> Mapping[str, OnDevice]:
+        try:
+            there = upload(bundle, weights, self._device)
+        except MemoryError:  # CuPy's OutOfMemoryError is one
+            size = sum({(w.file, w.offset): w.length for w in weights.values()}.values())
+            raise ProviderError(
+                f"{self._label} found too little memory on {self._provider} for its weights, "
+                f"{size / 1e9:.1f} GB: see nvidia-smi, use a GPU with more, or an engine of fewer "
+                "bytes (rism build --precision fp8)"
+            ) from None
+        for name, weight in there.items():
+            self._address(name, weight.array)
+        return there
+
     def _refit(self, onnx_file: str) -> None:
         """Give a stripped plan the bundle's weights, which it was built with."""
         read: ReadPlan = self._read
@@ -261,7 +273,8 @@ class TensorRtEngine:
         ):
             found = [name for name in names if modes[name] == mode]
             declared = [spec.name for spec in specs.values()]
-            if kind == "input":
+            if kind == "input" and self._plan.weights is not None:
+                self._check_weight_names(found, declared, weights)
                 declared += weights
             # Of outputs a plan may have more, which nobody asks for.
             if set(declared) - set(found) or (kind == "input" and set(found) - set(declared)):
@@ -291,40 +304,35 @@ class TensorRtEngine:
         if engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
             raise self._lie(f"wants '{logical}' in host memory", "device memory")
 
+    def _check_weight_names(
+        self, found: list[str], declared: list[str], weights: Mapping[str, BoundWeight]
+    ) -> None:
+        """Refuse other names of weights than the plan's; there are hundreds: name what differs."""
+        more = [name for name in found if name not in weights and name not in declared]
+        lacking = [name for name in weights if name not in found or name in declared]
+        if more:
+            raise self._lie(f"takes the weights {_list(more)}", "fewer", by=self._plan.weights)
+        if lacking:
+            raise self._lie(f"takes no weights {_list(lacking)}", "them", by=self._plan.weights)
+
     def _check_weight(self, name: str, weight: BoundWeight) -> None:
         """Refuse a weight of another type or size: a plan would read past its end."""
         dtype, shape = (
             self._read.engine.get_tensor_dtype(name),
             tuple(self._read.engine.get_tensor_shape(name)),
         )
-        if dtype != getattr(self._trt, _TRT_TYPES[weight.dtype]) or shape != weight.shape:
+        if dtype != getattr(self._trt, WEIGHT_TYPES[weight.dtype]) or shape != weight.shape:
             raise self._lie(
                 f"takes the weight '{one_line(name, limit=80)}' as {one_line(dtype, limit=40)} "
                 f"{list(shape)}",
                 f"{weight.dtype} {list(weight.shape)}",
+                by=self._plan.weights,
             )
 
-    def _lie(self, found: str, expected: str) -> BundleError:
+    def _lie(self, found: str, expected: str, *, by: str | None = None) -> BundleError:
         return BundleError(
-            f"{self._label} {found}, expected {expected} by the manifest: {self._rebuild}"
+            f"{self._label} {found}, expected {expected} by {by or 'the manifest'}: {self._rebuild}"
         )
-
-
-def plan_bytes(bundle: Bundle, name: str) -> bytes:
-    """Read a plan, no more than the manifest lists, and compare its hash.
-
-    Raises:
-        BundleError: it is not the file that the manifest lists.
-    """
-    info = bundle.manifest.files[name]
-    with bundle.file(name).open("rb") as file:
-        plan = file.read(info.size + 1)
-    if len(plan) != info.size or hashlib.sha256(plan).hexdigest() != info.sha256:
-        raise BundleError(
-            f"bundle '{bundle.path}': '{name}' is not the file that manifest.json lists "
-            f"({info.size} bytes, sha256 {info.sha256[:12]}...): copy it again, or build it again"
-        )
-    return plan
 
 
 def _only(tensor: TensorSpec) -> ShapeRange:

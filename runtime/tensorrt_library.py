@@ -25,6 +25,12 @@ LIBRARIES = {
 }
 _KEPT_LINES = 32
 _MALFORMED = 32  # EngineInvalidityDiagnostics.MALFORMED_ENGINE
+# TensorRT for RTX, then TensorRT's two ways.
+_OTHER_VERSION = (
+    "has been created with",
+    "Version tag does not match",
+    "expecting library version",
+)
 
 
 @dataclass(frozen=True)
@@ -121,20 +127,19 @@ def _refusal(
     """Turn what the library said into one line."""
     mine = f"{library.title} {library.version}"
     said = " | ".join(lines)
-    if flags & _MALFORMED or "Serialization" in said or "magic tag" in said.lower():
-        reason = one_line(next((line for line in lines if "erial" in line), said), limit=160)
-        return BundleError(
-            f"{label} is not a whole plan for {mine} ({reason}): copy the bundle again, "
-            f"or {rebuild}"
-        )
-    if flags & 1 or "has been created with" in said or "version tag" in said.lower():
-        reason = one_line(next((x for x in lines if "created with" in x), said), limit=200)
+    if flags & 2 or "incompatible device" in said or _names_capability(said):
+        reason = _line(lines, "incompatible device")
+        return ProviderError(f"{label} was not built for this GPU ({reason}): {rebuild}")
+    # TensorRT calls another version a serialization error, as it does a broken plan.
+    if flags & 1 or any(words in said for words in _OTHER_VERSION):
+        reason = _line(lines, *_OTHER_VERSION)
         return ProviderError(
             f"{label} was built by another version than {mine} ({reason}): {rebuild}"
         )
-    if flags & 2 or ("compute capability" in said and "Skipping" not in said):
-        return ProviderError(
-            f"{label} was not built for this GPU ({one_line(said, limit=200)}): {rebuild}"
+    if flags & _MALFORMED or "Serialization" in said or "magic tag" in said.lower():
+        return BundleError(
+            f"{label} is not a whole plan for {mine} ({_line(lines, 'erial')}): copy the bundle "
+            f"again, or {rebuild}"
         )
     if flags & 4 or "driver version is insufficient" in said:
         return ProviderError(
@@ -146,6 +151,16 @@ def _refusal(
         f"{mine} cannot load {label} ({one_line(said or 'it does not say why', limit=300)}): "
         f"{rebuild}"
     )
+
+
+def _names_capability(said: str) -> bool:
+    return "compute capability" in said and "Skipping" not in said
+
+
+def _line(lines: deque[str], *words: str) -> str:
+    """Return the first line that has one of some words in it; all lines where none has."""
+    found = (line for line in lines if any(word in line for word in words))
+    return one_line(next(found, " | ".join(lines)), limit=200)
 
 
 @cache

@@ -60,7 +60,9 @@ class FakeTensorRt:
     TensorLocation = TensorLocation
     ExecutionContextAllocationStrategy = Strategy
     CudaGraphStrategy = CudaGraphStrategy
-    float32, float16, int64 = "float32", "float16", "int64"
+    float32, float16, int64, int32 = "float32", "float16", "int64", "int32"
+    # Of weights: none that a plan of the fake can have.
+    bfloat16, fp8 = "bfloat16", "float8_e4m3fn"
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -130,7 +132,7 @@ class FakeEngine:
 
     def get_tensor_dtype(self, name: str) -> str:
         kind = self.tensors[name][1].type
-        return {"tensor(float)": "float32", "tensor(int64)": "int64"}[kind]
+        return {"float": "float32"}.get(kind[7:-1], kind[7:-1])  # of "tensor(float)"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(n if isinstance(n, int) else -1 for n in self.tensors[name][1].shape)
@@ -161,7 +163,9 @@ class FakeEngine:
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine, self._trt, self._logger = engine, engine.trt, engine.logger
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        # Inputs of one shape need not be told of it.
+        shapes = {name: engine.get_tensor_shape(name) for name in self._inputs()}
+        self._shapes = {name: shape for name, shape in shapes.items() if -1 not in shape}
         self._addresses: dict[str, int] = {}
         self._results: dict[str, np.ndarray] = {}
 

@@ -230,6 +230,52 @@ def test_what_the_library_refuses(
 
 
 @pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (
+            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
+            "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: "
+            "Current Version: 237, Serialized Engine Version: 239)",
+            "was built by another version than TensorRT 1.7.1.116 (IRuntime::deserializeCudaEngine",
+        ),
+        (
+            "The engine plan file is not compatible with this version of TensorRT, expecting "
+            "library version 10.9.0 got 10.8.0, please rebuild.",
+            "was built by another version than TensorRT 1.7.1.116 (The engine plan file is not",
+        ),
+        (
+            "Error Code 6: API Usage Error (The engine plan file is generated on an incompatible "
+            "device, expecting compute 8.9 got compute 8.6, please rebuild.)",
+            "was not built for this GPU (Error Code 6: API Usage Error (The engine plan file is "
+            "generated on an incompatible device, expecting compute 8.9 got compute 8.6",
+        ),
+        (
+            "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG "
+            "failed.Magic tag does not match)",
+            "is not a whole plan for TensorRT 1.7.1.116 (Error Code 1: Serialization (Serial",
+        ),
+        ("Error Code 35: CUDA driver version is insufficient for CUDA runtime version",
+         "found no NVIDIA driver, or one that is too old"),
+    ],
+    ids=["version tag", "library version", "device", "broken", "driver"],
+)  # fmt: skip
+def test_what_tensorrt_says_of_a_plan(
+    built: Any, trt: FakeTensorRt, device: HostDevice, says: str, message: str
+) -> None:
+    """Its words for a plan of elsewhere, which the checks before should have kept from it."""
+    bundle = built(target="tensorrt")
+    trt.fails, trt.says = {"deserialize_cuda_engine"}, says
+    with pytest.raises((BundleError, ProviderError)) as error:
+        Segmenter.from_bundle(bundle, provider="tensorrt")
+    assert message in str(error.value)
+    way = f"rism build {bundle} --target tensorrt --gpu sm89 --precision fp16"
+    if "driver" in says:
+        way = "install or update it and see nvidia-smi, or use --provider onnxruntime-cpu"
+    assert str(error.value).endswith(way)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("lie", "says"),
     [
         ("names", "has inputs image, expected picture by the manifest: rism build"),

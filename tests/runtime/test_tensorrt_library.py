@@ -11,6 +11,7 @@ import pytest
 from rism.runtime import tensorrt_api
 from rism.runtime.driver import find_driver
 from rism.runtime.errors import ProviderError
+from rism.runtime.tensorrt_engine import WEIGHT_TYPES
 from rism.runtime.tensorrt_library import Library, find_library
 
 pytest.importorskip("tensorrt_rtx")
@@ -109,6 +110,7 @@ def test_every_name_that_is_called_is_there(
     assert hasattr(config, "cuda_graph_strategy")
     assert hasattr(config, "set_execution_context_allocation_strategy")
     assert hasattr(library.module, "CudaGraphStrategy")
+    assert [name for name in WEIGHT_TYPES.values() if not hasattr(library.module, name)] == []
 
 
 @pytest.mark.parametrize("junk", ["empty", "four bytes", "zeros", "zip"])
