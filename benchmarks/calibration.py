@@ -41,7 +41,7 @@ __all__ = ["CALIBRATION_SCENES", "Agreement", "Scored", "agreement", "scenes", "
 # Far from the scenes that are scored, and like them never trained on.
 CALIBRATION_SCENES = 10_000
 MODELOPT = Path(__file__).parent / "modelopt_fp8.py"
-RULES = {"max": {}, "percentile": {"percentile": 99.99}, "mask": {}}
+RULES = {rule: CalibrationOptions(rule=rule) for rule in ("max", "percentile", "mask")}
 # Which of mini's layers are quantised alone, to tell what each kind costs.
 PARTS = {
     "double blocks, prompt": "transformer_blocks.*add_*",
@@ -117,9 +117,8 @@ def measure(folder: Path, wanted: Scored, *, samples: int, count: int) -> dict[s
     found: dict[str, Any] = {
         "without FP8": asdict(agreement(score(emulated(bundle, None), count), wanted))
     }
-    for rule, more in RULES.items():
+    for rule, options in RULES.items():
         start = time.perf_counter()
-        options = CalibrationOptions(rule=rule, **more)
         report = calibrate(bundle, scenes(CALIBRATION_SCENES, samples), options)
         seconds = time.perf_counter() - start
         found[rule] = {
@@ -157,7 +156,7 @@ def modelopt(
         for layer in find_layers(open_transformer(bundle).model)
         if layer.name in scales.kept
     ]
-    found = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         feeds = Path(place) / "feeds.npz"
         _write_feeds(bundle, feeds, samples)
@@ -202,7 +201,9 @@ def _write_feeds(bundle: Bundle, file: Path, count: int) -> None:
     common = max(set(sizes), key=sizes.count)
     alike = [each for each, size in zip(feeds, sizes, strict=True) if size == common][:count]
     inputs = bundle.manifest.graph("transformer.vectors").inputs
-    joined = {spec.name: np.concatenate([e[name] for e in alike]) for name, spec in inputs.items()}
+    joined: dict[str, Any] = {
+        spec.name: np.concatenate([each[name] for each in alike]) for name, spec in inputs.items()
+    }
     np.savez(file, count=np.array(len(alike)), **joined)
 
 

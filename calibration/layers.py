@@ -15,7 +15,16 @@ import onnx_ir as ir
 
 from rism.runtime.errors import BundleError, InputError, one_line
 
-__all__ = ["ASKED", "SENSITIVE", "Layer", "find_layers", "fingerprint", "kept_layers", "values"]
+__all__ = [
+    "ASKED",
+    "OUTSIDE",
+    "SENSITIVE",
+    "Layer",
+    "find_layers",
+    "fingerprint",
+    "kept_layers",
+    "values",
+]
 
 # Layers that stay as they are, by reason. Names are those of the model's own modules.
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
@@ -29,7 +38,7 @@ SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "probe": ("last.*", "last_attn.*"),
 }
 ASKED = "asked for"
-_OUTSIDE = "outside the blocks"
+OUTSIDE = "outside the blocks"
 _IN_BLOCK = re.compile(r"(?:single_)?transformer_blocks\.\d+\.")
 _PREFIX, _SUFFIX = "dit.", ".weight"
 _DIGESTED_BYTES = 4096
@@ -125,7 +134,7 @@ def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str
         if reasons:
             found[name] = reasons[0]
         elif _IN_BLOCK.match(name) is None:
-            found[name] = _OUTSIDE
+            found[name] = OUTSIDE
         elif any(fnmatchcase(name, pattern) for pattern in keep):
             found[name] = ASKED
     return found

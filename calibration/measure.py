@@ -15,7 +15,7 @@ import onnx_ir as ir
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.graph import OpenGraph, open_graph, open_transformer
 from rism.calibration.histogram import Histogram
-from rism.calibration.layers import Layer, find_layers, fingerprint, kept_layers, values
+from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
 from rism.calibration.qdq import quantise
 from rism.calibration.report import CalibrationReport, LayerReport, MaskAgreement
 from rism.calibration.samples import Sample, Samples, prepare
@@ -120,7 +120,14 @@ def calibrate(
     if not samples:
         raise InputError("there are no pictures to calibrate on, expected at least one")
     layers = find_layers(open_transformer(bundle).model)
-    kept = kept_layers([layer.name for layer in layers], options.keep)
+    names = [layer.name for layer in layers]
+    always = kept_layers(names)
+    if len(always) == len(names) and OUTSIDE in always.values():
+        raise BundleError(
+            f"bundle '{bundle.path}' has {len(layers)} layers and no layer of a numbered block: "
+            "export the bundle again"
+        )
+    kept = kept_layers(names, options.keep)
     if len(kept) == len(layers):
         raise InputError(
             f"all {len(layers)} layers stay unquantised, expected some to be left: fewer --keep"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rism.calibration.scales import Scales
-from rism.runtime.errors import OutputError, RismError, one_line
+from rism.runtime.atomic import write_atomically
+from rism.runtime.errors import RismError, one_line
 
-__all__ = ["CalibrationReport", "LayerReport", "MaskAgreement", "plot_report"]
+__all__ = ["CalibrationReport", "LayerReport", "MaskAgreement", "check_plotter", "plot_report"]
 
 FORMAT = "rism-calibration-report"
 
@@ -96,6 +98,20 @@ class CalibrationReport:
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
+def check_plotter() -> None:
+    """Make sure that a plot can be drawn, before the work that it would show.
+
+    Raises:
+        RismError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise RismError(
+            f'--plot needs {error.name}, which is not installed: pip install "rism[calibrate]"'
+        ) from error
+
+
 def plot_report(report: CalibrationReport, file: Path) -> None:
     """Draw error and saturation of each quantised layer.
 
@@ -107,12 +123,9 @@ def plot_report(report: CalibrationReport, file: Path) -> None:
         RismError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise RismError(
-            f'--plot needs {error.name}, which is not installed: pip install "rism[calibrate]"'
-        ) from error
+    check_plotter()
+    from matplotlib.figure import Figure
+
     layers = [layer for layer in report.layers if layer.kept is None]
     figure = Figure(figsize=(10, 2 + 0.2 * len(layers)), layout="constrained")
     errors, saturation = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
@@ -129,10 +142,9 @@ def plot_report(report: CalibrationReport, file: Path) -> None:
         f"{one_line(report.scales.model, limit=60)} in E4M3, rule {report.scales.rule}, "
         f"percentile {report.scales.percentile:g}, {report.scales.samples} samples"
     )
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:  # ValueError: a kind of picture that it cannot draw
-        raise OutputError(f"cannot write {file}: {one_line(error, limit=120)}") from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=file.suffix[1:].lower())
+    write_atomically(file, drawn.getvalue())
 
 
 def _decibels(error: float) -> float:

@@ -15,7 +15,7 @@ from rism.runtime.atomic import write_atomically
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.sources import find_sources
-from rism.runtime.errors import InputError, RismError
+from rism.runtime.errors import InputError, OutputError, RismError
 
 __all__ = ["CalibrateFlags", "calibrate_bundle"]
 
@@ -58,6 +58,7 @@ def calibrate_bundle(flags: CalibrateFlags, console: Console) -> None:
 
     Raises:
         UsageError: flags that do not go together.
+        OutputError: a place that cannot be written to.
         RismError: packages are missing, or the pictures, the expressions or the bundle cannot
             be used.
     """
@@ -69,6 +70,8 @@ def calibrate_bundle(flags: CalibrateFlags, console: Console) -> None:
             f"--images '{flags.images}' {found}, expected a folder of pictures to calibrate on"
         )
     images = [s.path for s in find_sources(str(flags.images)) if s.path is not None]
+    if flags.plot is not None:
+        _calibration("rism.calibration.report").check_plotter()
     bundle = Bundle.open(resolve_bundle(flags.bundle))
     start = time.perf_counter()
     calibration = _calibration("rism.calibration")
@@ -106,6 +109,12 @@ def _check(flags: CalibrateFlags) -> None:
         raise UsageError(f"--percentile goes with --rule percentile, not with {flags.rule}")
     if flags.plot is not None and flags.plot.suffix.lower() not in PLOTS:
         raise UsageError(f"--plot is '{flags.plot}', expected a name in {', '.join(PLOTS)}")
+    # A calibration may take hours: where its results go is looked at first.
+    for path in (flags.output, flags.report, flags.plot):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(
+                f"folder {path.parent} is not there: make it first (mkdir -p {path.parent})"
+            )
 
 
 def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[Any]:
