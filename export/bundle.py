@@ -25,6 +25,7 @@ from rism.export.parity import Checks
 from rism.export.plan import ExportPlan, make_plan
 from rism.export.precision import PRECISIONS
 from rism.export.progress import Progress
+from rism.export.selftest import store_vectors
 from rism.export.spec import OpenModel
 from rism.export.tensors import read_headers
 from rism.export.workplace import check_output, workplace
@@ -82,6 +83,9 @@ def export_bundle(
     try:
         with workplace(output) as work:
             parity = _write(export, work, progress)
+            if export.plan.parity == "full":
+                progress.stage("making test vectors")
+                store_vectors(work)
             Bundle.open(work, verify=False)  # hashed as they were written
     finally:
         progress.close()

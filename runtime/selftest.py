@@ -30,7 +30,7 @@ from rism.runtime.manifest import Manifest
 from rism.runtime.segmenter import Segmenter
 from rism.runtime.start import Route, Wish, first_that_starts, variant_loads
 
-__all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record", "vectors"]
+__all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record", "store", "vectors"]
 
 FILE = "selftest.bin"
 EXPRESSION = "the green square"
@@ -144,8 +144,23 @@ def record(folder: Path, wish: Wish | None = None) -> str:
     """
     bundle = Bundle.open(folder)
     entry, data = vectors(bundle, wish)
+    store(bundle.path, entry, data)
+    return str(entry["made_by"])
+
+
+def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
+    """Put vectors into a bundle, in the place of those that it has.
+
+    Args:
+        folder: the bundle.
+        entry: the manifest's "self_test", as `vectors` returns it.
+        data: its file.
+
+    Raises:
+        BundleError, OutputError: see `amend_bundle`.
+    """
     # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
-    temporary = bundle.path / f".selftest.tmp-{secrets.token_hex(6)}"
+    temporary = folder / f".selftest.tmp-{secrets.token_hex(6)}"
     try:
         try:
             temporary.write_bytes(data)
@@ -155,11 +170,10 @@ def record(folder: Path, wish: Wish | None = None) -> str:
                 "folder to write to"
             ) from error
         amend_bundle(
-            bundle.path, lambda manifest: manifest.update(self_test=entry), files={FILE: temporary}
+            folder, lambda manifest: manifest.update(self_test=entry), files={FILE: temporary}
         )
     finally:
         temporary.unlink(missing_ok=True)
-    return str(entry["made_by"])
 
 
 def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], bytes]:

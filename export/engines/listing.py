@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from rism.runtime.engine_spec import ShapeRange
 
-__all__ = ["Check", "Layer", "Tensor", "check_layers", "parse_layers"]
+__all__ = ["FUSED", "Check", "Layer", "Tensor", "check_layers", "parse_layers"]
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
@@ -27,6 +27,7 @@ _FUSED_ATTENTION = re.compile(r"mha", re.IGNORECASE)
 # Products alone, fused with what follows them, and convolutions.
 _PRODUCTS = ("gemm", "runtime_fusion", "correlation")
 _TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "fp8": "FP8"}
+FUSED = "attention fused"
 _SQUARE = "no N_v x N tensor"
 _MOST_NAMED = 5
 
@@ -127,7 +128,7 @@ def check_layers(
     """
     if not layers:
         why = "the library listed no layers"
-        return [Check(name, "unknown", why) for name in ("attention fused", "precision used")]
+        return [Check(name, "unknown", why) for name in (FUSED, "precision used")]
     checks = [_fused(layers, attentions), _precision(layers, precision, quantised)]
     if tokens is not None and written_out:
         why = f"{written_out} attentions are written out: {precision} has no fused kernel for them"
@@ -140,7 +141,7 @@ def check_layers(
 def _fused(layers: Sequence[Layer], attentions: int) -> Check:
     fused = sum(layer.is_fused_attention for layer in layers)
     detail = f"{fused} fused kernels for {attentions} attentions"
-    return Check("attention fused", "yes" if fused >= attentions else "no", detail)
+    return Check(FUSED, "yes" if fused >= attentions else "no", detail)
 
 
 def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check:

@@ -71,8 +71,7 @@ def build(flags: BuildFlags, console: Console) -> None:
     gpus = ", ".join("sm" + each.replace(".", "") for each in report.compute_capabilities)
     console.note(
         f"added {report.name} ({report.target} {report.version}, {report.precision}, {gpus}) to "
-        f"{flags.bundle} in {time.perf_counter() - start:.0f} s; rism doctor {flags.bundle} tests "
-        "it where it runs"
+        f"{flags.bundle} in {time.perf_counter() - start:.0f} s; self-test: {report.self_test}"
     )
 
 

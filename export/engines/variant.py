@@ -1,0 +1,74 @@
+"""A variant that is in a bundle: its files, and whether it returns the right numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rism.export.engines.errors import BuildError
+from rism.runtime.amend import amend_bundle
+from rism.runtime.bundle import Bundle
+from rism.runtime.errors import InputError, ProviderError
+from rism.runtime.manifest import Manifest
+from rism.runtime.selftest import check_variant
+
+__all__ = ["check_here", "files_of", "remove_variant"]
+
+
+def check_here(folder: Path, name: str, *, unchecked: bool = False) -> str:
+    """Run the self-test on an engine variant of a bundle, where this machine can run it.
+
+    Args:
+        folder: the bundle.
+        name: the variant, which is removed from the bundle if it fails.
+        unchecked: keep it all the same.
+
+    Returns:
+        One line: how it did, or why it was not tested.
+
+    Raises:
+        BuildError: it returns something else than the bundle's graphs do.
+        OutputError: the bundle cannot be written to.
+    """
+    bundle = Bundle.open(folder, verify=False)
+    if bundle.manifest.self_test is None:
+        return f"not tested: no test vectors, rism doctor {folder} --record makes them"
+    try:
+        found = check_variant(bundle, name)
+    except (InputError, ProviderError) as error:
+        return f"not tested: {error}"
+    failed = [each for each in found if not each.passed]
+    if not failed:
+        worst = max(found, key=lambda each: each.error / each.limit)
+        return f"ok ({worst.graph}: {worst.output} off by {worst.error:.2g} of {worst.limit:g})"
+    said = "; ".join(
+        f"{each.graph}: {each.output} off by {each.error:.2g}, expected at most {each.limit:g}"
+        for each in failed[:4]
+    )
+    if unchecked:
+        return f"FAILED ({said})"
+    remove_variant(bundle, name)
+    raise BuildError(
+        f"engine '{name}' does not return what the graphs do ({said}) and was removed: update the "
+        "library or the driver, or keep it with --unchecked"
+    )
+
+
+def remove_variant(bundle: Bundle, name: str) -> None:
+    """Take a variant and its files out of a bundle."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["engines"] = [each for each in manifest["engines"] if each["name"] != name]
+
+    amend_bundle(bundle.path, change, remove=files_of(bundle.manifest, name))
+
+
+def files_of(manifest: Manifest, variant: str) -> list[str]:
+    """Return the names of a variant's own files, relative to the bundle."""
+    for each in manifest.engines:
+        if each.name == variant:
+            prefix = f"engines/{variant}/"
+            refits = [plan.refit for plan in each.graphs.values() if plan.refit is not None]
+            own = [name for name in refits if name.endswith(f".{variant}.refit.onnx")]
+            return [name for name in manifest.files if name.startswith(prefix)] + own
+    return []
