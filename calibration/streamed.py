@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -169,7 +168,6 @@ class StreamedGraph:
                         on_step(at * count + sample + 1, len(stages) * count)
                 # Before the next one is loaded: two blocks are never in memory.
                 del session, made
-                gc.collect()
             for sample in range(count if on_result is not None else 0):
                 assert on_result is not None
                 on_result(
