@@ -94,11 +94,12 @@ def _tensor(logical: str, tensor: TensorSpec) -> str:
 
 def _engines(manifest: Manifest) -> Iterator[str]:
     for variant in manifest.engines:
-        stripped = ", weights from the bundle" if variant.stripped else ""
+        bound = any(plan.weights is not None for plan in variant.graphs.values())
+        outside = ", weights from the bundle" if variant.stripped or bound else ""
         yield (
             f"engine     {variant.name}: {one_line(variant.target)} {variant.version} for "
             f"{one_line(variant.platform)}, compute capability "
-            f"{', '.join(variant.compute_capabilities)}, {one_line(variant.precision)}{stripped}"
+            f"{', '.join(variant.compute_capabilities)}, {one_line(variant.precision)}{outside}"
         )
         for graph, plan in variant.graphs.items():
             yield f"           {one_line(graph)} ({plan.file})"

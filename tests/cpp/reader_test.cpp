@@ -2,6 +2,7 @@
 //   reader_test tokens TOKENIZER.json       texts on stdin, one in hexadecimal a line -> ids
 //   reader_test sha256                      the digest of stdin
 //   reader_test resize RGB W H w h FILTER OUTPUT
+//   reader_test weights BUNDLE LIST         of each: name file offset length dtype shape; digest
 //   reader_test segment BUNDLE RGB W H EXPRESSION RECORDING CAPTURE MASK
 
 #include <cstdio>
@@ -113,6 +114,17 @@ void run(const std::vector<std::string>& words) {
             recorded::array<std::uint8_t>(words.at(1)), {number(2), number(3)},
             {number(4), number(5)}, 3, static_cast<rism::Resample>(number(6)));
         write(words.at(7), bytes);
+    } else if (words[0] == "weights") {
+        rism::Bundle bundle(words.at(1));
+        for (const auto& [name, weight] : bundle.weights(words.at(2))) {
+            std::cout << name << ' ' << weight.file << ' ' << weight.offset << ' ' << weight.length
+                      << ' ' << weight.dtype;
+            for (const auto side : weight.shape) std::cout << ' ' << side;
+            rism::Sha256 sha;
+            const std::vector<char> bytes = bundle.read(weight);
+            sha.update(bytes.data(), bytes.size());
+            std::cout << ' ' << sha.hex() << '\n';
+        }
     } else {
         rism::Bundle bundle(words.at(1));
         const rism::Picture picture{{number(3), number(4)},

@@ -5,6 +5,7 @@ A recording of the runtime's run stands in for the engine, and is compared with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import PIL
 import pytest
 from PIL import Image
 
+from rism.runtime.bound_weights import read_bound_weights
+from rism.runtime.bundle import Bundle
 from tests.cpp.build import run
 from tests.cpp.recording import BUNDLE, recorders, write_graphs
 
@@ -234,6 +237,84 @@ def test_pictures_that_do_not_fit(reader: Path, tmp_path: Path) -> None:
     _refused(reader, BUNDLE, tmp_path, "crop it around the object first", size=(10, 100))
     bundle = _bundle(tmp_path / "bundle", _geometry(resize="shrink", remainder="crop"))
     _refused(reader, bundle, tmp_path, "too small for this model", size=(7, 20))
+
+
+def _listed(folder: Path, text: str) -> Path:
+    """A bundle with a list of weights that a plan would take."""
+    bundle = _bundle(folder)
+    (bundle / "plan.weights.json").write_text(text)
+    data = json.loads((bundle / "manifest.json").read_text())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    data["files"]["plan.weights.json"] = {"sha256": digest, "size": len(text)}
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    return bundle
+
+
+def _weight(**keys: Any) -> Json:
+    place = {"file": "vae_encoder.weights", "offset": 64, "length": 96}
+    return {**place, "dtype": "float16", "shape": [6, 8], **keys}
+
+
+def test_weights_that_a_plan_takes(reader: Path, tmp_path: Path) -> None:
+    listed = {"a.b/c": _weight(), "scalar": _weight(length=8, dtype="int64", shape=[])}
+    for dtype, size in (
+        ("float32", 4), ("bfloat16", 2), ("float8_e4m3fn", 1), ("int32", 4), ("bool", 1)
+    ):  # fmt: skip
+        listed[dtype] = _weight(dtype=dtype, shape=[96 // size], offset=0)
+    bundle = _listed(tmp_path / "bundle", json.dumps(listed))
+    done = run([reader, "weights", bundle, "plan.weights.json"])
+    assert done.returncode == 0, done.stderr
+    stored = (bundle / "vae_encoder.weights").read_bytes()
+    wanted = []
+    for name, each in sorted(read_bound_weights(Bundle.open(bundle), "plan.weights.json").items()):
+        data = stored[each.offset : each.offset + each.length]
+        wanted.append(
+            [name, each.file, each.offset, each.length, each.dtype, *each.shape,
+             hashlib.sha256(data).hexdigest()]
+        )  # fmt: skip
+    assert done.stdout.splitlines() == [" ".join(map(str, line)) for line in wanted]
+
+
+SIZE = (BUNDLE / "vae_encoder.weights").stat().st_size
+WEIGHTS: dict[str, tuple[Any, str]] = {
+    "unlisted": (_weight(file="other"), "names 'other', which is not among the files"),
+    "outside": (_weight(file="../manifest.json"), "names '../manifest.json', which is not among"),
+    "negative": (_weight(offset=-64), "'w.offset' is -64, expected a whole number from 0"),
+    "huge": (_weight(offset=2**63), "'w.offset' is 9223372036854775808, expected a whole number"),
+    "across": (_weight(offset=SIZE - 95), f"in the shape that is given at {SIZE - 95} of {SIZE}"),
+    "long": (_weight(length=SIZE + 1), f"'w.length' is {SIZE + 1}, expected a whole number from 1"),
+    "dtype": (_weight(dtype="float64"), "'w.dtype' is 'float64', this reader knows float32, int64"),
+    "shape": (_weight(shape=[6, 9]), "no 96 bytes of float16 in the shape"),
+    "odd": (_weight(length=97), "no 97 bytes of float16 in the shape"),
+    "wraps": (_weight(shape=[2**31 - 1] * 9), "no 96 bytes of float16 in the shape"),
+    "missing": ({"file": "vae_encoder.weights"}, "plan.weights.json has no 'w.offset'"),
+    "kind": (7, "expected an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_not_there(name: str, reader: Path, tmp_path: Path) -> None:
+    weight, message = WEIGHTS[name]
+    bundle = _listed(tmp_path / "bundle", json.dumps({"w": weight}))
+    done = run([reader, "weights", bundle, "plan.weights.json"])
+    assert done.returncode == 1
+    assert message in done.stderr and "plan.weights.json" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "'plan.weights.json' cannot be read"),
+        ("[]", "expected an object"),
+        (json.dumps({f"w{at}": 0 for at in range(4097)}), "lists 4097 weights, expected at most"),
+    ],
+)
+def test_lists_of_weights_that_are_none(
+    text: str, message: str, reader: Path, tmp_path: Path
+) -> None:
+    done = run([reader, "weights", _listed(tmp_path / "b", text), "plan.weights.json"])
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_graph_that_is_fed_something_else(reader: Path, tmp_path: Path) -> None:

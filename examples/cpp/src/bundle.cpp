@@ -21,6 +21,8 @@ constexpr std::array<std::string_view, 5> known_graphs{
 constexpr std::array<std::string_view, 6> data_suffixes{".weights", ".onnx", ".data",
                                                         ".bin",     ".f32",  ".plan"};
 constexpr std::uint64_t manifest_limit = std::uint64_t{1} << 20U;
+constexpr std::uint64_t weights_limit = std::uint64_t{1} << 24U;
+constexpr std::size_t most_weights = 4096;
 
 Json parse_manifest(const fs::path& folder) {
     const fs::path path = folder / "manifest.json";
@@ -168,11 +170,46 @@ EngineVariant read_engine(const Node& node) {
         engine.compute_capabilities.push_back(item.text());
     }
     for (const auto& [name, graph] : node["graphs"].items()) {
-        PlanSpec plan{graph["file"].text(), ""};
+        PlanSpec plan{graph["file"].text(), "", ""};
         if (engine.stripped) plan.refit = graph["refit"].text();
+        if (graph.has("weights")) plan.weights = graph["weights"].text();
         engine.graphs.emplace(name, std::move(plan));
     }
     return engine;
+}
+
+BoundWeight read_weight(const Node& node, const std::string& document,
+                        const std::map<std::string, FileEntry>& files) {
+    BoundWeight weight;
+    weight.file = node["file"].text();
+    const auto listed = files.find(weight.file);
+    if (listed == files.end()) {
+        throw Error(document + " names '" + weight.file + "', which is not among the files of the "
+                    "bundle: build the engine again");
+    }
+    const auto most = static_cast<std::int64_t>(listed->second.size);
+    const std::int64_t offset = node["offset"].integer(0, most);
+    const std::int64_t length = node["length"].integer(1, most);
+    const std::initializer_list<const char*> names{"float32", "int64",         "int32", "float16",
+                                                   "bfloat16", "float8_e4m3fn", "bool"};
+    const std::array<std::int64_t, 7> sizes{4, 8, 4, 2, 2, 1, 1};
+    const std::int64_t elements = length / sizes[node["dtype"].word(names)];
+    weight.dtype = node["dtype"].text();
+    // What is left of the elements when a side has been taken: no product overflows.
+    std::int64_t rest = elements;
+    for (const Node& side : node["shape"].list()) {
+        weight.shape.push_back(side.integer(1, INT32_MAX));
+        rest = rest % weight.shape.back() == 0 ? rest / weight.shape.back() : 0;
+    }
+    if (rest != 1 || elements * sizes[node["dtype"].word(names)] != length || length > most - offset) {
+        throw Error(document + ": '" + weight.file + "' has no " + std::to_string(length) +
+                    " bytes of " + weight.dtype + " in the shape that is given at " +
+                    std::to_string(offset) + " of " + std::to_string(most) +
+                    ": build the engine again");
+    }
+    weight.offset = static_cast<std::uint64_t>(offset);
+    weight.length = static_cast<std::uint64_t>(length);
+    return weight;
 }
 
 std::map<std::string, FileEntry> read_files(const Node& node) {
@@ -306,6 +343,35 @@ std::vector<char> Bundle::read(const std::string& name, std::uint64_t limit) {
     std::ifstream stream(path, std::ios::binary);
     if (!stream.read(bytes.data(), static_cast<std::streamsize>(size))) {
         throw Error("'" + name + "' cannot be read");
+    }
+    return bytes;
+}
+
+std::map<std::string, BoundWeight> Bundle::weights(const std::string& name) {
+    const std::vector<char> bytes = read(name, weights_limit);
+    Json json;
+    try {
+        json = Json::parse(bytes);
+    } catch (const Json::exception& problem) {
+        throw Error("'" + name + "' cannot be read (" + std::string(problem.what()) +
+                    "): build the engine again");
+    }
+    const auto items = Node(json, "", name).items();
+    if (items.size() > most_weights) {
+        throw Error("'" + name + "' lists " + std::to_string(items.size()) +
+                    " weights, expected at most " + std::to_string(most_weights));
+    }
+    std::map<std::string, BoundWeight> found;
+    for (const auto& [key, node] : items) found.emplace(key, read_weight(node, name, files_));
+    return found;
+}
+
+std::vector<char> Bundle::read(const BoundWeight& weight) {
+    std::ifstream stream(file(weight.file), std::ios::binary);
+    std::vector<char> bytes(weight.length);
+    if (!stream.seekg(static_cast<std::streamoff>(weight.offset)) ||
+        !stream.read(bytes.data(), static_cast<std::streamsize>(weight.length))) {
+        throw Error("'" + weight.file + "' cannot be read");
     }
     return bytes;
 }

@@ -51,6 +51,14 @@ struct GraphSpec {
 /// One graph of an engine, ready to deserialise.
 struct PlanSpec {
     std::string file, refit;  // `refit` only where the engine is stripped
+    std::string weights;      // only where weights are inputs of the plan
+};
+
+/// A weight that a plan takes as an input: where in the bundle it lies, in bytes.
+struct BoundWeight {
+    std::string file, dtype;
+    std::uint64_t offset = 0, length = 0;
+    std::vector<std::int64_t> shape;
 };
 
 struct EngineVariant {
@@ -83,6 +91,12 @@ public:
 
     /// Verifies every file that graphs may take their weights from.
     void verify_weights();
+
+    /// The weights that a plan takes, by name of its input; `name` is `PlanSpec::weights`.
+    std::map<std::string, BoundWeight> weights(const std::string& name);
+
+    /// The bytes of one weight.
+    std::vector<char> read(const BoundWeight& weight);
 
     /// The (N, C) float32 of the noise file: its first `rows` rows.
     std::vector<float> noise(std::size_t rows);

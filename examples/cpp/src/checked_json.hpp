@@ -15,11 +15,12 @@ namespace rism {
 
 using Json = nlohmann::json;
 
-/// A value of the manifest that knows where it stands. Whatever is wrong with it is an Error that
-/// names the key.
+/// A value of a file, the manifest or another, that knows where it stands. Whatever is wrong with
+/// it is an Error that names the file and the key.
 class Node {
 public:
-    Node(const Json& value, std::string path) : value_(value), path_(std::move(path)) {}
+    Node(const Json& value, std::string path, std::string document = "manifest.json")
+        : value_(value), path_(std::move(path)), document_(std::move(document)) {}
 
     bool has(const char* key) const { return value_.is_object() && value_.contains(key); }
 
@@ -27,8 +28,8 @@ public:
         if (!value_.is_object()) fail("an object");
         const auto found = value_.find(key);
         const std::string path = path_.empty() ? key : path_ + "." + key;
-        if (found == value_.end()) throw Error("manifest.json has no '" + path + "'");
-        return {*found, path};
+        if (found == value_.end()) throw Error(document_ + " has no '" + path + "'");
+        return {*found, path, document_};
     }
 
     std::string text() const {
@@ -62,13 +63,13 @@ public:
         }
         std::string list;
         for (const char* word : words) list += (list.empty() ? "" : ", ") + std::string(word);
-        throw Error("manifest.json: '" + path_ + "' is '" + given + "', this reader knows " + list);
+        throw Error(document_ + ": '" + path_ + "' is '" + given + "', this reader knows " + list);
     }
     std::vector<Node> list() const {
         if (!value_.is_array()) fail("a list");
         std::vector<Node> nodes;
         for (const Json& item : value_) {
-            nodes.emplace_back(item, path_ + "[" + std::to_string(nodes.size()) + "]");
+            nodes.emplace_back(item, path_ + "[" + std::to_string(nodes.size()) + "]", document_);
         }
         return nodes;
     }
@@ -76,7 +77,7 @@ public:
         if (!value_.is_object()) fail("an object");
         std::vector<std::pair<std::string, Node>> nodes;
         for (const auto& [key, item] : value_.items()) {
-            nodes.emplace_back(key, Node(item, path_ + "." + key));
+            nodes.emplace_back(key, Node(item, path_.empty() ? key : path_ + "." + key, document_));
         }
         return nodes;
     }
@@ -88,11 +89,11 @@ private:
     [[noreturn]] void fail(const std::string& expected) const {
         std::string given = value_.dump(-1, ' ', true, Json::error_handler_t::replace);
         if (given.size() > 40) given = given.substr(0, 40) + "...";
-        throw Error("manifest.json: '" + path_ + "' is " + given + ", expected " + expected);
+        throw Error(document_ + ": '" + path_ + "' is " + given + ", expected " + expected);
     }
 
     const Json& value_;
-    std::string path_;
+    std::string path_, document_;
 };
 
 }  // namespace rism

@@ -1,7 +1,8 @@
 // Graphs of the bundle in TensorRT or TensorRT for RTX: the plans that `rism build` made.
 //
 // Plans are used as their builder wrote them. Stripped ones get their weights from the bundle
-// by the ONNX file that the manifest names for it.
+// by the ONNX file that the manifest names for it; to those that take their weights as inputs
+// the bundle's own are bound.
 
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
@@ -9,6 +10,8 @@
 
 #include <algorithm>
 #include <mutex>
+#include <set>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -115,6 +118,39 @@ std::string text(const nvinfer1::Dims& dims) {
     return list;
 }
 
+/// Weights of the bundle, on the device once for all plans that take them.
+class Weights {
+public:
+    explicit Weights(Bundle& bundle) : bundle_(bundle) {}
+
+    void* place(const BoundWeight& weight) {
+        const auto [found, is_new] =
+            there_.try_emplace({weight.file, weight.offset, weight.length});
+        void* to = found->second.reserve(weight.length);
+        if (is_new) {
+            const std::vector<char> bytes = bundle_.read(weight);
+            check(cudaMemcpy(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice),
+                  "copying a weight");
+        }
+        return to;
+    }
+
+private:
+    Bundle& bundle_;
+    std::map<std::tuple<std::string, std::uint64_t, std::uint64_t>, Buffer> there_;
+};
+
+/// The library's name of a weight's type, which `Bundle::weights` has checked.
+nvinfer1::DataType type_of(const std::string& dtype) {
+    if (dtype == "float16") return nvinfer1::DataType::kHALF;
+    if (dtype == "bfloat16") return nvinfer1::DataType::kBF16;
+    if (dtype == "float8_e4m3fn") return nvinfer1::DataType::kFP8;
+    if (dtype == "int64") return nvinfer1::DataType::kINT64;
+    if (dtype == "int32") return nvinfer1::DataType::kINT32;
+    if (dtype == "bool") return nvinfer1::DataType::kBOOL;
+    return nvinfer1::DataType::kFLOAT;
+}
+
 class TensorRtGraph : public Graph {
 public:
     TensorRtGraph(const GraphSpec& spec, std::string file, cudaStream_t stream, Logger& logger,
@@ -128,6 +164,30 @@ public:
         if (!context_) throw Error("'" + file_ + "' has no context: " + logger_.last());
         for (const auto* side : {&spec_.inputs, &spec_.outputs}) {
             for (const auto& item : *side) check_type(item.second);
+        }
+    }
+
+    /// Gives the plan the weights that it takes: all of its inputs but the graph's.
+    void bind(const std::map<std::string, BoundWeight>& weights, Weights& device) {
+        std::set<std::string> open;
+        for (std::int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
+            const char* name = engine_->getIOTensorName(i);
+            if (engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT) open.insert(name);
+        }
+        for (const auto& item : spec_.inputs) open.erase(item.second.name);
+        for (const auto& [name, weight] : weights) {
+            const bool takes = open.erase(name) > 0;
+            const nvinfer1::Dims dims = engine_->getTensorShape(name.c_str());
+            if (!takes || engine_->getTensorDataType(name.c_str()) != type_of(weight.dtype) ||
+                text(dims) != text(dims_of(weight.shape))) {
+                throw Error("'" + file_ + "' takes no weight '" + name + "' of " + weight.dtype +
+                            " " + text(dims_of(weight.shape)) + ", which its list has: build it again");
+            }
+            bind(name, device.place(weight));
+        }
+        if (!open.empty()) {
+            throw Error("'" + file_ + "' takes the weight '" + *open.begin() +
+                        "', which its list has not: build it again");
         }
     }
 
@@ -295,7 +355,7 @@ const EngineVariant& choose(const Bundle& bundle, const std::string& wanted) {
 class TensorRtEngine : public Engine {
 public:
     TensorRtEngine(Bundle& bundle, const std::string& wanted)
-        : bundle_(bundle), variant_(choose(bundle, wanted)) {
+        : bundle_(bundle), variant_(choose(bundle, wanted)), weights_(bundle) {
         runtime_.reset(nvinfer1::createInferRuntime(logger_));
         if (!runtime_) throw Error(std::string(target) + " cannot start: " + logger_.last());
     }
@@ -320,8 +380,12 @@ public:
             throw Error("'" + plan.file + "' cannot be loaded: " + logger_.last());
         }
         if (variant_.stripped) refit(*engine, plan);
-        return std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_, logger_,
-                                               std::move(engine));
+        auto graph = std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_,
+                                                     logger_, std::move(engine));
+        graph->bind(plan.weights.empty() ? std::map<std::string, BoundWeight>{}
+                                         : bundle_.weights(plan.weights),
+                    weights_);
+        return graph;
     }
 
     std::string describe() const override {
@@ -343,6 +407,7 @@ private:
 
     Bundle& bundle_;
     const EngineVariant& variant_;
+    Weights weights_;
     Logger logger_;  // outlives all that logs to it
     Stream stream_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
