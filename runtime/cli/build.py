@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.errors import RismError
+from rism.runtime.cli.extras import import_extra
 
 __all__ = ["BuildFlags", "build", "check_engine", "default_engine"]
 
@@ -114,15 +114,7 @@ def default_engine(bundle: Path, text: str, console: Console) -> None:
 
 
 def _engines() -> Any:
-    try:
-        return import_module("rism.export.engines")
-    except ModuleNotFoundError as error:
-        missing = error.name or "a package"
-        if missing.partition(".")[0] == "rism":
-            raise
-        raise RismError(
-            f'rism build needs {missing}, which is not installed: pip install "rism[build]"'
-        ) from error
+    return import_extra("rism.export.engines", command="build", extra="build")
 
 
 def _batch(text: str) -> tuple[int, int, int]:

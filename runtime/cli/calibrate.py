@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from rism.runtime.amend import amend_bundle
 from rism.runtime.atomic import write_atomically
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError
+from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.sources import find_sources
-from rism.runtime.errors import InputError, OutputError, RismError
+from rism.runtime.errors import InputError, OutputError
 
 __all__ = ["CalibrateFlags", "calibrate_bundle"]
 
@@ -144,12 +144,4 @@ def _store(folder: Path, scales: bytes) -> None:
 
 
 def _calibration(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or "a package"
-        if missing.partition(".")[0] == "rism":
-            raise
-        raise RismError(
-            f'rism calibrate needs {missing}, which is not installed: pip install "rism[calibrate]"'
-        ) from error
+    return import_extra(name, command="calibrate", extra="calibrate")

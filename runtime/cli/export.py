@@ -11,7 +11,7 @@ from typing import Any
 
 from rism.runtime.cli.build import check_engine, default_engine
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.errors import RismError
+from rism.runtime.cli.extras import import_extra
 from rism.runtime.manifest import CAPTURES
 
 __all__ = ["ExportFlags", "export_model"]
@@ -79,16 +79,9 @@ def export_model(flags: ExportFlags, console: Console) -> None:
 
 
 def _exporter() -> Any:
-    try:
-        import_module("rism.export.bundle")  # rism.export itself would wait with what it needs
-        return import_module("rism.export")
-    except ModuleNotFoundError as error:
-        missing = error.name or "a package"
-        if missing.partition(".")[0] == "rism":
-            raise
-        raise RismError(
-            f'rism export needs {missing}, which is not installed: pip install "rism[export]"'
-        ) from error
+    # rism.export itself would wait with what it needs.
+    import_extra("rism.export.bundle", command="export", extra="export")
+    return import_module("rism.export")
 
 
 def _parse_captures(text: str) -> tuple[str, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, write_stdout
-from rism.runtime.errors import RismError
+from rism.runtime.cli.extras import import_extra
 
 __all__ = ["TritonFlags", "write_repository"]
 
@@ -60,13 +59,4 @@ def write_repository(flags: TritonFlags, console: Console) -> None:
 
 
 def _triton() -> Any:
-    try:
-        return import_module("rism.export.triton")
-    except ModuleNotFoundError as error:
-        missing = error.name or "a package"
-        if missing.partition(".")[0] == "rism":
-            raise
-        raise RismError(
-            f"rism export-triton needs {missing}, which is not installed: "
-            'pip install "rism[triton]"'
-        ) from error
+    return import_extra("rism.export.triton", command="export-triton", extra="triton")

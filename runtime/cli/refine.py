@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError
+from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.sources import STDIN, find_sources
 from rism.runtime.errors import RismError
 
@@ -83,12 +83,4 @@ def refine_to_file(flags: RefineFlags, console: Console) -> None:
 
 
 def _refiner() -> Any:
-    try:
-        return import_module("rism.export.refine")
-    except ModuleNotFoundError as error:
-        missing = error.name or "a package"
-        if missing.partition(".")[0] == "rism":
-            raise
-        raise RismError(
-            f'rism refine needs {missing}, which is not installed: pip install "rism[export]"'
-        ) from error
+    return import_extra("rism.export.refine", command="refine", extra="export")

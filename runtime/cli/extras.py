@@ -1,0 +1,32 @@
+"""The door to the parts of rism that need more than the runtime does."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rism.runtime.errors import RismError
+
+__all__ = ["import_extra"]
+
+
+def import_extra(module: str, *, command: str, extra: str) -> Any:
+    """Import a module of rism for a command, or say what to install for it.
+
+    Args:
+        module: its full name.
+        command: as in `rism COMMAND`.
+        extra: what brings the packages that it needs.
+
+    Raises:
+        RismError: one of them is missing.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or "a package"
+        if missing.partition(".")[0] == "rism":
+            raise
+        raise RismError(
+            f'rism {command} needs {missing}, which is not installed: pip install "rism[{extra}]"'
+        ) from error
