@@ -16,7 +16,7 @@ import onnx_ir as ir
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.graph import Request, build_graph
-from rism.export.engines.listing import FUSED, Check, Layer
+from rism.export.engines.listing import Check, Layer, unacceptable
 from rism.export.engines.options import BuildOptions
 from rism.export.engines.process import Built
 from rism.export.engines.shapes import profile, ranges
@@ -253,10 +253,7 @@ class _Build:
         return self.bundle.file(name)
 
     def _refuse(self, graph: str, checks: list[Check]) -> None:
-        # An encoder whose attention the library rather writes out is slower, and right; in a
-        # transformer it is gigabytes.
-        needed = [c for c in checks if graph.startswith("transformer.") or c.question != FUSED]
-        wrong = [check for check in needed if check.answer == "no"]
+        wrong = unacceptable(graph, checks)
         if wrong and not self.options.unchecked:
             said = "; ".join(f"{check.question}: no ({check.detail})" for check in wrong)
             raise BuildError(

@@ -14,7 +14,15 @@ from dataclasses import asdict, dataclass
 
 from rism.runtime.engine_spec import ShapeRange
 
-__all__ = ["FUSED", "Check", "Layer", "Tensor", "check_layers", "parse_layers"]
+__all__ = [
+    "FUSED",
+    "Check",
+    "Layer",
+    "Tensor",
+    "check_layers",
+    "parse_layers",
+    "unacceptable",
+]
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
@@ -136,6 +144,20 @@ def check_layers(
     elif tokens is not None:
         checks.append(_no_square(layers, tokens))
     return checks
+
+
+def unacceptable(graph: str, checks: Sequence[Check]) -> list[Check]:
+    """Return the answers for which an engine is refused.
+
+    An encoder whose attention the library rather writes out, as TensorRT for RTX does with small
+    fixed sizes, is right, and hardly slower; in a transformer it is gigabytes.
+
+    Args:
+        graph: as in a manifest.
+        checks: as `check_layers` gives them.
+    """
+    matters = [c for c in checks if graph.startswith("transformer.") or c.question != FUSED]
+    return [check for check in matters if check.answer == "no"]
 
 
 def _fused(layers: Sequence[Layer], attentions: int) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from rism.runtime.errors import InputError, one_line
 
 __all__ = ["WEIGHTS", "BuildOptions"]
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
 WEIGHTS = ("plan", "stripped", "bound")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 
@@ -66,6 +68,11 @@ class BuildOptions:
             raise InputError(
                 f"--batch is {'/'.join(map(str, self.batch))}, expected MIN/OPT/MAX from 1 to 64, "
                 "such as 1/1/8"
+            )
+        if self.name is not None and _NAME.fullmatch(self.name) is None:
+            raise InputError(
+                f"--name is '{one_line(self.name, limit=80)}', expected up to 64 of a-z, 0-9, "
+                ". + and -, such as tensorrt-rtx-fp16"
             )
         if self.timeout_s <= 0:
             raise InputError(f"--timeout is {self.timeout_s:g}, expected seconds above 0")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from rism.export.engines.listing import Check, Layer, Tensor, check_layers, parse_layers
+from rism.export.engines.listing import (
+    FUSED,
+    Check,
+    Layer,
+    Tensor,
+    check_layers,
+    parse_layers,
+    unacceptable,
+)
 from rism.runtime.engine_spec import ShapeRange
 
 LINE = (
@@ -111,3 +119,10 @@ def test_nothing_is_assumed_where_nothing_is_listed() -> None:
     assert {check.answer for check in answers([], attentions=1, tokens=FREE).values()} == {
         "unknown"
     }
+
+
+def test_an_encoder_may_have_its_attention_written_out() -> None:
+    checks = [Check(FUSED, "no", "0 of 1"), Check("precision used", "yes", "")]
+    assert unacceptable("vae_encoder", checks) == []
+    assert unacceptable("transformer.vectors@512x512", checks) == checks[:1]
+    assert unacceptable("vae_encoder", [Check("precision used", "no", "in Float")])
