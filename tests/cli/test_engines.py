@@ -1,6 +1,7 @@
 """Engines on the command line: asked for, listed, refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from rism.runtime import start
 from rism.runtime.cli.app import app
+from rism.runtime.driver import Driver
 from rism.runtime.selftest import record
-from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
+from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.test_tensorrt_engine import ALL, transformer
 
 Reseal = Callable[..., Path]
@@ -31,12 +33,10 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Path:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, host = FakeTensorRt(), HostDevice()
-    monkeypatch.setattr(start, "find_library", lambda target: library(fake, target))
-    monkeypatch.setattr(start, "find_driver", lambda: ADA)
-    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
-    monkeypatch.setattr(start, "open_device", lambda _: host)
+def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    fake = FakeTensorRt()
+    stand_in(monkeypatch, fake, HostDevice())
+    return fake
 
 
 def test_inspect(built: Path) -> None:
@@ -72,7 +72,7 @@ def test_inspect(built: Path) -> None:
     ],
 )
 def test_a_run_names_what_ran(
-    built: Path, picture: Path, workplace: Path, machine: None, flags: list[str]
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, flags: list[str]
 ) -> None:
     arguments = ["run", str(picture), "green", "--bundle", str(built), "--json", *flags]
     shown = runner.invoke(app, arguments)
@@ -81,7 +81,9 @@ def test_a_run_names_what_ran(
     assert (result["provider"], result["precision"]) == ("tensorrt-rtx:0", "fp8")
 
 
-def test_why_is_said_on_request(built: Path, picture: Path, workplace: Path, machine: None) -> None:
+def test_why_is_said_on_request(
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt
+) -> None:
     arguments = ["run", str(picture), "green", "--bundle", str(built), "-v"]
     shown = runner.invoke(app, arguments)
     assert "provider tensorrt-rtx:0: auto: an engine of the bundle fits: engine" in shown.stderr
@@ -102,7 +104,7 @@ def test_what_cannot_be(
     built: Path,
     picture: Path,
     workplace: Path,
-    machine: None,
+    machine: FakeTensorRt,
     flags: list[str],
     code: int,
     says: str,
@@ -111,6 +113,173 @@ def test_what_cannot_be(
     assert shown.exit_code == code
     assert says in shown.stderr
     assert not list(workplace.iterdir())
+
+
+NONE_FITS = (
+    "error: no engine of this bundle fits tensorrt-rtx 1.7.1.116 on GPU 0 (RTX 4090, 8.9): "
+    "'rtx-fp16' {reason}: rism build {bundle} --target tensorrt-rtx --gpu sm89"
+)
+REBUILD = "rism build {bundle} --target tensorrt-rtx --gpu sm89 --precision fp8"
+# What is wrong with the engine, by key of the manifest, and what is said of it.
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "an older library": (
+        {"version": "1.6.0.22"},
+        NONE_FITS.replace("{reason}", "was built by 1.6.0.22, installed is 1.7.1.116"),
+    ),
+    "another GPU": (
+        {"compute_capabilities": ["8.6", "12.0"]},
+        NONE_FITS.replace(
+            "{reason}", "runs on compute capability 8.6, 12.0, GPU 0 (RTX 4090) has 8.9"
+        ),
+    ),
+    "another platform": (
+        {"platform": "linux-aarch64"},
+        NONE_FITS.replace("{reason}", "was built for linux-aarch64, this is linux-x86_64"),
+    ),
+    "another target": (
+        {"target": "openvino"},
+        "error: this bundle has no engine for tensorrt-rtx (it has 'rtx-fp16' for openvino): "
+        "rism build {bundle} --target tensorrt-rtx",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_an_engine_of_elsewhere(
+    built: Path,
+    picture: Path,
+    workplace: Path,
+    machine: FakeTensorRt,
+    reseal: Reseal,
+    name: str,
+) -> None:
+    keys, says = MISFITS[name]
+    bundle = reseal(built, lambda data: data["engines"][0].update(keys))
+    _refused(bundle, picture, says)
+    assert machine.calls == []
+
+
+def _refused(bundle: Path, picture: Path, says: str) -> None:
+    arguments = ["run", str(picture), "green", "--bundle", str(bundle), "--provider"]
+    shown = runner.invoke(app, [*arguments, "tensorrt-rtx"])
+    assert shown.exit_code == 1
+    assert shown.stderr == says.replace("{bundle}", str(bundle)) + "\n"
+    assert shown.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "says"),
+    [
+        (
+            Driver((12, 4), ADA.gpus),
+            "error: NVIDIA's driver serves CUDA 12.4, TensorRT for RTX 1.7.1.116 needs CUDA 13.0: "
+            "update the driver, or install tensorrt-rtx-cu12",
+        ),
+        (
+            Driver((13, 0), ()),
+            "error: there is no GPU 0, this machine has none: pass --device with one of them, or "
+            "see CUDA_VISIBLE_DEVICES and nvidia-smi",
+        ),
+    ],
+    ids=["too old", "no GPU"],
+)
+def test_a_driver_that_does_not_do(
+    built: Path,
+    picture: Path,
+    workplace: Path,
+    machine: FakeTensorRt,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: Driver,
+    says: str,
+) -> None:
+    monkeypatch.setattr(start, "find_driver", lambda: driver)
+    _refused(built, picture, says)
+
+
+PLAN = "engines/rtx-fp16/vae_encoder.plan"
+
+
+def test_a_plan_that_is_cut(
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
+) -> None:
+    size = (built / PLAN).stat().st_size
+    (built / PLAN).write_bytes((built / PLAN).read_bytes()[:-100])
+    _refused(
+        built,
+        picture,
+        f"error: bundle '{{bundle}}': '{PLAN}' is {size - 100} bytes, expected {size}: copy it "
+        "again, or export again",
+    )
+    # With a manifest that says so, it is the library that finds out.
+    machine.fails = {"deserialize_cuda_engine"}
+    machine.says = "Serialization assertion plan->header.size == blobSize failed."
+    _refused(
+        reseal(built),
+        picture,
+        "error: engine 'rtx-fp16' of graph 'text_encoder' is not a whole plan for TensorRT for RTX "
+        "1.7.1.116 (Serialization assertion plan->header.size == blobSize failed.): copy the "
+        f"bundle again, or {REBUILD}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("says", "found"),
+    [
+        (
+            "The plan has been created with TensorRT-RTX version 1.6.0 and cannot be run here, the "
+            "runtime is TensorRT-RTX version 1.7.1",
+            "was built by another version than TensorRT for RTX 1.7.1.116",
+        ),
+        (
+            "The plan supports compute capability 8.6, the current device has 8.9",
+            "was not built for this GPU",
+        ),
+    ],
+    ids=["version", "GPU"],
+)
+def test_a_manifest_that_says_that_a_plan_fits(
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, says: str, found: str
+) -> None:
+    machine.fails, machine.says = {"deserialize_cuda_engine"}, says
+    _refused(
+        built,
+        picture,
+        f"error: engine 'rtx-fp16' of graph 'text_encoder' {found} ({says}): {REBUILD}",
+    )
+
+
+def test_a_manifest_of_other_tensors_than_the_plans(
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
+) -> None:
+    def change(data: Any) -> None:
+        data["graphs"]["text_encoder"]["inputs"]["input_ids"]["name"] = "tokens"
+
+    _refused(
+        reseal(built, change),
+        picture,
+        "error: engine 'rtx-fp16' of graph 'text_encoder' has inputs input_ids, attention_mask, "
+        f"expected tokens, attention_mask by the manifest: {REBUILD}",
+    )
+
+
+def test_a_picture_outside_of_the_profile(
+    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
+) -> None:
+    def change(data: Any) -> None:
+        shapes = data["engines"][0]["graphs"]["vae_encoder"]["shapes"]["image"]
+        shapes["opt"] = shapes["max"] = [1, 3, 64, 64]
+
+    bundle = reseal(built, change)
+    arguments = ["run", str(picture), "green", "--bundle", str(bundle), "--provider"]
+    shown = runner.invoke(app, [*arguments, "tensorrt-rtx"])
+    assert shown.exit_code == 1
+    assert re.fullmatch(
+        r"error: (.*: )?'image' is of shape \[1, 3, \d+, \d+\], engine 'rtx-fp16' of graph "
+        r"'vae_encoder' takes \[1, 3, 8, 8\] to \[1, 3, 64, 64\]: "
+        + re.escape(REBUILD.replace("{bundle}", str(bundle)))
+        + " --shapes with larger ones, or use --provider onnxruntime-cuda\n",
+        shown.stderr,
+    )
 
 
 def test_this_machine_without_a_driver(

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 
+from rism.runtime import start
 from rism.runtime.driver import Driver, Gpu
 from rism.runtime.tensorrt_library import LIBRARIES, Library
 
@@ -261,6 +263,14 @@ class HostDevice:
             queue()
 
         return launch
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt, device: HostDevice) -> None:
+    """Put the fake, its memory and a driver for it where a provider looks for the real ones."""
+    monkeypatch.setattr(start, "find_library", lambda target: library(trt, target))
+    monkeypatch.setattr(start, "find_driver", lambda: ADA)
+    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(start, "open_device", lambda _: device)
 
 
 def library(trt: FakeTensorRt, target: str = "tensorrt-rtx") -> Library:

@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from rism.export.engines.weights import weights_to_inputs
-from rism.runtime import Segmenter, start
+from rism.runtime import Segmenter
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.tensorrt_engine import TensorRtEngine
-from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
+from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
 from tests.runtime.test_tensorrt_engine import TEXT, VAE, transformer
 
 Reseal = Callable[..., Path]
@@ -110,11 +110,8 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Callable[..., Path]:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> CountingDevice:
-    host, trt = CountingDevice(), FakeTensorRt()
-    monkeypatch.setattr(start, "find_library", lambda target: library(trt, target))
-    monkeypatch.setattr(start, "find_driver", lambda: ADA)
-    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
-    monkeypatch.setattr(start, "open_device", lambda _: host)
+    host = CountingDevice()
+    stand_in(monkeypatch, FakeTensorRt(), host)
     return host
 
 

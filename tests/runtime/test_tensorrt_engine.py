@@ -23,6 +23,7 @@ from tests.runtime.fake_tensorrt import (
     FakeTensorRt,
     HostDevice,
     library,
+    stand_in,
     variant,
 )
 
@@ -53,19 +54,16 @@ ALL = {"text_encoder": TEXT, "vae_encoder": VAE, "transformer.vectors": transfor
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
-    fake = FakeTensorRt()
-    monkeypatch.setattr(start, "find_library", lambda target: library(fake, target))
-    monkeypatch.setattr(start, "find_driver", lambda: ADA)
-    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
-    return fake
+def device() -> HostDevice:
+    return HostDevice()
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt) -> HostDevice:
-    trt.device = host = HostDevice()
-    monkeypatch.setattr(start, "open_device", lambda _: host)
-    return host
+def trt(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> FakeTensorRt:
+    fake = FakeTensorRt()
+    fake.device = device
+    stand_in(monkeypatch, fake, device)
+    return fake
 
 
 @pytest.fixture
