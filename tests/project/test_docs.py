@@ -36,3 +36,25 @@ def test_the_reader_of_the_bundle_page(picture: str, tmp_path: Path) -> None:
     found = np.asarray(Image.open(output)) > 127
     ours = Segmenter.from_bundle(provider="cpu").segment(source, "the green van").mask
     assert (found != ours).mean() < 1e-3
+
+
+def test_the_map_has_every_file() -> None:
+    """Files by their names, those of folders in folders by their stems."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    missing = [
+        str(file.relative_to(ROOT))
+        for half in ("runtime", "export", "calibration")
+        for file in (ROOT / half).glob("*.py")
+        if file.stem != "__init__" and f"`{file.name}`" not in page
+    ]
+    for folder in ("export/engines", "export/triton"):
+        (told,) = re.findall(rf"^`{Path(folder).name}/` .*?\n\n", page, re.DOTALL | re.MULTILINE)
+        stems = [file.stem for file in (ROOT / folder).glob("*.py") if file.stem != "__init__"]
+        missing += [f"{folder}/{stem}.py" for stem in stems if f"`{stem}`" not in told]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
