@@ -21,7 +21,7 @@ from rism.export.spec import ModelSpec
 from rism.runtime.manifest import Geometry
 from rism.runtime.prompt_spec import PromptRules
 
-__all__ = ["write_manifest"]
+__all__ = ["graph_entry", "write_manifest"]
 
 # The oldest format that can say everything: readers of it need no more than that.
 _SCHEMAS = ("1.1", "1.2")
@@ -101,7 +101,7 @@ def write_manifest(
             "shape": [spec.noise_rows, spec.latent_channels],
         },
         "default_capture": captures[0],
-        "graphs": {name: _graph_entry(folder / file) for name, file in graphs.items()},
+        "graphs": {name: graph_entry(folder / file) for name, file in graphs.items()},
         "files": {
             path.name: weights.get(path.name) or _file_entry(path)
             for path in sorted(folder.iterdir())
@@ -161,7 +161,8 @@ def _storage(path: Path) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _graph_entry(path: Path) -> dict[str, Any]:
+def graph_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of an ONNX file: its name, inputs and outputs."""
     graph = ir.load(path).graph
     return {
         "file": path.name,

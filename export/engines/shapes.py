@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
     usual = square.grid_hw[0] * rules.token_px
     tokens = [each.tokens for each in plans]
     return {
-        "tokens": _Range(min(tokens), square.tokens, max(noise_rows, *tokens)),
+        # What lies between two steps may round to a few tokens less.
+        "tokens": _Range(min(tokens) * 15 // 16, square.tokens, max(noise_rows, *tokens)),
         "height": _Range(min(rows), usual, max(rows)),
         "width": _Range(min(columns), usual, max(columns)),
     }
@@ -169,13 +171,13 @@ def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
 
 def _extreme_pictures(rules: Geometry) -> Iterator[tuple[int, int]]:
     """Pictures of the model's area in every aspect ratio, and small ones where they stay small."""
-    level, steps = rules.size_level, 64
+    # Large ones, whose sides round to no other aspect ratio than the one that is meant.
+    level, steps = 16 * rules.size_level, 512
     for step in range(-steps, steps + 1):
-        aspect = rules.max_aspect ** (step / steps)
-        width = max(1, int(level * aspect**0.5))
-        height = max(1, int(level / aspect**0.5))
-        if max(width, height) <= rules.max_aspect * min(width, height):
-            yield (width, height)
+        aspect = rules.max_aspect ** (abs(step) / steps)
+        short = math.ceil(level / aspect**0.5)
+        long = min(int(level * aspect**0.5), int(short * rules.max_aspect))
+        yield (short, long) if step < 0 else (long, short)
     if rules.resize == "shrink":
-        smallest = min(level, _SMALLEST_PX)
+        smallest = min(rules.size_level, _SMALLEST_PX)
         yield (smallest, smallest)
