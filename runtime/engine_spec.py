@@ -104,6 +104,11 @@ class EngineVariant:
     stripped: bool
     graphs: Mapping[str, PlanSpec]
 
+    @property
+    def bound(self) -> bool:
+        """Whether a plan takes its weights as inputs."""
+        return any(plan.weights is not None for plan in self.graphs.values())
+
 
 @dataclass(frozen=True)
 class StoredTensor:

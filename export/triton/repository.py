@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -197,7 +196,7 @@ def _engine(bundle: Bundle, asked: str | None) -> EngineVariant | None:
             f"engine '{asked}' has no weights, expected whole plans, which Triton loads as they "
             f"are: rism build {bundle.path} --target tensorrt, without --strip-weights"
         )
-    if _weights_are_inputs(bundle, asked):
+    if variant.bound:
         raise InputError(
             f"engine '{asked}' takes its weights as inputs, expected whole plans, which Triton "
             f"loads as they are: rism build {bundle.path} --target tensorrt, without --bind-weights"
@@ -239,14 +238,6 @@ def _as_in_file(model: Model, graph: ir.Model) -> Model:
         inputs={name: known(tensor) for name, tensor in model.inputs.items()},
         outputs={name: known(tensor) for name, tensor in model.outputs.items()},
     )
-
-
-def _weights_are_inputs(bundle: Bundle, name: str) -> bool:
-    """Tell whether a variant's plans are of weights that are bound when they run."""
-    manifest = json.loads(bundle.file("manifest.json").read_bytes())
-    [variant] = [each for each in manifest["engines"] if each["name"] == name]
-    plans = [plan for plan in variant["graphs"].values() if isinstance(plan, dict)]
-    return any(plan.get("weights") is not None for plan in plans)
 
 
 def _read(bundle: Bundle, model: Model) -> ir.Model:

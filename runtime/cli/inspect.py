@@ -94,8 +94,7 @@ def _tensor(logical: str, tensor: TensorSpec) -> str:
 
 def _engines(manifest: Manifest) -> Iterator[str]:
     for variant in manifest.engines:
-        bound = any(plan.weights is not None for plan in variant.graphs.values())
-        outside = ", weights from the bundle" if variant.stripped or bound else ""
+        outside = ", weights from the bundle" if variant.stripped or variant.bound else ""
         yield (
             f"engine     {variant.name}: {one_line(variant.target)} {variant.version} for "
             f"{one_line(variant.platform)}, compute capability "

@@ -58,6 +58,7 @@ def test_it_is_read(data: dict[str, Any]) -> None:
     plan = variant.graphs["vae_encoder"]
     assert (plan.file, plan.layers) == ("engines/a/v.plan", "engines/a/v.json")
     assert plan.refit == "engines/a/v.refit.onnx"
+    assert (plan.weights, variant.bound) == (None, False)
     each = plan.shapes["image"]
     assert each == ShapeRange((1, 3, 8, 8), (1, 3, 64, 64), (1, 3, 256, 256))
     assert each.holds((1, 3, 256, 8)) and not each.holds((1, 3, 257, 8)) and not each.holds((1, 3))
@@ -65,6 +66,17 @@ def test_it_is_read(data: dict[str, Any]) -> None:
     assert manifest.self_test is not None
     stored = manifest.self_test.graphs["vae_encoder"]
     assert stored.outputs["clean_latents"].nbytes == 48
+
+
+def test_weights_as_inputs(data: dict[str, Any]) -> None:
+    plan = data["engines"][0]["graphs"]["vae_encoder"]
+    plan["weights"] = "engines/a/v.json"
+    (variant,) = parse_manifest(data).engines
+    assert variant.graphs["vae_encoder"].weights == "engines/a/v.json" and variant.bound
+    for wrong, says in (("engines/a/w.json", "which 'files' does not list"), ("../v.json", "path")):
+        plan["weights"] = wrong
+        with pytest.raises(BundleError, match=f"weights' .*{says}"):
+            parse_manifest(data)
 
 
 def test_a_bundle_needs_none_of_it(manifest_data: dict[str, Any]) -> None:
