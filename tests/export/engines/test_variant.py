@@ -1,0 +1,77 @@
+"""What becomes of a variant that this machine can run; the library is a recorded fake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from rism.export.engines.errors import BuildError
+from rism.export.engines.variant import check_here
+from rism.runtime.bundle import Bundle
+from rism.runtime.selftest import record
+from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.test_tensorrt_engine import ALL, transformer
+
+Reseal = Callable[..., Path]
+NAME = "rtx-fp16"
+
+
+@pytest.fixture
+def built(tiny_bundle: Path, reseal: Reseal, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with test vectors, and engines that this machine seems to run."""
+    stand_in(monkeypatch, FakeTensorRt(), HostDevice())
+    graphs = {**ALL, "transformer.vectors": transformer(1)}
+    entry = variant(tiny_bundle, graphs)
+    record(reseal(tiny_bundle, lambda data: data.update(engines=[entry])))
+    return tiny_bundle
+
+
+def spoil(folder: Path, reseal: Reseal) -> None:
+    """A plan that multiplies by 2.5 where the graph does by 2."""
+    plan = folder / "engines" / NAME / "transformer.vectors.plan"
+    model = onnx.load(plan)
+    (two,) = [each for each in model.graph.initializer if each.name == "two"]
+    two.CopyFrom(numpy_helper.from_array(np.float32(2.5), "two"))
+    plan.write_bytes(model.SerializeToString())
+    data: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    kept = {key: data[key] for key in ("engines", "self_test")}
+    reseal(folder, lambda manifest: manifest.update(kept))
+
+
+def test_right_numbers(built: Path) -> None:
+    assert check_here(built, NAME).startswith("ok (")
+    assert [each.name for each in Bundle.open(built).manifest.engines] == [NAME]
+
+
+def test_wrong_numbers_are_removed(built: Path, reseal: Reseal) -> None:
+    spoil(built, reseal)
+    said = r"'rtx-fp16' does not return what the graphs do \(transformer.vectors: .* off by"
+    with pytest.raises(BuildError, match=said):
+        check_here(built, NAME)
+    bundle = Bundle.open(built)
+    assert bundle.manifest.engines == ()
+    assert not [name for name in bundle.manifest.files if name.startswith("engines/")]
+    assert not (built / "engines").exists()
+
+
+def test_wrong_numbers_may_be_kept(built: Path, reseal: Reseal) -> None:
+    spoil(built, reseal)
+    assert check_here(built, NAME, unchecked=True).startswith("FAILED (transformer.vectors")
+    assert len(Bundle.open(built).manifest.engines) == 1
+
+
+def test_without_vectors_it_says_so(built: Path, reseal: Reseal) -> None:
+    data = json.loads((built / "manifest.json").read_text())
+    (built / "selftest.bin").unlink()
+    reseal(built, lambda manifest: (manifest.update(engines=data["engines"]),
+                                    manifest.pop("self_test", None)))  # fmt: skip
+    assert check_here(built, NAME) == (
+        f"not tested: no test vectors, rism doctor {built} --record makes them"
+    )
