@@ -315,7 +315,10 @@ bool serves(const std::string& name) {
 
 std::string compute_capability() {
     int device = 0, major = 0, minor = 0;
-    check(cudaGetDevice(&device), "looking for a GPU");
+    if (const cudaError_t status = cudaGetDevice(&device); status != cudaSuccess) {
+        throw Error(std::string(target) + " " + library_version() + " finds no GPU to run on (" +
+                    cudaGetErrorString(status) + "): install or update NVIDIA's driver, see nvidia-smi");
+    }
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "the GPU");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "the GPU");
     return std::to_string(major) + "." + std::to_string(minor);
@@ -377,7 +380,9 @@ public:
             engine.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
         }
         if (!engine) {
-            throw Error("'" + plan.file + "' cannot be loaded: " + logger_.last());
+            throw Error("'" + plan.file + "' cannot be loaded by " + target + " " +
+                        library_version() + " (" + logger_.last() + "): copy the bundle again, or "
+                        "build it here with `rism build BUNDLE --target " + target + "`");
         }
         if (variant_.stripped) refit(*engine, plan);
         auto graph = std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_,
