@@ -125,7 +125,7 @@ def calibrate(
     if len(always) == len(names) and OUTSIDE in always.values():
         raise BundleError(
             f"bundle '{bundle.path}' has {len(layers)} layers and no layer of a numbered block: "
-            "export the bundle again"
+            "rism export --model MODEL -o DIR makes one that names them"
         )
     kept = kept_layers(names, options.keep)
     if len(kept) == len(layers):

@@ -41,7 +41,8 @@ def cut(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
     """Cut a graph before each of its numbered blocks.
 
     A node belongs to the block of its weight, or where it has none to the latest block that it
-    depends on; what depends on no block comes first.
+    depends on; what depends on no block comes first, and what is made of weights alone where it
+    is needed first.
 
     Args:
         model: its nodes in the order they run, without nodes that hold graphs.
@@ -87,17 +88,32 @@ def cut(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
 def _places(graph: ir.Graph) -> dict[ir.Node, int]:
     blocks: dict[str, int] = {}
     places: dict[ir.Node, int] = {}
+    # What is made of weights alone, such as their casts, by the weights: wherever the graph has
+    # it, it runs with the first node that needs it, and says nothing of the order of blocks.
+    made_of: dict[ir.Value, tuple[ir.Value, ...]] = {}
     for node in graph:
-        place = 0
-        for value in node.inputs:
-            producer = None if value is None else value.producer()
-            if producer is not None:
+        place, weights = 0, list[ir.Value]()
+        taken = [value for value in node.inputs if value is not None]
+        for value in taken:
+            producer = value.producer()
+            if producer in places:
                 place = max(place, places[producer])
-            elif value is not None and value.is_initializer():
-                match = _BLOCK.match(value.name or "")
-                if match is not None:
-                    place = max(place, blocks.setdefault(match[0], len(blocks) + 1))
+            elif value.is_initializer():
+                weights.append(value)
+            else:
+                weights.extend(made_of.get(value, ()))
+        if all(value.is_initializer() or value in made_of for value in taken):
+            made_of.update((value, tuple(weights)) for value in node.outputs)
+            continue
+        for weight in weights:
+            match = _BLOCK.match(weight.name or "")
+            if match is not None:
+                place = max(place, blocks.setdefault(match[0], len(blocks) + 1))
         places[node] = place
+    for node in reversed(graph):
+        if node not in places:
+            users = [use.node for value in node.outputs for use in value.uses()]
+            places[node] = min((places[user] for user in users if user in places), default=0)
     return places
 
 

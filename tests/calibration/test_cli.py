@@ -1,0 +1,174 @@
+"""`rism calibrate`: what it writes, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rism.calibration import load_scales
+from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.cli.app import app
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+KNOWN = ("pictures", "earlier.json")
+
+
+def run(*arguments: str | Path | int) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def bundle(own_mini: Path) -> Path:
+    return own_mini
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("street.png", "kind-1.png"):
+        shutil.copy(EXAMPLES / name, folder)
+    return folder
+
+
+def test_scales_are_stored_in_the_bundle(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.json"
+    entries = [{"image": "street.png", "expression": "the green van", "truth": "ignored"}]
+    asked.write_text(json.dumps(entries))
+    report, plot = tmp_path / "report.json", tmp_path / "report.svg"
+    code, output = run(
+        bundle, "--images", pictures, "--expressions", asked, "--report", report, "--plot", plot
+    )
+    assert code == 0, output
+    assert "34 layers in FP8, 4 kept, rule max (percentile 100), 1 samples" in output
+    opened = Bundle.open(bundle)
+    assert opened.manifest.calibration == "scales.json"
+    assert load_scales(bundle / "scales.json", opened).samples == 1
+    data = json.loads(report.read_text())
+    assert len(data["layers"]) == 38
+    assert {
+        "name",
+        "shape",
+        "amax",
+        "scale",
+        "activation_error",
+        "saturated",
+        "weight_error",
+    } <= set(data["layers"][5])
+    assert plot.read_text().lstrip().startswith("<?xml")
+    # Again, with other scales in the place of these.
+    code, output = run(bundle, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*")
+    assert (code, output) == (0, "")
+    again = load_scales(bundle / "scales.json", Bundle.open(bundle))
+    assert again.samples == 2
+    assert again.kept["transformer_blocks.0.attn.to_q"] == "asked for"
+    assert not list(bundle.glob(".*"))
+
+
+def test_scales_in_a_file_leave_the_bundle_alone(
+    bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the green van\n\nthe dog\nthe fish\n")
+    code, output = run(
+        bundle, "--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json"
+    )
+    assert code == 0, output
+    assert load_scales(tmp_path / "s.json", Bundle.open(bundle)).samples == 3
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no picture")
+    code, output = run(bundle, "--images", empty)
+    assert code == 1
+    assert f"error: folder {empty} has no pictures, expected names in .bmp" in output
+    code, output = run(bundle, "--images", empty / "notes.txt")
+    assert code == 1
+    assert "is a file, expected a folder of pictures to calibrate on" in output
+    code, output = run(bundle, "--images", tmp_path / "nowhere")
+    assert code == 1
+    assert "is not there, expected a folder of pictures" in output
+
+
+def test_what_is_no_picture_stops_it(bundle: Path, pictures: Path) -> None:
+    (pictures / "broken.png").write_bytes(b"no picture")
+    before = (bundle / "manifest.json").read_bytes()
+    earlier = pictures.parent / "earlier.json"
+    earlier.write_text("what was there")
+    for where in ([], ["-o", earlier]):
+        code, output = run(bundle, "--images", pictures, *where)
+        assert code == 1
+        assert output.count("\n") == 1 and "broken.png" in output
+    assert earlier.read_text() == "what was there"
+    assert {file.name for file in pictures.parent.iterdir()} <= {*KNOWN, bundle.name}
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not (bundle / "scales.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "\n \n", "a.txt has 0 expressions, expected 1 to"),
+        ("a.json", "{", "a.json is not readable JSON"),
+        ("a.json", "[" * 100_000, "a.json is not readable JSON"),
+        ("a.json", "[]", "is not a list of 1 to"),
+        ("a.json", '[{"image": "street.png"}]', "entry 1 is not an object with text"),
+        ("a.json", '[{"image": "../x.png", "expression": "a"}]', "names '../x.png', expected one"),
+    ],
+)
+def test_expressions_that_cannot_be_used(
+    bundle: Path, pictures: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    code, output = run(bundle, "--images", pictures, "--expressions", tmp_path / name)
+    assert code == 1
+    assert message in output
+    code, output = run(bundle, "--images", pictures, "--expressions", tmp_path / "none.txt")
+    assert code == 1 and "none.txt cannot be read" in output
+
+
+def test_flags_that_do_not_go_together(bundle: Path, pictures: Path) -> None:
+    code, output = run(bundle, "--images", pictures, "--percentile", "99")
+    assert code == 2 and "--percentile goes with --rule percentile, not with max" in output
+    code, output = run(bundle, "--images", pictures, "--plot", "x.bmp")
+    assert code == 2 and "expected a name in .png, .svg, .pdf" in output
+
+
+def test_places_that_are_not_there(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    for flag, name in (("-o", "s.json"), ("--report", "r.json"), ("--plot", "p.png")):
+        code, output = run(bundle, "--images", pictures, flag, tmp_path / "no" / name)
+        assert code == 1
+        assert f"folder {tmp_path / 'no'} is not there: make it first (mkdir -p" in output
+    assert not (bundle / "scales.json").exists(), "known before the calibration"
+
+
+def test_without_matplotlib_only_plots_are_refused(
+    bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    asked = ("--images", pictures, "--samples", 1, "-o", tmp_path / "scales.json")
+    code, output = run(bundle, *asked, "--plot", tmp_path / "plot.png")
+    assert code == 1
+    assert output.count("\n") == 1
+    assert "--plot needs matplotlib" in output and 'pip install "rism[calibrate]"' in output
+    assert not (tmp_path / "scales.json").exists()
+    code, output = run(bundle, *asked, "--report", tmp_path / "report.json")
+    assert code == 0, output
+    assert (tmp_path / "report.json").exists()
+
+
+def test_bundles_of_an_older_exporter_are_refused(pictures: Path) -> None:
+    code, output = run(resolve_bundle(), "--images", pictures, "-o", pictures / "scales.json")
+    assert code == 1
+    assert "no layer of a numbered block: rism export --model MODEL -o DIR" in output
+    assert not (pictures / "scales.json").exists()

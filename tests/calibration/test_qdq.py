@@ -1,0 +1,195 @@
+"""QuantizeLinear and DequantizeLinear in graphs of every type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from rism.calibration import Scales, quantise
+from rism.calibration.e4m3 import channel_scales, round_trip
+from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.runtime import InputError
+
+K, N = 24, 10
+Q, FF = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.linear_in"
+TYPES = {
+    "float": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+
+
+def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
+    """Two layers on one tensor, and one that is never quantised."""
+    given, made = f"{kind}[b, t, {K}]", f"{kind}[b, t, {N}]"
+    names = ("wq", "wf", "wx") if stored is None else ("cq", "cf", "cx")
+    casts = "" if stored is None else "cq = Cast<to=1>(wq) cf = Cast<to=1>(wf) cx = Cast<to=1>(wx)"
+    text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
+        g ({given} x) => ({made} q, {made} f, {made} e) {{
+        {casts}
+        q = MatMul(x, {names[0]})
+        f = MatMul(x, {names[1]})
+        e = MatMul(x, {names[2]})
+    }}"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    rng = np.random.default_rng(0)
+    dtype = TYPES[stored or kind]
+    for short, name in (("wq", Q), ("wf", FF), ("wx", "x_embedder")):
+        array = rng.standard_normal((K, N)).astype(np.float32) * 10 ** rng.uniform(-3, 0, N)
+        tensor = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=f"dit.{name}.weight")
+        value = ir.Value(
+            name=f"dit.{name}.weight",
+            type=ir.TensorType(dtype),
+            shape=ir.Shape([K, N]),
+            const_value=tensor,
+        )
+        for node in model.graph:
+            for at, taken in enumerate(node.inputs):
+                if taken is not None and taken.name == short:
+                    node.replace_input_with(at, value)
+        model.graph.register_initializer(value)
+    for node in model.graph:
+        if node.op_type == "Cast":
+            node.outputs[0].dtype = ir.DataType.FLOAT
+    return model
+
+
+def scales(model: ir.Model, **layers: float) -> Scales:
+    found = find_layers(model)
+    kept = kept_layers([layer.name for layer in found])
+    own = {Q: 0.013, FF: 0.013} | layers
+    return Scales(fingerprint(found), "m", "p", "max", 100.0, 1, own, kept)
+
+
+def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 4
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    made: list[np.ndarray] = session.run(None, {"x": x})
+    return made
+
+
+def activation() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((2, 7, K)).astype(np.float32) * 2
+
+
+@pytest.mark.parametrize("stored", [None, "float16"])
+def test_products_of_rounded_numbers(stored: str | None) -> None:
+    x = activation()
+    plain = run(graph("float", stored=stored), x)
+    model = graph("float", stored=stored)
+    layers = find_layers(model)
+    weights = {layer.name: np.asarray(layer.weight.const_value, np.float32) for layer in layers}
+    assert quantise(model, scales(model)) == [Q, FF]
+    found = run(model, x)
+    for name, made, exact in zip((Q, FF), found, plain, strict=False):
+        weight = round_trip(weights[name], channel_scales(weights[name], 1))
+        wanted = round_trip(x, 0.013) @ weight
+        np.testing.assert_allclose(made, wanted, rtol=1e-5, atol=1e-5)
+        assert not np.array_equal(made, exact)
+    assert np.array_equal(found[2], plain[2]), "the embedder is not quantised"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("opset", [20, 21, 22, 23])
+def test_what_is_given_has_the_type_of_the_graph(kind: str, opset: int) -> None:
+    model = graph(kind, opset=opset)
+    quantise(model, scales(model))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    for layer in (node for node in model.graph if node.op_type == "MatMul"):
+        for value in layer.inputs:
+            assert value is not None and value.dtype == TYPES[kind]
+    pairs = [node.op_type for node in model.graph]
+    assert pairs.count("QuantizeLinear") == pairs.count("DequantizeLinear") == 3, "x is shared"
+    assert ("Cast" in pairs) == (opset < 23)
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            assert node.outputs[0].dtype == ir.DataType.FLOAT8E4M3FN
+            scale = node.inputs[1]
+            assert scale is not None and scale.dtype == ir.DataType.FLOAT
+
+
+def test_float16_on_the_cpu_is_what_the_types_say() -> None:
+    x = activation().astype(np.float16)
+    model = graph("float16")
+    weight = np.asarray(find_layers(model)[0].weight.const_value, np.float32)
+    quantise(model, scales(model), casts=True)
+    found = run(model, x)[0]
+    # In float16 the scales of small channels would be below its smallest normal number.
+    assert channel_scales(weight, 1).min() < 6.1e-5
+    rounded = round_trip(weight, channel_scales(weight, 1)).astype(np.float16)
+    wanted = round_trip(x, 0.013).astype(np.float16).astype(np.float32) @ rounded.astype(np.float32)
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("stored", [None, "float16"])
+def test_stored_weights_are_the_same_numbers(tmp_path: Path, stored: str | None) -> None:
+    x = activation()
+    model, other = graph("float", stored=stored), graph("float", stored=stored)
+    quantise(model, scales(model))
+    file = tmp_path / "fp8.weights"
+    assert quantise(other, scales(other), weights="stored", file=file) == [Q, FF]
+    assert file.stat().st_size == 4096 + K * N
+    ir.save(other, tmp_path / "fp8.onnx")
+    session = ort.InferenceSession(tmp_path / "fp8.onnx", _options())
+    for one, two in zip(run(model, x), session.run(None, {"x": x}), strict=True):
+        assert np.array_equal(one, two)
+    names = set(other.graph.initializers)
+    assert f"dit.{Q}.weight" not in names and "dit.x_embedder.weight" in names
+    with pytest.raises(FileExistsError):
+        quantise(graph("float"), scales(graph("float")), weights="stored", file=file)
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 4
+    return options
+
+
+def test_the_bundles_own_weights_stay() -> None:
+    model = graph("bfloat16")
+    before = {n: v.const_value for n, v in model.graph.initializers.items()}
+    quantise(model, scales(model))
+    for name, tensor in before.items():
+        assert model.graph.initializers[name].const_value is tensor
+
+
+def test_layers_with_scales_of_their_own_do_not_share() -> None:
+    model = graph("float")
+    quantise(model, scales(model, **{FF: 0.02}))
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("QuantizeLinear") == 4
+
+
+def test_graphs_that_cannot_take_them() -> None:
+    model = graph("float")
+    with pytest.raises(InputError, match=r"no layer 'transformer_blocks\.7\.x', for which"):
+        quantise(model, scales(model, **{"transformer_blocks.7.x": 1.0}))
+    old = graph("float", opset=17)
+    with pytest.raises(InputError, match="opset 17, expected 19 or later"):
+        quantise(old, scales(old))
+    with pytest.raises(InputError, match="need a file"):
+        quantise(model, scales(model), weights="stored")
+
+
+def test_a_gemm_with_a_turned_weight_has_its_channels_first() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 23]> g (float[b, 4] x) => (float[b, 3] y)
+        <float[3, 4] w = {1,2,3,4, 10,20,30,40, 100,200,300,400}> {
+        y = Gemm<transB = 1>(x, w)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    (layer,) = find_layers(model)
+    assert layer.channel_axis == 0
+    assert kept_layers([layer.name]) == {"w": "outside the blocks"}
+    quantise(model, Scales("", "m", "p", "max", 100.0, 1, {"w": 0.1}, {}))
+    x = np.float32([[1, 0, 0, 0], [0, 1, 0, 1]])
+    np.testing.assert_allclose(
+        run(model, x)[0], x @ np.outer([1, 2, 3, 4], [1, 10, 100]), rtol=0.05
+    )
