@@ -145,11 +145,11 @@ def _widths(work: Path, models: list[str], blocks: tuple[int, int]) -> Iterator[
         shutil.rmtree(holes.folder)
 
 
-def _whole(work: Path, models: list[str]) -> Iterator[dict[str, Any]]:
+def _whole(work: Path, models: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
     """The transformers with all blocks."""
     for name in models:
         holes = open_holes(name, work / f"{name}.whole")
-        for precision in ("bf16", "fp16", "fp8"):
+        for precision in precisions:
             for graph in ("transformer.vectors", "transformer.scores"):
                 yield _row(holes, name, graph, precision, work, blocks=list(MODELS[name][1]))
         shutil.rmtree(holes.folder)
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", default="widths,whole,growth", help="some of widths, whole, growth"
     )
+    parser.add_argument("--precisions", default="bf16,fp8", help="of the engines of all blocks")
     parser.add_argument("--folder", type=Path, help="for temporary files: 50 GB, mostly holes")
     parser.add_argument("--json", type=Path, help="write the figures here; other parts stay")
     args = parser.parse_args()
@@ -211,7 +212,7 @@ def main() -> None:
         work = Path(place)
         runs = {
             "widths": lambda: _widths(work, models, (double, single)),
-            "whole": lambda: _whole(work, models),
+            "whole": lambda: _whole(work, models, args.precisions.split(",")),
             "growth": lambda: _growth(work, "klein-9b"),
         }
         for part in parts:

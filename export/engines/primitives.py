@@ -6,6 +6,8 @@ the place of its output.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +54,7 @@ class _Nodes:
         self.nodes.append(node)
         return node.outputs[0]
 
-    def constant(self, value: float | npt.NDArray[np.int64], dtype: ir.DataType) -> ir.Value:
+    def constant(self, value: float | npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
         tensor = ir.Tensor(np.asarray(value, dtype=dtype.numpy()), dtype=dtype)
         return self.add("Constant", [], value=tensor)
 
@@ -133,8 +135,8 @@ def _group_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
     grouped = build.add(
         "Reshape", [wide, build.constant(np.array([0, groups, -1]), ir.DataType.INT64)]
     )
-    ones = build.constant(np.ones(groups), ir.DataType.FLOAT)
-    zeros = build.constant(np.zeros(groups), ir.DataType.FLOAT)
+    ones = build.constant(np.ones(groups, np.float32), ir.DataType.FLOAT)
+    zeros = build.constant(np.zeros(groups, np.float32), ir.DataType.FLOAT)
     unit = build.add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
     unit = build.add("Reshape", [unit, build.add("Shape", [x])])
     sides = [-1] + [1] * (len(x.shape) - 2)
