@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import psutil
 from benchmarks.engine_graphs import MODELS, Holes, open_holes, quantise_holes
 from benchmarks.measure import environment
 from rism.export.engines.errors import BuildError
-from rism.export.engines.forms import bring_into_form
+from rism.export.engines.forms import Attentions, bring_into_form
 from rism.export.engines.graph import Request, build_graph
 from rism.export.engines.options import BuildOptions
 from rism.export.engines.shapes import profile, ranges
@@ -38,51 +39,88 @@ from rism.export.engines.targets import (
 from rism.export.engines.weights import weights_to_inputs
 from rism.runtime.graph_spec import TensorSpec
 
-__all__ = ["build_holes", "main"]
+__all__ = ["Prepared", "build_holes", "main", "prepare"]
 
 TARGET = TARGETS["tensorrt-rtx"]
 ENCODERS = ("text_encoder", "vae_encoder", "vision_encoder")
 MODES = ("transformer.vectors", "transformer.scores", "transformer.matrices")
 
 
-def build_holes(
+def build_holes(holes: Holes, graph: str, precision: str, work: Path, **how: Any) -> dict[str, Any]:
+    """Build one engine of a model of holes: `prepare`, then `Prepared.build`."""
+    return prepare(holes, graph, precision, **how).build(work)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A traced graph in the library's form, and what is wanted of it."""
+
+    model: ir.Model
+    request: Request
+    attentions: Attentions
+    quantised: int
+    seconds: float
+
+    def build(self, work: Path) -> dict[str, Any]:
+        """Build the engine, and throw it away.
+
+        Args:
+            work: an empty folder for temporary files.
+
+        Returns:
+            Seconds, bytes, and the answers of its layers, for a JSON file.
+
+        Raises:
+            BuildError: the library refused it, or crashed.
+        """
+        plan = work / f"{self.request.graph}.plan"
+        built, checks = build_graph(
+            self.model,
+            self.request,
+            plan,
+            attentions=self.attentions,
+            quantised=self.quantised,
+            timeout_s=1500,
+        )
+        size = plan.stat().st_size
+        plan.unlink()
+        return {
+            "seconds_to_trace": round(self.seconds, 1),
+            "seconds": round(built.seconds, 1),
+            "peak_bytes": built.peak_bytes,
+            "plan_bytes": size,
+            "layers": len(built.layers),
+            "checks": {check.question: f"{check.answer}: {check.detail}" for check in checks},
+        }
+
+
+def prepare(
     holes: Holes,
     graph: str,
     precision: str,
-    work: Path,
     *,
     gpus: str | None = None,
     shapes: str | None = None,
     batch: tuple[int, int, int] = (1, 1, 8),
     weights: str = "bound",
     base: str = "bf16",
-) -> dict[str, Any]:
-    """Build one engine of a model of holes.
+) -> Prepared:
+    """Trace a graph of a model of holes and bring it into the form that is built.
 
     Args:
         holes: the model.
         graph: as in a manifest.
         precision: "fp32", "fp16", "bf16", or "fp8" over `base`.
-        work: an empty folder for temporary files.
         gpus: as `--gpu` takes them; None for all.
         shapes: as `--shapes` takes them.
         batch: expressions.
         weights: "bound", or "plan" for an engine with its zeros inside.
         base: what an FP8 graph computes in otherwise.
-
-    Returns:
-        Seconds, bytes, and the answers of its layers, for a JSON file.
-
-    Raises:
-        BuildError: the library refused it, or crashed.
     """
-    library = installed_version(TARGET)
-    traced = time.perf_counter()
+    start = time.perf_counter()
     model = holes.graph(graph, base if precision == "fp8" else precision)
-    traced = time.perf_counter() - traced
     inputs = _inputs(model)
-    attentions = bring_into_form(model, form_for(TARGET.name, library))
-    beside = holes.folder / "any"
+    attentions = bring_into_form(model, form_for(TARGET.name, installed_version(TARGET)))
     quantised = 0
     if precision == "fp8":
         stored = holes.folder / f"{graph}.e4m3.weights"
@@ -103,22 +141,9 @@ def build_holes(
         weights=weights,
         profile=profile(inputs, known),
         names={name: name for name in inputs},
-        weights_beside=beside,
+        weights_beside=holes.folder / "any",
     )
-    plan = work / f"{graph}.plan"
-    built, checks = build_graph(
-        model, request, plan, attentions=attentions, quantised=quantised, timeout_s=1500
-    )
-    size = plan.stat().st_size
-    plan.unlink()
-    return {
-        "seconds_to_trace": round(traced, 1),
-        "seconds": round(built.seconds, 1),
-        "peak_bytes": built.peak_bytes,
-        "plan_bytes": size,
-        "layers": len(built.layers),
-        "checks": {check.question: f"{check.answer}: {check.detail}" for check in checks},
-    }
+    return Prepared(model, request, attentions, quantised, time.perf_counter() - start)
 
 
 def _inputs(model: ir.Model) -> dict[str, TensorSpec]:

@@ -1,0 +1,78 @@
+"""Engines of graphs of the published widths, which TensorRT for RTX builds without a GPU.
+
+Every pair of capture mode, precision and model is built once; `python -m benchmarks.engines`
+builds all threes of them. Weights are holes in files, and inputs of the engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("tensorrt_rtx")
+
+from benchmarks.engine_graphs import Holes, open_holes
+from benchmarks.engines import prepare
+from rism.export.bundle import open_model
+from rism.export.checkpoint import find_checkpoint
+
+BLOCKS = (1, 1)
+SQUARE = "no N_v x N tensor"
+CASES = [
+    ("mini", "transformer.scores", "fp16"),
+    ("mini", "transformer.matrices", "bf16"),
+    ("mini", "transformer.vectors", "fp8"),
+    ("mini", "text_encoder", "bf16"),
+    ("mini", "vae_encoder", "bf16"),
+    ("klein-9b", "transformer.vectors", "fp16"),
+    ("klein-9b", "transformer.scores", "bf16"),
+    ("klein-9b", "transformer.matrices", "fp8"),
+    ("klein-9b", "text_encoder", "fp16"),
+    ("klein-9b", "vae_encoder", "fp16"),
+    ("step1x-1.0", "transformer.matrices", "fp16"),
+    ("step1x-1.0", "transformer.vectors", "bf16"),
+    ("step1x-1.0", "transformer.scores", "fp8"),
+    ("step1x-1.0", "text_encoder", "bf16"),
+    ("step1x-1.0", "vae_encoder", "bf16"),
+    ("step1x-1.0", "vision_encoder", "fp16"),
+]
+
+
+def open_model_of(name: str, folder: Path) -> Holes:
+    if name != "mini":
+        return open_holes(name, folder, BLOCKS)
+    folder.mkdir()
+    return Holes(open_model(find_checkpoint(name)), folder)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[dict[str, Any]]]]:
+    """What became of each case: one is built while the next is traced."""
+    place = tmp_path_factory.mktemp("widths")
+    opened: dict[str, Holes] = {}
+    with ThreadPoolExecutor(1) as builder:
+        found = []
+        for number, (name, graph, precision) in enumerate(CASES):
+            if name not in opened:
+                opened[name] = open_model_of(name, place / name)
+            prepared = prepare(opened[name], graph, precision, gpus="sm89")
+            (work := place / str(number)).mkdir()
+            found.append(builder.submit(prepared.build, work))
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "-".join(CASES[case]))
+def test_it_builds_as_it_was_asked_for(rows: list[Future[dict[str, Any]]], case: int) -> None:
+    row, graph = rows[case].result(), CASES[case][1]
+    asked = ["attention fused", "precision used"]
+    if graph.startswith("transformer.") and not graph.endswith("matrices"):
+        asked.append(SQUARE)
+    assert {q: a.partition(":")[0] for q, a in row["checks"].items()} == dict.fromkeys(asked, "yes")
+    # Kernels and nothing else: weights stay where they are.
+    assert 10_000 < row["plan_bytes"] < 64e6
