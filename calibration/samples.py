@@ -171,7 +171,8 @@ class Samples:
         method, plan = self._bundle.manifest.method, self._prepared[sample].plan
         own = {name: np.asarray(array[0], np.float32) for name, array in outputs.items()}
         found = localise_outputs(capture, own, tau=method.tau, prototype=method.prototype)
-        return upsample(found.scores.reshape(plan.grid_hw), plan) > 0
+        mask: npt.NDArray[np.bool_] = upsample(found.scores.reshape(plan.grid_hw), plan) > 0
+        return mask
 
 
 def prepare(
