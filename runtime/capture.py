@@ -9,24 +9,40 @@ import numpy.typing as npt
 from rism.runtime.engines import Arrays
 from rism.runtime.errors import BundleError
 from rism.runtime.graph_spec import TensorSpec
-from rism.runtime.method import Localisation, degenerate_reason, propagate, segment_tokens
+from rism.runtime.method import (
+    FEATURES_NOT_FINITE,
+    Array,
+    Localisation,
+    array_namespace,
+    degenerate_reason,
+    propagate,
+    segment_tokens,
+)
 
-__all__ = ["expect_shape", "fixed_batch", "localise_outputs", "repeat_last"]
+__all__ = ["expect_outputs", "expect_shape", "fixed_batch", "localise_outputs", "repeat_last"]
 
 MAX_FIXED_BATCH = 256
 
 
 def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: str) -> Localisation:
-    """Apply the method, or read its result where the graph has it inside."""
+    """Apply the method, or read its result where the graph has it inside.
+
+    Args:
+        capture: a capture mode.
+        outputs: of one expression, by logical name, float32; of NumPy or of CuPy.
+        tau: region threshold.
+        prototype: see `method.prototypes`.
+    """
     if capture == "scores":
         scores, refined = outputs["scores"], outputs["refined_attention"]
         coarse, fisher = outputs["coarse_attention"], float(outputs["separability"])
+        xp = array_namespace(scores)
         reason = degenerate_reason(refined)
-        if reason is None and not np.isfinite(scores).all():
-            reason = "the features are not finite"
+        if reason is None and not bool(xp.isfinite(scores).all()):
+            reason = FEATURES_NOT_FINITE
         if reason is not None:
-            finite = np.nan_to_num(coarse), np.nan_to_num(refined)
-            return Localisation(np.zeros_like(scores), *finite, 0.0, reason)
+            finite = xp.nan_to_num(coarse), xp.nan_to_num(refined)
+            return Localisation(xp.zeros_like(scores), *finite, 0.0, reason)
         return Localisation(scores, coarse, refined, fisher if np.isfinite(fisher) else 0.0)
     vectors = outputs["attention_vectors"]
     if capture == "matrices":
@@ -34,6 +50,34 @@ def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: st
     else:
         propagated = outputs["propagated_vectors"]
     return segment_tokens(vectors, propagated, outputs["features"], tau=tau, rule=prototype)
+
+
+def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, tokens: int) -> None:
+    """Refuse outputs that are not of the shapes of docs/bundle.md, step 5.
+
+    Args:
+        capture: a capture mode.
+        outputs: by logical name, with the axis of the batch.
+        batch: B.
+        tokens: N_v.
+
+    Raises:
+        BundleError: an output has another shape.
+    """
+    one = (batch, tokens)
+    shapes: dict[str, tuple[int, ...]]
+    if capture == "scores":
+        shapes = {"scores": one, "coarse_attention": one, "refined_attention": one}
+        shapes["separability"] = (batch,)
+    else:
+        blocks, channels = outputs["attention_vectors"].shape[1:2], outputs["features"].shape[2:3]
+        shapes = {"features": (*one, *channels), "attention_vectors": (batch, *blocks, tokens)}
+        if capture == "matrices":
+            shapes["transition_matrices"] = (batch, *blocks, tokens, tokens)
+        else:
+            shapes["propagated_vectors"] = (batch, *blocks, tokens)
+    for name, shape in shapes.items():
+        expect_shape(outputs[name], shape, name=name)
 
 
 def fixed_batch(inputs: Mapping[str, TensorSpec], name: str) -> int | None:
@@ -60,7 +104,7 @@ def repeat_last(rows: npt.NDArray[Any], count: int | None) -> npt.NDArray[Any]:
     return rows if surplus <= 0 else np.concatenate([rows, np.repeat(rows[-1:], surplus, axis=0)])
 
 
-def expect_shape(array: npt.NDArray[Any], shape: tuple[int, ...], *, name: str) -> None:
+def expect_shape(array: Array, shape: tuple[int, ...], *, name: str) -> None:
     """Refuse an array that is not of the shape the bundle's geometry says."""
     if array.shape != shape:
         raise BundleError(

@@ -5,7 +5,7 @@ CUDA code that works on what they leave on the device) need no synchronisation, 
 scratch memory serves every engine.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from threading import RLock
@@ -16,10 +16,26 @@ import numpy.typing as npt
 
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["CudaDevice", "Device", "DeviceArray", "open_device"]
+__all__ = ["CudaDevice", "Device", "DeviceArray", "Kernels", "open_device"]
 
 # `cupy.ndarray`: CuPy is imported when a device is opened, and ships no types.
 DeviceArray: TypeAlias = Any
+
+
+class Kernels(Protocol):
+    """Compiled CUDA C++."""
+
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
+    ) -> None:
+        """Queue a kernel.
+
+        Args:
+            name: of the kernel, `extern "C"`.
+            grid: blocks along x, y and z.
+            threads: of a block, along x.
+            arguments: arrays of the device, and NumPy scalars of exactly the declared types.
+        """
 
 
 class Device(Protocol):
@@ -53,6 +69,22 @@ class Device(Protocol):
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         """Record what a function queues as a CUDA graph; the result launches it."""
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many blocks of threads run side by side, at least."""
+
+    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
+        """Compile CUDA C++, products and sums in roundings of their own."""
+
+    def stage(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """Like `download`, but the next call overwrites what it returned."""
+
+    def mark(self) -> Any:
+        """Queue a point in time."""
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        """Wait for the later of two points and return the time between them."""
+
 
 class CudaDevice:
     """A GPU by its number, opened."""
@@ -67,6 +99,7 @@ class CudaDevice:
         self.number = number
         self.lock = RLock()
         self._scratch: DeviceArray = None
+        self._staging: npt.NDArray[np.uint8] | None = None
         try:
             self._device = self._cupy.cuda.Device(number)
             with self._device:
@@ -131,6 +164,76 @@ class CudaDevice:
                 graph.launch(stream=self._stream)
 
         return launch
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many blocks of threads run side by side, at least."""
+        return int(self._device.attributes["MultiProcessorCount"])
+
+    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
+        """Compile CUDA C++, products and sums in roundings of their own.
+
+        CuPy compiles for this GPU with NVRTC, and keeps the result on disk.
+
+        Raises:
+            ProviderError: there is no NVRTC, or it does not compile the source.
+        """
+        options = ["--std=c++17", "--fmad=false"]
+        options += [f"-D{name}={value}" for name, value in macros.items()]
+        with self.current():
+            try:
+                module = self._cupy.RawModule(code=source, options=tuple(options))
+                module.compile()
+            except Exception as error:  # CuPy's of the compiler and of a missing one share no base
+                raise ProviderError(
+                    f"CuPy {self._cupy.__version__} cannot compile the kernels of "
+                    f"post-processing for GPU {self.number} ({one_line(error, limit=200)}): "
+                    "pip install 'rism[cuda]', which brings NVIDIA's compiler, or use "
+                    "--provider onnxruntime-cpu"
+                ) from None
+        return _CudaKernels(module, self)
+
+    def stage(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """Like `download`, but the next call overwrites what it returned.
+
+        Page-locked memory: the GPU writes it at the full rate of the bus.
+        """
+        size = int(array.nbytes)
+        with self.current():
+            if self._staging is None or self._staging.nbytes < size:
+                memory = self._cupy.cuda.alloc_pinned_memory(size)
+                self._staging = np.frombuffer(memory, np.uint8, size)
+            host = self._staging[:size].view(array.dtype).reshape(array.shape)
+            return np.asarray(self._cupy.asnumpy(array, stream=self._stream, out=host))
+
+    def mark(self) -> Any:
+        """Queue a point in time."""
+        with self.current():
+            event = self._cupy.cuda.Event()
+            event.record(self._stream)
+        return event
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        """Wait for the later of two points and return the time between them."""
+        with self.current():
+            last.synchronize()
+            return float(self._cupy.cuda.get_elapsed_time(first, last))
+
+
+class _CudaKernels:
+    """A module of CuPy's."""
+
+    def __init__(self, module: Any, device: CudaDevice) -> None:
+        self._module, self._device = module, device
+        self._found: dict[str, Any] = {}
+
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
+    ) -> None:
+        with self._device.current():
+            if name not in self._found:
+                self._found[name] = self._module.get_function(name)
+            self._found[name](grid, (threads, 1, 1), tuple(arguments))
 
 
 @cache

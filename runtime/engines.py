@@ -153,10 +153,14 @@ class LazyEngine:
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the graph, as `OrtEngine.run` does; the first time load it before."""
+        return self.loaded().run(feeds)
+
+    def loaded(self) -> Engine:
+        """Return the engine itself; the first time load it before."""
         with self._lock:
             if self._engine is None:
                 self._engine = self._load()
-        return self._engine.run(feeds)
+        return self._engine
 
 
 def choose_provider(provider: str) -> tuple[str, str]:

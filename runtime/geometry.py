@@ -14,6 +14,7 @@ from PIL import Image
 
 from rism.runtime.errors import InputError
 from rism.runtime.manifest import Geometry
+from rism.runtime.method import Array, array_namespace
 
 __all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model", "upsample"]
 
@@ -172,19 +173,22 @@ def positions(grid_hw: tuple[int, int]) -> Float32:
     return np.indices(grid_hw, dtype=np.float32).reshape(2, -1).T.copy()
 
 
-def upsample(map_hw: Float32, plan: Plan) -> Float32:
+def upsample(map_hw: Array, plan: Plan) -> Array:
     """Bring a map on the token grid to the user's picture: (N_h, N_w) to (H, W) float32.
+
+    The map is NumPy's or CuPy's, and so is the result.
 
     Bilinear with half-pixel centres and clamped edges. The centre of picture pixel x lies at
     `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
     is clamped too and takes the nearest value.
     """
-    (left, x_share), (top, y_share) = _weights(plan)
-    right = np.minimum(left + 1, map_hw.shape[1] - 1)
+    xp = array_namespace(map_hw)
+    (left, x_share), (top, y_share) = ((xp.asarray(a), xp.asarray(b)) for a, b in _weights(plan))
+    right = xp.minimum(left + 1, map_hw.shape[1] - 1)
     # Across first: what is left for the large array is to blend whole rows, in place.
     wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share
-    full_hw = np.take(wide, top, axis=0)
-    to_next = np.take(np.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
+    full_hw = xp.take(wide, top, axis=0)
+    to_next = xp.take(xp.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
     to_next *= y_share[:, None]
     full_hw += to_next
     return full_hw

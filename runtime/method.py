@@ -14,7 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 __all__ = [
+    "ATTENTION_CONSTANT",
+    "ATTENTION_NOT_FINITE",
+    "FEATURES_NOT_FINITE",
+    "Array",
     "Localisation",
+    "array_namespace",
     "class_means",
     "classify",
     "coarse_map",
@@ -34,6 +39,10 @@ Array: TypeAlias = Any
 # Below this relative span a float32 sum over blocks is rounding, not signal.
 _CONSTANT_SPAN = 1e-6
 _BLOCK_VALUES = 2**18
+
+ATTENTION_NOT_FINITE = "the attention map is not finite"
+ATTENTION_CONSTANT = "the attention map is constant"
+FEATURES_NOT_FINITE = "the features are not finite"
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,10 @@ def degenerate_reason(values: Array) -> str | None:
     """
     xp = array_namespace(values)
     if not bool(xp.isfinite(values).all()):
-        return "the attention map is not finite"
+        return ATTENTION_NOT_FINITE
     low, high = float(values.min()), float(values.max())
     if high - low <= _CONSTANT_SPAN * max(abs(low), abs(high)):
-        return "the attention map is constant"
+        return ATTENTION_CONSTANT
     return None
 
 
@@ -140,7 +149,7 @@ def class_means(features: Array, region: Array) -> tuple[Array, Array, Array]:
         # (M / |F|) F, instead of a normalised copy of F.
         sums += (member[:, rows] * inverse[rows]) @ block
     count = xp.maximum(member.sum(axis=1), 1)
-    return sums / count[:, None], (member @ (inverse != 0)) / count, inverse
+    return sums / count[:, None], member @ (inverse != 0).astype(xp.float32) / count, inverse
 
 
 def classify(features: Array, prototypes: Array, *, inverse_norms: Array | None = None) -> Array:
@@ -219,7 +228,7 @@ def segment_tokens(
         return Localisation(nothing, coarse, refined, 0.0, reason)
     scores, fisher = localise(features, refined > tau, rule=rule)
     if not bool(xp.isfinite(scores).all()):
-        return Localisation(nothing, coarse, refined, 0.0, "the features are not finite")
+        return Localisation(nothing, coarse, refined, 0.0, FEATURES_NOT_FINITE)
     return Localisation(scores, coarse, refined, fisher)
 
 

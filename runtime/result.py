@@ -72,12 +72,12 @@ class Segmentation:
     @property
     def scores_hw(self) -> npt.NDArray[np.float32]:
         """The score map at the size of the picture: (H, W) float32, computed when asked for."""
-        return upsample(self.score_map, self.plan)
+        return np.asarray(upsample(self.score_map, self.plan))
 
     @property
     def refined_hw(self) -> npt.NDArray[np.float32]:
         """The refined map at the size of the picture: (H, W) float32, computed when asked for."""
-        return upsample(self.refined, self.plan)
+        return np.asarray(upsample(self.refined, self.plan))
 
     @cached_property
     def area_px(self) -> int:

@@ -9,18 +9,19 @@ from typing import TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime import geometry
 from rism.runtime.batch import batches, transformer_feeds
 from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.capture import expect_shape, fixed_batch, localise_outputs
+from rism.runtime.capture import fixed_batch
+from rism.runtime.cuda_postprocess import CudaPostprocess
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
-from rism.runtime.engines import Arrays, Engine
+from rism.runtime.engines import Engine
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.eye import open_eye
 from rism.runtime.images import ImageSource
 from rism.runtime.manifest import PROTOTYPES
 from rism.runtime.picture import ImageState, PictureEncoder
+from rism.runtime.postprocess import Answer, Wanted, answers_on_host, device_engine
 from rism.runtime.prompt import (
     PromptEncoder,
     PromptState,
@@ -90,6 +91,7 @@ class Segmenter:
         self.precision = precision or self.manifest.precision.compute
         self.provider_reason = provider_reason
         self._engines = dict(engines)
+        self._cuda: CudaPostprocess | None = None
         self._noise = bundle.noise()
         self._max_batch = max(1, max_batch)
         self._refiner = refiner
@@ -297,19 +299,12 @@ class Segmenter:
     ) -> list[Segmentation]:
         """Run the transformer once for a few expressions and finish each."""
         start = perf_counter()
-        outputs = self._transform(state, prompts, weights, options.tau)
-        each = (perf_counter() - start) * 1e3 / len(prompts)
-        results = []
-        for row, prompt in enumerate(prompts):
-            result = self._finish(
-                state,
-                {name: array[row] for name, array in outputs.items()},
-                prompt=prompt,
-                options=options,
-                timings={**shared_ms, "transformer": each},
-            )
-            results.append(result)
-        return results
+        answers = self._answers(state, prompts, weights, options)
+        took = (perf_counter() - start) * 1e3 - sum(a.method_ms + a.mask_ms for a in answers)
+        return [
+            self._result(state, answer, prompt, {**shared_ms, "transformer": took / len(prompts)})
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
     def _state(self, image: ImageSource | ImageState) -> ImageState:
         if not isinstance(image, ImageState):
@@ -341,59 +336,60 @@ class Segmenter:
         graph = self.manifest.graph(f"transformer.{self.capture}", state.plan.resized_wh)
         return fixed_batch(graph.inputs, "clean_latents")
 
-    def _transform(
-        self, state: ImageState, prompts: Sequence[PromptState], weights: Float32, tau: float
-    ) -> Arrays:
-        fixed, tokens = self._fixed_batch(state), state.plan.tokens
-        engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
-        feeds = transformer_feeds(
-            state, prompts, weights=weights, noise=self._noise, tau=tau, fixed=fixed
-        )
-        outputs = engine.run(feeds)
-        name = "scores" if self.capture == "scores" else "features"
-        shape = (fixed or len(prompts), tokens, *outputs[name].shape[2:])
-        expect_shape(outputs[name], shape, name=name)
-        return {key: value.astype(np.float32, copy=False) for key, value in outputs.items()}
-
-    def _finish(
+    def _answers(
         self,
         state: ImageState,
-        outputs: Arrays,
-        *,
-        prompt: PromptState,
+        prompts: Sequence[PromptState],
+        weights: Float32,
         options: _Options,
-        timings: dict[str, float],
-    ) -> Segmentation:
-        start = perf_counter()
-        found = localise_outputs(
-            self.capture, outputs, tau=options.tau, prototype=options.prototype
+    ) -> list[Answer]:
+        """Run the transformer, and post-process where it leaves its outputs."""
+        fixed = self._fixed_batch(state)
+        engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
+        feeds = transformer_feeds(
+            state, prompts, weights=weights, noise=self._noise, tau=options.tau, fixed=fixed
         )
-        grid_hw = state.plan.grid_hw
+        wanted = Wanted(
+            self.capture,
+            batch=fixed or len(prompts),
+            count=len(prompts),
+            plan=state.plan,
+            tau=options.tau,
+            prototype=options.prototype,
+        )
+        there = device_engine(engine)
+        if there is None:
+            return answers_on_host(engine.run(feeds), wanted)
+        with there.device.lock:
+            if self._cuda is None:
+                self._cuda = CudaPostprocess(there.device)
+            return self._cuda.answers(there.run_on_device(feeds, borrow=True), wanted)
+
+    def _result(
+        self, state: ImageState, answer: Answer, prompt: PromptState, timings: dict[str, float]
+    ) -> Segmentation:
+        found, grid_hw = answer.found, state.plan.grid_hw
         score_map = found.scores.reshape(grid_hw)
-        after_method = perf_counter()
-        mask_hw = geometry.upsample(score_map, state.plan) > 0
-        timings["method"] = (after_method - start) * 1e3
-        timings["mask"] = (perf_counter() - after_method) * 1e3
-        empty = not mask_hw.any()
-        reason = found.reason or ("no pixel is nearer to the expression" if empty else None)
-        tokens = prompt.tokens
-        attention = outputs.get("token_attention")
+        reason = found.reason
+        if reason is None and answer.empty:
+            reason = "no pixel is nearer to the expression"
+        tokens, attention = prompt.tokens, answer.token_attention
         if attention is not None:
             attention = attention[:, : len(tokens)].T.reshape(len(tokens), *grid_hw)
         return Segmentation(
             expression=prompt.instruction.expression,
             instruction=prompt.instruction.text,
-            mask_hw=mask_hw,
+            mask_hw=answer.mask_hw,
             score_map=score_map,
             coarse=found.coarse.reshape(grid_hw),
             refined=found.refined.reshape(grid_hw),
-            score=0.0 if empty else float(score_map[score_map > 0].mean()),
+            score=0.0 if answer.empty else float(score_map[score_map > 0].mean()),
             separability=found.separability,
             reason=reason,
             provider=self.provider,
             precision=self.precision,
             model=self.manifest.model.name,
-            timings_ms=timings,
+            timings_ms={**timings, "method": answer.method_ms, "mask": answer.mask_ms},
             plan=state.plan,
             tokens=tokens if attention is not None else (),
             token_attention=attention,

@@ -116,12 +116,21 @@ class TensorRtEngine:
             outputs = self.run_on_device(feeds)
             return {logical: self._device.download(array) for logical, array in outputs.items()}
 
-    def run_on_device(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+    @property
+    def device(self) -> Device:
+        """The GPU."""
+        return self._device
+
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, borrow: bool = False
+    ) -> dict[str, DeviceArray]:
         """Queue a run and return its outputs without waiting for them.
 
         Args:
             feeds: arrays by logical name, of NumPy or of the device; those of the device have
                 to be ready in the order of the device's stream.
+            borrow: the outputs may be the plan's own memory, which its next run overwrites, so
+                nothing is copied. Hold `device.lock` until all that reads them is queued.
 
         Returns:
             The declared outputs by logical name, ready in the order of the device's stream.
@@ -134,7 +143,9 @@ class TensorRtEngine:
         with self._device.lock, self._device.current():
             self._read.logger.lines.clear()
             try:
-                return self._replay(feeds) if self._static else self._once(feeds, shapes)
+                if self._static:
+                    return self._replay(feeds, borrow)
+                return self._once(feeds, shapes)
             except MemoryError as error:  # CuPy's OutOfMemoryError is one
                 raise ProviderError(
                     f"{self._label} found too little memory on {self._provider} "
@@ -150,7 +161,7 @@ class TensorRtEngine:
         self._queue()
         return dict(bound.outputs)
 
-    def _replay(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+    def _replay(self, feeds: Mapping[str, Any], borrow: bool) -> dict[str, DeviceArray]:
         """Run on the same arrays each time, from the second time on as one CUDA graph."""
         if self._kept is None:
             self._kept = self._bind({logical: each.opt for logical, each in self._ranges.items()})
@@ -161,6 +172,8 @@ class TensorRtEngine:
             # What a first run sets up cannot be captured. TensorRT for RTX captures by itself.
             self._queue()
             self._launch = self._queue if self._rtx else self._device.capture(self._queue)
+        if borrow:
+            return dict(self._kept.outputs)
         results = {}
         for logical, array in self._kept.outputs.items():
             spec = self._spec.outputs[logical]

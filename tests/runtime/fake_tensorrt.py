@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from threading import RLock
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from rism.runtime import start
 from rism.runtime.driver import Driver, Gpu
 from rism.runtime.tensorrt_library import LIBRARIES, Library
+from tests.runtime.cuda.emulator import EmulatedKernels, emulated
 
 VERSION = "1.7.1.116"
 ADA = Driver((13, 0), (Gpu(0, "RTX 4090", "8.9", 24 * 2**30),))
@@ -220,9 +222,13 @@ class FakeContext:
 
 
 class HostDevice:
-    """A `Device` whose memory is NumPy's. Values of new arrays are NaN, or nonsense."""
+    """A `Device` whose memory is NumPy's. Values of new arrays are NaN, or nonsense.
+
+    Kernels are emulated: the results are those of the real source.
+    """
 
     stream = 77
+    multiprocessors = 4
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
@@ -231,6 +237,8 @@ class HostDevice:
         self.launched = 0
         self.depth = 0
         self._scratch = np.zeros(0, np.uint8)
+        self._staged = np.zeros(0, np.uint8)
+        self.compiled: list[EmulatedKernels] = []
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -254,6 +262,23 @@ class HostDevice:
         if self._scratch.nbytes < nbytes:
             self._scratch = np.zeros(nbytes, np.uint8)
         return self._scratch
+
+    def kernels(self, source: str, macros: dict[str, int]) -> EmulatedKernels:
+        self.compiled.append(emulated(source, macros))
+        return self.compiled[-1]
+
+    def stage(self, array: np.ndarray) -> np.ndarray:
+        """Overwrite what the last call returned."""
+        self._staged[...] = 0x7F
+        self._staged = array.copy()
+        return self._staged
+
+    def mark(self) -> float:
+        assert self.depth
+        return perf_counter()
+
+    def elapsed_ms(self, first: float, last: float) -> float:
+        return (last - first) * 1e3
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1

@@ -1,0 +1,282 @@
+"""The method and the mask on the GPU where a graph's outputs lie, by a few kernels.
+
+`kernels/postprocess.cu` has the arithmetic, which is that of method.py and geometry.upsample,
+and the floor of each kernel; docs/performance.md has what that comes to. Everything is queued on
+the device's stream for all expressions of a run at once. The host waits once, for one transfer:
+the masks, with what is small beside them (three maps on the token grid and a few numbers).
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.capture import expect_outputs, localise_outputs
+from rism.runtime.device import Device, DeviceArray, Kernels
+from rism.runtime.geometry import Plan
+from rism.runtime.method import (
+    ATTENTION_CONSTANT,
+    ATTENTION_NOT_FINITE,
+    FEATURES_NOT_FINITE,
+    Localisation,
+)
+from rism.runtime.postprocess import Answer, Wanted
+
+__all__ = ["CudaPostprocess", "kernel_macros", "kernel_source"]
+
+# What the kernels are compiled with.
+THREADS = 256
+PIXEL_ROWS = 8
+# Tokens of a block of threads, at least: fewer, and its sums outweigh what it reads.
+_LEAST_ROWS = 8
+_CLASS_MEANS_CHANNELS = 32
+_MAPS = 3
+
+# `Answer` of the kernels, and their `Reason`.
+_SAID = np.dtype(
+    [
+        ("reason", "<i4"),
+        ("pixels", "<i4"),
+        ("separability", "<f4"),
+        ("unused", "<i4"),
+        ("tokens", "<i4", (2, 2)),
+        ("not_zero", "<i4", (2, 2)),
+    ]
+)
+_REASONS = (None, ATTENTION_NOT_FINITE, ATTENTION_CONSTANT, FEATURES_NOT_FINITE)
+
+
+def kernel_source() -> str:
+    """Return the kernels, CUDA C++."""
+    return (files("rism.runtime") / "kernels/postprocess.cu").read_text(encoding="utf-8")
+
+
+def kernel_macros(channels: int) -> dict[str, int]:
+    """Return what the kernels are to be compiled with for D channels."""
+    held = max(1, -(-channels // THREADS))
+    return {"THREADS": THREADS, "PIXEL_ROWS": PIXEL_ROWS, "HELD": held}
+
+
+@dataclass(frozen=True)
+class _Results:
+    """One block of the device's memory that is brought to the host whole, by its parts."""
+
+    whole: Any
+    said: Any
+    maps: Any
+    masks: Any
+
+    @classmethod
+    def of(cls, whole: Any, wanted: Wanted) -> "_Results":
+        """Divide bytes, of the device or of the host."""
+        count, (width, height) = wanted.count, wanted.plan.size_wh
+        maps = count * _SAID.itemsize
+        masks = maps + count * _MAPS * wanted.plan.tokens * 4
+        return cls(
+            whole,
+            whole[:maps].view(np.int32).reshape(count, -1),
+            whole[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
+            whole[masks : masks + count * height * width].reshape(count, height, width),
+        )
+
+    @staticmethod
+    def nbytes(wanted: Wanted) -> int:
+        width, height = wanted.plan.size_wh
+        each = _SAID.itemsize + _MAPS * wanted.plan.tokens * 4 + height * width
+        return wanted.count * each
+
+
+class CudaPostprocess:
+    """The kernels on one device, compiled for as many channels as were seen."""
+
+    def __init__(self, device: Device) -> None:
+        """Compile nothing yet."""
+        self._device = device
+        self._compiled: dict[int, Kernels] = {}
+
+    def answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
+        """Queue the kernels, wait for them and return what they say.
+
+        Args:
+            outputs: of the graph, by logical name, ready in the order of the device's stream.
+            wanted: what is to be made of them.
+
+        Raises:
+            BundleError: an output is not of the shape that the bundle promised.
+            ProviderError: the kernels cannot be compiled here.
+        """
+        expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
+        device = self._device
+        with device.lock, device.current():
+            # Named only: an array that is float32 already is not copied.
+            outputs = {k: each.astype(np.float32, copy=False) for k, each in outputs.items()}
+            begin = device.mark()
+            whole = device.empty((_Results.nbytes(wanted),), "uint8")
+            results = _Results.of(whole, wanted)
+            if wanted.capture == "scores":
+                self._copy_maps(outputs, results)
+                kernels, means, channels = self._kernels(0), whole, 0
+            else:
+                channels = outputs["features"].shape[2]
+                kernels = self._kernels(channels)
+                means = self._queue_method(kernels, outputs, wanted, results)
+            after_method = device.mark()
+            self._queue_masks(kernels, means, channels, wanted, results)
+            host = _Results.of(device.stage(whole), wanted)
+            tokens = outputs.get("token_attention")
+            attention = None if tokens is None else device.download(tokens[: wanted.count])
+            end = device.mark()
+            times = device.elapsed_ms(begin, after_method), device.elapsed_ms(after_method, end)
+            return [
+                _answer(host, row, wanted, attention, [each / wanted.count for each in times])
+                for row in range(wanted.count)
+            ]
+
+    def _kernels(self, channels: int) -> Kernels:
+        macros = kernel_macros(channels)
+        if macros["HELD"] not in self._compiled:
+            self._compiled[macros["HELD"]] = self._device.kernels(kernel_source(), macros)
+        return self._compiled[macros["HELD"]]
+
+    def _queue_method(
+        self,
+        kernels: Kernels,
+        outputs: dict[str, DeviceArray],
+        wanted: Wanted,
+        results: _Results,
+    ) -> DeviceArray:
+        """Equations 3 to 6; returns the class means (B, 2, D) of `scores > 0`."""
+        count, features = wanted.count, outputs["features"]
+        vectors = outputs["attention_vectors"]
+        blocks, tokens, channels = vectors.shape[1], vectors.shape[2], features.shape[2]
+        rows, groups = self._shares(count, tokens)
+        matrices = wanted.capture == "matrices"
+        inverse, sums, means, *more = self._scratch(
+            count * tokens,
+            count * groups * 2 * channels,
+            count * 2 * channels,
+            *([count * blocks * tokens] if matrices else []),
+        )
+        n, d = np.int32(tokens), np.int32(channels)
+        if matrices:
+            (propagated,) = more
+            kernels.launch(
+                "propagate",
+                (tokens, blocks, count),
+                THREADS,
+                (outputs["transition_matrices"], vectors, propagated, n),
+            )
+        else:
+            propagated = outputs["propagated_vectors"]
+        maps, said = results.maps, results.said
+        kernels.launch(
+            "attention_maps",
+            (2, count, 1),
+            THREADS,
+            (vectors, propagated, maps, said, np.int32(blocks), n),
+        )
+        sizes, tau = (n, d, np.int32(rows)), np.float32(wanted.tau)
+        cosine = np.int32(wanted.prototype == "cosine")
+        slices = (-(-channels // _CLASS_MEANS_CHANNELS), count, 1)
+        for at, (name, arrays, option) in enumerate(
+            (
+                ("sums_by_region", (features, maps, inverse, sums, said), tau),
+                ("scores_and_sums", (features, means, maps, inverse, sums, said), cosine),
+            )
+        ):
+            kernels.launch(name, (groups, count, 1), THREADS, (*arrays, *sizes, option))
+            kernels.launch(
+                "class_means",
+                slices,
+                THREADS,
+                (sums, means, said, np.int32(groups), d, np.int32(at)),
+            )
+        return means
+
+    def _shares(self, count: int, tokens: int) -> tuple[int, int]:
+        """Tokens of each block of threads, and how many blocks: two for each multiprocessor."""
+        groups = max(1, 2 * self._device.multiprocessors // count)
+        rows = max(_LEAST_ROWS, -(-tokens // groups))
+        rows = -(-rows // _LEAST_ROWS) * _LEAST_ROWS
+        return rows, -(-tokens // rows)
+
+    def _scratch(self, *floats: int) -> list[DeviceArray]:
+        memory = self._device.scratch(4 * sum(floats))
+        parts, begin = [], 0
+        for each in floats:
+            parts.append(memory[begin : begin + 4 * each].view(np.float32))
+            begin += 4 * each
+        return parts
+
+    def _copy_maps(self, outputs: dict[str, DeviceArray], results: _Results) -> None:
+        """Of a graph that has the method inside: its maps go where the kernels leave theirs."""
+        results.said.fill(0)
+        count = len(results.said)
+        results.said.view(np.float32)[:, 2] = outputs["separability"][:count]
+        for at, name in enumerate(("coarse_attention", "refined_attention", "scores")):
+            results.maps[:, at] = outputs[name][:count]
+
+    def _queue_masks(
+        self,
+        kernels: Kernels,
+        means: DeviceArray,
+        channels: int,
+        wanted: Wanted,
+        results: _Results,
+    ) -> None:
+        """Step 7 of docs/bundle.md, and how far apart the classes are where there are means."""
+        tokens, (width, height) = wanted.plan.tokens, wanted.plan.size_wh
+        scores = results.maps.reshape(-1)[2 * tokens :]
+        sizes = (np.int32(_MAPS * tokens), np.int32(channels), np.int32(width), np.int32(height))
+        kernels.launch(
+            "mask_pixels",
+            (-(-width // THREADS), -(-height // PIXEL_ROWS), wanted.count),
+            THREADS,
+            (scores, means, results.said, results.masks, *sizes, *_axes(wanted.plan)),
+        )
+
+
+def _axes(plan: Plan) -> list[Any]:
+    """Return what `Axis` of the kernels is made of, across and down; see geometry.upsample."""
+    arguments: list[Any] = []
+    for axis in (0, 1):
+        start, stop = plan.crop_xyxy[axis], plan.crop_xyxy[axis + 2]
+        cells = plan.grid_hw[1 - axis]
+        scale = plan.resized_wh[axis] / plan.size_wh[axis]
+        arguments += [np.float64(scale), np.float64(start), np.float64(cells / (stop - start))]
+        arguments.append(np.int32(cells))
+    return arguments
+
+
+def _answer(
+    host: _Results,
+    row: int,
+    wanted: Wanted,
+    attention: npt.NDArray[np.float32] | None,
+    times_ms: list[float],
+) -> Answer:
+    """Copy one expression's part out of memory that the next run overwrites."""
+    said = host.said[row].view(_SAID)[0]
+    coarse, refined, scores = host.maps[row].copy()
+    mask_hw = host.masks[row].view(np.bool_).copy()
+    if wanted.capture == "scores":
+        outputs = {"coarse_attention": coarse, "refined_attention": refined, "scores": scores}
+        outputs["separability"] = said["separability"]
+        found = localise_outputs("scores", outputs, tau=wanted.tau, prototype=wanted.prototype)
+        if found.reason is not None:
+            mask_hw[...] = False
+    else:
+        reason = _REASONS[said["reason"]]
+        if reason is not None:
+            scores = np.zeros_like(scores)
+        found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
+    return Answer(
+        found,
+        mask_hw,
+        empty=found.reason is not None or not said["pixels"],
+        token_attention=None if attention is None else attention[row],
+        method_ms=times_ms[0],
+        mask_ms=times_ms[1],
+    )

@@ -1,0 +1,315 @@
+"""The kernels against NumPy: emulated on the CPU everywhere, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rism.runtime.cuda_postprocess import CudaPostprocess, kernel_source
+from rism.runtime.device import open_device
+from rism.runtime.errors import BundleError
+from rism.runtime.geometry import Plan, upsample
+from rism.runtime.method import segment_tokens
+from rism.runtime.postprocess import Answer, Wanted, answers_on_host
+from tests.runtime.cuda.emulator import emulated
+from tests.runtime.fake_tensorrt import HostDevice
+
+GRID_HW, L, B = (9, 13), 3, 3
+N = GRID_HW[0] * GRID_HW[1]
+STRETCHED = Plan((301, 67), (13 * 8, 9 * 8), (0, 0, 13 * 8, 9 * 8), GRID_HW)
+CROPPED = Plan((120, 93), (109, 85), (3, 6, 3 + 13 * 8, 6 + 9 * 8), GRID_HW)
+WANTED = Wanted("vectors", B, B, STRETCHED, 0.6, "equation")
+Arrays = dict[str, np.ndarray]
+
+
+class GuardedDevice(HostDevice):
+    """Has around its arrays what no kernel may write to, and nobody can use: it is not a number."""
+
+    guard = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guarded: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = np.full(size + 2 * self.guard, 0xFF, np.uint8)
+        self._guarded.append(memory)
+        return memory[self.guard : self.guard + size].view(dtype).reshape(shape)
+
+    def scratch(self, nbytes: int) -> np.ndarray:
+        return self.empty((nbytes,), "uint8")
+
+    def intact(self) -> bool:
+        return all(
+            (each[: self.guard] == 0xFF).all() and (each[-self.guard :] == 0xFF).all()
+            for each in self._guarded
+        )
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """The CPU, and a GPU: what the kernels say has to be the same."""
+    if request.param == "cuda":
+        pytest.importorskip("cupy")
+        return open_device(0)
+    return GuardedDevice()
+
+
+def scenes(capture: str = "vectors", *, channels: int = 24, seed: int = 0) -> Arrays:
+    """Outputs of a graph: for each expression a blob in the attention that the features know."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices(GRID_HW).reshape(2, -1)
+    away = np.stack([np.hypot(y - 2 - 2 * b, x - 3 - 3 * b) for b in range(B)])
+    blob = np.exp(-(away**2) / 12)
+    attention = rng.uniform(0, 0.4, (B, L, N)) + blob[:, None] * np.arange(1, L + 1)[:, None]
+    features = rng.standard_normal((B, N, channels)) * rng.uniform(0.1, 10, (B, N, 1))
+    features += 8 * blob[..., None] * rng.standard_normal((B, 1, channels))
+    outputs = {"attention_vectors": attention, "features": features}
+    if capture == "matrices":
+        matrices = rng.uniform(0, 1, (B, L, N, N)) + 9 * (blob[:, None] * blob[..., None])[:, None]
+        outputs["transition_matrices"] = matrices / matrices.sum(-1, keepdims=True)
+    else:
+        outputs["propagated_vectors"] = attention + rng.uniform(0, 0.3, (B, L, N))
+    outputs = {name: each.astype(np.float32) for name, each in outputs.items()}
+    if capture != "scores":
+        return outputs
+    found = [segment_tokens(*[each[b] for each in _ordered(outputs)], tau=0.6) for b in range(B)]
+    return {
+        "scores": np.stack([each.scores for each in found]),
+        "coarse_attention": np.stack([each.coarse for each in found]),
+        "refined_attention": np.stack([each.refined for each in found]),
+        "separability": np.array([each.separability for each in found], np.float32),
+    }
+
+
+def _ordered(outputs: Arrays) -> list[np.ndarray]:
+    return [outputs[k] for k in ("attention_vectors", "propagated_vectors", "features")]
+
+
+def answers(device: Any, outputs: Arrays, wanted: Wanted) -> list[Answer]:
+    """Bring outputs to the device and have the kernels answer; without NumPy's warnings."""
+    there = {}
+    for name, each in outputs.items():
+        there[name] = device.empty(each.shape, each.dtype.name)
+        device.copy(each, into=there[name])
+    found = CudaPostprocess(device).answers(there, wanted)
+    assert not isinstance(device, GuardedDevice) or device.intact()
+    return found
+
+
+def expect_same(found: Answer, true: Answer, wanted: Wanted) -> None:
+    """Maps to the last bit where sums have an order; masks but where scores are all but zero."""
+    exact = wanted.capture != "matrices"
+    for name in ("coarse", "refined"):
+        ours, numpys = getattr(found.found, name), getattr(true.found, name)
+        np.testing.assert_allclose(ours, numpys, rtol=0, atol=0 if exact else 2e-6)
+    np.testing.assert_allclose(found.found.scores, true.found.scores, rtol=0, atol=1e-6)
+    assert found.found.separability == pytest.approx(true.found.separability, rel=1e-4)
+    assert found.found.reason == true.found.reason
+    own_hw = upsample(found.found.scores.reshape(GRID_HW), wanted.plan)
+    np.testing.assert_array_equal(found.mask_hw, own_hw > 0)
+    near = np.abs(upsample(true.found.scores.reshape(GRID_HW), wanted.plan)) < 1e-6
+    np.testing.assert_array_equal(found.mask_hw | near, true.mask_hw | near)
+    assert (found.mask_hw.dtype, found.found.scores.dtype) == (np.bool_, np.float32)
+    assert found.empty == true.empty
+
+
+@pytest.mark.parametrize(
+    ("channels", "changes"),
+    [
+        (24, {}),
+        (24, {"plan": CROPPED, "prototype": "cosine"}),
+        (24, {"capture": "matrices", "plan": CROPPED}),
+        (24, {"capture": "scores"}),
+        (24, {"count": 2}),  # the last one fills up a fixed batch
+        (300, {"prototype": "cosine"}),
+        (2100, {"tau": 0.3}),
+    ],
+)
+def test_answers_are_those_of_numpy(device: Any, channels: int, changes: dict[str, Any]) -> None:
+    wanted = replace(WANTED, **changes)
+    outputs = scenes(wanted.capture, channels=channels)
+    expected = answers_on_host(outputs, wanted)
+    found = answers(device, outputs, wanted)
+    assert len(found) == wanted.count
+    for ours, numpys in zip(found, expected, strict=True):
+        expect_same(ours, numpys, wanted)
+        assert 0 < ours.mask_hw.mean() < 1
+
+
+def _broken(name: str, value: Any) -> Arrays:
+    """Outputs of which the second expression's are spoilt."""
+    outputs = scenes()
+    if name == "propagated_vectors" and np.isfinite(value):
+        outputs[name][1] = value
+    else:
+        outputs[name][1].flat[7] = value
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("propagated_vectors", np.nan, "the attention map is not finite"),
+        ("propagated_vectors", -np.inf, "the attention map is not finite"),
+        ("propagated_vectors", 0.0, "the attention map is constant"),
+        ("propagated_vectors", 0.37, "the attention map is constant"),
+        ("attention_vectors", np.nan, None),
+        ("features", np.nan, "the features are not finite"),
+        ("features", np.inf, "the features are not finite"),
+        ("features", 3e38, None),  # its square is infinite: nobody's, in NumPy as well
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_reasons_are_those_of_numpy(
+    device: Any, name: str, value: float, reason: str | None
+) -> None:
+    outputs = _broken(name, value)
+    expected = answers_on_host(outputs, WANTED)
+    found = answers(device, outputs, WANTED)
+    assert [each.found.reason for each in found] == [None, reason, None]
+    for ours, numpys in zip(found, expected, strict=True):
+        expect_same(ours, numpys, WANTED)
+    if reason is not None:
+        assert not found[1].found.scores.any() and not found[1].mask_hw.any() and found[1].empty
+        assert found[1].found.separability == 0.0
+
+
+@pytest.mark.parametrize("spoilt", ["refined_attention", "scores"])
+def test_reasons_of_graphs_with_the_method_inside(device: Any, spoilt: str) -> None:
+    outputs = scenes("scores")
+    outputs[spoilt][2, 5] = np.nan
+    wanted = replace(WANTED, capture="scores")
+    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
+    assert found[2].found.reason is not None
+    for ours, numpys in zip(found, expected, strict=True):
+        expect_same(ours, numpys, wanted)
+
+
+def test_rounding_noise_is_constant(device: Any) -> None:
+    outputs = scenes()
+    noise = np.random.default_rng(0).uniform(0, 2e-7, (B, L, N))
+    outputs["propagated_vectors"] = (0.4 + noise).astype(np.float32)
+    for each in answers(device, outputs, WANTED):
+        assert each.found.reason == "the attention map is constant"
+
+
+def test_a_zero_feature_vector_is_nobodys(device: Any) -> None:
+    outputs = scenes()
+    outputs["features"][:, 4] = 0
+    expected = answers_on_host(outputs, WANTED)
+    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
+        assert ours.found.scores[4] == 0
+        expect_same(ours, numpys, WANTED)
+
+
+def test_token_attention_comes_along(device: Any) -> None:
+    outputs = scenes()
+    outputs["token_attention"] = np.random.default_rng(1).uniform(0, 1, (B, N, 5)).astype("float32")
+    wanted = replace(WANTED, count=2)
+    for row, each in enumerate(answers(device, outputs, wanted)):
+        np.testing.assert_array_equal(each.token_attention, outputs["token_attention"][row])
+
+
+def test_half_precision_outputs_are_widened(device: Any) -> None:
+    outputs = {name: each.astype(np.float16) for name, each in scenes().items()}
+    expected = answers_on_host(outputs, WANTED)
+    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
+        expect_same(ours, numpys, WANTED)
+
+
+def test_results_outlive_the_next_run(device: Any) -> None:
+    first = answers(device, scenes(), WANTED)[0]
+    mask, scores = first.mask_hw.copy(), first.found.scores.copy()
+    answers(device, scenes(seed=1), WANTED)
+    np.testing.assert_array_equal(first.mask_hw, mask)
+    np.testing.assert_array_equal(first.found.scores, scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("features", (B, N - 1, 24)),
+        ("attention_vectors", (B, L, N - 1)),
+        ("propagated_vectors", (B, L - 1, N)),
+        ("propagated_vectors", (B - 1, L, N)),
+    ],
+)
+def test_outputs_of_other_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    """Before a kernel reads past their end."""
+    outputs = scenes() | {name: np.zeros(shape, np.float32)}
+    device = GuardedDevice()
+    with pytest.raises(BundleError, match=f"the graph returned '{name}' of shape"):
+        CudaPostprocess(device).answers(outputs, WANTED)
+    assert not device.compiled
+
+
+def test_six_launches_however_many_expressions() -> None:
+    device, outputs = GuardedDevice(), scenes()
+    for count in (1, B):
+        answers(device, outputs, replace(WANTED, count=count))
+        assert device.compiled[-1].launched == [
+            "attention_maps",
+            "sums_by_region",
+            "class_means",
+            "scores_and_sums",
+            "class_means",
+            "mask_pixels",
+        ]
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices"])
+def test_the_order_of_threads_does_not_matter(capture: str) -> None:
+    """What depends on it is a race."""
+    upwards, downwards = GuardedDevice(), GuardedDevice()
+    kernels = downwards.kernels
+    downwards.kernels = lambda *given: _reversed(kernels(*given))  # type: ignore[method-assign]
+    wanted = replace(WANTED, capture=capture, plan=CROPPED)
+    first, second = (answers(each, scenes(capture), wanted) for each in (upwards, downwards))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.found.scores, other.found.scores)
+        np.testing.assert_array_equal(one.found.refined, other.found.refined)
+        np.testing.assert_array_equal(one.mask_hw, other.mask_hw)
+        assert one.found.separability == other.found.separability
+
+
+def _reversed(kernels: Any) -> Any:
+    kernels.downwards = True
+    return kernels
+
+
+def test_a_missing_barrier_is_seen() -> None:
+    """The emulator's own test: without the barrier in `combine` the order of threads matters."""
+    source = kernel_source()
+    broken = source.replace("    __syncthreads();\n#pragma unroll", "#pragma unroll", 1)
+    assert broken != source
+    vectors = scenes()["attention_vectors"]
+    found = []
+    for downwards in (False, True):
+        kernels = emulated(broken, {"THREADS": 256, "PIXEL_ROWS": 8, "HELD": 1})
+        kernels.downwards = downwards
+        maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
+        arguments = (vectors, vectors, maps, said, np.int32(L), np.int32(N))
+        kernels.launch("attention_maps", (2, B, 1), 256, arguments)
+        found.append(maps)
+    assert (found[0] != found[1]).any()
+
+
+def test_a_barrier_that_some_do_not_reach_is_seen() -> None:
+    source = kernel_source()
+    broken = source.replace("combine<Least>(ends);", "if (threadIdx.x > 40) combine<Least>(ends);")
+    assert broken != source
+    kernels = emulated(broken, {"THREADS": 256, "PIXEL_ROWS": 8, "HELD": 1})
+    vectors = scenes()["attention_vectors"]
+    maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
+    with pytest.raises(AssertionError, match="some threads of a block do not reach a barrier"):
+        kernels.launch(
+            "attention_maps",
+            (2, B, 1),
+            256,
+            (vectors, vectors, maps, said, np.int32(L), np.int32(N)),
+        )
