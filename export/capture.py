@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
+from rism.export import probe as fused_probe
 from rism.export.precision import PRECISIONS, Precision
 
 __all__ = ["CAPTURE_MODES", "FEATURE_SITES", "Capture", "Spans"]
@@ -47,6 +48,11 @@ class Capture:
         matrices: store T_l instead of T_l a_l.
         token_attention: also collect attention to each prompt token.
         precision: of the attention and of the probes; what is collected is float32.
+        fused: probe by `rism.export.probe`, with the main attention's own row statistics: for
+            PyTorch that runs, never for a graph to export. Vectors only.
+
+    Raises:
+        ValueError: Matrices or per-token attention of a fused probe.
     """
 
     spans: Spans
@@ -56,11 +62,16 @@ class Capture:
     matrices: bool = False
     token_attention: bool = False
     precision: Precision = PRECISIONS["fp32"]
+    fused: bool = False
     attention_vectors: list[torch.Tensor] = field(default_factory=list)
     propagated_vectors: list[torch.Tensor] = field(default_factory=list)
     transition_matrices: list[torch.Tensor] = field(default_factory=list)
     to_tokens: torch.Tensor | None = None
     features: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.fused and (self.matrices or self.token_attention):
+            raise ValueError("the fused probe gives vectors, no matrices and no tokens' attention")
 
     def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attention of block `index` over all tokens, probed on the way.
@@ -74,9 +85,16 @@ class Capture:
         Returns:
             (B, N, heads * d), heads concatenated.
         """
-        out = self.attention(q, k, v)
-        self.probe(index, q[:, :, self.spans.clean_start :], k)
-        self.keep("mmsa", index, out[:, self.spans.clean_start :])
+        start, compute = self.spans.clean_start, self.precision.compute
+        out: torch.Tensor
+        if self.fused:
+            found, statistics = fused_probe.attend(q.to(compute), k.to(compute), v.to(compute))
+            out = found.to(q.dtype)
+            self.probe(index, q[:, :, start:], k, statistics[:, :, start:])
+        else:
+            out = self.attention(q, k, v)
+            self.probe(index, q[:, :, start:], k)
+        self.keep("mmsa", index, out[:, start:])
         return out
 
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -85,18 +103,35 @@ class Capture:
         out = F.scaled_dot_product_attention(q.to(compute), k.to(compute), v.to(compute))
         return out.transpose(1, 2).flatten(2).to(q.dtype)
 
-    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
+    def probe(
+        self,
+        index: int,
+        q_clean: torch.Tensor,
+        k: torch.Tensor,
+        statistics: torch.Tensor | None = None,
+    ) -> None:
         """Read block `index` without computing its output.
 
         Args:
             index: must be the number of blocks probed so far.
             q_clean: (B, heads, N_v, d).
             k: (B, heads, N, d).
+            statistics: (B, heads, N_v), the rows' log-sum-exp, where it is known; of use to the
+                fused probe alone.
         """
         if index != len(self.attention_vectors):
             raise ValueError(f"block {index} probed after {len(self.attention_vectors)} blocks")
         narrow = self.precision.probe
-        if self.matrices:
+        if self.fused:
+            # In the main attention's type, as the statistics are. Products are exact in float32
+            # and what is summed up stays there, so nothing asks for a finer type.
+            compute = self.precision.compute
+            a, propagated = fused_probe.probe_vectors(
+                q_clean.to(compute), k.to(compute), self.prompt_weights, statistics
+            )
+            self.attention_vectors.append(a)
+            self.propagated_vectors.append(propagated)
+        elif self.matrices:
             self._probe_matrices(q_clean.to(narrow), k.to(narrow))
         else:
             self._probe_vectors(q_clean.to(narrow), k.to(narrow))

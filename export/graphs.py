@@ -42,13 +42,28 @@ class CaptureOptions:
 
 
 class CaptureGraph(nn.Module):
-    """A family's single step with one capture mode: the module behind `transformer.<mode>`."""
+    """A family's single step with one capture mode: the module behind `transformer.<mode>`.
+
+    Args:
+        dit: the single step.
+        spec: its sizes.
+        options: what it gives out.
+        precision: of the attention and the probes.
+        fused: probe by `rism.export.probe`; a module to run, not to export.
+    """
 
     def __init__(
-        self, dit: nn.Module, spec: ModelSpec, options: CaptureOptions, precision: Precision
+        self,
+        dit: nn.Module,
+        spec: ModelSpec,
+        options: CaptureOptions,
+        precision: Precision,
+        *,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.dit, self.spec, self.options, self.precision = dit, spec, options, precision
+        self.fused = fused
 
     def forward(
         self,
@@ -73,6 +88,7 @@ class CaptureGraph(nn.Module):
             matrices=self.options.mode == "matrices",
             token_attention=self.options.token_attention,
             precision=self.precision,
+            fused=self.fused,
         )
         prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
         self.dit(clean_latents, noise, prompt, positions, capture)
