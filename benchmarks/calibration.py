@@ -99,11 +99,15 @@ def score(segmenter: Segmenter, count: int) -> Scored:
 
 def agreement(found: Scored, wanted: Scored) -> Agreement:
     """Compare masks of one graph with those of another."""
-    ious = [_iou(one, other) for one, other in zip(found.masks, wanted.masks, strict=True)]
+    ious = _ious(found, wanted)
     miou, whole = (100 * float(np.mean(each.truth_ious)) for each in (found, wanted))
     return Agreement(
         round(float(np.mean(ious)), 4), round(min(ious), 4), round(miou, 2), round(whole - miou, 2)
     )
+
+
+def _ious(found: Scored, wanted: Scored) -> list[float]:
+    return [_iou(one, other) for one, other in zip(found.masks, wanted.masks, strict=True)]
 
 
 def _iou(one: Mask, other: Mask) -> float:
@@ -156,6 +160,7 @@ def modelopt(
         for layer in find_layers(open_transformer(bundle).model)
         if layer.name in scales.kept
     ]
+    ours = _ious(score(emulated(bundle, scales), count), wanted)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         feeds = Path(place) / "feeds.npz"
@@ -166,12 +171,15 @@ def modelopt(
             command = [python, str(MODELOPT), str(graph), str(feeds), str(output), *excluded]
             told = subprocess.run(command, check=True, capture_output=True, text=True)
             made = ir.load(output)
-            own = emulated(bundle, None, edit=partial(_replace, made=made))
+            own = score(emulated(bundle, None, edit=partial(_replace, made=made)), count)
+            gained = np.subtract(_ious(own, wanted), ours)
             found[name] = {
+                "iou_over_ours": round(float(gained.mean()), 4),
+                "standard_error": round(float(gained.std() / np.sqrt(count)), 4),
                 **json.loads(told.stdout.splitlines()[-1]),
                 "layers": _quantised(made),
                 "file_bytes": sum(f.stat().st_size for f in Path(place).glob(f"{output.name}*")),
-            } | asdict(agreement(score(own, count), wanted))
+            } | asdict(agreement(own, wanted))
             _say(f"modelopt {name}", found[name])
     return found
 

@@ -137,6 +137,7 @@ def plot_report(report: CalibrationReport, file: Path) -> None:
     errors.set_yticks(rows, [layer.name for layer in layers], fontsize=6)
     errors.invert_yaxis()
     saturation.barh(rows, [1e6 * (layer.saturated or 0) for layer in layers])
+    saturation.set_xlim(left=0)
     saturation.set_xlabel("saturated, of a million")
     figure.suptitle(
         f"{one_line(report.scales.model, limit=60)} in E4M3, rule {report.scales.rule}, "
