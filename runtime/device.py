@@ -7,7 +7,7 @@ scratch memory serves every engine.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, cached_property
 from threading import RLock
 from typing import Any, Protocol, TypeAlias
 
@@ -165,7 +165,7 @@ class CudaDevice:
 
         return launch
 
-    @property
+    @cached_property
     def multiprocessors(self) -> int:
         """How many blocks of threads run side by side, at least."""
         return int(self._device.attributes["MultiProcessorCount"])

@@ -64,16 +64,67 @@ class Gpu:
 
     def __exit__(self, *_: object) -> None: ...
 
+    attributes = {"MultiProcessorCount": 132, "WarpSize": 32}  # noqa: RUF012
+
+
+class Event:
+    """Each is recorded ten milliseconds after the one before."""
+
+    now = 0
+
+    def record(self, stream: Stream) -> None:
+        Event.now += 10
+        self.at, self.waited = Event.now, False
+        stream.done.append("event")
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+class RawModule:
+    """Compiles what has a brace, and writes down its launches."""
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        self.code, self.options = code, options
+
+    def compile(self) -> None:
+        assert Current.stream
+        if "{" not in self.code:
+            raise RuntimeError("postprocess.cu(1): error:\nexpected a brace")
+
+    def get_function(self, name: str) -> Any:
+        def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any]) -> None:
+            Current.stream[-1].done.append((name, grid, block, arguments))
+
+        return kernel
+
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def asnumpy(array: GpuArray, stream: Stream) -> np.ndarray:
+    def asnumpy(array: GpuArray, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
         stream.done.append("get")
-        return array.values.copy()
+        if out is None:
+            return array.values.copy()
+        out[...] = array.values
+        return out
+
+    def elapsed(first: Event, last: Event) -> float:
+        assert last.waited
+        return last.at - first.at
+
+    def pinned(size: int) -> bytearray:
+        return bytearray(size + 512)  # CuPy rounds up
 
     fake = SimpleNamespace(
         __version__="14.2.0",
-        cuda=SimpleNamespace(Device=Gpu, Stream=Stream),
+        cuda=SimpleNamespace(
+            Device=Gpu,
+            Stream=Stream,
+            Event=Event,
+            get_elapsed_time=elapsed,
+            alloc_pinned_memory=pinned,
+        ),
+        RawModule=RawModule,
         empty=lambda shape, dtype: GpuArray(np.empty(shape, dtype)),
         asnumpy=asnumpy,
     )
@@ -122,6 +173,46 @@ def test_a_capture_that_fails_is_ended(cupy: Any) -> None:
     assert device._stream.done == ["begin", "end"]
 
 
+def test_kernels_are_compiled_and_launched_on_the_stream(cupy: Any) -> None:
+    device = CudaDevice()
+    kernels = device.kernels("void k() {}", {"HELD": 3, "THREADS": 256})
+    assert kernels._module.options == ("--std=c++17", "--fmad=false", "-DHELD=3", "-DTHREADS=256")
+    array = device.empty((4,), "float32")
+    for _ in range(2):
+        kernels.launch("k", (5, 2, 1), 256, [array, np.int32(7)])
+    assert device._stream.done == [("k", (5, 2, 1), (256, 1, 1), (array, np.int32(7)))] * 2
+    assert device.multiprocessors == 132
+
+
+def test_kernels_that_do_not_compile(cupy: Any) -> None:
+    with pytest.raises(ProviderError) as error:
+        CudaDevice().kernels("void k()", {})
+    assert str(error.value) == (
+        "CuPy 14.2.0 cannot compile the kernels of post-processing for GPU 0 (postprocess.cu(1): "
+        "error: expected a brace): pip install 'rism[cuda]', which brings NVIDIA's compiler, or "
+        "use --provider onnxruntime-cpu"
+    )
+
+
+def test_staged_arrays_share_locked_memory(cupy: Any) -> None:
+    device = CudaDevice()
+    large, small = device.empty((3, 4), "float32"), device.empty((5,), "uint8")
+    device.copy(np.arange(12).reshape(3, 4), into=large)
+    device.copy(np.arange(5), into=small)
+    first = device.stage(large)
+    np.testing.assert_array_equal(first, np.arange(12).reshape(3, 4))
+    second = device.stage(small)
+    np.testing.assert_array_equal(second, np.arange(5))
+    assert np.shares_memory(first, second)
+
+
+def test_time_between_two_points(cupy: Any) -> None:
+    device = CudaDevice()
+    first, last = device.mark(), device.mark()
+    assert device.elapsed_ms(first, last) == 10
+    assert device._stream.done == ["event", "event"]
+
+
 def test_a_gpu_that_cupy_cannot_use(cupy: Any) -> None:
     with pytest.raises(ProviderError) as error:
         CudaDevice(2)
@@ -139,7 +230,12 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_cupy_has_what_is_called() -> None:
     real = pytest.importorskip("cupy")
-    assert all(hasattr(real, name) for name in ("empty", "asnumpy", "ndarray", "__version__"))
+    names = ("empty", "asnumpy", "ndarray", "RawModule", "__version__")
+    assert all(hasattr(real, name) for name in names)
+    assert all(hasattr(real.RawModule, name) for name in ("compile", "get_function"))
+    assert all(hasattr(real.cuda, name) for name in ("alloc_pinned_memory", "get_elapsed_time"))
+    assert all(hasattr(real.cuda.Event, name) for name in ("record", "synchronize"))
+    assert hasattr(real.cuda.Device, "attributes")
     assert all(hasattr(real.ndarray, name) for name in ("set", "data", "nbytes"))
     assert all(hasattr(real.cuda.Stream, name) for name in ("begin_capture", "end_capture"))
     assert hasattr(real.cuda.Graph, "launch")

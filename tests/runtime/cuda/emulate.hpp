@@ -1,9 +1,9 @@
 // CUDA's words in C++17, for running kernels on a CPU: one block after the other, its threads as
 // fibers that change at barriers and shuffles only.
 //
-// Threads run one at a time, upwards or downwards: results that depend on the order (a race) or
-// barriers that some threads do not reach show. What it does not have: memory models, timing,
-// and whatever the kernels of this project do not use.
+// Threads run one at a time, upwards or downwards, a warp as far ahead of the others as it gets:
+// results that depend on the order (a race) or barriers that some threads do not reach show. What
+// it does not have: memory models, timing, and whatever the kernels of this project do not use.
 
 #ifndef RISM_EMULATE_HPP
 #define RISM_EMULATE_HPP
@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -84,28 +83,26 @@ inline void wait(State state) {
     if (_setjmp(self.place) == 0) _longjmp(block.scheduler, 1);
 }
 
-// Let those go on who waited for each other; false if nobody can.
-inline bool release() {
-    const unsigned threads = static_cast<unsigned>(block.fibers.size());
-    const auto all = [](unsigned from, unsigned to, State state) {
-        return std::all_of(block.fibers.begin() + from, block.fibers.begin() + to,
-                           [state](const Fiber& f) { return f.state == state; });
-    };
-    const auto go = [](unsigned from, unsigned to) {
-        for (unsigned t = from; t < to; ++t) block.fibers[t].state = State::ready;
-    };
-    if (all(0, threads, State::at_block)) {
-        go(0, threads);
-        return true;
+// Whether all threads of [from, to) are in a state; if so they may go on.
+inline bool release(unsigned from, unsigned to, State waiting) {
+    for (unsigned t = from; t < to; ++t) {
+        if (block.fibers[t].state != waiting) return false;
     }
-    bool released = false;
-    for (unsigned from = 0; from < threads; from += warp_size) {
-        if (all(from, from + warp_size, State::at_warp)) {
-            go(from, from + warp_size);
-            released = true;
+    for (unsigned t = from; t < to; ++t) block.fibers[t].state = State::ready;
+    return true;
+}
+
+// A warp runs ahead of the others as far as it can.
+inline void run_warp(unsigned from, unsigned to, bool downwards) {
+    do {
+        for (unsigned i = 0; i < to - from; ++i) {
+            const unsigned t = downwards ? to - 1 - i : from + i;
+            if (block.fibers[t].state != State::ready) continue;
+            block.current = t;
+            threadIdx = {t, 0, 0};
+            go_on(block.fibers[t]);
         }
-    }
-    return released;
+    } while (release(from, to, State::at_warp));
 }
 
 inline void run_block(unsigned threads, bool downwards) {
@@ -122,17 +119,15 @@ inline void run_block(unsigned threads, bool downwards) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, start, 0);
     }
-    const auto done = [](const Fiber& f) { return f.state == State::done; };
-    for (;;) {
-        for (unsigned i = 0; i < threads; ++i) {
-            const unsigned t = downwards ? threads - 1 - i : i;
-            if (block.fibers[t].state != State::ready) continue;
-            block.current = t;
-            threadIdx = {t, 0, 0};
-            go_on(block.fibers[t]);
+    do {
+        for (unsigned i = 0; i < threads; i += warp_size) {
+            const unsigned from = downwards ? threads - warp_size - i : i;
+            run_warp(from, from + warp_size, downwards);
         }
-        if (std::all_of(block.fibers.begin(), block.fibers.end(), done)) return;
-        if (!release()) throw std::runtime_error("some threads do not reach a barrier");
+    } while (release(0, threads, State::at_block));
+    const auto done = [](const Fiber& f) { return f.state == State::done; };
+    if (!std::all_of(block.fibers.begin(), block.fibers.end(), done)) {
+        throw std::runtime_error("some threads do not reach a barrier");
     }
 }
 
