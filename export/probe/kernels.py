@@ -124,6 +124,7 @@ def propagation(
     tl.store(places + sums_kind, tl.sum(mass, 1) * share, mask=inside)
 
 
+@triton.heuristics({"EVEN": lambda given: given["keys"] % given["BLOCK_N"] == 0})
 @triton.jit
 def row_statistics(
     q, k, weights, statistics, sums,
@@ -131,7 +132,7 @@ def row_statistics(
     statistics_batch, statistics_head, sums_batch, sums_group,
     rows, padded, prompt, keys, heads, scale, share,
     DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """L_i over all keys, and what `prompt_masses` gives, where the main attention told neither.
 
@@ -156,14 +157,15 @@ def row_statistics(
             tile = _tile(key, k_row, first, keys, DIM, BLOCK_N, WIDTH)
             weight = weights + batch * weights_batch + column
             weight = tl.load(weight, mask=column < prompt, other=0.0)
-            one = tl.where(column < keys, 1.0, 0.0)
             scores = tl.dot(queries, tl.trans(tile), input_precision=PRECISION)
             scores = scores * (scale * _LOG2_E)
             higher = tl.maximum(highest, tl.max(scores, 1))
             part = tl.exp2(scores - higher[:, None])
             shrink = tl.exp2(highest - higher)
-            whole = whole * shrink + tl.sum(part * one[None, :], 1)
             weighted = weighted * shrink + tl.sum(part * weight[None, :], 1)
+            if not EVEN:
+                part *= tl.where(column < keys, 1.0, 0.0)[None, :]
+            whole = whole * shrink + tl.sum(part, 1)
             highest = higher
         places = statistics + batch * statistics_batch + head * statistics_head + row
         tl.store(places, (highest + tl.log2(whole)) * _LN_2, mask=inside)

@@ -18,7 +18,7 @@ __all__ = ["TILES", "heads_per_program", "probe_vectors"]
 # size class. The first two keep a row's scores in one warp where mma.sync serves (8.0, 8.9, 12.x),
 # the others where wgmma does (9.0); docs/probe.md has their instructions counted.
 TILES = ((128, 32, 4, 3), (256, 32, 8, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 3))
-_INTERPRETED_TILES = ((16, 32, 1, 1),)
+_INTERPRETED_TILES = ((32, 32, 1, 1),)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # With fewer programs than this for each multiprocessor, many have nothing to do at the end.
 _PROGRAMS_EACH = 4

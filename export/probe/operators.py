@@ -70,9 +70,11 @@ def probe_vectors(
         a_l and T_l a_l, (B, N_v) float32 each (float64 if the inputs are).
 
     Raises:
+        ValueError: Shapes that do not go together.
         ExportError: On CUDA: triton is not installed, or queries and keys are in a type that
             its kernels do not take.
     """
+    _check(q, k, weights, statistics)
     if q.dtype in (torch.float16, torch.bfloat16):
         q, k = q.float(), k.float()
     a, propagated = torch_form.probe_vectors(q, k, weights.to(q.dtype), statistics)
@@ -86,6 +88,7 @@ def _(
     weights: torch.Tensor,
     statistics: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    _check(q, k, weights, statistics)
     a, propagated = _launch().probe_vectors(q, k, weights, statistics)
     return a, propagated
 
@@ -100,6 +103,27 @@ def _(
     del k, weights, statistics
     empty = _statistics(q)[:, 0]
     return torch.empty_like(empty), torch.empty_like(empty)
+
+
+def _check(
+    q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, statistics: torch.Tensor | None
+) -> None:
+    """A kernel would read other numbers than were meant, and say nothing."""
+    batch, heads, clean, dim = q.shape
+    keys = k.shape[2]
+    shapes = {
+        "k": (k.shape, (batch, heads, keys, dim)),
+        "weights": (weights.shape, (batch, weights.shape[-1])),
+        "statistics": (q.shape[:3] if statistics is None else statistics.shape, q.shape[:3]),
+    }
+    for name, (found, expected) in shapes.items():
+        if tuple(found) != tuple(expected):
+            raise ValueError(f"{name} is {tuple(found)}, expected {tuple(expected)}")
+    if not 0 < weights.shape[1] <= keys - clean:
+        raise ValueError(
+            f"{weights.shape[1]} prompt and {clean} clean tokens in {keys} keys, expected at least "
+            "one prompt token and no more tokens than keys"
+        )
 
 
 def _statistics(q: torch.Tensor) -> torch.Tensor:

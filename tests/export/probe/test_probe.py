@@ -1,0 +1,158 @@
+"""The fused probe without a GPU: PyTorch's attention and its statistics, operators, refusals."""
+
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.capture_models import Case as Model
+from benchmarks.capture_models import RandomModel
+from rism.export.capture import Capture, Spans
+from rism.export.errors import ExportError
+from rism.export.graphs import CaptureGraph, CaptureOptions
+from rism.export.precision import PRECISIONS
+from rism.export.probe import attend, operators, probe_vectors, torch_form
+from rism.export.probe.attention import attention
+from tests.export.probe.cases import CASES, Case, literal
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["row statistics", "own statistics"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_algebra_is_exact(name: str, known: bool) -> None:
+    """In float64 both forms are equations 1, 3 and 4 to the last digits."""
+    given = CASES[name].inputs(torch.float64)
+    _, statistics = attention(given.clean_queries, given.k, given.k)
+    found = torch_form.probe_vectors(
+        given.clean_queries, given.k, given.weights.double(), statistics if known else None
+    )
+    for value, wanted in zip(found, literal(given), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)]
+)
+@pytest.mark.parametrize("name", ["odd sizes", "three sentences", "a head of 128"])
+def test_the_operators_in_a_models_types(name: str, dtype: torch.dtype, close: float) -> None:
+    """The main attention's statistics go into the probe as they are."""
+    given = CASES[name].inputs(dtype)
+    out, statistics = attend(given.q, given.k, given.k)
+    wanted = torch.nn.functional.scaled_dot_product_attention(given.q, given.k, given.k)
+    torch.testing.assert_close(out, wanted.transpose(1, 2).flatten(2), rtol=0, atol=0)
+    rows = statistics[:, :, -given.clean :]
+    torch.testing.assert_close(rows, given.statistics(), rtol=0, atol=close)
+    for known in (rows, None):
+        found = probe_vectors(given.clean_queries, given.k, given.weights, known)
+        for value, each in zip(found, literal(given), strict=True):
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value.double(), each, rtol=close, atol=close * 1e-2)
+
+
+def test_operators_are_what_they_say() -> None:
+    """Shapes, types and strides of the real ones are those that a trace is told."""
+    given = CASES["three sentences"].inputs(torch.float32)
+    clean, statistics = given.clean_queries, given.statistics()
+    torch.library.opcheck(attend, (given.q, given.k, given.k))
+    torch.library.opcheck(probe_vectors, (clean, given.k, given.weights, statistics))
+    torch.library.opcheck(probe_vectors, (clean, given.k, given.weights))
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers that any operator gave out."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.itemsize)
+        return found
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_as_large_as_a_matrix_of_tokens(known: bool) -> None:
+    given = Case(prompt=30, noisy=400, clean=400, dim=16).inputs(torch.float32)
+    statistics = given.statistics() if known else None
+    with _Largest() as largest:
+        torch_form.probe_vectors(given.clean_queries, given.k, given.weights, statistics)
+    assert 0 < largest.numbers <= given.k.numel() < given.clean**2
+
+
+def test_arithmetic_of_both_forms() -> None:
+    """With statistics: prompt and clean keys. Without: all keys and the clean ones again."""
+    q = torch.empty(1, 24, 1024, 128, device="meta", dtype=torch.bfloat16)
+    k = q.new_empty(1, 24, 2688, 128)
+    weights, statistics = q.new_empty(1, 640), q.new_empty(1, 24, 1024)
+    counted = []
+    for known in (statistics, None):
+        with FlopCounterMode(display=False) as counter:
+            probe_vectors(q, k, weights, known)
+        counted.append(counter.get_total_flops())
+    product = 2 * 24 * 1024 * 128
+    assert counted == [product * (640 + 1024), product * (2688 + 1024)]
+    with FlopCounterMode(display=False) as counter:
+        attend(k, k, k)
+    assert counter.get_total_flops() == 4 * 24 * 2688**2 * 128
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", ["tiny", "tiny-step1x"])
+def test_a_model_captures_the_same(size: str, precision: str) -> None:
+    """Both families, the last block without a main attention among them."""
+    model = RandomModel(Model(size, 96), PRECISIONS[precision], "cpu")
+    model.feeds["prompt_weights"] = torch.rand(1, 32, generator=torch.Generator().manual_seed(3))
+    found = []
+    for fused in (False, True):
+        graph = CaptureGraph(
+            model.step, model.spec, CaptureOptions("vectors"), model.precision, fused=fused
+        )
+        with torch.no_grad():
+            found.append(graph.eval()(**model.feeds))
+    close = 1e-5 if precision == "fp32" else 2e-3
+    for value, wanted in zip(found[1], found[0], strict=True):
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, wanted, rtol=close, atol=close * 1e-2)
+
+
+def test_the_compiler_takes_it_whole() -> None:
+    """One graph, the probe one node in each block."""
+    model = RandomModel(Model("tiny", 64), PRECISIONS["fp32"], "cpu")
+    graph = CaptureGraph(
+        model.step, model.spec, CaptureOptions("vectors"), model.precision, fused=True
+    )
+    with torch.no_grad():
+        program = torch.export.export(graph.eval(), (), kwargs=model.feeds, strict=False)
+        again = program.module()(**model.feeds)
+        wanted = graph(**model.feeds)
+    probes = [node for node in program.graph.nodes if "rism.probe_vectors" in str(node.target)]
+    assert len(probes) == model.spec.blocks
+    for value, each in zip(again, wanted, strict=True):
+        torch.testing.assert_close(value, each)
+
+
+def test_shapes_that_do_not_go_together() -> None:
+    given = CASES["three sentences"].inputs(torch.float32)
+    clean = given.clean_queries
+    with pytest.raises(ValueError, match=r"statistics is \(3, 2, 80\), expected \(3, 2, 20\)"):
+        probe_vectors(clean, given.k, given.weights, attend(given.q, given.k, given.k)[1])
+    with pytest.raises(ValueError, match=r"weights is \(1, 40\), expected \(3, 40\)"):
+        probe_vectors(clean, given.k, given.weights[:1])
+    with pytest.raises(ValueError, match="40 prompt and 20 clean tokens in 50 keys"):
+        probe_vectors(clean, given.k[:, :, 30:], given.weights)
+
+
+@pytest.mark.parametrize("also", ["matrices", "token_attention"])
+def test_vectors_only(also: str) -> None:
+    with pytest.raises(ValueError, match="gives vectors, no matrices and no tokens' attention"):
+        Capture(Spans(2, 3, 3), torch.ones(1, 2), 0, fused=True, **{also: True})
+
+
+def test_without_triton_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("launch", "kernels"):
+        monkeypatch.delitem(sys.modules, f"rism.export.probe.{name}", raising=False)
+    with pytest.raises(ExportError, match=r'not installed: pip install "rism\[probe\]"$'):
+        operators._launch()
