@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +53,23 @@ class GuardedDevice(HostDevice):
             (each[: self.guard] == 0xFF).all() and (each[-self.guard :] == 0xFF).all()
             for each in self._guarded
         )
+
+
+class FencedDevice(HostDevice):
+    """Has after each of its arrays a page that cannot be read: who tries is killed."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        page, size = mmap.PAGESIZE, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        end = -(-size // page) * page
+        memory = mmap.mmap(-1, end + page)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mprotect(ctypes.c_void_p(begin + end), ctypes.c_size_t(page), 0) == 0
+        start = (end - size) // 4 * 4  # floats lie on words
+        return np.frombuffer(memory, np.uint8, size, start).view(dtype).reshape(shape)
+
+    def scratch(self, nbytes: int) -> np.ndarray:
+        return self.empty((nbytes,), "uint8")
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -207,6 +229,16 @@ def test_a_zero_feature_vector_is_nobodys(device: Any) -> None:
         expect_same(ours, numpys, WANTED)
 
 
+def test_features_that_tell_nothing_apart(device: Any) -> None:
+    """Scores of exactly zero: one class has no tokens, and nothing is in the mask."""
+    outputs = scenes()
+    outputs["features"][...] = np.eye(24, dtype=np.float32)[0]
+    expected = answers_on_host(outputs, WANTED)
+    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
+        expect_same(ours, numpys, WANTED)
+        assert ours.empty and ours.found.reason is None and ours.found.separability == 0.0
+
+
 def test_token_attention_comes_along(device: Any) -> None:
     outputs = scenes()
     outputs["token_attention"] = np.random.default_rng(1).uniform(0, 1, (B, N, 5)).astype("float32")
@@ -260,6 +292,26 @@ def test_six_launches_however_many_expressions() -> None:
             "class_means",
             "mask_pixels",
         ]
+
+
+def test_nothing_is_read_past_the_end_of_an_array() -> None:
+    """In a process of its own, which would not come back."""
+    root = Path(__file__).parents[2]
+    code = "from tests.runtime.test_cuda_postprocess import *; read_fenced_arrays()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "5 captures\n"), done.stderr[-2000:]
+
+
+def read_fenced_arrays() -> None:
+    """For the test above: all kernels, on sizes that no block of threads divides."""
+    cases = [("matrices", 1), ("scores", 3), ("vectors", 1), ("vectors", 3), ("vectors", 2)]
+    for capture, count in cases:
+        wanted = replace(WANTED, capture=capture, count=count, batch=count, plan=CROPPED)
+        outputs = {name: each[:count] for name, each in scenes(capture).items()}
+        answers(FencedDevice(), outputs, wanted)
+    print(len(cases), "captures")
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices"])

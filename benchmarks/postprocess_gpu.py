@@ -1,0 +1,275 @@
+"""Post-processing on a GPU, against its floor and against what it replaces.
+
+`python -m benchmarks.postprocess_gpu [--device 0] [--runs 50] [--json FILE]` needs CuPy, a GPU,
+and PyTorch, which describes it. Random outputs of a graph lie on the device, as many as both
+published models return; in one run, each until its masks are on the host:
+
+- `kernels`: `CudaPostprocess`; each launch by itself as well, beside the time that its bytes take
+  at the rate of a large copy
+- `array code`: the same method over CuPy, one operation at a time
+- `host`: everything is brought to the host, for NumPy
+
+The cache is overwritten before each run, as a transformer leaves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Timing, environment
+from rism.runtime.capture import localise_outputs
+from rism.runtime.cuda_postprocess import CudaPostprocess
+from rism.runtime.device import Device, DeviceArray, Kernels, open_device
+from rism.runtime.errors import RismError
+from rism.runtime.geometry import Plan, upsample
+from rism.runtime.postprocess import Wanted, answers_on_host
+
+# More than any GPU's second-level cache.
+FLUSH_BYTES = 512 * 2**20
+TAU = 0.8
+
+Masks = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of what a model's graph returns, and of a picture."""
+
+    name: str
+    grid_hw: tuple[int, int]
+    channels: int
+    blocks: int
+    size_wh: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    def wanted(self, capture: str, count: int) -> Wanted:
+        """What post-processing is asked for."""
+        resized = self.grid_hw[1] * 16, self.grid_hw[0] * 16
+        plan = Plan(self.size_wh, resized, (0, 0, *resized), self.grid_hw)
+        return Wanted(capture, count, count, plan, TAU, "equation")
+
+    def floor_bytes(self, kernel: str) -> int:
+        """What a launch has to read from memory or write to it for one expression."""
+        features = 4 * self.tokens * self.channels
+        return {
+            "propagate": 4 * self.blocks * self.tokens**2,
+            "attention_maps": 4 * 2 * self.blocks * self.tokens,
+            "sums_by_region": features,
+            "scores_and_sums": features,
+            "mask_pixels": self.size_wh[0] * self.size_wh[1],
+        }.get(kernel, 0)
+
+
+CASES = (
+    Case("klein-9b at 1024", (64, 64), 4096, 32, (1024, 1024)),
+    Case("step1x-edit at 512", (32, 32), 3072, 57, (640, 480)),
+)
+
+
+class _Clocked:
+    """A device whose launches have a point in time before and after."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._launches: list[tuple[str, Any, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
+        kernels, device, launches = (
+            self._device.kernels(source, macros),
+            self._device,
+            self._launches,
+        )
+
+        class Launcher:
+            def launch(
+                self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
+            ) -> None:
+                first = device.mark()
+                kernels.launch(name, grid, threads, arguments)
+                launches.append((name, first, device.mark()))
+
+        return Launcher()
+
+    def take(self) -> list[tuple[str, float]]:
+        """Names and seconds of the launches since the last call, in order."""
+        found = [(n, self._device.elapsed_ms(a, b) / 1e3) for n, a, b in self._launches]
+        self._launches.clear()
+        return found
+
+
+def measure(
+    case: Case, capture: str, count: int, *, device: Device, runs: int, flush_bytes: int
+) -> dict[str, Any]:
+    """Figures of one case for `count` expressions, and that all three ways agree."""
+    wanted, host = case.wanted(capture, count), _outputs(case, capture, count)
+    there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
+    for name, each in host.items():
+        device.copy(each, into=there[name])
+    clocked = _Clocked(device)
+    ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)  # type: ignore[arg-type]
+    ways: dict[str, Callable[[], Masks]] = {
+        "kernels": lambda: [each.mask_hw for each in ours.answers(there, wanted)],
+        "array code": lambda: _array_code(there, wanted, device),
+        "host": lambda: _host_code(there, wanted, device),
+    }
+    masks = {name: run() for name, run in ways.items()}  # compiles
+    watched.answers(there, wanted)
+    clocked.take()
+    with device.lock, device.current():
+        flush = device.empty((flush_bytes,), "uint8")
+        rate = _copy_rate(device, flush)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    launches = []
+    for run in range(runs):
+        for name, way in ways.items():
+            if name != "kernels" and run % 10:
+                continue  # slow, and no doubt about them
+            _settle(device, flush)
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+        _settle(device, flush)
+        watched.answers(there, wanted)
+        launches.append(clocked.take())
+    return {
+        **{name: Timing(tuple(each)).to_json_dict() for name, each in seconds.items()},
+        "launches": _by_launch(launches, case, count, rate),
+        "copy_bytes_per_s": rate,
+        "pixels_that_differ": {
+            name: sum(int((a != b).sum()) for a, b in zip(masks["kernels"], each, strict=True))
+            for name, each in masks.items()
+        },
+    }
+
+
+def _outputs(case: Case, capture: str, count: int) -> dict[str, np.ndarray]:
+    """A blob of tokens with features of its own, in noise: a region, not a coin toss."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices(case.grid_hw).reshape(2, -1)
+    inside = np.hypot(*(each - case.grid_hw[0] / 2 for each in (rows, columns)))
+    inside = inside < case.grid_hw[0] / 5
+    features = rng.standard_normal((count, case.tokens, case.channels), dtype=np.float32)
+    features += 2 * inside[:, None] * rng.standard_normal(case.channels, dtype=np.float32)
+    vectors = inside + rng.uniform(0, 0.1, (count, case.blocks, case.tokens))
+    outputs = {"attention_vectors": vectors.astype(np.float32), "features": features}
+    if capture == "matrices":
+        shape = (count, case.blocks, case.tokens, case.tokens)
+        matrices = rng.random(shape, dtype=np.float32)
+        matrices[..., inside, :] *= 0.1 + 0.9 * inside  # rows of the blob look at the blob
+        outputs["transition_matrices"] = matrices / case.tokens
+    else:
+        outputs["propagated_vectors"] = outputs["attention_vectors"]
+    return outputs
+
+
+def _array_code(there: dict[str, DeviceArray], wanted: Wanted, device: Device) -> Masks:
+    with device.lock, device.current():
+        masks = []
+        for row in range(wanted.count):
+            own = {name: each[row] for name, each in there.items()}
+            found = localise_outputs(wanted.capture, own, tau=TAU, prototype=wanted.prototype)
+            mask = upsample(found.scores.reshape(wanted.plan.grid_hw), wanted.plan) > 0
+            masks.append(device.download(mask))
+        return masks
+
+
+def _host_code(there: dict[str, DeviceArray], wanted: Wanted, device: Device) -> Masks:
+    outputs = {name: device.download(each) for name, each in there.items()}
+    return [each.mask_hw for each in answers_on_host(outputs, wanted)]
+
+
+def _settle(device: Device, flush: DeviceArray) -> None:
+    """Overwrite the cache, and wait for it."""
+    with device.current():
+        flush.fill(1)
+        first = device.mark()
+    device.elapsed_ms(first, first)
+
+
+def _copy_rate(device: Device, memory: DeviceArray) -> float:
+    """Bytes a second of a large copy, read and written."""
+    half = memory.nbytes // 2
+    seconds = []
+    for _ in range(5):
+        first = device.mark()
+        device.copy(memory[:half], into=memory[half : 2 * half])
+        seconds.append(device.elapsed_ms(first, device.mark()) / 1e3)
+    return 2 * half / statistics.median(seconds)
+
+
+def _by_launch(
+    launches: list[list[tuple[str, float]]], case: Case, count: int, rate: float
+) -> list[dict[str, object]]:
+    rows = []
+    for each in zip(*launches, strict=True):
+        name = each[0][0]
+        timing = Timing(tuple(seconds for _, seconds in each))
+        floor = count * case.floor_bytes(name) / rate
+        rows.append({"kernel": name, **timing.to_json_dict(), "floor_s": floor})
+    return rows
+
+
+def report(title: str, result: dict[str, Any]) -> str:
+    """A short table, microseconds."""
+    ours = result["kernels"]["median_s"]
+    lines = [title]
+    for name in ("kernels", "array code", "host"):
+        timing, differ = result[name], result["pixels_that_differ"][name]
+        lines.append(
+            f"  {name:18}{timing['median_s'] * 1e6:12.0f} us ({timing['min_s'] * 1e6:.0f} to "
+            f"{timing['max_s'] * 1e6:.0f}) {timing['median_s'] / ours:8.1f} x; "
+            f"{differ} pixels differ"
+        )
+    rate = result["copy_bytes_per_s"] / 1e12
+    lines += [
+        f"    {each['kernel']:16}{each['median_s'] * 1e6:12.1f} us, floor "
+        f"{each['floor_s'] * 1e6:.1f} at {rate:.2f} TB/s"
+        for each in result["launches"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure all cases and print a table of each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.postprocess_gpu", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--device", type=int, default=0, help="number of the GPU")
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    try:
+        device = open_device(args.device)
+    except RismError as error:
+        raise SystemExit(f"error: {error}") from None
+    results: dict[str, object] = {"environment": environment(packages=("cupy-cuda13x",), gpu=True)}
+    for case in CASES:
+        for capture, count in (("vectors", 1), ("vectors", 8), ("matrices", 1)):
+            title = f"{case.name}, {capture}, {count} expression{'s' * (count > 1)}"
+            result = measure(
+                case, capture, count, device=device, runs=args.runs, flush_bytes=FLUSH_BYTES
+            )
+            results[title] = result
+            print(report(title, result), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
