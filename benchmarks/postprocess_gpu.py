@@ -122,7 +122,7 @@ def measure(
     for name, each in host.items():
         device.copy(each, into=there[name])
     clocked = _Clocked(device)
-    ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)  # type: ignore[arg-type]
+    ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)
     ways: dict[str, Callable[[], Masks]] = {
         "kernels": lambda: [each.mask_hw for each in ours.answers(there, wanted)],
         "array code": lambda: _array_code(there, wanted, device),
@@ -210,7 +210,7 @@ def _copy_rate(device: Device, memory: DeviceArray) -> float:
         first = device.mark()
         device.copy(memory[:half], into=memory[half : 2 * half])
         seconds.append(device.elapsed_ms(first, device.mark()) / 1e3)
-    return 2 * half / statistics.median(seconds)
+    return float(2 * half / statistics.median(seconds))
 
 
 def _by_launch(

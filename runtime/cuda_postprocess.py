@@ -6,6 +6,7 @@ the device's stream for all expressions of a run at once. The host waits once, f
 the masks, with what is small beside them (three maps on the token grid and a few numbers).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -15,16 +16,19 @@ import numpy.typing as npt
 
 from rism.runtime.capture import expect_outputs, localise_outputs
 from rism.runtime.device import Device, DeviceArray, Kernels
+from rism.runtime.engines import Engine, needed_graphs
 from rism.runtime.geometry import Plan
+from rism.runtime.graph_spec import GraphSpec
+from rism.runtime.manifest import Manifest
 from rism.runtime.method import (
     ATTENTION_CONSTANT,
     ATTENTION_NOT_FINITE,
     FEATURES_NOT_FINITE,
     Localisation,
 )
-from rism.runtime.postprocess import Answer, Wanted
+from rism.runtime.postprocess import Answer, DeviceEngine, Wanted
 
-__all__ = ["CudaPostprocess", "kernel_macros", "kernel_source"]
+__all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
 
 # What the kernels are compiled with.
 THREADS = 256
@@ -88,6 +92,25 @@ class _Results:
         return wanted.count * each
 
 
+def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> None:
+    """Compile what the runs of transformers on a GPU will need, so that their start can fail.
+
+    CuPy remembers what it compiled, on disk too.
+
+    Args:
+        engines: by the names of `load_engines`; those that are loaded later are left out.
+        manifest: the bundle's.
+        capture: the capture mode.
+
+    Raises:
+        ProviderError: the kernels cannot be compiled here.
+    """
+    for key, graph in needed_graphs(manifest, capture).items():
+        engine = engines[key]
+        if graph.startswith("transformer.") and isinstance(engine, DeviceEngine):
+            CudaPostprocess(engine.device).prepare(manifest.graphs[graph])
+
+
 class CudaPostprocess:
     """The kernels on one device, compiled for as many channels as were seen."""
 
@@ -95,6 +118,17 @@ class CudaPostprocess:
         """Compile nothing yet."""
         self._device = device
         self._compiled: dict[int, Kernels] = {}
+
+    def prepare(self, graph: GraphSpec) -> None:
+        """Compile for a transformer graph, unless only its runs say how many channels it has.
+
+        Raises:
+            ProviderError: the kernels cannot be compiled here.
+        """
+        features = graph.outputs.get("features")
+        channels = 0 if features is None else features.shape[-1]
+        if isinstance(channels, int):
+            self._kernels(channels)
 
     def answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
         """Queue the kernels, wait for them and return what they say.

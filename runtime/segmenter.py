@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rism.runtime.batch import batches, transformer_feeds
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.capture import fixed_batch
-from rism.runtime.cuda_postprocess import CudaPostprocess
+from rism.runtime.cuda_postprocess import CudaPostprocess, prepare
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
 from rism.runtime.engines import Engine
@@ -178,7 +178,9 @@ class Segmenter:
                 cache = EmbeddingCache(
                     cache_dir, bundle.manifest, provider=route.text_by, warn=warn
                 )
-            return route, route.load(lazy_text=cache is not None), cache
+            engines = route.load(lazy_text=cache is not None)
+            prepare(engines, route.bundle.manifest, mode)
+            return route, engines, cache
 
         wish = Wish(provider, device, threads, precision, engine)
         route, engines, cache = first_that_starts(bundle, mode, wish, start)

@@ -239,6 +239,7 @@ class HostDevice:
         self._scratch = np.zeros(0, np.uint8)
         self._staged = np.zeros(0, np.uint8)
         self.compiled: list[EmulatedKernels] = []
+        self.downloaded: list[tuple[int, ...]] = []
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -256,6 +257,7 @@ class HostDevice:
         return array.ctypes.data
 
     def download(self, array: np.ndarray) -> np.ndarray:
+        self.downloaded.append(array.shape)
         return array.copy()
 
     def scratch(self, nbytes: int) -> np.ndarray:
@@ -269,6 +271,7 @@ class HostDevice:
 
     def stage(self, array: np.ndarray) -> np.ndarray:
         """Overwrite what the last call returned."""
+        self.downloaded.append(array.shape)
         self._staged[...] = 0x7F
         self._staged = array.copy()
         return self._staged

@@ -17,17 +17,9 @@ from rism.runtime.selftest import check_variant, record
 from rism.runtime.tensorrt_library import LIBRARIES
 from rism.runtime.variants import this_platform
 from tests.runtime.fake_tensorrt import variant
-from tests.runtime.test_tensorrt_engine import ALL
+from tests.runtime.test_tensorrt_engine import ALL, FIXED
 
 Reseal = Callable[..., Path]
-FIXED = {
-    "clean_latents": [[2, 240, 3]] * 3,
-    "noise": [[1, 240, 3]] * 3,
-    "prompt_embeds": [[2, 8, 3]] * 3,
-    "prompt_weights": [[2, 8]] * 3,
-    "positions": [[240, 2]] * 3,
-}
-
 # One graph: module, ONNX file, plan, compute capability ("8.9"), name=min/opt/max ...
 BUILD = """
 import importlib, sys

@@ -50,6 +50,13 @@ def transformer(most: int = 4, tokens: tuple[int, int, int] = (1, 240, 300)) -> 
     }
 
 
+FIXED = {
+    "clean_latents": [[2, 240, 3]] * 3,
+    "noise": [[1, 240, 3]] * 3,
+    "prompt_embeds": [[2, 8, 3]] * 3,
+    "prompt_weights": [[2, 8]] * 3,
+    "positions": [[240, 2]] * 3,
+}
 ALL = {"text_encoder": TEXT, "vae_encoder": VAE, "transformer.vectors": transformer()}
 
 
@@ -93,6 +100,62 @@ def test_masks_are_those_of_onnxruntime(
     assert trt.calls.count("execute_async_v3") == 1 + 2 + 2
 
 
+@pytest.mark.parametrize("fixed", [False, True], ids=["any shape", "one shape"])
+def test_only_masks_and_maps_leave_the_gpu(
+    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, fixed: bool
+) -> None:
+    """Post-processed where the outputs lie."""
+    bundle = built({**ALL, "transformer.vectors": FIXED} if fixed else ALL)
+    segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
+    state = segmenter.set_image(colours)
+    segmenter.segment(state, ["red", "green"])
+    del device.downloaded[:]
+    results = segmenter.segment(state, ["red", "green"])
+    (height, width), tokens = colours.shape[:2], state.plan.tokens
+    # Of the transformer; the embeddings were remembered. This bundle has token attention, too.
+    masks = 2 * (height * width + 3 * 4 * tokens + 48)
+    assert device.downloaded == [(masks,), (2, tokens, 8)]
+    assert device.compiled[-1].launched[-1] == "mask_pixels"
+    assert all(each.timings_ms[stage] > 0 for each in results for stage in ("method", "mask"))
+
+
+def test_borrowed_outputs_are_the_plans_own(
+    built: Any, trt: FakeTensorRt, device: HostDevice
+) -> None:
+    bundle = Bundle.open(built({"vae_encoder": {"image": [[1, 3, 16, 24]] * 3}}))
+    engine = TensorRtEngine(
+        bundle,
+        bundle.manifest.engines[0],
+        "vae_encoder",
+        library=library(trt),
+        device=device,
+        rebuild="rism build",
+    )
+    feeds = [{"image": np.full((1, 3, 16, 24), value, np.float32)} for value in (0, 1, 0.5)]
+    kept = engine.run_on_device(feeds[0])["clean_latents"]
+    first = engine.run_on_device(feeds[1], borrow=True)["clean_latents"]
+    value = first.copy()
+    second = engine.run_on_device(feeds[2], borrow=True)["clean_latents"]
+    assert np.shares_memory(first, second) and not np.shares_memory(first, kept)
+    assert (value != second).any()
+    np.testing.assert_array_equal(kept, engine.run(feeds[0])["clean_latents"])
+
+
+def test_kernels_that_do_not_compile_are_known_at_the_start(
+    built: Any, device: HostDevice, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str, macros: dict[str, int]) -> None:
+        raise ProviderError("CuPy cannot compile the kernels: pip install 'rism[cuda]'")
+
+    monkeypatch.setattr(device, "kernels", fail)
+    bundle = built()
+    with pytest.raises(ProviderError, match=r"compile the kernels: pip install 'rism\[cuda\]'"):
+        Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
+    segmenter = Segmenter.from_bundle(bundle, provider="auto")
+    assert segmenter.provider == "cpu"
+    assert "did not start (CuPy cannot compile the kernels" in segmenter.provider_reason
+
+
 def test_the_order_of_calls(built: Any, trt: FakeTensorRt, device: HostDevice) -> None:
     bundle = Bundle.open(built(stripped=True))
     engine = TensorRtEngine(
@@ -131,15 +194,7 @@ def test_a_plan_of_one_shape_is_replayed(
     built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray, target: str
 ) -> None:
     """Bound once, captured at the second run; TensorRT for RTX captures by itself."""
-    shape = [[2, 240, 3]] * 3
-    fixed = {
-        "clean_latents": shape,
-        "noise": [[1, 240, 3]] * 3,
-        "prompt_embeds": [[2, 8, 3]] * 3,
-        "prompt_weights": [[2, 8]] * 3,
-        "positions": [[240, 2]] * 3,
-    }
-    bundle = built({**ALL, "transformer.vectors": fixed}, target=target)
+    bundle = built({**ALL, "transformer.vectors": FIXED}, target=target)
     segmenter = Segmenter.from_bundle(bundle, provider=target)
     expected = Segmenter.from_bundle(bundle, provider="cpu")
     results = segmenter.segment(colours, ["red", "green", "blue"])
