@@ -15,13 +15,15 @@ import numpy.typing as npt
 
 from benchmarks.capture_engines import Figure
 from benchmarks.capture_models import Case
-from benchmarks.capture_variants import BASELINE, VARIANTS, VECTORS
+from benchmarks.capture_variants import BASELINE, FUSED, VARIANTS, VECTORS
 from benchmarks.measure import environment
 from rism.runtime.errors import OutputError
 
-__all__ = ["TARGET", "Outcome", "Report"]
+__all__ = ["TARGETS", "Outcome", "Report"]
 
-TARGET = 1.15
+TARGETS = {VECTORS: 1.15, FUSED: 1.12}
+# Where less is asked: at 512, what is beside attention weighs more.
+_TARGETS_AT = {(FUSED, 512): 1.08}
 _REFERENCES = ("paper", "paper mean")
 # Table A1: one pass of the transformer on an A100, arXiv 2605.13122.
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -80,6 +82,7 @@ class Report:
         self._cases.append(
             {
                 "case": str(case),
+                "side_px": case.side_px,
                 "tokens": case.tokens,
                 "real_prompt_tokens": case.sized.real_tokens or case.tokens["prompt"],
                 "blocks": {"double": spec.double_blocks, "single": spec.single_blocks},
@@ -118,8 +121,8 @@ class Report:
             flop = self._cases[-1]["flop"].get(variant)
             row["flop_per_s"] = flop / outcome.timing.median if flop else None
             row["differs_from_paper"] = _differences(outcome.outputs, self._reference)
-            if variant == VECTORS:
-                self._judge(engine, row)
+            if variant in TARGETS:
+                self._judge(engine, variant, row)
         self._cases[-1]["results"].append(row)
         self._write()
         print(_line(self._cases[-1]["case"], row), flush=True)
@@ -132,20 +135,22 @@ class Report:
             verdict = "met" if target["met"] else "missed"
             print(
                 f"target: {target['case']} {target['engine']} {target['variant']} "
-                f"{target['times_no_capture']:.3f} x {BASELINE}, at most {TARGET}: {verdict}"
+                f"{target['times_no_capture']:.3f} x {BASELINE}, at most {target['at_most']}: "
+                f"{verdict}"
             )
 
-    def _judge(self, engine: str, row: Mapping[str, object]) -> None:
-        ratio = row["times_no_capture"]
+    def _judge(self, engine: str, variant: str, row: Mapping[str, object]) -> None:
+        ratio, side = row["times_no_capture"], self._cases[-1]["side_px"]
+        most = _TARGETS_AT.get((variant, side), TARGETS[variant])
         if isinstance(ratio, float):
             self._targets.append(
                 {
                     "case": self._cases[-1]["case"],
                     "engine": engine,
-                    "variant": VECTORS,
+                    "variant": variant,
                     "times_no_capture": ratio,
-                    "at_most": TARGET,
-                    "met": ratio <= TARGET,
+                    "at_most": most,
+                    "met": ratio <= most,
                 }
             )
 

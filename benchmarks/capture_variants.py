@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from rism.export.capture import Capture, Spans
 from rism.export.graphs import CaptureGraph, CaptureOptions
 from rism.export.precision import Precision
+from rism.export.probe import torch_form
 from rism.export.spec import ModelSpec, PromptTokens
 
-__all__ = ["BASELINE", "VARIANTS", "VECTORS", "Variant", "capturing"]
+__all__ = ["BASELINE", "FUSED", "VARIANTS", "VECTORS", "Variant", "capturing"]
 
-BASELINE, VECTORS = "no capture", "vectors"
+BASELINE, VECTORS, FUSED = "no capture", "vectors", "fused"
 _QUANTITIES = CaptureOptions("vectors").outputs
 
 
@@ -42,8 +43,14 @@ class _NoCapture(_Vectors):
 
     last: tuple[torch.Tensor, ...] = ()
 
-    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
-        del index
+    def probe(
+        self,
+        index: int,
+        q_clean: torch.Tensor,
+        k: torch.Tensor,
+        statistics: torch.Tensor | None = None,
+    ) -> None:
+        del index, statistics
         self.last = (q_clean, k)
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
@@ -56,8 +63,14 @@ class _NoCapture(_Vectors):
 class _AllKeys(_Vectors):
     """`vectors` with the second attention over all keys, too: METHOD as it is first written."""
 
-    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
-        del index
+    def probe(
+        self,
+        index: int,
+        q_clean: torch.Tensor,
+        k: torch.Tensor,
+        statistics: torch.Tensor | None = None,
+    ) -> None:
+        del index, statistics
         q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
         weights, spans = self.prompt_weights, self.spans
         batch = weights.shape[0]
@@ -86,6 +99,48 @@ class _Narrow(_AllKeys):
 
 
 @dataclass
+class _Fused(_Vectors):
+    """`rism.export.probe`, with the statistics of the main attention."""
+
+    fused: bool = True
+
+
+@dataclass
+class _Blind(_Fused):
+    """The same where the main attention keeps its statistics to itself."""
+
+    def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = self.attention(q, k, v)
+        self.probe(index, q[:, :, self.spans.clean_start :], k)
+        self.keep("mmsa", index, out[:, self.spans.clean_start :])
+        return out
+
+
+@dataclass
+class _Shares(_Fused):
+    """The same arithmetic in PyTorch's own attention, with values as wide as a head."""
+
+    def probe(
+        self,
+        index: int,
+        q_clean: torch.Tensor,
+        k: torch.Tensor,
+        statistics: torch.Tensor | None = None,
+    ) -> None:
+        del index
+        narrow, scale = self.precision.probe, self.precision.probe_scale
+        a, propagated = torch_form.probe_vectors(
+            q_clean.to(narrow),
+            k.to(narrow),
+            self.prompt_weights,
+            statistics,
+            value_scale=scale,
+        )
+        self.attention_vectors.append(a)
+        self.propagated_vectors.append(propagated)
+
+
+@dataclass
 class _Paper(_Vectors):
     """Equations 1, 3 and 4 as written.
 
@@ -103,8 +158,14 @@ class _Paper(_Vectors):
         self.keep("mmsa", index, out[:, start:])
         return out
 
-    def probe(self, index: int, q_clean: torch.Tensor, k: torch.Tensor) -> None:
-        del index
+    def probe(
+        self,
+        index: int,
+        q_clean: torch.Tensor,
+        k: torch.Tensor,
+        statistics: torch.Tensor | None = None,
+    ) -> None:
+        del index, statistics
         compute = self.precision.compute
         self.stored.append(self._rows(self._probabilities(q_clean.to(compute), k.to(compute))))
 
@@ -172,6 +233,21 @@ VARIANTS = {
         engines=("torch",),
     ),
     VECTORS: Variant("as exported: two attentions more, the second over clean keys only", None),
+    FUSED: Variant(
+        "prompt keys, then clean keys, by the main attention's row statistics",
+        _Fused,
+        engines=("torch", "compile"),
+    ),
+    "fused blind": Variant(
+        "the same without them: one pass over all keys, one over clean keys",
+        _Blind,
+        engines=("torch", "compile"),
+    ),
+    "shares": Variant(
+        "as fused, in PyTorch's attention instead of kernels of rism's",
+        _Shares,
+        engines=("torch",),
+    ),
     "all keys": Variant("both attentions over all keys", _AllKeys),
     "narrow": Variant("the same, values without zeros beside them", _Narrow),
 }

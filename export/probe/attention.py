@@ -14,6 +14,7 @@ from rism.export.errors import ExportError
 __all__ = ["attention"]
 
 _aten = torch.ops.aten
+_FLASH = SDPBackend.FLASH_ATTENTION.value
 
 
 def attention(
@@ -37,10 +38,11 @@ def attention(
         out, statistics = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
         return out, statistics
     found: tuple[torch.Tensor, ...]
-    chosen = torch._fused_sdp_choice(q, k, v)
+    # Where there are no numbers, only shapes and arithmetic are asked for: any kernel has them.
+    chosen = _FLASH if q.is_meta else torch._fused_sdp_choice(q, k, v)
     if chosen == SDPBackend.CUDNN_ATTENTION.value:
         found = _aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
-    elif chosen == SDPBackend.FLASH_ATTENTION.value and q.shape[-1] % 8 == 0:
+    elif chosen == _FLASH and q.shape[-1] % 8 == 0:
         found = _aten._scaled_dot_product_flash_attention(q, k, v)
     elif chosen == SDPBackend.EFFICIENT_ATTENTION.value:
         found = _aten._scaled_dot_product_efficient_attention(q, k, v, None, True)

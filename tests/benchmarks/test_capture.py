@@ -18,6 +18,7 @@ from benchmarks import capture, capture_engines, capture_onnx
 from benchmarks.capture_models import Case, RandomModel, count_flop
 from benchmarks.capture_report import Report
 from benchmarks.capture_variants import BASELINE, VARIANTS
+from benchmarks.measure import Timing
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError, ProviderError
 
@@ -87,6 +88,16 @@ def test_the_target_is_judged_for_every_engine(results: dict[str, Any]) -> None:
     assert [target["engine"] for target in results["targets"]] == list(ENGINES)
     for target in results["targets"]:
         assert target["met"] == (target["times_no_capture"] <= 1.15)
+
+
+def test_less_is_asked_of_a_small_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("cpu", "fp32", [BASELINE, "fused"], None)
+    report.begin(Case.parse("step1x-1.0@512"), {BASELINE: 1})
+    for name, seconds in ((BASELINE, 1.0), ("fused", 1.1)):
+        report.add("torch", name, capture_engines.Figure(Timing((seconds,)), None, {}))
+    report.end()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("torch fused 1.100 x no capture, at most 1.08: missed")
 
 
 def test_the_exported_capture_is_the_papers(results: dict[str, Any]) -> None:
