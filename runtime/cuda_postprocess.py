@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rism.runtime.capture import expect_outputs, localise_outputs
 from rism.runtime.device import Device, DeviceArray, Kernels
 from rism.runtime.engines import Engine, needed_graphs
+from rism.runtime.errors import ProviderError, one_line
 from rism.runtime.geometry import Plan
 from rism.runtime.graph_spec import GraphSpec
 from rism.runtime.manifest import Manifest
@@ -32,6 +33,7 @@ __all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
 
 # What the kernels are compiled with.
 THREADS = 256
+MAP_THREADS = 1024  # of `attention_maps`
 PIXEL_ROWS = 8
 # Tokens of a block of threads, at least: fewer, and its sums outweigh what it reads.
 _LEAST_ROWS = 8
@@ -60,7 +62,8 @@ def kernel_source() -> str:
 def kernel_macros(channels: int) -> dict[str, int]:
     """Return what the kernels are to be compiled with for D channels."""
     held = max(1, -(-channels // THREADS))
-    return {"THREADS": THREADS, "PIXEL_ROWS": PIXEL_ROWS, "HELD": held}
+    fixed = {"THREADS": THREADS, "MAP_THREADS": MAP_THREADS, "PIXEL_ROWS": PIXEL_ROWS}
+    return {**fixed, "HELD": held}
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,19 @@ class CudaPostprocess:
 
         Raises:
             BundleError: an output is not of the shape that the bundle promised.
-            ProviderError: the kernels cannot be compiled here.
+            ProviderError: the kernels cannot be compiled here, or there is too little memory.
         """
         expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
+        try:
+            return self._answers(outputs, wanted)
+        except MemoryError as error:  # CuPy's OutOfMemoryError is one
+            raise ProviderError(
+                f"post-processing found too little memory on GPU {self._device.number} "
+                f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
+                "picture"
+            ) from None
+
+    def _answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
         device = self._device
         with device.lock, device.current():
             # Named only: an array that is float32 already is not copied.
@@ -208,7 +221,7 @@ class CudaPostprocess:
         kernels.launch(
             "attention_maps",
             (2, count, 1),
-            THREADS,
+            MAP_THREADS,
             (vectors, propagated, maps, said, np.int32(blocks), n),
         )
         sizes, tau = (n, d, np.int32(rows)), np.float32(wanted.tau)

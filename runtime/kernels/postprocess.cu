@@ -13,10 +13,10 @@
 // The floor is two reads of the features, 2 N D floats: class means need every token before any
 // token has its score. The score and the second class means share the second read.
 
-// What the launches need to know as well: threads of every block, channels that a thread holds
-// (ceil(D / THREADS)), rows of pixels of a block of `mask_pixels`.
-#if !defined(THREADS) || !defined(HELD) || !defined(PIXEL_ROWS)
-#error "THREADS, HELD and PIXEL_ROWS are cuda_postprocess.py's to define"
+// What the launches need to know as well: threads of a block, and of one of `attention_maps`;
+// channels that a thread holds, ceil(D / THREADS); rows of pixels of a block of `mask_pixels`.
+#if !defined(THREADS) || !defined(MAP_THREADS) || !defined(HELD) || !defined(PIXEL_ROWS)
+#error "cuda_postprocess.py defines THREADS, MAP_THREADS, HELD and PIXEL_ROWS"
 #endif
 
 constexpr int WARP = 32;
@@ -42,6 +42,7 @@ struct Answer {
     int tokens[2][2];       // by pass and class (foreground, background)
     int not_zero[2][2];     // likewise, without zero vectors
 };
+static_assert(sizeof(Answer) == 48, "cuda_postprocess.py reads it");
 
 struct Sum {
     __device__ static float of(float a, float b) { return a + b; }
@@ -50,10 +51,11 @@ struct Least {
     __device__ static float of(float a, float b) { return fminf(a, b); }
 };
 
-// Combine COUNT values over the threads of a block, in a fixed order; all get the results.
-template <typename Combine, int COUNT>
+// Combine COUNT values over the SIZE threads of a block, in a fixed order; all get the results.
+template <typename Combine, int SIZE = THREADS, int COUNT>
 __device__ void combine(float (&values)[COUNT]) {
-    __shared__ float of_warp[COUNT][THREADS / WARP];
+    constexpr int WARPS = SIZE / WARP;
+    __shared__ float of_warp[COUNT][WARPS];
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
@@ -67,7 +69,7 @@ __device__ void combine(float (&values)[COUNT]) {
     for (int i = 0; i < COUNT; ++i) {
         values[i] = of_warp[i][0];
 #pragma unroll
-        for (int w = 1; w < THREADS / WARP; ++w) values[i] = Combine::of(values[i], of_warp[i][w]);
+        for (int w = 1; w < WARPS; ++w) values[i] = Combine::of(values[i], of_warp[i][w]);
     }
     __syncthreads();  // before anyone writes to `of_warp` again
 }
@@ -87,8 +89,9 @@ propagate(const float* matrices, const float* attention, float* propagated, int 
 }
 
 // Equations 3 and 4: sum over blocks, then minmax; why there is no answer, if there is none.
-// Grid: (COARSE and REFINED, B). Floor: 2 B L N floats; so few that latency decides.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+// Grid: (COARSE and REFINED, B). Floor: 2 B L N floats; so few that latency decides, hence one
+// large block for each map.
+extern "C" __global__ void __launch_bounds__(MAP_THREADS)
 attention_maps(const float* attention, const float* propagated, float* maps, Answer* answers,
                int blocks, int tokens) {
     const int map = blockIdx.x;
@@ -97,7 +100,7 @@ attention_maps(const float* attention, const float* propagated, float* maps, Ans
     float* values = maps + (static_cast<size_t>(blockIdx.y) * MAPS + map) * tokens;
     // Least, greatest and "all are finite", as three minima.
     float ends[3] = {LARGEST, LARGEST, 1.0f};
-    for (int n = threadIdx.x; n < tokens; n += THREADS) {
+    for (int n = threadIdx.x; n < tokens; n += MAP_THREADS) {
         float sum = vectors[n];
 #pragma unroll 16
         for (int l = 1; l < blocks; ++l) sum += vectors[static_cast<size_t>(l) * tokens + n];
@@ -106,7 +109,7 @@ attention_maps(const float* attention, const float* propagated, float* maps, Ans
         ends[1] = fminf(ends[1], -sum);
         if (!isfinite(sum)) ends[2] = 0.0f;
     }
-    combine<Least>(ends);
+    combine<Least, MAP_THREADS>(ends);
     const double low = ends[0], high = -ends[1];
     Reason reason = NO_REASON;
     if (ends[2] == 0.0f) {
@@ -115,7 +118,7 @@ attention_maps(const float* attention, const float* propagated, float* maps, Ans
         reason = ATTENTION_CONSTANT;
     }
     const float span = -ends[1] - ends[0];
-    for (int n = threadIdx.x; n < tokens; n += THREADS) {
+    for (int n = threadIdx.x; n < tokens; n += MAP_THREADS) {
         values[n] = reason == NO_REASON ? (values[n] - ends[0]) / span : 0.0f;
     }
     if (map == REFINED && threadIdx.x == 0) {

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime.cuda_postprocess import CudaPostprocess, kernel_source
+from rism.runtime.cuda_postprocess import (
+    MAP_THREADS,
+    CudaPostprocess,
+    kernel_macros,
+    kernel_source,
+)
 from rism.runtime.device import open_device
-from rism.runtime.errors import BundleError
+from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.geometry import Plan, upsample
 from rism.runtime.method import segment_tokens
 from rism.runtime.postprocess import Answer, Wanted, answers_on_host
@@ -281,6 +286,17 @@ def test_outputs_of_other_shapes_are_refused(name: str, shape: tuple[int, ...]) 
     assert not device.compiled
 
 
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = GuardedDevice()
+
+    def fail(nbytes: int) -> None:
+        raise MemoryError(f"Out of memory allocating {nbytes:,} bytes\n(allocated so far: 7)")
+
+    monkeypatch.setattr(device, "scratch", fail)
+    with pytest.raises(ProviderError, match=r"too little memory on GPU 0 \(Out .*: use fewer expr"):
+        CudaPostprocess(device).answers(scenes(), WANTED)
+
+
 def test_six_launches_however_many_expressions() -> None:
     device, outputs = GuardedDevice(), scenes()
     for count in (1, B):
@@ -343,26 +359,26 @@ def test_a_missing_barrier_is_seen() -> None:
     vectors = scenes()["attention_vectors"]
     found = []
     for downwards in (False, True):
-        kernels = emulated(broken, {"THREADS": 256, "PIXEL_ROWS": 8, "HELD": 1})
+        kernels = emulated(broken, kernel_macros(24))
         kernels.downwards = downwards
         maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
         arguments = (vectors, vectors, maps, said, np.int32(L), np.int32(N))
-        kernels.launch("attention_maps", (2, B, 1), 256, arguments)
+        kernels.launch("attention_maps", (2, B, 1), MAP_THREADS, arguments)
         found.append(maps)
     assert (found[0] != found[1]).any()
 
 
 def test_a_barrier_that_some_do_not_reach_is_seen() -> None:
-    source = kernel_source()
-    broken = source.replace("combine<Least>(ends);", "if (threadIdx.x > 40) combine<Least>(ends);")
+    source, combine = kernel_source(), "combine<Least, MAP_THREADS>(ends);"
+    broken = source.replace(combine, f"if (threadIdx.x > 40) {combine}")
     assert broken != source
-    kernels = emulated(broken, {"THREADS": 256, "PIXEL_ROWS": 8, "HELD": 1})
+    kernels = emulated(broken, kernel_macros(24))
     vectors = scenes()["attention_vectors"]
     maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
     with pytest.raises(AssertionError, match="some threads of a block do not reach a barrier"):
         kernels.launch(
             "attention_maps",
             (2, B, 1),
-            256,
+            MAP_THREADS,
             (vectors, vectors, maps, said, np.int32(L), np.int32(N)),
         )

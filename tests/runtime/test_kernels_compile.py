@@ -47,7 +47,8 @@ def test_nvcc_takes_them(tmp_path: Path) -> None:
     told = done.stderr
     assert sorted(set(re.findall(r"entry function '(\w+)'", told))) == list(KERNELS)
     assert len(re.findall(r"entry function", told)) == len(KERNELS) * len(wanted)
-    # 64 K registers of a multiprocessor, 2 blocks of 256 threads.
+    # 64 K registers of a multiprocessor for 2 blocks of 256 threads; the block of 1024, which ends
+    # long before, has its own limit of 64.
     assert max(int(n) for n in re.findall(r"Used (\d+) registers", told)) <= 128
     assert max(int(n) for n in re.findall(r"(\d+) bytes spill stores", told)) <= 64
     assert (tmp_path / "postprocess.fatbin").stat().st_size > 10_000
