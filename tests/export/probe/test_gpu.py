@@ -1,0 +1,105 @@
+"""On a machine with a GPU: the kernels as they are compiled there, against float64."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.capture_models import Case as Model
+from benchmarks.capture_models import RandomModel
+from benchmarks.probe import Block
+from benchmarks.probe_floor import SHAPES
+from rism.export.graphs import CaptureGraph, CaptureOptions
+from rism.export.precision import PRECISIONS
+from rism.export.probe import attend, probe_vectors
+from rism.export.probe.attention import attention
+from tests.export.probe.cases import CASES, Case, literal
+
+pytestmark = pytest.mark.gpu
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["row statistics", "own statistics"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CASES)
+def test_kernels(name: str, dtype: torch.dtype, known: bool) -> None:
+    given = CASES[name].inputs(dtype, "cuda")
+    statistics = given.statistics() if known else None
+    found = probe_vectors(given.clean_queries, given.k, given.weights, statistics)
+    close = 5e-4 if name == "loud scores" else 5e-6
+    for value, wanted in zip(found, literal(given), strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=close, atol=close * 0.1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("clean", [64, 77])
+def test_statistics_of_every_attention(backend: str, clean: int) -> None:
+    """Natural logarithms over all keys, whatever a kernel pads its rows to."""
+    case = Case(heads=3, prompt=21, noisy=clean, clean=clean, dim=128, batch=2)
+    given = case.inputs(torch.bfloat16, "cuda")
+    with sdpa_kernel(BACKENDS[backend]):
+        out, statistics = attention(given.q, given.k, given.k)
+        wanted = torch.nn.functional.scaled_dot_product_attention(given.q, given.k, given.k)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    assert statistics.shape == given.q.shape[:3]
+    rows = statistics[:, :, -clean:]
+    torch.testing.assert_close(rows, given.statistics(), rtol=0, atol=1e-4)
+    found = probe_vectors(given.clean_queries, given.k, given.weights, rows)
+    for value, each in zip(found, literal(given), strict=True):
+        torch.testing.assert_close(value.double(), each, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_real_sizes(case: str) -> None:
+    """Every way of the benchmark, at the sizes of the models; the same numbers each time."""
+    with torch.no_grad():
+        block = Block(SHAPES[case], "cuda")
+        for way, (run, weights) in block.ways().items():
+            close = 2e-3 if way in ("vectors", "shares") else 1e-4
+            found = run()
+            for value, wanted in zip(found, block.literal(weights), strict=True):
+                error = (value.double() - wanted).abs().max() / wanted.abs().max()
+                assert error < close, (way, error)
+            if "fused" in way:
+                assert all(torch.equal(*pair) for pair in zip(found, run(), strict=True)), way
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "torch.compile"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", ["tiny", "tiny-step1x"])
+def test_a_model_captures_the_same(size: str, precision: str, compiled: bool) -> None:
+    model = RandomModel(Model(size, 128), PRECISIONS[precision], "cuda")
+    found = []
+    for fused in (False, True):
+        graph = CaptureGraph(
+            model.step, model.spec, CaptureOptions("vectors"), model.precision, fused=fused
+        ).eval()
+        run = torch.compile(graph) if compiled and fused else graph
+        with torch.no_grad():
+            found.append(run(**model.feeds))
+    close = 1e-4 if precision == "fp32" else 2e-2
+    for value, wanted in zip(found[1], found[0], strict=True):
+        assert (value - wanted).abs().max() < close * wanted.abs().max()
+
+
+def test_nothing_is_as_large_as_a_matrix_of_tokens() -> None:
+    """Of a block of 9B at 1024, the N_v x N_v scores alone would be 2 GiB in float32."""
+    shape = SHAPES["9b@1024"]
+    with torch.no_grad():
+        block = Block(shape, "cuda")
+        block.fused(block.all, block.rows)  # tuned
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        block.fused(block.all, block.rows)
+        taken = torch.cuda.max_memory_allocated() - before
+    assert taken < 8 * shape.heads * shape.clean * 4
+
+
+def test_attention_is_the_models_own() -> None:
+    given = Case(dim=128, clean=64, noisy=64, prompt=32).inputs(torch.bfloat16, "cuda")
+    out, _ = attend(given.q, given.k, given.k)
+    wanted = torch.nn.functional.scaled_dot_product_attention(given.q, given.k, given.k)
+    torch.testing.assert_close(out, wanted.transpose(1, 2).flatten(2), rtol=0, atol=0)
