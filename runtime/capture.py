@@ -70,12 +70,14 @@ def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, to
         shapes = {"scores": one, "coarse_attention": one, "refined_attention": one}
         shapes["separability"] = (batch,)
     else:
-        blocks, channels = outputs["attention_vectors"].shape[1:2], outputs["features"].shape[2:3]
-        shapes = {"features": (*one, *channels), "attention_vectors": (batch, *blocks, tokens)}
+        # Any number of blocks and of channels, but one at least.
+        blocks = max((1, *outputs["attention_vectors"].shape[1:2]))
+        channels = max((1, *outputs["features"].shape[2:3]))
+        shapes = {"features": (*one, channels), "attention_vectors": (batch, blocks, tokens)}
         if capture == "matrices":
-            shapes["transition_matrices"] = (batch, *blocks, tokens, tokens)
+            shapes["transition_matrices"] = (batch, blocks, tokens, tokens)
         else:
-            shapes["propagated_vectors"] = (batch, *blocks, tokens)
+            shapes["propagated_vectors"] = (batch, blocks, tokens)
     for name, shape in shapes.items():
         expect_shape(outputs[name], shape, name=name)
 

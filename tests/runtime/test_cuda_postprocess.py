@@ -272,6 +272,10 @@ def test_results_outlive_the_next_run(device: Any) -> None:
     ("name", "shape"),
     [
         ("features", (B, N - 1, 24)),
+        ("features", (B, N, 0)),
+        ("features", (B, N)),
+        ("attention_vectors", (B, 0, N)),
+        ("attention_vectors", (B, N)),
         ("attention_vectors", (B, L, N - 1)),
         ("propagated_vectors", (B, L - 1, N)),
         ("propagated_vectors", (B - 1, L, N)),
