@@ -12,18 +12,20 @@ import triton
 from rism.export.errors import ExportError
 from rism.export.probe import kernels
 
-__all__ = ["TILES", "heads_per_program", "probe_vectors"]
+__all__ = ["FLOAT32_TILES", "TILES", "heads_per_program", "probe_vectors"]
 
 # Queries x keys of a program, warps, stages of the pipeline; the fastest is found once for each
 # size class. The first two keep a row's scores in one warp where mma.sync serves (8.0, 8.9, 12.x),
 # the others where wgmma does (9.0); docs/probe.md has their instructions counted.
 TILES = ((128, 32, 4, 3), (256, 32, 8, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 3))
+# Exact products of float32 know no tensor cores, and larger tiles overflow the registers.
+FLOAT32_TILES = ((32, 32, 4, 2), (64, 32, 4, 2))
 _INTERPRETED_TILES = ((32, 32, 1, 1),)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # With fewer programs than this for each multiprocessor, many have nothing to do at the end.
 _PROGRAMS_EACH = 4
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
-_TILES = _INTERPRETED_TILES if _INTERPRETED else TILES
+_TILES = _INTERPRETED_TILES if _INTERPRETED else (*TILES, *FLOAT32_TILES)
 _ROWS = max(rows for rows, *_ in _TILES)
 _KEYS = max(keys for _, keys, *_ in _TILES)  # a multiple of every other
 
@@ -33,7 +35,19 @@ def _tuned(kernel: Any) -> Any:
         triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages)
         for m, n, warps, stages in _TILES
     ]
-    return triton.autotune(configs, key=["SIZE", "WIDTH"])(kernel)
+    prune = {"early_config_prune": _fitting}
+    return triton.autotune(configs, key=["SIZE", "WIDTH"], prune_configs_by=prune)(kernel)
+
+
+def _fitting(configs: list[Any], given: dict[str, Any], **_: object) -> list[Any]:
+    """Keep the tiles for the type of the queries."""
+    wide = given["q"].dtype == torch.float32
+    return [each for each in configs if (_tile(each) in FLOAT32_TILES) == wide]
+
+
+def _tile(config: Any) -> tuple[int, int, int, int]:
+    sizes = config.kwargs
+    return sizes["BLOCK_M"], sizes["BLOCK_N"], config.num_warps, config.num_stages
 
 
 _prompt_masses = _tuned(kernels.prompt_masses)

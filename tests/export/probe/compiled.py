@@ -31,7 +31,9 @@ def compile_for(name: str, capability: int, tile: tuple[int, int, int, int]) -> 
     kernel = kernel.fn if isinstance(kernel, triton.runtime.Heuristics) else kernel
     constants = {
         "DIM": 128, "WIDTH": 128, "PRECISION": "tf32", "SIZE": 4096,
-        "BLOCK_M": tile[0], "BLOCK_N": tile[1], "EVEN": True,
+        "BLOCK_M": tile[0], "BLOCK_N": tile[1],
+        # As launched for the models: a program for each head. Both ways to end a row of tiles.
+        "heads": 1, "EVEN": capability != 120,
     }  # fmt: skip
     places = {each: (i,) for i, each in enumerate(kernel.arg_names)}
     signature = {}
