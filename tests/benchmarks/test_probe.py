@@ -95,3 +95,20 @@ def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["probe", *arguments])
         with pytest.raises(SystemExit, match=message):
             probe.main()
+
+
+def test_the_page_has_these_floors() -> None:
+    """docs/probe.md, row by row; H100 and H200 share a column, as bytes decide nothing."""
+    page = (Path(__file__).parents[2] / "docs/probe.md").read_text()
+    for shape in SHAPES.values():
+        ways = [("exported", cost(shape, "vectors")), ("fused blind", cost(shape, "fused blind"))]
+        ways += [("shares", cost(shape, "shares"))]
+        ways += [("fused, all prompt tokens", cost(shape, "fused"))]
+        ways += [("fused, 16 of them", cost(shape, "fused", weighted=16))]
+        for way, each in ways:
+            assert floor_s(each, GPUS["H100"]) == floor_s(each, GPUS["H200"])
+            floors = [
+                f"{floor_s(each, gpu) * 1e3:.2f}" for name, gpu in GPUS.items() if name != "H100"
+            ]
+            share = f"{each.flop / shape.flop:.1%}".replace("%", " %")
+            assert f"| {' | '.join([way, f'{each.flop / 1e12:.3f}', share, *floors])} |" in page
