@@ -85,7 +85,8 @@ class _AllKeys(_Vectors):
         self.propagated_vectors.append(spread / to_clean)
 
     def _read(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return self._attend(q, k, value)
+        width = value.shape[-1]
+        return self._attend(q, k, self._for_heads(value, q))[..., :width]
 
 
 @dataclass

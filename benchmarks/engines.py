@@ -89,6 +89,7 @@ class Prepared:
             "seconds": round(built.seconds, 1),
             "peak_bytes": built.peak_bytes,
             "plan_bytes": size,
+            "activation_bytes": built.activation_bytes,
             "layers": len(built.layers),
             "checks": {check.question: f"{check.answer}: {check.detail}" for check in checks},
         }
@@ -210,8 +211,12 @@ def _row(
         row["weights"] = more["weights"]
     try:
         row |= build_holes(holes, graph, precision, work, **more)
-        said = f"{row['seconds']:6.1f} s {row['peak_bytes'] / 1e9:5.2f} GB; " + "; ".join(
+        answers = "; ".join(
             f"{question}: {answer.partition(':')[0]}" for question, answer in row["checks"].items()
+        )
+        said = (
+            f"{row['seconds']:6.1f} s {row['peak_bytes'] / 1e9:5.2f} GB, a run "
+            f"{(row['activation_bytes'] or 0) / 1e9:5.2f} GB; {answers}"
         )
     except BuildError as error:
         row["refused"] = said = str(error)

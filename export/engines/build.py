@@ -54,6 +54,7 @@ class GraphReport:
     seconds: float
     peak_bytes: int
     plan_bytes: int
+    activation_bytes: int | None
     layers: int
     checks: tuple[Check, ...]
 
@@ -88,6 +89,10 @@ class BuildReport:
                 f"{each.graph:<28} {each.plan_bytes / 1e6:9.1f} MB  {each.seconds:6.1f} s  "
                 f"{each.peak_bytes / 1e9:5.1f} GB memory  {each.layers} layers"
             )
+            if each.activation_bytes is not None:
+                rows.append(
+                    f"  a run takes {each.activation_bytes / 1e9:.2f} GB beside the weights at most"
+                )
             rows += [
                 f"  {check.question}: {check.answer} ({check.detail})" for check in each.checks
             ]
@@ -219,6 +224,7 @@ class _Build:
             built.seconds,
             built.peak_bytes,
             plan.stat().st_size,
+            built.activation_bytes,
             len(built.layers),
             tuple(checks),
         )
@@ -338,6 +344,7 @@ def _listing(graph: str, built: Built, checks: list[Check]) -> str:
         {
             "graph": graph,
             "library": built.version,
+            "activation_bytes": built.activation_bytes,
             "checks": [check.as_json() for check in checks],
             "not_known_without_a_gpu": [
                 "which kernels a GPU takes for these layers, and how long they take",

@@ -8,6 +8,7 @@ of calls is the maker's: builder, strongly typed network, parser, configuration,
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import Any
 __all__ = ["main"]
 
 _LISTED = ", LayerType: "
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> int:
         "version": str(trt.__version__),
         "seconds": time.perf_counter() - started,
         "peak_bytes": _peak_bytes(),
+        "activation_bytes": logger.activation_bytes,
     }
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
     return 0 if answer["built"] else 1
@@ -94,6 +97,7 @@ def _logger(trt: Any, log: Path, listing: Path) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.last_error = "no reason was given"
+            self.activation_bytes: int | None = None
             self._log = log.open("w", encoding="utf-8", buffering=1)
             self._listing = listing.open("w", encoding="utf-8")
 
@@ -105,6 +109,8 @@ def _logger(trt: Any, log: Path, listing: Path) -> Any:
                 return
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.last_error = message
+            if (found := _ACTIVATIONS.search(message)) is not None:
+                self.activation_bytes = int(found[1])
             name = str(severity).rpartition(".")[2]
             self._log.write(f"{name}: {message}\n")
 

@@ -52,11 +52,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left: the library's version, seconds, its largest memory, and its layers."""
+    """What a build left.
+
+    Attributes:
+        version: the library's.
+        seconds: in the child.
+        peak_bytes: the largest memory that it held.
+        activation_bytes: what a run takes on the GPU beside weights, inputs and outputs, at the
+            largest shapes; None where the library did not say.
+        layers: of the engine.
+    """
 
     version: str
     seconds: float
     peak_bytes: int
+    activation_bytes: int | None
     layers: list[Layer]
 
 
@@ -105,7 +115,13 @@ def run_job(job: Job, *, timeout_s: float) -> Built:
         layers = parse_layers(lines)
     for file in files.values():
         file.unlink(missing_ok=True)
-    return Built(answer["version"], answer["seconds"], answer["peak_bytes"] or peak.bytes, layers)
+    return Built(
+        version=answer["version"],
+        seconds=answer["seconds"],
+        peak_bytes=answer["peak_bytes"] or peak.bytes,
+        activation_bytes=answer["activation_bytes"],
+        layers=layers,
+    )
 
 
 def _as_json(job: Job, files: Mapping[str, Path]) -> dict[str, Any]:
