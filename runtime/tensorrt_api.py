@@ -26,6 +26,9 @@ class ExecutionContext(Protocol):
     def set_tensor_address(self, name: str, memory: int) -> bool:
         """Say where a tensor lies on the device."""
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Return the bytes of scratch memory that a run of the shapes that were set needs."""
+
     def set_device_memory(self, memory: int, size: int) -> None:
         """Give scratch memory, aligned to 256 bytes."""
 
@@ -63,9 +66,6 @@ class CudaEngine(Protocol):
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Sequence[int]]:
         """Return the smallest, the optimal and the largest shape of an input."""
-
-    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        """Return the bytes of scratch memory that a context needs."""
 
     def create_runtime_config(self) -> Any:
         """Return an IRuntimeConfig."""

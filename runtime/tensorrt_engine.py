@@ -206,7 +206,8 @@ class TensorRtEngine:
             raise self._failure(f"refuses the memory of '{one_line(name, limit=80)}'")
 
     def _give_scratch(self) -> DeviceArray | None:
-        size = self._read.engine.get_device_memory_size_for_profile_v2(0)
+        # For these shapes: at the profile's largest it can be ten times as much.
+        size = self._context.update_device_memory_size_for_shapes()
         if not size:
             return None
         scratch = self._device.scratch(size)

@@ -147,9 +147,6 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return self.trt.profiles.get(name, [])
 
-    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return 4096
-
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(strategy=None, cuda_graph_strategy=CudaGraphStrategy.DISABLED)
         config.set_execution_context_allocation_strategy = lambda how: setattr(
@@ -181,8 +178,16 @@ class FakeContext:
         self._addresses[name] = memory
         return self._trt.note("set_tensor_address", self._logger)
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        """More for larger inputs, all of which have to be known."""
+        self._trt.note("update_device_memory_size_for_shapes", self._logger)
+        return self._needed()
+
+    def _needed(self) -> int:
+        return 4096 + sum(np.prod(self._shapes[name], dtype=int).item() for name in self._inputs())
+
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert memory and size >= 4096
+        assert memory and size >= self._needed()
         self._trt.note("set_device_memory", self._logger)
 
     def infer_shapes(self) -> list[str]:

@@ -182,6 +182,7 @@ def test_the_order_of_calls(built: Any, trt: FakeTensorRt, device: HostDevice) -
         "set_tensor_address",
         "infer_shapes",
         "set_tensor_address",
+        "update_device_memory_size_for_shapes",
         "set_device_memory",
         "execute_async_v3",
     ]
