@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from rism.runtime.errors import InputError
 from rism.runtime.result import Segmentation
@@ -101,23 +101,28 @@ def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
 def encode_png(pixels: Uint8) -> bytes:
     """Encode (H, W), (H, W, 3) or (H, W, 4) uint8 as a PNG file's bytes."""
     buffer = io.BytesIO()
-    # A two-valued mask shrinks with the slow setting; pictures hardly do and take seconds.
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=pixels.ndim == 2)
+    # A two-valued mask shrinks with the slow setting. Pictures hardly do: the usual level, 6, takes
+    # six times as long as 2 for files that are an eighth smaller.
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=pixels.ndim == 2, compress_level=2)
     return buffer.getvalue()
 
 
 def _outline(mask_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Pixels within the outline's width of the mask's edge, on both sides."""
     thickness = max(1, round(min(mask_hw.shape) / _OUTLINE_PART))
-    grown = mask_hw.astype(np.uint8) * np.uint8(255)
-    image = Image.fromarray(grown)
-    wide, thin = image, image
-    # A large filter is slow in Pillow; steps of one pixel are not.
-    for _ in range(thickness):
-        wide = wide.filter(ImageFilter.MaxFilter(3))
-        thin = thin.filter(ImageFilter.MinFilter(3))
-    outline: npt.NDArray[np.bool_] = (np.asarray(wide) > 0) & (np.asarray(thin) == 0)
-    return outline
+    return _grown(mask_hw, thickness) & _grown(~mask_hw, thickness)
+
+
+def _grown(mask_hw: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
+    """Pixels at most `by` rows and `by` columns from the mask."""
+    for axis in (0, 1):
+        lines = mask_hw.swapaxes(0, axis)
+        grown = lines.copy(order="K")
+        for step in range(1, by + 1):
+            grown[step:] |= lines[:-step]
+            grown[:-step] |= lines[step:]
+        mask_hw = grown.swapaxes(0, axis)
+    return mask_hw
 
 
 def _palette() -> npt.NDArray[np.float32]:

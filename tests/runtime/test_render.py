@@ -3,11 +3,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from rism.runtime import Segmenter
 from rism.runtime.errors import InputError
-from rism.runtime.render import _PALETTE, KINDS, TINT_RGB, cutout, encode_png, overlay, render
+from rism.runtime.render import (
+    _PALETTE,
+    KINDS,
+    TINT_RGB,
+    _outline,
+    cutout,
+    encode_png,
+    overlay,
+    render,
+)
 from rism.runtime.result import Segmentation
 
 
@@ -49,6 +58,19 @@ def test_the_overlay_changes_only_the_mask_and_its_rim(colours: np.ndarray) -> N
     far[19:61, 39:91] = False
     assert np.array_equal(drawn[far], colours[far])
     assert (drawn[30:50, 50:80] != colours[30:50, 50:80]).any(axis=2).all()
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 900), (450, 600), (903, 907)])
+def test_the_outline_is_what_pillows_filters_draw(size_hw: tuple[int, int]) -> None:
+    mask = np.zeros(size_hw, bool)
+    mask[size_hw[0] // 3 : -size_hw[0] // 4, : size_hw[1] // 2] = True
+    mask[-1, -1] = True
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    side = 2 * max(1, round(min(size_hw) / 300)) + 1
+    wide, thin = (
+        image.filter(kind(side)) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
+    )
+    assert np.array_equal(_outline(mask), np.asarray(wide) > np.asarray(thin))
 
 
 def test_a_cutout_does_not_carry_the_background(colours: np.ndarray) -> None:
