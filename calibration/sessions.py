@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rism.runtime.engines import cpu_count
 from rism.runtime.errors import ProviderError, one_line
+from rism.runtime.threads import cpu_count
 
 __all__ = ["open_session", "widened"]
 

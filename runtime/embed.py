@@ -1,6 +1,7 @@
 """From instructions to prompt embeddings: what is remembered, and what is computed."""
 
 from collections.abc import Sequence
+from threading import Lock
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -54,6 +55,7 @@ class PromptEmbedder:
         self._disk = disk
         self._eye = eye
         self._kept: LruCache[Float32] = LruCache(INSTRUCTIONS_KEPT)
+        self._turn = Lock()
 
     def embed(
         self, instructions: Sequence[Instruction], picture: ImageState | None = None
@@ -68,6 +70,13 @@ class PromptEmbedder:
             InputError: one of them is too long, or there is no picture; then nothing was run.
             ProviderError: the text encoder or the vision encoder failed.
         """
+        # Threads that ask the same of two pictures wait for one answer.
+        with self._turn:
+            return self._embed(instructions, picture)
+
+    def _embed(
+        self, instructions: Sequence[Instruction], picture: ImageState | None
+    ) -> tuple[list[PromptState], dict[str, float]]:
         start = perf_counter()
         sight, looked = Sight(), 0.0
         if self._eye is None:

@@ -5,11 +5,10 @@ An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnx
 silently: a provider asked for by name runs, or is an error with the way out.
 """
 
-import math
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeAlias
@@ -21,6 +20,7 @@ from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
 from rism.runtime.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
 from rism.runtime.manifest import Manifest, Precision
+from rism.runtime.threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
 
 __all__ = [
     "Arrays",
@@ -30,7 +30,6 @@ __all__ = [
     "OrtEngine",
     "check_precision",
     "choose_provider",
-    "cpu_count",
     "full_name",
     "load_all",
     "load_engines",
@@ -73,6 +72,7 @@ class OrtEngine:
         provider: str = "cpu",
         device: int = 0,
         threads: int | None = None,
+        take_turns: bool = False,
     ) -> None:
         """Load a graph.
 
@@ -82,6 +82,7 @@ class OrtEngine:
             provider: "cpu" or "cuda"; `choose_provider` resolves "auto".
             device: CUDA device number; for "cuda" only.
             threads: CPU threads; None for as many as this process may use.
+            take_turns: one run at a time, however many threads ask.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -91,6 +92,7 @@ class OrtEngine:
         self._file = file.name
         self._session = _session(file, provider, device, threads or cpu_count())
         self._provider = full_name(provider, device)
+        self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
 
@@ -118,7 +120,8 @@ class OrtEngine:
         }
         names = [spec.name for spec in self._spec.outputs.values()]
         try:
-            outputs = self._session.run(names, inputs)
+            with self._turn:
+                outputs = self._session.run(names, inputs)
         except Exception as error:  # onnxruntime's exceptions share no base
             raise ProviderError(
                 f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
@@ -259,13 +262,26 @@ def ort_load(
     provider: str = "cpu",
     device: int = 0,
     threads: int | None = None,
+    workers: int = 1,
 ) -> dict[str, Load]:
-    """Return what loads graphs into onnxruntime, by the keys of `graphs`; see `load_engines`."""
+    """Return what loads graphs into onnxruntime, by the keys of `graphs`; see `load_engines`.
+
+    Of several workers those with a small bundle on the CPU share its threads and run at once.
+    On a GPU, and with a large bundle, they take turns with all threads: a run has the memory
+    that it had alone.
+    """
+    small = sum(info.size for info in bundle.manifest.files.values()) < SMALL_BUNDLE_BYTES
+    at_once = small and provider == "cpu"
 
     def load(graph: str) -> Engine:
         spec = bundle.manifest.graphs[graph]
         return OrtEngine(
-            bundle.file(spec.file), spec, provider=provider, device=device, threads=threads
+            bundle.file(spec.file),
+            spec,
+            provider=provider,
+            device=device,
+            threads=threads_each(threads, workers if at_once else 1),
+            take_turns=not at_once,
         )
 
     name = full_name(provider, device)
@@ -289,20 +305,6 @@ def load_all(loads: Mapping[str, Load], *, sized: bool, lazy_text: bool) -> dict
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(loads, pool.map(prepare, loads), strict=True))
-
-
-@cache
-def cpu_count() -> int:
-    """Return the CPUs this process may use, by affinity and by cgroup quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or "max": no quota
-        return max(1, count)
 
 
 def full_name(provider: str, device: int) -> str:

@@ -10,10 +10,11 @@ from importlib import metadata
 
 from rism.runtime.device import open_device
 from rism.runtime.driver import Driver, find_driver
-from rism.runtime.engines import choose_provider, cpu_count
+from rism.runtime.engines import choose_provider
 from rism.runtime.errors import ProviderError, RismError
 from rism.runtime.providers import is_tensorrt, ort_name
 from rism.runtime.tensorrt_library import check_driver, find_library
+from rism.runtime.threads import cpu_count
 
 __all__ = ["NAMES", "Probe", "packages", "probe", "python_line", "the_driver"]
 

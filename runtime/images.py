@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "load_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "load_image", "pixel_count", "quiet"]
 
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
@@ -54,9 +56,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
         return _decode(source, "the image")
     name = f"'{one_line(source)}'" if isinstance(source, (str, Path)) else "the image"
     data = _open_data(source, name)
-    with data, warnings.catch_warnings():
-        # The size limit is ours, and what Pillow says of odd metadata helps nobody here.
-        warnings.filterwarnings("ignore", module="PIL")
+    with data, quiet():
         try:
             image: Image.Image = Image.open(data, formats=FORMATS)
         except Image.DecompressionBombError:
@@ -71,6 +71,28 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
         with image:
             _check_size(image.size, name, max_pixels)
             return _decode(image, name)
+
+
+def pixel_count(file: Path) -> int:
+    """Return how many pixels a picture has by its header; 0 where it has none to be read."""
+    with quiet():
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                return image.width * image.height
+        except Exception:  # `load_image` says what is wrong
+            return 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow: the size limit is ours, and what it says of odd metadata helps nobody.
+
+    Warnings have one list of filters for all threads. Whoever reads pictures in several holds
+    this around them, so that none of them takes it from another.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def _open_data(source: str | Path | bytes | BinaryIO, name: str) -> BinaryIO:
@@ -162,7 +184,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _gray_16_to_8(image: Image.Image, name: str) -> Image.Image:

@@ -131,6 +131,7 @@ class Segmenter:
         warn: Callable[[str], None] | None = None,
         precision: str | None = None,
         engine: str | None = None,
+        workers: int = 1,
     ) -> "Segmenter":
         """Open a bundle and load its graphs.
 
@@ -153,6 +154,7 @@ class Segmenter:
             warn: told in one line of cached embeddings that could not be read or written.
             precision: "fp32", "fp16", "bf16" or "fp8" for an engine of it; None for any.
             engine: name of an engine variant of the bundle; None for the one that fits best.
+            workers: threads that will call `segment` at once; they share `threads`.
 
         Raises:
             BundleError: no such bundle, or it is damaged.
@@ -182,7 +184,7 @@ class Segmenter:
             prepare(engines, route.bundle.manifest, mode)
             return route, engines, cache
 
-        wish = Wish(provider, device, threads, precision, engine)
+        wish = Wish(provider, device, threads, precision, engine, workers)
         route, engines, cache = first_that_starts(bundle, mode, wish, start)
         return cls(
             route.bundle,

@@ -52,6 +52,7 @@ class Wish:
         threads: CPU threads; None for as many as this process may use.
         precision: "fp32", "fp16", "bf16" or "fp8"; None for whatever there is.
         engine: name of an engine variant; None for the one that fits best.
+        workers: threads of the caller that will run at once; see `engines.ort_load`.
     """
 
     provider: str = "auto"
@@ -59,6 +60,7 @@ class Wish:
     threads: int | None = None
     precision: str | None = None
     engine: str | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,12 @@ def route(
             if len(left) == len(graphs):
                 _check_own(manifest, provider, wish, bundle)
             loads |= ort_load(
-                bundle, left, provider=provider, device=wish.device, threads=wish.threads
+                bundle,
+                left,
+                provider=provider,
+                device=wish.device,
+                threads=wish.threads,
+                workers=wish.workers,
             )
             text_by = text_by or provider
             continue

@@ -22,6 +22,7 @@ from rism.runtime.cli.flags import (
     Threads,
     Tokens,
     Verbose,
+    Workers,
 )
 
 __all__ = ["app"]
@@ -124,6 +125,7 @@ def run(
         ),
     ] = None,
     threads: Threads = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -152,6 +154,7 @@ def run(
             instructions=instructions,
             cache=cache,
             threads=threads,
+            workers=workers,
         )
         run_pictures(options, console)
 

@@ -26,6 +26,7 @@ __all__ = [
     "Tokens",
     "TritonDevice",
     "Verbose",
+    "Workers",
 ]
 
 
@@ -114,6 +115,15 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="Pictures of a folder to work on at once, 1 for one after the other; they share "
+        "the threads. Left out: one for each thread, up to 4.",
+    ),
+]
 Tau = Annotated[
     float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
 ]

@@ -41,6 +41,11 @@ class Destination:
     json_file: Path | None = None
     json_stdout: bool = False
 
+    @property
+    def as_json(self) -> bool:
+        """Whether results go anywhere as JSON."""
+        return self.json_file is not None or self.json_stdout
+
     def path(self, stem: str, slug: str, kind: Kind) -> Path:
         """Name the file of one picture of one result."""
         if self.file is not None or self.folder is None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from rism.runtime.atomic import write_atomically
+from rism.runtime.cli.answer import Answer, PictureError, Question
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.cli.outputs import Destination, choose_destination, slugs
+from rism.runtime.cli.outputs import Destination, choose_destination
 from rism.runtime.cli.refiner import find_refiner
-from rism.runtime.cli.report import failure_record, json_text, result_record, summary_line
+from rism.runtime.cli.report import failure_record, json_text
 from rism.runtime.cli.sources import Source, find_sources
-from rism.runtime.errors import InputError, RismError
-from rism.runtime.images import load_image
+from rism.runtime.errors import RismError
+from rism.runtime.images import pixel_count, quiet
 from rism.runtime.instructions import InstructionFile
+from rism.runtime.pipeline import in_order
 from rism.runtime.refine import Refiner
-from rism.runtime.render import Uint8, encode_png, render
-from rism.runtime.result import Segmentation
 from rism.runtime.segmenter import Segmenter
+from rism.runtime.threads import MOST_WORKERS, cpu_count
 
 __all__ = ["RunOptions", "run_pictures"]
 
@@ -28,6 +29,9 @@ _DEMONSTRATOR = (
     "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs: "
     "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
 )
+
+# Some 30 bytes each while a picture is drawn.
+_MOST_PIXELS_AT_ONCE = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class RunOptions:
     instructions: Path | None = None
     cache: str | None = None
     threads: int | None = None
+    workers: int | None = None
 
 
 def run_pictures(options: RunOptions, console: Console) -> None:
@@ -75,39 +80,58 @@ def run_pictures(options: RunOptions, console: Console) -> None:
         from_folder=from_folder,
     )
     destination.prepare()
-    segmenter = _load(options, console)
+    workers = _workers(options, len(sources))
+    segmenter = _load(options, console, workers)
+    reworded = options.refiner is not None or options.instructions is not None
+    question = Question(
+        segmenter, options.expressions, options.tau, options.tokens, reworded, destination
+    )
+    answers = in_order(
+        question.answer, sources, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
+    )
     records: list[dict[str, Any]] = []
     failed = 0
-    for number, source in enumerate(sources):
-        if from_folder:
-            console.progress(number, len(sources), source.label)
-        encoded = False
-        try:
-            pixels, timings = _read(source)
-            state = segmenter.set_image(pixels)
-            encoded = True
-            found = segmenter.segment(
-                state, options.expressions, tau=options.tau, prompt_weights=options.tokens
-            )
-        except InputError as error:
-            # Expressions and tau are the same for every picture: what they raise ends the run.
-            # What a refiner says of a picture is not.
-            refined = options.refiner is not None or options.instructions is not None
-            if not from_folder or (encoded and not refined):
-                raise
-            console.error(f"{source.label}: {error}")
-            records.append(failure_record(source.label, error))
-            failed += 1
-            continue
-        shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + timings}
-        results = [_with_timings(result, shared, len(found)) for result in found]
-        records += _deliver(source, pixels, results, destination, console)
+    with closing(answers), quiet() if workers > 1 else nullcontext():
+        for number, (source, answer) in enumerate(zip(sources, answers, strict=True)):
+            if from_folder:
+                console.progress(number, len(sources), source.label)
+            try:
+                found = answer()
+            except PictureError as error:
+                if not from_folder:
+                    raise
+                console.error(f"{source.label}: {error}")
+                if destination.as_json:
+                    records.append(failure_record(source.label, error))
+                failed += 1
+                continue
+            records += _deliver(found, destination, console)
     _deliver_json(records, destination)
     if failed:
         raise RismError(f"{failed} of {len(sources)} pictures failed, the others are written")
 
 
-def _load(options: RunOptions, console: Console) -> Segmenter:
+def _workers(options: RunOptions, pictures: int) -> int:
+    """Return how many pictures are worked on at once.
+
+    Raises:
+        UsageError: several, with a refiner: nobody promised that it can be asked at once.
+    """
+    if options.refiner is not None:
+        if options.workers not in (None, 1):
+            raise UsageError(
+                "--refiner is asked about one picture at a time, expected --workers 1 or none"
+            )
+        return 1
+    workers = options.workers or min(MOST_WORKERS, options.threads or cpu_count())
+    return min(workers, pictures)
+
+
+def _pixels(source: Source) -> int:
+    return 0 if source.path is None else pixel_count(source.path)
+
+
+def _load(options: RunOptions, console: Console, workers: int) -> Segmenter:
     refiner = _refiner(options, console)
     if options.bundle is None:
         console.note(_DEMONSTRATOR)
@@ -124,6 +148,7 @@ def _load(options: RunOptions, console: Console) -> Segmenter:
         refiner=refiner,
         cache_dir=options.cache,
         warn=console.detail,
+        workers=workers,
     )
     console.clear()
     manifest = segmenter.manifest
@@ -144,58 +169,26 @@ def _refiner(options: RunOptions, console: Console) -> Refiner | None:
     return found
 
 
-def _read(source: Source) -> tuple[Uint8, float]:
-    """Decode one picture and say how many milliseconds it took."""
-    start = perf_counter()
-    pixels = load_image(source.open())
-    return pixels, (perf_counter() - start) * 1e3
-
-
-def _with_timings(result: Segmentation, shared: dict[str, float], share: int) -> Segmentation:
-    """Give each expression its part of the picture's own time."""
-    own = {stage: milliseconds / share for stage, milliseconds in shared.items()}
-    return replace(result, timings_ms={**own, **result.timings_ms})
-
-
 def _deliver(
-    source: Source,
-    pixels: Uint8,
-    results: Sequence[Segmentation],
-    destination: Destination,
-    console: Console,
+    answers: Sequence[Answer], destination: Destination, console: Console
 ) -> list[dict[str, Any]]:
     """Write the pictures of one source, print its lines, and return its JSON entries."""
-    records = []
-    names = slugs([result.expression for result in results])
     stdout_is_data = destination.to_stdout or destination.json_stdout
-    for result, slug in zip(results, names, strict=True):
-        written = _write_pictures(source, pixels, result, slug, destination)
-        records.append(result_record(source.label, result, written))
+    for answer in answers:
+        for path, data in answer.files:
+            if path is None:
+                write_stdout(data)
+            else:
+                write_atomically(path, data)
         if not (stdout_is_data or console.quiet):
             console.clear()
-            write_stdout(summary_line(source.label, result, written) + "\n")
-        stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
-        console.detail(f'{source.label}: "{result.instruction}", {stages} ms')
-    return records
-
-
-def _write_pictures(
-    source: Source, pixels: Uint8, result: Segmentation, slug: str, destination: Destination
-) -> list[Path]:
-    written = []
-    for kind in destination.kinds:
-        data = encode_png(render(result, pixels, kind))
-        if destination.to_stdout:
-            write_stdout(data)
-            continue
-        path = destination.path(source.stem, slug, kind)
-        write_atomically(path, data)
-        written.append(path)
-    return written
+            write_stdout(answer.line + "\n")
+        console.detail(answer.detail)
+    return [answer.record for answer in answers if answer.record is not None]
 
 
 def _deliver_json(records: Sequence[dict[str, Any]], destination: Destination) -> None:
-    if destination.json_file is None and not destination.json_stdout:
+    if not destination.as_json:
         return
     text = json_text(records)
     if destination.json_file is not None:

@@ -1,0 +1,120 @@
+"""One picture of `rism run`: from its file to the bytes of all that is written about it.
+
+Nothing is written here: this part runs in threads, and files appear in the order of the pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rism.runtime.cli.outputs import Destination, slugs
+from rism.runtime.cli.report import result_record, summary_line
+from rism.runtime.cli.sources import Source
+from rism.runtime.errors import InputError
+from rism.runtime.images import load_image
+from rism.runtime.render import Uint8, encode_png, render
+from rism.runtime.result import Segmentation
+from rism.runtime.segmenter import Segmenter
+
+__all__ = ["Answer", "PictureError", "Question"]
+
+
+class PictureError(InputError):
+    """A picture that cannot be answered for, where another could."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is delivered for one expression on one picture.
+
+    Attributes:
+        files: where to and what; None for stdout.
+        record: its entry of the JSON; None where there is none.
+        line: what was found, for people.
+        detail: what it took, for those who ask.
+    """
+
+    files: tuple[tuple[Path | None, bytes], ...]
+    record: dict[str, Any] | None
+    line: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every picture.
+
+    Attributes:
+        segmenter: whom to ask.
+        expressions: what to find.
+        tau: region threshold; None for the bundle's.
+        tokens: which tokens of the prompt count.
+        reworded: a refiner looks at each picture, and may fail on some.
+        destination: what is wanted, and under which names.
+    """
+
+    segmenter: Segmenter
+    expressions: tuple[str, ...]
+    tau: float | None
+    tokens: str
+    reworded: bool
+    destination: Destination
+
+    def answer(self, source: Source) -> list[Answer]:
+        """Segment one picture and draw what is wanted of it.
+
+        Raises:
+            PictureError: the picture cannot be read or is of no size for the model, or a refiner
+                failed on it.
+            InputError: an expression or an option that no picture can be asked with.
+        """
+        try:
+            start = perf_counter()
+            pixels = load_image(source.open())
+            took = (perf_counter() - start) * 1e3
+            state = self.segmenter.set_image(pixels)
+        except InputError as error:
+            raise PictureError(str(error)) from error
+        try:
+            found = self.segmenter.segment(
+                state, self.expressions, tau=self.tau, prompt_weights=self.tokens
+            )
+        except InputError as error:
+            # Expressions and tau are the same for every picture. What a refiner says is not.
+            if self.reworded:
+                raise PictureError(str(error)) from error
+            raise
+        shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
+        results = [_with_timings(result, shared, len(found)) for result in found]
+        names = slugs([result.expression for result in results])
+        return [
+            self._drawn(source, pixels, result, slug)
+            for result, slug in zip(results, names, strict=True)
+        ]
+
+    def _drawn(self, source: Source, pixels: Uint8, result: Segmentation, slug: str) -> Answer:
+        wanted = self.destination
+        files = tuple(
+            (
+                None if wanted.to_stdout else wanted.path(source.stem, slug, kind),
+                encode_png(render(result, pixels, kind)),
+            )
+            for kind in wanted.kinds
+        )
+        written = [path for path, _ in files if path is not None]
+        stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
+        return Answer(
+            files,
+            result_record(source.label, result, written) if wanted.as_json else None,
+            summary_line(source.label, result, written),
+            f'{source.label}: "{result.instruction}", {stages} ms',
+        )
+
+
+def _with_timings(result: Segmentation, shared: dict[str, float], share: int) -> Segmentation:
+    """Give each expression its part of the picture's own time."""
+    own = {stage: milliseconds / share for stage, milliseconds in shared.items()}
+    return replace(result, timings_ms={**own, **result.timings_ms})

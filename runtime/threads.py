@@ -1,0 +1,39 @@
+"""CPUs that this process may use, and how pictures that are worked on at once share them."""
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+
+__all__ = ["MOST_WORKERS", "SMALL_BUNDLE_BYTES", "cpu_count", "threads_each"]
+
+# Each worker holds a decoded picture and what is drawn of it.
+MOST_WORKERS = 4
+# A bundle below this computes a picture in less time than it takes to read and write one: two
+# pictures at once on a thread each beat two threads that wait for each other. Above it, layers
+# are large enough for all threads, and what a run needs of memory is not multiplied.
+SMALL_BUNDLE_BYTES = 2**30
+
+
+@cache
+def cpu_count() -> int:
+    """Return the CPUs this process may use, by affinity and by cgroup quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return max(1, count)
+
+
+def threads_each(threads: int | None, workers: int) -> int:
+    """Return how many threads each of some workers may have, so that together they fit.
+
+    Args:
+        threads: CPU threads for all of them; None for as many as this process may use.
+        workers: how many there are.
+    """
+    return max(1, (threads or cpu_count()) // max(1, workers))

@@ -1,0 +1,211 @@
+"""A folder of pictures, one after the other and several at once: the same in every byte."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from rism.runtime import engines
+from rism.runtime.cli import run as run_command
+from rism.runtime.cli.app import app
+from rism.runtime.errors import OutputError
+from rism.runtime.threads import cpu_count
+
+runner = CliRunner()
+# One thread for each picture either way: sums of another number of threads round differently.
+SERIAL = ("--workers", "1", "--threads", "1")
+AT_ONCE = ("--workers", "3", "--threads", "3")
+
+
+@pytest.fixture
+def folder(picture: Path, workplace: Path) -> Path:
+    """Twelve pictures of several sizes; two are none, one is of no size for the model."""
+    place = workplace / "in"
+    place.mkdir()
+    whole = picture.read_bytes()
+    with Image.open(picture) as image:
+        for number in range(9):
+            turned = image.rotate(40 * number).resize((60 + 23 * number, 150 - 9 * number))
+            turned.save(place / f"{number}.png")
+    (place / "2b.png").write_bytes(whole[:200])
+    (place / "5b.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (900, 10)).save(place / "long.png")
+    return place
+
+
+def rism(*arguments: str | Path, bundle: Path) -> Result:
+    return runner.invoke(app, ["run", "in", *map(str, arguments), "--bundle", str(bundle)])
+
+
+def without_times(text: str) -> list[dict[str, object]]:
+    entries = json.loads(text)
+    for entry in entries:
+        entry.pop("timings_ms", None)
+    return list(entries)
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in place.iterdir()}
+
+
+def test_the_same_in_every_byte(tiny_bundle: Path, folder: Path, workplace: Path) -> None:
+    def both(flags: tuple[str, ...]) -> tuple[object, ...]:
+        asked = ("green", "the red", "--json", "--save", "all", "-o", "out/")
+        shown = rism(*asked, *flags, bundle=tiny_bundle)
+        files = contents(workplace / "out")
+        for file in (workplace / "out").iterdir():
+            file.unlink()
+        return shown.exit_code, shown.stderr, without_times(shown.stdout), files
+
+    serial, at_once = both(SERIAL), both(AT_ONCE)
+    assert serial == at_once
+    code, stderr, entries, files = serial
+    assert code == 1
+    assert isinstance(stderr, str) and isinstance(entries, list) and isinstance(files, dict)
+    assert stderr.splitlines()[-1] == "error: 3 of 12 pictures failed, the others are written"
+    assert [Path(entry["image"]).name for entry in entries if "error" in entry] == [
+        "2b.png", "5b.jpg", "long.png",
+    ]  # fmt: skip
+    assert len(files) == 9 * 2 * 4
+
+
+def test_lines_come_in_the_order_of_the_pictures(
+    tiny_bundle: Path, folder: Path, workplace: Path
+) -> None:
+    shown = rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle)
+    lines = [line.split(" ")[0] for line in shown.stdout.splitlines()]
+    assert lines == [f"in/{number}.png" for number in range(9)]
+
+
+@pytest.mark.parametrize("flags", [SERIAL, AT_ONCE])
+def test_what_ends_a_run_ends_it_there(
+    tiny_bundle: Path,
+    folder: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+) -> None:
+    real, written = run_command.write_atomically, []
+
+    def write(path: Path, data: bytes) -> None:
+        if len(written) == 3:
+            raise OutputError(f"cannot write {path}: No space left on device")
+        real(path, data)
+        written.append(path.name)
+
+    monkeypatch.setattr(run_command, "write_atomically", write)
+    before = threading.active_count()
+    shown = rism("green", "--save", "mask", "-o", "out/", *flags, bundle=tiny_bundle)
+    assert shown.exit_code == 1
+    assert shown.stderr.splitlines()[-1].endswith("3.green.mask.png: No space left on device")
+    assert sorted(contents(workplace / "out")) == [f"{n}.green.mask.png" for n in range(3)]
+    assert threading.active_count() == before
+
+
+def test_a_large_bundle_is_run_once_at_a_time(
+    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "SMALL_BUNDLE_BYTES", 1)
+    real, sessions = engines._session, []
+    overlapped = threading.Event()
+
+    class Watched:
+        """A session that knows whether it is run twice at once."""
+
+        def __init__(self, session: object) -> None:
+            self._session = session
+            self._running = threading.Lock()
+
+        def run(self, *arguments: object) -> object:
+            if not self._running.acquire(blocking=False):
+                overlapped.set()
+                return self._session.run(*arguments)  # type: ignore[attr-defined]
+            try:
+                return self._session.run(*arguments)  # type: ignore[attr-defined]
+            finally:
+                self._running.release()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._session, name)
+
+    def session(file: Path, provider: str, device: int, threads: int) -> object:
+        sessions.append(threads)
+        return Watched(real(file, provider, device, threads))
+
+    monkeypatch.setattr(engines, "_session", session)
+    assert rism("green", "-o", "out/", "--workers", "4", bundle=tiny_bundle).exit_code == 1
+    assert sessions == [cpu_count()] * 3
+    assert not overlapped.is_set()
+
+
+def test_pictures_at_once_share_the_threads(
+    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, given = engines._session, []
+
+    def session(file: Path, provider: str, device: int, threads: int) -> object:
+        given.append(threads)
+        return real(file, provider, device, threads)
+
+    monkeypatch.setattr(engines, "_session", session)
+    for flags, threads in (
+        (("--threads", "5"), 1),  # four pictures at once, the most by default
+        (("--threads", "5", "--workers", "2"), 2),
+        (("--threads", "5", "--workers", "1"), 5),
+        (("--threads", "1"), 1),
+    ):
+        given.clear()
+        rism("green", "--json", *flags, bundle=tiny_bundle)
+        assert set(given) == {threads}
+
+
+def test_a_refiner_is_asked_about_one_picture_at_a_time(
+    tiny_bundle: Path, folder: Path, workplace: Path
+) -> None:
+    (workplace / "counting_words.py").write_text(
+        "import threading\nseen = []\n"
+        "def count(instruction, image):\n"
+        "    seen.append((threading.get_ident(), image.shape[1]))\n"
+        "    return instruction\n"
+    )
+    asked = ("green", "--json", "--refiner", "counting_words:count")
+    shown = rism(*asked, "--threads", "4", bundle=tiny_bundle)
+    assert shown.exit_code == 1
+    import counting_words  # type: ignore[import-not-found]
+
+    assert counting_words.seen == [(threading.get_ident(), 60 + 23 * n) for n in range(9)]
+    refused = rism(*asked, "--workers", "2", bundle=tiny_bundle)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "error: --refiner is asked about one picture at a time, expected --workers 1 or none\n"
+    )
+
+
+def test_without_json_nothing_is_kept_of_a_picture(
+    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(run_command, "_deliver_json", lambda records, _: kept.append(len(records)))
+    rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle)
+    rism("green", "-o", "out.json", *AT_ONCE, bundle=tiny_bundle)
+    assert kept == [0, 12]
+
+
+def test_threads_that_share_a_segmenter_get_what_one_gets(
+    tiny_bundle: Path, colours: np.ndarray
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rism.runtime import Segmenter
+
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", threads=1, workers=4)
+    pictures = [np.roll(colours, 7 * shift, axis=1) for shift in range(12)]
+    expected = [segmenter.segment(each, "green").mask for each in pictures]
+    other = Segmenter.from_bundle(tiny_bundle, provider="cpu", threads=1, workers=4)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: other.segment(each, "green").mask, pictures))
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
