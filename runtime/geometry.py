@@ -161,11 +161,12 @@ def normalise(resized_hwc: Resized, plan: Plan, geometry: Geometry) -> Float32:
     """Crop and normalise what `resize` returned: (h, w, 3) to (1, 3, h, w) float32."""
     left, top, right, bottom = plan.crop_xyxy
     # One multiply-add over float32 planes: (x / 255 - mean) / std.
-    chw = resized_hwc[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32)
+    rows = resized_hwc[top:bottom, left:right]
+    chw = rows.transpose(2, 0, 1).astype(np.float32, order="C")
     chw /= np.float32(255.0)
     chw -= np.float32(geometry.mean)
     chw /= np.float32(geometry.std)
-    return np.ascontiguousarray(chw)[None]
+    return chw[None]
 
 
 def positions(grid_hw: tuple[int, int]) -> Float32:

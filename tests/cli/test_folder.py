@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from rism.runtime import engines
+from rism.runtime.cli import answer
 from rism.runtime.cli import run as run_command
 from rism.runtime.cli.app import app
 from rism.runtime.errors import OutputError
+from rism.runtime.images import load_image, pixel_count
 from rism.runtime.threads import cpu_count
 
 runner = CliRunner()
@@ -185,6 +188,53 @@ def test_a_refiner_is_asked_about_one_picture_at_a_time(
     )
 
 
+def test_no_more_pictures_are_decoded_than_are_worked_on(
+    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Decoded(np.ndarray):
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    alive: weakref.WeakSet[Decoded] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def load(source: Path) -> np.ndarray:
+        pixels = load_image(source).view(Decoded)
+        alive.add(pixels)
+        counts.append(len(alive))
+        return pixels
+
+    monkeypatch.setattr(answer, "load_image", load)
+    for broken in ("2b.png", "5b.jpg", "long.png"):
+        (folder / broken).unlink()
+    assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 0
+    assert len(counts) == 9
+    assert max(counts) <= 3
+
+
+def test_heavy_pictures_wait_for_each_other(
+    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, most, running = threading.Lock(), 0, 0
+    real = answer.load_image
+
+    def load(source: Path) -> np.ndarray:
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        pixels = real(source)
+        with lock:
+            running -= 1
+        return pixels
+
+    monkeypatch.setattr(answer, "load_image", load)
+    monkeypatch.setattr(run_command, "_MOST_PIXELS_AT_ONCE", 100)
+    for broken in ("2b.png", "5b.jpg"):  # which weigh nothing
+        (folder / broken).unlink()
+    assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 1
+    assert most == 1
+
+
 def test_without_json_nothing_is_kept_of_a_picture(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,3 +259,12 @@ def test_threads_that_share_a_segmenter_get_what_one_gets(
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda each: other.segment(each, "green").mask, pictures))
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_pixels_by_the_header(picture: Path, workplace: Path) -> None:
+    assert pixel_count(picture) == 96 * 160
+    (workplace / "x.png").write_bytes(picture.read_bytes()[:60])
+    assert pixel_count(workplace / "x.png") in (0, 96 * 160)
+    (workplace / "y.png").write_bytes(b"no picture")
+    assert pixel_count(workplace / "y.png") == 0
+    assert pixel_count(workplace / "missing.png") == 0
