@@ -253,9 +253,12 @@ def _fisher(means: Array, squares: Array) -> float:
 
 def _class_sums(block: Array, region: Array, inverse_norms: Array) -> Array:
     """Sums of L2-normalised rows over a region and the rest: (n, D) to (2, D)."""
-    xp = array_namespace(block)
     # (M / |F|) F, instead of a normalised copy of F.
-    return (xp.stack([region, ~region]) * inverse_norms) @ block
+    xp = array_namespace(block)
+    weights = xp.empty((2, block.shape[0]), xp.float32)
+    weights[0] = region * inverse_norms
+    weights[1] = inverse_norms - weights[0]
+    return weights @ block
 
 
 def _means(sums: Array, region: Array, inverse_norms: Array) -> tuple[Array, Array]:
@@ -276,7 +279,7 @@ def _inverse_norms(features: Array) -> Array:
     """1 / |F| per token, and 0 for a zero vector."""
     xp = array_namespace(features)
     square = _dots(features, features)
-    return xp.where(square > 0, 1 / xp.sqrt(xp.where(square > 0, square, 1)), 0)
+    return 1 / xp.where(square > 0, xp.sqrt(square), np.inf)
 
 
 def _by_rule(means: Array, rule: str) -> Array:
