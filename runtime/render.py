@@ -32,6 +32,7 @@ _STOPS_RGB = (
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
 _HEAT_SHARE = 0.7
+_ROWS = 64
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 _OUTLINE_PART = 300  # the outline is this part of the shorter side
 
@@ -91,10 +92,13 @@ def cutout(image_hwc: Uint8, mask_hw: npt.NDArray[np.bool_]) -> Uint8:
 
 def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
     """Lay a map in [0, 1], (H, W), in colours over the grey picture: (H, W, 3)."""
-    level = np.rint(np.clip(map_hw, 0.0, 1.0) * 255).astype(np.uint8)
-    grey = (image_hwc @ _GREY_WEIGHTS)[..., None]
-    heat = _PALETTE[level]
-    drawn: Uint8 = np.rint(heat * _HEAT_SHARE + grey * (1 - _HEAT_SHARE)).astype(np.uint8)
+    drawn = np.empty((*map_hw.shape, 3), np.uint8)
+    # Some rows at a time: the floats between bytes and bytes are seven times as large.
+    for top in range(0, len(map_hw), _ROWS):
+        rows = slice(top, top + _ROWS)
+        level = np.rint(np.clip(map_hw[rows], 0.0, 1.0) * 255).astype(np.uint8)
+        grey = (image_hwc[rows] @ _GREY_WEIGHTS)[..., None]
+        drawn[rows] = np.rint(_PALETTE[level] * _HEAT_SHARE + grey * (1 - _HEAT_SHARE))
     return drawn
 
 
