@@ -1,34 +1,89 @@
-"""`python -m benchmarks [startup] [postprocess] [--json FILE]`: every figure with its baseline."""
+"""`python -m benchmarks [run] [SCENARIO...]`: every figure beside its baseline, of the same run.
+
+Scenarios stand in a file: scenarios.toml for any machine, gpu.toml for one with a GPU. Each is
+measured in processes of its own, with a time limit; what fails is a row with its reason, and the
+exit code is 1.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks import postprocess, startup
+from benchmarks.config import Scenario, chosen, read_config
 from benchmarks.measure import environment
+from benchmarks.results import SCHEMA, failures, table
+from benchmarks.run import run_scenario
+from rism.runtime.errors import OutputError, RismError
 
-SCENARIOS = {"startup": startup, "postprocess": postprocess}
+QUICK = Path(__file__).parent / "scenarios.toml"
 
 
-def main() -> None:
-    """Run the scenarios asked for (all by default) and print their tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", help=f"some of: {', '.join(SCENARIOS)}")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    args = parser.parse_args()
-    unknown = [name for name in args.scenarios if name not in SCENARIOS]
-    if unknown:
-        parser.error(f"no scenario {unknown[0]}, expected some of: {', '.join(SCENARIOS)}")
-    results: dict[str, object] = {"environment": environment()}
-    for name in args.scenarios or SCENARIOS:
-        result = SCENARIOS[name].run()
-        results[name] = result
-        print(SCENARIOS[name].report(result), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+def main(arguments: list[str] | None = None) -> int:
+    """Run the scenarios asked for, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.partition(":")[2].strip()
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; none: all")
+    parser.add_argument("--config", type=Path, default=QUICK, help="by default scenarios.toml")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there (matplotlib)")
+    parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
+    args = parser.parse_args(arguments)
+    names = args.scenarios[1:] if args.scenarios[:1] == ["run"] else args.scenarios
+    try:
+        scenarios = chosen(read_config(args.config), names)
+        if args.list:
+            print("\n".join(_listed(each) for each in scenarios))
+            return 0
+        return _run(args, scenarios)
+    except RismError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
+    done: dict[str, Any] = {}
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "config": args.config.name,
+        "environment": environment(),
+        "scenarios": done,
+    }
+    _write(args.json, results)
+    for scenario in scenarios:
+        done[scenario.name] = run_scenario(scenario)
+        print(table(scenario.name, done[scenario.name]), end="\n\n", flush=True)
+        _write(args.json, results)  # a run that is cut short leaves what it had
+    if args.plots is not None:
+        from benchmarks.plots import draw
+
+        for file in draw(results, args.plots):
+            print(f"drew {file}")
+    problems = failures(results)
+    for problem in problems:
+        print(f"failed: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _listed(scenario: Scenario) -> str:
+    return f"{scenario.name:<22} {scenario.kind:<16} {scenario.what}; against '{scenario.baseline}'"
+
+
+def _write(file: Path | None, results: dict[str, Any]) -> None:
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"{file} cannot be written ({error.strerror}): give --json a file in a folder that "
+            "exists"
+        ) from None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,20 @@ from benchmarks.capture_models import RandomModel
 from benchmarks.capture_variants import Variant
 from benchmarks.measure import Timing, repeat, repeat_on_gpu
 
-__all__ = ["Figure", "attention_kernels", "forget", "out_of_memory", "run_compiled", "run_eager"]
+__all__ = [
+    "Check",
+    "Figure",
+    "attention_kernels",
+    "forget",
+    "out_of_memory",
+    "outputs_of",
+    "run_compiled",
+    "run_eager",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+Check = Callable[[Arrays], None]
+"""Raises where outputs are not what they should be; asked before anything is timed."""
 
 _WARM_UP = 3
 _GIB = 2**30
@@ -34,17 +47,38 @@ class Figure:
 
     timing: Timing
     memory_bytes: int | None
-    outputs: dict[str, npt.NDArray[Any]]
+    outputs: Arrays
     notes: dict[str, object] = field(default_factory=dict)
 
 
-def run_eager(model: RandomModel, variant: Variant, *, runs: int) -> Figure:
+def outputs_of(model: RandomModel, variant: Variant) -> Arrays:
+    """Run it once, and bring what it gives out to the host: float32, by name."""
+    return _outputs(model, variant, model.module(variant))
+
+
+def run_eager(
+    model: RandomModel,
+    variant: Variant,
+    *,
+    runs: int,
+    warm_up: int = _WARM_UP,
+    check: Check | None = None,
+) -> Figure:
     """Run it as PyTorch runs Python, operator by operator."""
-    return _measure(model, variant, model.module(variant), runs)
+    times = _Times(runs, warm_up, check)
+    return _measure(model, variant, model.module(variant), times)
 
 
-def run_compiled(model: RandomModel, variant: Variant, *, runs: int) -> Figure:
+def run_compiled(
+    model: RandomModel,
+    variant: Variant,
+    *,
+    runs: int,
+    warm_up: int = _WARM_UP,
+    check: Check | None = None,
+) -> Figure:
     """Run it through torch.compile, the graph taken by torch.export as the exporter's is."""
+    times = _Times(runs, warm_up, check)
     module = model.module(variant)
     start = time.perf_counter()
     try:
@@ -53,30 +87,49 @@ def run_compiled(model: RandomModel, variant: Variant, *, runs: int) -> Figure:
             compiled = torch.compile(program.module(), fullgraph=True, dynamic=False)
             compiled(**model.feeds)
         seconds = time.perf_counter() - start
-        return _measure(model, variant, compiled, runs, {"compile_s": round(seconds, 1)})
+        return _measure(model, variant, compiled, times, {"compile_s": round(seconds, 1)})
     finally:
         torch.compiler.reset()  # it would keep the weights
+
+
+@dataclass(frozen=True)
+class _Times:
+    """How often, and what is asked before."""
+
+    runs: int
+    warm_up: int
+    check: Check | None
+
+
+def _outputs(
+    model: RandomModel, variant: Variant, module: Callable[..., tuple[torch.Tensor, ...]]
+) -> Arrays:
+    with torch.no_grad():
+        found = [value.float().cpu().numpy() for value in module(**model.feeds)]
+    return dict(zip(variant.outputs, found, strict=True))
 
 
 def _measure(
     model: RandomModel,
     variant: Variant,
     module: Callable[..., tuple[torch.Tensor, ...]],
-    runs: int,
+    times: _Times,
     notes: dict[str, object] | None = None,
 ) -> Figure:
     def run() -> object:
         return module(**model.feeds)
 
+    found = _outputs(model, variant, module)
+    if times.check is not None:
+        times.check(found)
     with torch.no_grad():
-        found = [value.float().cpu().numpy() for value in module(**model.feeds)]
         if model.device == "cpu":
-            timing, memory = repeat(run, runs=runs, warm_up=_WARM_UP), None
+            timing, memory = repeat(run, runs=times.runs, warm_up=times.warm_up), None
         else:
             torch.cuda.reset_peak_memory_stats()
-            timing = repeat_on_gpu(run, runs=runs, warm_up=_WARM_UP)
+            timing = repeat_on_gpu(run, runs=times.runs, warm_up=times.warm_up)
             memory = torch.cuda.max_memory_allocated()
-    return Figure(timing, memory, dict(zip(variant.outputs, found, strict=True)), notes or {})
+    return Figure(timing, memory, found, notes or {})
 
 
 def attention_kernels(model: RandomModel) -> dict[str, str]:

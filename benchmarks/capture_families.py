@@ -34,6 +34,7 @@ Draw = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 Constants = Mapping[str, torch.Tensor]
 
 _TINY = Shape(2, 3, 2, 32, text_hidden=16, text_intermediate=32)
+_SMALL = Shape(2, 4, 8, 64, text_hidden=128, text_intermediate=256)
 _TINY_STEP1X = replace(SMALL, double=1, single=2, connector_depth=1)
 
 
@@ -74,9 +75,9 @@ class Sized:
 
     @property
     def feature_block(self) -> int:
-        """l'; never the last block, of which attention is all that is left."""
+        """l'; not the last block, of which attention is all that is left, unless it is the only."""
         blocks = self.double + self.single
-        return min(math.floor(self.feature_depth * blocks + 0.5), blocks - 2)
+        return max(0, min(math.floor(self.feature_depth * blocks + 0.5), blocks - 2))
 
 
 def _klein(shape: Shape, *, prompt_tokens: int = 512) -> Sized:
@@ -165,8 +166,20 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
     )
 
 
+def _of_blocks(blocks: int) -> Sized:
+    """A narrow klein of so many blocks, a quarter of them double-stream."""
+    double = blocks // 4
+    shape = Shape(double, blocks - double, 2, 32, text_hidden=16, text_intermediate=32)
+    return _klein(shape, prompt_tokens=64)
+
+
+# How cost grows is asked of models of every one of these depths.
+_DEPTHS = (1, 2, 4, 8, 16, 32, 57)
+
 MODELS = {
     "tiny": _klein(_TINY, prompt_tokens=32),
+    "small": _klein(_SMALL, prompt_tokens=128),
+    **{f"blocks-{depth}": _of_blocks(depth) for depth in _DEPTHS},
     "4b": _klein(SIZES["4b"]),
     "9b": _klein(SIZES["9b"]),
     "tiny-step1x": _step1x(_TINY_STEP1X, prompt_tokens=32, real_tokens=18),

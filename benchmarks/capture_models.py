@@ -28,13 +28,15 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """A model at a picture's size, such as 9b@1024."""
+    """A model at a picture's size, such as 9b@1024 or, width by height, 9b@2048x1024."""
 
     model: str
     side_px: int
+    height_px: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}@{self.side_px}"
+        height = "" if self.height_px is None else f"x{self.height_px}"
+        return f"{self.model}@{self.side_px}{height}"
 
     @classmethod
     def parse(cls, text: str) -> Case:
@@ -43,17 +45,18 @@ class Case:
         Raises:
             InputError: There is no such model, or the size is not made of whole tokens.
         """
-        model, _, side = text.partition("@")
-        if model not in MODELS or not side.isdecimal():
+        model, _, size = text.partition("@")
+        sides = size.split("x")
+        if model not in MODELS or len(sides) > 2 or not all(side.isdecimal() for side in sides):
             raise InputError(
                 f"model '{one_line(text, limit=40)}' is not known, expected one of "
                 f"{', '.join(MODELS)} and a size, such as 4b@512"
             )
-        if not 32 <= int(side) <= 4096 or int(side) % _TOKEN_PX:
+        if any(not 32 <= int(side) <= 4096 or int(side) % _TOKEN_PX for side in sides):
             raise InputError(
                 f"{one_line(text, limit=40)}: expected a multiple of {_TOKEN_PX} from 32 to 4096"
             )
-        return cls(model, int(side))
+        return cls(model, *(int(side) for side in sides))
 
     @property
     def sized(self) -> Sized:
@@ -61,9 +64,14 @@ class Case:
         return MODELS[self.model]
 
     @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.height_px or self.side_px) // _TOKEN_PX, self.side_px // _TOKEN_PX
+
+    @property
     def tokens(self) -> dict[str, int]:
         """Lengths of the sequence's parts."""
-        image = (self.side_px // _TOKEN_PX) ** 2
+        image = self.grid_hw[0] * self.grid_hw[1]
         return {"prompt": self.sized.prompt_tokens, "noisy": image, "clean": image}
 
     def spec(self) -> ModelSpec:
@@ -123,10 +131,11 @@ class Case:
             "noise": normal(tokens["noisy"], sized.latent_channels),
         }
         embeds = normal(tokens["prompt"], sized.prompt_dim)
-        side = self.side_px // _TOKEN_PX
-        cells = torch.arange(side, dtype=torch.float32, device=embeds.device)
+        rows, columns = (
+            torch.arange(each, dtype=torch.float32, device=embeds.device) for each in self.grid_hw
+        )
         ones = torch.ones(1, tokens["prompt"], device=embeds.device)
-        rest = {"prompt_weights": ones, "positions": torch.cartesian_prod(cells, cells)}
+        rest = {"prompt_weights": ones, "positions": torch.cartesian_prod(rows, columns)}
         if sized.real_tokens is not None:
             mask = ones.clone()
             mask[:, sized.real_tokens :] = 0

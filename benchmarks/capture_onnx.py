@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from benchmarks.capture_engines import Figure, forget
+from benchmarks.capture_engines import Check, Figure, forget
 from benchmarks.capture_models import RandomModel
 from benchmarks.capture_variants import VARIANTS, Variant, capturing
 from benchmarks.measure import repeat
@@ -78,6 +78,8 @@ def run_graph(
     *,
     device: str,
     runs: int,
+    warm_up: int = _WARM_UP,
+    check: Check | None = None,
 ) -> Figure:
     """Run a graph, inputs and outputs staying on the device.
 
@@ -87,6 +89,8 @@ def run_graph(
         variant: what it is.
         device: "cpu" or "cuda".
         runs: how often.
+        warm_up: untimed runs before.
+        check: asked of the first run's outputs.
     """
     forget()
     before = _free(device)
@@ -101,9 +105,12 @@ def run_graph(
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
-    timing = repeat(run, runs=runs, warm_up=_WARM_UP)
-    memory = None if before is None else before - (_free(device) or 0)
+    run()
     found = dict(zip(variant.outputs, binding.copy_outputs_to_cpu(), strict=True))
+    if check is not None:
+        check(found)
+    timing = repeat(run, runs=runs, warm_up=warm_up)
+    memory = None if before is None else before - (_free(device) or 0)
     return Figure(timing, memory, found, {"nodes": _nodes(session)})
 
 

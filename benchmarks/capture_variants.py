@@ -5,13 +5,16 @@ Each is a `Capture` that a family's single step calls, so blocks and weights are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rism.export.capture import Capture, Spans
+from benchmarks.baselines.no_capture import NoCapture
+from benchmarks.baselines.stored_attention import StoredAttention, StoredMean
+from benchmarks.capture_base import VectorsCapture
+from rism.export.capture import Spans
 from rism.export.graphs import CaptureGraph, CaptureOptions
 from rism.export.precision import Precision
 from rism.export.probe import torch_form
@@ -24,43 +27,7 @@ _QUANTITIES = CaptureOptions("vectors").outputs
 
 
 @dataclass
-class _Vectors(Capture):
-    """A capture that says itself what a graph of it gives out: by default a, T a, features."""
-
-    def outputs(self) -> tuple[torch.Tensor, ...]:
-        assert self.features is not None
-        vectors = torch.stack(self.attention_vectors, dim=1)
-        return vectors, torch.stack(self.propagated_vectors, dim=1), self.features
-
-
-@dataclass
-class _NoCapture(_Vectors):
-    """Attention and features only.
-
-    The last block's queries and keys are summed up and given out: a compiler would drop every
-    block after l' if nothing came of it, and the baseline would be a shorter model.
-    """
-
-    last: tuple[torch.Tensor, ...] = ()
-
-    def probe(
-        self,
-        index: int,
-        q_clean: torch.Tensor,
-        k: torch.Tensor,
-        statistics: torch.Tensor | None = None,
-    ) -> None:
-        del index, statistics
-        self.last = (q_clean, k)
-
-    def outputs(self) -> tuple[torch.Tensor, ...]:
-        assert self.features is not None
-        used = torch.cat([part.float().mean((1, 3)) for part in self.last], dim=1)
-        return self.features, used
-
-
-@dataclass
-class _AllKeys(_Vectors):
+class _AllKeys(VectorsCapture):
     """`vectors` with the second attention over all keys, too: METHOD as it is first written."""
 
     def probe(
@@ -100,7 +67,7 @@ class _Narrow(_AllKeys):
 
 
 @dataclass
-class _Fused(_Vectors):
+class _Fused(VectorsCapture):
     """`rism.export.probe`, with the statistics of the main attention."""
 
     fused: bool = True
@@ -141,65 +108,6 @@ class _Shares(_Fused):
         self.propagated_vectors.append(propagated)
 
 
-@dataclass
-class _Paper(_Vectors):
-    """Equations 1, 3 and 4 as written.
-
-    Attention is computed once, by an explicit softmax, and the rows of the clean tokens are
-    stored for every block and head until the pass is over.
-    """
-
-    stored: list[torch.Tensor] = field(default_factory=list)
-
-    def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        compute, start = self.precision.compute, self.spans.clean_start
-        probabilities = self._probabilities(q.to(compute), k.to(compute))
-        out = (probabilities @ v.to(compute)).transpose(1, 2).flatten(2).to(q.dtype)
-        self.stored.append(self._rows(probabilities[:, :, start:]))
-        self.keep("mmsa", index, out[:, start:])
-        return out
-
-    def probe(
-        self,
-        index: int,
-        q_clean: torch.Tensor,
-        k: torch.Tensor,
-        statistics: torch.Tensor | None = None,
-    ) -> None:
-        del index, statistics
-        compute = self.precision.compute
-        self.stored.append(self._rows(self._probabilities(q_clean.to(compute), k.to(compute))))
-
-    def _probabilities(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        keys = k.transpose(-1, -2).flatten(0, 1)
-        scores = q.new_empty(keys.shape[0], q.shape[2], k.shape[2])
-        scale = q.shape[-1] ** -0.5  # of the product, which costs nothing here
-        scores = torch.baddbmm(scores, q.flatten(0, 1), keys, beta=0, alpha=scale)
-        return scores.softmax(-1).reshape(*q.shape[:3], -1)
-
-    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
-        return probabilities.clone()  # a view would keep the other tokens' rows, too
-
-    def outputs(self) -> tuple[torch.Tensor, ...]:
-        weights = self.prompt_weights.unsqueeze(-1)
-        for rows in self.stored:
-            mean = rows.mean(1, dtype=torch.float32)
-            a = (mean[:, :, : self.spans.prompt] @ weights)[..., 0]
-            to_clean = mean[:, :, self.spans.clean_start :]
-            transition = to_clean / to_clean.sum(-1, keepdim=True)
-            self.attention_vectors.append(a)
-            self.propagated_vectors.append((transition @ a.unsqueeze(-1))[..., 0])
-        return super().outputs()
-
-
-@dataclass
-class _PaperMean(_Paper):
-    """The same, but for each block the heads' mean is stored."""
-
-    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
-        return probabilities.mean(1, keepdim=True)
-
-
 @dataclass(frozen=True)
 class Variant:
     """One thing to measure.
@@ -212,7 +120,7 @@ class Variant:
     """
 
     what: str
-    capture: type[_Vectors] | None
+    capture: type[VectorsCapture] | None
     outputs: tuple[str, ...] = _QUANTITIES
     engines: tuple[str, ...] = ("torch", "compile", "onnxruntime")
 
@@ -220,17 +128,17 @@ class Variant:
 VARIANTS = {
     BASELINE: Variant(
         "every block as in the others, nothing probed; of the last block queries and keys only",
-        _NoCapture,
+        NoCapture,
         outputs=("features", "last"),
     ),
     "paper": Variant(
         "softmax written out, clean rows of every head stored per block",
-        _Paper,
+        StoredAttention,
         engines=("torch",),
     ),
     "paper mean": Variant(
         "softmax written out, the heads' mean of clean rows stored per block",
-        _PaperMean,
+        StoredMean,
         engines=("torch",),
     ),
     VECTORS: Variant("as exported: two attentions more, the second over clean keys only", None),
@@ -272,7 +180,7 @@ class _StepGraph(nn.Module):
     """A single step with another capture than rism's, behind the same inputs."""
 
     def __init__(
-        self, dit: nn.Module, spec: ModelSpec, capture: type[_Vectors], precision: Precision
+        self, dit: nn.Module, spec: ModelSpec, capture: type[VectorsCapture], precision: Precision
     ) -> None:
         super().__init__()
         self.dit, self.spec, self.capture, self.precision = dit, spec, capture, precision

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-__all__ = ["Timing", "environment", "peak_bytes", "repeat", "repeat_on_gpu"]
+from rism.export.memory import give_back
+
+__all__ = [
+    "HostPeak",
+    "Timing",
+    "by_turns",
+    "environment",
+    "host_peak",
+    "peak_bytes",
+    "repeat",
+    "repeat_on_gpu",
+    "versions",
+]
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 _PACKAGES = ("rism", "numpy", "onnxruntime", "pillow", "tokenizers")
 _GPU_FIELDS = (
@@ -61,6 +78,35 @@ def repeat(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
     return Timing(tuple(seconds))
 
 
+def by_turns(
+    ways: Mapping[str, Callable[[], object]], *, runs: int, warm_up: int = 1, settle: bool = True
+) -> dict[str, Timing]:
+    """Time several ways of one thing by turns, so that a busy minute is everybody's.
+
+    Args:
+        ways: by name.
+        runs: of each.
+        warm_up: untimed calls of each, before.
+        settle: take up to three turns of several runs each, and begin each by one that is not
+            timed: threads of another library wait by spinning for a while, and take the cores
+            from whoever comes next. Without it every run is a turn.
+    """
+    for run in ways.values():
+        for _ in range(warm_up):
+            run()
+    turns = min(3, runs) if settle else runs
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns):
+        for name, run in ways.items():
+            if settle:
+                run()
+            for _ in range(runs * turn // turns, runs * (turn + 1) // turns):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
+
+
 def repeat_on_gpu(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
     """Time `run` by events on PyTorch's current CUDA stream, one run at a time."""
     import torch
@@ -90,6 +136,56 @@ def peak_bytes(run: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@dataclass
+class HostPeak:
+    """Memory of this process while something ran.
+
+    Attributes:
+        nbytes: what it held at most beyond what it held before, resident; None where the kernel
+            does not tell (anything but Linux).
+    """
+
+    nbytes: int | None = None
+
+
+@contextmanager
+def host_peak() -> Iterator[HostPeak]:
+    """Watch the kernel's own high-water mark, which is lowered first."""
+    found = HostPeak()
+    gc.collect()
+    give_back()  # what was freed and kept would hide what is taken
+    try:
+        _CLEAR.write_text("5")
+        before: int | None = _resident("VmRSS")
+    except OSError:
+        before = None
+    yield found
+    if before is not None:
+        found.nbytes = max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"the kernel does not tell {field}")
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of the packages that every benchmark uses, and of others.
+
+    Args:
+        packages: others.
+    """
+    found = {}
+    for name in (*_PACKAGES, *packages):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 def environment(*, packages: Sequence[str] = (), gpu: bool = False) -> dict[str, object]:
     """What the figures were measured on.
 
@@ -97,22 +193,27 @@ def environment(*, packages: Sequence[str] = (), gpu: bool = False) -> dict[str,
         packages: to name besides those that every benchmark uses.
         gpu: say what the CUDA device is, and how fast it runs at this moment.
     """
-    versions = {}
-    for name in (*_PACKAGES, *packages):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     found: dict[str, object] = {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "packages": versions,
+        "packages": versions(packages),
     }
     return found | {"gpu": _gpu()} if gpu else found
+
+
+def _processor() -> str:
+    """Name of the CPU, where the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _gpu() -> dict[str, object]:

@@ -17,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -103,7 +104,7 @@ class Block:
         return a[None], (to_clean @ a / to_clean.sum(-1))[None]
 
 
-def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str, object]]:
+def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str, Any]]:
     """Time every way of one case.
 
     Args:
@@ -124,7 +125,7 @@ def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str
 
     main = time(lambda: F.scaled_dot_product_attention(block.q, block.k, block.v))
     told = time(lambda: attend(block.q, block.k, block.v))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for way, timing in ((BASELINE, main), ("the same with statistics", told)):
         rows.append({"way": way, **_times(timing, main)})
     literal: dict[int, Vectors] = {}
@@ -147,7 +148,7 @@ def _times(timing: Timing, main: Timing) -> dict[str, object]:
     return {**timing.to_json_dict(), "times_main_attention": timing.median / main.median}
 
 
-def _report(case: str, rows: list[dict[str, object]]) -> str:
+def _report(case: str, rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{case:<16}{'':<26}{'ms':>9}{'x main':>9}{'floor ms':>10}{'error a':>10}{'error Ta':>10}"
     ]
@@ -162,7 +163,7 @@ def _report(case: str, rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def _known_gpu(name: str) -> str | None:
+def known_gpu(name: str) -> str | None:
     """Return which datasheet a device's name belongs to."""
     return next((gpu for gpu in GPUS if gpu in name), None)
 
@@ -196,7 +197,7 @@ def _run(args: argparse.Namespace) -> None:
             "GPU and a CUDA build of PyTorch; use --device cpu --cases small to try it out, or "
             "--floors"
         )
-    gpu = _known_gpu(torch.cuda.get_device_name()) if args.device == "cuda" else None
+    gpu = known_gpu(torch.cuda.get_device_name()) if args.device == "cuda" else None
     results: dict[str, object] = {"baseline": BASELINE, "device": args.device}
     with torch.no_grad():
         for name in cases:

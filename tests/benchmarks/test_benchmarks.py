@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.literal import literal_mask
-from benchmarks.measure import peak_bytes, repeat
+pytest.importorskip("torch")
+
+from benchmarks.baselines.literal_mask import literal_mask
+from benchmarks.checks import same_masks, same_outputs, same_values
+from benchmarks.errors import DiffersError
+from benchmarks.measure import by_turns, host_peak, peak_bytes, repeat
 from rism.runtime.geometry import Plan, upsample
 from rism.runtime.method import segment_tokens
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -27,6 +27,7 @@ def test_the_literal_form_finds_the_same_mask(seed: int) -> None:
     ours = upsample(found.scores.reshape(grid_hw), Plan(size_wh, (96, 72), (0, 0, 96, 72), grid_hw))
     theirs = literal_mask(propagated, features, grid_hw=grid_hw, size_hw=size_wh[::-1], tau=0.7)
     assert ((ours > 0) != theirs).mean() < 1e-3
+    assert 0.05 < theirs.mean() < 0.95
 
 
 def test_what_is_measured() -> None:
@@ -36,8 +37,47 @@ def test_what_is_measured() -> None:
     assert peak_bytes(lambda: np.ones(1_000_000)) >= 8_000_000
 
 
-def test_an_unknown_scenario_is_wrong_usage() -> None:
-    command = [sys.executable, "-m", "benchmarks", "nothing"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "expected some of: startup, postprocess" in run.stderr
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+def test_memory_is_what_was_taken_meanwhile() -> None:
+    before = np.ones(3_000_000)  # held before, and not counted
+    with host_peak() as peak:
+        np.ones(6_000_000)
+    assert peak.nbytes is not None and 47e6 < peak.nbytes < 70e6
+    with host_peak() as peak:
+        float(before.sum())
+    assert peak.nbytes is not None and peak.nbytes < 10e6
+
+
+@pytest.mark.parametrize(("settle", "order"), [(True, "abaaabbbaaabbb"), (False, "abababababab")])
+def test_ways_take_turns(settle: bool, order: str) -> None:
+    called: list[str] = []
+    ways = {name: lambda name=name: called.append(name) for name in "ab"}
+    timings = by_turns(ways, runs=4 if settle else 5, warm_up=1, settle=settle)
+    assert [len(each.seconds) for each in timings.values()] == [4, 4] if settle else [5, 5]
+    if settle:
+        # A warm-up each, then turns of one untimed run and a share of the four.
+        assert "".join(called) == "ab" + "aabb" * 2 + "aaabbb"
+    else:
+        assert "".join(called) == order
+
+
+def test_what_differs_is_not_timed() -> None:
+    rng = np.random.default_rng(0)
+    outputs = {
+        "attention_vectors": rng.random((1, 3, 64), dtype=np.float32),
+        "propagated_vectors": rng.random((1, 3, 64), dtype=np.float32),
+        "features": rng.standard_normal((1, 64, 8), dtype=np.float32),
+    }
+    same_outputs("same", outputs, outputs, tolerance=0.0, mask_tolerance=0.0)
+    other = outputs | {"features": outputs["features"][:, ::-1].copy()}
+    with pytest.raises(DiffersError, match="'other: features' differs from the baseline by"):
+        same_outputs("other", other, outputs, tolerance=1e-3, mask_tolerance=0.0)
+    with pytest.raises(DiffersError, match=r"mask of 'other' differs .* its time means nothing"):
+        same_outputs("other", other, outputs, tolerance=10.0, mask_tolerance=0.01)
+    # What captures nothing has features to compare, and no mask.
+    same_outputs("no capture", {"features": outputs["features"]}, outputs, tolerance=0.0,
+                 mask_tolerance=0.0)  # fmt: skip
+    with pytest.raises(DiffersError, match="inf"):
+        same_values("broken", np.array([np.nan]), np.array([1.0]), 1.0)
+    with pytest.raises(DiffersError, match=r"100\.00% of its pixels"):
+        same_masks("cut", np.ones((2, 2), bool), np.ones((2, 3), bool), 0.1)

@@ -1,0 +1,129 @@
+"""Baseline: the whole method in PyTorch, as its paper does it: no bundle, no ONNX Runtime.
+
+Source: arXiv 2605.13122 over diffusers' Flux2KleinPipeline. The pipeline's own functions encode
+the instruction and the picture; one forward pass of its transformer has its attention written
+out, and the clean tokens' rows of every block are kept; features are upsampled to D x H x W.
+
+`python -m benchmarks.baselines.pytorch_pipeline PICTURE EXPRESSION MASK.npy` is one process of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from PIL import Image
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from benchmarks.baselines.literal_mask import literal_mask
+from rism.export.families.flux2_reference import literal_capture
+from rism.export.spec import LiteralCapture
+
+__all__ = ["CHECKPOINT", "NOISE", "PytorchPipeline"]
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "export" / "checkpoints" / "mini"
+NOISE = ROOT / "runtime" / "bundles" / "mini" / "noise.f32"
+
+Mask = npt.NDArray[np.bool_]
+
+
+class PytorchPipeline:
+    """A FLUX.2-klein checkpoint, loaded in float32.
+
+    Args:
+        checkpoint: a folder in diffusers' layout, with rism.json.
+        noise: (rows, C) float32, that of the bundle it is compared with.
+    """
+
+    def __init__(self, checkpoint: Path = CHECKPOINT, noise: Path = NOISE) -> None:
+        given: dict[str, Any] = {"torch_dtype": torch.float32}
+        self.settings = json.loads((checkpoint / "rism.json").read_text())
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
+        self.text = Qwen3ForCausalLM.from_pretrained(checkpoint / "text_encoder", **given).eval()
+        self.vae = AutoencoderKLFlux2.from_pretrained(checkpoint / "vae", **given).eval()
+        self.transformer = Flux2Transformer2DModel.from_pretrained(
+            checkpoint / "transformer", **given
+        ).eval()
+        self.token_px = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        channels = self.transformer.config.in_channels
+        self.noise = torch.from_numpy(np.fromfile(noise, "<f4").reshape(-1, channels))
+
+    @torch.no_grad()
+    def encode_text(self, expressions: list[str]) -> torch.Tensor:
+        """Expressions to embeddings, (B, N_p, E), by the pipeline's own function."""
+        embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+            text_encoder=self.text,
+            tokenizer=self.tokenizer,
+            prompt=[f"remove {text}" for text in expressions],
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            max_sequence_length=self.settings["max_sequence_length"],
+            hidden_states_layers=self.settings["text_encoder_out_layers"],
+        )
+        return embeds
+
+    def preprocess(self, picture: Image.Image) -> torch.Tensor:
+        """Resize as the demonstrator does (area kept, sides cut to tokens), to (1, 3, h, w)."""
+        width, height = picture.size
+        scale = self.settings["size_level"] / (width * height) ** 0.5
+        sides = [int(side * scale) // self.token_px * self.token_px for side in (width, height)]
+        resized = picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+        return (pixels.float() / 255 - 0.5)[None] / 0.5
+
+    @torch.no_grad()
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, 3, h, w) to packed latents (1, N_v, C), by the pipeline's own functions."""
+        packed = Flux2KleinPipeline._patchify_latents(self.vae.encode(image).latent_dist.mode())
+        mean = self.vae.bn.running_mean.view(1, -1, 1, 1)
+        std = torch.sqrt(self.vae.bn.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps)
+        latents: torch.Tensor = Flux2KleinPipeline._pack_latents((packed - mean) / std)
+        return latents
+
+    def capture(
+        self, latents: torch.Tensor, embeds: torch.Tensor, grid_hw: tuple[int, int]
+    ) -> LiteralCapture:
+        """One forward pass, every block's attention of the clean tokens stored."""
+        return literal_capture(
+            self.transformer,
+            clean_latents=latents,
+            noise=self.noise[None, : latents.shape[1]],
+            prompt_embeds=embeds,
+            prompt_weights=torch.ones(embeds.shape[:2]),
+            grid_hw=grid_hw,
+            feature_block=self.settings["feature_block"],
+            timestep=1.0,
+        )
+
+    def segment(self, picture: Image.Image, expression: str) -> Mask:
+        """Picture and expression to a mask, (H, W)."""
+        picture = picture.convert("RGB")
+        image = self.preprocess(picture)
+        grid_hw = (image.shape[2] // self.token_px, image.shape[3] // self.token_px)
+        found = self.capture(self.encode_image(image), self.encode_text([expression]), grid_hw)
+        vectors, matrices = found.attention_vectors[0], found.transition_matrices[0]
+        return literal_mask(
+            (matrices @ vectors.unsqueeze(-1))[..., 0],
+            found.features["mmsa"][0],
+            grid_hw=grid_hw,
+            size_hw=(picture.height, picture.width),
+            tau=self.settings["tau"],
+        )
+
+
+def main() -> None:
+    """One process: load, segment, write the mask."""
+    picture, expression, target = sys.argv[1:4]
+    np.save(target, PytorchPipeline().segment(Image.open(picture), expression))
+
+
+if __name__ == "__main__":
+    main()

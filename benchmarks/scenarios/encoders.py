@@ -1,0 +1,108 @@
+"""Text encoder and VAE encoder of the built-in model: graphs of ours against PyTorch's own.
+
+Rows: the libraries' classes in PyTorch, as the pipeline calls them; the module that is exported,
+by ONNX Runtime on a graph without our passes; and the bundle's graph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+
+from benchmarks.baselines.plain_onnx import write_plain_graph
+from benchmarks.baselines.pytorch_pipeline import CHECKPOINT, PytorchPipeline
+from benchmarks.checks import same_values
+from benchmarks.errors import ConfigError
+from benchmarks.measure import by_turns, host_peak
+from benchmarks.rows import Job, Row, bundle_folder, picture_size, timed
+from rism.export.bundle import open_model
+from rism.export.checkpoint import find_checkpoint
+from rism.export.precision import PRECISIONS
+from rism.runtime.bundle import Bundle
+from rism.runtime.engines import OrtEngine
+from rism.runtime.prompt import PromptEncoder
+
+__all__ = ["measure"]
+
+PYTORCH, PLAIN, OURS = "PyTorch", "ONNX Runtime, plain graph", "rism"
+# Weights of the bundle are stored in 16 bits.
+_TOLERANCE = 1e-3
+
+Array = npt.NDArray[Any]
+Way = Callable[[], Array]
+
+
+def measure(job: Job) -> list[Row]:
+    """Measure one of the two parts."""
+    part = job.get("part", str)
+    given = job.get("checkpoint", str)
+    folder = CHECKPOINT if given == "mini" else Path(given)
+    makers = {"text_encoder": _text, "vae_encoder": _vae}
+    if part not in makers:
+        raise ConfigError(f"part '{part}' is not known, expected one of {', '.join(makers)}")
+    bundle = Bundle.open(bundle_folder("mini"), verify=False)
+    feeds, pytorch = makers[part](job, PytorchPipeline(folder), bundle)
+    module = getattr(open_model(find_checkpoint(str(folder))), part)(PRECISIONS["fp32"]).fill()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "plain.onnx"
+        tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        write_plain_graph(module, tensors, ["out"], file)
+        session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    spec = bundle.manifest.graph(part)
+    engine = OrtEngine(bundle.file(spec.file), spec)
+    ways: dict[str, Way] = {
+        PYTORCH: pytorch,
+        PLAIN: lambda: np.asarray(session.run(None, feeds)[0]),
+        OURS: lambda: next(iter(engine.run(feeds).values())),
+    }
+    wanted = pytorch()
+    errors = {name: same_values(name, way(), wanted, _TOLERANCE) for name, way in ways.items()}
+    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    rows = []
+    for name, way in ways.items():
+        with host_peak() as peak:
+            way()
+        rows.append(timed(name, timings[name], host_bytes=peak.nbytes, error=errors[name]))
+    return rows
+
+
+def _text(job: Job, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str, Array], Way]:
+    texts = [f"the green van {number}" for number in range(job.get("batch", int))]
+    prompts = PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json())
+    encoded = prompts.tokenize([prompts.instruct(text) for text in texts])
+    ids, mask = (
+        np.ascontiguousarray(each, np.int64) for each in (encoded.input_ids, encoded.attention_mask)
+    )
+
+    @torch.no_grad()
+    def pytorch() -> Array:
+        # As `Flux2KleinPipeline._get_qwen3_prompt_embeds` does, tokens given.
+        found = pipeline.text(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        layers = pipeline.settings["text_encoder_out_layers"]
+        stacked = torch.stack([found.hidden_states[layer] for layer in layers], dim=1)
+        return np.asarray(stacked.transpose(1, 2).flatten(2).numpy())
+
+    return {"input_ids": ids, "attention_mask": mask}, pytorch
+
+
+def _vae(job: Job, pipeline: PytorchPipeline, _bundle: Bundle) -> tuple[dict[str, Array], Way]:
+    width, height = picture_size(job.get("size", str))
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
+
+    def pytorch() -> Array:
+        return np.asarray(pipeline.encode_image(torch.from_numpy(image)).numpy())
+
+    return {"image": image}, pytorch

@@ -1,0 +1,83 @@
+"""Post-processing on the host: ours against the paper's literal form on the same random input."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.baselines.literal_mask import literal_mask
+from benchmarks.checks import same_masks
+from benchmarks.measure import by_turns, host_peak
+from benchmarks.rows import Job, Row, picture_size, timed
+from rism.runtime.geometry import Plan, upsample
+from rism.runtime.method import segment_tokens
+
+__all__ = ["LITERAL", "OURS", "measure"]
+
+LITERAL, OURS = "literal, PyTorch", "rism"
+# A pixel at the very boundary may fall on either side of zero.
+_TOLERANCE = 1e-3
+
+Float32 = npt.NDArray[np.float32]
+
+
+def measure(job: Job) -> list[Row]:
+    """Measure every grid with every number of blocks; each is a group."""
+    size, features = picture_size(job.get("size", str)), job.get("features", int)
+    tau = job.get("tau", float)
+    rows = []
+    for grid, blocks in itertools.product(job.texts("grids"), job.numbers("blocks")):
+        grid_hw = picture_size(grid)
+        group = f"{grid} tokens, {blocks} blocks"
+        rows += _both(job, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
+    return rows
+
+
+def _both(
+    job: Job,
+    group: str,
+    drawn: tuple[Float32, Float32],
+    grid_hw: tuple[int, int],
+    size_wh: tuple[int, int],
+    tau: float,
+) -> list[Row]:
+    propagated, features = drawn
+    resized = (16 * grid_hw[1], 16 * grid_hw[0])
+    plan = Plan(size_wh, resized, (0, 0, *resized), grid_hw)
+
+    def ours() -> npt.NDArray[np.bool_]:
+        found = segment_tokens(propagated, propagated, features, tau=tau)
+        mask: npt.NDArray[np.bool_] = upsample(found.scores.reshape(grid_hw), plan) > 0
+        return mask
+
+    def literal() -> npt.NDArray[np.bool_]:
+        size_hw = (size_wh[1], size_wh[0])
+        return literal_mask(propagated, features, grid_hw=grid_hw, size_hw=size_hw, tau=tau)
+
+    share = same_masks(OURS, ours(), literal(), _TOLERANCE)
+    ways = {LITERAL: literal, OURS: ours}
+    peaks = {}
+    for name, way in ways.items():
+        with host_peak() as peak:
+            way()
+        peaks[name] = peak.nbytes
+    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    return [
+        timed(name, timing, group=group, host_bytes=peaks[name], pixels_that_differ=share)
+        for name, timing in timings.items()
+    ]
+
+
+def _draw(grid_hw: tuple[int, int], features: int, blocks: int) -> tuple[Float32, Float32]:
+    """A blob of tokens with features of their own, in noise: a region, not a coin toss."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices(grid_hw).reshape(2, -1)
+    high, wide = grid_hw
+    far = ((rows - 0.4 * high) / high) ** 2 + ((columns - 0.55 * wide) / wide) ** 2
+    inside = far < 0.2**2
+    drawn = rng.standard_normal((len(rows), features), dtype=np.float32)
+    drawn += 2 * inside[:, None] * rng.standard_normal(features, dtype=np.float32)
+    propagated = rng.uniform(0, 0.1, (blocks, len(rows))).astype(np.float32) + inside
+    return propagated.astype(np.float32), drawn

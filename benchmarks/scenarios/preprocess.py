@@ -1,0 +1,71 @@
+"""From a decoded picture to the VAE's input: ours against the pipeline's own image processor.
+
+Baseline: diffusers' Flux2ImageProcessor, called as Flux2KleinPipeline calls it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+from PIL import Image
+
+from benchmarks.checks import same_values
+from benchmarks.measure import by_turns, host_peak
+from benchmarks.rows import EXAMPLE, Job, Row, picture_size, timed
+from rism.runtime import geometry, load_image
+from rism.runtime.manifest import Geometry
+
+__all__ = ["OURS", "PIPELINE", "measure"]
+
+PIPELINE, OURS = "diffusers' image processor", "rism"
+# As FLUX.2-klein is published: no larger than a megapixel, cut to whole tokens.
+_RULES = Geometry(
+    size_level=1024,
+    resize="shrink",
+    remainder="crop",
+    multiple_px=16,
+    token_px=16,
+    resample="lanczos",
+    max_aspect=8.0,
+    mean=0.5,
+    std=0.5,
+)
+_TOLERANCE = 1e-6
+
+
+def measure(job: Job) -> list[Row]:
+    """Measure each size of picture; each is a group."""
+    rows = []
+    for size in job.texts("sizes"):
+        rows += _both(job, size)
+    return rows
+
+
+def _both(job: Job, size: str) -> list[Row]:
+    picture = Image.open(EXAMPLE).convert("RGB").resize(picture_size(size))
+    processor = Flux2ImageProcessor()
+
+    def ours() -> npt.NDArray[np.float32]:
+        pixels = load_image(picture)
+        plan = geometry.plan((pixels.shape[1], pixels.shape[0]), _RULES)
+        return geometry.to_model(pixels, plan, _RULES)
+
+    def pipeline() -> npt.NDArray[np.float32]:
+        processor.check_image_input(picture)
+        image = picture
+        if image.width * image.height > 1024 * 1024:
+            image = processor._resize_to_target_area(image, 1024 * 1024)
+        high, wide = (side // 16 * 16 for side in (image.height, image.width))
+        tensor = processor.preprocess(image, height=high, width=wide, resize_mode="crop")
+        return np.asarray(tensor.numpy())
+
+    error = same_values(OURS, ours(), pipeline(), _TOLERANCE)
+    ways = {PIPELINE: pipeline, OURS: ours}
+    rows = []
+    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    for name, way in ways.items():
+        with host_peak() as peak:
+            way()
+        rows.append(timed(name, timings[name], group=size, host_bytes=peak.nbytes, error=error))
+    return rows

@@ -1,0 +1,217 @@
+"""Every scenario of the quick file, at sizes that take a moment: rows, ratios, failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from benchmarks.__main__ import QUICK, main
+from benchmarks.config import Scenario, Target, read_config
+from benchmarks.plots import draw
+from benchmarks.results import failures, summary, table
+from benchmarks.rows import Row, of_size
+from benchmarks.run import run_here, run_scenario
+
+SCENARIOS = {each.name: each for each in read_config(QUICK)}
+# What makes each small. Those that are not here start processes of seconds: see below.
+SMALL: dict[str, dict[str, Any]] = {
+    "post-processing": {"grids": ["8x6"], "features": 24, "blocks": [2], "size": "64x48"},
+    "post-processing-tokens": {"grids": ["8x8", "8x16"], "features": 16, "size": "40x30"},
+    "post-processing-blocks": {"grids": ["8x8"], "features": 16, "size": "40x30"},
+    "preprocessing": {"sizes": ["320x240"]},
+    "text-encoder": {},
+    "vae": {"size": "32x48"},
+    "dit-capture": {
+        "cases": ["tiny@64"],
+        "compile_backend": "eager",
+        "variants": ["no capture", "paper", "vectors"],
+    },
+    "dit-size": {"cases": ["tiny@64", "tiny@96x64"]},
+    "dit-tokens": {"cases": ["blocks-1@64"]},
+    "dit-blocks": {"cases": ["blocks-1@64", "blocks-4@64"]},
+    "probe": {},
+    "picture": {},
+    "expressions": {"counts": [2]},
+    "install-size": {},
+}
+# Each of them is a process that imports PyTorch, or several: measured by the command, and by
+# tests of what they call.
+SLOW = {"cold-start", "import-time", "export", "folder", "providers"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small take longer to share out than to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(name: str) -> Scenario:
+    scenario = SCENARIOS[name]
+    parameters = dict(scenario.parameters) | SMALL[name]
+    return replace(scenario, runs=1, warm_up=0, parameters=parameters)
+
+
+def check_schema(found: dict[str, Any]) -> None:
+    """What a reader of the files counts on."""
+    assert set(found) - {"gpu"} == {
+        "kind", "what", "baseline", "runs", "warm_up", "parameters", "seconds", "versions",
+        "rows", "targets",
+    }  # fmt: skip
+    assert found["versions"]["numpy"] and found["versions"]["onnxruntime"]
+    for row in found["rows"]:
+        if "reason" in row:
+            assert set(row) == {"row", "group", "reason", "failed"}
+            continue
+        assert set(row) == {
+            "row", "group", "unit", "median", "min", "max", "runs", "baseline", "ratio", "also",
+            "host_bytes", "device_bytes", "notes",
+        }  # fmt: skip
+        assert row["unit"] in ("s", "bytes") and row["min"] <= row["median"] <= row["max"]
+        assert row["baseline"] == found["baseline"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_every_scenario_is_tried() -> None:
+    assert set(SMALL) | SLOW == set(SCENARIOS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_figures_stand_beside_their_baseline(name: str) -> None:
+    found = run_here(small(name))
+    check_schema(found)
+    assert not any("reason" in row for row in found["rows"]), found["rows"]
+    groups = {row["group"] for row in found["rows"]}
+    for group in groups:
+        rows = {row["row"]: row for row in found["rows"] if row["group"] == group}
+        baseline = rows[found["baseline"]]
+        assert baseline["ratio"] == 1.0 and len(rows) > 1
+        for row in rows.values():
+            assert row["median"] > 0 and row["ratio"] == row["median"] / baseline["median"]
+            for other, ratio in row["also"].items():
+                assert ratio == row["median"] / rows[other]["median"]
+    assert table(name, found).splitlines()[0].startswith(f"{name}: ")
+    if name == "dit-capture":
+        assert [row["row"] for row in found["rows"]] == [
+            "torch: no capture", "torch: paper", "torch: vectors",
+            "compile: no capture", "compile: vectors",
+            "onnxruntime: no capture", "onnxruntime: vectors",
+            "plain onnxruntime: no capture", "plain onnxruntime: vectors",
+        ]  # fmt: skip
+    if name == "dit-blocks":
+        assert groups == {"blocks-1@64", "blocks-4@64"}
+
+
+def test_products_in_fp8_are_a_row() -> None:
+    parameters = {"engines": ["torch", "fp8"], "precision": "bf16", "reference": "paper"}
+    rough = {"cases": ["tiny@64"], "tolerance": 0.3, "mask_tolerance": 1.0}
+    scenario = small("dit-size")
+    own = dict(scenario.parameters) | parameters | rough
+    found = run_here(replace(scenario, parameters=own))
+    rows = {row["row"]: row for row in found["rows"]}
+    assert not failures({"scenarios": {"fp8": found}})
+    weights = [rows[f"{engine}: vectors"]["notes"]["weights_bytes"] for engine in ("torch", "fp8")]
+    assert weights[1] < 0.7 * weights[0]
+    # Held against float16's tolerance they are not the same model.
+    tight = replace(scenario, parameters=own | {"tolerance": 1e-4})
+    reasons = [row["reason"] for row in run_here(tight)["rows"] if row.get("failed")]
+    assert any("'fp8: vectors: " in reason and "its time means nothing" in reason
+               for reason in reasons)  # fmt: skip
+
+
+def test_a_failure_is_a_row_and_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, file = tmp_path / "some.toml", tmp_path / "figures.json"
+    config.write_text(
+        """
+runs = 1
+warm_up = 0
+time_limit_s = 60
+[scenarios.good]
+kind = "install_size"
+baseline = "rism[triton]"
+parameters = { against = "triton" }
+targets = [{ row = "rism alone", at_most_bytes = 1 }]
+[scenarios.nameless]
+kind = "install_size"
+baseline = "nothing of this name"
+parameters = { against = "triton" }
+[scenarios.bad]
+kind = "install_size"
+baseline = "rism[cpu]"
+parameters = { extra = "magic" }
+"""
+    )
+    assert main(["run", "--config", str(config), "--json", str(file)]) == 1
+    out, err = capsys.readouterr()
+    results = json.loads(file.read_text())
+    assert results["schema"] == 1 and results["environment"]["packages"]["numpy"]
+    assert list(results["scenarios"]) == ["good", "nameless", "bad"]
+    for found in results["scenarios"].values():
+        check_schema(found)
+    [bad] = results["scenarios"]["bad"]["rows"][:1]
+    assert bad["failed"] and bad["reason"].startswith("there is no extra 'magic', expected one of ")
+    assert "FAILED: there is no extra 'magic'" in out
+    assert "target: rism alone at most 1 B, is" in out and out.count(": missed") == 1
+    assert "failed: bad: bad: there is no extra" in err
+    assert "no row of this name was measured, there are: rism[triton]" in err
+    assert main(["good", "--config", str(config), "--plots", str(tmp_path / "plots")]) == 0
+    assert (tmp_path / "plots" / "good.png").stat().st_size > 1000
+
+
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    scenario = replace(SCENARIOS["dit-size"], time_limit_s=1, runs=1)
+    found = run_scenario(scenario)
+    check_schema(found)
+    assert found["rows"][0] == {
+        "row": "torch",
+        "group": "",
+        "reason": "was not done after 1 s",
+        "failed": True,
+    }
+
+
+def test_medians_targets_and_what_is_not_here(tmp_path: Path) -> None:
+    scenario = replace(
+        SCENARIOS["probe"],
+        baseline="base",
+        also=("floor",),
+        targets=(
+            Target("fast", ratio_at_most=0.5, at_most_s=1.0),
+            Target("fast", against="floor", ratio_at_most=1.1),
+            Target("fast", over_weights_at_most=1e9),
+            Target("gone", at_most_s=1.0),
+        ),
+    )
+    rows = [
+        Row("base", values=(4.0, 5.0, 9.0)),
+        Row("floor", values=(2.0,)),
+        Row("fast", values=(2.5, 2.4, 2.6), device_bytes=3 * 10**9, notes={"weights_bytes": 10**9}),
+        Row("gone", reason="no such provider"),
+    ]
+    found = summary(scenario, rows, {"numpy": "2", "onnxruntime": "1"}, seconds=1.0)
+    check_schema(found)
+    fast = found["rows"][2]
+    assert (fast["median"], fast["ratio"], fast["also"]) == (2.5, 0.5, {"floor": 1.25})
+    assert [target["met"] for target in found["targets"]] == [False, True, False, False, None]
+    assert failures({"scenarios": {"one": found}}) == []
+    lines = table("one", found).splitlines()
+    assert lines[3].split("  ")[1:3] == ["fast ", "   2.5 s"] or "2.5 s" in lines[3]
+    assert "x 0.500" in lines[3] and "device 3 GB" in lines[3] and "x 1.250 floor" in lines[3]
+    assert lines[4].endswith("not here: no such provider")
+    assert lines[-1] == "  target: gone at most 1 s, is -: not measured"
+    small_one = summary(scenario, [of_size("base", 2000)], {"numpy": "2"}, seconds=1.0)
+    assert "2 kB" in table("one", small_one)
+    assert [file.name for file in draw({"scenarios": {"one": found}}, tmp_path)] == ["one.png"]
