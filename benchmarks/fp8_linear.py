@@ -43,7 +43,7 @@ class Fp8Linear(nn.Module):
         out = torch._scaled_mm(
             narrow, self.weight.t(), scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
         )
-        out = out.to(x.dtype).unflatten(0, x.shape[:-1])
+        out = out.to(x.dtype).reshape(*x.shape[:-1], -1)
         return out if self.bias is None else out + self.bias
 
 

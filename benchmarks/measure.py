@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import statistics
@@ -152,7 +151,6 @@ class HostPeak:
 def host_peak() -> Iterator[HostPeak]:
     """Watch the kernel's own high-water mark, which is lowered first."""
     found = HostPeak()
-    gc.collect()
     give_back()  # what was freed and kept would hide what is taken
     try:
         _CLEAR.write_text("5")

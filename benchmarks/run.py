@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.child import answer
 from benchmarks.config import Scenario
+from benchmarks.measure import versions
 from benchmarks.results import summary
 from benchmarks.rows import Job, Row, failed
 from benchmarks.scenarios import KINDS
@@ -43,7 +44,7 @@ def run_here(scenario: Scenario) -> dict[str, Any]:
 def _run(scenario: Scenario, ask: Callable[[Job], Answer]) -> dict[str, Any]:
     start = time.perf_counter()
     rows: list[Row] = []
-    found: dict[str, str] = {}
+    found = versions(KINDS[scenario.kind].packages)
     gpu: object = None
     for part, job in _jobs(scenario):
         said = ask(job)

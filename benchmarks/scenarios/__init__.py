@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
         "a text encoder or a VAE encoder as a bundle has it",
         "encoders",
         "measure",
-        {"part": "text_encoder", "checkpoint": "mini", "batch": 1, "size": "128x128"},
+        {"part": "text_encoder", "batch": 1, "size": "128x128", "plain": True},
         packages=(*_TORCH, *_ONNX),
     ),
     "dit": Kind(

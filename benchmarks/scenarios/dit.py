@@ -46,9 +46,7 @@ def measure(job: Job) -> list[Row]:
     """Measure every case with every engine and variant that is asked for."""
     engines = _known("engine", job.texts("engines"), ENGINES)
     variants = _known("variant", job.texts("variants"), tuple(VARIANTS))
-    reference = job.get("reference", str)
-    if reference != "none":
-        _known("variant", [reference], tuple(VARIANTS))
+    [reference] = _known("variant", [job.get("reference", str)], tuple(VARIANTS))
     precision, device = job.get("precision", str), job.get("device", str)
     _known("precision", [precision], tuple(PRECISIONS))
     _known("device", [device], ("cpu", "cuda"))
@@ -60,7 +58,7 @@ def measure(job: Job) -> list[Row]:
     rows = []
     for case in [Case.parse(text) for text in job.texts("cases")]:
         model = RandomModel(case, PRECISIONS[precision], device)
-        wanted = _reference(model, reference)
+        wanted = outputs_of(model, VARIANTS[reference])
         for engine in engines:
             rows += _engine(job, model, engine, variants, wanted)
         del model
@@ -76,11 +74,6 @@ def _known(what: str, given: list[str], known: tuple[str, ...]) -> list[str]:
                 f"{', '.join(known)}"
             )
     return given
-
-
-def _reference(model: RandomModel, name: str) -> Arrays:
-    """What all others are held against; nothing where a model is too large to ask."""
-    return {} if name == "none" else outputs_of(model, VARIANTS[name])
 
 
 def _engine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -60,7 +61,7 @@ def measure_picture(job: Job) -> list[Row]:
     for name, way in ways.items():
         with host_peak() as peak:
             way()
-        notes = {"stages_ms": stages} if name == OURS else {}
+        notes: dict[str, Any] = {"stages_ms": stages} if name == OURS else {}
         rows.append(
             timed(name, timings[name], host_bytes=peak.nbytes, pixels_that_differ=share, **notes)
         )

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -69,7 +70,7 @@ def _timed(
     job: Job,
     commands: Mapping[str, tuple[str, ...]],
     peaks: Mapping[str, int],
-    **notes: object,
+    **notes: Any,
 ) -> list[Row]:
     ways: dict[str, Callable[[], object]] = {
         name: partial(run_python, command) for name, command in commands.items()
