@@ -5,16 +5,16 @@ The full sizes are `python -m benchmarks.full_size`'s; here a checkpoint is made
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
 from pathlib import Path
 
 from benchmarks.errors import ConfigError
-from benchmarks.measure import by_turns
+from benchmarks.measure import Timing
 from benchmarks.random_checkpoint import SIZES, Shape, write_checkpoint
 from benchmarks.rows import Job, Row, of_size, timed
-from benchmarks.scenarios.processes import peak_of, run_python
+from benchmarks.scenarios.processes import peak_of
 from rism.export.checkpoint import find_checkpoint
 
 __all__ = ["measure"]
@@ -27,9 +27,11 @@ SHAPES = {
     "large": Shape(2, 6, 24, 128, 2560, 9728, text_blocks=28, vocabulary=8192, tied=True),
 }  # fmt: skip
 
+_SETTINGS = {"text_encoder_out_layers": [3, 6, 9], "feature_block": 5, "size_level": 512}
+
 
 def measure(job: Job) -> list[Row]:
-    """Measure both, each in processes of their own; memory is a group of its own."""
+    """Measure both, a process a run; there is no warm-up, and memory is a group of its own."""
     name = job.get("shape", str)
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
@@ -49,18 +51,18 @@ def measure(job: Job) -> list[Row]:
             )
 
         commands = {BASELINE: load_and_save, OURS: export}
-        peaks = {each: peak_of(command()) for each, command in commands.items()}
-        ways = {each: partial(_to_its_end, command) for each, command in commands.items()}
-        timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up, settle=False)
+        seconds: dict[str, list[float]] = {each: [] for each in commands}
+        peaks: dict[str, list[int]] = {each: [] for each in commands}
+        for _ in range(job.runs):
+            for each, command in commands.items():
+                start = time.perf_counter()
+                peaks[each].append(peak_of(command()))
+                seconds[each].append(time.perf_counter() - start)
     rows = [
-        timed(each, timing, group="time", host_bytes=peaks[each], checkpoint_bytes=nbytes)
-        for each, timing in timings.items()
+        timed(each, Timing(tuple(some)), group="time", checkpoint_bytes=nbytes)
+        for each, some in seconds.items()
     ]
-    return rows + [of_size(each, peak, group="peak memory") for each, peak in peaks.items()]
-
-
-def _to_its_end(command: Callable[[], tuple[str, ...]]) -> str:
-    return run_python(command())
+    return rows + [of_size(each, max(some), group="memory") for each, some in peaks.items()]
 
 
 def _checkpoint(name: str, scratch: Path) -> Path:
@@ -71,4 +73,6 @@ def _checkpoint(name: str, scratch: Path) -> Path:
         raise ConfigError(f"shape '{name}' is not known, expected one of {known}")
     folder = scratch / "checkpoint"
     write_checkpoint(folder, SHAPES.get(name) or SIZES[name])
+    if name in SHAPES:
+        (folder / "rism.json").write_text(json.dumps(_SETTINGS))
     return folder

@@ -95,7 +95,7 @@ def run_python(command: tuple[str, ...]) -> str:
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise ScenarioError(
-            f"python {one_line(' '.join(command[:2]))} ended with {done.returncode}: "
+            f"python {one_line(' '.join(command), limit=60)} ended with {done.returncode}: "
             f"{one_line(last[0])}"
         )
     return done.stdout
