@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,6 @@ def _write(file: Path | None, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # What it started ends with it, also where it is told to end.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())

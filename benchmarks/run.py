@@ -88,9 +88,11 @@ def _in_child(job: Job, limit_s: int) -> Answer:
         try:
             _, said = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             return {"reason": f"was not done after {limit_s} s"}
+        finally:
+            if process.poll() is None:  # it took too long, or this process is to end
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
         if process.returncode != 0 or not file.exists():
             last = said.strip().splitlines()[-1:] or ["it said nothing"]
             return {"reason": f"exit code {process.returncode}: {one_line(last[0])}"}
