@@ -410,7 +410,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     def absent(name: str) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("rism.runtime.cli.refine.import_module", absent)
+    monkeypatch.setattr("rism.runtime.cli.extras.import_module", absent)
     shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
     assert shown.exit_code == 1
     assert shown.stderr == (
