@@ -253,13 +253,22 @@ def table(case: Case, found: list[Stage]) -> str:
     head = ["stage", "TFLOP", "GB", *(f"{gpu.name}" for gpu in GPUS)]
     lines = [f"**{case}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for stage in found:
-        cells = [stage.name, f"{stage.operations / TERA:.3g}", f"{stage.nbytes / 1e9:.3g}"]
+        cells = [stage.name, _short(stage.operations / TERA), _short(stage.nbytes / 1e9)]
         for gpu in GPUS:
             both = [stage.seconds(gpu, precision) for precision in ("bf16", "fp8")]
-            low = "" if both[1] is None or "DiT" not in stage.name else f" ({both[1] * 1e3:.3g})"
-            cells.append(f"{(both[0] or 0) * 1e3:.3g}{low}")
+            low = (
+                "" if both[1] is None or "DiT" not in stage.name else f" ({_short(both[1] * 1e3)})"
+            )
+            cells.append(f"{_short((both[0] or 0) * 1e3)}{low}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value >= 1e-3 else "0"
 
 
 def main() -> None:
