@@ -239,9 +239,7 @@ class Gate:
                 for s in (scores, literal.scores)
             ]
             share = float((masks[0] != masks[1]).mean())
-            if not (prefix and self.lean):
-                # The features of one or two blocks say little: rounding alone turns such a mask.
-                worst(checks, prefix, "mask", share, limits.mask)
+            worst(checks, prefix, "mask", share, limits.mask)
 
 
 def run_graph(path: Path, feeds: Mapping[str, npt.NDArray[Any]], *, lean: bool = False) -> Arrays:
