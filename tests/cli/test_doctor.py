@@ -16,7 +16,7 @@ from rism.runtime.driver import find_driver
 from rism.runtime.errors import ProviderError
 from rism.runtime.selftest import record
 from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
-from tests.runtime.test_tensorrt_engine import ALL
+from tests.runtime.profiles import ALL
 
 Reseal = Callable[..., Path]
 runner = CliRunner()

@@ -14,7 +14,7 @@ from rism.runtime.cli.app import app
 from rism.runtime.driver import Driver
 from rism.runtime.selftest import record
 from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
-from tests.runtime.test_tensorrt_engine import ALL, transformer
+from tests.runtime.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
 runner = CliRunner()

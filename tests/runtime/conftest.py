@@ -1,9 +1,14 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rism.runtime import engines
+from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.profiles import ALL
+
+Reseal = Callable[..., Path]
 
 
 @pytest.fixture
@@ -18,3 +23,28 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(engines, "_session", session)
     return files
+
+
+@pytest.fixture
+def device() -> HostDevice:
+    return HostDevice()
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> FakeTensorRt:
+    """The recorded edge, where providers look for the library."""
+    fake = FakeTensorRt()
+    fake.device = device
+    stand_in(monkeypatch, fake, device)
+    return fake
+
+
+@pytest.fixture
+def built(tiny_bundle: Path, reseal: Reseal) -> Callable[..., Path]:
+    """What puts a variant into the tiny bundle."""
+
+    def build(graphs: dict[str, Any] | None = None, **changes: Any) -> Path:
+        entry = variant(tiny_bundle, ALL if graphs is None else graphs, **changes)
+        return reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
+
+    return build

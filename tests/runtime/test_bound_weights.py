@@ -19,7 +19,7 @@ from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.tensorrt_engine import TensorRtEngine
 from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
-from tests.runtime.test_tensorrt_engine import TEXT, VAE, transformer
+from tests.runtime.profiles import TEXT, VAE, transformer
 
 Reseal = Callable[..., Path]
 Json = dict[str, Any]

@@ -17,7 +17,7 @@ from rism.runtime.selftest import check_variant, record
 from rism.runtime.tensorrt_library import LIBRARIES
 from rism.runtime.variants import this_platform
 from tests.runtime.fake_tensorrt import variant
-from tests.runtime.test_tensorrt_engine import ALL, FIXED
+from tests.runtime.profiles import ALL, FIXED
 
 Reseal = Callable[..., Path]
 # One graph: module, ONNX file, plan, compute capability ("8.9"), name=min/opt/max ...

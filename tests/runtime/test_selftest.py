@@ -17,9 +17,7 @@ from rism.runtime.errors import BundleError, InputError
 from rism.runtime.selftest import Comparison, check, check_variant, ort_loads, record
 from rism.runtime.start import Wish
 from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, variant
-from tests.runtime.test_tensorrt_engine import ALL, device, transformer, trt
-
-__all__ = ["device", "trt"]  # fixtures
+from tests.runtime.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
 

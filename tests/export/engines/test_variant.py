@@ -17,7 +17,7 @@ from rism.export.engines.variant import check_here
 from rism.runtime.bundle import Bundle
 from rism.runtime.selftest import record
 from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
-from tests.runtime.test_tensorrt_engine import ALL, transformer
+from tests.runtime.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
 NAME = "rtx-fp16"
