@@ -26,12 +26,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from benchmarks.measure import environment
-from mini.scenes import held_out_scene
 from rism.calibration import CalibrationOptions, Scales, calibrate
 from rism.calibration.emulate import emulated
 from rism.calibration.graph import open_transformer
 from rism.calibration.layers import find_layers
 from rism.calibration.samples import Sample, prepare
+from rism.evaluation.scenes import held_out_scene
 from rism.export import ExportOptions, export_bundle
 from rism.runtime import Segmenter
 from rism.runtime.bundle import Bundle

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mini.scenes import COLOUR_NAMES, KIND_NAMES, Scene, pick_expression, training_scene
+from rism.evaluation.scenes import COLOUR_NAMES, KIND_NAMES, Scene, pick_expression, training_scene
 
 # Token grids (rows, columns) of about the same area: squares and both orientations.
 GRIDS = ((16, 16), (18, 14), (14, 18))

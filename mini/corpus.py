@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mini.scenes import make_expressions, training_scene
+from rism.evaluation.scenes import make_expressions, training_scene
 
 EVERYDAY = (
     "a an and any at away back background behind below beside between big bigger biggest black "

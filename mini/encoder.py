@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2
 
-from mini.scenes import training_scene
+from rism.evaluation.scenes import training_scene
 
 # A constant pair in every group fixes the scale that group normalisation divides by.
 _ANCHOR = 8.0

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mini.scenes import FORMS, held_out_scene
+from rism.evaluation.scenes import FORMS, held_out_scene
 from rism.runtime import Segmenter
 from rism.runtime.geometry import upsample
 

@@ -15,7 +15,7 @@ from mini.batches import IGNORE, Batch
 from mini.latents import grid_ids, text_ids
 from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
 from mini.probe import Probe
-from mini.scenes import COLOUR_NAMES, KIND_NAMES
+from rism.evaluation.scenes import COLOUR_NAMES, KIND_NAMES
 
 __all__ = ["WEIGHTS", "Learner", "StepOptions", "make_probe", "step_losses"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mini.scenes import Expression, Scene, held_out_scene, make_expressions
+from rism.evaluation.scenes import Expression, Scene, held_out_scene, make_expressions
 
 FIRST = 10_000
 

@@ -27,8 +27,8 @@ from mini.latents import encode
 from mini.learner import WEIGHTS, Learner, StepOptions, make_probe, step_losses
 from mini.losses import prototype_scores
 from mini.probe import Probe
-from mini.scenes import FORMS
 from mini.tokenizer import train_tokenizer
+from rism.evaluation.scenes import FORMS
 
 # Kinds are the hardest to learn to see, so training asks for them more than the score does.
 FORM_WEIGHTS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}

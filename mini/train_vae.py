@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mini.architecture import build_vae
 from mini.encoder import set_encoder, skip_silent_layers
 from mini.latents import patchify
-from mini.scenes import training_scene
+from rism.evaluation.scenes import training_scene
 
 CROP_PX = 48
 RATE = 3e-3

@@ -13,7 +13,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import nn
 
-from mini.scenes import held_out_scene
+from rism.evaluation.scenes import held_out_scene
 from rism.export import ExportError, ExportOptions, ExportReport, export_bundle
 from rism.export.checkpoint import find_checkpoint
 from rism.export.families.flux2_klein import KleinModel, open_klein

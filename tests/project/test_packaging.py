@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 import rism
 
 ROOT = Path(__file__).parents[2]
-HALVES = ("runtime", "export", "calibration")
+HALVES = ("runtime", "export", "calibration", "evaluation")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mini.scenes.scene import SIZE_ORDER, Scene, SceneObject
+from rism.evaluation.scenes.scene import SIZE_ORDER, Scene, SceneObject
 
 Form = Literal["kind", "colour", "size", "place", "relation"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mini.scenes.backgrounds import make_background
-from mini.scenes.expressions import (
+from rism.evaluation.scenes.backgrounds import make_background
+from rism.evaluation.scenes.expressions import (
     DEFAULT_FORM_WEIGHTS,
     FORMS,
     Expression,
     make_expressions,
     pick_expression,
 )
-from mini.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, KINDS, Kind, draw_sprite
-from mini.scenes.scene import SIZE_ORDER, SIZE_RANGES, Scene, SceneObject, make_scene
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, KINDS, Kind, draw_sprite
+from rism.evaluation.scenes.scene import SIZE_ORDER, SIZE_RANGES, Scene, SceneObject, make_scene
 
 _TRAINING_TAG = 0x7261696E
 _HELD_OUT_TAG = 0x68656C64

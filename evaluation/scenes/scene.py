@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from mini.scenes.backgrounds import make_background
-from mini.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, draw_sprite
+from rism.evaluation.scenes.backgrounds import make_background
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, draw_sprite
 
 SizeClass = Literal["small", "medium", "large"]
 

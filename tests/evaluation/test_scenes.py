@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from mini.scenes import (
+from rism.evaluation.scenes import (
     COLOUR_NAMES,
     COLOURS,
     FORMS,

@@ -1,0 +1,1 @@
+"""Scoring: datasets, metrics, reports and ablations of referring segmentation."""
