@@ -18,13 +18,19 @@ from rism.evaluation.scenes.expressions import (
     make_expressions,
     pick_expression,
 )
+from rism.evaluation.scenes.judged import (
+    SETS,
+    SPLITS,
+    Absent,
+    SceneSetName,
+    Split,
+    absent_expression,
+    judged_scene,
+)
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, KINDS, Kind, draw_sprite
 from rism.evaluation.scenes.scene import SIZE_ORDER, SIZE_RANGES, Scene, SceneObject, make_scene
 
 _TRAINING_TAG = 0x7261696E
-_HELD_OUT_TAG = 0x68656C64
-_HELD_OUT_SIDES = (200, 480)
-_HELD_OUT_MAX_ASPECT = 4 / 3
 _DRAWS = 50
 
 
@@ -43,15 +49,6 @@ def _described_scene(
         except ValueError as error:
             problem = error
     raise ValueError(f"none of {_DRAWS} scenes could be described: {problem}") from problem
-
-
-def _held_out_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height, each 200 to 480 pixels, aspect between 3:4 and 4:3."""
-    low, high = _HELD_OUT_SIDES
-    long_side = int(rng.integers(round(low * _HELD_OUT_MAX_ASPECT), high + 1))
-    shortest = int(np.ceil(long_side / _HELD_OUT_MAX_ASPECT))
-    short_side = int(rng.integers(shortest, long_side + 1))
-    return (long_side, short_side) if rng.random() < 0.5 else (short_side, long_side)
 
 
 def training_scene(
@@ -75,16 +72,8 @@ def training_scene(
 def held_out_scene(
     index: int, *, size_wh: tuple[int, int] | None = None
 ) -> tuple[Scene, Expression]:
-    """Draw the held-out scene with this number and an expression for one of its objects.
-
-    Args:
-        index: Non-negative number of the scene; the same one gives the same scene.
-        size_wh: Width and height in pixels; None draws sides of 200 to 480 pixels and an aspect
-            between 3:4 and 4:3.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence([_HELD_OUT_TAG, index]))
-    drawn_wh = _held_out_size(rng)
-    return _described_scene(rng, size_wh=size_wh or drawn_wh, form_weights=None)
+    """Draw the plain test scene with this number; see `judged_scene`."""
+    return judged_scene(index, size_wh=size_wh)
 
 
 __all__ = [
@@ -94,14 +83,21 @@ __all__ = [
     "FORMS",
     "KINDS",
     "KIND_NAMES",
+    "SETS",
     "SIZE_ORDER",
     "SIZE_RANGES",
+    "SPLITS",
+    "Absent",
     "Expression",
     "Kind",
     "Scene",
     "SceneObject",
+    "SceneSetName",
+    "Split",
+    "absent_expression",
     "draw_sprite",
     "held_out_scene",
+    "judged_scene",
     "make_background",
     "make_expressions",
     "make_scene",

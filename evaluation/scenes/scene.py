@@ -9,6 +9,7 @@ import numpy as np
 
 from rism.evaluation.scenes.backgrounds import make_background
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, draw_sprite
+from rism.evaluation.scenes.ruffles import ruffle
 
 SizeClass = Literal["small", "medium", "large"]
 
@@ -239,7 +240,7 @@ def _fits(
 
 
 def _place_objects(
-    rng: np.random.Generator, plans: list[ObjectPlan], *, size_wh: tuple[int, int]
+    rng: np.random.Generator, plans: list[ObjectPlan], *, size_wh: tuple[int, int], fine: bool
 ) -> list[tuple[ObjectPlan, np.ndarray, tuple[int, int]]] | None:
     """Find a place for every plan, back to front, or None if one does not fit."""
     owner = np.zeros((size_wh[1], size_wh[0]), np.uint8)
@@ -252,6 +253,8 @@ def _place_objects(
         colour = shades[int(rng.integers(len(shades)))]
         flip = bool(rng.random() < 0.5)
         sprite = draw_sprite(plan.kind, colour, size_px=size_px, flip=flip)
+        if fine:
+            sprite = ruffle(sprite, rng)
         solid = sprite[..., 3] >= 128
         barred = [other.colour == plan.colour for other, _, _ in placed]  # would melt together
         for _ in range(_PLACE_TRIES):
@@ -318,6 +321,7 @@ def make_scene(
     size_wh: tuple[int, int] = (128, 128),
     count: int | None = None,
     distractor_probability: float = DISTRACTOR_PROBABILITY,
+    fine: bool = False,
 ) -> Scene:
     """Draw a random scene.
 
@@ -326,6 +330,7 @@ def make_scene(
         size_wh: Width and height in pixels, each at least 64.
         count: Number of objects, 2 to 6; drawn at random when None.
         distractor_probability: How often the scene holds deliberate look-alikes.
+        fine: Ruffle the outlines of the objects.
 
     Returns:
         The scene; every object is at least 60 % visible and at most 15 % cut off.
@@ -343,7 +348,7 @@ def make_scene(
         mode, plans = _plan_objects(
             rng, count=number, distractor_probability=distractor_probability
         )
-        placed = _place_objects(rng, plans, size_wh=size_wh)
+        placed = _place_objects(rng, plans, size_wh=size_wh, fine=fine)
         objects = None if placed is None else _finish_objects(placed, size_wh=size_wh)
         if objects is None:
             continue
