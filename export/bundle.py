@@ -158,13 +158,18 @@ def open_model(checkpoint: Checkpoint) -> OpenModel:
     )
 
 
+def fixed_noise(spec: ModelSpec) -> npt.NDArray[np.float32]:
+    """Draw the noise that every bundle of a model ships: (rows, C), the same on every machine."""
+    return np.random.default_rng(_NOISE_SEED).standard_normal(
+        (spec.noise_rows, spec.latent_channels), dtype=np.float32
+    )
+
+
 def _write(export: Export, work: Path, progress: Progress) -> Checks:
     """Write the whole bundle into `work`, each graph compared with PyTorch."""
     spec = export.model.spec
     (work / spec.prompt.tokenizer).write_text(export.model.tokenizer_json, encoding="utf-8")
-    noise = np.random.default_rng(_NOISE_SEED).standard_normal(
-        (spec.noise_rows, spec.latent_channels), dtype=np.float32
-    )
+    noise = fixed_noise(spec)
     noise.astype("<f4").tofile(work / "noise.f32")
     progress.start(sum(part.write_bytes for part in export.plan.parts))
     writer = BundleWriter(export, work, noise, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2TimestepGuidanceEmbeddings
 from torch.nn import functional as F
@@ -14,18 +16,24 @@ __all__ = ["fold_modulation"]
 
 @torch.no_grad()
 def fold_modulation(
-    store: TensorStore, *, timestep: float, timestep_channels: int, width: int
+    store: TensorStore,
+    *,
+    timestep: float,
+    timestep_channels: int,
+    width: int,
+    layers: Sequence[str] = MODULATIONS,
 ) -> dict[str, torch.Tensor]:
-    """Compute the three modulation layers' outputs at `timestep`.
+    """Compute the outputs of modulation layers at `timestep`.
 
     Args:
         store: the transformer's tensors, under diffusers' names.
         timestep: sigma of the step.
         timestep_channels: size of the sinusoidal embedding.
         width: D.
+        layers: their names in the transformer.
 
     Returns:
-        (1, 6 D), (1, 6 D) and (1, 3 D) float32, by the layers' names.
+        By the layers' names, of `MODULATIONS` (1, 6 D), (1, 6 D) and (1, 3 D) float32.
     """
     embedder = Flux2TimestepGuidanceEmbeddings(
         in_channels=timestep_channels, embedding_dim=width, bias=False, guidance_embeds=False
@@ -42,5 +50,5 @@ def fold_modulation(
             [F.linear(embedded, rows.float()) for rows in store[f"{name}.linear.weight"].chunks()],
             dim=-1,
         )
-        for name in MODULATIONS
+        for name in layers
     }
