@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import numpy.typing as npt
 
 from rism.export.checkpoint import (
     Checkpoint,
@@ -26,14 +27,14 @@ from rism.export.plan import ExportPlan, make_plan
 from rism.export.precision import PRECISIONS
 from rism.export.progress import Progress
 from rism.export.selftest import store_vectors
-from rism.export.spec import OpenModel
+from rism.export.spec import ModelSpec, OpenModel
 from rism.export.tensors import read_headers
 from rism.export.workplace import check_output, workplace
 from rism.export.writer import BundleWriter, Export
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["export_bundle", "open_model", "plan_export"]
+__all__ = ["export_bundle", "fixed_noise", "open_model", "plan_export"]
 
 _NOISE_SEED = 0
 
