@@ -1,0 +1,174 @@
+"""Which settings are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rism.runtime.errors import InputError, one_line
+
+__all__ = ["MAPS", "SITES", "TAUS", "FeatureSetting", "Grid", "MapSetting", "Setting"]
+
+MAPS = ("CAM", "RAM")
+SITES = ("block", "adaln", "mmsa")
+"""Table 3's order."""
+TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MAP_THRESHOLD = 0.5
+"""Maps become masks above this in the paper's tables and figures."""
+
+_FEW_STEPS = 6
+_STEP = 5
+
+
+@dataclass(frozen=True)
+class MapSetting:
+    """A thresholded attention map.
+
+    Attributes:
+        timestep: whose attention.
+        blocks: "all", "shallow" (double-stream), "deep" (single-stream) or a block's number.
+        map: one of `MAPS`.
+    """
+
+    timestep: int
+    blocks: str
+    map: str
+
+    def __str__(self) -> str:
+        return f"{self.map} > {MAP_THRESHOLD:g} t {self.timestep} blocks {self.blocks}"
+
+
+@dataclass(frozen=True)
+class FeatureSetting:
+    """The whole method, with the region of step 0 and all blocks.
+
+    Attributes:
+        timestep: whose features.
+        block: whose features, counted over double-stream, then single-stream blocks.
+        site: one of `SITES`.
+        tau: of the region.
+    """
+
+    timestep: int
+    block: int
+    site: str
+    tau: float
+
+    def __str__(self) -> str:
+        return f"FSL t {self.timestep} block {self.block} {self.site} tau {self.tau:g}"
+
+
+Setting = MapSetting | FeatureSetting
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All settings of a run.
+
+    Attributes:
+        double, single: numbers of blocks of each kind.
+        timesteps: rising, beginning with 0.
+        blocks: whose features are compared, rising; the default one is among them.
+        sites: of these features; the default one is among them.
+        feature_block, feature_site, tau: the defaults.
+    """
+
+    double: int
+    single: int
+    timesteps: tuple[int, ...]
+    blocks: tuple[int, ...]
+    sites: tuple[str, ...]
+    feature_block: int
+    tau: float
+    feature_site: str = "mmsa"
+
+    @classmethod
+    def choose(
+        cls,
+        *,
+        double: int,
+        single: int,
+        feature_block: int,
+        tau: float,
+        steps: int,
+        timesteps: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
+        sites: Sequence[str] | None = None,
+    ) -> Grid:
+        """Fill in what is not asked for, and add the defaults to what is.
+
+        Args:
+            double, single: blocks of the model.
+            feature_block: its default.
+            tau: likewise.
+            steps: of its denoising.
+            timesteps: None for all of a few, or every fifth of many, as in the paper.
+            blocks: None for all.
+            sites: None for all.
+
+        Raises:
+            InputError: there is no such step, block or site.
+        """
+        if timesteps is None:
+            timesteps = range(0, steps, 1 if steps <= _FEW_STEPS else _STEP)
+        some = range(double + single) if blocks is None else blocks
+        _check("timestep", timesteps, range(steps))
+        _check("block", some, range(double + single))
+        _check("site", sites or (), SITES)
+        return cls(
+            double,
+            single,
+            tuple(sorted({0, *timesteps})),
+            tuple(sorted({feature_block, *some})),
+            tuple(site for site in SITES if sites is None or site in (*sites, "mmsa")),
+            feature_block,
+            tau,
+        )
+
+    @property
+    def subsets(self) -> dict[str, slice]:
+        """Rows of the blocks that maps are summed over, by name."""
+        count = self.double + self.single
+        found = {"all": slice(0, count)}
+        if self.double:
+            found["shallow"] = slice(0, self.double)
+        found["deep"] = slice(self.double, count)
+        return found | {str(block): slice(block, block + 1) for block in range(count)}
+
+    def default(self, *, tau: float | None = None) -> FeatureSetting:
+        """Return the method as it is, or with another tau."""
+        used = self.tau if tau is None else tau
+        return FeatureSetting(0, self.feature_block, self.feature_site, used)
+
+    def maps(self, timestep: int) -> list[MapSetting]:
+        """Return the maps of a step."""
+        return [MapSetting(timestep, name, kind) for name in self.subsets for kind in MAPS]
+
+    def features(self, timestep: int) -> list[FeatureSetting]:
+        """Return the features of a step; those of step 0 with every tau, too."""
+        found = [
+            FeatureSetting(timestep, block, site, self.tau)
+            for block in self.blocks
+            for site in self.sites
+        ]
+        if timestep == 0:
+            found += [self.default(tau=tau) for tau in TAUS]
+        return list(dict.fromkeys(found))
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Return all of them, in the order they are computed."""
+        return [
+            setting
+            for timestep in self.timesteps
+            for setting in (*self.maps(timestep), *self.features(timestep))
+        ]
+
+
+def _check(what: str, given: Sequence[object], known: Sequence[object]) -> None:
+    for each in given:
+        if each not in known:
+            said = f"0 to {len(known) - 1}" if isinstance(known, range) else ", ".join(SITES)
+            raise InputError(
+                f"{what} {one_line(each, limit=40)} is not of this model, expected {said}"
+            )

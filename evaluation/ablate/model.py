@@ -1,0 +1,346 @@
+"""A checkpoint in PyTorch that gives, for one expression, everything of every step asked for.
+
+Pictures, prompts and noise are brought to it by the runtime's own code, which here has
+PyTorch modules for engines.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from rism.evaluation.ablate.capture import WideCapture
+from rism.evaluation.ablate.families import Denoiser, denoiser
+from rism.export.bundle import fixed_noise, open_model
+from rism.export.capture import Spans
+from rism.export.checkpoint import Checkpoint, find_checkpoint
+from rism.export.files import read_json
+from rism.export.precision import PRECISIONS
+from rism.export.spec import ModelSpec, OpenModel, PromptTokens
+from rism.export.weightless import Part
+from rism.runtime import geometry, vision
+from rism.runtime.batch import transformer_feeds
+from rism.runtime.embed import PromptEmbedder
+from rism.runtime.engines import Arrays
+from rism.runtime.errors import InputError, ProviderError
+from rism.runtime.eye import Eye
+from rism.runtime.picture import ImageState
+from rism.runtime.prompt import PromptEncoder, PromptState, weigh
+
+__all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
+
+Float32 = npt.NDArray[np.float32]
+Features = dict[tuple[str, int], npt.NDArray[Any]]
+
+# FLUX's published scheduler, for checkpoints in layouts that come without one.
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a checkpoint is opened and run.
+
+    Attributes:
+        model: "mini", a published model's short name, a folder, a single file, or a hub id.
+        precision: "fp32", "bf16", "fp16", or None for the model's own.
+        device: of the transformer and the VAE, as PyTorch names it.
+        text_device: of the text encoder; None for `device`.
+        size_level: see `ExportOptions`.
+        template: the instruction, with {expression} in it; None for the model's.
+        steps: of the denoising; None for as many as published.
+        revision, offline: see `ExportOptions`.
+    """
+
+    model: str = "mini"
+    precision: str | None = None
+    device: str = "cpu"
+    text_device: str | None = None
+    size_level: int | None = None
+    template: str | None = None
+    steps: int | None = None
+    revision: str | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass says of one expression.
+
+    Attributes:
+        timestep: the denoising step, 0 for pure noise.
+        attention_vectors: (L, N_v) float32, a_l of every block.
+        propagated_vectors: (L, N_v) float32, T_l a_l.
+        features: (N_v, D) by site and block; float16 ones have each token's largest number
+            at one.
+        velocity: (N_v, C) float32, what the model predicts for the noisy tokens.
+    """
+
+    timestep: int
+    attention_vectors: Float32
+    propagated_vectors: Float32
+    features: Features = field(repr=False)
+    velocity: Float32 = field(repr=False)
+
+
+class TorchEngine:
+    """A module of the exporter as an engine of the runtime."""
+
+    def __init__(self, module: nn.Module, output: str, device: torch.device) -> None:
+        """Put a module with its weights on a device.
+
+        Args:
+            module: its inputs are named as those of the graph that is made of it.
+            output: name of its one output.
+            device: where it runs.
+        """
+        self._module, self._output, self._device = module.to(device), output, device
+        self._inputs = tuple(inspect.signature(module.forward).parameters)
+
+    @property
+    def provider(self) -> str:
+        """What it runs on."""
+        return f"pytorch:{self._device}"
+
+    @torch.inference_mode()
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """See `Engine`."""
+        given = {
+            name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self._device)
+            for name in self._inputs
+            if name in feeds
+        }
+        with self._device:  # what a module makes on the way is made there, too
+            out = self._module(**given)
+        return {self._output: out.float().cpu().numpy()}
+
+
+class AblationModel:
+    """An opened checkpoint with its weights."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        """Find, open and load a checkpoint.
+
+        Raises:
+            CheckpointError, UnsupportedModelError: see `find_checkpoint` and `open_model`.
+            ProviderError: no such device.
+            InputError: the number of steps is none.
+        """
+        device, text_device = _device(options.device), _device(options.text_device or "")
+        if options.text_device is None:
+            text_device = device
+        checkpoint = find_checkpoint(
+            options.model, revision=options.revision, offline=options.offline
+        )
+        opened = open_model(checkpoint)
+        if options.size_level is not None:
+            opened.spec = opened.spec.at_level(options.size_level)
+        if options.template is not None:
+            opened.spec = opened.spec.with_template(options.template)
+        self.checkpoint, self.device = checkpoint, device
+        self.precision = PRECISIONS[options.precision or opened.default_precision]
+        self._denoiser: Denoiser = denoiser(opened, _index(checkpoint))
+        self.steps = self._denoiser.steps if options.steps is None else options.steps
+        if self.steps < 1:
+            raise InputError(f"{self.steps} denoising steps were asked for, expected at least 1")
+        self.spec: ModelSpec = opened.spec
+        self._scheduler_config = _scheduler_config(checkpoint)
+        self._noise = fixed_noise(opened.spec)
+        self._engines(opened, text_device)
+        self._whole = self._denoiser.whole(self.precision)
+        self._whole.part.fill().to(device)
+
+    def _engines(self, opened: OpenModel, text_device: torch.device) -> None:
+        def engine(part: Part, output: str, device: torch.device) -> TorchEngine:
+            return TorchEngine(part.fill(), output, device)
+
+        precision, rules = self.precision, opened.spec.prompt
+        self._vae = engine(opened.vae_encoder(precision), "clean_latents", self.device)
+        self._encoder = PromptEncoder(rules, opened.tokenizer_json.encode())
+        eye = None
+        tower, token = opened.vision_encoder(precision), self._encoder.image_token_id
+        if tower is not None and rules.vision is not None and token is not None:
+            eye = Eye(
+                rules,
+                rules.vision,
+                engine(tower, "image_embeds", text_device),
+                image_token_id=token,
+                token_px=opened.spec.geometry.token_px,
+            )
+        text = engine(opened.text_encoder(precision), "prompt_embeds", text_device)
+        self._embedder = PromptEmbedder(self._encoder, text, max_batch=1, fixed_batch=None, eye=eye)
+
+    @property
+    def storage(self) -> torch.dtype:
+        """Number type in which features leave the device."""
+        return torch.float32 if self.precision.compute == torch.float32 else torch.float16
+
+    def state(self, image_hwc: npt.NDArray[np.uint8]) -> ImageState:
+        """Bring a picture (H, W, 3) to the model, as `PictureEncoder` does.
+
+        Raises:
+            InputError: too long, too small, or too large for the noise.
+        """
+        rules, size_wh = self.spec.geometry, (image_hwc.shape[1], image_hwc.shape[0])
+        plan = geometry.plan(size_wh, rules, max_tokens=len(self._noise))
+        pixels = np.ascontiguousarray(image_hwc)
+        resized = geometry.resize(pixels, plan, rules)
+        image = geometry.normalise(resized, plan, rules)
+        latents = self._vae.run({"image": image})["clean_latents"]
+        return ImageState(plan, latents, "", {}, None, self._view(pixels, resized, plan))
+
+    def _view(
+        self, pixels: npt.NDArray[np.uint8], resized: geometry.Resized, plan: geometry.Plan
+    ) -> vision.View | None:
+        """Return what the text encoder sees, as `PictureEncoder` has it."""
+        rules, own = self.spec.prompt.vision, self.spec.geometry
+        if rules is None:
+            return None
+        if rules.view_resample != own.resample or resized.dtype != np.uint8:
+            other = replace(own, resample=rules.view_resample, resize_in="uint8")
+            resized = geometry.resize(pixels, plan, other)
+        left, top, right, bottom = plan.crop_xyxy
+        part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
+        return vision.view(part, (right - left, bottom - top), rules)
+
+    def prompt(self, state: ImageState, expression: str) -> PromptState:
+        """Encode an expression about a picture.
+
+        Raises:
+            InputError: it is empty, too long, or has control tokens in it.
+        """
+        return self._embedder.embed([self._encoder.instruct(expression)], state)[0][0]
+
+    def sigmas(self, tokens: int) -> list[float]:
+        """Return sigma of each step for a picture of so many tokens, and the zero at the end."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler_config)
+        shift = self._denoiser.shift(tokens, self.steps, scheduler.config)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / self.steps, self.steps), mu=shift)
+        return [float(sigma) for sigma in scheduler.sigmas]
+
+    def passes(
+        self,
+        state: ImageState,
+        prompt: PromptState,
+        *,
+        timesteps: Sequence[int],
+        blocks: Sequence[int],
+        sites: Sequence[str],
+    ) -> Iterator[Pass]:
+        """Denoise from the fixed noise, and capture at the steps asked for.
+
+        Only the conditional branch runs, without guidance, and Euler's update leads from step
+        to step: x + (sigma_next - sigma) v.
+
+        Args:
+            state: the picture.
+            prompt: what is asked of it.
+            timesteps: below `steps`, rising.
+            blocks: whose features are kept.
+            sites: where in them.
+        """
+        feeds = transformer_feeds(
+            state,
+            [prompt],
+            weights=weigh(None, [prompt]),
+            noise=self._noise,
+            tau=self.spec.tau,
+            fixed=None,
+        )
+        given = {name: torch.from_numpy(value).to(self.device) for name, value in feeds.items()}
+        latents, sigmas = given["noise"], self.sigmas(state.plan.tokens)
+        for step in range(max(timesteps) + 1):
+            capture = self._run(
+                given,
+                latents,
+                sigmas[step],
+                lambda spans, weights, watching=step in timesteps: WideCapture(
+                    spans=spans,
+                    prompt_weights=weights,
+                    feature_block=-1,
+                    precision=self.precision,
+                    blocks=frozenset(blocks),
+                    sites=tuple(sites),
+                    storage=self.storage,
+                    watching=watching,
+                ),
+            )
+            assert capture.velocity is not None, "a whole model predicts"
+            if capture.watching:
+                yield _on_host(step, capture)
+            latents = latents + (sigmas[step + 1] - sigmas[step]) * capture.velocity
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        given: Mapping[str, torch.Tensor],
+        latents: torch.Tensor,
+        sigma: float,
+        make: Callable[[Spans, torch.Tensor], WideCapture],
+    ) -> WideCapture:
+        embeds = given["prompt_embeds"]
+        spans = Spans(embeds.shape[1], latents.shape[1], given["clean_latents"].shape[1])
+        capture = make(spans, given["prompt_weights"])
+        prompt = PromptTokens(
+            embeds,
+            given["prompt_mask"] if self.spec.prompt_mask else None,
+            given.get("prompt_positions"),
+        )
+        self._whole.at(sigma)
+        with self.device:
+            self._whole.part.module(
+                given["clean_latents"], latents, prompt, given["positions"], capture
+            )
+        return capture
+
+
+def _on_host(timestep: int, capture: WideCapture) -> Pass:
+    def vectors(found: Sequence[torch.Tensor]) -> Float32:
+        out: Float32 = torch.cat(list(found)).float().cpu().numpy()
+        return out
+
+    assert capture.velocity is not None, "a whole model predicts"
+    return Pass(
+        timestep,
+        vectors(capture.attention_vectors),
+        vectors(capture.propagated_vectors),
+        {where: kept[0].cpu().numpy() for where, kept in capture.kept.items()},
+        capture.velocity[0].cpu().numpy(),
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ProviderError(
+            f"device '{name}' cannot be used ({str(error).splitlines()[0][:120]}), expected cpu, "
+            "or cuda with a PyTorch that was built for it"
+        ) from None
+    return device
+
+
+def _index(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    file = checkpoint.folder / "model_index.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _scheduler_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    file = checkpoint.folder / "scheduler" / "scheduler_config.json"
+    return read_json(file) if file.is_file() else _SCHEDULER

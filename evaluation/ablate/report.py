@@ -1,0 +1,90 @@
+"""The folder of a run: tables as CSV, plots as SVG, and a page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rism.evaluation.ablate.findings import ABOUT_AS_GOOD, findings
+from rism.evaluation.ablate.runner import Outcome
+from rism.evaluation.ablate.tables import tables
+from rism.runtime.atomic import write_atomically
+
+__all__ = ["page", "write_report"]
+
+_SHOWN = {
+    "figure3": ("figure3.svg", "figure3-blocks.svg"),
+    "figure4": ("figure4.svg",),
+    "figure5": ("figure5.svg",),
+}
+_PROBLEMS_SHOWN = 20
+
+
+def write_report(outcome: Outcome, folder: Path, *, title: str, about: Sequence[str]) -> list[Path]:
+    """Write everything, and return the files.
+
+    Args:
+        outcome: of at least one sample.
+        folder: it exists.
+        title: of the page.
+        about: what the reader should know first, a sentence each.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from rism.evaluation.ablate.plots import plots
+
+    files = {
+        f"{each.name}.csv": each.to_csv(outcome.summaries).encode() for each in tables(outcome)
+    }
+    files |= plots(outcome)
+    files["ablation.md"] = page(outcome, title=title, about=about).encode()
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    return [folder / name for name in files]
+
+
+def page(outcome: Outcome, *, title: str, about: Sequence[str]) -> str:
+    """Return the page, in Markdown."""
+    parts = [f"# {title}\n", *(f"{sentence}\n" for sentence in about)]
+    for table in tables(outcome):
+        parts.append(f"## {table.title}\n")
+        shown = _SHOWN.get(table.name, ())
+        if shown:
+            parts += [f"![{table.title}]({name})\n" for name in shown]
+        else:
+            parts.append(table.to_markdown(outcome.summaries))
+        parts.append(f"Numbers: [{table.name}.csv]({table.name}.csv).\n")
+    parts += [_findings(outcome), _problems(outcome)]
+    return "\n".join(part for part in parts if part)
+
+
+def _findings(outcome: Outcome) -> str:
+    found = findings(outcome)
+    if not found:
+        return ""
+    lines = [
+        "## Beside the paper's findings\n",
+        "Differences are of mIoU in points, the first setting's less the second's, with the 95 % "
+        "interval of the paired differences over the samples. A claim holds if the whole interval "
+        f"is on its side of zero; two settings are about as good within {100 * ABOUT_AS_GOOD:g} "
+        "points. Where the paper says best, the second setting is the best of the others here, "
+        "chosen on these samples.\n",
+        "| the paper says | first | second | difference | holds here |",
+        "| --- | --- | --- | ---: | --- |",
+    ]
+    for each in found:
+        one, other = each.compared
+        difference = f"{100 * each.difference:+.2f} ± {100 * each.margin:.2f}"
+        lines.append(f"| {each.claim} | {one} | {other} | {difference} | {each.verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _problems(outcome: Outcome) -> str:
+    if not outcome.problems:
+        return ""
+    lines = [f"## Not scored: {len(outcome.problems)}\n"]
+    lines += [f"- {each.where}: {each.what}" for each in outcome.problems[:_PROBLEMS_SHOWN]]
+    if len(outcome.problems) > _PROBLEMS_SHOWN:
+        lines.append(f"- and {len(outcome.problems) - _PROBLEMS_SHOWN} more")
+    return "\n".join(lines) + "\n"
