@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
+from rism.runtime.cli.eval_commands import evaluate
 from rism.runtime.cli.export_commands import export, refine
 from rism.runtime.cli.flags import (
     Capture,
@@ -210,3 +211,4 @@ app.command()(build)
 app.command()(calibrate)
 app.command()(refine)
 app.command("export-triton")(export_triton)
+app.command("eval")(evaluate)

@@ -15,17 +15,21 @@ __all__ = [
     "EngineName",
     "EnginePrecision",
     "ExportPrecision",
+    "GtMerge",
     "Parity",
     "Provider",
     "Quiet",
     "RefinePrecision",
     "RunProvider",
+    "SceneKind",
+    "SplitBy",
     "Target",
     "Tau",
     "Threads",
     "Tokens",
     "TritonDevice",
     "Verbose",
+    "Wording",
     "Workers",
 ]
 
@@ -108,6 +112,37 @@ class Parity(StrEnum):
     auto = "auto"
     full = "full"
     blocks = "blocks"
+
+
+class SplitBy(StrEnum):
+    """Who divided a dataset into splits; docs/datasets.md."""
+
+    unc = "unc"
+    umd = "umd"
+    google = "google"
+
+
+class GtMerge(StrEnum):
+    """How several polygons become one true mask; docs/datasets.md."""
+
+    legacy = "legacy"
+    union = "union"
+
+
+class Wording(StrEnum):
+    """Which form of its sentences REFER asks with; docs/datasets.md."""
+
+    raw = "raw"
+    sent = "sent"
+
+
+class SceneKind(StrEnum):
+    """Generated scenes; rism.evaluation.scenes."""
+
+    plain = "plain"
+    same_kind = "same-kind"
+    fine = "fine"
+    absent = "absent"
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]

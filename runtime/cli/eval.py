@@ -1,0 +1,291 @@
+"""`rism eval`: the door to rism.evaluation, which the runtime otherwise never opens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rism import __version__
+from rism.runtime.cli.console import Console, UsageError, write_stdout
+from rism.runtime.cli.extras import import_extra
+from rism.runtime.errors import RismError, one_line
+from rism.runtime.instructions import InstructionFile
+from rism.runtime.segmenter import Segmenter
+
+__all__ = ["EvalFlags", "evaluate_bundle", "given"]
+
+_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+_SHOWN_PROBLEMS = 5
+_DEMONSTRATOR = (
+    "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs add "
+    "--bundle DIR, a folder that rism export wrote"
+)
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """The flags of `rism eval`; `options` are keyword arguments of `Segmenter.segment`."""
+
+    source: str
+    shards: tuple[Path, ...] = ()
+    root: Path | None = None
+    split_by: str | None = None
+    split: str | None = None
+    gt_merge: str = "legacy"
+    wording: str = "raw"
+    kind: str = "plain"
+    count: int | None = None
+    limit: int | None = None
+    output: Path | None = None
+    restart: bool = False
+    shard: str | None = None
+    merge: bool = False
+    bundle: str | None = None
+    provider: str = "auto"
+    device: int = 0
+    precision: str | None = None
+    engine: str | None = None
+    capture: str | None = None
+    batch: int = 8
+    threads: int | None = None
+    template: str | None = None
+    instructions: Path | None = None
+    maps: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Keep the options that were set."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class _Lines:
+    """How far a run is, with the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._first: tuple[int, float] | None = None
+
+    def step(self, done: int, total: int, name: str) -> None:
+        now = monotonic()
+        first, start = self._first = self._first or (done, now)
+        left = ""
+        if done > first:
+            seconds = round((now - start) / (done - first) * (total - done))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left, "
+        self._console.progress(done, total, left + name)
+
+
+def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
+    """Score a dataset, or merge the scores of its shards, and print the table.
+
+    Raises:
+        UsageError: flags that do not go together.
+        RismError: the dataset, the bundle or the folder cannot be used, or some samples could
+            not be scored; the others are, and all is written.
+    """
+    shard = _check(flags)
+    about = _about(flags)
+    dataset = _open(flags, about)
+    outcome = _module("outcome")
+    for note in dataset.notes:
+        console.note(f"note: {one_line(note)}")
+    if flags.merge:
+        header = _module("records").read_run(flags.shards[0])
+        folder = flags.output or _folder(dataset.name, header.bundle, (1, 1))
+        problems = outcome.merge(dataset, flags.shards, folder, replacing=flags.restart)
+    else:
+        folder, problems = _score(flags, dataset, shard, console)
+    console.status("writing the report ...")
+    result = outcome.conclude(dataset, folder, problems, about=about)
+    console.clear()
+    if not console.quiet:
+        write_stdout(_table(result))
+    console.note(f"{result['counts']['scored']} samples -> {folder}")
+    _complain(result, [*dataset.problems, *problems], folder, console)
+
+
+def _check(flags: EvalFlags) -> tuple[int, int]:
+    """Refuse flags that do not go together, and return the shard."""
+    if flags.merge:
+        asked = {
+            "--bundle": flags.bundle, "--shard": flags.shard, "--capture": flags.capture,
+            "--precision": flags.precision, "--engine": flags.engine,
+            "--template": flags.template, "--instructions": flags.instructions,
+            "--maps": flags.maps, **{f"--{name}": True for name in flags.options},
+        }  # fmt: skip
+        useless = [name for name, value in asked.items() if value]
+        if useless:
+            raise UsageError(f"--merge takes scores as they are, without {', '.join(useless)}")
+        if not flags.shards:
+            raise UsageError("--merge needs the shards' folders: rism eval SOURCE --merge DIR...")
+    elif flags.shards:
+        raise UsageError(f"'{flags.shards[0]}' is one SOURCE too many: folders go with --merge")
+    scenes = flags.source == "scenes"
+    if scenes and (flags.root or flags.split_by or flags.limit):
+        raise UsageError("scenes are drawn: they take --kind, --split and --count")
+    if not scenes and (flags.count or flags.kind != "plain"):
+        raise UsageError("--kind and --count go with scenes; others take --limit")
+    if flags.shard is None:
+        return 1, 1
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", flags.shard, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard is '{flags.shard}', expected I/N, such as 2/4")
+    return int(match[1]), int(match[2])
+
+
+def _about(flags: EvalFlags) -> dict[str, Any]:
+    """What decides which dataset it is."""
+    if flags.source == "scenes":
+        return {"source": "scenes", "kind": flags.kind, "split": flags.split or "test"}
+    if flags.source in _SPLIT_BY:
+        return {
+            "source": flags.source,
+            "split_by": flags.split_by or _SPLIT_BY[flags.source],
+            "split": flags.split or "val",
+        }
+    return {"source": Path(flags.source).name, "split_by": flags.split_by, "split": flags.split}
+
+
+def _open(flags: EvalFlags, about: Mapping[str, Any]) -> Any:
+    opening = _module("opening")
+    return opening.open_dataset(
+        opening.Request(
+            source=flags.source,
+            root=flags.root,
+            split_by=about.get("split_by"),
+            split=about["split"],
+            gt_merge=flags.gt_merge,
+            wording=flags.wording,
+            kind=flags.kind,
+            limit=flags.count or flags.limit,
+        )
+    )
+
+
+def _score(
+    flags: EvalFlags, dataset: Any, shard: tuple[int, int], console: Console
+) -> tuple[Path, Sequence[Any]]:
+    runner, records, outcome = _module("runner"), _module("records"), _module("outcome")
+    segmenter = _load(flags, console)
+    if flags.instructions is None:
+        runner.try_options(segmenter, flags.options)
+    run = records.Run(
+        dataset=dataset.name,
+        samples=len(dataset.samples),
+        samples_digest=runner.digest(dataset.samples),
+        gt_merge=flags.gt_merge,
+        bundle=segmenter.manifest.model.name,
+        bundle_digest=segmenter.bundle.digest,
+        capture=segmenter.capture,
+        provider=segmenter.provider,
+        precision=segmenter.precision,
+        options={
+            **flags.options,
+            **given(
+                engine=flags.engine,
+                template=flags.template,
+                instructions=None if flags.instructions is None else _digest(flags.instructions),
+            ),
+        },
+        maps=flags.maps,
+        shard=shard,
+        version=__version__,
+        started=outcome.now(),
+        machine=outcome.machine(),
+    )
+    folder = flags.output or _folder(dataset.name, run.bundle, shard)
+    problems = runner.score(
+        dataset,
+        segmenter,
+        run,
+        folder=folder,
+        options=flags.options,
+        restart=flags.restart,
+        steps=_Lines(console),
+    )
+    return folder, problems
+
+
+def _load(flags: EvalFlags, console: Console) -> Segmenter:
+    if flags.bundle is None and flags.source != "scenes":
+        console.note(_DEMONSTRATOR)
+    console.status(f"loading {flags.bundle or 'mini'} ...")
+    segmenter = Segmenter.from_bundle(
+        flags.bundle,
+        provider=flags.provider,
+        device=flags.device,
+        precision=flags.precision,
+        engine=flags.engine,
+        capture=flags.capture,
+        threads=flags.threads,
+        max_batch=flags.batch,
+        template=flags.template,
+        refiner=None if flags.instructions is None else InstructionFile.open(flags.instructions),
+        warn=console.detail,
+    )
+    console.clear()
+    console.detail(
+        f"{segmenter.manifest.model.name} from {segmenter.bundle.path}, capture "
+        f"{segmenter.capture}, provider {segmenter.provider}: {segmenter.provider_reason}"
+    )
+    return segmenter
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _folder(dataset: str, bundle: str, shard: tuple[int, int]) -> Path:
+    """Name the folder of a run that was given none."""
+    words = [dataset, bundle, *([] if shard[1] == 1 else [f"{shard[0]}-of-{shard[1]}"])]
+    return Path("-".join(["eval", *(re.sub(r"[^\w+.]+", "-", word)[:60] for word in words)]))
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """Write the figures in percent, for people."""
+    metrics = _module("metrics").METRICS
+    rows = {**result["metrics"], **result["groups"]}
+    wide = max(len(one_line(name, limit=40)) for name in rows)
+    widths = {metric: max(6, len(metric)) for metric in metrics}
+    head = (f"{metric:>{width}}" for metric, width in widths.items())
+    lines = [" ".join([" " * wide, f"{'n':>6}", *head])]
+    for name, row in rows.items():
+        cells = (
+            f"{100 * row[metric]:{width}.2f}" if row["n"] else ""
+            for metric, width in widths.items()
+        )
+        lines.append(" ".join([f"{one_line(name, limit=40):<{wide}}", f"{row['n']:>6}", *cells]))
+    if "absent" in result:
+        absent = result["absent"]
+        line = f"absent: {absent['answered empty']:.2%} of {absent['n']} answered empty"
+        if "present answered empty" in result:
+            line += f", of what is present {result['present answered empty']:.2%}"
+        if "AUROC of confidence" in absent:
+            line += f"; AUROC of confidence {absent['AUROC of confidence']:.4f}"
+        lines.append(line)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _complain(
+    result: Mapping[str, Any], problems: Sequence[Any], folder: Path, console: Console
+) -> None:
+    """Name the first problems, and fail if there are any."""
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        console.error(f"{problem.where}: {problem.what}")
+    if problems:
+        counts = result["counts"]
+        raise RismError(
+            f"{counts['not scored']} of {counts['samples']} samples could not be scored and "
+            f"{counts['left out on opening']} were left out on opening, all named in "
+            f"{folder / 'result.json'}; the others are scored"
+        )
+
+
+def _module(name: str) -> Any:
+    return import_extra(f"rism.evaluation.{name}", command="eval", extra="eval")
