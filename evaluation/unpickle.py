@@ -1,0 +1,130 @@
+"""Pickles of strangers: lists, dicts, text and numbers, and nothing that runs.
+
+REFER keeps its sentences in pickles. A pickle is a program, and reading one with Python's own
+reader runs it. Here the program is looked through first, instruction by instruction, and only
+then given to an `Unpickler` that cannot look up any name: two doors, either of which would do.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rism.runtime.errors import InputError, one_line
+
+__all__ = ["load_plain_pickle"]
+
+MAX_BYTES = 2**28
+MAX_CONTAINERS = 2**24
+
+# What may be in it, by the length of what follows: nothing, one, two, four or eight bytes, or a
+# line. An index of the memo may not be so large that the memo itself fills the memory. Tuples
+# and sets are left out: shared and nested, they take for ever to be hashed as keys.
+_FIXED = re.compile(
+    rb"""(?:
+      [(N\]lae}dsu\x88\x89\x94]    # MARK NONE LIST APPEND DICT SETITEM TRUE FALSE MEMOIZE
+    | [\x80Khq].                    # PROTO BININT1 BINGET BINPUT
+    | M..                           # BININT2
+    | [Jj]....                      # BININT LONG_BINGET
+    | r..[\x00-\xff]\x00            # LONG_BINPUT, below 2**24
+    | [G\x95].{8}                   # BINFLOAT FRAME
+    | [ILF][^\n]{1,40}\n            # INT LONG FLOAT
+    | [VS][^\n]*\n                  # UNICODE STRING
+    | g[0-9]{1,8}\n                 # GET
+    | p[0-9]{1,7}\n                 # PUT
+    ){1,256}+""",
+    re.DOTALL | re.VERBOSE,
+)
+# What says its own length: how many bytes that takes.
+_COUNTED = {b"U": 1, b"C": 1, b"\x8a": 1, b"\x8c": 1, b"T": 4, b"B": 4, b"X": 4}
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Python's reader without names."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {pid!r:.40} from outside")
+
+
+def load_plain_pickle(file: Path) -> object:
+    """Read a pickle of lists, dicts, text, numbers, True, False and None.
+
+    Any protocol, and what Python 2 wrote (its byte strings are read as Latin-1, as everybody
+    reads REFER's files). Tuples and sets are not among them.
+
+    Raises:
+        InputError: it cannot be read, is larger than 256 MiB, holds anything else, or is
+            damaged. Nothing of it was run.
+    """
+    name = f"'{one_line(file)}'"
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be read ({one_line(error.strerror or error)}): check the path"
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{name} is larger than {MAX_BYTES // 2**20} MiB, and no file of REFER is: "
+            "get it again from where REFER says"
+        )
+    containers = sum(data.count(code) for code in (b"]", b"}", b"l", b"d"))  # at most so many
+    if containers > MAX_CONTAINERS:
+        raise InputError(f"{name} has more lists and dicts than a file of REFER: get it again")
+    _look_through(data, name)
+    try:
+        return _Unpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a damaged program fails in as many ways as programs do
+        raise _damaged(name, one_line(error, limit=80)) from None
+
+
+def _look_through(data: bytes, name: str) -> None:
+    """Raise if there is an instruction that builds more than plain values."""
+    place, end = 0, len(data)
+    while place < end:
+        run = _FIXED.match(data, place)
+        if run is not None:
+            place = run.end()
+        code = data[place : place + 1]
+        width = _COUNTED.get(code)
+        if width is not None:
+            start = place + 1 + width
+            place = start + int.from_bytes(data[place + 1 : start], "little")
+        elif code == b".":
+            return
+        elif run is None or code not in b"(N]lae}dsu\x88\x89\x94\x80KhqMJjrG\x95ILFVSgp":
+            _refuse(data, place, name)
+    raise _damaged(name, "it is cut short")
+
+
+def _refuse(data: bytes, place: int, name: str) -> NoReturn:
+    """Raise the error for the instruction at a place."""
+    code = data[place]
+    if code in b"rp":
+        raise InputError(
+            f"{name} is a pickle that asks for more memory than its values need, at byte {place}:"
+            " it does not come from REFER, do not open it with anything else"
+        )
+    if code not in _NAMES or bytes([code]) in b"ILFVSgpMJjG\x80\x95Khq":
+        raise _damaged(name, f"byte {place} is no instruction that can be read")
+    named = ""
+    if _NAMES[code] == "GLOBAL":
+        words = data[place + 1 : place + 200].decode("latin-1").split("\n")[:2]
+        named = f" of {one_line('.'.join(words), limit=80)}"
+    raise InputError(
+        f"{name} is a pickle with {_NAMES[code]}{named} at byte {place}, expected lists, dicts, "
+        "text and numbers only: it was not run, and does not come from REFER as it is"
+    )
+
+
+def _damaged(name: str, why: str) -> InputError:
+    return InputError(f"{name} is damaged or no pickle ({why}): get it again from where REFER says")
