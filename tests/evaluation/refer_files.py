@@ -133,3 +133,11 @@ def edit_instances(root: Path, change: Any, *, dataset: str = "refcoco") -> None
     data = json.loads(file.read_text())
     change(data)
     file.write_text(json.dumps(data))
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG whose EXIF says that it is turned; its pixels stay as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    segment = exif.tobytes()
+    return jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
