@@ -65,7 +65,7 @@ def conclude(
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "dataset": {"name": dataset.name, **(about or {}), "notes": list(dataset.notes)},
-        "run": asdict(run),
+        "run": asdict(run) | {"shard": list(run.shard)},
         "finished": now(),
         "counts": {
             "samples": sum(map(len, mine.values())),

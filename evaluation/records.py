@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ RESULT = "result.json"
 FORMAT = "rism-eval-records"
 SCHEMA_VERSION = "1.0"
 _MAX_LINE_BYTES = 64 * 2**20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("intersection", "union", "boundary_intersection", "boundary_union")
 _NUMBERS = ("score", "separability", "confidence", "ms")
 
@@ -90,7 +92,7 @@ class Run:
         """Say how another run differs, fact by fact; with `shard=False` its shard may."""
         ours, theirs = self.facts(), other.facts()
         return [
-            f"{name} is {_shown(theirs.get(name))}, not {_shown(ours.get(name))}"
+            f"{name} {_shown(theirs.get(name))}, expected {_shown(ours.get(name))}"
             for name in dict.fromkeys((*ours, *theirs))
             if ours.get(name) != theirs.get(name) and (shard or name != "shard")
         ]
@@ -362,6 +364,8 @@ def _text(data: bytes) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
     return "not set" if value is None else one_line(value, limit=60)
 
 

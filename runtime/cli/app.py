@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rism.runtime.cli.ablate_commands import ablate
 from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
 from rism.runtime.cli.eval_commands import evaluate
 from rism.runtime.cli.export_commands import export, refine
@@ -212,3 +213,4 @@ app.command()(calibrate)
 app.command()(refine)
 app.command("export-triton")(export_triton)
 app.command("eval")(evaluate)
+app.command()(ablate)

@@ -1,0 +1,167 @@
+"""`rism eval` with the built-in model, on scenes and on a file of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from rism.evaluation.metrics import overlap, summarise
+from rism.evaluation.scene_sets import SceneSet
+from rism.runtime import Segmenter
+from rism.runtime.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+runner = CliRunner()
+
+
+def invoke(*arguments: str | Path, code: int = 0) -> str:
+    """Run in this process; return stdout, or stderr where the command is to fail."""
+    result = runner.invoke(app, ["eval", *map(str, arguments), "--provider", "cpu"])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def write_lines(folder: Path, *, broken: bool = False) -> Path:
+    """Two of the examples as a FILE.jsonl, and a picture that is not there."""
+    entries = json.loads((ROOT / "examples/examples.json").read_text())[:2]
+    lines = [
+        {
+            "image": str(ROOT / "examples" / entry["image"]),
+            "expression": entry["expression"],
+            "mask": str(ROOT / "examples" / entry["truth"]),
+        }
+        for entry in entries
+    ]
+    if broken:
+        lines.insert(1, {**lines[0], "image": "nowhere.png"})
+    file = folder / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_scenes_are_scored_as_one_by_one(workplace: Path) -> None:
+    shown = invoke("scenes", "--count", "3", "--split", "tuning", "--tau", "0.7", "--maps")
+    [folder] = workplace.iterdir()
+    assert folder.name == "eval-scenes-plain-tuning-mini"
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["records.jsonl", "report.html", "result.json"]
+    scenes, segmenter = SceneSet("plain", "tuning", 3), Segmenter.from_bundle(provider="cpu")
+    expected = summarise(
+        overlap(
+            segmenter.segment(scenes.image(sample), sample.expression, tau=0.7).mask,
+            scenes.mask(sample),
+        )
+        for sample in scenes.samples
+    )
+    result = result_of(folder)
+    assert result["metrics"]["full"] == expected
+    assert {*result["metrics"]} == {"full", "CAM > 0.5", "RAM > 0.5"}
+    assert result["run"]["options"] == {"tau": 0.7}
+    assert result["run"]["bundle_digest"] == segmenter.bundle.digest
+    row = next(line for line in shown.splitlines() if line.startswith("full "))
+    assert row.split()[1:4] == ["3", *(f"{100 * expected[m]:.2f}" for m in ("mIoU", "oIoU"))]
+
+
+def test_shards_are_merged_into_the_whole(workplace: Path) -> None:
+    asked = ("scenes", "--kind", "absent", "--count", "3")
+    invoke(*asked, "-o", "whole")
+    for shard in ("1/2", "2/2"):
+        invoke(*asked, "--shard", shard)
+    folders = [f"eval-scenes-absent-test-mini-{number}-of-2" for number in (1, 2)]
+    invoke(*asked, "-o", "merged", "--merge", *folders)
+    whole, merged = result_of(workplace / "whole"), result_of(workplace / "merged")
+    for key in ("metrics", "groups", "absent", "counts", "histogram"):
+        assert whole[key] == merged[key]
+    assert whole["absent"]["n"] == 3
+    said = invoke(*asked, "-o", "other", "--merge", folders[0], code=1)
+    assert said == "note: drawn scenes: they say nothing of photographs\nerror: shard 2/2 is " \
+        "missing, expected folders of all 2\n"  # fmt: skip
+
+
+def test_a_folder_is_continued_and_another_runs_refused(workplace: Path) -> None:
+    asked = ("scenes", "--count", "2", "-o", "run", "-q")
+    assert invoke(*asked) == ""
+    file = workplace / "run/records.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    invoke(*asked)
+    assert len(file.read_bytes().splitlines()) == 3
+    kept = file.read_bytes()
+    said = invoke(*asked, "--tau", "0.5", code=1)
+    assert "records of another run (option tau not set, expected 0.5)" in said
+    assert file.read_bytes() == kept
+    invoke(*asked, "--tau", "0.5", "--restart")
+    assert result_of(workplace / "run")["run"]["options"] == {"tau": 0.5}
+
+
+def test_a_file_of_ones_own(workplace: Path) -> None:
+    invoke(write_lines(workplace), "-o", "run")
+    metrics = result_of(workplace / "run")["metrics"]["full"]
+    assert metrics["n"] == 2 and metrics["mIoU"] > 0.5
+
+
+def test_what_could_not_be_scored_is_named_and_fails(workplace: Path) -> None:
+    said = invoke(write_lines(workplace, broken=True), "-o", "run", code=1)
+    assert "nowhere.png" in said
+    result = result_of(workplace / "run")
+    assert result["metrics"]["full"]["n"] == 2
+    assert len([*result["problems"], *result["left out"]]) == 1
+    assert "named in run/result.json; the others are scored" in said.splitlines()[-1]
+    assert "nowhere.png" in (workplace / "run/report.html").read_text()
+
+
+def test_expressions_in_other_words_are_another_run(workplace: Path) -> None:
+    asked = ("scenes", "--count", "1", "-o", "run")
+    invoke(*asked, "--template", "remove the {expression}")
+    said = invoke(*asked, code=1)
+    assert "option template remove the {expression}, expected not set" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "code"),
+    [
+        (["scenes", "--shard", "3/2"], "--shard is '3/2', expected I/N", 2),
+        (["scenes", "--limit", "5"], "they take --kind, --split and --count", 2),
+        (["x.jsonl", "--count", "5"], "--kind and --count go with scenes", 2),
+        (["scenes", "folder"], "'folder' is one SOURCE too many", 2),
+        (["scenes", "--merge"], "--merge needs the shards' folders", 2),
+        (["scenes", "d", "--merge", "--tau", "1"], "as they are, without --tau", 2),
+        (["scenes", "--count", "1", "--tau", "2"], "tau is 2.0, expected a number from 0", 1),
+        (["scenes", "--split", "val"], "split is 'val', expected one of tuning, test", 1),
+        (["nothing"], "'nothing' is no dataset", 1),
+        (["x.jsonl"], "'x.jsonl' is not there", 1),
+        (["refcoco"], "refcoco needs --root", 1),
+        (["refcoco", "--root", "nowhere"], "nowhere", 1),
+    ],
+)
+def test_what_cannot_be_scored_leaves_nothing(
+    workplace: Path, flags: list[str], said: str, code: int
+) -> None:
+    assert said in invoke(*flags, code=code)
+    assert list(workplace.iterdir()) == []
+
+
+def test_masks_in_the_records_are_those_that_rism_run_writes(workplace: Path) -> None:
+    file = write_lines(workplace)
+    invoke(file, "-o", "run", "--limit", "1")
+    line = json.loads((workplace / "run/records.jsonl").read_text().splitlines()[1])
+    entry = json.loads(file.read_text().splitlines()[0])
+    shown = runner.invoke(
+        app, ["run", entry["image"], entry["expression"], "-o", "mask.png", "--provider", "cpu"]
+    )
+    assert shown.exit_code == 0
+    with Image.open(workplace / "mask.png") as picture:
+        mask = np.asarray(picture) == 255
+    pycocotools = pytest.importorskip("pycocotools.mask")
+    assert np.array_equal(pycocotools.decode(line["rle"]).astype(bool), mask)

@@ -1,0 +1,73 @@
+"""A dataset in memory: pictures in three colours, asked of the tiny bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rism.evaluation.samples import Image, Mask, Problem, Sample
+from rism.runtime.errors import InputError
+
+WORDS = ("red", "green", "blue")
+
+
+class SmallSet:
+    """Pictures with a rectangle of each colour; see `rism.evaluation.samples.Dataset`."""
+
+    def __init__(
+        self,
+        pictures: int = 4,
+        *,
+        name: str = "small test",
+        missing: Sequence[str] = (),
+        broken: Sequence[str] = (),
+        words: Sequence[str] = WORDS,
+        absent: bool = False,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name, self.notes = name, notes
+        self.problems: Sequence[Problem] = ()
+        self.missing, self.broken = set(missing), set(broken)
+        self.read: list[str] = []
+        self.samples = [
+            Sample(f"{picture}:{word}", str(picture), word, group=word)
+            for picture in range(pictures)
+            for word in words
+        ]
+        if absent:
+            self.samples = [
+                each
+                for sample in self.samples
+                for each in (
+                    sample,
+                    Sample(f"{sample.key}:absent", sample.image, "nothing", present=False),
+                )
+            ]
+
+    def image(self, sample: Sample) -> Image:
+        self.read.append(sample.image)
+        if sample.image in self.missing:
+            raise InputError(f"image '{sample.image}.png' is not there")
+        pixels = np.zeros((96, 160, 3), np.uint8)
+        pixels[:, :80], pixels[:, 80:] = (220, 20, 20), (20, 20, 220)
+        top, left = self._corner(sample)
+        pixels[top : top + 32, left : left + 40] = (20, 220, 20)
+        return pixels
+
+    def mask(self, sample: Sample) -> Mask:
+        if sample.key in self.broken:
+            raise InputError("its polygon has three numbers, expected pairs")
+        green = np.zeros((96, 160), bool)
+        top, left = self._corner(sample)
+        green[top : top + 32, left : left + 40] = True
+        if not sample.present:
+            return np.zeros_like(green)
+        if sample.expression == "green":
+            return green
+        half = np.zeros_like(green)
+        half[:, slice(0, 80) if sample.expression == "red" else slice(80, None)] = True
+        return half & ~green
+
+    def _corner(self, sample: Sample) -> tuple[int, int]:
+        return 8 * (int(sample.image) % 7), 8 * (3 + int(sample.image) % 9)
