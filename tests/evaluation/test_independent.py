@@ -1,0 +1,122 @@
+"""A scorer that shares nothing with rism but pycocotools: the scores are equal, digit by digit.
+
+It reads the pickle with Python's own reader and follows the public evaluators (REFER's getMask
+and the test loop of LAVT): polygons decoded one by one and added up, the pixels where the sum is
+1, one sample a sentence, sums of integers, shares of their quotients.
+"""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from rism import Segmenter
+from rism.evaluation.metrics import overlap, summarise
+from rism.evaluation.opening import Request, open_dataset
+from tests.evaluation.refer_files import IMAGES, write_refer
+
+Predict = Callable[[np.ndarray, str], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_refer(tmp_path_factory.mktemp("refer"), protocol=0)
+
+
+@pytest.fixture(scope="module")
+def by_model() -> Predict:
+    segmenter = Segmenter.from_bundle(provider="cpu")
+    known: dict[tuple[bytes, str], np.ndarray] = {}
+
+    def predict(image_hwc: np.ndarray, expression: str) -> np.ndarray:
+        key = (image_hwc.tobytes(), expression)
+        if key not in known:
+            known[key] = segmenter.segment(image_hwc, expression.lower().rstrip("!")).mask
+        return known[key]
+
+    return predict
+
+
+def by_rule(image_hwc: np.ndarray, expression: str) -> np.ndarray:
+    """Pixels far from the middle of the picture's colours; nothing for one sentence in four."""
+    far = np.abs(image_hwc.astype(int) - np.median(image_hwc, axis=(0, 1))).sum(axis=2)
+    return (far > 90) & (len(expression) % 4 != 0)
+
+
+def independent_counts(root: Path, split: str, predict: Predict) -> list[tuple[int, int]]:
+    """Intersection and union of each sentence."""
+    refs = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())
+    instances = json.loads((root / "refcoco" / "instances.json").read_text())
+    annotations = {entry["id"]: entry for entry in instances["annotations"]}
+    images = {entry["id"]: entry for entry in instances["images"]}
+    counts = []
+    for ref in refs:
+        if ref["split"] != split:
+            continue
+        about = images[ref["image_id"]]
+        found = annotations[ref["ann_id"]]["segmentation"]
+        if isinstance(found, list) or isinstance(found["counts"], list):
+            found = coco_mask.frPyObjects(found, about["height"], about["width"])
+        times = coco_mask.decode(found)
+        true_hw = (times if times.ndim == 2 else np.sum(times, axis=2)) == 1
+        image_hwc = np.array(Image.open(root / IMAGES / about["file_name"]).convert("RGB"))
+        for sentence in ref["sentences"]:
+            found_hw = predict(image_hwc, sentence["raw"].strip())
+            intersection = int(np.logical_and(found_hw, true_hw).sum())
+            counts.append((intersection, int(np.logical_or(found_hw, true_hw).sum())))
+    return counts
+
+
+def independent_scores(root: Path, split: str, predict: Predict) -> dict[str, float]:
+    counts = independent_counts(root, split, predict)
+    ious = [i / u if u else 0.0 for i, u in counts]
+    scores = {
+        "n": len(ious),
+        "mIoU": math.fsum(ious) / len(ious),
+        "oIoU": sum(i for i, _ in counts) / sum(u for _, u in counts),
+    }
+    for bar in (0.5, 0.6, 0.7, 0.8, 0.9):
+        scores[f"P@{bar}"] = sum(iou >= bar for iou in ious) / len(ious)
+    return scores
+
+
+def scores(root: Path, split: str, predict: Predict, merge: str = "legacy") -> dict[str, float]:
+    dataset = open_dataset(Request("refcoco", root=root, split=split, gt_merge=merge))
+    assert not dataset.problems
+    summary = summarise(
+        [
+            overlap(predict(dataset.image(sample), sample.expression), dataset.mask(sample))
+            for sample in dataset.samples
+        ]
+    )
+    return {key: value for key, value in summary.items() if key != "boundary IoU"}
+
+
+@pytest.mark.parametrize("split", ["val", "testA"])
+def test_masks_of_the_model(root: Path, by_model: Predict, split: str) -> None:
+    expected = independent_scores(root, split, by_model)
+    assert scores(root, split, by_model) == expected
+    assert expected["mIoU"] > 0.2
+
+
+@pytest.mark.parametrize("split", ["val", "testA"])
+def test_masks_by_a_rule(root: Path, split: str) -> None:
+    expected = independent_scores(root, split, by_rule)
+    assert scores(root, split, by_rule) == expected
+    assert 0 < expected["mIoU"] < 1
+
+
+def test_empty_unions_are_among_them(root: Path) -> None:
+    assert (0, 0) in independent_counts(root, "val", by_rule)
+
+
+def test_merging_otherwise_scores_otherwise(root: Path, by_model: Predict) -> None:
+    expected = independent_scores(root, "val", by_model)
+    union = scores(root, "val", by_model, merge="union")
+    assert union["n"] == expected["n"] and union["mIoU"] > expected["mIoU"] + 0.05
