@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rism.evaluation.records import RECORDS, REPORT, RESULT, Record, Run, read_records, read_run
+from rism.evaluation.journal import RECORDS, REPORT, RESULT, read_records, read_run
+from rism.evaluation.records import Record, Run
 from rism.evaluation.report import page
 from rism.evaluation.runner import digest, grouped, part
 from rism.evaluation.samples import Dataset, Problem

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rism.evaluation.journal import REPORT, RESULT, append, begin, resume
 from rism.evaluation.metrics import overlap
-from rism.evaluation.records import REPORT, RESULT, Record, Run, append, begin, resume
+from rism.evaluation.records import Record, Run
 from rism.evaluation.samples import Dataset, Image, Mask, Problem, Sample
 from rism.runtime.errors import InputError, OutputError, one_line
 from rism.runtime.geometry import upsample

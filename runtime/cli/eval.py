@@ -96,7 +96,7 @@ def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
     for note in dataset.notes:
         console.note(f"note: {one_line(note)}")
     if flags.merge:
-        header = _module("records").read_run(flags.shards[0])
+        header = _module("journal").read_run(flags.shards[0])
         folder = flags.output or _folder(dataset.name, header.bundle, (1, 1))
         problems = outcome.merge(dataset, flags.shards, folder, replacing=flags.restart)
     else:

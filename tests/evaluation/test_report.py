@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rism.evaluation.journal import append, begin
 from rism.evaluation.metrics import Overlap
 from rism.evaluation.outcome import conclude
 from rism.evaluation.paper import published
-from rism.evaluation.records import Record, Run, append, begin
+from rism.evaluation.records import Record, Run
 from rism.evaluation.report_pictures import FALSE_RGB, FOUND_RGB, MISSED_RGB, drawn
 from rism.evaluation.runner import digest
 from rism.evaluation.samples import Problem, Sample

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rism.evaluation.journal import RECORDS, RESULT, read_records, read_run, resume
 from rism.evaluation.metrics import overlap, summarise
 from rism.evaluation.outcome import conclude, merge
-from rism.evaluation.records import RECORDS, RESULT, Run, read_records, read_run, resume
+from rism.evaluation.records import Run
 from rism.evaluation.runner import digest, score, try_options
 from rism.runtime import Segmenter
 from rism.runtime.errors import InputError
