@@ -1,7 +1,7 @@
 """The command line: `rism run`, `rism inspect`, `rism export`, `rism refine`.
 
-- `app.py`, `export_commands.py`, `bundle_commands.py`: the commands and their flags; they import
-  nothing heavy
+- `app.py`, `export_commands.py`, `bundle_commands.py`, `eval_commands.py`: the commands and their
+  flags; they import nothing heavy
 - `flags.py`: flags that they share
 - `run.py`: pictures in, masks out
 - `refiner.py`: the function that --refiner names
@@ -14,6 +14,7 @@
 - `refine.py`: the door to its refiner
 - `build.py`: the door to rism.export.engines
 - `calibrate.py`: the door to rism.calibration
+- `eval.py`: the door to rism.evaluation
 - `export_triton.py`: the door to rism.export.triton
 - `console.py`: stderr, exit codes, the progress line
 """

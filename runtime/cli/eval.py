@@ -19,7 +19,6 @@ from rism.runtime.segmenter import Segmenter
 
 __all__ = ["EvalFlags", "evaluate_bundle", "given"]
 
-_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 _SHOWN_PROBLEMS = 5
 _DEMONSTRATOR = (
     "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs add "
@@ -143,10 +142,11 @@ def _about(flags: EvalFlags) -> dict[str, Any]:
     """What decides which dataset it is."""
     if flags.source == "scenes":
         return {"source": "scenes", "kind": flags.kind, "split": flags.split or "test"}
-    if flags.source in _SPLIT_BY:
+    default = _module("partitions").DEFAULT_SPLIT_BY
+    if flags.source in default:
         return {
             "source": flags.source,
-            "split_by": flags.split_by or _SPLIT_BY[flags.source],
+            "split_by": flags.split_by or default[flags.source],
             "split": flags.split or "val",
         }
     return {"source": Path(flags.source).name, "split_by": flags.split_by, "split": flags.split}
