@@ -19,7 +19,7 @@ from rism.runtime.images import load_image
 
 __all__ = ["Lines", "open_lines"]
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 MAX_NAME = 4096
 _KEYS = ("image", "expression", "mask", "id", "group", "present")
 _LIGHT = 128

@@ -72,13 +72,14 @@ class _Rows:
         first, group, file = max(
             (entry for entry in self.groups if entry[0] <= row), key=lambda entry: entry[0]
         )
-        if self.kept is None or self.kept[0] != first:
+        kept = self.kept  # taken once: another thread may replace it
+        if kept is None or kept[0] != first:
             try:
                 table = pq.ParquetFile(file).read_row_group(group, columns=[self.column])
             except (OSError, pyarrow.ArrowException) as error:
                 raise _unreadable(file, error) from None
-            self.kept = (first, table.column(self.column))
-        value = self.kept[1][row - first].as_py()
+            self.kept = kept = (first, table.column(self.column))
+        value = kept[1][row - first].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
             raise InputError(f"row {row} has no picture in its column {self.column}")

@@ -32,6 +32,7 @@ MERGES = ("legacy", "union")
 MAX_PARTS = 4096
 MAX_NUMBERS = 2**20
 MAX_OUTLINE_PX = 2**20
+MAX_CHARACTERS_A_PIXEL = 6
 
 Polygon: TypeAlias = npt.NDArray[np.float64]
 
@@ -194,6 +195,8 @@ def _rle(found: object, where: str) -> Rle:
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
+        if len(counts) > MAX_CHARACTERS_A_PIXEL * (size[0] * size[1] + 1):
+            raise InputError(f"the RLE of {where} is longer than any of its size")
         return Rle((size[0], size[1]), counts)
     if not isinstance(counts, (list, tuple)):
         raise InputError(f"the RLE of {where} has no counts, expected COCO's string or a list")

@@ -48,7 +48,8 @@ def header_size_hw(source: Path | bytes, name: str, *, upright: bool = False) ->
         raise InputError(
             f"the picture of {name} cannot be read ({one_line(error, limit=80)}): get it again"
         ) from None
-    return (width, height) if upright and _orientation(source) >= 5 else (height, width)
+    swapped = upright and 5 <= _orientation(source) <= 8
+    return (width, height) if swapped else (height, width)
 
 
 def has_transparency(file: Path) -> bool:

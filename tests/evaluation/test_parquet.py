@@ -1,6 +1,7 @@
 """Copies of RefCOCO in parquet files: four layouts, the same samples, pictures and masks."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from rism.evaluation.opening import Request, open_dataset
 from rism.evaluation.samples import Dataset
-from rism.runtime.errors import InputError
+from rism.runtime.errors import InputError, RismError
 from rism.runtime.rle import encode_rle
 from tests.evaluation.refer_files import IMAGES, edit_refs, with_orientation, write_refer
 
@@ -244,3 +245,11 @@ def test_a_picture_that_is_missing_or_none(master: Path, refer: Dataset, tmp_pat
     with pytest.raises(InputError, match="row 1 has no picture in its column image"):
         dataset.mask(of_rows[1])
     assert dataset.image(of_rows[2]).ndim == 3
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write([{"image": b"", "caption": "a dog"}], tmp_path / "val.parquet")
+    monkeypatch.delitem(sys.modules, "rism.evaluation.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(RismError, match=r"needs pyarrow.*rism\[eval\]"):
+        open_dataset(Request(str(file)))

@@ -93,6 +93,7 @@ def size(counts: Any, size_hw: Any = (40, 60)) -> dict[str, Any]:
         (size([2400.0]), "does not add up to its size"),
         (size("22"), "annotation 7: the RLE string does not describe a mask of 40 x 60"),
         (size("\x00\xff"), "annotation 7: "),
+        (size("0" * 20_000), "longer than any of its size"),
         (size(None), "has no counts"),
         (size([10**12 * 10**12], (10**12, 10**12)), "has the size"),
         (size([], (40, 0)), "has the size"),
