@@ -6,10 +6,15 @@ pictures and at most one broken off, which `resume` removes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rism.evaluation.records import Record, Run, parse_record, parse_run
+from rism.evaluation.samples import Sample
 from rism.runtime.errors import InputError, OutputError, one_line
 
 __all__ = [
@@ -47,58 +52,96 @@ def append(folder: Path, records: Iterable[Record]) -> None:
     _write(folder / RECORDS, "".join(record.to_json() + "\n" for record in records), "a")
 
 
-def resume(folder: Path, run: Run, pictures: Mapping[str, set[str]]) -> set[str]:
+def resume(folder: Path, run: Run, pictures: Mapping[str, Sequence[Sample]]) -> set[str]:
     """Make an earlier file of records ready to be continued, and return the keys that it has.
 
     A line that broke off goes, and so do the last picture's records where some are missing:
     expressions of a picture are asked together, in the same runs of the transformer whether or
-    not they were interrupted.
+    not they were interrupted. The dataset may have more samples than it had: its limit was
+    raised, or pictures that were missing were brought.
 
     Args:
         folder: where it is; without a file a new one is begun.
         run: what is to be continued.
-        pictures: keys of the samples of every picture.
+        pictures: the samples of every picture.
 
     Raises:
         InputError: the records are of another run, and how it differs; or they are damaged.
     """
     file = folder / RECORDS
-    if not file.exists():
+    header = _first_line(file, run)
+    if header is None:
         begin(folder, run)
         return set()
-    with file.open("rb") as stream:
-        first = stream.readline(_MAX_LINE_BYTES)
-        whole = first.endswith(b"\n")
-        if not whole and run.to_json().encode().startswith(first[:20]):
-            first = b""  # it ended before its first line did
-    if not first:
-        begin(folder, run)
-        return set()
-    earlier = parse_run(first, f"{file} line 1")
-    found = run.differences(earlier)
+    earlier = parse_run(header, f"{file} line 1")
+    found = run.differences(earlier, ignore=("samples", "samples digest"))
     if found:
         raise InputError(
             f"{folder} has records of another run ({'; '.join(found)}): choose another folder "
             "with --output, or start over with --restart"
         )
-    done: dict[str, str] = {}
-    end = picture_at = len(first)
-    image, keys = None, set[str]()
+    done, end = _whole_pictures(file, len(header), pictures)
+    with file.open("r+b") as stream:
+        stream.truncate(end)
+    if run.differences(earlier):
+        _replace_header(file, replace(run, started=earlier.started, machine=earlier.machine))
+    return done
+
+
+def _first_line(file: Path, run: Run) -> bytes | None:
+    """Read a file's header; None where there is none, or where it broke off."""
+    try:
+        with file.open("rb") as stream:
+            first = stream.readline(_MAX_LINE_BYTES)
+    except FileNotFoundError:
+        return None
+    broke_off = not first.endswith(b"\n") and run.to_json().encode().startswith(first[:20])
+    return None if broke_off else first
+
+
+def _whole_pictures(
+    file: Path, end: int, pictures: Mapping[str, Sequence[Sample]]
+) -> tuple[set[str], int]:
+    """Return the keys of a file's records up to where its last picture is whole, and that place.
+
+    Args:
+        file: with records.
+        end: of its header, in bytes.
+        pictures: the samples of every picture.
+    """
+    samples = {sample.key: sample for group in pictures.values() for sample in group}
+    done: set[str] = set()
+    image, keys, picture_at = None, set[str](), end
     for line, record in _records(file):
-        if record.key in done or record.key not in pictures.get(record.image, ()):
-            what = "twice" if record.key in done else "of another dataset"
-            raise InputError(f"{file} has sample '{one_line(record.key)}' {what}: use --restart")
+        if record.key in done or samples.get(record.key) != record.sample:
+            what = "twice" if record.key in done else "that is not in this dataset"
+            raise InputError(
+                f"{file} has a sample '{one_line(record.key)}' {what}: choose another folder "
+                "with --output, or start over with --restart"
+            )
         if record.image != image:
             image, keys, picture_at = record.image, set(), end
         keys.add(record.key)
-        done[record.key] = record.image
+        done.add(record.key)
         end += len(line)
-    if image is not None and keys != pictures[image]:
-        end = picture_at
-        done = {key: of for key, of in done.items() if key not in keys}
-    with file.open("r+b") as stream:
-        stream.truncate(end)
-    return set(done)
+    if image is not None and keys != {sample.key for sample in pictures[image]}:
+        return done - keys, picture_at
+    return done, end
+
+
+def _replace_header(file: Path, run: Run) -> None:
+    temporary = file.with_name(f".{file.name}.tmp-{secrets.token_hex(6)}")
+    try:
+        with file.open("rb") as old, temporary.open("xb") as new:
+            old.readline(_MAX_LINE_BYTES)
+            new.write(run.to_json().encode() + b"\n")
+            shutil.copyfileobj(old, new)
+        temporary.replace(file)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> Run:

@@ -151,7 +151,7 @@ def _whole(runs: Sequence[Run], shards: Sequence[Path], dataset: Dataset) -> Run
     """Make sure that shards are all the parts of one run of a dataset, and return that."""
     first = runs[0]
     for run, shard in zip(runs, shards, strict=True):
-        found = first.differences(run, shard=False)
+        found = first.differences(run, ignore=("shard",))
         if found:
             raise InputError(f"{shard} is not of the same run as {shards[0]} ({'; '.join(found)})")
     if first.samples_digest != digest(dataset.samples):

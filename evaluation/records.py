@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rism.evaluation.metrics import Overlap
+from rism.evaluation.samples import Sample
 from rism.runtime.errors import InputError, one_line
 
 __all__ = ["Record", "Run", "parse_record", "parse_run"]
@@ -68,13 +69,13 @@ class Run:
             found[f"option {name}"] = value
         return {name.replace("_", " "): value for name, value in found.items()}
 
-    def differences(self, other: Run, *, shard: bool = True) -> list[str]:
-        """Say how another run differs, fact by fact; with `shard=False` its shard may."""
+    def differences(self, other: Run, *, ignore: Collection[str] = ()) -> list[str]:
+        """Say how another run differs, fact by fact, but for some."""
         ours, theirs = self.facts(), other.facts()
         return [
             f"{name} {_shown(theirs.get(name))}, expected {_shown(ours.get(name))}"
             for name in dict.fromkeys((*ours, *theirs))
-            if ours.get(name) != theirs.get(name) and (shard or name != "shard")
+            if ours.get(name) != theirs.get(name) and name not in ignore
         ]
 
     def to_json(self) -> str:
@@ -119,6 +120,11 @@ class Record:
     size_hw: tuple[int, int]
     counts: str
     maps: Mapping[str, Overlap] = field(default_factory=dict)
+
+    @property
+    def sample(self) -> Sample:
+        """What it is of."""
+        return Sample(self.key, self.image, self.expression, self.group, self.present)
 
     def to_json(self) -> str:
         """Return its line, without the end."""

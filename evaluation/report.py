@@ -121,10 +121,10 @@ def _scores(result: Mapping[str, Any]) -> list[str]:
     for row in published(result["dataset"]):
         cells = {"mIoU": f"{row.miou:.2f}", "oIoU": f"{row.oiou:.2f}"}
         theirs.append([f"paper: {row.name}", "", *(cells.get(metric, "") for metric in METRICS)])
-    source = f"Rows of the paper are from {SOURCE}, in its own setting. " if theirs else ""
+    source = f"Rows of the paper are from {SOURCE}. " if theirs else ""
     return [
         _table(("", "n", *METRICS), [*ours, *theirs], ours=len(ours)),
-        f"<p><small>Percent. {_text(source)}One sample per sentence, at the size of the picture. "
+        f"<p><small>Percent. {source}One sample per sentence, at the size of the picture. "
         "mIoU is the mean of IoU over samples, oIoU all intersections over all unions, P@X the "
         "share with an IoU of at least X, boundary IoU the mean over samples of the IoU of what "
         "lies within 2 % of the diagonal of a contour.</small></p>",

@@ -93,7 +93,7 @@ def score(
     pictures = part(grouped(dataset.samples), run.shard)
     if restart:
         begin(folder, run)
-    done = resume(folder, run, {k: {s.key for s in group} for k, group in pictures.items()})
+    done = resume(folder, run, pictures)
     total, at = sum(map(len, pictures.values())), 0
     ask = _Question(dataset, segmenter, dict(options or {}), run.maps)
     for name, group in pictures.items():

@@ -152,12 +152,28 @@ def test_another_run_is_refused_with_what_differs(
 def test_another_dataset_is_refused_and_restart_starts_over(
     evaluate: Callable[..., dict[str, Any]], segmenter: Segmenter, tmp_path: Path
 ) -> None:
-    evaluate(SmallSet(1), tmp_path)
-    dataset = SmallSet(2)
-    with pytest.raises(InputError, match="samples 3, expected 6"):
-        evaluate(dataset, tmp_path)
-    score(dataset, segmenter, run_of(dataset, segmenter), folder=tmp_path, restart=True)
+    evaluate(SmallSet(2), tmp_path)
+    with pytest.raises(InputError, match="dataset small test, expected other"):
+        evaluate(SmallSet(2, name="other"), tmp_path)
+    fewer = SmallSet(1)
+    with pytest.raises(InputError, match="'1:red' that is not in this dataset"):
+        evaluate(fewer, tmp_path)
     assert len(list(read_records(tmp_path))) == 6
+    score(fewer, segmenter, run_of(fewer, segmenter), folder=tmp_path, restart=True)
+    assert len(list(read_records(tmp_path))) == 3
+
+
+def test_a_dataset_that_grew_is_continued(
+    evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    evaluate(SmallSet(2, words=("red", "green")), tmp_path / "run", started="before")
+    grown = SmallSet(3, words=("red", "green", "blue"))
+    result = evaluate(grown, tmp_path / "run", started="after")
+    assert same(result, evaluate(grown, tmp_path / "whole"))
+    assert {"0", "1", "2"} == {*grown.read}
+    run = read_run(tmp_path / "run")
+    assert (run.samples, run.started) == (9, "before")
+    assert run.samples_digest == digest(grown.samples)
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(
@@ -258,7 +274,7 @@ def test_shards_that_do_not_fit_are_refused(
         ('"rle": {', '"rle": 5, "was": {', "'rle' is 5, expected dict"),
         ('{"key"', '["key"', "is not a JSON object"),
         ('"present": true', '"present": 1', "'present' is 1, expected bool"),
-        ('"key": "0:red"', '"key": "9:red"', "of another dataset"),
+        ('"key": "0:red"', '"key": "9:red"', "not in this dataset"),
     ],
 )
 def test_damaged_records_are_refused(
@@ -274,9 +290,8 @@ def test_damaged_records_are_refused(
     head, _, rest = (tmp_path / RECORDS).read_text().partition("\n")
     assert old in rest
     (tmp_path / RECORDS).write_text(f"{head}\n{rest.replace(old, new, 1)}")
-    keys = {"0": {sample.key for sample in dataset.samples}}
     with pytest.raises(InputError, match=said):
-        resume(tmp_path, run_of(dataset, segmenter), keys)
+        resume(tmp_path, run_of(dataset, segmenter), {"0": dataset.samples})
 
 
 def test_an_option_that_no_sample_can_be_asked_with_fails_at_once(segmenter: Segmenter) -> None:
