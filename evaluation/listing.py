@@ -36,9 +36,10 @@ class Listing(Generic[Entry]):
         self.entries[sample.key] = entry
         self._samples.setdefault(sample.image, []).append(sample)
 
-    def refuse(self, where: str, what: object) -> None:
-        """List a problem."""
-        self.problems.append(Problem(one_line(where, limit=120), one_line(what)))
+    def refuse(self, where: str, what: object, *, sentences: int = 1) -> None:
+        """List a problem, and how many sentences it takes with it where that is not one."""
+        lost = "" if sentences == 1 else f" ({sentences} sentences)"
+        self.problems.append(Problem(one_line(where, limit=120), one_line(what) + lost))
 
     @property
     def images(self) -> Sequence[str]:

@@ -246,7 +246,7 @@ def _add(listing: Listing[_Place], reference: _Reference, row: int, images: Path
             if not (images / reference.image).is_file():
                 raise InputError(f"its picture {reference.image} is not in '{one_line(images)}'")
     except (InputError, ValueError) as error:
-        listing.refuse(where, error)
+        listing.refuse(where, error, sentences=len(reference.sentences))
         return
     for name, sentence in reference.sentences:
         key = f"{reference.key}:{name}"

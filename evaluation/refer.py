@@ -110,13 +110,15 @@ def open_refer(
     listing: Listing[_Object] = Listing()
     for ref in refs:
         where = f"ref {one_line(ref.get('ref_id'), limit=20)}"
+        said = len(_list_of(ref.get("sentences")))
         try:
             found, image = _object_of(ref, annotations, sizes, where)
         except InputError as error:
-            listing.refuse(where, error)
+            listing.refuse(where, error, sentences=said)
             continue
         if not (images / image).is_file():
-            listing.refuse(where, f"its picture {image} is not in '{one_line(images)}'")
+            missing = f"its picture {image} is not in '{one_line(images)}'"
+            listing.refuse(where, missing, sentences=said)
             continue
         _add_sentences(listing, ref, image, found, wording)
     if not listing.entries:

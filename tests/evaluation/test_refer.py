@@ -175,6 +175,7 @@ def test_missing_pictures_are_problems(root: Path) -> None:
     dataset = opened(root)
     assert set(problems(dataset)) == {"ref 1000", "ref 1001", "ref 1002"}
     assert all(FIRST in what and IMAGES in what for what in problems(dataset).values())
+    assert problems(dataset)["ref 1002"].endswith("(3 sentences)")
     assert FIRST not in {sample.image for sample in dataset.samples}
 
 
