@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rism.runtime import Segmenter
 from rism.runtime.cli.app import app
 
 ROOT = Path(__file__).parents[2]
+Start = Callable[..., "subprocess.Popen[bytes]"]
 runner = CliRunner()
 
 
@@ -165,3 +168,31 @@ def test_masks_in_the_records_are_those_that_rism_run_writes(workplace: Path) ->
         mask = np.asarray(picture) == 255
     pycocotools = pytest.importorskip("pycocotools.mask")
     assert np.array_equal(pycocotools.decode(line["rle"]).astype(bool), mask)
+
+
+BLOCKED = """
+import sys
+for name in ("pycocotools", "pyarrow", "matplotlib", "tqdm", "torch", "onnx", "onnx_ir"):
+    sys.modules[name] = None
+from rism.runtime.cli import main
+main()
+"""
+
+
+def test_what_the_extra_brings_is_needed_for_its_datasets_only(
+    start: Start, workplace: Path
+) -> None:
+    (workplace / "data/refcoco").mkdir(parents=True)
+
+    def call(*arguments: str) -> tuple[int | None, bytes]:
+        process = start("-c", BLOCKED, "eval", *arguments, module=None)
+        error = process.communicate(timeout=60)[1]
+        return process.returncode, error
+
+    assert call("scenes", "--count", "1", "--provider", "cpu", "-q") == (0, b"")
+    assert (workplace / "eval-scenes-plain-test-mini/report.html").is_file()
+    code, error = call("refcoco", "--root", "data")
+    assert code == 1
+    assert error == (
+        b'error: rism eval needs pycocotools, which is not installed: pip install "rism[eval]"\n'
+    )
