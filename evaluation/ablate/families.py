@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -144,15 +144,8 @@ def _step1x(model: Step1XModel, precision: Precision) -> WholeModel:
             found[name] = read_linear(store, second, F.silu(read_linear(store, first, steps)))
         return found
 
-    module = build_empty(
-        lambda: Step1XWholeStep(
-            replace(sizes, single=sizes.single + 1),
-            model.spec.family,
-            constants(model.spec.timestep),
-            precision,
-            channels=sizes.in_channels,
-        )
-    )
+    first = constants(model.spec.timestep)
+    module = build_empty(lambda: Step1XWholeStep(sizes, model.spec.family, first, precision))
     rules: dict[str, WeightRule] = {
         name: scale_then_shift(store[name]) if name.startswith(FINAL) else store[name]
         for name in module.state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from rism.evaluation.ablate.grid import TAUS, FeatureSetting, MapSetting, Setting
 from rism.evaluation.ablate.runner import Outcome
@@ -85,7 +86,7 @@ def findings(outcome: Outcome) -> list[Finding]:
         replace(default, site=site) for site in ("mmsa", "adaln", "block") if site in grid.sites
     ]
     names = {"mmsa": "MMSA", "adaln": "AdaLN", "block": "block"}
-    for better, worse in zip(sites, sites[1:], strict=False):
+    for better, worse in pairwise(sites):
         claim = f"{names[better.site]} features are better than {names[worse.site]} features"
         found.append(_compare(outcome, claim, better, worse))
     others = [replace(default, block=block) for block in grid.blocks if block != default.block]

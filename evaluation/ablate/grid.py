@@ -98,9 +98,10 @@ class Grid:
         """Fill in what is not asked for, and add the defaults to what is.
 
         Args:
-            double, single: blocks of the model.
-            feature_block: its default.
-            tau: likewise.
+            double: the model's double-stream blocks.
+            single: its single-stream blocks.
+            feature_block: whose features are its default.
+            tau: its default.
             steps: of its denoising.
             timesteps: None for all of a few, or every fifth of many, as in the paper.
             blocks: None for all.
@@ -158,11 +159,10 @@ class Grid:
     @property
     def settings(self) -> list[Setting]:
         """Return all of them, in the order they are computed."""
-        return [
-            setting
-            for timestep in self.timesteps
-            for setting in (*self.maps(timestep), *self.features(timestep))
-        ]
+        found: list[Setting] = []
+        for timestep in self.timesteps:
+            found += [*self.maps(timestep), *self.features(timestep)]
+        return found
 
 
 def _check(what: str, given: Sequence[object], known: Sequence[object]) -> None:

@@ -7,7 +7,7 @@ PyTorch modules for engines.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.eye import Eye
 from rism.runtime.picture import ImageState
 from rism.runtime.prompt import PromptEncoder, PromptState, weigh
+from rism.runtime.refine import Refiner, refine
 
 __all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
 
@@ -183,6 +184,7 @@ class AblationModel:
                 token_px=opened.spec.geometry.token_px,
             )
         text = engine(opened.text_encoder(precision), "prompt_embeds", text_device)
+        self._eye = eye
         self._embedder = PromptEmbedder(self._encoder, text, max_batch=1, fixed_batch=None, eye=eye)
 
     @property
@@ -218,13 +220,30 @@ class AblationModel:
         part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
         return vision.view(part, (right - left, bottom - top), rules)
 
-    def prompt(self, state: ImageState, expression: str) -> PromptState:
+    def prompt(
+        self,
+        state: ImageState,
+        expression: str,
+        *,
+        refiner: Refiner | None = None,
+        image_hwc: npt.NDArray[np.uint8] | None = None,
+    ) -> PromptState:
         """Encode an expression about a picture.
 
+        Args:
+            state: the picture.
+            expression: what is asked.
+            refiner: rewords the instruction; None leaves it.
+            image_hwc: (H, W, 3), the picture for the refiner.
+
         Raises:
-            InputError: it is empty, too long, or has control tokens in it.
+            InputError: it is empty, too long, or has control tokens in it; or the refiner failed.
         """
-        return self._embedder.embed([self._encoder.instruct(expression)], state)[0][0]
+        said = self._encoder.instruct(expression)
+        if refiner is not None:
+            tokens = 0 if self._eye is None else self._eye.image_tokens(state)
+            [said] = refine(refiner, [said], image_hwc, self._encoder, image_tokens=tokens)
+        return self._embedder.embed([said], state)[0][0]
 
     def sigmas(self, tokens: int) -> list[float]:
         """Return sigma of each step for a picture of so many tokens, and the zero at the end."""
@@ -264,22 +283,19 @@ class AblationModel:
         )
         given = {name: torch.from_numpy(value).to(self.device) for name, value in feeds.items()}
         latents, sigmas = given["noise"], self.sigmas(state.plan.tokens)
+        spans = Spans(prompt.embeds.shape[0], state.plan.tokens, state.plan.tokens)
         for step in range(max(timesteps) + 1):
-            capture = self._run(
-                given,
-                latents,
-                sigmas[step],
-                lambda spans, weights, watching=step in timesteps: WideCapture(
-                    spans=spans,
-                    prompt_weights=weights,
-                    feature_block=-1,
-                    precision=self.precision,
-                    blocks=frozenset(blocks),
-                    sites=tuple(sites),
-                    storage=self.storage,
-                    watching=watching,
-                ),
+            capture = WideCapture(
+                spans=spans,
+                prompt_weights=given["prompt_weights"],
+                feature_block=-1,
+                precision=self.precision,
+                blocks=frozenset(blocks),
+                sites=tuple(sites),
+                storage=self.storage,
+                watching=step in timesteps,
             )
+            self._run(given, latents, sigmas[step], capture)
             assert capture.velocity is not None, "a whole model predicts"
             if capture.watching:
                 yield _on_host(step, capture)
@@ -291,13 +307,10 @@ class AblationModel:
         given: Mapping[str, torch.Tensor],
         latents: torch.Tensor,
         sigma: float,
-        make: Callable[[Spans, torch.Tensor], WideCapture],
-    ) -> WideCapture:
-        embeds = given["prompt_embeds"]
-        spans = Spans(embeds.shape[1], latents.shape[1], given["clean_latents"].shape[1])
-        capture = make(spans, given["prompt_weights"])
+        capture: WideCapture,
+    ) -> None:
         prompt = PromptTokens(
-            embeds,
+            given["prompt_embeds"],
             given["prompt_mask"] if self.spec.prompt_mask else None,
             given.get("prompt_positions"),
         )
@@ -306,7 +319,6 @@ class AblationModel:
             self._whole.part.module(
                 given["clean_latents"], latents, prompt, given["positions"], capture
             )
-        return capture
 
 
 def _on_host(timestep: int, capture: WideCapture) -> Pass:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +21,7 @@ _SHOWN = ("oIoU", "mIoU")
 _COLOURS = {"shallow": "tab:green", "deep": "tab:blue", "all": "tab:orange"}
 _STYLES = {"CAM": ":", "RAM": "-"}
 _CELLS_WITH_NUMBERS = 120
-_RULES = {"svg.hashsalt": "rism", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+_RULES: Any = {"svg.hashsalt": "rism", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
 
 
 def plots(outcome: Outcome) -> dict[str, bytes]:
@@ -119,7 +120,8 @@ def _heat(outcome: Outcome) -> Figure:
             ]
         )
         mesh = axis.pcolormesh(values, cmap="viridis", edgecolors="face")
-        figure.colorbar(mesh, ax=axis)
+        if values.size > _CELLS_WITH_NUMBERS:
+            figure.colorbar(mesh, ax=axis)
         axis.grid(visible=False)
         axis.set_xticks(np.arange(len(grid.timesteps)) + 0.5, [str(t) for t in grid.timesteps])
         axis.set_yticks(np.arange(len(grid.blocks)) + 0.5, [str(b) for b in grid.blocks])

@@ -51,8 +51,8 @@ class Records:
         whole = data[: data.rfind(b"\n") + 1]
         found = _line(whole.partition(b"\n")[0], self.path)
         if found != header:
-            said = found.get("run") if isinstance(found.get("run"), dict) else {}
-            wanted = header["run"]
+            run, wanted = found.get("run"), header["run"]
+            said = run if isinstance(run, dict) else {}
             other = [key for key in wanted if said.get(key) != wanted[key]] or ["settings"]
             raise InputError(
                 f"{self.path} is of a run with another {', '.join(other)}: choose another folder "

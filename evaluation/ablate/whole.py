@@ -8,15 +8,18 @@ norm and projection follow. Everything else is the exporter's code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from diffusers import Flux2Transformer2DModel
 from torch import nn
 
 from rism.evaluation.ablate.capture import WideCapture
 from rism.export.capture import Capture
 from rism.export.families.flux2_dit import Flux2SingleStep
-from rism.export.families.step1x_dit import Step1XSingleStep
+from rism.export.families.step1x_dit import Step1XSingleStep, Step1XSizes
+from rism.export.precision import Precision
+from rism.export.spec import FamilySpec
 from rism.export.tensors import StoredTensor
 from rism.export.weightless import Part
 
@@ -60,9 +63,11 @@ class Flux2WholeStep(Flux2SingleStep):
 
     norm_out: torch.Tensor
 
-    def __init__(self, transformer: nn.Module, family: object, modulation: Constants) -> None:
+    def __init__(
+        self, transformer: Flux2Transformer2DModel, family: FamilySpec, modulation: Constants
+    ) -> None:
         """See `Flux2SingleStep`; `modulation` also has `FINAL`."""
-        super().__init__(transformer, family, modulation)  # type: ignore[arg-type]
+        super().__init__(transformer, family, modulation)
         del self.last, self.last_norm
         self.single_transformer_blocks = transformer.single_transformer_blocks
         self.final_norm = transformer.norm_out.norm
@@ -84,20 +89,16 @@ class Step1XWholeStep(Step1XSingleStep):
     keeps only a part of its last one, which is thrown away here.
     """
 
-    def __init__(self, sizes: object, *arguments: object, channels: int) -> None:
-        """See `Step1XSingleStep`.
-
-        Args:
-            sizes: the model's, with one single-stream block more.
-            arguments: see there.
-            channels: C of what is predicted.
-        """
-        super().__init__(sizes, *arguments)  # type: ignore[arg-type]
+    def __init__(
+        self, sizes: Step1XSizes, family: FamilySpec, constants: Constants, precision: Precision
+    ) -> None:
+        """See `Step1XSingleStep`; the sizes are the model's own."""
+        super().__init__(replace(sizes, single=sizes.single + 1), family, constants, precision)
         del self.last_attn, self.last_norm, self.last_modulation
-        width = self.sizes.width
+        width = sizes.width
         self.norm_out = nn.ModuleDict({"linear": nn.Linear(width, 2 * width)})
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.proj_out = nn.Linear(width, channels)
+        self.proj_out = nn.Linear(width, sizes.in_channels)
 
     def _last_block(
         self, hidden: torch.Tensor, condition: torch.Tensor, _rotary: Rotary, capture: Capture
