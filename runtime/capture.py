@@ -24,7 +24,9 @@ __all__ = ["expect_outputs", "expect_shape", "fixed_batch", "localise_outputs", 
 MAX_FIXED_BATCH = 256
 
 
-def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: str) -> Localisation:
+def localise_outputs(
+    capture: str, outputs: Arrays, *, tau: float, prototype: str, prior: Array | None = None
+) -> Localisation:
     """Apply the method, or read its result where the graph has it inside.
 
     Args:
@@ -32,6 +34,7 @@ def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: st
         outputs: of one expression, by logical name, float32; of NumPy or of CuPy.
         tau: region threshold.
         prototype: see `method.prototypes`.
+        prior: see `segment_tokens`; not of "scores", whose graph holds the threshold.
     """
     if capture == "scores":
         scores, refined = outputs["scores"], outputs["refined_attention"]
@@ -49,7 +52,8 @@ def localise_outputs(capture: str, outputs: Arrays, *, tau: float, prototype: st
         propagated = propagate(outputs["transition_matrices"], vectors)
     else:
         propagated = outputs["propagated_vectors"]
-    return segment_tokens(vectors, propagated, outputs["features"], tau=tau, rule=prototype)
+    features = outputs["features"]
+    return segment_tokens(vectors, propagated, features, tau=tau, rule=prototype, prior=prior)
 
 
 def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, tokens: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.capture import expect_outputs, localise_outputs
+from rism.runtime.confidence import evidence
 from rism.runtime.device import Device, DeviceArray, Kernels
 from rism.runtime.engines import Engine, needed_graphs
 from rism.runtime.errors import ProviderError, one_line
@@ -224,6 +225,7 @@ class CudaPostprocess:
             MAP_THREADS,
             (vectors, propagated, maps, said, np.int32(blocks), n),
         )
+        published = self._weigh(maps, wanted)
         sizes, tau = (n, d, np.int32(rows)), np.float32(wanted.tau)
         cosine = np.int32(wanted.prototype == "cosine")
         slices = (-(-channels // _CLASS_MEANS_CHANNELS), count, 1)
@@ -240,7 +242,24 @@ class CudaPostprocess:
                 THREADS,
                 (sums, means, said, np.int32(groups), d, np.int32(at)),
             )
+        for row, refined in published.items():
+            maps[row, 1] = refined
         return means
+
+    def _weigh(self, maps: DeviceArray, wanted: Wanted) -> dict[int, DeviceArray]:
+        """Put refined maps by their spatial prior in place of the published ones, returned."""
+        published = {}
+        for row in range(wanted.count):
+            prior = wanted.prior(row)
+            if prior is not None:
+                published[row] = maps[row, 1].copy()
+                there = self._device.empty(prior.shape, "float32")
+                self._device.copy(prior, into=there)
+                weighed = maps[row, 1] * there
+                # Already 0 to 1, and all zero where there is no answer: no min-max can fail.
+                low, high = weighed.min(), weighed.max()
+                maps[row, 1] = (weighed - low) / (high - low).clip(1e-30)
+        return published
 
     def _shares(self, count: int, tokens: int) -> tuple[int, int]:
         """Tokens of each block of threads, and how many blocks: two for each multiprocessor."""
@@ -319,10 +338,17 @@ def _answer(
         if reason is not None:
             scores = np.zeros_like(scores)
         found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
+    empty = found.reason is not None or not said["pixels"]
+    seen = evidence(found)
+    if found.reason is None and not wanted.published:
+        found = wanted.finished(found, row)
+        mask_hw = wanted.mask(found.scores)
+        empty = not mask_hw.any()
     return Answer(
         found,
         mask_hw,
-        empty=found.reason is not None or not said["pixels"],
+        empty=empty,
+        evidence=seen,
         token_attention=None if attention is None else attention[row],
         method_ms=times_ms[0],
         mask_ms=times_ms[1],

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rism.runtime.checked_json import Node
+from rism.runtime.confidence import ConfidenceRule
 from rism.runtime.engine_spec import (
     EngineVariant,
     SelfTest,
@@ -96,7 +97,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Method:
-    """Defaults of the method and the place that its features come from."""
+    """Defaults of the method and the place that its features come from.
+
+    `confidence` is None where nobody has fitted one: then nothing is called absent.
+    """
 
     tau: float
     timestep: float
@@ -106,6 +110,7 @@ class Method:
     feature_site: str
     feature_dim: int
     prototype: str
+    confidence: ConfidenceRule | None = None
 
 
 @dataclass(frozen=True)
@@ -290,10 +295,22 @@ def _method(node: Node) -> Method:
         feature_site=node.text("feature_site"),
         feature_dim=node.integer("feature_dim", 1, 2**17),
         prototype=node.choice("prototype", PROTOTYPES, default="equation"),
+        confidence=None if node.raw("confidence") is None else _confidence(node.node("confidence")),
     )
     if method.tau >= 1.0:
         node.refuse("tau", "a number from 0 to below 1")
     return method
+
+
+def _confidence(node: Node) -> ConfidenceRule:
+    most = 1e6
+    return ConfidenceRule(
+        separability=node.number("separability", -most, most),
+        concentration=node.number("concentration", -most, most),
+        agreement=node.number("agreement", -most, most),
+        bias=node.number("bias", -most, most),
+        threshold=node.number("threshold", 0.0, 1.0),
+    )
 
 
 def _noise(node: Node) -> NoiseInfo:

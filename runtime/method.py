@@ -218,6 +218,7 @@ def segment_tokens(
     *,
     tau: float,
     rule: str = "equation",
+    prior: Array | None = None,
 ) -> Localisation:
     """The whole method for one expression (docs/bundle.md, step 6).
 
@@ -227,6 +228,7 @@ def segment_tokens(
         features: (N, D) float32.
         tau: region threshold in [0, 1).
         rule: see `prototypes`.
+        prior: (N,) float32 in [0, 1], weighs the refined map before tau; None as published.
     """
     xp = array_namespace(features)
     coarse = coarse_map(attention_vectors)
@@ -236,7 +238,8 @@ def segment_tokens(
     nothing = xp.zeros(features.shape[0], xp.float32)
     if reason is not None:
         return Localisation(nothing, coarse, refined, 0.0, reason)
-    scores, fisher = localise(features, refined > tau, rule=rule)
+    weighed = refined if prior is None else minmax(refined * xp.asarray(prior))
+    scores, fisher = localise(features, weighed > tau, rule=rule)
     if not bool(xp.isfinite(scores).all()):
         return Localisation(nothing, coarse, refined, 0.0, FEATURES_NOT_FINITE)
     return Localisation(scores, coarse, refined, fisher)

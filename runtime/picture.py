@@ -33,8 +33,8 @@ class ImageState:
         clean_latents: (1, N_v, C) float32.
         bundle_digest: the bundle that it belongs to.
         timings_ms: what preparing it took: "image" (decode, resize) and "vae".
-        pixels: (H, W, 3) uint8, read-only, where a refiner is to see them; otherwise None, so
-            that a state keeps no picture in memory.
+        pixels: (H, W, 3) uint8, read-only: contours are drawn along its edges, a refiner sees
+            it. None in a state that was made without.
         view: what the text encoder sees, where it looks at the picture; otherwise None.
     """
 
@@ -65,7 +65,7 @@ class PictureEncoder:
         engines: Mapping[str, Engine],
         *,
         noise_shape: tuple[int, ...],
-        keep_pixels: bool,
+        keep_pixels: bool = True,
     ) -> None:
         """Put a bundle's rules and its VAE encoder together.
 
@@ -104,7 +104,7 @@ class PictureEncoder:
             self._kept.put(key, kept)
         done = perf_counter()
         timings = {"image": (loaded - start) * 1e3, "vae": (done - loaded) * 1e3}
-        shown, digest = self._shown(pixels, image), self._bundle.digest
+        shown, digest = _shown(pixels, image) if self._keep_pixels else None, self._bundle.digest
         return ImageState(plan, kept.latents, digest, timings, shown, kept.view)
 
     def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32:
@@ -130,10 +130,9 @@ class PictureEncoder:
         part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
         return vision.view(part, (right - left, bottom - top), rules)
 
-    def _shown(self, pixels: Uint8, image: ImageSource) -> Uint8 | None:
-        """Return what a refiner is shown, which nobody changes under it or through it."""
-        if not self._keep_pixels:
-            return None
-        shown = pixels.copy() if isinstance(image, np.ndarray) else pixels.view()
-        shown.flags.writeable = False
-        return shown
+
+def _shown(pixels: Uint8, image: ImageSource) -> Uint8:
+    """Return what a refiner and a guided mask see: nobody changes it under them."""
+    shown = pixels.copy() if isinstance(image, np.ndarray) else pixels.view()
+    shown.flags.writeable = False
+    return shown

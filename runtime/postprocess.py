@@ -1,7 +1,7 @@
 """From what a transformer graph returned to answers: on the host, or where its outputs lie."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.capture import expect_outputs, localise_outputs
+from rism.runtime.confidence import Evidence, evidence
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.engines import Arrays, Engine, LazyEngine
 from rism.runtime.geometry import Plan, upsample
+from rism.runtime.guided import guided_upsample
+from rism.runtime.instances import one_instance, spatial_prior
 from rism.runtime.method import Localisation
+from rism.runtime.words import Cues
 
 __all__ = ["Answer", "DeviceEngine", "Wanted", "answers_on_host", "device_engine"]
 
@@ -28,6 +32,10 @@ class Wanted:
         plan: how the picture was brought to the model's grid.
         tau: region threshold.
         prototype: see `method.prototypes`.
+        cues: what each expression says of place and size; none where that is not to be used.
+        spatial_prior: weigh the refined map by words of place before tau.
+        instances: keep one of several parts by words of place and size.
+        guide: (H, W, 3) uint8, the picture, for a mask along its edges; None for bilinear.
     """
 
     capture: str
@@ -36,6 +44,42 @@ class Wanted:
     plan: Plan
     tau: float
     prototype: str
+    cues: tuple[Cues, ...] = ()
+    spatial_prior: bool = False
+    instances: bool = False
+    guide: npt.NDArray[np.uint8] | None = None
+
+    def prior(self, row: int) -> npt.NDArray[np.float32] | None:
+        """Weights of the refined map of one expression, (N_v,), or None."""
+        if not self.spatial_prior or not self.cues or self.capture == "scores":
+            return None
+        return spatial_prior(self.cues[row], self.plan.grid_hw)
+
+    @property
+    def published(self) -> bool:
+        """The mask is the published one: of all parts, bilinear."""
+        return self.guide is None and not (self.instances and self.cues)
+
+    def finished(self, found: Localisation, row: int) -> Localisation:
+        """Leave one instance in the scores of one expression, if that is wanted."""
+        if found.reason is not None or not self.instances or not self.cues:
+            return found
+        cues, weights = self.cues[row], found.refined
+        prior = spatial_prior(cues, self.plan.grid_hw)
+        if prior is not None:
+            weights = weights * prior
+        scores = one_instance(found.scores, weights, cues, self.plan.grid_hw)
+        return replace(found, scores=scores)
+
+    def mask(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Bring scores (N_v,) to the picture and cut them at zero: (H, W) bool."""
+        map_hw = scores.reshape(self.plan.grid_hw)
+        if self.guide is None:
+            return np.asarray(upsample(map_hw, self.plan) > 0)
+        # Where nothing is positive, a fit to the picture must not find something.
+        if not (scores > 0).any():
+            return np.zeros(self.guide.shape[:2], np.bool_)
+        return guided_upsample(map_hw, self.guide, self.plan) > 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +90,7 @@ class Answer:
         found: the method's answer on the token grid.
         mask_hw: (H, W) bool.
         empty: nothing is in the mask.
+        evidence: what speaks for a presence of what was asked for.
         token_attention: (N_v, N_p) float32, where the graph has it.
         method_ms: what the method took.
         mask_ms: what the mask took, and its way to the host.
@@ -54,6 +99,7 @@ class Answer:
     found: Localisation
     mask_hw: npt.NDArray[np.bool_]
     empty: bool
+    evidence: Evidence
     token_attention: npt.NDArray[np.float32] | None
     method_ms: float
     mask_ms: float
@@ -91,9 +137,17 @@ def answers_on_host(outputs: Arrays, wanted: Wanted) -> list[Answer]:
     for row in range(wanted.count):
         start = perf_counter()
         own = {name: each[row] for name, each in outputs.items()}
-        found = localise_outputs(wanted.capture, own, tau=wanted.tau, prototype=wanted.prototype)
+        found = localise_outputs(
+            wanted.capture,
+            own,
+            tau=wanted.tau,
+            prototype=wanted.prototype,
+            prior=wanted.prior(row),
+        )
+        seen = evidence(found)
+        found = wanted.finished(found, row)
         after_method = perf_counter()
-        mask_hw = upsample(found.scores.reshape(wanted.plan.grid_hw), wanted.plan) > 0
+        mask_hw = wanted.mask(found.scores)
         empty = not mask_hw.any()
         after_mask = perf_counter()
         answers.append(
@@ -101,6 +155,7 @@ def answers_on_host(outputs: Arrays, wanted: Wanted) -> list[Answer]:
                 found,
                 mask_hw,
                 empty,
+                seen,
                 own.get("token_attention"),
                 method_ms=(after_method - start) * 1e3,
                 mask_ms=(after_mask - after_method) * 1e3,

@@ -23,12 +23,16 @@ class Segmentation:
             refiner made of that.
         mask_hw: (H, W) bool at the size of the picture.
         score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
-            upsampling. Zeros where `reason` is set.
+            upsampling. Zeros where there is no answer, but not where the confidence is too low.
         coarse: (N_h, N_w) float32 in [0, 1], the coarse attention map (CAM).
         refined: (N_h, N_w) float32 in [0, 1], the refined attention map (RAM).
         score: mean of the positive values of `score_map`, the margin by which the tokens of the
             object are nearer to it than to the rest; 0 where the mask is empty.
         separability: Fisher's score between mask and rest; larger is surer.
+        concentration: how concentrated the coarse map is, 0 (even) to 1 (one token).
+        agreement: correlation of the refined map and the score map, -1 to 1.
+        confidence: the probability that what was asked for is in the picture, by the bundle's
+            rule for the three above; None where the bundle has none.
         reason: why the mask is empty, or None where it is not.
         provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; where not all
             of them ran on one, the transformer's first: "tensorrt-rtx:0+cuda:0".
@@ -50,6 +54,9 @@ class Segmentation:
     refined: npt.NDArray[np.float32]
     score: float
     separability: float
+    concentration: float
+    agreement: float
+    confidence: float | None
     reason: str | None
     provider: str
     precision: str
@@ -71,7 +78,10 @@ class Segmentation:
 
     @property
     def scores_hw(self) -> npt.NDArray[np.float32]:
-        """The score map at the size of the picture: (H, W) float32, computed when asked for."""
+        """The score map at the size of the picture: (H, W) float32, bilinear; made when asked for.
+
+        The mask is where it is positive if it was made so too (`upsample="bilinear"`).
+        """
         return np.asarray(upsample(self.score_map, self.plan))
 
     @property
@@ -110,6 +120,9 @@ class Segmentation:
             "area_share": self.area_share,
             "score": self.score,
             "separability": self.separability,
+            "concentration": self.concentration,
+            "agreement": self.agreement,
+            "confidence": self.confidence,
             "reason": self.reason,
             "model": self.model,
             "provider": self.provider,

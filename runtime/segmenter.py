@@ -1,10 +1,9 @@
 """From a bundle, a picture and expressions to masks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias, overload
+from typing import TypeAlias, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,8 @@ import numpy.typing as npt
 from rism.runtime.batch import batches, transformer_feeds
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.capture import fixed_batch
+from rism.runtime.choices import Choices, Settings, settle
+from rism.runtime.confidence import Evidence
 from rism.runtime.cuda_postprocess import CudaPostprocess, prepare
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
@@ -19,13 +20,11 @@ from rism.runtime.engines import Engine
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.eye import open_eye
 from rism.runtime.images import ImageSource
-from rism.runtime.manifest import PROTOTYPES
 from rism.runtime.picture import ImageState, PictureEncoder
 from rism.runtime.postprocess import Answer, Wanted, answers_on_host, device_engine
 from rism.runtime.prompt import (
     PromptEncoder,
     PromptState,
-    PromptWeights,
     check_template,
     weigh,
 )
@@ -33,16 +32,11 @@ from rism.runtime.providers import parse_provider
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
 from rism.runtime.start import Route, Wish, first_that_starts
+from rism.runtime.words import read_cues
 
 __all__ = ["ImageState", "Segmenter"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Options:
-    tau: float
-    prototype: str
 
 
 class Segmenter:
@@ -99,7 +93,6 @@ class Segmenter:
             bundle,
             self._engines,
             noise_shape=self._noise.shape,
-            keep_pixels=refiner is not None,
         )
         self._encoder = PromptEncoder(
             self.manifest.prompt, bundle.tokenizer_json(), template=template
@@ -211,13 +204,7 @@ class Segmenter:
 
     @overload
     def segment(
-        self,
-        image: ImageSource | ImageState,
-        expressions: str,
-        *,
-        tau: float | None = None,
-        prompt_weights: PromptWeights = None,
-        prototype: str | None = None,
+        self, image: ImageSource | ImageState, expressions: str, **choices: Unpack[Choices]
     ) -> Segmentation: ...
 
     @overload
@@ -225,32 +212,22 @@ class Segmenter:
         self,
         image: ImageSource | ImageState,
         expressions: list[str] | tuple[str, ...],
-        *,
-        tau: float | None = None,
-        prompt_weights: PromptWeights = None,
-        prototype: str | None = None,
+        **choices: Unpack[Choices],
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
         image: ImageSource | ImageState,
         expressions: str | Sequence[str],
-        *,
-        tau: float | None = None,
-        prompt_weights: PromptWeights = None,
-        prototype: str | None = None,
+        **choices: Unpack[Choices],
     ) -> Segmentation | list[Segmentation]:
         """Segment what each expression refers to.
 
         Args:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same picture (answered in order, batched).
-            tau: region threshold on the refined map, 0 to below 1; None for the bundle's.
-            prompt_weights: w of a_l = A w, which tokens count: None or "all" for the paper's
-                ones, "valid" for no padding, "instruction" for the instruction without the
-                model's chat prefix and suffix, "expression" for the expression's own tokens, or
-                an array (N_p,) or (B, N_p), N_p that of the longest prompt.
-            prototype: "equation" or "cosine"; None for the bundle's.
+            choices: tau, prompt_weights, prototype, upsample, spatial_prior, instances, always,
+                paper: see `Choices`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
@@ -261,7 +238,7 @@ class Segmenter:
         """
         single = isinstance(expressions, str)
         asked = [expressions] if isinstance(expressions, str) else list(expressions)
-        options = self._options(tau, prototype)
+        settings = settle(choices, self.manifest.method, self.capture)
         instructions = [self._encoder.instruct(text) for text in asked]
         if not instructions:
             raise InputError("there are no expressions, expected at least one")
@@ -278,7 +255,7 @@ class Segmenter:
             )
             shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
         prompts, timings = self._embedder.embed(instructions, state)
-        weights = weigh(prompt_weights, prompts)
+        weights = weigh(choices.get("prompt_weights"), prompts)
         state = state or self._state(image)
         if fresh:
             timings |= state.timings_ms
@@ -287,7 +264,7 @@ class Segmenter:
         for rows in batches(prompts, self._fixed_batch(state) or self._max_batch):
             some = [prompts[row] for row in rows]
             own = weights[rows, : len(some[0].embeds)]
-            found = self._batch(state, some, weights=own, options=options, shared_ms=shared)
+            found = self._batch(state, some, weights=own, settings=settings, shared_ms=shared)
             results |= dict(zip(rows, found, strict=True))
         ordered = [results[row] for row in range(len(prompts))]
         return ordered[0] if single else ordered
@@ -298,15 +275,16 @@ class Segmenter:
         prompts: Sequence[PromptState],
         *,
         weights: Float32,
-        options: _Options,
+        settings: Settings,
         shared_ms: Mapping[str, float],
     ) -> list[Segmentation]:
         """Run the transformer once for a few expressions and finish each."""
         start = perf_counter()
-        answers = self._answers(state, prompts, weights, options)
+        answers = self._answers(state, prompts, weights, settings)
         took = (perf_counter() - start) * 1e3 - sum(a.method_ms + a.mask_ms for a in answers)
+        each = took / len(prompts)
         return [
-            self._result(state, answer, prompt, {**shared_ms, "transformer": took / len(prompts)})
+            self._result(state, answer, prompt, {**shared_ms, "transformer": each}, settings)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
@@ -319,23 +297,6 @@ class Segmenter:
             )
         return image
 
-    def _options(self, tau: float | None, prototype: str | None) -> _Options:
-        method = self.manifest.method
-        tau = method.tau if tau is None else tau
-        if not 0.0 <= tau < 1.0:
-            raise InputError(f"tau is {tau}, expected a number from 0 to below 1, such as 0.8")
-        prototype = prototype or method.prototype
-        if prototype not in PROTOTYPES:
-            raise InputError(
-                f"prototype is '{one_line(prototype)}', expected {' or '.join(PROTOTYPES)}"
-            )
-        if self.capture == "scores" and prototype != method.prototype:
-            raise InputError(
-                f"prototype '{prototype}' cannot be asked of capture 'scores', whose graph holds "
-                f"'{method.prototype}': use capture 'vectors'"
-            )
-        return _Options(tau, prototype)
-
     def _fixed_batch(self, state: ImageState) -> int | None:
         graph = self.manifest.graph(f"transformer.{self.capture}", state.plan.resized_wh)
         return fixed_batch(graph.inputs, "clean_latents")
@@ -345,21 +306,25 @@ class Segmenter:
         state: ImageState,
         prompts: Sequence[PromptState],
         weights: Float32,
-        options: _Options,
+        settings: Settings,
     ) -> list[Answer]:
         """Run the transformer, and post-process where it leaves its outputs."""
         fixed = self._fixed_batch(state)
         engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
         feeds = transformer_feeds(
-            state, prompts, weights=weights, noise=self._noise, tau=options.tau, fixed=fixed
+            state, prompts, weights=weights, noise=self._noise, tau=settings.tau, fixed=fixed
         )
         wanted = Wanted(
             self.capture,
             batch=fixed or len(prompts),
             count=len(prompts),
             plan=state.plan,
-            tau=options.tau,
-            prototype=options.prototype,
+            tau=settings.tau,
+            prototype=settings.prototype,
+            cues=tuple(read_cues(prompt.instruction.expression) for prompt in prompts),
+            spatial_prior=settings.spatial_prior,
+            instances=settings.instances,
+            guide=self._guide(state) if settings.upsample == "guided" else None,
         )
         there = device_engine(engine)
         if there is None:
@@ -369,26 +334,46 @@ class Segmenter:
                 self._cuda = CudaPostprocess(there.device)
             return self._cuda.answers(there.run_on_device(feeds, borrow=True), wanted)
 
+    def _guide(self, state: ImageState) -> npt.NDArray[np.uint8]:
+        if state.pixels is None:
+            raise InputError(
+                "the image state has no pixels to draw contours along, expected one made by this "
+                "segmenter: call its set_image, or ask for upsample 'bilinear'"
+            )
+        return state.pixels
+
     def _result(
-        self, state: ImageState, answer: Answer, prompt: PromptState, timings: dict[str, float]
+        self,
+        state: ImageState,
+        answer: Answer,
+        prompt: PromptState,
+        timings: dict[str, float],
+        settings: Settings,
     ) -> Segmentation:
         found, grid_hw = answer.found, state.plan.grid_hw
         score_map = found.scores.reshape(grid_hw)
         reason = found.reason
         if reason is None and answer.empty:
             reason = "no pixel is nearer to the expression"
+        seen, mask_hw = answer.evidence, answer.mask_hw
+        confidence, doubt = self._confidence(seen)
+        if reason is None and doubt is not None and not settings.always:
+            reason, mask_hw = doubt, np.zeros_like(mask_hw)
         tokens, attention = prompt.tokens, answer.token_attention
         if attention is not None:
             attention = attention[:, : len(tokens)].T.reshape(len(tokens), *grid_hw)
         return Segmentation(
             expression=prompt.instruction.expression,
             instruction=prompt.instruction.text,
-            mask_hw=answer.mask_hw,
+            mask_hw=mask_hw,
             score_map=score_map,
             coarse=found.coarse.reshape(grid_hw),
             refined=found.refined.reshape(grid_hw),
-            score=0.0 if answer.empty else float(score_map[score_map > 0].mean()),
-            separability=found.separability,
+            score=0.0 if reason is not None else float(score_map[score_map > 0].mean()),
+            separability=seen.separability,
+            concentration=seen.concentration,
+            agreement=seen.agreement,
+            confidence=confidence,
             reason=reason,
             provider=self.provider,
             precision=self.precision,
@@ -397,4 +382,17 @@ class Segmenter:
             plan=state.plan,
             tokens=tokens if attention is not None else (),
             token_attention=attention,
+        )
+
+    def _confidence(self, seen: Evidence) -> tuple[float | None, str | None]:
+        """Return the confidence, and what to say where it is too low for an answer."""
+        rule = self.manifest.method.confidence
+        if rule is None:
+            return None, None
+        confidence = rule.confidence(seen)
+        if confidence >= rule.threshold:
+            return confidence, None
+        return confidence, (
+            f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
+            f"{rule.threshold:.3f}"
         )

@@ -1,6 +1,7 @@
 """A refiner rewords instructions after a look at the picture; nothing it does goes unnoticed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,18 @@ def test_nobody_changes_the_picture_under_the_other(tiny_master: Path, colours: 
     assert segmenter.segment(state, "the").instruction == "remove the red"
 
 
-def test_pixels_are_kept_only_for_a_refiner(tiny_master: Path, colours: np.ndarray) -> None:
-    plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    state = plain.set_image(colours)
-    assert state.pixels is None
+def test_a_state_without_pixels_is_refused(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter = with_refiner(tiny_master, by_corner)
+    state = segmenter.set_image(colours)
+    np.testing.assert_array_equal(state.pixels, colours)
+    without = replace(state, pixels=None)
     with pytest.raises(InputError, match=r"has no pixels for the refiner .* call its set_image"):
-        segmenter.segment(state, "red")
-    assert segmenter.set_image(colours).pixels is not None
+        segmenter.segment(without, "red")
+    plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+    with pytest.raises(InputError, match=r"no pixels to draw contours along.*upsample 'bilinear'"):
+        plain.segment(without, "red")
+    expected = plain.segment(state, "red", upsample="bilinear").mask
+    np.testing.assert_array_equal(plain.segment(without, "red", paper=True).mask, expected)
 
 
 def test_an_instruction_is_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:

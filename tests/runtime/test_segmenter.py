@@ -130,7 +130,7 @@ def test_any_engine_will_do(tiny_master: Path, colours: np.ndarray) -> None:
 
 
 def test_the_result_in_json(segmenter: Segmenter, colours: np.ndarray) -> None:
-    result = segmenter.segment(colours, "  the   green ")
+    result = segmenter.segment(colours, "  the   green ", upsample="bilinear")
     data = json.loads(json.dumps(result.to_json_dict()))
     assert data["expression"] == "the green"
     assert data["instruction"] == "remove the green"

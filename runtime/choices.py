@@ -1,0 +1,103 @@
+"""What a caller can choose for a segmentation, with the defaults that docs/quality.md judged."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.manifest import PROTOTYPES, Method
+from rism.runtime.prompt import PromptWeights
+
+__all__ = ["UPSAMPLES", "Choices", "Settings", "settle"]
+
+UPSAMPLES = ("guided", "bilinear")
+
+
+class Choices(TypedDict, total=False):
+    """Keywords of `Segmenter.segment`; what is left out, or None, is the default.
+
+    Keys:
+        tau: region threshold on the refined map, 0 to below 1; the bundle's.
+        prompt_weights: w of a_l = A w, which tokens count: "all" for the paper's ones, "valid"
+            for no padding, "instruction" for the instruction without the model's chat prefix and
+            suffix, "expression" for the expression's own tokens, or an array (N_p,) or
+            (B, N_p), N_p that of the longest prompt; "all".
+        prototype: "equation" or "cosine"; the bundle's.
+        upsample: "guided" draws the contour along the picture's own edges (`guided_upsample`),
+            "bilinear" is the paper's; "guided".
+        spatial_prior: weigh the refined map by words such as "left" and "top" before tau
+            (`spatial_prior`); True, but for capture "scores", whose graph holds the threshold.
+        instances: of several parts, keep the one that words of place and size mean
+            (`one_instance`); True.
+        always: answer with a mask even where the confidence says that nothing in the picture
+            fits; False.
+        paper: the published method to the letter: all of the above as it has them; False.
+    """
+
+    tau: float | None
+    prompt_weights: PromptWeights
+    prototype: str | None
+    upsample: str | None
+    spatial_prior: bool | None
+    instances: bool | None
+    always: bool | None
+    paper: bool | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices, complete and checked; see `Choices`."""
+
+    tau: float
+    prototype: str
+    upsample: str
+    spatial_prior: bool
+    instances: bool
+    always: bool
+
+
+def settle(choices: Choices, method: Method, capture: str) -> Settings:
+    """Complete what was chosen with defaults.
+
+    Args:
+        choices: what was asked for.
+        method: the bundle's own defaults.
+        capture: the capture mode.
+
+    Raises:
+        InputError: a value that is none of those allowed, or that the capture cannot do.
+    """
+    paper = bool(choices.get("paper"))
+    own = {key: value for key, value in choices.items() if value is not None}
+    tau = own.get("tau", method.tau)
+    if not isinstance(tau, int | float) or not 0.0 <= tau < 1.0:
+        raise InputError(
+            f"tau is {one_line(tau)}, expected a number from 0 to below 1, such as 0.8"
+        )
+    in_graph = capture == "scores"
+    prototype = _one_of(own.get("prototype", method.prototype), PROTOTYPES, "prototype")
+    if in_graph and prototype != method.prototype:
+        raise InputError(
+            f"prototype '{prototype}' cannot be asked of capture 'scores', whose graph holds "
+            f"'{method.prototype}': use capture 'vectors'"
+        )
+    if in_graph and own.get("spatial_prior"):
+        raise InputError(
+            "the spatial prior cannot be asked of capture 'scores', whose graph holds the "
+            "threshold: use capture 'vectors'"
+        )
+    default = "bilinear" if paper else "guided"
+    return Settings(
+        tau=float(tau),
+        prototype=prototype,
+        upsample=_one_of(own.get("upsample", default), UPSAMPLES, "upsample"),
+        spatial_prior=bool(own.get("spatial_prior", not paper and not in_graph)),
+        instances=bool(own.get("instances", not paper)),
+        always=bool(own.get("always", paper)),
+    )
+
+
+def _one_of(value: object, allowed: tuple[str, ...], name: str) -> str:
+    for each in allowed:
+        if value == each:
+            return each
+    raise InputError(f"{name} is '{one_line(value)}', expected {' or '.join(allowed)}")
