@@ -161,8 +161,9 @@ def _sentences(
     found = [
         f"{outcome.count} samples of {dataset.name}{notes}; {spec.name}, {spec.double_blocks} "
         f"double-stream and {spec.single_blocks} single-stream blocks, {model.precision.name}, "
-        f"instruction `{spec.prompt.template}`{words}. Metrics are those of the paper, one sample "
-        "per sentence, at the picture's own size.",
+        f"instruction `{spec.prompt.template}`{words}. The method is the paper's to the letter, "
+        "as `--paper` gives it. So are the metrics: one sample per sentence, at the picture's own "
+        "size.",
         f"Step 0 is pure noise, the bundle's own; of {model.steps} steps "
         f"{', '.join(map(str, grid.timesteps))} are captured. Only the conditional branch is "
         "denoised, without guidance, by Euler's method. One forward pass for each sample and step "
