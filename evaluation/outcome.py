@@ -62,6 +62,12 @@ def conclude(
     run = read_run(folder)
     summary = summarise_records(read_records(folder))
     mine = part(grouped(dataset.samples), run.shard)
+    samples = sum(map(len, mine.values()))
+    if summary.scored + len(problems) != samples:
+        raise InputError(
+            f"{folder} has {summary.scored} records of {samples} samples, expected "
+            f"{samples - len(problems)}: did two runs write there at once? Use --restart"
+        )
     result: dict[str, Any] = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -69,7 +75,7 @@ def conclude(
         "run": asdict(run) | {"shard": list(run.shard)},
         "finished": now(),
         "counts": {
-            "samples": sum(map(len, mine.values())),
+            "samples": samples,
             "pictures": len(mine),
             "scored": summary.scored,
             "not scored": len(problems),

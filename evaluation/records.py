@@ -19,7 +19,7 @@ FORMAT = "rism-eval-records"
 SCHEMA_VERSION = "1.0"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("intersection", "union", "boundary_intersection", "boundary_union")
-_NUMBERS = ("score", "separability", "confidence", "ms")
+_NUMBERS = ("score", "separability", "concentration", "agreement", "ms")
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,11 @@ class Record:
         present: of the sample.
         overlap: of the mask that was found with the true one.
         empty: nothing was found.
-        score: of the result, like the four that follow.
+        score: of the result, like the six that follow.
         separability: of the result.
-        confidence: of the result.
+        concentration: of the result.
+        agreement: of the result.
+        confidence: of the result; None where the bundle has no rule for it.
         reason: why the mask is empty; None where it is not.
         ms: what the result took, milliseconds.
         size_hw: rows and columns of the mask.
@@ -114,7 +116,9 @@ class Record:
     empty: bool
     score: float
     separability: float
-    confidence: float
+    concentration: float
+    agreement: float
+    confidence: float | None
     reason: str | None
     ms: float
     size_hw: tuple[int, int]
@@ -131,7 +135,7 @@ class Record:
         data = {name: getattr(self, name) for name in ("key", "image", "expression", "group")}
         data |= {"present": self.present, "empty": self.empty, **asdict(self.overlap)}
         data |= {"iou": self.overlap.iou, "boundary_iou": self.overlap.boundary_iou}
-        data |= {name: getattr(self, name) for name in (*_NUMBERS, "reason")}
+        data |= {name: getattr(self, name) for name in (*_NUMBERS, "confidence", "reason")}
         data["rle"] = {"size": list(self.size_hw), "counts": self.counts}
         if self.maps:
             data["maps"] = {name: asdict(overlap) for name, overlap in self.maps.items()}
@@ -202,6 +206,7 @@ def parse_record(line: bytes, where: str) -> Record:
         present=_get(data, "present", bool, where),
         overlap=_overlap(data, where),
         empty=_get(data, "empty", bool, where),
+        confidence=None if data.get("confidence") is None else _number(data, "confidence", where),
         reason=reason,
         size_hw=(size[0], size[1]),
         counts=_get(rle, "counts", str, where),

@@ -145,9 +145,11 @@ def _absent(result: Mapping[str, Any]) -> list[str]:
     if "present answered empty" in result:
         lost = result["present answered empty"]
         rows.append(("present objects answered with an empty mask", f"{lost:.2%}"))
-    if "AUROC of confidence" in absent:
-        value = absent["AUROC of confidence"]
-        rows.append(("confidence of present against absent, AUROC", f"{value:.4f}"))
+    rows += [
+        (f"{name}, present against absent", f"{value:.4f}")
+        for name, value in absent.items()
+        if name.startswith("AUROC")
+    ]
     return ["<h2>What is not there</h2>", _table(("", ""), rows)]
 
 

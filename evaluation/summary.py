@@ -18,6 +18,8 @@ __all__ = ["BINS", "PICKS", "Summary", "summarise_records"]
 
 BINS = 20
 """Bars of the histogram of IoU."""
+MARKS = ("confidence", "separability")
+"""What presence is told by, each judged on its own."""
 PICKS = 8
 """Samples shown of each sort."""
 
@@ -66,8 +68,9 @@ class Summary:
     best: list[Record] = field(default_factory=list)
     worst: list[Record] = field(default_factory=list)
     random: list[Record] = field(default_factory=list)
-    _present: array[float] = field(default_factory=lambda: array("d"))
-    _absent: array[float] = field(default_factory=lambda: array("d"))
+    _marks: dict[str, tuple[array[float], array[float]]] = field(
+        default_factory=lambda: {name: (array("d"), array("d")) for name in MARKS}
+    )
     _ms: array[float] = field(default_factory=lambda: array("d"))
 
     @property
@@ -78,8 +81,11 @@ class Summary:
     def add(self, record: Record) -> None:
         """Count one record."""
         self._ms.append(record.ms)
+        for name, marks in self._marks.items():
+            value = getattr(record, name)
+            if value is not None:
+                marks[record.present].append(value)
         if not record.present:
-            self._absent.append(record.confidence)
             kinds = [self.absent]
             if record.group:
                 kinds.append(self.absent_groups.setdefault(record.group, Absent()))
@@ -87,7 +93,6 @@ class Summary:
                 kind.count += 1
                 kind.empty += record.empty
             return
-        self._present.append(record.confidence)
         self.lost += record.empty
         self.overall.add(record.overlap)
         if record.group:
@@ -113,8 +118,10 @@ class Summary:
                     for name in sorted(self.absent_groups)
                 }
             }
-            if self.overall.count:
-                found["absent"]["AUROC of confidence"] = auroc(self._present, self._absent)
+            for name, (absent, present) in self._marks.items():
+                whole = len(absent) == self.absent.count and len(present) == self.overall.count
+                if whole and self.overall.count:
+                    found["absent"][f"AUROC of {name}"] = auroc(present, absent)
         if self.scored:
             # Sorted first: a sum in another order may differ in its last digit.
             times = np.sort(np.asarray(self._ms))

@@ -54,7 +54,9 @@ class Elements(HTMLParser):
 
 
 def write(folder: Path, dataset: SmallSet, **about: Any) -> Elements:
-    """Records with an IoU of 0, 1/n, 2/n, ..., and their page."""
+    """Records with an IoU of 0, 1/n, 2/n, ..., a sample that has none, and their page."""
+    scored = list(dataset.samples)
+    dataset.samples.append(Sample("unscored", "0", "green"))
     run = Run(
         dataset.name, len(dataset.samples), digest(dataset.samples), "legacy", "tiny", "0" * 64,
         "vectors", "cpu", "float32", options={"template": HOSTILE},
@@ -62,12 +64,11 @@ def write(folder: Path, dataset: SmallSet, **about: Any) -> Elements:
     begin(folder, run)
     found = np.zeros((96, 160), bool)
     found[:20, :30] = True
-    for number, sample in enumerate(dataset.samples):
-        count = len(dataset.samples)
+    for number, sample in enumerate(scored):
         record = Record(
             sample.key, sample.image, sample.expression, sample.group, sample.present,
-            Overlap(number, count, 0, 1), False, 1.0, 1.0, 1.0, None, 5.0, (96, 160),
-            encode_rle(found),
+            Overlap(number, len(scored), 0, 1), False, 1.0, 1.0, 1.0, 1.0, None, None, 5.0,
+            (96, 160), encode_rle(found),
         )  # fmt: skip
         append(folder, [record])
     conclude(dataset, folder, [Problem(f"p {HOSTILE}", HOSTILE)], about=about)

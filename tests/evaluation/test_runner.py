@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rism.evaluation.journal import RECORDS, RESULT, read_records, read_run, resume
-from rism.evaluation.metrics import overlap, summarise
+from rism.evaluation.metrics import auroc, overlap, summarise
 from rism.evaluation.outcome import conclude, merge
 from rism.evaluation.records import Run
 from rism.evaluation.runner import digest, score, try_options
@@ -197,6 +197,17 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(
     assert "2" not in {*mended.read[:2]}
 
 
+def test_records_that_two_runs_wrote_are_not_summed_up(
+    evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    dataset = SmallSet(1)
+    evaluate(dataset, tmp_path)
+    with (tmp_path / RECORDS).open("ab") as stream:
+        stream.write((tmp_path / RECORDS).read_bytes().splitlines(keepends=True)[-1])
+    with pytest.raises(InputError, match="has 4 records of 3 samples, expected 3"):
+        conclude(dataset, tmp_path, [])
+
+
 def test_nothing_that_can_be_scored(
     evaluate: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -213,7 +224,11 @@ def test_what_is_absent_is_kept_out_of_the_metrics(
     records = [record for record in read_records(tmp_path / "both") if not record.present]
     assert both["absent"]["n"] == len(records) == 12
     assert both["absent"]["answered empty"] == np.mean([record.empty for record in records])
-    assert 0 <= both["absent"]["AUROC of confidence"] <= 1
+    present = [r.separability for r in read_records(tmp_path / "both") if r.present]
+    found = both["absent"]["AUROC of separability"]
+    assert found == auroc(present, [record.separability for record in records])
+    # The bundle has no rule for a confidence.
+    assert "AUROC of confidence" not in both["absent"]
     assert "absent" not in plain
 
 
