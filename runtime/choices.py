@@ -1,13 +1,13 @@
 """What a caller can choose for a segmentation, with the defaults that docs/quality.md judged."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, Unpack, cast
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.manifest import PROTOTYPES, Method
-from rism.runtime.prompt import PromptWeights
+from rism.runtime.token_sets import PromptWeights
 
-__all__ = ["UPSAMPLES", "Choices", "Settings", "settle"]
+__all__ = ["UPSAMPLES", "Choices", "Settings", "given", "settle"]
 
 UPSAMPLES = ("guided", "bilinear")
 
@@ -53,6 +53,11 @@ class Settings:
     spatial_prior: bool
     instances: bool
     always: bool
+
+
+def given(**choices: Unpack[Choices]) -> Choices:
+    """Keep what was chosen, leave out what is None."""
+    return cast(Choices, {key: value for key, value in choices.items() if value is not None})
 
 
 def settle(choices: Choices, method: Method, capture: str) -> Settings:

@@ -133,6 +133,7 @@ class PictureEncoder:
 
 def _shown(pixels: Uint8, image: ImageSource) -> Uint8:
     """Return what a refiner and a guided mask see: nobody changes it under them."""
-    shown = pixels.copy() if isinstance(image, np.ndarray) else pixels.view()
+    given = isinstance(image, np.ndarray) and image.flags.writeable
+    shown = pixels.copy() if given else pixels.view()
     shown.flags.writeable = False
     return shown

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from rism.runtime.choices import Choices
 from rism.runtime.cli.outputs import Destination, slugs
 from rism.runtime.cli.report import result_record, summary_line
 from rism.runtime.cli.sources import Source
@@ -50,16 +51,14 @@ class Question:
     Attributes:
         segmenter: whom to ask.
         expressions: what to find.
-        tau: region threshold; None for the bundle's.
-        tokens: which tokens of the prompt count.
+        choices: how; see `rism.runtime.choices`.
         reworded: a refiner looks at each picture, and may fail on some.
         destination: what is wanted, and under which names.
     """
 
     segmenter: Segmenter
     expressions: tuple[str, ...]
-    tau: float | None
-    tokens: str
+    choices: Choices
     reworded: bool
     destination: Destination
 
@@ -74,16 +73,15 @@ class Question:
         try:
             start = perf_counter()
             pixels = load_image(source.open())
+            pixels.flags.writeable = False  # a state keeps it as it is
             took = (perf_counter() - start) * 1e3
             state = self.segmenter.set_image(pixels)
         except InputError as error:
             raise PictureError(str(error)) from error
         try:
-            found = self.segmenter.segment(
-                state, self.expressions, tau=self.tau, prompt_weights=self.tokens
-            )
+            found = self.segmenter.segment(state, self.expressions, **self.choices)
         except InputError as error:
-            # Expressions and tau are the same for every picture. What a refiner says is not.
+            # Expressions and choices are the same for every picture. What a refiner says is not.
             if self.reworded:
                 raise PictureError(str(error)) from error
             raise

@@ -14,15 +14,20 @@ from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
 from rism.runtime.cli.eval_commands import evaluate
 from rism.runtime.cli.export_commands import export, refine
 from rism.runtime.cli.flags import (
+    Always,
     Capture,
     Device,
     EngineName,
     EnginePrecision,
+    Instances,
+    Paper,
     Quiet,
     RunProvider,
+    SpatialPrior,
     Tau,
     Threads,
     Tokens,
+    UpsampleChoice,
     Verbose,
     Workers,
 )
@@ -104,6 +109,11 @@ def run(
     tokens: Annotated[
         Tokens, typer.Option(help="Which tokens of the prompt count; padding does only in all.")
     ] = Tokens.all,
+    upsample: UpsampleChoice = None,
+    spatial_prior: SpatialPrior = None,
+    instances: Instances = None,
+    always: Always = False,
+    paper: Paper = False,
     template: Annotated[
         str | None,
         typer.Option(help="The instruction, such as 'segment {expression}'; the bundle has one."),
@@ -132,6 +142,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Segment what each EXPRESSION refers to in IMAGE."""
+    from rism.runtime.choices import given
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.run import RunOptions, run_pictures
 
@@ -149,8 +160,15 @@ def run(
             precision=None if precision is None else precision.value,
             engine=engine,
             capture=None if capture is None else capture.value,
-            tau=tau,
-            tokens=tokens.value,
+            choices=given(
+                tau=tau,
+                prompt_weights=tokens.value,
+                upsample=None if upsample is None else upsample.value,
+                spatial_prior=spatial_prior,
+                instances=instances,
+                always=always or None,
+                paper=paper or None,
+            ),
             template=template,
             refiner=refiner,
             instructions=instructions,

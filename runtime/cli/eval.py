@@ -17,7 +17,7 @@ from rism.runtime.errors import RismError, one_line
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.segmenter import Segmenter
 
-__all__ = ["EvalFlags", "evaluate_bundle", "given"]
+__all__ = ["EvalFlags", "evaluate_bundle"]
 
 _SHOWN_PROBLEMS = 5
 _DEMONSTRATOR = (
@@ -58,7 +58,7 @@ class EvalFlags:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def given(**options: Any) -> dict[str, Any]:
+def _set(**options: Any) -> dict[str, Any]:
     """Keep the options that were set."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -187,7 +187,7 @@ def _score(
         precision=segmenter.precision,
         options={
             **flags.options,
-            **given(
+            **_set(
                 engine=flags.engine,
                 template=flags.template,
                 instructions=None if flags.instructions is None else _digest(flags.instructions),
@@ -266,8 +266,8 @@ def _table(result: Mapping[str, Any]) -> str:
         line = f"absent: {absent['answered empty']:.2%} of {absent['n']} answered empty"
         if "present answered empty" in result:
             line += f", of what is present {result['present answered empty']:.2%}"
-        if "AUROC of confidence" in absent:
-            line += f"; AUROC of confidence {absent['AUROC of confidence']:.4f}"
+        for name, value in absent.items():
+            line += f"; {name} {value:.4f}" if name.startswith("AUROC") else ""
         lines.append(line)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

@@ -6,18 +6,23 @@ from typing import Annotated
 import typer
 
 from rism.runtime.cli.flags import (
+    Always,
     Capture,
     Device,
     EngineName,
     EnginePrecision,
     GtMerge,
+    Instances,
+    Paper,
     Quiet,
     RunProvider,
     SceneKind,
+    SpatialPrior,
     SplitBy,
     Tau,
     Threads,
     Tokens,
+    UpsampleChoice,
     Verbose,
     Wording,
 )
@@ -97,6 +102,11 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Say it in the words of a file that rism refine wrote."),
     ] = None,
+    upsample: UpsampleChoice = None,
+    spatial_prior: SpatialPrior = None,
+    instances: Instances = None,
+    always: Always = False,
+    paper: Paper = False,
     maps: Annotated[
         bool, typer.Option("--maps", help="Score CAM > 0.5 and RAM > 0.5 too.")
     ] = False,
@@ -104,8 +114,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Score a bundle on a dataset: records, result.json and a report page."""
+    from rism.runtime.choices import given
     from rism.runtime.cli.console import Console
-    from rism.runtime.cli.eval import EvalFlags, evaluate_bundle, given
+    from rism.runtime.cli.eval import EvalFlags, evaluate_bundle
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
@@ -136,6 +147,16 @@ def evaluate(
             instructions=instructions,
             maps=maps,
             # What `Segmenter.segment` takes: an option is a flag above and a word here.
-            options=given(tau=tau, prompt_weights=None if tokens is None else tokens.value),
+            options=dict(
+                given(
+                    tau=tau,
+                    prompt_weights=None if tokens is None else tokens.value,
+                    upsample=None if upsample is None else upsample.value,
+                    spatial_prior=spatial_prior,
+                    instances=instances,
+                    always=always or None,
+                    paper=paper or None,
+                )
+            ),
         )
         evaluate_bundle(flags, console)

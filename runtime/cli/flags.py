@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Always",
     "CalibrationRule",
     "Capture",
     "Device",
@@ -16,18 +17,23 @@ __all__ = [
     "EnginePrecision",
     "ExportPrecision",
     "GtMerge",
+    "Instances",
+    "Paper",
     "Parity",
     "Provider",
     "Quiet",
     "RefinePrecision",
     "RunProvider",
     "SceneKind",
+    "SpatialPrior",
     "SplitBy",
     "Target",
     "Tau",
     "Threads",
     "Tokens",
     "TritonDevice",
+    "Upsample",
+    "UpsampleChoice",
     "Verbose",
     "Wording",
     "Workers",
@@ -58,6 +64,13 @@ class Tokens(StrEnum):
     valid = "valid"
     instruction = "instruction"
     expression = "expression"
+
+
+class Upsample(StrEnum):
+    """How a mask is brought to the picture's size; rism.runtime.choices."""
+
+    guided = "guided"
+    bilinear = "bilinear"
 
 
 class Capture(StrEnum):
@@ -161,6 +174,29 @@ Workers = Annotated[
 ]
 Tau = Annotated[
     float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
+]
+UpsampleChoice = Annotated[
+    Upsample | None,
+    typer.Option("--upsample", help="Contours along the picture's edges (guided) or bilinear."),
+]
+SpatialPrior = Annotated[
+    bool | None,
+    typer.Option(
+        "--spatial-prior/--no-spatial-prior", help="Let words such as 'left' and 'top' count."
+    ),
+]
+Instances = Annotated[
+    bool | None,
+    typer.Option(
+        "--instances/--no-instances", help="Keep the one of several parts that the words mean."
+    ),
+]
+Always = Annotated[
+    bool,
+    typer.Option("--always", help="Answer with a mask even where nothing seems to fit."),
+]
+Paper = Annotated[
+    bool, typer.Option("--paper", help="The published method to the letter: none of the above.")
 ]
 
 

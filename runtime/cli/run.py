@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rism.runtime.atomic import write_atomically
+from rism.runtime.choices import Choices
 from rism.runtime.cli.answer import Answer, PictureError, Question
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.cli.outputs import Destination, choose_destination
@@ -49,8 +50,7 @@ class RunOptions:
     precision: str | None = None
     engine: str | None = None
     capture: str | None = None
-    tau: float | None = None
-    tokens: str = "all"
+    choices: Choices = field(default_factory=Choices)
     template: str | None = None
     refiner: str | None = None
     instructions: Path | None = None
@@ -83,9 +83,7 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     workers = _workers(options, len(sources))
     segmenter = _load(options, console, workers)
     reworded = options.refiner is not None or options.instructions is not None
-    question = Question(
-        segmenter, options.expressions, options.tau, options.tokens, reworded, destination
-    )
+    question = Question(segmenter, options.expressions, options.choices, reworded, destination)
     answers = in_order(
         question.answer, sources, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
     )
