@@ -170,6 +170,7 @@ class PromptEmbedder:
             encoded.instruction_mask[row, :width],
             encoded.expression_mask[row, :width],
             encoded.tokens[row],
+            encoded.spans[row],
             _filled_up(sight.positions[row], width) if sight.positions else None,
         )
 

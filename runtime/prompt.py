@@ -2,8 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +16,12 @@ __all__ = [
     "Instruction",
     "PromptEncoder",
     "PromptState",
-    "PromptWeights",
     "check_template",
     "clean_expression",
-    "weigh",
 ]
 
 MAX_EXPRESSION_CHARACTERS = 4096
-WEIGHTINGS = ("all", "valid", "instruction", "expression")
 _MARK = "{expression}"
-
-PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float] | None
 
 
 @dataclass(frozen=True)
@@ -36,13 +30,22 @@ class Instruction:
 
     Attributes:
         expression: as it was asked, white space collapsed.
-        text: the template with the expression in it, or what a refiner made of that.
+        text: the template with the expression in it, or what a refiner made of that, and then
+            the magnets.
         start: where in `text` the expression begins; None where it is not there word for word.
+        magnets: how many characters at the end of `text` are magnets, with the space before
+            them; see `PromptEncoder.append`.
     """
 
     expression: str
     text: str
     start: int | None
+    magnets: int = 0
+
+    @property
+    def told(self) -> int:
+        """How many characters of `text` are no magnets."""
+        return len(self.text) - self.magnets
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +56,11 @@ class PromptState:
         instruction: what the model is told.
         embeds: (N_p, E) float32.
         attention_mask: (N_p,) int64, one where the transformer has a token.
-        instruction_mask: (N_p,) bool, true on the tokens of the instruction.
+        instruction_mask: (N_p,) bool, true on the tokens of the instruction but its magnets.
         expression_mask: (N_p,) bool, true on the expression's own tokens.
         tokens: text of each token, without padding.
+        spans: for each of them the characters of `instruction.text` that it covers, as (first,
+            end); the model's own prefix and suffix lie outside.
         positions: (N_p, 3) float32, where the bundle gives prompt tokens positions; else None.
     """
 
@@ -65,6 +70,7 @@ class PromptState:
     instruction_mask: npt.NDArray[np.bool_]
     expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
     positions: npt.NDArray[np.float32] | None = None
 
 
@@ -82,9 +88,11 @@ class EncodedPrompts:
         lengths: (B,) int64, the tokens that the transformer gets, without padding.
         token_mask: (B, N_p) bool, true where the transformer has a token.
         instruction_mask: (B, N_p) bool, true on the tokens of the instruction: neither the
-            model's own prefix and suffix, nor padding.
+            model's own prefix and suffix, nor magnets, nor padding.
         expression_mask: (B, N_p) bool, true on the tokens that carry the expression itself.
         tokens: for each prompt the text of each token that the transformer gets, without padding.
+        spans: for each of these tokens the characters of the instruction that it covers; see
+            `PromptState`.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -96,6 +104,7 @@ class EncodedPrompts:
     instruction_mask: npt.NDArray[np.bool_]
     expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[tuple[str, ...], ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
 
 
 class PromptEncoder:
@@ -170,6 +179,24 @@ class PromptEncoder:
         self.tokenize([reworded], image_tokens=image_tokens)
         return reworded
 
+    def append(self, instruction: Instruction, magnets: str) -> Instruction:
+        """Put magnets after an instruction: words for attention that belongs nowhere.
+
+        RefAM's idea (arXiv 2509.22650). `weigh` gives them no weight.
+
+        Args:
+            instruction: what is said, after any refiner.
+            magnets: words; none for an empty text.
+
+        Raises:
+            InputError: they are not usable, by the rules for expressions.
+        """
+        if not magnets:
+            return instruction
+        added = " " + clean_expression(magnets, what="the text of magnets")
+        self._refuse_control_tokens(added, "the text of magnets")
+        return replace(instruction, text=instruction.text + added, magnets=len(added))
+
     def tokenize(
         self, instructions: Sequence[Instruction], *, image_tokens: int = 0
     ) -> EncodedPrompts:
@@ -200,23 +227,25 @@ class PromptEncoder:
         told = np.zeros((len(rows), width), np.bool_)
         asked = np.zeros_like(told)
         tokens: list[tuple[str, ...]] = []
+        spans: list[tuple[tuple[int, int], ...]] = []
         for at, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
-            count, kept = len(row.ids), row.offsets[rules.drop :]
+            count, first = len(row.ids), len(rules.prefix)
+            kept = row.offsets[rules.drop :]
             ids[at, :count] = row.ids
             there[at, :count] = 1
             quoted[at, :count] = row.quoted
-            first = len(rules.prefix)
-            told[at, : len(kept)] = _within(kept, first, len(instruction.text))
+            told[at, : len(kept)] = _within(kept, first, instruction.told)
             if instruction.start is not None:
-                first += instruction.start
-                asked[at, : len(kept)] = _within(kept, first, len(instruction.expression))
+                start = first + instruction.start
+                asked[at, : len(kept)] = _within(kept, start, len(instruction.expression))
             rendered = self._render(instruction)
             tokens.append(tuple(rendered[a:b] for a, b in kept))
+            spans.append(tuple((a - first, b - first) for a, b in kept))
         seen = there if rules.unseen_id is None else there * (ids != rules.unseen_id)
         attended = there if rules.unseen_attended else seen
         in_use = np.arange(width) < lengths[:, None]
         return EncodedPrompts(
-            ids, attended, seen, quoted, lengths, in_use, told, asked, tuple(tokens)
+            ids, attended, seen, quoted, lengths, in_use, told, asked, tuple(tokens), tuple(spans)
         )
 
     def _render(self, instruction: Instruction) -> str:
@@ -229,9 +258,10 @@ class PromptEncoder:
         count, length = len(row.ids) + pictured - self.rules.drop, self.rules.max_length
         if count > length:
             whose = f" ({image_tokens} of the picture)" if row.image_at is not None else ""
+            mend = "use fewer magnets, or shorten it" if instruction.magnets else "shorten it"
             raise InputError(
                 f"the instruction '{one_line(instruction.text, limit=40)}' makes a prompt of "
-                f"{count} tokens{whose}, expected at most {length}: shorten it"
+                f"{count} tokens{whose}, expected at most {length}: {mend}"
             )
         if count < 1 and (self.rules.drop or self.rules.padding != "tokens"):
             raise BundleError(
@@ -292,63 +322,6 @@ def check_template(template: str) -> str:
             f"once, such as 'remove {_MARK}'"
         )
     return clean_expression(template, what="the template")
-
-
-def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray[np.float32]:
-    """Make the prompt weights w of a_l = A_vp w.
-
-    Args:
-        weights: which tokens count: None or "all" for the paper's ones, "valid" for all but
-            the padding, "instruction" for the template and the expression in it, "expression"
-            for the expression's own; or numbers (N_p,) or (B, N_p).
-        prompts: the B prompts they are for.
-
-    Returns:
-        (B, N_p) float32.
-
-    Raises:
-        InputError: none of those, or not finite; or "expression" where a refiner left none of
-            the expression in its instruction.
-    """
-    shape = (len(prompts), max(prompt.attention_mask.size for prompt in prompts))
-    if weights is None or (isinstance(weights, str) and weights == "all"):
-        return np.ones(shape, np.float32)
-    if isinstance(weights, str):
-        if weights not in WEIGHTINGS:
-            raise InputError(
-                f"prompt_weights is '{one_line(weights)}', expected one of "
-                f"{', '.join(WEIGHTINGS)} or an array"
-            )
-        named = np.zeros(shape, np.float32)
-        for row, prompt in enumerate(prompts):
-            named[row, : prompt.attention_mask.size] = _token_set(weights, prompt)
-        return named
-    try:
-        array = np.asarray(weights, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"prompt_weights are not an array of numbers, expected shape {shape[1:]}"
-        ) from None
-    if array.shape not in (shape, shape[1:]) or not np.isfinite(array).all():
-        raise InputError(
-            f"prompt_weights have shape {array.shape}, expected {shape[1:]} or {shape}, finite"
-        )
-    return np.broadcast_to(array, shape)
-
-
-def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
-    """Return the mask of one of the named sets but "all": (N_p,)."""
-    if name == "valid":
-        return prompt.attention_mask
-    if name == "instruction":
-        return prompt.instruction_mask
-    if not prompt.expression_mask.any():
-        raise InputError(
-            f"the instruction '{one_line(prompt.instruction.text, limit=80)}' does not contain "
-            f"'{one_line(prompt.instruction.expression, limit=40)}' word for word, expected it "
-            "for the tokens 'expression': use 'instruction', or have the refiner keep it"
-        )
-    return prompt.expression_mask
 
 
 def _within(offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[bool]:

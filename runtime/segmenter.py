@@ -26,12 +26,12 @@ from rism.runtime.prompt import (
     PromptEncoder,
     PromptState,
     check_template,
-    weigh,
 )
 from rism.runtime.providers import parse_provider
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
 from rism.runtime.start import Route, Wish, first_that_starts
+from rism.runtime.token_sets import weigh
 from rism.runtime.words import read_cues
 
 __all__ = ["ImageState", "Segmenter"]

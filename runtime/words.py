@@ -3,13 +3,14 @@
 import re
 from dataclasses import dataclass
 
-__all__ = ["Cues", "read_cues"]
+__all__ = ["PLACES", "RELATION", "Cues", "read_cues"]
 
 # What follows one of these speaks of another object: "the dog left of the red car".
-_RELATION = re.compile(
+RELATION = re.compile(
     r"\b(?:(?:to|on|at)\s+the\s+)?(?:left|right|top|bottom)\s+of\b|"
     r"\b(?:next\s+to|close\s+to|in\s+front\s+of|above|below|beneath|under|over|behind|beside|"
-    r"between|near|nearest|by|with|wearing|holding|that|which|who)\b"
+    r"between|near|nearest|by|with|wearing|holding|that|which|who)\b",
+    re.IGNORECASE,
 )
 _THE_PICTURE = re.compile(
     r"\bof\s+(?:the\s+)?(?:picture|image|photo|photograph|pic|screen|frame)\b"
@@ -20,6 +21,8 @@ _RIGHT = frozenset({"right", "rightmost"})
 _TOP = frozenset({"top", "topmost", "upper", "uppermost"})
 _BOTTOM = frozenset({"bottom", "bottommost", "lower", "lowest", "lowermost"})
 _MIDDLE = frozenset({"middle", "center", "centre", "central"})
+PLACES = _LEFT | _RIGHT | _TOP | _BOTTOM | _MIDDLE
+"""Words of where an object is in the picture."""
 _SMALL = frozenset({"small", "little", "tiny", "smaller", "smallest", "littlest"})
 _LARGE = frozenset({"large", "big", "huge", "larger", "bigger", "largest", "biggest"})
 
@@ -57,7 +60,7 @@ def read_cues(expression: str) -> Cues:
     Cues(across=0, down=0, middle=False, size=0)
     """
     text = _THE_PICTURE.sub(" ", expression.lower())
-    own = _RELATION.split(text, maxsplit=1)[0]
+    own = RELATION.split(text, maxsplit=1)[0]
     words = frozenset(_WORD.findall(own))
 
     def sign(low: frozenset[str], high: frozenset[str]) -> int:

@@ -33,8 +33,9 @@ from rism.runtime.engines import Arrays
 from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.eye import Eye
 from rism.runtime.picture import ImageState
-from rism.runtime.prompt import PromptEncoder, PromptState, weigh
+from rism.runtime.prompt import PromptEncoder, PromptState
 from rism.runtime.refine import Refiner, refine
+from rism.runtime.token_sets import weigh
 
 __all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
 

@@ -8,8 +8,9 @@ import pytest
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, InputError
-from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, clean_expression, weigh
+from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, clean_expression
 from rism.runtime.prompt_spec import PromptRules
+from rism.runtime.token_sets import weigh
 from tests.runtime.looking import VISION, later_rules, rules, tokenizer_json
 
 
@@ -149,6 +150,7 @@ def states(encoder: PromptEncoder, instructions: list[Instruction]) -> list[Prom
             encoded.instruction_mask[i],
             encoded.expression_mask[i],
             encoded.tokens[i],
+            encoded.spans[i],
         )
         for i, instruction in enumerate(instructions)
     ]
@@ -171,7 +173,8 @@ def test_weights(prompts: list[PromptState]) -> None:
         ("some", "prompt_weights is 'some', expected one of all, valid, instruction, exp"),
         (
             "text",
-            "prompt_weights is 'text', expected one of all, valid, instruction, expression or",
+            "prompt_weights is 'text', expected one of all, valid, instruction, "
+            "expression, content, head or an array",
         ),
         ([1.0, 2.0], r"prompt_weights have shape \(2,\), expected \(8,\) or \(2, 8\), finite"),
         ([np.nan] * 8, "finite"),
