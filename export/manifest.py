@@ -94,7 +94,8 @@ def write_manifest(
             "feature_site": feature_site,
             "feature_dim": spec.feature_dim,
             "prototype": "equation",
-        },
+        }
+        | ({} if spec.confidence is None else {"confidence": dict(spec.confidence)}),
         "noise": {
             "file": "noise.f32",
             "dtype": "float32",

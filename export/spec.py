@@ -88,6 +88,7 @@ class ModelSpec:
     prompt_mask: bool = False  # whether the transformer asks which prompt tokens are real
     tau: float = 0.8
     timestep: float = 1.0
+    confidence: Mapping[str, float] | None = None  # rism.runtime.confidence.ConfidenceRule
 
     @property
     def blocks(self) -> int:

@@ -49,15 +49,18 @@ class ConfidenceRule:
     bias: float
     threshold: float
 
-    def confidence(self, found: Evidence) -> float:
-        """Return the probability, 0 to 1, that what was asked for is in the picture."""
-        logit = (
+    def logit(self, found: Evidence) -> float:
+        """Return the logarithm of the odds."""
+        return (
             self.bias
             + self.separability * float(np.log(max(found.separability, _LEAST_SEPARABILITY)))
             + self.concentration * found.concentration
             + self.agreement * found.agreement
         )
-        return float(1 / (1 + np.exp(-np.clip(logit, -60, 60))))
+
+    def confidence(self, found: Evidence) -> float:
+        """Return the probability, 0 to 1, that what was asked for is in the picture."""
+        return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
 
 
 def evidence(found: Localisation) -> Evidence:

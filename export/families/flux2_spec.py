@@ -89,6 +89,7 @@ def make_spec(
         feature_block=feature_block(settings, depth=_FEATURE_DEPTH, blocks=double + single),
         feature_dim=config["num_attention_heads"] * config["attention_head_dim"],
         tau=settings["tau"],
+        confidence=settings["confidence"],
     )
 
 

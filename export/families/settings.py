@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rism.export.checkpoint import Checkpoint
 from rism.export.errors import CheckpointError
 from rism.export.files import read_json
 from rism.export.precision import PRECISIONS
+from rism.runtime.confidence import ConfidenceRule
 from rism.runtime.errors import one_line
 
 __all__ = ["COMMON", "Setting", "feature_block", "nullable", "read_settings", "whole"]
@@ -47,6 +48,16 @@ def _line(default: str | None) -> Setting:
     return Setting(default, lambda v: isinstance(v, str) and v.isprintable(), "printable text")
 
 
+def _is_rule(value: object) -> bool:
+    keys = {field.name for field in fields(ConfidenceRule)}
+    return (
+        isinstance(value, dict)
+        and set(value) == keys
+        and all(isinstance(v, float) and math.isfinite(v) for v in value.values())
+        and 0 <= value["threshold"] <= 1
+    )
+
+
 COMMON: dict[str, Setting] = {
     "name": _line(None),
     "licence": _line("see the model card"),
@@ -55,6 +66,11 @@ COMMON: dict[str, Setting] = {
     "feature_block": nullable(whole(None, 0, 1023)),
     "tau": Setting(
         0.8, lambda v: isinstance(v, float) and 0 <= v < 1, "a number from 0 to below 1"
+    ),
+    "confidence": Setting(
+        None,
+        lambda v: v is None or _is_rule(v),
+        "an object of the numbers separability, concentration, agreement, bias and threshold",
     ),
     # As published; float32 for a demonstrator, which runs on CPUs.
     "precision": Setting(

@@ -226,6 +226,7 @@ def make_spec(
         feature_dim=sizes.width,
         prompt_mask=True,
         tau=settings["tau"],
+        confidence=settings["confidence"],
     )
 
 

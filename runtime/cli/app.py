@@ -11,7 +11,7 @@ import typer
 
 from rism.runtime.cli.ablate_commands import ablate
 from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
-from rism.runtime.cli.eval_commands import evaluate
+from rism.runtime.cli.eval_commands import evaluate, fit_confidence
 from rism.runtime.cli.export_commands import export, refine
 from rism.runtime.cli.flags import (
     Always,
@@ -231,4 +231,5 @@ app.command()(calibrate)
 app.command()(refine)
 app.command("export-triton")(export_triton)
 app.command("eval")(evaluate)
+app.command("fit-confidence")(fit_confidence)
 app.command()(ablate)

@@ -27,7 +27,7 @@ from rism.runtime.cli.flags import (
     Wording,
 )
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "fit_confidence"]
 
 
 def evaluate(
@@ -160,3 +160,27 @@ def evaluate(
             ),
         )
         evaluate_bundle(flags, console)
+
+
+def fit_confidence(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A run of rism eval over things that are there and that are not."
+        ),
+    ],
+    bundle: Annotated[str, typer.Option(help="The bundle that was scored, to store it in.")],
+    lost: Annotated[
+        float, typer.Option(help="Share of what is there that may be called absent.")
+    ] = 0.01,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be stored.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Teach a bundle when to answer that nothing in the picture fits."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.fit_confidence import fit_bundle
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        fit_bundle(run, bundle, console, lost=lost, dry_run=dry_run)

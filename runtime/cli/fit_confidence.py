@@ -1,0 +1,57 @@
+"""`rism fit-confidence`: the door to rism.evaluation.confidence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rism.runtime.amend import amend_bundle
+from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.cli.console import Console
+from rism.runtime.cli.extras import import_extra
+from rism.runtime.errors import InputError
+
+__all__ = ["fit_bundle"]
+
+
+def fit_bundle(
+    run: Path, bundle: str, console: Console, *, lost: float = 0.01, dry_run: bool = False
+) -> None:
+    """Fit a bundle's confidence to a run of `rism eval`, and store it in the manifest.
+
+    Args:
+        run: the folder of the run.
+        bundle: the bundle that was scored.
+        console: where to say what was found.
+        lost: share of the present samples that may be called absent.
+        dry_run: store nothing.
+
+    Raises:
+        InputError: the run is of another bundle, or has too few samples of a class.
+        RismError: the folder or the bundle cannot be used.
+    """
+    journal = import_extra("rism.evaluation.journal", command="fit-confidence", extra="eval")
+    fitting = import_extra("rism.evaluation.confidence", command="fit-confidence", extra="eval")
+    opened = Bundle.open(resolve_bundle(bundle))
+    header = journal.read_run(run)
+    if header.bundle_digest != opened.digest:
+        raise InputError(
+            f"{run} is a run of {header.bundle}, not of the bundle {opened.path} as it is now: "
+            f"score it anew (rism eval ... --bundle {opened.path})"
+        )
+    fit = fitting.fit_confidence(journal.read_records(run), lost=lost)
+    rule = asdict(fit.rule)
+    console.note(
+        f"{fit.present} present and {fit.absent} absent: AUROC {fit.auroc:.4f}; below "
+        f"{fit.rule.threshold:.4f} are {fit.rejected:.1%} of the absent and {fit.lost:.1%} of the "
+        "present"
+    )
+    if dry_run:
+        return
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["method"]["confidence"] = rule
+
+    amend_bundle(opened.path, change)
+    console.note(f"stored in {opened.path}")
