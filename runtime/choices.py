@@ -1,5 +1,6 @@
 """What a caller can choose for a segmentation, with the defaults that docs/quality.md judged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack, cast
 
@@ -19,8 +20,14 @@ class Choices(TypedDict, total=False):
         tau: region threshold on the refined map, 0 to below 1; the bundle's.
         prompt_weights: w of a_l = A w, which tokens count: "all" for the paper's ones, "valid"
             for no padding, "instruction" for the instruction without the model's chat prefix and
-            suffix, "expression" for the expression's own tokens, or an array (N_p,) or
-            (B, N_p), N_p that of the longest prompt; "all".
+            suffix, "expression" for the expression's own tokens, "content" for these without
+            stop words, "head" for the head noun in full and the other content words at half
+            weight, or an array (N_p,) or (B, N_p), N_p that of the longest prompt; "all".
+        magnets: words to put after the instruction, as a text or one by one, so that attention
+            which belongs nowhere goes there; they are weighed out (`weigh`); none.
+        sinks: find prompt tokens that all of the picture looks at (`find_sinks`) and weigh them
+            out in a second pass of the transformer; needs a bundle exported with
+            --token-attention; False.
         prototype: "equation" or "cosine"; the bundle's.
         upsample: "guided" draws the contour along the picture's own edges (`guided_upsample`),
             "bilinear" is the paper's; "guided".
@@ -35,6 +42,8 @@ class Choices(TypedDict, total=False):
 
     tau: float | None
     prompt_weights: PromptWeights
+    magnets: str | Sequence[str] | None
+    sinks: bool | None
     prototype: str | None
     upsample: str | None
     spatial_prior: bool | None
@@ -53,6 +62,8 @@ class Settings:
     spatial_prior: bool
     instances: bool
     always: bool
+    magnets: str
+    sinks: bool
 
 
 def given(**choices: Unpack[Choices]) -> Choices:
@@ -98,7 +109,19 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
         spatial_prior=bool(own.get("spatial_prior", not paper and not in_graph)),
         instances=bool(own.get("instances", not paper)),
         always=bool(own.get("always", paper)),
+        magnets=_joined(own.get("magnets", "")),
+        sinks=bool(own.get("sinks", False)),
     )
+
+
+def _joined(magnets: object) -> str:
+    """Put magnets into one text; what is in it is checked with the instruction."""
+    words = [magnets] if isinstance(magnets, str) else magnets
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise InputError(
+            f"magnets are '{one_line(magnets, limit=60)}', expected words such as 'a with to and'"
+        )
+    return " ".join(words).strip()
 
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> str:

@@ -20,7 +20,7 @@ class Segmentation:
     Attributes:
         expression: the expression as it was asked, white space collapsed.
         instruction: what the model was told: the template with the expression in it, or what a
-            refiner made of that.
+            refiner made of that, and then the magnets.
         mask_hw: (H, W) bool at the size of the picture.
         score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
             upsampling. Zeros where there is no answer, but not where the confidence is too low.
@@ -43,6 +43,8 @@ class Segmentation:
         tokens: text of each prompt token, where the bundle captures token attention.
         token_attention: (len(tokens), N_h, N_w) float32, or None: how much each place looks at
             each prompt token, summed over blocks.
+        sinks: places in the prompt of the attention sinks that were weighed out, from 0; see
+            `find_sinks`. Empty where there are none, or they were not asked for.
         plan: how the picture was brought to the model's grid.
     """
 
@@ -65,6 +67,7 @@ class Segmentation:
     plan: Plan = field(repr=False)
     tokens: tuple[str, ...] = ()
     token_attention: npt.NDArray[np.float32] | None = None
+    sinks: tuple[int, ...] = ()
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """From a bundle, a picture and expressions to masks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias, Unpack, overload
@@ -30,6 +31,7 @@ from rism.runtime.prompt import (
 from rism.runtime.providers import parse_provider
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
+from rism.runtime.sinks import expect_token_attention, without_sinks
 from rism.runtime.start import Route, Wish, first_that_starts
 from rism.runtime.token_sets import weigh
 from rism.runtime.words import read_cues
@@ -226,8 +228,8 @@ class Segmenter:
         Args:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same picture (answered in order, batched).
-            choices: tau, prompt_weights, prototype, upsample, spatial_prior, instances, always,
-                paper: see `Choices`.
+            choices: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
+                instances, always, paper: see `Choices`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
@@ -239,6 +241,10 @@ class Segmenter:
         single = isinstance(expressions, str)
         asked = [expressions] if isinstance(expressions, str) else list(expressions)
         settings = settle(choices, self.manifest.method, self.capture)
+        if settings.sinks:
+            sizes = self.manifest.geometry.sizes
+            graph = self.manifest.graph(f"transformer.{self.capture}", sizes[0] if sizes else None)
+            expect_token_attention(graph, self.capture)
         instructions = [self._encoder.instruct(text) for text in asked]
         if not instructions:
             raise InputError("there are no expressions, expected at least one")
@@ -254,6 +260,7 @@ class Segmenter:
                 self._refiner, instructions, state.pixels, self._encoder, image_tokens=tokens
             )
             shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
+        instructions = [self._encoder.append(said, settings.magnets) for said in instructions]
         prompts, timings = self._embedder.embed(instructions, state)
         weights = weigh(choices.get("prompt_weights"), prompts)
         state = state or self._state(image)
@@ -281,11 +288,21 @@ class Segmenter:
         """Run the transformer once for a few expressions and finish each."""
         start = perf_counter()
         answers = self._answers(state, prompts, weights, settings)
+        sinks: list[tuple[int, ...]] = [()] * len(prompts)
+        if settings.sinks:
+
+            def again(rows: list[int], own: Float32) -> list[Answer]:
+                return self._answers(state, [prompts[row] for row in rows], own, settings)
+
+            answers, sinks = without_sinks(answers, weights, again)
         took = (perf_counter() - start) * 1e3 - sum(a.method_ms + a.mask_ms for a in answers)
         each = took / len(prompts)
         return [
-            self._result(state, answer, prompt, {**shared_ms, "transformer": each}, settings)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            replace(
+                self._result(state, answer, prompt, {**shared_ms, "transformer": each}, settings),
+                sinks=own_sinks,
+            )
+            for prompt, answer, own_sinks in zip(prompts, answers, sinks, strict=True)
         ]
 
     def _state(self, image: ImageSource | ImageState) -> ImageState:
