@@ -25,8 +25,9 @@ REGULARISATION = 1e-4  # of colours from 0 to 1
 PX_PER_TOKEN = 8  # of the reduced picture
 MOST_PX = 40_000
 
-# Rows and columns of the six different entries of a symmetric 3 x 3 matrix.
-_FIRST, _SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
+_ANEW = 16  # lines that a sum moves over before it is made anew
+# The six different entries of a symmetric 3 x 3 matrix.
+_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Plan) -> Float32:
@@ -43,16 +44,19 @@ def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Pla
     reduced_wh = _reduced(plan)
     coarse_hw = upsample(map_hw, replace(plan, size_wh=reduced_wh))
     small = Image.fromarray(image_hwc).resize(reduced_wh, Image.Resampling.BOX)
-    guide = np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(255)
+    guide_hcw = np.array(np.asarray(small).transpose(0, 2, 1), np.float32, order="C")
+    guide_hcw /= np.float32(255)
     pixels = (reduced_wh[0] * reduced_wh[1] / plan.tokens) ** 0.5
-    fits = _fits(coarse_hw, guide, radius=max(1, round(RADIUS_TOKENS * pixels)))
-    red, green, blue, constant = (_enlarged(fit, plan.size_wh) for fit in fits)
+    fits_hcw = _fits(coarse_hw, guide_hcw, radius=max(1, round(RADIUS_TOKENS * pixels)))
+    whole = (0, 0, *reduced_wh)
+    back = Plan(plan.size_wh, reduced_wh, whole, (reduced_wh[1], reduced_wh[0]))
+    found_hw: Float32 = upsample(fits_hcw[:, 3], back)
     # In place: each of these is as large as the picture.
-    for fit, channel in ((red, 0), (green, 1), (blue, 2)):
-        fit *= image_hwc[..., channel]
-        fit /= np.float32(255)
-        constant += fit
-    return constant
+    for channel in range(3):
+        part_hw = upsample(fits_hcw[:, channel] / np.float32(255), back)
+        part_hw *= image_hwc[..., channel]
+        found_hw += part_hw
+    return found_hw
 
 
 def _reduced(plan: Plan) -> tuple[int, int]:
@@ -63,46 +67,65 @@ def _reduced(plan: Plan) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _fits(map_hw: Float32, guide: Float32, *, radius: int) -> Float32:
-    """Coefficients of colour and the constant, averaged over windows: (4, h, w)."""
-    means = _box_means(
-        np.concatenate([guide, map_hw[None], guide * map_hw, guide[_FIRST] * guide[_SECOND]]),
-        radius,
+def _fits(map_hw: Float32, guide_hcw: Float32, *, radius: int) -> Float32:
+    """Coefficients of colour and the constant, averaged over windows: (h, 4, w)."""
+    # Less cancellation than with colours from 0 to 1.
+    guide = guide_hcw.transpose(1, 0, 2) - np.float32(0.5)
+    lines = np.empty((len(map_hw), 13, map_hw.shape[1]), np.float32)
+    planes = lines.transpose(1, 0, 2)
+    planes[:3], planes[3] = guide, map_hw
+    np.multiply(guide, map_hw, out=planes[4:7])
+    for plane, (one, other) in zip(planes[7:], _PAIRS, strict=True):
+        np.multiply(guide[one], guide[other], out=plane)
+    means = _box_means(lines, radius).transpose(1, 0, 2)
+    colour, level, together = means[:3], means[3], means[4:7]
+    rr, rg, rb, gg, gb, bb = (
+        mean - colour[one] * colour[other]
+        for mean, (one, other) in zip(means[7:], _PAIRS, strict=True)
     )
-    colour, level, together, squares = means[:3], means[3], means[4:7], means[7:]
-    rr, rg, rb, gg, gb, bb = squares - colour[_FIRST] * colour[_SECOND]
     rr, gg, bb = rr + REGULARISATION, gg + REGULARISATION, bb + REGULARISATION
     red, green, blue = together - colour * level
-    # Cramer's rule: one 3 x 3 system for each pixel.
-    a, b, c = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
-    d, e, f = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    slope = np.stack(
-        [
-            a * red + b * green + c * blue,
-            b * red + d * green + e * blue,
-            c * red + e * green + f * blue,
-        ]
-    )
-    slope /= rr * a + rg * b + rb * c
-    constant = level - (slope * colour).sum(axis=0)
-    return _box_means(np.concatenate([slope, constant[None]]), radius)
+    # One symmetric 3 x 3 system for each pixel, by elimination; positive definite, so that it
+    # needs no pivots.
+    rg_r, rb_r = rg / rr, rb / rr
+    gg, gb, bb = gg - rg_r * rg, gb - rg_r * rb, bb - rb_r * rb
+    green, blue = green - rg_r * red, blue - rb_r * red
+    gb_g = gb / gg
+    fits = np.empty((len(level), 4, level.shape[1]), np.float32)
+    slope = fits.transpose(1, 0, 2)
+    slope[2] = (blue - gb_g * green) / (bb - gb_g * gb)
+    slope[1] = green / gg - gb_g * slope[2]
+    slope[0] = red / rr - rg_r * slope[1] - rb_r * slope[2]
+    slope[3] = level - (slope[:3] * (colour + np.float32(0.5))).sum(axis=0)
+    return _box_means(fits, radius)
 
 
 def _box_means(planes: Float32, radius: int) -> Float32:
-    """Means over windows of 2 r + 1 pixels a side, cut off at the border: (c, h, w)."""
-    for axis in (1, 2):
-        count = planes.shape[axis]
-        at = np.arange(count)
-        high, low = np.minimum(at + radius + 1, count), np.maximum(at - radius, 0)
-        # In double precision: single loses digits where long sums are subtracted.
-        sums = np.cumsum(planes, axis=axis, dtype=np.float64)
-        sums = np.insert(sums, 0, 0.0, axis=axis)
-        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-        spread = sums.take(high, axis=axis) - sums.take(low, axis=axis)
-        planes = (spread / (high - low).reshape(shape)).astype(np.float32)
-    return planes
+    """Means over windows of 2 r + 1 pixels a side, cut off at the border, turned on the way.
+
+    Args:
+        planes: (h, c, w).
+        radius: r.
+
+    Returns:
+        (w, c, h).
+    """
+    down = _line_means(planes, radius)
+    return _line_means(np.ascontiguousarray(down.transpose(2, 1, 0)), radius)
 
 
-def _enlarged(plane: Float32, size_wh: tuple[int, int]) -> Float32:
-    """Bilinear, with half-pixel centres: (h, w) to (H, W) float32, writable."""
-    return np.array(Image.fromarray(plane).resize(size_wh, Image.Resampling.BILINEAR))
+def _line_means(lines: Float32, radius: int) -> Float32:
+    """Means over 2 r + 1 entries of the first axis, cut off at its ends."""
+    count, means = len(lines), np.empty_like(lines)
+    for at in range(count):
+        low, high = max(at - radius, 0), min(at + radius + 1, count)
+        # Moving on costs two additions, whatever the radius, and a digit now and then.
+        if at % _ANEW == 0:
+            total = lines[low:high].sum(axis=0)
+        else:
+            if at + radius < count:
+                total += lines[at + radius]
+            if at > radius:
+                total -= lines[at - radius - 1]
+        np.multiply(total, np.float32(1 / (high - low)), out=means[at])
+    return means

@@ -27,7 +27,7 @@ def _record_examples(folder: Path) -> int:
         for at, entry in enumerate(some):
             image = EXAMPLES / entry["image"]
             options = [{}, {"tau": 0.3, "prototype": "cosine"}] if capture != "scores" else [{}]
-            result = segmenter.segment(image, entry["expression"])
+            result = segmenter.segment(image, entry["expression"], paper=True)
             outputs = {k: v[0] for k, v in engines[f"transformer.{capture}"].answers.items()}
             for number, other in enumerate(options):
                 mask = write_case(

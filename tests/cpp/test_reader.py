@@ -100,7 +100,7 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     mode = capture or "scores"
     segmenter, engines = recorders(bundle, mode)
     # Fixed sizes are loaded each by itself; the recording is of the one that was taken.
-    result = segmenter.segment(image, " the  green van ")
+    result = segmenter.segment(image, " the  green van ", paper=True)
     recording = write_graphs(tmp_path / "recording", engines)
     done = _segment(reader, bundle, recording, image, " the  green van ", capture)
     assert done.returncode == 0, done.stderr
