@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from benchmarks.random_step1x import SMALL
@@ -35,7 +37,9 @@ from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.geometry import upsample
 from rism.runtime.picture import ImageState
 from rism.runtime.prompt import PromptState
+from tests.export.small import make_checkpoint
 from tests.export.step1x import make_step1x, open_step1x, picture
+from tests.export.test_single_file import makers_transformer
 
 SCENES = SceneSet("plain", "test", 3)
 # As much as the export's gate allows: outputs, and the share of a mask's pixels.
@@ -258,6 +262,25 @@ def _literal_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw: A
         return torch.nn.functional.linear(norm(seen, record.vector), out, out_bias)
 
     return predict
+
+
+def test_both_layouts_of_klein_denoise_alike(tmp_path: Path) -> None:
+    """The makers' file has the final layer under other names, and its shift first."""
+    folders = make_checkpoint(tmp_path / "tiny-klein")
+    single = tmp_path / "single"
+    shutil.copytree(folders, single, ignore=shutil.ignore_patterns("transformer", "model_index*"))
+    tensors = load_file(folders / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(makers_transformer(tensors), single / "tiny-klein.safetensors")
+    passes = []
+    for folder in (folders, single):
+        model = AblationModel(ModelOptions(str(folder), steps=2))
+        state = model.state(picture(96, 80))
+        prompt = model.prompt(state, "the red car")
+        options = {"timesteps": [0, 1], "blocks": [4], "sites": ["block"]}
+        passes.append(list(model.passes(state, prompt, **options)))
+    for one, other in zip(*passes, strict=True):
+        assert far(one.velocity, torch.from_numpy(other.velocity)) < OUTPUT
+        assert far(one.features["block", 4], torch.from_numpy(other.features["block", 4])) < OUTPUT
 
 
 def test_devices_and_steps_that_are_none() -> None:
