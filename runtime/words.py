@@ -5,20 +5,43 @@ from dataclasses import dataclass
 
 __all__ = ["PLACES", "RELATION", "Cues", "read_cues"]
 
-# What follows one of these speaks of another object: "the dog left of the red car".
-RELATION = re.compile(
-    r"\b(?:(?:to|on|at)\s+the\s+)?(?:left|right|top|bottom)\s+of\b|"
+# What follows one of these speaks of another object: "the dog left of the red car". What is
+# worn or held is where its owner is, so that only its size is another's.
+_BESIDE = (
+    r"\b(?:(?:to|on|at|in)\s+the\s+)?(?:(?:far|top|bottom|upper|lower)[\s-]+)?"
+    r"(?:left|right|top|bottom|middle|cent(?:er|re))"
+    r"(?:[\s-]+(?:hand[\s-]+)?(?:side|half|end|edge|corner|part))?\s+of\b|"
     r"\b(?:next\s+to|close\s+to|in\s+front\s+of|above|below|beneath|under|over|behind|beside|"
-    r"between|near|nearest|by|with|wearing|holding|that|which|who)\b",
-    re.IGNORECASE,
+    r"between|near|nearest|by|that|which|who)\b"
 )
-_THE_PICTURE = re.compile(
-    r"\bof\s+(?:the\s+)?(?:picture|image|photo|photograph|pic|screen|frame)\b"
+_NEARBY = re.compile(_BESIDE)
+RELATION = re.compile(rf"{_BESIDE}|\b(?:with|wearing|holding)\b", re.IGNORECASE)
+"""Where words begin that speak of another object."""
+_OTHER_SIZE = re.compile(r"\b(?:with|wearing|holding|in|on)\b")
+_NOT = re.compile(r"\b(?:not|except|excluding|without)\b|n['\u2019]t\b")
+# Not the leftmost, nor the largest.
+_ORDINAL = re.compile(
+    r"\b(?:second|third|fourth|fifth|sixth|\d+(?:nd|rd|th))\b|"
+    r"\b(?:one|two|three|four|five|\d+)\s+(?:\w+\s+)?from\b"
 )
-_WORD = re.compile(r"[a-z]+")
+# Words that say nothing: what is said of the picture, of the object after all ("that is"), of a
+# side of the object's own, of where it looks; "right behind"; what is worn.
+_NOTHING = re.compile(
+    r"\bof\s+(?:the\s+)?(?:picture|image|photo|photograph|pic|screen|frame|scene|view|shot)\b|"
+    r"\b(?:that|which|who)(?:\s+(?:is|are)|['\u2019]s)\b|"
+    r"\b(?:left|right)[\s-]+(?:hand(?![\s-]+(?:side|corner))|arm|leg|foot|eye|ear|shoulder)\b|"
+    r"\b(?:facing|looking|pointing|turning|leaning|heading)\s+(?:(?:to\s+)?the\s+|to\s+)?"
+    r"(?:left|right)\b|"
+    r"(?<!\bthe )(?<!\bon )(?<!\bto )(?<!\bfar )(?<!\btop )(?<!\bbottom )\bright\s+"
+    r"(?=(?:behind|next|in|beside|above|below|under|by|there|here)\b)|"
+    r"\b(?:tank|crop|table|counter)[\s-]+top\b|"
+    r"\b(?:in|with|wearing)\s+(?:the\s+)?"
+    r"(?:(?!(?:on|at|the|far|very|back|left|right)\b)\w+\s+){1,2}top\b"
+)
+_WORD = re.compile(r"[^\W\d_]+")
 _LEFT = frozenset({"left", "leftmost"})
 _RIGHT = frozenset({"right", "rightmost"})
-_TOP = frozenset({"top", "topmost", "upper", "uppermost"})
+_TOP = frozenset({"top", "topmost", "upper", "uppermost", "highest"})
 _BOTTOM = frozenset({"bottom", "bottommost", "lower", "lowest", "lowermost"})
 _MIDDLE = frozenset({"middle", "center", "centre", "central"})
 PLACES = _LEFT | _RIGHT | _TOP | _BOTTOM | _MIDDLE
@@ -52,20 +75,27 @@ class Cues:
 def read_cues(expression: str) -> Cues:
     """Read the words of place and size that speak of the object itself.
 
-    Contradictions ("the left one on the right") say nothing.
+    Contradictions ("the left one on the right") say nothing, nor do denials ("not the left one")
+    and what is neither first nor last ("second from left").
 
     >>> read_cues("the small dog at the top left")
     Cues(across=-1, down=-1, middle=False, size=-1)
     >>> read_cues("the dog left of the big car")
     Cues(across=0, down=0, middle=False, size=0)
     """
-    text = _THE_PICTURE.sub(" ", expression.lower())
-    own = RELATION.split(text, maxsplit=1)[0]
+    text = _NOTHING.sub(" ", expression.lower())
+    own = _NEARBY.split(_NOT.split(text, maxsplit=1)[0], maxsplit=1)[0]
+    if _ORDINAL.search(own):
+        return Cues()
     words = frozenset(_WORD.findall(own))
+    itself = frozenset(_WORD.findall(_OTHER_SIZE.split(own, maxsplit=1)[0]))
 
-    def sign(low: frozenset[str], high: frozenset[str]) -> int:
-        return int(bool(words & high)) - int(bool(words & low))
+    def sign(said: frozenset[str], low: frozenset[str], high: frozenset[str]) -> int:
+        return int(bool(said & high)) - int(bool(said & low))
 
-    across, down = sign(_LEFT, _RIGHT), sign(_TOP, _BOTTOM)
-    middle = bool(words & _MIDDLE)
-    return Cues(across, down, middle, sign(_SMALL, _LARGE))
+    return Cues(
+        across=sign(words, _LEFT, _RIGHT),
+        down=sign(words, _TOP, _BOTTOM),
+        middle=bool(words & _MIDDLE),
+        size=sign(itself, _SMALL, _LARGE),
+    )
