@@ -75,10 +75,11 @@ def evidence(found: Localisation) -> Evidence:
 
 
 def _concentration(values: np.ndarray) -> float:
-    total = values.sum()
-    if values.size < 2 or total <= 0:
+    # Of a map that was made in a graph nobody has seen what is in it.
+    positive = values[np.isfinite(values) & (values > 0)]
+    if values.size < 2 or not positive.size:
         return 0.0
-    shares = values[values > 0] / total
+    shares = positive / positive.sum()
     return float(1 + (shares * np.log(shares)).sum() / np.log(values.size))
 
 
