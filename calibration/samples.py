@@ -25,7 +25,8 @@ from rism.runtime.geometry import Plan, upsample
 from rism.runtime.graph_spec import SIZELESS
 from rism.runtime.images import ImageSource
 from rism.runtime.picture import ImageState, PictureEncoder
-from rism.runtime.prompt import PromptEncoder, PromptState, weigh
+from rism.runtime.prompt import PromptEncoder, PromptState
+from rism.runtime.token_sets import weigh
 
 __all__ = ["EXPRESSIONS", "Sample", "Samples", "in_turn", "prepare", "read_expressions"]
 

@@ -72,7 +72,8 @@ def head_noun(expression: str) -> Span | None:
     words = _words(expression, 0, min(ends, default=len(expression)))
     words = words or _words(expression, 0, len(expression))
     named = [span for span in words if _lower(expression, span) not in PLACES | STOP_WORDS]
-    return (named or words or [None])[-1]
+    words = named or words
+    return words[-1] if words else None
 
 
 def _words(text: str, first: int, end: int) -> list[Span]:

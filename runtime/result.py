@@ -127,6 +127,7 @@ class Segmentation:
             "agreement": self.agreement,
             "confidence": self.confidence,
             "reason": self.reason,
+            "sinks": list(self.sinks),
             "model": self.model,
             "provider": self.provider,
             "precision": self.precision,

@@ -41,14 +41,14 @@ def find_sinks(
     Returns:
         (N_p,) bool.
     """
-    counted = weights != 0
+    counted: npt.NDArray[np.bool_] = weights != 0
     if not counted.any():
         return counted
     seen = token_attention.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         mean, spread = seen.mean(axis=0), seen.std(axis=0)
         typical = np.median(mean[counted])
-        return counted & (mean > high * typical) & (spread < even * mean)
+        return np.asarray(counted & (mean > high * typical) & (spread < even * mean))
 
 
 def without_sinks(
@@ -88,6 +88,6 @@ def expect_token_attention(graph: GraphSpec, capture: str) -> None:
     if "token_attention" not in graph.outputs:
         raise InputError(
             f"sinks are found in attention per token, which 'transformer.{capture}' of this "
-            "bundle does not give, expected output 'token_attention': rism export "
-            "--token-attention, or go without sinks"
+            "bundle does not give, expected output 'token_attention': rism export --model MODEL "
+            "-o DIR --token-attention, or go without sinks"
         )

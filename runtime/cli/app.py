@@ -20,9 +20,11 @@ from rism.runtime.cli.flags import (
     EngineName,
     EnginePrecision,
     Instances,
+    Magnets,
     Paper,
     Quiet,
     RunProvider,
+    Sinks,
     SpatialPrior,
     Tau,
     Threads,
@@ -109,6 +111,8 @@ def run(
     tokens: Annotated[
         Tokens, typer.Option(help="Which tokens of the prompt count; padding does only in all.")
     ] = Tokens.all,
+    magnets: Magnets = None,
+    sinks: Sinks = False,
     upsample: UpsampleChoice = None,
     spatial_prior: SpatialPrior = None,
     instances: Instances = None,
@@ -163,6 +167,8 @@ def run(
             choices=given(
                 tau=tau,
                 prompt_weights=tokens.value,
+                magnets=magnets,
+                sinks=sinks or None,
                 upsample=None if upsample is None else upsample.value,
                 spatial_prior=spatial_prior,
                 instances=instances,

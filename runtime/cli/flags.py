@@ -18,6 +18,7 @@ __all__ = [
     "ExportPrecision",
     "GtMerge",
     "Instances",
+    "Magnets",
     "Paper",
     "Parity",
     "Provider",
@@ -25,6 +26,7 @@ __all__ = [
     "RefinePrecision",
     "RunProvider",
     "SceneKind",
+    "Sinks",
     "SpatialPrior",
     "SplitBy",
     "Target",
@@ -64,6 +66,8 @@ class Tokens(StrEnum):
     valid = "valid"
     instruction = "instruction"
     expression = "expression"
+    content = "content"
+    head = "head"
 
 
 class Upsample(StrEnum):
@@ -174,6 +178,21 @@ Workers = Annotated[
 ]
 Tau = Annotated[
     float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
+]
+Magnets = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS",
+        help="Say these words after the instruction, to take stray attention, and leave them out.",
+    ),
+]
+Sinks = Annotated[
+    bool,
+    typer.Option(
+        "--sinks",
+        help="Find tokens that all of the picture looks at, and run again without them; for "
+        "bundles with --token-attention.",
+    ),
 ]
 UpsampleChoice = Annotated[
     Upsample | None,

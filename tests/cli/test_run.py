@@ -297,13 +297,25 @@ def test_a_refiner_may_fail_on_one_picture_of_a_folder(
     assert "too narrow" in bad["error"] and good["area_px"] > 0
 
 
-@pytest.mark.parametrize("tokens", ["all", "valid", "instruction", "expression"])
+@pytest.mark.parametrize("tokens", ["all", "valid", "instruction", "expression", "content", "head"])
 def test_sets_of_tokens(tiny_bundle: Path, picture: Path, workplace: Path, tokens: str) -> None:
     invoke(picture, "the green", "--bundle", tiny_bundle, "-o", "m.png", "--tokens", tokens)
     found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
         picture, "the green", prompt_weights=tokens
     )
     assert np.array_equal(read_mask(workplace / "m.png"), found.mask)
+
+
+def test_magnets_and_sinks(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
+    options = ("--bundle", tiny_bundle, "--magnets", "the blue", "--sinks")
+    invoke(picture, "green", *options, "-o", "m.png")
+    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
+        picture, "green", magnets="the blue", sinks=True
+    )
+    assert np.array_equal(read_mask(workplace / "m.png"), found.mask)
+    (told,) = json.loads(invoke(picture, "green", *options, "--json"))
+    assert told["instruction"] == "remove green the blue"
+    assert told["sinks"] == list(found.sinks)
 
 
 @pytest.mark.parametrize(

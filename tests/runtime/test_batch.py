@@ -8,7 +8,8 @@ import pytest
 
 from rism.runtime import InputError
 from rism.runtime.batch import batches
-from rism.runtime.prompt import Instruction, PromptState, weigh
+from rism.runtime.prompt import Instruction, PromptState
+from rism.runtime.token_sets import weigh
 from tests.runtime.looking import make_bundle, spied
 
 Reseal = Callable[..., Path]
@@ -25,7 +26,7 @@ def test_batches_keep_together_what_is_alike() -> None:
         mask = np.ones(length, np.int64)
         none = np.zeros(length, np.bool_)
         embeds = np.zeros((length, 2), np.float32)
-        return PromptState(Instruction("a", "a", 0), embeds, mask, none, none, (), placed)
+        return PromptState(Instruction("a", "a", 0), embeds, mask, none, none, (), (), placed)
 
     plain = [prompt(n, None) for n in (4, 3, 4, 4, 3)]
     assert batches(plain, 2) == [[0, 2], [3], [1, 4]]

@@ -144,6 +144,6 @@ def test_bundles_without_attention_per_token(tiny_master: Path, colours: np.ndar
         own.segment(colours, "red", sinks=True)
     assert str(error.value) == (
         "sinks are found in attention per token, which 'transformer.scores' of this bundle does "
-        "not give, expected output 'token_attention': rism export --token-attention, or go "
-        "without sinks"
+        "not give, expected output 'token_attention': rism export --model MODEL -o DIR "
+        "--token-attention, or go without sinks"
     )
