@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.errors import InputError
+from rism.runtime.errors import BundleError, InputError
 from rism.runtime.graph_spec import GraphSpec
 from rism.runtime.postprocess import Answer
 
@@ -66,11 +66,18 @@ def without_sinks(
 
     Returns:
         The answers, and for each the places of its sinks in the prompt.
+
+    Raises:
+        BundleError: the engine gave no token attention, though the manifest promised it.
     """
     sinks = np.zeros(weights.shape, np.bool_)
     for row, answer in enumerate(answers):
-        if answer.token_attention is not None:
-            sinks[row] = find_sinks(answer.token_attention, weights[row])
+        if answer.token_attention is None:
+            raise BundleError(
+                "the transformer returned no 'token_attention', expected it as the manifest has "
+                "it: export the bundle again, or build its engines again"
+            )
+        sinks[row] = find_sinks(answer.token_attention, weights[row])
     final, rows = list(answers), np.flatnonzero(sinks.any(axis=1)).tolist()
     if rows:
         better = again(rows, np.where(sinks, np.float32(0), weights)[rows])

@@ -9,6 +9,7 @@ import pytest
 
 from rism.runtime import InputError, Segmenter
 from rism.runtime.engines import Arrays, Engine
+from rism.runtime.errors import BundleError
 from rism.runtime.sinks import find_sinks
 
 
@@ -136,6 +137,19 @@ def test_a_fixed_batch(static_bundle: Path, colours: np.ndarray) -> None:
         (),
         (),
     ]
+
+
+def test_an_engine_that_leaves_it_out(tiny_master: Path, colours: np.ndarray) -> None:
+    segmenter, player = playing(tiny_master, {})
+
+    class Silent(Played):
+        def run(self, feeds: Mapping[str, Any]) -> Arrays:
+            return {k: v for k, v in super().run(feeds).items() if k != "token_attention"}
+
+    segmenter._engines["transformer"] = Silent(player.engine, {})
+    assert segmenter.segment(colours, "red").token_attention is None
+    with pytest.raises(BundleError, match="returned no 'token_attention', expected it as the man"):
+        segmenter.segment(colours, "red", sinks=True)
 
 
 def test_bundles_without_attention_per_token(tiny_master: Path, colours: np.ndarray) -> None:
