@@ -1,8 +1,11 @@
 """What a caller can choose for a segmentation, with the defaults that docs/quality.md judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypedDict, Unpack, cast
+
+import numpy as np
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.manifest import PROTOTYPES, Method
@@ -37,7 +40,8 @@ class Choices(TypedDict, total=False):
             (`one_instance`); True.
         always: answer with a mask even where the confidence says that nothing in the picture
             fits; False.
-        paper: the published method to the letter: all of the above as it has them; False.
+        paper: the published method to the letter: all of the above as it has them, but for what
+            is chosen besides; False.
     """
 
     tau: float | None
@@ -80,12 +84,20 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
         capture: the capture mode.
 
     Raises:
-        InputError: a value that is none of those allowed, or that the capture cannot do.
+        InputError: a name or a value that is none of those allowed, or that the capture cannot
+            do.
     """
-    paper = bool(choices.get("paper"))
-    own = {key: value for key, value in choices.items() if value is not None}
+    own: dict[str, object] = {key: each for key, each in choices.items() if each is not None}
+    for name in own:
+        if name not in Choices.__annotations__:
+            raise InputError(
+                f"there is no option '{one_line(name, limit=40)}', expected some of "
+                f"{', '.join(Choices.__annotations__)}"
+            )
+    paper = _flag(own, "paper", default=False)
     tau = own.get("tau", method.tau)
-    if not isinstance(tau, int | float) or not 0.0 <= tau < 1.0:
+    # NumPy's numbers are real ones, too; a bool is one by mistake.
+    if not isinstance(tau, Real) or isinstance(tau, bool) or not 0.0 <= float(tau) < 1.0:
         raise InputError(
             f"tau is {one_line(tau)}, expected a number from 0 to below 1, such as 0.8"
         )
@@ -96,7 +108,8 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
             f"prototype '{prototype}' cannot be asked of capture 'scores', whose graph holds "
             f"'{method.prototype}': use capture 'vectors'"
         )
-    if in_graph and own.get("spatial_prior"):
+    spatial_prior = _flag(own, "spatial_prior", default=not paper and not in_graph)
+    if in_graph and spatial_prior:
         raise InputError(
             "the spatial prior cannot be asked of capture 'scores', whose graph holds the "
             "threshold: use capture 'vectors'"
@@ -106,11 +119,11 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
         tau=float(tau),
         prototype=prototype,
         upsample=_one_of(own.get("upsample", default), UPSAMPLES, "upsample"),
-        spatial_prior=bool(own.get("spatial_prior", not paper and not in_graph)),
-        instances=bool(own.get("instances", not paper)),
-        always=bool(own.get("always", paper)),
+        spatial_prior=spatial_prior,
+        instances=_flag(own, "instances", default=not paper),
+        always=_flag(own, "always", default=paper),
         magnets=_joined(own.get("magnets", "")),
-        sinks=bool(own.get("sinks", False)),
+        sinks=_flag(own, "sinks", default=False),
     )
 
 
@@ -126,6 +139,13 @@ def _joined(magnets: object) -> str:
 
 def _one_of(value: object, allowed: tuple[str, ...], name: str) -> str:
     for each in allowed:
-        if value == each:
+        if isinstance(value, str) and value == each:
             return each
     raise InputError(f"{name} is '{one_line(value)}', expected {' or '.join(allowed)}")
+
+
+def _flag(own: Mapping[str, object], name: str, *, default: bool) -> bool:
+    value = own.get(name, default)
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is '{one_line(value, limit=40)}', expected True or False")
+    return bool(value)

@@ -36,7 +36,7 @@ def recorded(
     """Segment, and keep what the graphs were fed and gave."""
     engines = {k: Recorder(e) for k, e in load_engines(bundle, capture, provider="cpu").items()}
     segmenter = Segmenter(bundle, engines, capture=capture)
-    results = segmenter.segment(picture, list(expressions))
+    results = segmenter.segment(picture, list(expressions), paper=True)
     return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter
 
 

@@ -24,6 +24,7 @@ from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.geometry import Plan, upsample
 from rism.runtime.method import segment_tokens
 from rism.runtime.postprocess import Answer, Wanted, answers_on_host
+from rism.runtime.words import Cues
 from tests.runtime.cuda.emulator import emulated
 from tests.runtime.fake_tensorrt import HostDevice
 
@@ -167,6 +168,83 @@ def test_answers_are_those_of_numpy(device: Any, channels: int, changes: dict[st
     for ours, numpys in zip(found, expected, strict=True):
         expect_same(ours, numpys, wanted)
         assert 0 < ours.mask_hw.mean() < 1
+
+
+SAID = (Cues(across=1), Cues(), Cues(down=-1, size=-1))
+
+
+def guide(plan: Plan) -> np.ndarray:
+    """A picture of patches, of the plan's size."""
+    rng, (width, height) = np.random.default_rng(3), plan.size_wh
+    patches = rng.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), np.uint8)
+    return patches.repeat(10, axis=0).repeat(10, axis=1)[:height, :width]
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spatial_prior": True},
+        {"instances": True},
+        {"spatial_prior": True, "instances": True, "plan": CROPPED, "prototype": "cosine"},
+        {"guide": guide(STRETCHED)},
+        {"spatial_prior": True, "instances": True, "guide": guide(CROPPED), "plan": CROPPED,
+         "count": 2},
+    ],
+    ids=["prior", "instances", "both", "guide", "all"],
+)  # fmt: skip
+def test_words_and_contours_are_those_of_numpy(
+    device: Any, capture: str, changes: dict[str, Any]
+) -> None:
+    wanted = replace(WANTED, capture=capture, cues=SAID, **changes)
+    outputs = scenes(capture, channels=5)
+    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
+    plain = answers_on_host(outputs, replace(WANTED, capture=capture, plan=wanted.plan))
+    assert len(found) == wanted.count
+    differ = 0
+    for ours, numpys, published in zip(found, expected, plain, strict=False):
+        atol = 2e-6 if capture == "matrices" else 0
+        for name in ("coarse", "refined"):
+            own, true = (getattr(each.found, name) for each in (ours, numpys))
+            np.testing.assert_allclose(own, true, rtol=0, atol=atol)
+            # What is weighed is not what is told.
+            np.testing.assert_array_equal(true, getattr(published.found, name))
+        np.testing.assert_allclose(ours.found.scores, numpys.found.scores, rtol=0, atol=1e-6)
+        for name in ("separability", "concentration", "agreement"):
+            own, true = (getattr(each.evidence, name) for each in (ours, numpys))
+            assert own == pytest.approx(true, rel=1e-4, abs=1e-5)
+        np.testing.assert_array_equal(ours.mask_hw, wanted.mask(ours.found.scores))
+        assert (ours.mask_hw != numpys.mask_hw).mean() < 1e-3
+        assert ours.empty == numpys.empty == (not numpys.mask_hw.any())
+        differ += (ours.mask_hw != published.mask_hw).any()
+    # The prior does not reach a graph that has the threshold inside.
+    assert differ or (capture == "scores" and set(changes) == {"spatial_prior"})
+
+
+def test_what_the_host_does_counts_as_the_masks_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segmenter gives to the transformer what nobody else took."""
+    device, outputs = GuardedDevice(), scenes()
+    monkeypatch.setattr(device, "elapsed_ms", lambda *_: 0.0)
+    guided = answers(device, outputs, replace(WANTED, guide=guide(STRETCHED)))
+    published = answers(device, outputs, WANTED)
+    assert all(each.mask_ms > 0 for each in guided)
+    assert {each.mask_ms for each in published} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("propagated_vectors", np.nan), ("propagated_vectors", 0.37)]
+)
+def test_a_prior_does_not_hide_a_reason(device: Any, name: str, value: float) -> None:
+    said = (Cues(across=1),) * B
+    wanted = replace(WANTED, cues=said, spatial_prior=True, instances=True, guide=guide(STRETCHED))
+    outputs = _broken(name, value)
+    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
+    assert found[1].found.reason is not None and not found[1].mask_hw.any()
+    assert not found[1].found.scores.any() and not found[1].found.refined.any()
+    for ours, numpys in zip(found, expected, strict=True):
+        assert ours.found.reason == numpys.found.reason
+        np.testing.assert_array_equal(ours.found.refined, numpys.found.refined)
+        np.testing.assert_allclose(ours.found.scores, numpys.found.scores, rtol=0, atol=1e-6)
 
 
 def _broken(name: str, value: Any) -> Arrays:
