@@ -87,11 +87,12 @@ def scenes(first: int, count: int) -> list[Sample]:
 
 
 def score(segmenter: Segmenter, count: int) -> Scored:
-    """Segment scenes 0 to `count` - 1."""
+    """Segment scenes 0 to `count` - 1 by the published method."""
     masks, ious = [], []
     for index in range(count):
         scene, expression = held_out_scene(index)
-        mask = segmenter.segment(scene.image_hwc, expression.text).mask
+        # Contours along the picture's edges would hide what becomes of the tokens.
+        mask = segmenter.segment(scene.image_hwc, expression.text, paper=True).mask
         masks.append(mask)
         ious.append(_iou(mask, scene.objects[expression.target].mask_hw))
     return Scored(tuple(masks), tuple(ious))

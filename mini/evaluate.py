@@ -25,12 +25,12 @@ METHODS = ("CAM > 0.5", "RAM > 0.5", "full")
 
 
 def score_scenes(segmenter: Segmenter, scenes: int) -> dict[str, dict[str, float]]:
-    """Summaries by method, and of the full method by form of expression."""
+    """Summaries by the paper's methods, and of the full one by form of expression."""
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     for index in range(scenes):
         scene, expression = held_out_scene(index)
         truth = scene.objects[expression.target].mask_hw
-        result = segmenter.segment(scene.image_hwc, expression.text)
+        result = segmenter.segment(scene.image_hwc, expression.text, paper=True)
         coarse = upsample(result.coarse, result.plan) > 0.5
         refined = upsample(result.refined, result.plan) > 0.5
         for name, mask in zip(METHODS, (coarse, refined, result.mask), strict=True):

@@ -55,6 +55,12 @@ KINDS: dict[str, Kind] = {
         {"grids": ["32x32"], "features": 3072, "blocks": [57], "size": "640x480", "tau": 0.8},
         packages=("torch",),
     ),
+    "contour": Kind(
+        "from a map on the token grid to a mask along the picture's edges",
+        "contour",
+        "measure",
+        {"grids": ["16x16", "64x64"], "size": "640x480"},
+    ),
     "preprocess": Kind(
         "from a picture's pixels to the VAE's input",
         "preprocess",

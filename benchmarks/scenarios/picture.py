@@ -17,7 +17,7 @@ from rism.runtime import Segmenter, load_image
 
 __all__ = ["measure_expressions", "measure_picture"]
 
-PYTORCH, OURS = "literal, PyTorch", "rism"
+PYTORCH, OURS, DEFAULT = "literal, PyTorch", "rism", "rism, its defaults"
 TOGETHER, ONE_BY_ONE, AFRESH = "together", "one by one", "one by one, the picture encoded anew"
 _COLOURS = ("green", "red", "blue", "yellow", "white", "black", "grey", "brown")
 _THINGS = ("van", "car", "house", "tree", "cup", "dog", "lamp", "door")
@@ -43,14 +43,17 @@ def measure_picture(job: Job) -> list[Row]:
         return pixels
 
     def ours() -> None:
-        timings_ms.append(dict(segmenter.segment(new(), next(texts)).timings_ms))
+        # The same answer: the published one.
+        found = segmenter.segment(new(), next(texts), paper=True)
+        timings_ms.append(dict(found.timings_ms))
 
-    found = segmenter.segment(pixels, expression).mask_hw
+    found = segmenter.segment(pixels, expression, paper=True).mask_hw
     wanted = literal.segment(Image.fromarray(pixels), expression)
     share = same_masks(OURS, found, wanted, _TOLERANCE)
     ways: dict[str, Callable[[], object]] = {
         PYTORCH: lambda: literal.segment(Image.fromarray(new()), next(texts)),
         OURS: ours,
+        DEFAULT: lambda: segmenter.segment(new(), next(texts)),
     }
     timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
     stages = {
@@ -61,10 +64,11 @@ def measure_picture(job: Job) -> list[Row]:
     for name, way in ways.items():
         with host_peak() as peak:
             way()
-        notes: dict[str, Any] = {"stages_ms": stages} if name == OURS else {}
-        rows.append(
-            timed(name, timings[name], host_bytes=peak.nbytes, pixels_that_differ=share, **notes)
-        )
+        # What is beyond the published method is no other way to the same mask.
+        notes: dict[str, Any] = {} if name == DEFAULT else {"pixels_that_differ": share}
+        if name == OURS:
+            notes["stages_ms"] = stages
+        rows.append(timed(name, timings[name], host_bytes=peak.nbytes, **notes))
     return rows
 
 

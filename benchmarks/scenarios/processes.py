@@ -43,7 +43,7 @@ def measure_cold_start(job: Job) -> list[Row]:
         commands: dict[str, tuple[str, ...]] = {
             PIPELINE: (*pipeline, str(EXAMPLE), expression, str(theirs)),
             OURS: (
-                *("-m", "rism", "run", str(EXAMPLE), expression, "-o", str(ours)),
+                *("-m", "rism", "run", str(EXAMPLE), expression, "-o", str(ours), "--paper"),
                 *("-q", "--provider", "cpu"),
             ),
         }

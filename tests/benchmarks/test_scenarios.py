@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "post-processing": {"grids": ["8x6"], "features": 24, "blocks": [2], "size": "64x48"},
     "post-processing-tokens": {"grids": ["8x8", "8x16"], "features": 16, "size": "40x30"},
     "post-processing-blocks": {"grids": ["8x8"], "features": 16, "size": "40x30"},
+    "contour": {"grids": ["8x6"], "size": "160x120"},
     "preprocessing": {"sizes": ["320x240"]},
     "text-encoder": {"plain": False},  # the VAE has such a row
     "vae": {"size": "32x48"},

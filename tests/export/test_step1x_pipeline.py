@@ -107,7 +107,7 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
     (clean,) = literal.vae_latents([planes])
     np.testing.assert_allclose(state.clean_latents, clean.numpy(), atol=5e-5)
 
-    results = segmenter.segment(state, EXPRESSIONS)
+    results = segmenter.segment(state, EXPRESSIONS, paper=True)
     told = [f"remove {expression}" for expression in EXPRESSIONS]
     prompts = literal.text(told, shown)
     grid_hw = (high // 16, wide // 16)

@@ -1,0 +1,79 @@
+"""A map on the token grid brought to the picture: along its edges, and bilinearly.
+
+The map is what a perfect one would be: the share of each token that the true mask covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from benchmarks.errors import DiffersError
+from benchmarks.measure import by_turns, host_peak
+from benchmarks.rows import EXAMPLE, Job, Row, picture_size, timed
+from rism.evaluation.metrics import overlap
+from rism.runtime import load_image
+from rism.runtime.geometry import Plan, upsample
+from rism.runtime.guided import guided_upsample
+
+__all__ = ["measure"]
+
+BILINEAR, GUIDED = "bilinear", "guided"
+
+Mask = npt.NDArray[np.bool_]
+
+
+def measure(job: Job) -> list[Row]:
+    """Measure every grid, a group each, and say how near each mask is to the true one.
+
+    Raises:
+        DiffersError: the contour is not nearer than bilinear: its time means nothing.
+    """
+    size_wh = picture_size(job.get("size", str))
+    truth = Image.open(EXAMPLE.parent / "truth" / EXAMPLE.name).convert("L")
+    image = Image.fromarray(load_image(EXAMPLE)).resize(size_wh, Image.Resampling.BOX)
+    image_hwc = np.asarray(image)
+    true_hw = np.asarray(truth.resize(size_wh, Image.Resampling.BOX)) > 127
+    rows = []
+    for grid in job.texts("grids"):
+        rows += _grid(job, grid, image_hwc, true_hw)
+    return rows
+
+
+def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) -> list[Row]:
+    columns, tall = picture_size(grid)
+    resized = (16 * columns, 16 * tall)
+    plan = Plan(true_hw.shape[::-1], resized, (0, 0, *resized), (tall, columns))
+    covered = Image.fromarray(true_hw.astype(np.float32))
+    map_hw = np.asarray(covered.resize((columns, tall), Image.Resampling.BOX)) - np.float32(0.5)
+    ways: dict[str, Callable[[], Mask]] = {
+        BILINEAR: lambda: np.asarray(upsample(map_hw, plan) > 0),
+        GUIDED: lambda: guided_upsample(map_hw, image_hwc, plan) > 0,
+    }
+    found = {name: overlap(way(), true_hw) for name, way in ways.items()}
+    near = {name: each.boundary_iou for name, each in found.items()}
+    if near[GUIDED] <= near[BILINEAR]:
+        raise DiffersError(
+            f"the guided contour's boundary IoU is {near[GUIDED]:.3f}, expected more than the "
+            f"bilinear one's {near[BILINEAR]:.3f}: its time means nothing"
+        )
+    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    rows = []
+    for name, way in ways.items():
+        with host_peak() as peak:
+            way()
+        rows.append(
+            timed(
+                name,
+                timings[name],
+                group=f"{grid} tokens",
+                host_bytes=peak.nbytes,
+                iou=round(found[name].iou, 4),
+                boundary_iou=round(near[name], 4),
+            )
+        )
+    return rows
+
