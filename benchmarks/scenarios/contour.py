@@ -76,4 +76,3 @@ def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) 
             )
         )
     return rows
-
