@@ -97,7 +97,7 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
     paper = _flag(own, "paper", default=False)
     tau = own.get("tau", method.tau)
     # NumPy's numbers are real ones, too; a bool is one by mistake.
-    if not isinstance(tau, Real) or isinstance(tau, bool) or not 0.0 <= float(tau) < 1.0:
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not 0.0 <= float(tau) < 1.0:
         raise InputError(
             f"tau is {one_line(tau)}, expected a number from 0 to below 1, such as 0.8"
         )
