@@ -41,6 +41,7 @@ class Request:
         limit: only the first so many samples.
         kind: of scenes: "plain", "same-kind", "fine" or "absent".
         wording: "raw", the sentences as people typed them, or "sent", REFER's cleaned ones.
+        command: who asks, as in `rism COMMAND`, for messages.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Request:
     limit: int | None = None
     kind: str = "plain"
     wording: str = "raw"
+    command: str = "eval"
 
 
 def open_dataset(request: Request) -> Dataset:
@@ -72,7 +74,8 @@ def open_dataset(request: Request) -> Dataset:
     if file.suffix in (".jsonl", ".parquet") and not file.is_file():
         raise InputError(f"'{one_line(file)}' is not there: check the path")
     if file.suffix == ".jsonl":
-        lines: Lines = _part("lines").open_lines(file, merge=request.gt_merge, limit=request.limit)
+        part = _part("lines", request)
+        lines: Lines = part.open_lines(file, merge=request.gt_merge, limit=request.limit)
         return lines
     if file.suffix == ".parquet":
         return _open_parquet([file], request, name=file.stem)
@@ -119,7 +122,7 @@ def _open_published(request: Request) -> Dataset:
             dataset, split, split_by=split_by, objects=objects, sentences=sentences
         )
         return dataclasses.replace(opened, notes=(*opened.notes, *notes))
-    refer: Refer = _part("refer").open_refer(
+    refer: Refer = _part("refer", request).open_refer(
         dataset,
         request.root,
         split_by=split_by,
@@ -147,17 +150,17 @@ def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
 
 def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
     root = request.root
-    opened: Parquet = _part("parquet").open_parquet(
+    opened: Parquet = _part("parquet", request).open_parquet(
         files,
         name=name,
         merge=request.gt_merge,
         wording=request.wording,
         limit=request.limit,
-        find_images=None if root is None else lambda: _part("refer").find_images(root),
+        find_images=None if root is None else lambda: _part("refer", request).find_images(root),
     )
     return opened
 
 
-def _part(name: str) -> Any:
+def _part(name: str, request: Request) -> Any:
     """A module that needs pycocotools or pyarrow, or the error that says how to get them."""
-    return import_extra(f"rism.evaluation.{name}", command="eval", extra="eval")
+    return import_extra(f"rism.evaluation.{name}", command=request.command, extra="eval")

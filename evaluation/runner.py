@@ -17,14 +17,18 @@ from rism.evaluation.records import Record, Run
 from rism.evaluation.samples import Dataset, Image, Mask, Problem, Sample
 from rism.runtime.errors import InputError, OutputError, one_line
 from rism.runtime.geometry import upsample
+from rism.runtime.refine import Refiner
 from rism.runtime.result import Segmentation
 from rism.runtime.rle import encode_rle
 from rism.runtime.segmenter import ImageState, Segmenter
 
-__all__ = ["MAPS", "Steps", "digest", "grouped", "part", "score", "try_options"]
+__all__ = ["MAPS", "Steps", "digest", "except_grey", "grouped", "part", "score", "try_options"]
 
 MAPS = ("CAM > 0.5", "RAM > 0.5")
 """What `Run.maps` adds: the maps that the method begins with, as masks (the paper's table 2)."""
+
+
+_GREY_HWC = np.full((64, 64, 3), 128, np.uint8)
 
 
 class Steps(Protocol):
@@ -115,7 +119,18 @@ def try_options(segmenter: Segmenter, options: Mapping[str, Any]) -> None:
         InputError: an option that cannot be used.
         ProviderError: the engine failed.
     """
-    segmenter.segment(np.full((64, 64, 3), 128, np.uint8), "object", **options)
+    segmenter.segment(_GREY_HWC, "object", **options)
+
+
+def except_grey(refiner: Refiner) -> Refiner:
+    """Leave the picture of `try_options` in its own words: no file has others for it."""
+
+    def reword(instruction: str, image_hwc: Image, /) -> str:
+        if np.array_equal(image_hwc, _GREY_HWC):
+            return instruction
+        return refiner(instruction, image_hwc)
+
+    return reword
 
 
 @dataclass

@@ -174,6 +174,11 @@ class InstructionFile:
         """Return the entry of a picture's digest and an instruction, or None."""
         return self._entries.get((picture, " ".join(instruction.split())))
 
+    @property
+    def instructions(self) -> frozenset[str]:
+        """Instructions that there are entries of, for any picture; white space collapsed."""
+        return frozenset(instruction for _, instruction in self._entries)
+
     def add(self, entry: RefinedInstruction) -> None:
         """Add an entry, or replace the one for the same picture and instruction."""
         self._entries[entry.picture, " ".join(entry.instruction.split())] = entry

@@ -78,6 +78,7 @@ def ablate_model(flags: AblateFlags, console: Console) -> None:
             limit=flags.limit,
             kind=flags.kind,
             wording=flags.wording,
+            command="ablate",
         )
     )
     for note in dataset.notes:

@@ -8,10 +8,11 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
+from time import monotonic
 
 from rism.runtime.errors import OutputError, RismError, one_line
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Console", "UsageError", "write_stdout"]
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Console", "Countdown", "UsageError", "write_stdout"]
 
 FAILED = 1
 USAGE = 2
@@ -102,6 +103,24 @@ class Console:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+class Countdown:
+    """How far a run is, with the time that is left: a progress line for what takes hours."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._first: tuple[int, float] | None = None
+
+    def step(self, done: int, total: int, name: str) -> None:
+        """Redraw: `done` of `total` are done and `name` is next."""
+        now = monotonic()
+        first, start = self._first = self._first or (done, now)
+        left = ""
+        if done > first:
+            seconds = round((now - start) / (done - first) * (total - done))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left, "
+        self._console.progress(done, total, left + name)
 
 
 def write_stdout(data: bytes | str) -> None:

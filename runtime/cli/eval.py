@@ -7,14 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from rism import __version__
-from rism.runtime.cli.console import Console, UsageError, write_stdout
+from rism.runtime.cli.console import Console, Countdown, UsageError, write_stdout
+from rism.runtime.cli.datasets import DatasetFlags
 from rism.runtime.cli.extras import import_extra
-from rism.runtime.errors import RismError, one_line
+from rism.runtime.errors import InputError, RismError, one_line
 from rism.runtime.instructions import InstructionFile
+from rism.runtime.refine import Refiner
 from rism.runtime.segmenter import Segmenter
 
 __all__ = ["EvalFlags", "evaluate_bundle"]
@@ -26,20 +27,11 @@ _DEMONSTRATOR = (
 )
 
 
-@dataclass(frozen=True)
-class EvalFlags:
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(DatasetFlags):
     """The flags of `rism eval`; `options` are keyword arguments of `Segmenter.segment`."""
 
-    source: str
     shards: tuple[Path, ...] = ()
-    root: Path | None = None
-    split_by: str | None = None
-    split: str | None = None
-    gt_merge: str = "legacy"
-    wording: str = "raw"
-    kind: str = "plain"
-    count: int | None = None
-    limit: int | None = None
     output: Path | None = None
     restart: bool = False
     shard: str | None = None
@@ -63,23 +55,6 @@ def _set(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-class _Lines:
-    """How far a run is, with the time that is left."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._first: tuple[int, float] | None = None
-
-    def step(self, done: int, total: int, name: str) -> None:
-        now = monotonic()
-        first, start = self._first = self._first or (done, now)
-        left = ""
-        if done > first:
-            seconds = round((now - start) / (done - first) * (total - done))
-            left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left, "
-        self._console.progress(done, total, left + name)
-
-
 def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
     """Score a dataset, or merge the scores of its shards, and print the table.
 
@@ -89,8 +64,7 @@ def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
             not be scored; the others are, and all is written.
     """
     shard = _check(flags)
-    about = _about(flags)
-    dataset = _open(flags, about)
+    about, dataset = flags.about("eval"), flags.open("eval")
     outcome = _module("outcome")
     for note in dataset.notes:
         console.note(f"note: {one_line(note)}")
@@ -125,11 +99,7 @@ def _check(flags: EvalFlags) -> tuple[int, int]:
             raise UsageError("--merge needs the shards' folders: rism eval SOURCE --merge DIR...")
     elif flags.shards:
         raise UsageError(f"'{flags.shards[0]}' is one SOURCE too many: folders go with --merge")
-    scenes = flags.source == "scenes"
-    if scenes and (flags.root or flags.split_by or flags.limit):
-        raise UsageError("scenes are drawn: they take --kind, --split and --count")
-    if not scenes and (flags.count or flags.kind != "plain"):
-        raise UsageError("--kind and --count go with scenes; others take --limit")
+    flags.check()
     if flags.shard is None:
         return 1, 1
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", flags.shard, re.ASCII)
@@ -138,43 +108,15 @@ def _check(flags: EvalFlags) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _about(flags: EvalFlags) -> dict[str, Any]:
-    """What decides which dataset it is."""
-    if flags.source == "scenes":
-        return {"source": "scenes", "kind": flags.kind, "split": flags.split or "test"}
-    default = _module("partitions").DEFAULT_SPLIT_BY
-    if flags.source in default:
-        return {
-            "source": flags.source,
-            "split_by": flags.split_by or default[flags.source],
-            "split": flags.split or "val",
-        }
-    return {"source": Path(flags.source).name, "split_by": flags.split_by, "split": flags.split}
-
-
-def _open(flags: EvalFlags, about: Mapping[str, Any]) -> Any:
-    opening = _module("opening")
-    return opening.open_dataset(
-        opening.Request(
-            source=flags.source,
-            root=flags.root,
-            split_by=about.get("split_by"),
-            split=about["split"],
-            gt_merge=flags.gt_merge,
-            wording=flags.wording,
-            kind=flags.kind,
-            limit=flags.count or flags.limit,
-        )
-    )
-
-
 def _score(
     flags: EvalFlags, dataset: Any, shard: tuple[int, int], console: Console
 ) -> tuple[Path, Sequence[Any]]:
     runner, records, outcome = _module("runner"), _module("records"), _module("outcome")
-    segmenter = _load(flags, console)
-    if flags.instructions is None:
-        runner.try_options(segmenter, flags.options)
+    said = None if flags.instructions is None else InstructionFile.open(flags.instructions)
+    segmenter = _load(flags, None if said is None else runner.except_grey(said), console)
+    if said is not None:
+        _expect_answers(said, dataset, flags.template or segmenter.manifest.prompt.template)
+    runner.try_options(segmenter, flags.options)
     run = records.Run(
         dataset=dataset.name,
         samples=len(dataset.samples),
@@ -207,12 +149,27 @@ def _score(
         folder=folder,
         options=flags.options,
         restart=flags.restart,
-        steps=_Lines(console),
+        steps=Countdown(console),
     )
     return folder, problems
 
 
-def _load(flags: EvalFlags, console: Console) -> Segmenter:
+def _expect_answers(said: InstructionFile, dataset: Any, template: str) -> None:
+    """Refuse a file that cannot answer for any sample: of another dataset or template.
+
+    Raises:
+        InputError: it has none of the instructions, for whatever pictures.
+    """
+    told = [template.replace("{expression}", one.expression) for one in dataset.samples]
+    if said.instructions.isdisjoint(told):
+        raise InputError(
+            f"{one_line(said.name, limit=60)} has none of the {len(told)} instructions of "
+            f"{dataset.name}, such as '{one_line(told[0], limit=60)}': make it with rism refine, "
+            "of the same dataset and --template"
+        )
+
+
+def _load(flags: EvalFlags, refiner: Refiner | None, console: Console) -> Segmenter:
     if flags.bundle is None and flags.source != "scenes":
         console.note(_DEMONSTRATOR)
     console.status(f"loading {flags.bundle or 'mini'} ...")
@@ -226,7 +183,7 @@ def _load(flags: EvalFlags, console: Console) -> Segmenter:
         threads=flags.threads,
         max_batch=flags.batch,
         template=flags.template,
-        refiner=None if flags.instructions is None else InstructionFile.open(flags.instructions),
+        refiner=refiner,
         warn=console.detail,
     )
     console.clear()

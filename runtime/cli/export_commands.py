@@ -14,7 +14,10 @@ from rism.runtime.cli.flags import (
     Provider,
     Quiet,
     RefinePrecision,
+    SceneKind,
+    SplitBy,
     Verbose,
+    Wording,
 )
 
 __all__ = ["export", "refine"]
@@ -106,10 +109,13 @@ def export(
 
 
 def refine(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or a folder of them.")],
-    expressions: Annotated[
-        list[str],
-        typer.Argument(metavar="EXPRESSION", help="What is to be found, one quoted text each."),
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE|DATASET",
+            help="A picture, or a folder of them; or, as for rism eval, refcoco, refcoco+, "
+            "refcocog, scenes, FILE.jsonl or FILE.parquet.",
+        ),
     ],
     model: Annotated[
         str,
@@ -121,6 +127,29 @@ def refine(
         Path,
         typer.Option("--output", "-o", help="The JSON file to write; what it has already is kept."),
     ],
+    expressions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="EXPRESSION",
+            help="What is to be found, one quoted text each; a dataset has its own.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the dataset's files are.")
+    ] = None,
+    split_by: Annotated[
+        SplitBy | None, typer.Option(help="Left out: unc, of refcocog umd.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="val, testA, testB or test, left out val; of scenes tuning or test."),
+    ] = None,
+    wording: Annotated[
+        Wording, typer.Option(help="Sentences as people typed them, or as REFER cleaned them.")
+    ] = Wording.raw,
+    kind: Annotated[SceneKind, typer.Option(help="Which scenes.")] = SceneKind.plain,
+    count: Annotated[int | None, typer.Option(min=1, help="Scenes. Left out: 500.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     template: Annotated[
         str | None, typer.Option(help="The instruction. Left out: 'remove {expression}'.")
     ] = None,
@@ -143,15 +172,22 @@ def refine(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Have a model reword the instruction for each EXPRESSION, after a look at IMAGE."""
+    """Have a model reword instructions after a look: for each EXPRESSION, or a DATASET's own."""
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.refine import RefineFlags, refine_to_file
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
         flags = RefineFlags(
-            image=image,
-            expressions=tuple(expressions),
+            source=source,
+            expressions=tuple(expressions or ()),
+            root=root,
+            split_by=None if split_by is None else split_by.value,
+            split=split,
+            wording=wording.value,
+            kind=kind.value,
+            count=count,
+            limit=limit,
             model=model,
             output=output,
             template=template,

@@ -17,6 +17,13 @@ from rism.evaluation.metrics import overlap, summarise
 from rism.evaluation.scene_sets import SceneSet
 from rism.runtime import Segmenter
 from rism.runtime.cli.app import app
+from rism.runtime.instructions import (
+    InstructionFile,
+    Origin,
+    RefinedInstruction,
+    picture_digest,
+)
+from rism.runtime.rle import encode_rle
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -129,6 +136,48 @@ def test_expressions_in_other_words_are_another_run(workplace: Path) -> None:
     invoke(*asked, "--template", "remove the {expression}")
     said = invoke(*asked, code=1)
     assert "option template remove the {expression}, expected not set" in said
+
+
+def write_instructions(workplace: Path, *, template: str = "remove {expression}") -> Path:
+    """Two scenes in other words."""
+    scenes = SceneSet("plain", "test", 2)
+    told = [
+        RefinedInstruction(
+            picture_digest(scenes.image(sample)),
+            "scene",
+            sample.expression,
+            template.replace("{expression}", sample.expression),
+            f"take away {sample.expression}",
+        )
+        for sample in scenes.samples
+    ]
+    file = workplace / "told.json"
+    file.write_text(InstructionFile("told.json", Origin(), told).to_json())
+    return file
+
+
+def test_instructions_of_a_file_are_said(workplace: Path) -> None:
+    asked = ("scenes", "--count", "2", "--instructions", write_instructions(workplace), "-o", "run")
+    invoke(*asked, "--tau", "0.6", "--paper")
+    lines = (workplace / "run/records.jsonl").read_text().splitlines()[1:]
+    scenes = SceneSet("plain", "test", 2)
+    segmenter = Segmenter.from_bundle(provider="cpu", template="take away {expression}")
+    for sample, line in zip(scenes.samples, map(json.loads, lines), strict=True):
+        image = scenes.image(sample)
+        found = segmenter.segment(image, sample.expression, tau=0.6, paper=True)
+        assert line["rle"]["counts"] == encode_rle(found.mask_hw)
+
+
+def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
+    workplace: Path,
+) -> None:
+    asked = ("scenes", "--count", "2", "--instructions", write_instructions(workplace), "-o", "run")
+    said = invoke(*asked, "--tau", "2", code=1)
+    assert said.splitlines()[1:] == ["error: tau is 2.0, expected a number from 0 to below 1, "
+        "such as 0.8"]  # fmt: skip
+    said = invoke(*asked, "--template", "cut {expression}", code=1)
+    assert "told.json has none of the 2 instructions of scenes plain test, such as 'cut " in said
+    assert not (workplace / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from rism.export import CheckpointError, ExportError, UnsupportedModelError, language_model
+from rism.export.answers import unquote
 from rism.export.families import __file__ as families
 from rism.export.language_files import find_language_model
 from rism.export.language_model import LanguageModel, shrink
-from rism.export.refine import RefineReport, refine_instructions, unquote
+from rism.export.refine import RefineReport, refine_instructions
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
 from rism.runtime.cli.app import app
 from tests.export.small_vlm import make_vlm, real_processor
@@ -52,6 +53,8 @@ class Told:
         self.stages: list[str] = []
         self.steps: list[tuple[int, int, str]] = []
         self.failures: list[str] = []
+
+    def reading(self, done: int, total: int, name: str) -> None: ...
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
@@ -195,7 +198,7 @@ def test_answers_are_on_disk_while_others_come(
 ) -> None:
     held: list[int] = []
     say(monkeypatch)
-    monkeypatch.setattr("rism.export.refine._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("rism.export.answers.SAVE_EVERY_S", 0.0)
     progress = Told()
 
     def step(*_: Any) -> None:
