@@ -79,7 +79,9 @@ class Wanted:
         # Where nothing is positive, a fit to the picture must not find something.
         if not (scores > 0).any():
             return np.zeros(self.guide.shape[:2], np.bool_)
-        return guided_upsample(map_hw, self.guide, self.plan) > 0
+        mask_hw = guided_upsample(map_hw, self.guide, self.plan) > 0
+        # A token alone on a smooth surface can be averaged away: it is an answer all the same.
+        return mask_hw if mask_hw.any() else np.asarray(upsample(map_hw, self.plan) > 0)
 
 
 @dataclass(frozen=True)

@@ -243,3 +243,14 @@ def test_nothing_is_found_where_nothing_is_positive() -> None:
     expected = guided_upsample(map_hw, image_hwc, drawn) > 0
     assert expected.any()
     np.testing.assert_array_equal(wanted.mask(map_hw.ravel()), expected)
+
+
+def test_a_token_alone_is_not_lost() -> None:
+    """Means over windows drown it where no edge of the picture holds it."""
+    drawn, image_hwc = whole((64, 48), (6, 8)), np.full((48, 64, 3), 90, np.uint8)
+    map_hw = np.full((6, 8), -0.5, np.float32)
+    map_hw[2, 3] = 0.4
+    wanted = Wanted("vectors", 1, 1, drawn, 0.8, "equation", guide=image_hwc)
+    assert not (guided_upsample(map_hw, image_hwc, drawn) > 0).any()
+    np.testing.assert_array_equal(wanted.mask(map_hw.ravel()), upsample(map_hw, drawn) > 0)
+    assert wanted.mask(map_hw.ravel()).any()
