@@ -132,7 +132,8 @@ def _refine_dataset(refiner: Any, flags: RefineFlags, console: Console) -> None:
         refiner.Asked(name, partial(dataset.image, some[0]), [one.expression for one in some])
         for name, some in runner.grouped(dataset.samples).items()
     ]
-    console.note(f"{dataset.name}: {len(dataset.samples)} samples on {len(asked)} pictures")
+    counts = f"{len(dataset.samples)} samples on {len(asked)} pictures"
+    console.note(f"{one_line(dataset.name, limit=80)}: {counts}")
     report = refiner.refine_pictures(
         flags.model, asked, flags.output, settings, progress=_Lines(console)
     )

@@ -27,7 +27,7 @@ from tests.evaluation.refer_files import IMAGES, edit_refs, with_orientation, wr
 from tests.export.small_vlm import make_vlm
 
 ROOT = Path(__file__).parents[2]
-COUNT = 9  # samples, of two pictures
+COUNT = 7  # samples, of two pictures
 TURNED = f"COCO_train2014_{1:012d}.jpg"
 # Three answers, each written at once, and then none.
 STUCK = """
