@@ -174,17 +174,21 @@ def positions(grid_hw: tuple[int, int]) -> Float32:
     return np.indices(grid_hw, dtype=np.float32).reshape(2, -1).T.copy()
 
 
-def upsample(map_hw: Array, plan: Plan) -> Array:
+def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
     """Bring a map on the token grid to the user's picture: (N_h, N_w) to (H, W) float32.
 
-    The map is NumPy's or CuPy's, and so is the result.
+    The map is NumPy's or CuPy's, and so is the result; of these rows of the picture only.
 
     Bilinear with half-pixel centres and clamped edges. The centre of picture pixel x lies at
     `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
     is clamped too and takes the nearest value.
     """
     xp = array_namespace(map_hw)
-    (left, x_share), (top, y_share) = ((xp.asarray(a), xp.asarray(b)) for a, b in _weights(plan))
+    across, (cells, shares) = _weights(plan)
+    cells, shares = cells[rows], shares[rows]
+    first = int(cells[0])
+    map_hw = map_hw[first : int(cells[-1]) + 2]
+    left, x_share, top, y_share = (xp.asarray(a) for a in (*across, cells - first, shares))
     right = xp.minimum(left + 1, map_hw.shape[1] - 1)
     # Across first: what is left for the large array is to blend whole rows, in place.
     wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share

@@ -25,6 +25,7 @@ REGULARISATION = 1e-4  # of colours from 0 to 1
 PX_PER_TOKEN = 8  # of the reduced picture
 MOST_PX = 40_000
 
+_BAND = 32  # rows of the picture
 _ANEW = 16  # lines that a sum moves over before it is made anew
 # The six different entries of a symmetric 3 x 3 matrix.
 _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
@@ -50,12 +51,17 @@ def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Pla
     fits_hcw = _fits(coarse_hw, guide_hcw, radius=max(1, round(RADIUS_TOKENS * pixels)))
     whole = (0, 0, *reduced_wh)
     back = Plan(plan.size_wh, reduced_wh, whole, (reduced_wh[1], reduced_wh[0]))
-    found_hw: Float32 = upsample(fits_hcw[:, 3], back)
-    # In place: each of these is as large as the picture.
-    for channel in range(3):
-        part_hw = upsample(fits_hcw[:, channel] / np.float32(255), back)
-        part_hw *= image_hwc[..., channel]
-        found_hw += part_hw
+    fits_hcw[:, :3] /= np.float32(255)
+    found_hw = np.empty(image_hwc.shape[:2], np.float32)
+    # A few rows at a time: what is between stays in a core's cache.
+    for start in range(0, len(found_hw), _BAND):
+        rows = slice(start, start + _BAND)
+        band_hw = upsample(fits_hcw[:, 3], back, rows=rows)
+        for channel in range(3):
+            part_hw = upsample(fits_hcw[:, channel], back, rows=rows)
+            part_hw *= image_hwc[rows, :, channel]
+            band_hw += part_hw
+        found_hw[rows] = band_hw
     return found_hw
 
 
@@ -104,19 +110,25 @@ def _box_means(planes: Float32, radius: int) -> Float32:
     """Means over windows of 2 r + 1 pixels a side, cut off at the border, turned on the way.
 
     Args:
-        planes: (h, c, w).
+        planes: (h, c, w), contiguous; overwritten.
         radius: r.
 
     Returns:
         (w, c, h).
     """
-    down = _line_means(planes, radius)
-    return _line_means(np.ascontiguousarray(down.transpose(2, 1, 0)), radius)
+    height, count, width = planes.shape
+    down, turned = np.empty_like(planes), planes.reshape(width, count, height)
+    _line_means(planes, radius, out=down)
+    # Fresh memory costs more than the sums do.
+    turned[...] = down.transpose(2, 1, 0)
+    means = down.reshape(turned.shape)
+    _line_means(turned, radius, out=means)
+    return means
 
 
-def _line_means(lines: Float32, radius: int) -> Float32:
+def _line_means(lines: Float32, radius: int, *, out: Float32) -> None:
     """Means over 2 r + 1 entries of the first axis, cut off at its ends."""
-    count, means = len(lines), np.empty_like(lines)
+    count = len(lines)
     for at in range(count):
         low, high = max(at - radius, 0), min(at + radius + 1, count)
         # Moving on costs two additions, whatever the radius, and a digit now and then.
@@ -127,5 +139,4 @@ def _line_means(lines: Float32, radius: int) -> Float32:
                 total += lines[at + radius]
             if at > radius:
                 total -= lines[at - radius - 1]
-        np.multiply(total, np.float32(1 / (high - low)), out=means[at])
-    return means
+        np.multiply(total, np.float32(1 / (high - low)), out=out[at])
