@@ -24,7 +24,7 @@ class Choices(TypedDict, total=False):
         prompt_weights: w of a_l = A w, which tokens count: "all" for the paper's ones, "valid"
             for no padding, "instruction" for the instruction without the model's chat prefix and
             suffix, "expression" for the expression's own tokens, "content" for these without
-            stop words, "head" for the head noun in full and the other content words at half
+            stop words, "head" for the head noun in full and the rest of the expression at half
             weight, or an array (N_p,) or (B, N_p), N_p that of the longest prompt; "all".
         magnets: words to put after the instruction, as a text or one by one, so that attention
             which belongs nowhere goes there; they are weighed out (`weigh`); none.

@@ -20,7 +20,7 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Chosen on the tuning split of drawn scenes; docs/neighbours.md.
 _HIGH = 5.0  # times the median over tokens
-_EVEN = 1.0  # standard deviation over mean
+_EVEN = 0.75  # standard deviation over mean
 
 
 def find_sinks(
@@ -36,7 +36,7 @@ def find_sinks(
         token_attention: (N_v, N_p) float32, not negative; what is not finite makes no sink.
         weights: (N_p,) float32; tokens of weight zero do not count, and are no sinks.
         high: 5 by default.
-        even: 1 by default.
+        even: 0.75 by default.
 
     Returns:
         (N_p,) bool.

@@ -17,7 +17,7 @@ PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float]
 TOKEN_SETS = ("all", "valid", "instruction", "expression", "content", "head")
 
 # Chosen on the tuning split of drawn scenes; docs/neighbours.md.
-_BESIDE_HEAD = 0.5  # weight of the content words that are not the head noun
+_BESIDE_HEAD = 0.5  # weight of the expression's tokens that are not of the head noun
 
 
 def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray[np.float32]:
@@ -29,8 +29,8 @@ def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray
         weights: which tokens count: None or "all" for the paper's ones, "valid" for all but
             the padding, "instruction" for the template and the expression in it, "expression"
             for the expression's own, "content" for these without stop words, "head" for the
-            head noun in full and other content words at half weight; or numbers (N_p,) or
-            (B, N_p).
+            head noun in full and the rest of the expression at half weight; or numbers (N_p,)
+            or (B, N_p).
         prompts: the B prompts they are for.
 
     Returns:
@@ -101,11 +101,10 @@ def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
     head = head_noun(said.expression)
     if name == "expression" or head is None:
         return prompt.expression_mask
-    chosen = _covered(prompt, content).astype(np.float32)
-    if name == "head":
-        chosen *= _BESIDE_HEAD
-        chosen[_covered(prompt, [(said.start + head[0], said.start + head[1])])] = 1
-    return chosen
+    if name == "content":
+        return _covered(prompt, content)
+    of_head = _covered(prompt, [(said.start + head[0], said.start + head[1])])
+    return np.where(of_head, 1, _BESIDE_HEAD * prompt.expression_mask)
 
 
 def _covered(prompt: PromptState, pieces: Iterable[tuple[int, int]]) -> npt.NDArray[np.bool_]:

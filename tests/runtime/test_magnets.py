@@ -39,7 +39,7 @@ def test_exact_weights(segmenter: Segmenter) -> None:
         "instruction": [0, 1, 1, 1, 0, 0, 0, 0],
         "expression": [0, 0, 1, 1, 0, 0, 0, 0],
         "content": [0, 0, 0, 1, 0, 0, 0, 0],
-        "head": [0, 0, 0, 1, 0, 0, 0, 0],
+        "head": [0, 0, 0.5, 1, 0, 0, 0, 0],
     }
     assert set(expected) == set(TOKEN_SETS)
     for name, weights in expected.items():
