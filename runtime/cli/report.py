@@ -17,16 +17,20 @@ def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> s
     """Say in one line what was found.
 
     `street.png "the green van": box 12,30,200,180, area 5.2 %, separability 1.43,
-    48 ms on cpu in float32 -> street.mask.png, street.overlay.png`
+    confidence 0.98, 48 ms on cpu in float32 -> street.mask.png, street.overlay.png`
     """
     box = result.box_xyxy
     if box is None:
         found = f"nothing found ({result.reason})"
+        if result.confidence is not None and result.score_map.max() > 0:
+            found += ": --always for a mask all the same"
     else:
         found = (
             f"box {','.join(map(str, box))}, area {result.area_share:.1%}, "
             f"separability {result.separability:.2f}"
         )
+        if result.confidence is not None:
+            found += f", confidence {result.confidence:.2f}"
     took = f"{sum(result.timings_ms.values()):.0f} ms on {result.provider} in {result.precision}"
     line = f'{label} "{result.expression}": {found}, {took}'
     return line if not written else f"{line} -> {', '.join(map(str, written))}"
