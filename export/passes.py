@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from rism.export.nodes import group_normalization, replace_node
+
 __all__ = [
     "TRANSPOSED",
     "absorb_transposes",
@@ -18,6 +20,7 @@ __all__ = [
     "simplify",
     "strip_metadata",
     "widen",
+    "write_out_group_normalization",
 ]
 
 TRANSPOSED = "transposed"
@@ -51,6 +54,21 @@ def hidden_weights(model: ir.Model, known: Mapping[str, ir.TensorProtocol]) -> I
     for value in weights:
         if value.uses():
             graph.initializers[value.name or ""] = value
+
+
+def write_out_group_normalization(model: ir.Model) -> None:
+    """Let an instance normalisation do what ONNX Runtime has no kernel for.
+
+    `GroupNormalization` is a function there, of some fourteen operators that each pass over the
+    picture. PyTorch's exporter writes the same five before opset 21.
+
+    Needs: types and shapes. Leaves: no `GroupNormalization`; the same computation in float32,
+    on scales and biases of the same names.
+    """
+    for node in list(model.graph.all_nodes()):
+        if node.op_type == "GroupNormalization":
+            assert node.graph is not None
+            replace_node(node.graph, node, group_normalization)
 
 
 def simplify(model: ir.Model) -> None:

@@ -18,6 +18,7 @@ from rism.export.passes import (
     name_dimensions,
     simplify,
     strip_metadata,
+    write_out_group_normalization,
 )
 from rism.export.weightless import weightless
 from rism.runtime.errors import one_line
@@ -95,6 +96,7 @@ def trace(
                 )
             assert program is not None
             with hidden_weights(program.model, known):
+                write_out_group_normalization(program.model)
                 simplify(program.model)
     except Exception as error:  # torch.export has no common base for its failures
         raise ExportError(f"{type(module).__name__} cannot be traced: {one_line(error)}") from error

@@ -6,14 +6,12 @@ the place of its output.
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from rism.export.engines.errors import BuildError
+from rism.export.nodes import Nodes, Writer, group_normalization, replace_node
 
 __all__ = ["WRITERS", "write_out"]
 
@@ -29,42 +27,10 @@ def write_out(graph: ir.Graph, node: ir.Node) -> None:
     Raises:
         BuildError: the node says something that its writer does not know.
     """
-    build = _Nodes(node)
-    out = WRITERS[node.op_type](node, build)
-    old = node.outputs[0]
-    out.shape, out.type = old.shape, old.type
-    graph.insert_before(node, build.nodes)
-    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
-    out.name = old.name
-    graph.remove(node, safe=True)
+    replace_node(graph, node, WRITERS[node.op_type])
 
 
-class _Nodes:
-    """New nodes in the place of an old one, named after it."""
-
-    def __init__(self, old: ir.Node) -> None:
-        self.nodes: list[ir.Node] = []
-        self._stem = old.name or old.outputs[0].name or old.op_type
-
-    def add(
-        self, op: str, inputs: list[ir.Value], **attributes: float | list[int] | ir.TensorProtocol
-    ) -> ir.Value:
-        node = ir.node(op, inputs, attributes=attributes, name=f"{self._stem}.{len(self.nodes)}")
-        node.outputs[0].name = f"{node.name}.out"
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def constant(self, value: float | npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
-        tensor = ir.Tensor(np.asarray(value, dtype=dtype.numpy()), dtype=dtype)
-        return self.add("Constant", [], value=tensor)
-
-    def cast(self, value: ir.Value, dtype: ir.DataType | None, to: ir.DataType | None) -> ir.Value:
-        if dtype == to or to is None:
-            return value
-        return self.add("Cast", [value], to=int(to))
-
-
-def _attention(node: ir.Node, build: _Nodes) -> ir.Value:
+def _attention(node: ir.Node, build: Nodes) -> ir.Value:
     """Softmax(Q K^T s + mask) V, with half of the scale on each side as its definition has it."""
     for name, plain in _PLAIN.items():
         if name in node.attributes and node.attributes[name].value != plain:
@@ -98,7 +64,7 @@ def _attention(node: ir.Node, build: _Nodes) -> ir.Value:
     return build.add("MatMul", [build.add("Softmax", [scores], axis=-1), v])
 
 
-def _rms_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
+def _rms_normalization(node: ir.Node, build: Nodes) -> ir.Value:
     """X / sqrt(mean(x^2) + epsilon) * scale; what is under the root in float32."""
     x, scale = node.inputs
     assert x is not None
@@ -120,38 +86,9 @@ def _rms_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
     return build.add("Mul", [build.cast(unit, ir.DataType.FLOAT, x.dtype), scale])
 
 
-def _group_normalization(node: ir.Node, build: _Nodes) -> ir.Value:
-    """An instance normalisation of the groups, then scale and bias by channel, in float32."""
-    x, scale, bias = node.inputs
-    assert x is not None
-    assert scale is not None
-    assert bias is not None
-    assert x.shape is not None
-    groups = node.attributes.get_int("num_groups")
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    assert groups is not None
-    assert epsilon is not None
-    wide = build.cast(x, x.dtype, ir.DataType.FLOAT)
-    grouped = build.add(
-        "Reshape", [wide, build.constant(np.array([0, groups, -1]), ir.DataType.INT64)]
-    )
-    ones = build.constant(np.ones(groups, np.float32), ir.DataType.FLOAT)
-    zeros = build.constant(np.zeros(groups, np.float32), ir.DataType.FLOAT)
-    unit = build.add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
-    unit = build.add("Reshape", [unit, build.add("Shape", [x])])
-    sides = [-1] + [1] * (len(x.shape) - 2)
-    by_channel = build.constant(np.array(sides), ir.DataType.INT64)
-    factors = [
-        build.add("Reshape", [build.cast(each, each.dtype, ir.DataType.FLOAT), by_channel])
-        for each in (scale, bias)
-    ]
-    scaled = build.add("Add", [build.add("Mul", [unit, factors[0]]), factors[1]])
-    return build.cast(scaled, ir.DataType.FLOAT, x.dtype)
-
-
-WRITERS = {
+WRITERS: dict[str, Writer] = {
     "Attention": _attention,
     "RMSNormalization": _rms_normalization,
-    "GroupNormalization": _group_normalization,
+    "GroupNormalization": group_normalization,
 }
 """By operator; those whose meaning is newer than opset 20."""

@@ -109,3 +109,31 @@ def test_an_operator_that_an_old_opset_has_not_is_refused() -> None:
     model.opset_imports[""] = 24
     with pytest.raises(BuildError, match="Swish is not in opset 20"):
         bring_into_form(model, WRITTEN)
+
+
+def test_a_group_normalisation_of_an_older_bundle_is_written_out() -> None:
+    """Opset 20 has an operator of that name whose scale is by group: it must not be left."""
+    kinds = ir.TensorType(ir.DataType.FLOAT)
+    shapes = {"x": ["batch", 6, "height", "width"], "scale": [6], "bias": [6]}
+    inputs = [
+        ir.Value(name=name, type=kinds, shape=ir.Shape(shape)) for name, shape in shapes.items()
+    ]
+    node = ir.node("GroupNormalization", inputs, attributes={"num_groups": 2}, name="only")
+    node.outputs[0].name, node.outputs[0].type = "out", kinds
+    node.outputs[0].shape = inputs[0].shape
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 23}, name="norm")
+    model = ir.Model(graph, ir_version=10)
+    before = ir.to_proto(model).SerializeToString()
+    bring_into_form(model, WRITTEN)
+    assert "GroupNormalization" not in {each.op_type for each in model.graph}
+    rng = np.random.default_rng(0)
+    given = {
+        "x": rng.standard_normal((2, 6, 5, 3)).astype(np.float32),
+        **{name: rng.standard_normal(6).astype(np.float32) for name in ("scale", "bias")},
+    }
+    after = ir.to_proto(model).SerializeToString()
+    wanted, got = (
+        ort.InferenceSession(each, providers=["CPUExecutionProvider"]).run(None, given)[0]
+        for each in (before, after)
+    )
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
