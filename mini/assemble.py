@@ -33,13 +33,14 @@ RISM_JSON = {
     "text_encoder_out_layers": list(CONFIG.text_out_layers),
     "feature_block": CONFIG.feature_block,
     "tau": 0.8,
-    # rism fit-confidence, on 400 present and 400 absent expressions of the tuning split.
+    # rism fit-confidence, on 400 present and 400 absent expressions of the tuning split; the
+    # threshold loses at most 2 % of what is there on every tuning set.
     "confidence": {
         "separability": 0.902541,
         "concentration": 46.314019,
         "agreement": 13.106451,
         "bias": -17.526914,
-        "threshold": 0.094309,
+        "threshold": 0.05,
     },
 }
 
