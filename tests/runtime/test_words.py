@@ -62,7 +62,11 @@ NOT_SAID = {
         "the bird that eats left over food",
         "left of the tv",
     ],
-    "another object's size": ["girl with a big umbrella", "man in the large hat", "dog on a huge sofa"],
+    "another object's size": [
+        "girl with a big umbrella",
+        "man in the large hat",
+        "dog on a huge sofa",
+    ],
     "neither first nor last": [
         "second from left",
         "2nd guy from the right",
@@ -77,7 +81,15 @@ NOT_SAID = {
     "worn": ["girl in pink top", "woman in the light blue top", "man wearing a top", "tank top"],
     "contradictory": ["the left one on the right", "top bottom", "the big small dog"],
     "of depth": ["girl in front", "front", "back"],
-    "no words of place": ["", "!?", "laptop", "cleft rock", "\u00e9left", "brightest", "le chien \u00e0 gauche"],
+    "no words of place": [
+        "",
+        "!?",
+        "laptop",
+        "cleft rock",
+        "\u00e9left",
+        "brightest",
+        "le chien \u00e0 gauche",
+    ],
 }  # fmt: skip
 
 
