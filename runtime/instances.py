@@ -49,7 +49,8 @@ def one_instance(
 ) -> Float32:
     """Keep one of the separate parts of an answer, where words of place or size tell which.
 
-    Without such words, or with one part only, nothing changes.
+    Without such words, with one part only, or where several things are asked for ("the two cups on
+    the left"), nothing changes.
 
     Args:
         scores: (N_v,) float32; parts are where it is positive.
@@ -60,7 +61,7 @@ def one_instance(
     Returns:
         (N_v,) float32: scores, negative on the parts that are not meant.
     """
-    if not (cues.place or cues.size):
+    if cues.several or not (cues.place or cues.size):
         return scores
     labels, count = components((scores > 0).reshape(grid_hw))
     if count < 2:

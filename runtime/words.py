@@ -25,9 +25,10 @@ _ORDINAL = re.compile(
     r"\b(?:one|two|three|four|five|\d+)\s+(?:\w+\s+)?from\b"
 )
 # Words that say nothing: what is said of the picture, of the object after all ("that is"), of a
-# side of the object's own, of where it looks; "right behind"; what is worn.
+# side of the object's own, of where it looks; of how many it is one; "right behind"; what is worn.
 _NOTHING = re.compile(
     r"\bof\s+(?:the\s+)?(?:picture|image|photo|photograph|pic|screen|frame|scene|view|shot)\b|"
+    r"\bof\s+(?:the\s+|all\s+)?(?:two|three|four|five|all|both)\b|"
     r"\b(?:that|which|who)(?:\s+(?:is|are)|['\u2019]s)\b|"
     r"\b(?:left|right)[\s-]+(?:hand(?![\s-]+(?:side|corner))|arm|leg|foot|eye|ear|shoulder)\b|"
     r"\b(?:facing|looking|pointing|turning|leaning|heading)\s+(?:(?:to\s+)?the\s+|to\s+)?"
@@ -46,6 +47,9 @@ _BOTTOM = frozenset({"bottom", "bottommost", "lower", "lowest", "lowermost"})
 _MIDDLE = frozenset({"middle", "center", "centre", "central"})
 PLACES = _LEFT | _RIGHT | _TOP | _BOTTOM | _MIDDLE
 """Words of where an object is in the picture."""
+_SEVERAL = frozenset(
+    {"two", "three", "four", "five", "both", "all", "every", "pair", "couple", "group", "several"}
+)
 _SMALL = frozenset({"small", "little", "tiny", "smaller", "smallest", "littlest"})
 _LARGE = frozenset({"large", "big", "huge", "larger", "bigger", "largest", "biggest"})
 
@@ -59,12 +63,14 @@ class Cues:
         down: -1 top, 1 bottom, 0 not said.
         middle: in the middle of the picture.
         size: -1 small, 1 large, 0 not said.
+        several: more than one object is asked for.
     """
 
     across: int = 0
     down: int = 0
     middle: bool = False
     size: int = 0
+    several: bool = False
 
     @property
     def place(self) -> bool:
@@ -79,9 +85,9 @@ def read_cues(expression: str) -> Cues:
     and what is neither first nor last ("second from left").
 
     >>> read_cues("the small dog at the top left")
-    Cues(across=-1, down=-1, middle=False, size=-1)
+    Cues(across=-1, down=-1, middle=False, size=-1, several=False)
     >>> read_cues("the dog left of the big car")
-    Cues(across=0, down=0, middle=False, size=0)
+    Cues(across=0, down=0, middle=False, size=0, several=False)
     """
     text = _NOTHING.sub(" ", expression.lower())
     own = _NEARBY.split(_NOT.split(text, maxsplit=1)[0], maxsplit=1)[0]
@@ -98,4 +104,5 @@ def read_cues(expression: str) -> Cues:
         down=sign(words, _TOP, _BOTTOM),
         middle=bool(words & _MIDDLE),
         size=sign(itself, _SMALL, _LARGE),
+        several=bool(itself & _SEVERAL),
     )

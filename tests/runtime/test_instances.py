@@ -216,3 +216,11 @@ def test_a_map_without_mass_keeps_one_part() -> None:
         scene(SMALL, LARGE).ravel(), np.zeros(72, np.float32), Cues(across=1), GRID_HW
     )
     assert components(found.reshape(GRID_HW) > 0)[1] == 1
+
+
+def test_several_things_are_all_kept() -> None:
+    scores = np.full(GRID_HW, -1, np.float32)
+    scores[0, 0] = scores[-1, -1] = 1
+    flat, weights = scores.ravel(), np.ones(scores.size, np.float32)
+    assert one_instance(flat, weights, Cues(across=-1, several=True), GRID_HW) is flat
+    assert (one_instance(flat, weights, Cues(across=-1), GRID_HW) > 0).sum() == 1
