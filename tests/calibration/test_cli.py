@@ -7,10 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from typer.testing import CliRunner
 
 from rism.calibration import load_scales
+from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.app import app
 
@@ -167,8 +169,22 @@ def test_without_matplotlib_only_plots_are_refused(
     assert (tmp_path / "report.json").exists()
 
 
-def test_bundles_of_an_older_exporter_are_refused(pictures: Path) -> None:
-    code, output = run(resolve_bundle(), "--images", pictures, "-o", pictures / "scales.json")
+def test_bundles_of_an_older_exporter_are_refused(pictures: Path, tmp_path: Path) -> None:
+    """Their weights had no names of their own."""
+    older = tmp_path / "older"
+    shutil.copytree(resolve_bundle(), older)
+    renamed = {}
+    for file in sorted(older.glob("transformer.*.onnx")):
+        model = onnx.load(file, load_external_data=False)
+        names = {each.name: f"weight_{number}" for number, each in enumerate(model.graph.initializer)}
+        for each in model.graph.initializer:
+            each.name = names[each.name]
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        renamed[file.name] = tmp_path / file.name
+        onnx.save(model, renamed[file.name])
+    amend_bundle(older, lambda _: None, files=renamed)
+    code, output = run(older, "--images", pictures, "-o", pictures / "scales.json")
     assert code == 1
     assert "no layer of a numbered block: rism export --model MODEL -o DIR" in output
     assert not (pictures / "scales.json").exists()
