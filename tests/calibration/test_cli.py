@@ -176,7 +176,9 @@ def test_bundles_of_an_older_exporter_are_refused(pictures: Path, tmp_path: Path
     renamed = {}
     for file in sorted(older.glob("transformer.*.onnx")):
         model = onnx.load(file, load_external_data=False)
-        names = {each.name: f"weight_{number}" for number, each in enumerate(model.graph.initializer)}
+        names = {
+            each.name: f"weight_{number}" for number, each in enumerate(model.graph.initializer)
+        }
         for each in model.graph.initializer:
             each.name = names[each.name]
         for node in model.graph.node:
