@@ -164,6 +164,13 @@ def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> 
         ("feature_block", 7, "feature_block is 7, the transformer has 5 blocks"),
         ("precision", "fp8", "precision is fp8, expected one of fp32, bf16, fp16"),
         ("name", "a\nb", "name is a b, expected printable text"),
+        ("confidence", {"bias": 1.0}, "expected an object of the numbers separability, concen"),
+        (
+            "confidence",
+            dict.fromkeys(("separability", "concentration", "agreement", "bias"), 1.0)
+            | {"threshold": 1.5},
+            "confidence is .* expected an object",
+        ),
         ("resize", ["always"], "resize is .* expected always or shrink"),
     ],
 )

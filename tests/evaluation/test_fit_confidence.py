@@ -1,0 +1,136 @@
+"""A confidence rule from records, and `rism fit-confidence`, which stores it in a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rism.evaluation import journal
+from rism.evaluation.confidence import fit_confidence
+from rism.evaluation.metrics import Overlap, auroc
+from rism.evaluation.records import Record, Run
+from rism.runtime import Segmenter
+from rism.runtime.bundle import Bundle
+from rism.runtime.cli.app import app
+from rism.runtime.confidence import Evidence
+from rism.runtime.errors import InputError
+from tests.evaluation.small_set import SmallSet
+
+
+def records(present: int, absent: int, *, apart: float = 1.0) -> list[Record]:
+    """Evidence from two normal distributions; what is there is more concentrated."""
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(present + absent):
+        there = number < present
+        shift = apart if there else 0.0
+        separability, concentration, agreement = rng.normal(shift, 0.5, 3)
+        found.append(
+            Record(
+                str(number), str(number), "it", "", there, Overlap(0, 1, 0, 1), False, 0.1,
+                float(np.exp(separability)), float(concentration), float(agreement), None, None,
+                1.0, (2, 2), "4",
+            )
+        )  # fmt: skip
+    return found
+
+
+def test_the_rule_tells_present_from_absent_and_keeps_its_promise() -> None:
+    given = records(200, 200)
+    fit = fit_confidence(given, lost=0.05)
+    sure = {
+        there: [
+            fit.rule.confidence(Evidence(r.separability, r.concentration, r.agreement))
+            for r in given
+            if r.present == there
+        ]
+        for there in (True, False)
+    }
+    assert (fit.present, fit.absent) == (200, 200)
+    assert fit.auroc == auroc(sure[True], sure[False]) > 0.97
+    below = {there: np.mean(np.array(each) < fit.rule.threshold) for there, each in sure.items()}
+    assert fit.lost == below[True] <= 0.05
+    assert fit.rejected == below[False] > 0.8
+    # All three were shifted alike.
+    assert min(fit.rule.separability, fit.rule.concentration, fit.rule.agreement) > 1
+
+
+def test_it_is_the_optimum_of_the_likelihood() -> None:
+    """No small step of any weight is better than the fit; independent of how it was found."""
+    given = records(120, 90, apart=0.7)
+    rule = fit_confidence(given).rule
+    features = np.array(
+        [[np.log(r.separability), r.concentration, r.agreement, 1.0] for r in given]
+    )
+    there = np.array([r.present for r in given])
+    weights = np.array([rule.separability, rule.concentration, rule.agreement, rule.bias])
+    scale = features[:, :3].std(axis=0)
+
+    def loss(own: np.ndarray) -> float:
+        logits = features @ own
+        unlikely = np.logaddexp(0, np.where(there, -logits, logits)).mean()
+        return float(unlikely + 0.5e-3 * ((own[:3] * scale) ** 2).sum())
+
+    best = loss(weights)
+    for at in range(4):
+        for step in (-0.02, 0.02):
+            other = weights.copy()
+            other[at] += step
+            assert loss(other) > best
+
+
+@pytest.mark.parametrize(
+    ("present", "absent", "lost", "says"),
+    [
+        (60, 20, 0.01, "60 present and 20 absent samples, expected at least 50 of each"),
+        (0, 80, 0.01, "0 present and 80 absent"),
+        (60, 60, 0.5, "expected 0 to below 0.5"),
+        (60, 60, -0.1, "expected 0 to below 0.5"),
+    ],
+)
+def test_too_little_is_refused(present: int, absent: int, lost: float, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        fit_confidence(records(present, absent), lost=lost)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_bundle: Path) -> Path:
+    """A folder of records of the tiny bundle."""
+    bundle = Bundle.open(tiny_bundle)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    facts = {"bundle": "tiny", "capture": "vectors", "provider": "cpu", "precision": "float32"}
+    header = Run("made", 140, "0" * 64, "legacy", bundle_digest=bundle.digest, **facts)
+    journal.begin(folder, header)
+    journal.append(folder, records(70, 70))
+    return folder
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["fit-confidence", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_the_command_stores_what_the_segmenter_uses(run: Path, tiny_bundle: Path) -> None:
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    code, said = call(run, "--bundle", tiny_bundle, "--dry-run")
+    assert (code, (tiny_bundle / "manifest.json").read_bytes()) == (0, before), said
+    code, said = call(run, "--bundle", tiny_bundle, "--lost", 0.1)
+    assert code == 0, said
+    assert "70 present and 70 absent: AUROC 0.9" in said
+    stored = json.loads((tiny_bundle / "manifest.json").read_text())["method"]["confidence"]
+    assert stored["threshold"] > 0
+    small = SmallSet(1)
+    result = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
+        small.image(small.samples[0]), "green"
+    )
+    assert result.confidence is not None
+    # The manifest is another one now: the run is of the bundle as it was.
+    code, said = call(run, "--bundle", tiny_bundle)
+    assert code == 1
+    assert "not of the bundle" in said
+    assert "score it anew" in said
