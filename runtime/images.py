@@ -13,11 +13,24 @@ from PIL import Image
 
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "load_image", "pixel_count", "quiet"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "ImageSource",
+    "load_image",
+    "pixel_count",
+    "quiet",
+]
 
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".mpo", ".png", ".tif", ".tiff", ".webp"),
+)
+"""How names of image files end, in lower case, for listing folders; contents are what counts."""
 MAX_PIXELS = 64_000_000
 _MAX_FILE_BYTES = 2**29
 _ORIENTATION_TAG = 0x0112
