@@ -10,7 +10,7 @@ The models are FLUX.2-klein's (4b, 9b: 512 prompt tokens) and Step1X-Edit's (ste
 included, 640 prompt tokens, 350 of them real and the rest zeros behind a mask).
 
 It needs an NVIDIA GPU (what does not fit says so), a CUDA build of PyTorch with Triton, and what
-rism[export] names: of that, diffusers, transformers, accelerate, safetensors, huggingface-hub,
+rism-seg[export] names: of that, diffusers, transformers, accelerate, safetensors, huggingface-hub,
 psutil, onnx, onnx-ir, onnxscript and an onnxruntime are imported. Nothing is fetched. A machine
 that lacks diffusers takes its wheel on PYTHONPATH: it is pure Python. The engine onnxruntime needs
 onnxruntime-gpu; where CUDA is not among its providers, its rows say so and the other engines run.

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rism.export.memory import give_back
+from rism.runtime.distribution import DISTRIBUTION
 
 __all__ = [
     "HostPeak",
@@ -30,7 +31,7 @@ __all__ = [
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-_PACKAGES = ("rism", "numpy", "onnxruntime", "pillow", "tokenizers")
+_PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "pillow", "tokenizers")
 _GPU_FIELDS = (
     "name",
     "driver_version",

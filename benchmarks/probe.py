@@ -8,7 +8,7 @@ few. Each is held against float64. Beside the times stand the floors of a datash
 (`--floors` prints those alone, and needs no GPU). What capture costs a whole forward pass is
 measured by `python -m benchmarks.capture --variants fused,vectors`.
 
-It needs an NVIDIA GPU, a CUDA build of PyTorch and Triton (`pip install "rism[probe]"`).
+It needs an NVIDIA GPU, a CUDA build of PyTorch and Triton (the extra `probe`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 from rism.calibration.scales import Scales
 from rism.runtime.atomic import write_atomically
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError, one_line
 
 __all__ = ["CalibrationReport", "LayerReport", "MaskAgreement", "check_plotter", "plot_report"]
@@ -108,7 +109,7 @@ def check_plotter() -> None:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError as error:
         raise RismError(
-            f'--plot needs {error.name}, which is not installed: pip install "rism[calibrate]"'
+            f"--plot needs {error.name}, which is not installed: {install_hint('calibrate')}"
         ) from error
 
 

@@ -19,6 +19,7 @@ from rism.calibration.e4m3 import SMALLEST_SCALE
 from rism.calibration.graph import open_transformer
 from rism.calibration.layers import find_layers, fingerprint
 from rism.runtime.bundle import Bundle
+from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import InputError, one_line
 
 __all__ = ["RULES", "SCALES_FILE", "Scales", "load_scales", "parse_scales"]
@@ -137,8 +138,8 @@ def parse_scales(raw: bytes, name: str) -> Scales:
         raise InputError(f"{name}: 'schema_version' is not one, expected 1.0: {_AGAIN}")
     if int(version.partition(".")[0]) != READS_MAJOR:
         raise InputError(
-            f"{name} has format {version}, this reads {READS_MAJOR}.x: upgrade with "
-            f"pip install -U rism, or {_AGAIN}"
+            f"{name} has format {version}, this reads {READS_MAJOR}.x: install a newer "
+            f"{DISTRIBUTION}, or {_AGAIN}"
         )
     graph, rule = _object(data, "graph", name), _object(data, "rule", name)
     if data.get("number_type") != "e4m3":

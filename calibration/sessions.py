@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import ProviderError, one_line
 from rism.runtime.threads import cpu_count
 
@@ -34,7 +35,7 @@ def open_session(
         import onnxruntime as ort
     except ImportError as error:
         raise ProviderError(
-            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): pip install 'rism[cpu]'"
+            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): {install_hint('cpu')}"
         ) from None
     options = ort.SessionOptions()
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import ProviderError, one_line
 
 __all__ = ["CudaDevice", "Device", "DeviceArray", "Kernels", "open_device"]
@@ -188,7 +189,7 @@ class CudaDevice:
                 raise ProviderError(
                     f"CuPy {self._cupy.__version__} cannot compile the kernels of "
                     f"post-processing for GPU {self.number} ({one_line(error, limit=200)}): "
-                    "pip install 'rism[cuda]', which brings NVIDIA's compiler, or use "
+                    f"{install_hint('cuda')}, which brings NVIDIA's compiler, or use "
                     "--provider onnxruntime-cpu"
                 ) from None
         return _CudaKernels(module, self)
@@ -252,6 +253,6 @@ def _cupy() -> Any:
     except ImportError as error:
         raise ProviderError(
             f"TensorRT's providers need CuPy, which cannot be imported "
-            f"({one_line(error, limit=80)}): pip install 'rism[cuda]'"
+            f"({one_line(error, limit=80)}): {install_hint('cuda')}"
         ) from None
     return cupy

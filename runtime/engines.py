@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle import Bundle
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
 from rism.runtime.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
 from rism.runtime.manifest import Manifest, Precision
@@ -184,7 +185,7 @@ def choose_provider(provider: str) -> tuple[str, str]:
     if provider == "cuda" and not has_cuda:
         raise ProviderError(
             "provider cuda is not in this onnxruntime, expected onnxruntime-gpu: "
-            "pip uninstall onnxruntime && pip install 'rism[gpu]', or use --provider cpu"
+            f"pip uninstall onnxruntime && {install_hint('gpu')}, or use --provider cpu"
         )
     if provider != "auto":
         return provider, "asked for"
@@ -318,7 +319,7 @@ def _onnxruntime() -> Any:
     except ImportError as error:
         raise ProviderError(
             f"onnxruntime cannot be imported ({one_line(error, limit=80)}): "
-            "pip install 'rism[cpu]' or 'rism[gpu]'"
+            f"{install_hint('cpu')}, or the extra gpu instead"
         ) from None
     return onnxruntime
 

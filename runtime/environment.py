@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from rism.runtime.device import open_device
+from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.driver import Driver, find_driver
 from rism.runtime.engines import choose_provider
 from rism.runtime.errors import ProviderError, RismError
@@ -22,7 +23,7 @@ __all__ = ["NAMES", "Probe", "packages", "probe", "python_line", "the_driver"]
 NAMES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 # Whatever of these is installed is shown; what is not may be right.
 _PACKAGES = (
-    "rism", "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+    DISTRIBUTION, "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt",
     "tensorrt-rtx", "cupy-cuda13x", "cupy-cuda12x",
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rism.runtime.checked_json import Node
 from rism.runtime.confidence import ConfidenceRule
+from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.engine_spec import (
     EngineVariant,
     SelfTest,
@@ -211,7 +212,7 @@ def _check_version(top: Node) -> str:
     if int(match[1]) > READS_MAJOR:
         raise BundleError(
             f"the bundle was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
-            "upgrade with pip install -U rism, or export again"
+            f"install a newer {DISTRIBUTION}, or export again"
         )
     if int(match[1]) < READS_MAJOR:
         top.refuse("schema_version", f"{READS_MAJOR}.x")

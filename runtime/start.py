@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.device import open_device
+from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.driver import find_driver
 from rism.runtime.engine_spec import PRECISIONS, EngineVariant
 from rism.runtime.engines import (
@@ -226,7 +227,7 @@ def _variant(
         raise ProviderError(f"this bundle has no engine for {target} (it has {others}): {command}")
     if target not in LIBRARIES:
         raise ProviderError(
-            f"this rism runs no engines for {one_line(target)}: upgrade with pip install -U rism"
+            f"this rism runs no engines for {one_line(target)}: install a newer {DISTRIBUTION}"
         )
     library = find_library(target)
     driver = find_driver()

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
+from rism.runtime.distribution import install_hint
 from rism.runtime.driver import Driver
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 from rism.runtime.tensorrt_api import CudaEngine, TensorRt
@@ -74,7 +75,7 @@ def find_library(target: str) -> Library:
     except Exception as error:  # a wheel without its libraries raises whatever it meets
         raise ProviderError(
             f"provider {target} needs {title}, which cannot be imported "
-            f"({one_line(error, limit=120)}): pip install 'rism[{target},cuda]'"
+            f"({one_line(error, limit=120)}): {install_hint(f'{target},cuda')}"
         ) from None
     api = cast(TensorRt, module)
     return Library(target, title, str(api.__version__), _cuda_major(name), api)

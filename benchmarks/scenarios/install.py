@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from benchmarks.errors import ScenarioError
 from benchmarks.rows import Job, Row, of_size
+from rism.runtime.distribution import DISTRIBUTION
 
 __all__ = ["measure"]
 
@@ -30,9 +31,8 @@ def measure(job: Job) -> list[Row]:
     for extra in (job.get("against", str), job.get("extra", str)):
         sizes = _closure(extra)
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
-        rows.append(
-            of_size(f"rism[{extra}]", own + sum(sizes.values()), packages=len(sizes), of=largest)
-        )
+        row, total = f"{DISTRIBUTION}[{extra}]", own + sum(sizes.values())
+        rows.append(of_size(row, total, packages=len(sizes), of=largest))
     return [*rows, of_size("rism alone", own)]
 
 
@@ -77,7 +77,7 @@ def _closure(extra: str) -> dict[str, int]:
             found = distribution(name)
         except PackageNotFoundError:
             raise ScenarioError(
-                f"{name}, which rism[{extra}] needs, is not installed: its size is not known"
+                f"{name}, which the extra {extra} needs, is not installed: its size is not known"
             ) from None
         sizes[name] = _bytes(found)
         left += _needs(found, wanted.extras)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import onnx_ir as ir
 
+from rism.runtime.distribution import install_hint
 from rism.runtime.driver import find_driver
 from rism.runtime.errors import InputError, ProviderError, one_line
 
@@ -50,14 +51,12 @@ class Target:
     Attributes:
         name: as in `--target`.
         module: its Python module.
-        package: what pip installs it by.
         compute_capabilities: GPUs that it builds for without having one; empty if it builds for
             the GPU of this machine only.
     """
 
     name: str
     module: str
-    package: str
     compute_capabilities: tuple[str, ...]
 
 
@@ -65,10 +64,9 @@ TARGETS = {
     "tensorrt-rtx": Target(
         "tensorrt-rtx",
         "tensorrt_rtx",
-        "rism[tensorrt-rtx]",
         ("8.0", "8.6", "8.9", "12.0", "12.1"),
     ),
-    "tensorrt": Target("tensorrt", "tensorrt", "rism[tensorrt]", ()),
+    "tensorrt": Target("tensorrt", "tensorrt", ()),
 }
 
 
@@ -139,7 +137,7 @@ def installed_version(target: Target) -> str:
     jetson = "; on a Jetson it comes with JetPack" if target.name == "tensorrt" else ""
     raise ProviderError(
         f"target {target.name} needs {target.module}, which is not installed: "
-        f'pip install "{target.package}"{jetson}'
+        f"{install_hint(target.name)}{jetson}"
     )
 
 

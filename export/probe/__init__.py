@@ -5,7 +5,7 @@ Two operators, for PyTorch run as it is and for torch.compile:
 - `attend`: the main attention, with the log-sum-exp of its rows;
 - `probe_vectors`: what the method reads off the clean rows, from queries, keys and that.
 
-On CUDA the second is two Triton kernels (`kernels`, `launch`), which need `rism[probe]`; on the
+On CUDA the second is two Triton kernels (`kernels`, `launch`), which need `rism-seg[probe]`; on the
 CPU both are PyTorch's own attention (`attention`, `torch_form`).
 """
 

@@ -1,6 +1,6 @@
 """The probe in Triton: rows of attention summed up as they are computed, never stored.
 
-Importing this needs triton (`pip install "rism[probe]"`); `rism.export.probe.launch` calls it.
+Importing this needs triton (the extra `probe`); `rism.export.probe.launch` calls it.
 Scores s_ij = q_i . k_j / sqrt(d) are accumulated in float32 from operands in their own type, and
 with the row's log-sum-exp L_i known, exp(s_ij - L_i) is the attention itself: no maximum, no
 division, and keys that nothing is asked of are not visited. Exponents are in base two, the

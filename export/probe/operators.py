@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rism.export.errors import ExportError
 from rism.export.probe import torch_form
 from rism.export.probe.attention import attention
+from rism.runtime.distribution import install_hint
 
 __all__ = ["attend", "probe_vectors"]
 
@@ -139,7 +140,7 @@ def _launch() -> ModuleType:
             raise
         raise ExportError(
             "the fused probe needs triton, the compiler of GPU kernels, which is not installed: "
-            'pip install "rism[probe]"'
+            f"{install_hint('probe')}"
         ) from error
     return launch
 

@@ -11,6 +11,7 @@ from rism.runtime import selftest
 from rism.runtime.amend import mend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, write_stdout
+from rism.runtime.distribution import install_hint
 from rism.runtime.driver import Driver
 from rism.runtime.engines import check_precision
 from rism.runtime.environment import NAMES, Probe, packages, probe, python_line, the_driver
@@ -104,7 +105,7 @@ def _judge(probes: list[Probe], asked: str | None, trials: list[_Trial]) -> None
     if lacking:
         raise ProviderError(lacking[0].text)
     if not any(p.ready for p in probes):
-        raise ProviderError("no provider can start here: pip install 'rism[cpu]'")
+        raise ProviderError(f"no provider can start here: {install_hint('cpu')}")
     if trials and not any(t.ok for t in trials):
         raise ProviderError(f"nothing here can run this bundle: {trials[-1].problem}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
 
 __all__ = ["import_extra"]
@@ -28,5 +29,5 @@ def import_extra(module: str, *, command: str, extra: str) -> Any:
         if missing.partition(".")[0] == "rism":
             raise
         raise RismError(
-            f'rism {command} needs {missing}, which is not installed: pip install "rism[{extra}]"'
+            f"rism {command} needs {missing}, which is not installed: {install_hint(extra)}"
         ) from error

@@ -146,7 +146,7 @@ warm_up = 0
 time_limit_s = 60
 [scenarios.good]
 kind = "install_size"
-baseline = "rism[triton]"
+baseline = "rism-seg[triton]"
 parameters = { against = "triton" }
 targets = [{ row = "rism alone", at_most_bytes = 1 }]
 [scenarios.nameless]
@@ -155,7 +155,7 @@ baseline = "nothing of this name"
 parameters = { against = "triton" }
 [scenarios.bad]
 kind = "install_size"
-baseline = "rism[cpu]"
+baseline = "rism-seg[cpu]"
 parameters = { extra = "magic" }
 """
     )
@@ -171,7 +171,7 @@ parameters = { extra = "magic" }
     assert "FAILED: there is no extra 'magic'" in out
     assert "target: rism alone at most 1 B, is" in out and out.count(": missed") == 1
     assert "failed: bad: bad: there is no extra" in err
-    assert "no row of this name was measured, there are: rism[triton]" in err
+    assert "no row of this name was measured, there are: rism-seg[triton]" in err
     assert main(["good", "--config", str(config), "--plots", str(tmp_path / "plots")]) == 0
     assert (tmp_path / "plots" / "good.png").stat().st_size > 1000
 

@@ -15,6 +15,7 @@ from rism.calibration import load_scales
 from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.app import app
+from rism.runtime.distribution import install_hint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KNOWN = ("pictures", "earlier.json")
@@ -162,7 +163,7 @@ def test_without_matplotlib_only_plots_are_refused(
     code, output = run(bundle, *asked, "--plot", tmp_path / "plot.png")
     assert code == 1
     assert output.count("\n") == 1
-    assert "--plot needs matplotlib" in output and 'pip install "rism[calibrate]"' in output
+    assert "--plot needs matplotlib" in output and install_hint("calibrate") in output
     assert not (tmp_path / "scales.json").exists()
     code, output = run(bundle, *asked, "--report", tmp_path / "report.json")
     assert code == 0, output

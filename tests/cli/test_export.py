@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.runtime.cli.app import app
+from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
 
 runner = CliRunner()
@@ -86,7 +87,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out"])
     assert shown.exit_code == 1
     assert shown.stderr == (
-        'error: rism export needs torch, which is not installed: pip install "rism[export]"\n'
+        f"error: rism export needs torch, which is not installed: {install_hint('export')}\n"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.runtime.cli.app import app
+from rism.runtime.distribution import install_hint
 
 runner = CliRunner()
 
@@ -66,5 +67,5 @@ def test_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert shown.exit_code == 1
     assert shown.stderr == (
         "error: rism export-triton needs onnx_ir, which is not installed: "
-        'pip install "rism[triton]"\n'
+        f"{install_hint('triton')}\n"
     )

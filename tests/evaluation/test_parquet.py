@@ -251,5 +251,5 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     file = write([{"image": b"", "caption": "a dog"}], tmp_path / "val.parquet")
     monkeypatch.delitem(sys.modules, "rism.evaluation.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(RismError, match=r"needs pyarrow.*rism\[eval\]"):
+    with pytest.raises(RismError, match=r"needs pyarrow.*pip install .*\[eval\]"):
         open_dataset(Request(str(file)))

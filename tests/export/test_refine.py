@@ -24,6 +24,7 @@ from rism.export.language_model import LanguageModel, shrink
 from rism.export.refine import RefineReport, refine_instructions
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
 from rism.runtime.cli.app import app
+from rism.runtime.distribution import install_hint
 from tests.export.small_vlm import make_vlm, real_processor
 
 ROOT = Path(__file__).parents[2]
@@ -417,5 +418,5 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
     assert shown.exit_code == 1
     assert shown.stderr == (
-        'error: rism refine needs torch, which is not installed: pip install "rism[export]"\n'
+        f"error: rism refine needs torch, which is not installed: {install_hint('export')}\n"
     )

@@ -1,7 +1,8 @@
-"""A service installs `rism[cpu]` and gets no torch: shown on a fresh environment."""
+"""A service installs `rism-seg[cpu]` and gets no torch: shown on a fresh environment."""
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,17 @@ class TestLeanInstallation:
             assert mask.getextrema() == (0, 255)
         assert (lean.checkout / "street.overlay.png").is_file()
 
+    def test_the_lines_after_it_work_as_printed(self, lean: Lean) -> None:
+        readme = (ROOT / "README.md").read_text()
+        [lines] = re.findall(r"^```bash\n(source .*?)^```$", readme, re.DOTALL | re.MULTILINE)
+        keep = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        run = subprocess.run(
+            ["bash", "-euc", lines], cwd=lean.checkout, env=keep,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith('examples/street.png "the red car": box ')
+
     def test_what_only_the_export_needs_is_absent(self, lean: Lean) -> None:
         code = f"from importlib.util import find_spec; print(*filter(find_spec, {EXPORT_ONLY}))"
         assert lean.python(code).stdout == "\n"
@@ -99,5 +111,5 @@ class TestLeanInstallation:
         )  # fmt: skip
         assert run.returncode == 1
         assert run.stderr.startswith("error: rism export needs ")
-        assert run.stderr.endswith('is not installed: pip install "rism[export]"\n')
+        assert run.stderr.endswith(f"is not installed: pip install '{lean.checkout}[export]'\n")
         assert run.stderr.count("\n") == 1

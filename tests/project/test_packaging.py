@@ -7,6 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import rism
+from rism.runtime.distribution import DISTRIBUTION
 
 ROOT = Path(__file__).parents[2]
 HALVES = ("runtime", "export", "calibration", "evaluation")
@@ -62,7 +63,7 @@ def test_constraints_pin_what_the_tests_install(pyproject: dict[str, Any]) -> No
     tested = ("cpu", "export", "build", "calibrate", "triton", "eval", "dev")
     lines = [*pyproject["project"]["dependencies"], *(x for name in tested for x in extras[name])]
     for requirement in map(Requirement, lines):
-        if requirement.name != "rism":
+        if requirement.name != DISTRIBUTION:
             version = pins.get(canonicalize_name(requirement.name))
             assert version is not None, f"{requirement.name} is not in constraints.txt"
             assert requirement.specifier.contains(version), f"{requirement} against {version}"

@@ -11,9 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-# These install into an environment of their own: test_lean.py runs the first, and whoever
-# reads this line is running the second.
-INSTALLING = ["make demo\n", "make test\n"]
+# These install, or want what the first one installed: test_lean.py runs all but the second, and
+# whoever reads this line is running that.
+INSTALLING = [
+    "make demo\n",
+    "make test\n",
+    'source .venv/bin/activate\nrism run examples/street.png "the red car"\n',
+    'pip install ".[cpu]"\n',
+]
 RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING]
 
 
@@ -28,8 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_two_commands_come_first() -> None:
-    assert [code for language, code in BLOCKS if language == "bash"][:2] == INSTALLING
+def test_how_to_install_comes_first() -> None:
+    assert [code for language, code in BLOCKS if language == "bash"][:4] == INSTALLING
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 

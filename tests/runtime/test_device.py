@@ -9,6 +9,7 @@ import pytest
 
 from rism.runtime import ProviderError
 from rism.runtime.device import CudaDevice
+from rism.runtime.distribution import install_hint
 
 
 class GpuArray:
@@ -189,7 +190,7 @@ def test_kernels_that_do_not_compile(cupy: Any) -> None:
         CudaDevice().kernels("void k()", {})
     assert str(error.value) == (
         "CuPy 14.2.0 cannot compile the kernels of post-processing for GPU 0 (postprocess.cu(1): "
-        "error: expected a brace): pip install 'rism[cuda]', which brings NVIDIA's compiler, or "
+        f"error: expected a brace): {install_hint('cuda')}, which brings NVIDIA's compiler, or "
         "use --provider onnxruntime-cpu"
     )
 
@@ -224,7 +225,9 @@ def test_a_gpu_that_cupy_cannot_use(cupy: Any) -> None:
 
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ProviderError, match=r"need CuPy, which cannot be imported .*rism\[cuda\]"):
+    with pytest.raises(
+        ProviderError, match=r"need CuPy, which cannot be imported .*pip .*\[cuda\]"
+    ):
         CudaDevice()
 
 

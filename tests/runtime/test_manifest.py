@@ -40,7 +40,7 @@ def test_a_newer_major_is_refused_with_the_way_out(
         parse_manifest(manifest_data)
     assert str(error.value) == (
         f"the bundle was made by a newer rism (format {version}, this reads 1.x): "
-        "upgrade with pip install -U rism, or export again"
+        "install a newer rism-seg, or export again"
     )
 
 

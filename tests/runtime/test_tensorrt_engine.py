@@ -90,11 +90,11 @@ def test_kernels_that_do_not_compile_are_known_at_the_start(
     built: Any, device: HostDevice, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(source: str, macros: dict[str, int]) -> None:
-        raise ProviderError("CuPy cannot compile the kernels: pip install 'rism[cuda]'")
+        raise ProviderError("CuPy cannot compile the kernels")
 
     monkeypatch.setattr(device, "kernels", fail)
     bundle = built()
-    with pytest.raises(ProviderError, match=r"compile the kernels: pip install 'rism\[cuda\]'"):
+    with pytest.raises(ProviderError, match=r"compile the kernels"):
         Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
     segmenter = Segmenter.from_bundle(bundle, provider="auto")
     assert segmenter.provider == "cpu"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rism.runtime import tensorrt_api
+from rism.runtime.distribution import install_hint
 from rism.runtime.driver import find_driver
 from rism.runtime.errors import ProviderError
 from rism.runtime.tensorrt_engine import WEIGHT_TYPES
@@ -158,4 +159,4 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(error.value).startswith(
         "provider tensorrt needs TensorRT, which cannot be imported (import of tensorrt halted"
     )
-    assert str(error.value).endswith(": pip install 'rism[tensorrt,cuda]'")
+    assert str(error.value).endswith(f": {install_hint('tensorrt,cuda')}")

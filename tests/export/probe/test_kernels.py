@@ -13,9 +13,7 @@ import torch
 
 from tests.export.probe.cases import CASES, literal
 
-pytestmark = pytest.mark.skipif(
-    find_spec("triton") is None, reason='needs Triton: pip install "rism[probe]"'
-)
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: the extra probe")
 ROOT = Path(__file__).parents[3]
 WAYS = ("row statistics", "own statistics")
 DTYPES = {

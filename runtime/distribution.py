@@ -1,0 +1,46 @@
+"""What this package is called where packages are kept, and how to install it again.
+
+The distribution is not named after the import: `rism` on PyPI is somebody else's. Nothing is
+imported until a hint is wanted.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DISTRIBUTION", "install_hint"]
+
+DISTRIBUTION = "rism-seg"
+
+
+def install_hint(extras: str) -> str:
+    """Return the command that installs this rism again, from where it came from, with extras.
+
+    Args:
+        extras: such as "gpu" or "tensorrt,cuda".
+    """
+    import shlex
+    from pathlib import Path
+
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extras}]')}"
+    return f"pip install {shlex.quote(_source(extras))}"
+
+
+def _source(extras: str) -> str:
+    """Name this distribution as pip does: a wheel or folder, an address, or its name."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.request import url2pathname
+
+    named = f"{DISTRIBUTION}[{extras}]"
+    try:
+        # PEP 610: kept unless it came from an index.
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    url = str(origin.get("url", ""))
+    if url.startswith("file:"):
+        return f"{url2pathname(url.removeprefix('file://'))}[{extras}]"
+    if "vcs_info" in origin:
+        return f"{named} @ {origin['vcs_info']['vcs']}+{url}"
+    return f"{named} @ {url}" if url else named
