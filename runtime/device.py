@@ -68,7 +68,11 @@ class Device(Protocol):
         """Return memory of at least this size for what runs next; every engine gets the same."""
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
-        """Record what a function queues as a CUDA graph; the result launches it."""
+        """Record what a function queues as a CUDA graph; the result launches it.
+
+        Raises:
+            ProviderError: it cannot be recorded; the stream is as it was.
+        """
 
     @property
     def multiprocessors(self) -> int:
@@ -152,13 +156,27 @@ class CudaDevice:
         return self._scratch
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
-        """Record what a function queues as a CUDA graph; the result launches it."""
+        """Record what a function queues as a CUDA graph; the result launches it.
+
+        Raises:
+            ProviderError: it cannot be recorded; the stream is as it was.
+        """
+        failure: Exception | None = None
         with self.current():
-            self._stream.begin_capture()
             try:
+                self._stream.begin_capture()
                 queue()
+            except Exception as error:  # CuPy's errors of the driver share no base with others
+                failure = error
             finally:
-                graph = self._stream.end_capture()
+                try:
+                    graph = self._stream.end_capture()
+                except Exception as error:  # of a capture that failed: not the reason
+                    failure = failure or error
+        if failure is not None:
+            raise ProviderError(
+                f"GPU {self.number} records no CUDA graph ({one_line(failure, limit=400)})"
+            ) from failure
 
         def launch() -> None:
             with self.current():

@@ -1,10 +1,11 @@
 """What can go wrong, as a few kinds.
 
 Every message is one line: what was wrong, what was expected, how to mend it. Libraries raise
-these; only the command line turns them into exit codes.
+these; only the command line turns them into exit codes. What went on in another way than it could
+have is a `RismWarning`, given by Python's `warnings`.
 """
 
-__all__ = ["BundleError", "InputError", "OutputError", "ProviderError", "RismError"]
+__all__ = ["BundleError", "InputError", "OutputError", "ProviderError", "RismError", "RismWarning"]
 
 
 class RismError(Exception):
@@ -25,6 +26,10 @@ class ProviderError(RismError):
 
 class OutputError(RismError):
     """A place that results cannot be written to."""
+
+
+class RismWarning(UserWarning):
+    """A run goes on, right but slower than it could be; the message says why."""
 
 
 def one_line(text: object, *, limit: int = 300) -> str:

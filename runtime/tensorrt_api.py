@@ -27,7 +27,7 @@ class ExecutionContext(Protocol):
         """Say where a tensor lies on the device."""
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Return the bytes of scratch memory that a run of the shapes that were set needs."""
+        """Return the bytes of scratch memory that the shapes set need; 0 on errors, too."""
 
     def set_device_memory(self, memory: int, size: int) -> None:
         """Give scratch memory, aligned to 256 bytes."""
@@ -48,6 +48,10 @@ class CudaEngine(Protocol):
     @property
     def num_io_tensors(self) -> int:
         """Inputs and outputs."""
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        """The bytes of scratch memory that a run of the largest shapes needs."""
 
     def get_tensor_name(self, index: int) -> str:
         """Return the name of one of them."""

@@ -6,6 +6,7 @@ Outputs stay on the device until somebody wants them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from rism.runtime.bundle import Bundle
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.engine_spec import EngineVariant, PlanSpec, ShapeRange
 from rism.runtime.engines import Arrays
-from rism.runtime.errors import BundleError, InputError, ProviderError, one_line
+from rism.runtime.errors import BundleError, InputError, ProviderError, RismWarning, one_line
 from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
 from rism.runtime.tensorrt_library import Library, ReadPlan, read_plan
 
@@ -171,7 +172,7 @@ class TensorRtEngine:
         else:
             # What a first run sets up cannot be captured. TensorRT for RTX captures by itself.
             self._queue()
-            self._launch = self._queue if self._rtx else self._device.capture(self._queue)
+            self._launch = self._queue if self._rtx else self._capture()
         if borrow:
             return dict(self._kept.outputs)
         results = {}
@@ -209,6 +210,8 @@ class TensorRtEngine:
         # For these shapes: at the profile's largest it can be ten times as much.
         size = self._context.update_device_memory_size_for_shapes()
         if not size:
+            if self._read.engine.device_memory_size_v2:  # 0 is its word for an error, too
+                raise self._failure("does not say how much memory these shapes take")
             return None
         scratch = self._device.scratch(size)
         self._context.set_device_memory(self._device.pointer(scratch), int(scratch.nbytes))
@@ -221,6 +224,15 @@ class TensorRtEngine:
     def _queue(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
             raise self._failure("failed")
+
+    def _capture(self) -> Callable[[], None]:
+        """Return what launches the plan as one CUDA graph, or else what queues it anew."""
+        try:
+            return self._device.capture(self._queue)
+        except ProviderError as error:
+            text = f"{self._label} runs without a CUDA graph, which may be slower: {error}"
+            warnings.warn(text, RismWarning, stacklevel=2)
+            return self._queue
 
     def _failure(self, what: str) -> ProviderError:
         said = one_line(" | ".join(self._read.logger.lines) or "it does not say why", limit=200)

@@ -7,10 +7,13 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import monotonic
+from typing import Any
 
-from rism.runtime.errors import OutputError, RismError, one_line
+from rism.runtime.errors import OutputError, RismError, RismWarning, one_line
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "Console", "Countdown", "UsageError", "write_stdout"]
 
@@ -71,7 +74,9 @@ class Console:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Turn whatever a command raises into one line and an exit code."""
+        """Turn whatever a command raises into a line and an exit code, and warnings into lines."""
+        shown = warnings.showwarning
+        warnings.showwarning = partial(self._warning, shown)
         try:
             yield
             write_stdout(b"")
@@ -92,7 +97,20 @@ class Console:
             self.error(f"unexpected {type(error).__name__}: {error}{hint}")
             raise SystemExit(FAILED) from None
         finally:
+            warnings.showwarning = shown
             self.clear()
+
+    def _warning(
+        self,
+        others: Callable[..., None],
+        message: Warning | str,
+        category: type[Warning],
+        *place: Any,
+    ) -> None:
+        if issubclass(category, RismWarning):
+            self.note(f"warning: {one_line(message, limit=1000)}")
+        else:
+            others(message, category, *place)
 
     def _line(self, text: str) -> None:
         self.clear()

@@ -21,6 +21,7 @@ import pytest
 
 from rism.runtime import start
 from rism.runtime.driver import Driver, Gpu
+from rism.runtime.errors import ProviderError
 from rism.runtime.tensorrt_library import LIBRARIES, Library
 from tests.runtime.cuda.emulator import EmulatedKernels, emulated
 
@@ -125,6 +126,10 @@ class FakeEngine:
         }
 
     @property
+    def device_memory_size_v2(self) -> int:
+        return 2**20
+
+    @property
     def num_io_tensors(self) -> int:
         return len(self.tensors)
 
@@ -180,8 +185,8 @@ class FakeContext:
 
     def update_device_memory_size_for_shapes(self) -> int:
         """More for larger inputs, all of which have to be known."""
-        self._trt.note("update_device_memory_size_for_shapes", self._logger)
-        return self._needed()
+        known = self._trt.note("update_device_memory_size_for_shapes", self._logger)
+        return self._needed() if known else 0
 
     def _needed(self) -> int:
         return 4096 + sum(np.prod(self._shapes[name], dtype=int).item() for name in self._inputs())
@@ -240,6 +245,7 @@ class HostDevice:
         self.lock = RLock()
         self.captured = 0
         self.launched = 0
+        self.refuses_graphs = False
         self.depth = 0
         self._scratch = np.zeros(0, np.uint8)
         self._staged = np.zeros(0, np.uint8)
@@ -289,6 +295,8 @@ class HostDevice:
         return (last - first) * 1e3
 
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
+        if self.refuses_graphs:
+            raise ProviderError("GPU 0 records no CUDA graph (not permitted)")
         self.captured += 1
 
         def launch() -> None:

@@ -53,6 +53,8 @@ class Stream:
 
     def end_capture(self) -> Any:
         self.done.append("end")
+        if "work" not in self.done:
+            raise RuntimeError("cudaErrorStreamCaptureInvalidated:\ncapture invalidated")
         return SimpleNamespace(launch=lambda stream: stream.done.append("launch"))
 
 
@@ -163,15 +165,26 @@ def test_a_graph_is_captured_and_launched(cupy: Any) -> None:
     assert device._stream.done == ["begin", "work", "end", "launch", "launch"]
 
 
-def test_a_capture_that_fails_is_ended(cupy: Any) -> None:
+def test_a_capture_that_fails_is_ended_and_says_why(cupy: Any) -> None:
+    """The end of a capture that failed is an error of its own, which is not the reason."""
     device = CudaDevice()
 
     def fail() -> None:
-        raise ProviderError("the engine failed")
+        raise ValueError("the engine\nfailed")
 
-    with pytest.raises(ProviderError, match="the engine failed"):
+    with pytest.raises(ProviderError) as error:
         device.capture(fail)
+    assert str(error.value) == "GPU 0 records no CUDA graph (the engine failed)"
     assert device._stream.done == ["begin", "end"]
+    with pytest.raises(ProviderError, match=r"graph \(cudaErrorStreamCaptureInvalidated: capture"):
+        device.capture(lambda: None)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device.capture(interrupt)
+    assert device._stream.done == ["begin", "end"] * 3
 
 
 def test_kernels_are_compiled_and_launched_on_the_stream(cupy: Any) -> None:

@@ -4,6 +4,7 @@ What the fake computes is the graph, on the memory that it is given, so results 
 with onnxruntime's.
 """
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
 from rism.runtime.bundle import Bundle
-from rism.runtime.errors import BundleError
+from rism.runtime.errors import BundleError, RismWarning
 from rism.runtime.tensorrt_engine import TensorRtEngine
 from tests.runtime.fake_tensorrt import (
     CudaGraphStrategy,
@@ -170,6 +171,27 @@ def test_outputs_of_a_replay_are_the_callers(
         np.testing.assert_allclose(outputs["clean_latents"], value)
 
 
+def test_without_a_graph_a_plan_is_queued_each_time(
+    built: Any, trt: FakeTensorRt, device: HostDevice
+) -> None:
+    bundle = Bundle.open(built({"vae_encoder": {"image": [[1, 3, 16, 16]] * 3}}, target="tensorrt"))
+    engine = TensorRtEngine(
+        bundle, bundle.manifest.engines[0], "vae_encoder",
+        library=library(trt, "tensorrt"), device=device, rebuild="rism build",
+    )  # fmt: skip
+    device.refuses_graphs = True
+    with warnings.catch_warnings(record=True) as said:
+        for value in (0.25, 0.5, 0.75):
+            outputs = engine.run({"image": np.full((1, 3, 16, 16), value, np.float32)})
+            np.testing.assert_allclose(outputs["clean_latents"], value)
+    assert [str(each.message) for each in said] == [
+        "engine 'rtx-fp16' of graph 'vae_encoder' runs without a CUDA graph, which may be slower: "
+        "GPU 0 records no CUDA graph (not permitted)"
+    ]
+    assert said[0].category is RismWarning
+    assert trt.calls.count("execute_async_v3") == 3
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 def test_threads_take_turns(built: Any, trt: FakeTensorRt, device: HostDevice, fixed: bool) -> None:
     """A context serves one run at a time, and its arrays are its own until they are read."""
@@ -212,6 +234,7 @@ def test_a_shape_outside_of_the_profile(
         ("refit_cuda_engine", "does not take the bundle's weights"),
         ("deserialize_cuda_engine", "TensorRT for RTX 1.7.1.116 cannot load engine 'rtx-fp16' of"),
         ("set_input_shape", "refuses '"),
+        ("update_device_memory_size_for_shapes", "how much memory these shapes take on tensorrt"),
         ("set_tensor_address", "refuses the memory of"),
         ("execute_async_v3", "failed on tensorrt-rtx:0 (Error Code 2: it hurts): use fewer"),
     ],
