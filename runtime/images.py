@@ -27,7 +27,7 @@ ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArr
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg"),
     *(".mpo", ".png", ".tif", ".tiff", ".webp"),
 )
 """How names of image files end, in lower case, for listing folders; contents are what counts."""

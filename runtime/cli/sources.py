@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rism.runtime.errors import InputError
-from rism.runtime.images import ImageSource
+from rism.runtime.images import SUFFIXES, ImageSource
 from rism.runtime.render import KINDS
 
 __all__ = ["STDIN", "Source", "find_sources"]
 
 STDIN = "-"
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _OUR_ENDINGS = tuple(f".{kind}.png" for kind in KINDS)
 
 
@@ -59,7 +58,7 @@ def find_sources(argument: str) -> list[Source]:
         raise InputError(f"cannot list folder {path}: {error.strerror or error}") from None
     if not found:
         raise InputError(
-            f"folder {path} has no pictures, expected names in {' '.join(sorted(_SUFFIXES))}"
+            f"folder {path} has no pictures, expected names in {' '.join(SUFFIXES)}"
         )
     return [
         Source(str(file), stem, file)
@@ -70,7 +69,7 @@ def find_sources(argument: str) -> list[Source]:
 def _is_picture(file: Path) -> bool:
     name = file.name.lower()
     return (
-        file.suffix.lower() in _SUFFIXES
+        file.suffix.lower() in SUFFIXES
         and not name.startswith(".")
         and not name.endswith(_OUR_ENDINGS)
         and file.is_file()

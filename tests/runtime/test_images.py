@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rism.runtime.errors import InputError
-from rism.runtime.images import ImageSource, load_image
+from rism.runtime.images import FORMATS, SUFFIXES, ImageSource, load_image
 
 
 def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -193,3 +193,8 @@ def test_other_objects() -> None:
         load_image(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="open as text, expected binary"):
         load_image(io.StringIO("x"))  # type: ignore[arg-type]
+
+
+def test_folders_are_searched_for_every_ending_of_what_is_read() -> None:
+    endings = Image.registered_extensions().items()
+    assert {suffix for suffix, kind in endings if kind in (*FORMATS, "MPO")} <= set(SUFFIXES)
