@@ -18,19 +18,12 @@ from benchmarks.measure import repeat
 from rism.export.trace import trace
 from rism.export.weightless import WeightRule
 from rism.export.weights import WeightFile, store_weights
-from rism.runtime.engines import choose_provider
+from rism.runtime.engines import choose_provider, open_session
+from rism.runtime.threads import cpu_count
 
 __all__ = ["run_graph", "write_graphs"]
 
 _WARM_UP = 3
-_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    # Memory is taken as it is needed, so that what is gone is what was needed.
-    "cuda": (
-        "CUDAExecutionProvider",
-        {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
-    ),
-}
 
 
 def write_graphs(model: RandomModel, names: list[str], folder: Path) -> dict[str, Path]:
@@ -94,7 +87,9 @@ def run_graph(
     """
     forget()
     before = _free(device)
-    session = _session(file, device)
+    # As the runtime opens it, and asked besides which provider runs which node.
+    recorded = {"session.record_ep_graph_assignment_info": "1"}
+    session = open_session(file, device, 0, cpu_count(), recorded)
     binding = session.io_binding()
     for name in [value.name for value in session.get_inputs()]:
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0))
@@ -112,19 +107,6 @@ def run_graph(
     timing = repeat(run, runs=runs, warm_up=warm_up)
     memory = None if before is None else before - (_free(device) or 0)
     return Figure(timing, memory, found, {"nodes": _nodes(session)})
-
-
-def _session(file: Path, device: str) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if device == "cuda" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    name, settings = _PROVIDERS[device]
-    session = ort.InferenceSession(str(file), options, providers=[(name, settings)])
-    if session.get_providers()[0] != name:
-        raise RuntimeError(f"{name} did not start, {session.get_providers()[0]} would have run")
-    return session
 
 
 def _nodes(session: Any) -> dict[str, int]:

@@ -31,10 +31,12 @@ __all__ = [
     "OrtEngine",
     "check_precision",
     "choose_provider",
+    "cuda_options",
     "full_name",
     "load_all",
     "load_engines",
     "needed_graphs",
+    "open_session",
     "ort_load",
 ]
 
@@ -91,7 +93,7 @@ class OrtEngine:
         """
         self._spec = spec
         self._file = file.name
-        self._session = _session(file, provider, device, threads or cpu_count())
+        self._session = open_session(file, provider, device, threads or cpu_count())
         self._provider = full_name(provider, device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
@@ -324,19 +326,48 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _session(file: Path, provider: str, device: int, threads: int) -> Any:
+def cuda_options(device: int) -> dict[str, Any]:
+    """Return what onnxruntime's CUDA provider is told in every session of ours.
+
+    Names and values: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
+    """
+    return {
+        "device_id": device,
+        "use_tf32": 0,  # a float32 bundle would miss its own parity figures
+        # Its default, EXHAUSTIVE, times every algorithm of each convolution at each new size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Its default takes the next power of two, up to twice what a run needs.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def open_session(
+    file: Path, provider: str, device: int, threads: int, entries: Mapping[str, str] | None = None
+) -> Any:
+    """Open a graph in onnxruntime, on a provider or not at all.
+
+    Args:
+        file: the ONNX file.
+        provider: "cpu" or "cuda".
+        device: CUDA device number.
+        threads: CPU threads.
+        entries: more of onnxruntime's session configuration.
+
+    Raises:
+        ProviderError, BundleError: see `OrtEngine`.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Sessions take turns: a spinning pool would starve the next one's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
+        options.add_session_config_entry(key, value)
     if provider == "cuda":
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        # TF32 would make a float32 bundle miss its own parity figures.
-        providers: list[Any] = [("CUDAExecutionProvider", {"device_id": device, "use_tf32": 0})]
+        providers: list[Any] = [("CUDAExecutionProvider", cuda_options(device))]
     else:
         providers = ["CPUExecutionProvider"]
     try:

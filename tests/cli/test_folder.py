@@ -113,7 +113,7 @@ def test_a_large_bundle_is_run_once_at_a_time(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "SMALL_BUNDLE_BYTES", 1)
-    real, sessions = engines._session, []
+    real, sessions = engines.open_session, []
     overlapped = threading.Event()
 
     class Watched:
@@ -139,7 +139,7 @@ def test_a_large_bundle_is_run_once_at_a_time(
         sessions.append(threads)
         return Watched(real(file, provider, device, threads))
 
-    monkeypatch.setattr(engines, "_session", session)
+    monkeypatch.setattr(engines, "open_session", session)
     assert rism("green", "-o", "out/", "--workers", "4", bundle=tiny_bundle).exit_code == 1
     assert sessions == [cpu_count()] * 3
     assert not overlapped.is_set()
@@ -148,13 +148,13 @@ def test_a_large_bundle_is_run_once_at_a_time(
 def test_pictures_at_once_share_the_threads(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, given = engines._session, []
+    real, given = engines.open_session, []
 
     def session(file: Path, provider: str, device: int, threads: int) -> object:
         given.append(threads)
         return real(file, provider, device, threads)
 
-    monkeypatch.setattr(engines, "_session", session)
+    monkeypatch.setattr(engines, "open_session", session)
     for flags, threads in (
         (("--threads", "5"), 1),  # four pictures at once, the most by default
         (("--threads", "5", "--workers", "2"), 2),

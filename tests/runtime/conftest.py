@@ -15,13 +15,13 @@ Reseal = Callable[..., Path]
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the graph files that were loaded, in order."""
     files: list[str] = []
-    real = engines._session
+    real = engines.open_session
 
     def session(file: Path, *arguments: Any) -> Any:
         files.append(file.name)
         return real(file, *arguments)
 
-    monkeypatch.setattr(engines, "_session", session)
+    monkeypatch.setattr(engines, "open_session", session)
     return files
 
 
