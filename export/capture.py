@@ -206,7 +206,9 @@ class Capture:
     def _for_heads(self, value: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """One value (B, keys, c) for all heads, in the queries' type: (B, heads, keys, >= c).
 
-        Zeros make it as wide as the keys: fused kernels know no other.
+        Zeros make it as wide as the keys: fused kernels know no other. All heads share one matrix
+        in memory, by a stride of 0: PyTorch's choice among its kernels asks for the last stride
+        alone, and cuDNN's frontend takes a 0 for repetition from 1.5.2 on.
         """
         if self.precision.probe_scale != 1.0:
             value = value * self.precision.probe_scale

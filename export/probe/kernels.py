@@ -19,6 +19,8 @@ __all__ = ["prompt_masses", "propagation", "row_statistics"]
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
+# `size` is the tuner's key and nothing else: no compilation depends on it.
+_FOR_ANY_SIZE = triton.jit(do_not_specialize=["size"])
 
 
 @triton.jit
@@ -41,13 +43,13 @@ def _narrowed(part, ROWS: tl.constexpr, KEYS: tl.constexpr):
     return tl.sum(tl.reshape(part, [ROWS, KEYS // 8, 8]), 1)
 
 
-@triton.jit
+@_FOR_ANY_SIZE
 def prompt_masses(
     q, k, weights, statistics, sums,
     q_batch, q_head, q_row, k_batch, k_head, k_row, weights_batch,
     statistics_batch, statistics_head, sums_batch, sums_group,
-    rows, padded, prompt, heads, scale, share,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
+    rows, padded, prompt, heads, scale, share, size,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """sums[b, g, i] = share * sum over g's heads and prompt keys of w_j exp(s_ij - L_i).
@@ -81,13 +83,13 @@ def prompt_masses(
 
 
 @triton.heuristics({"EVEN": lambda given: given["keys"] % given["BLOCK_N"] == 0})
-@triton.jit
+@_FOR_ANY_SIZE
 def propagation(
     q, k, values, statistics, sums,
     q_batch, q_head, q_row, k_batch, k_head, k_row, values_batch,
     statistics_batch, statistics_head, sums_batch, sums_group, sums_kind,
-    rows, keys, heads, scale, share,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
+    rows, keys, heads, scale, share, size,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Numerator and denominator of T_l a_l, from one pass over the clean keys.
@@ -125,13 +127,13 @@ def propagation(
 
 
 @triton.heuristics({"EVEN": lambda given: given["keys"] % given["BLOCK_N"] == 0})
-@triton.jit
+@_FOR_ANY_SIZE
 def row_statistics(
     q, k, weights, statistics, sums,
     q_batch, q_head, q_row, k_batch, k_head, k_row, weights_batch,
     statistics_batch, statistics_head, sums_batch, sums_group,
-    rows, padded, prompt, keys, heads, scale, share,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
+    rows, padded, prompt, keys, heads, scale, share, size,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """L_i over all keys, and what `prompt_masses` gives, where the main attention told neither.

@@ -36,7 +36,7 @@ def _tuned(kernel: Any) -> Any:
         for m, n, warps, stages in _TILES
     ]
     prune = {"early_config_prune": _fitting}
-    return triton.autotune(configs, key=["SIZE", "WIDTH"], prune_configs_by=prune)(kernel)
+    return triton.autotune(configs, key=["size", "WIDTH"], prune_configs_by=prune)(kernel)
 
 
 def _fitting(configs: list[Any], given: dict[str, Any], **_: object) -> list[Any]:
@@ -121,12 +121,12 @@ class _Launch:
         self.groups = self.heads // heads_each
         self.padded = triton.cdiv(self.clean, _KEYS) * _KEYS
         self.scale, self.share = dim**-0.5, 1 / self.heads
+        self.size = triton.next_power_of_2(self.clean)  # what the tuner tells apart
         self.constants = {
             "DIM": dim,
             "WIDTH": max(16, triton.next_power_of_2(dim)),
             # Products of float32 are exact only when they are asked to be.
             "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-            "SIZE": triton.next_power_of_2(self.clean),
             "enable_fp_fusion": True,
         }
 
@@ -145,7 +145,7 @@ class _Launch:
             q, k, weights, levels, masses,
             *q.stride()[:3], *k.stride()[:3], weights.stride(0),
             *levels.stride()[:2], *masses.stride()[:2],
-            self.clean, self.padded, *spans, self.heads_each, self.scale, self.share,
+            self.clean, self.padded, *spans, self.heads_each, self.scale, self.share, self.size,
             **self.constants,
         )  # fmt: skip
         a = _over_groups(masses)
@@ -155,7 +155,7 @@ class _Launch:
             q, keys, a, levels, sums,
             *q.stride()[:3], *keys.stride()[:3], a.stride(0),
             *levels.stride()[:2], *sums.stride()[:3],
-            self.clean, self.clean, self.heads_each, self.scale, self.share,
+            self.clean, self.clean, self.heads_each, self.scale, self.share, self.size,
             **self.constants,
         )  # fmt: skip
         spread, mass = _over_groups(sums).unbind(1)

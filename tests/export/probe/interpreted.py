@@ -6,8 +6,20 @@ Triton decides when it is imported whether it interprets kernels.
 import sys
 
 import torch
+import triton.language as tl
 
-from rism.export.probe import launch
+from rism.export.probe import kernels, launch
+
+
+def _range(*bounds: object) -> range:
+    """What kernels count by: before Triton 3.7, its interpreter's numbers are arrays of one.
+
+    NumPy takes such an array for a number up to 2.3 only (triton-lang/triton issue 9171).
+    """
+    return range(*(b.handle.data.item() if isinstance(b, tl.tensor) else b for b in bounds))
+
+
+kernels.range = _range
 
 
 def main(given: str, found: str) -> None:

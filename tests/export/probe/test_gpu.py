@@ -52,6 +52,19 @@ def test_statistics_of_every_attention(backend: str, clean: int) -> None:
         torch.testing.assert_close(value.double(), each, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_that_all_heads_share(backend: str) -> None:
+    """A head stride of 0, as the probes have it, is read as if each head had its own."""
+    case = Case(heads=3, prompt=21, noisy=77, clean=77, dim=128, batch=2)
+    given = case.inputs(torch.bfloat16, "cuda")
+    q, k = given.q, given.k
+    values = k[:, 0].contiguous().unsqueeze(1).expand(-1, 3, -1, -1)
+    assert values.stride(1) == 0
+    with sdpa_kernel(BACKENDS[backend]):
+        for run in (torch.nn.functional.scaled_dot_product_attention, attention):
+            torch.testing.assert_close(run(q, k, values), run(q, k, values.contiguous()))
+
+
 @pytest.mark.parametrize("case", SHAPES)
 def test_real_sizes(case: str) -> None:
     """Every way of the benchmark, at the sizes of the models; the same numbers each time."""

@@ -1,6 +1,8 @@
 """The fused probe without a GPU: PyTorch's attention and its statistics, operators, refusals."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,31 @@ def test_arithmetic_of_both_forms() -> None:
     with FlopCounterMode(display=False) as counter:
         attend(k, k, k)
     assert counter.get_total_flops() == 4 * 24 * 2688**2 * 128
+
+
+@pytest.mark.parametrize("way", ["vectors", "shares", "shares blind"])
+def test_heads_share_one_matrix_of_values(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory once, whole rows of it: what every fused kernel takes (test_gpu.py asks each)."""
+    given = Case(batch=2, heads=3, dim=32, clean=64, noisy=64, prompt=16).inputs(torch.float16)
+    handed: list[torch.Tensor] = []
+
+    def watched(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda q, k, v: (handed.append(v), kernel(q, k, v))[1]
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched(sdpa))
+    monkeypatch.setattr(torch_form, "attention", watched(attention))
+    if way == "vectors":
+        Capture(Spans(16, 64, 64), given.weights, 0, precision=PRECISIONS["fp16"]).probe(
+            0, given.clean_queries, given.k
+        )
+    else:
+        known = given.statistics() if way == "shares" else None
+        torch_form.probe_vectors(given.clean_queries, given.k, given.weights, known)
+    assert [v.shape[2] for v in handed] == [16 if way == "shares" else 144, 64]
+    for v in handed:
+        assert v.shape == (2, 3, v.shape[2], 32) and v.stride() == (v.shape[2] * 32, 0, 32, 1)
+        assert v.untyped_storage().nbytes() == 2 * v.shape[2] * 32 * v.itemsize
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
