@@ -73,7 +73,7 @@ def test_in_a_checkout_the_hint_installs_the_checkout() -> None:
     ("origin", "installed"),
     [
         ({"url": "file:///a%20b/rism", "dir_info": {}}, "/a b/rism[cpu]"),
-        ({"url": "file:///w/rism_seg-0.1-py3-none-any.whl"}, "/w/rism_seg-0.1-py3-none-any.whl[cpu]"),
+        ({"url": "file:///w/rism_seg-0.1-py3-any.whl"}, "/w/rism_seg-0.1-py3-any.whl[cpu]"),
         ({"url": "https://x/r.git", "vcs_info": {"vcs": "git"}}, "rism-seg[cpu] @ git+https://x/r.git"),
         ({"url": "https://x/r.whl", "archive_info": {}}, "rism-seg[cpu] @ https://x/r.whl"),
         (None, "rism-seg[cpu]"),
