@@ -5,13 +5,10 @@ it, safe to share between processes. Nothing in the folder is
 trusted: whatever is not exactly of the form that was to be written is a miss.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -24,6 +21,7 @@ import numpy.typing as npt
 from rism.runtime.atomic import write_atomically
 from rism.runtime.errors import BundleError, OutputError, one_line
 from rism.runtime.graph_spec import SIZELESS
+from rism.runtime.kept_files import evict, read_plain_file
 from rism.runtime.manifest import Manifest
 
 __all__ = ["DEFAULT_LIMIT_BYTES", "EmbeddingCache"]
@@ -34,9 +32,6 @@ FORMAT = "rism-embeddings-2"
 DEFAULT_LIMIT_BYTES = 2 * 2**30
 # An entry, or what a killed process left of one. Nothing else in the folder is ever removed.
 _OURS = re.compile(r"[0-9a-f]{64}\.npy|\.[0-9a-f]{40}\.tmp-[0-9a-f]{12}")
-# A link is not followed, and a pipe is not waited for.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_FLAGS |= getattr(os, "O_BINARY", 0)
 
 
 class EmbeddingCache:
@@ -121,7 +116,7 @@ class EmbeddingCache:
         data = _npy_header(embeds.shape) + np.ascontiguousarray(embeds, "<f4").tobytes()
         try:
             write_atomically(self._path(instruction, picture), data, follow_links=False)
-            self._evict()
+            evict(self._folder, _OURS, self._limit)
         except (OSError, OutputError) as error:
             self._warn(f"embedding not cached ({one_line(error)})")
 
@@ -130,23 +125,6 @@ class EmbeddingCache:
         said = (instruction, picture) if picture else (instruction,)
         name = b"\0".join([self._context, *(part.encode() for part in said)])
         return self._folder / f"{hashlib.sha256(name).hexdigest()}.npy"
-
-    def _evict(self) -> None:
-        """Remove the oldest entries beyond the limit; others may be doing the same."""
-        entries: list[tuple[int, int, str]] = []
-        with os.scandir(self._folder) as found:
-            for entry in found:
-                with contextlib.suppress(FileNotFoundError):
-                    if _OURS.fullmatch(entry.name):
-                        status = entry.stat(follow_symlinks=False)
-                        entries.append((status.st_mtime_ns, status.st_size, entry.path))
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self._limit:
-                break
-            with contextlib.suppress(OSError):
-                Path(path).unlink()
-            total -= size
 
 
 def _context(manifest: Manifest, provider: str) -> bytes:
@@ -165,22 +143,14 @@ def _context(manifest: Manifest, provider: str) -> bytes:
 def _read(path: Path, shape: tuple[int, int]) -> Float32:
     """Read an entry; its kind, size and header are checked before its numbers are read."""
     header, count = _npy_header(shape), _nbytes(shape)
-    descriptor = os.open(path, _FLAGS)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a plain file")
-        if status.st_size != len(header) + count:
-            raise ValueError(f"{status.st_size} bytes")
-        with open(descriptor, "rb", closefd=False) as file:
-            if file.read(len(header)) != header:
-                raise ValueError("another header")
-            data = file.read(count)
-    finally:
-        os.close(descriptor)
-    if len(data) != count:
-        raise ValueError("cut short while it was read")
-    embeds = np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(shape)
+    data = read_plain_file(path, most=len(header) + count)
+    if len(data) != len(header) + count:
+        raise ValueError(f"{len(data)} bytes")
+    if data[: len(header)] != header:
+        raise ValueError("another header")
+    embeds = (
+        np.frombuffer(data, "<f4", offset=len(header)).astype(np.float32, copy=False).reshape(shape)
+    )
     if not np.isfinite(embeds).all():
         raise ValueError("not finite")
     return embeds

@@ -27,6 +27,7 @@ from rism.runtime.engines import (
 from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.manifest import Manifest
 from rism.runtime.providers import is_tensorrt, ort_name, parse_provider
+from rism.runtime.runtime_cache import RuntimeCache
 from rism.runtime.tensorrt_engine import TensorRtEngine
 from rism.runtime.tensorrt_library import LIBRARIES, Library, check_driver, find_library
 from rism.runtime.variants import (
@@ -271,8 +272,21 @@ def _tensorrt_loads(
     rebuild: str,
 ) -> dict[str, Load]:
     def load(graph: str) -> Engine:
+        cache = None
+        if library.target == "tensorrt-rtx":
+            driver = find_driver()
+            gpu = driver.gpu(device)
+            plan = bundle.manifest.files[variant.graphs[graph].file].sha256
+            cuda = ".".join(map(str, driver.cuda))
+            cache = RuntimeCache([plan, library.version, cuda, gpu.name, gpu.compute_capability])
         return TensorRtEngine(
-            bundle, variant, graph, library=library, device=open_device(device), rebuild=rebuild
+            bundle,
+            variant,
+            graph,
+            library=library,
+            device=open_device(device),
+            rebuild=rebuild,
+            cache=cache,
         )
 
     name = full_name(library.target, device)

@@ -12,6 +12,8 @@ __all__ = [
     "ExecutionContext",
     "OnnxParserRefitterObject",
     "RefitterObject",
+    "RuntimeCacheObject",
+    "RuntimeConfig",
     "RuntimeObject",
     "TensorRt",
 ]
@@ -40,6 +42,32 @@ class ExecutionContext(Protocol):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         """Queue a run; false when it could not be."""
+
+
+class RuntimeCacheObject(Protocol):
+    """IRuntimeCache, of TensorRT for RTX alone."""
+
+    def deserialize(self, blob: bytes, /) -> bool:
+        """Take kernels; false, and nothing taken, where they are of another environment."""
+
+    def serialize(self) -> Any:
+        """Return all kernels as an IHostMemory, which has Python's buffer protocol."""
+
+
+class RuntimeConfig(Protocol):
+    """IRuntimeConfig; all but the first of TensorRT for RTX alone."""
+
+    def set_execution_context_allocation_strategy(self, strategy: Any, /) -> None:
+        """Say who allocates scratch memory."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+    cuda_graph_strategy: Any
+
+    def create_runtime_cache(self) -> RuntimeCacheObject:
+        """Return an empty cache."""
+
+    def set_runtime_cache(self, cache: RuntimeCacheObject, /) -> bool:
+        """Use a cache in contexts that are made with this config."""
 
 
 class CudaEngine(Protocol):
@@ -71,7 +99,7 @@ class CudaEngine(Protocol):
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Sequence[int]]:
         """Return the smallest, the optimal and the largest shape of an input."""
 
-    def create_runtime_config(self) -> Any:
+    def create_runtime_config(self) -> RuntimeConfig:
         """Return an IRuntimeConfig."""
 
     def create_execution_context(self, how: Any, /) -> ExecutionContext | None:
@@ -121,6 +149,10 @@ class TensorRt(Protocol):
     @property
     def ExecutionContextAllocationStrategy(self) -> Any:  # noqa: N802
         """Enumeration."""
+
+    @property
+    def DynamicShapesKernelSpecializationStrategy(self) -> Any:  # noqa: N802
+        """Enumeration, of TensorRT for RTX alone."""
 
     def Runtime(self, logger: Any, /) -> RuntimeObject:  # noqa: N802
         """Make what reads plans."""

@@ -20,6 +20,7 @@ from rism.runtime.engine_spec import EngineVariant, PlanSpec, ShapeRange
 from rism.runtime.engines import Arrays
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismWarning, one_line
 from rism.runtime.graph_spec import GraphSpec, TensorSpec, same_shape
+from rism.runtime.runtime_cache import RuntimeCache
 from rism.runtime.tensorrt_library import Library, ReadPlan, read_plan
 
 __all__ = ["TensorRtEngine"]
@@ -58,6 +59,7 @@ class TensorRtEngine:
         library: Library,
         device: Device,
         rebuild: str,
+        cache: RuntimeCache | None = None,
     ) -> None:
         """Load a plan.
 
@@ -68,6 +70,7 @@ class TensorRtEngine:
             library: the library of the variant's target.
             device: the GPU.
             rebuild: the command that builds the variant anew, for messages.
+            cache: of TensorRT for RTX: where compiled kernels are kept.
 
         Raises:
             BundleError: the plan is not whole, or not what the manifest says.
@@ -94,9 +97,10 @@ class TensorRtEngine:
             self._check_tensors(weights)
             if self._plan.refit is not None:
                 self._refit(str(bundle.file(self._plan.refit)))
-            self._context = self._create_context()
+            self._context = self._create_context(cache)
             # Held for as long as the context may read them.
             self._weights = self._upload(bundle, weights)
+        self._cache = cache  # which the context uses as long as it lives
         # Of a plan of one shape: its arrays, and what queues a run on them.
         self._kept: _Bound | None = None
         self._launch: Callable[[], None] | None = None
@@ -144,15 +148,16 @@ class TensorRtEngine:
         with self._device.lock, self._device.current():
             self._read.logger.lines.clear()
             try:
-                if self._static:
-                    return self._replay(feeds, borrow)
-                return self._once(feeds, shapes)
+                outputs = self._replay(feeds, borrow) if self._static else self._once(feeds, shapes)
             except MemoryError as error:  # CuPy's OutOfMemoryError is one
                 raise ProviderError(
                     f"{self._label} found too little memory on {self._provider} "
                     f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
                     "picture"
                 ) from None
+            if self._cache is not None:
+                self._cache.ran(tuple(shapes.values()))
+            return outputs
 
     def _once(
         self, feeds: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
@@ -241,11 +246,19 @@ class TensorRtEngine:
             f"or a smaller picture if memory ran out, or {self._rebuild}"
         )
 
-    def _create_context(self) -> Any:
+    def _create_context(self, cache: RuntimeCache | None) -> Any:
         engine, strategy = self._read.engine, self._trt.ExecutionContextAllocationStrategy
-        how = strategy.USER_MANAGED
+        how: Any = strategy.USER_MANAGED
         if self._rtx:
             how = engine.create_runtime_config()
+            # Kernels of a new shape are compiled before its first run goes on. By default that is
+            # done behind runs on other kernels, and nothing tells when it is over: runs would
+            # differ in speed and in last bits, and `rism doctor` test what is not used later.
+            how.dynamic_shapes_kernel_specialization_strategy = (
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            if cache is not None:
+                cache.attach(how, label=self._label)
             how.set_execution_context_allocation_strategy(strategy.USER_MANAGED)
             graphs = getattr(self._trt, "CudaGraphStrategy", None)  # not in its first versions
             if self._static and graphs is not None:

@@ -5,6 +5,7 @@ that binds a wrong array, shape or dtype gives wrong numbers, not only another l
 """
 
 import ctypes
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -49,6 +50,10 @@ class CudaGraphStrategy(IntEnum):
     DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
 
 
+class Specialization(IntEnum):
+    LAZY, EAGER, NONE = range(3)
+
+
 class Logger:
     Severity = Severity
 
@@ -65,6 +70,7 @@ class FakeTensorRt:
     TensorLocation = TensorLocation
     ExecutionContextAllocationStrategy = Strategy
     CudaGraphStrategy = CudaGraphStrategy
+    DynamicShapesKernelSpecializationStrategy = Specialization
     float32, float16, int64, int32 = "float32", "float16", "int64", "int32"
     # Of weights: none that a plan of the fake can have.
     bfloat16, fp8 = "bfloat16", "float8_e4m3fn"
@@ -74,8 +80,10 @@ class FakeTensorRt:
         self.profiles: dict[str, list[tuple[int, ...]]] = {}
         self.fails: set[str] = set()
         self.says = "Error Code 2: it hurts"
-        self.configs: list[Any] = []
+        self.configs: list[FakeConfig] = []
         self.device: HostDevice | None = None
+        self.driver = "580.65"
+        self.compiled: list[str] = []  # shapes, by TensorRT for RTX
 
     def note(self, call: str, logger: Logger) -> bool:
         assert self.device is None or self.device.depth, "the GPU is not the current one"
@@ -110,6 +118,42 @@ class FakeRuntime:
         if not self._trt.note("deserialize_cuda_engine", self._logger):
             return None
         return FakeEngine(self._trt, self._logger, plan)
+
+
+class FakeRuntimeCache:
+    """ "Kernels" are the shapes that they were compiled for."""
+
+    def __init__(self, trt: FakeTensorRt) -> None:
+        self._trt, self.kernels = trt, set[str]()
+
+    def deserialize(self, blob: bytes) -> bool:
+        driver, kernels = json.loads(blob)
+        if driver == self._trt.driver:
+            self.kernels = set(kernels)
+        return bool(driver == self._trt.driver)
+
+    def serialize(self) -> memoryview:
+        return memoryview(json.dumps([self._trt.driver, sorted(self.kernels)]).encode())
+
+
+class FakeConfig:
+    """IRuntimeConfig as it is when it is made."""
+
+    def __init__(self, trt: FakeTensorRt) -> None:
+        self._trt = trt
+        self.strategy, self.cache = Strategy.STATIC, FakeRuntimeCache(trt)
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy = Specialization.LAZY
+
+    def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return "set_runtime_cache" not in self._trt.fails
 
 
 class FakeEngine:
@@ -152,22 +196,23 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return self.trt.profiles.get(name, [])
 
-    def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(strategy=None, cuda_graph_strategy=CudaGraphStrategy.DISABLED)
-        config.set_execution_context_allocation_strategy = lambda how: setattr(
-            config, "strategy", how
-        )
-        self.trt.configs.append(config)
-        return config
+    def create_runtime_config(self) -> FakeConfig:
+        self.trt.configs.append(FakeConfig(self.trt))
+        return self.trt.configs[-1]
 
-    def create_execution_context(self, how: Any) -> "FakeContext | None":
-        assert getattr(how, "strategy", how) is Strategy.USER_MANAGED
+    def create_execution_context(self, how: FakeConfig | Strategy) -> "FakeContext | None":
+        cache = None
+        if isinstance(how, FakeConfig):
+            assert how.dynamic_shapes_kernel_specialization_strategy is Specialization.EAGER
+            how, cache = how.strategy, how.cache
+        assert how is Strategy.USER_MANAGED
         made = self.trt.note("create_execution_context", self.logger)
-        return FakeContext(self) if made else None
+        return FakeContext(self, cache) if made else None
 
 
 class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, cache: FakeRuntimeCache | None) -> None:
+        self._cache = cache
         self._engine, self._trt, self._logger = engine, engine.trt, engine.logger
         # Inputs of one shape need not be told of it.
         shapes = {name: engine.get_tensor_shape(name) for name in self._inputs()}
@@ -212,6 +257,10 @@ class FakeContext:
         assert stream_handle == HostDevice.stream
         if not self._trt.note("execute_async_v3", self._logger):
             return False
+        needed = str(sorted(self._shapes.items()))
+        if self._cache is not None and needed not in self._cache.kernels:
+            self._cache.kernels.add(needed)
+            self._trt.compiled.append(needed)
         feeds = {name: self._array(name, self._shapes[name]) for name in self._inputs()}
         for name, result in self._run(feeds).items():
             self._array(name, result.shape)[...] = result
