@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image as PillowImage
 
 from rism.evaluation.samples import Image
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.images import FORMATS, load_image, quiet
+from rism.runtime.image_formats import open_image
+from rism.runtime.images import exif_orientation, load_image
 
 __all__ = ["has_transparency", "header_size_hw", "read_stored"]
-
-_ORIENTATION_TAG = 0x0112
 
 
 def read_stored(source: Path | bytes) -> Image:
@@ -42,7 +40,7 @@ def header_size_hw(source: Path | bytes, name: str, *, upright: bool = False) ->
         InputError: there is no header to be read.
     """
     try:
-        with quiet(), PillowImage.open(_opened(source), formats=FORMATS) as image:
+        with _opened(source) as data, open_image(data, "the image") as image:
             height, width = image.height, image.width
     except Exception as error:  # decoders raise whatever they stumble on in a hostile header
         raise InputError(
@@ -54,21 +52,21 @@ def header_size_hw(source: Path | bytes, name: str, *, upright: bool = False) ->
 
 def has_transparency(file: Path) -> bool:
     """Tell whether a picture that could be read may have transparent pixels."""
-    with quiet(), PillowImage.open(file, formats=FORMATS) as image:
+    with file.open("rb") as data, open_image(data, "the image") as image:
         return image.has_transparency_data
 
 
-def _opened(source: Path | bytes) -> Path | BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _orientation(source: Path | bytes) -> int:
     """EXIF orientation of a picture that could be read: 1 to 8."""
     try:
-        with quiet(), PillowImage.open(_opened(source), formats=FORMATS) as image:
+        with _opened(source) as data, open_image(data, "the image") as image:
             if image.format == "TIFF":  # Pillow itself turns these, for everybody
                 return 1
-            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+            return exif_orientation(image)
     except Exception:  # unreadable EXIF turned nothing
         return 1
 

@@ -20,6 +20,7 @@
 """
 
 import sys
+import warnings
 
 __all__ = ["main"]
 
@@ -29,7 +30,10 @@ def main() -> None:
     try:
         from rism.runtime.cli.app import app
 
-        app()
+        with warnings.catch_warnings():
+            # What Pillow says of odd metadata helps nobody who runs a command.
+            warnings.filterwarnings("ignore", module="PIL")
+            app()
     except KeyboardInterrupt:
         # Commands report their own interrupts; this one came while they were imported.
         print("interrupted", file=sys.stderr)

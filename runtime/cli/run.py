@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rism.runtime.cli.refiner import find_refiner
 from rism.runtime.cli.report import failure_record, json_text
 from rism.runtime.cli.sources import Source, find_sources
 from rism.runtime.errors import RismError
-from rism.runtime.images import pixel_count, quiet
+from rism.runtime.images import pixel_count
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.pipeline import in_order
 from rism.runtime.refine import Refiner
@@ -89,7 +89,7 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     )
     records: list[dict[str, Any]] = []
     failed = 0
-    with closing(answers), quiet() if workers > 1 else nullcontext():
+    with closing(answers):
         for number, (source, answer) in enumerate(zip(sources, answers, strict=True)):
             if from_folder:
                 console.progress(number, len(sources), source.label)

@@ -57,9 +57,7 @@ def find_sources(argument: str) -> list[Source]:
     except OSError as error:
         raise InputError(f"cannot list folder {path}: {error.strerror or error}") from None
     if not found:
-        raise InputError(
-            f"folder {path} has no pictures, expected names in {' '.join(SUFFIXES)}"
-        )
+        raise InputError(f"folder {path} has no pictures, expected names in {' '.join(SUFFIXES)}")
     return [
         Source(str(file), stem, file)
         for file, stem in zip(found, _distinct_stems(found), strict=True)

@@ -156,7 +156,7 @@ def test_a_folder_as_json_names_the_failures(
     good, bad = json.loads(shown.stdout)
     assert good["image"] == "in/a.png"
     assert bad["image"] == "in/b.png"
-    assert "not a picture" in bad["error"]
+    assert "not an image" in bad["error"]
     assert names(workplace) == ["in"]
 
 
@@ -204,7 +204,7 @@ def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
     [
         (["missing.png"], "is not there"),
         (["empty"], "folder empty has no pictures, expected names in .bmp"),
-        (["x.txt"], "not a picture rism can read"),
+        (["x.txt"], "not an image rism can read"),
         (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
         (["PICTURE", "--tau", "1.5"], "tau is 1.5, expected a number from 0 to below 1"),
         (["PICTURE", "-o", "no/where/a.png"], "folder no/where is not there: make it first"),
@@ -244,7 +244,7 @@ def test_a_picture_on_stdin(
 ) -> None:
     invoke("-", "green", "--bundle", tiny_bundle, data=picture.read_bytes())
     assert np.array_equal(read_mask(workplace / "stdin.mask.png"), expected)
-    assert "not a picture" in invoke("-", "green", "--bundle", tiny_bundle, data=b"", code=1)
+    assert "is empty (0 bytes)" in invoke("-", "green", "--bundle", tiny_bundle, data=b"", code=1)
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])

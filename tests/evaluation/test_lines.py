@@ -167,7 +167,7 @@ def test_masks_that_could_mean_two_things_are_refused(folder: Path) -> None:
         mask_of(Image.new("L", (8, 8), 255), folder)
     (folder / "mask.png").write_bytes(b"text")
     dataset = open_lines(folder / "own.jsonl")
-    with pytest.raises(InputError, match=r"line 1: .*mask.png.* is not a picture"):
+    with pytest.raises(InputError, match=r"line 1: .*mask.png.* is not an image"):
         dataset.mask(dataset.samples[0])
     dataset = open_lines(write(folder, entry(mask={"size": [5, 5], "counts": [25]})))
     with pytest.raises(InputError, match="RLE of the mask of line 1 is of 5 x 5"):
@@ -177,7 +177,7 @@ def test_masks_that_could_mean_two_things_are_refused(folder: Path) -> None:
 def test_a_picture_that_is_none(folder: Path) -> None:
     (folder / "b.jpg").write_bytes(b"text")
     dataset = open_lines(write(folder, entry(image="b.jpg")))
-    with pytest.raises(InputError, match=r"line 1: .*is not a picture"):
+    with pytest.raises(InputError, match=r"line 1: .*is not an image"):
         dataset.image(dataset.samples[0])
 
 

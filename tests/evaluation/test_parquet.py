@@ -240,7 +240,7 @@ def test_a_picture_that_is_missing_or_none(master: Path, refer: Dataset, tmp_pat
         next(sample for sample in dataset.samples if sample.image == row["file_name"])
         for row in rows
     ]
-    with pytest.raises(InputError, match="not a picture"):
+    with pytest.raises(InputError, match="not an image"):
         dataset.image(of_rows[0])
     with pytest.raises(InputError, match="row 1 has no picture in its column image"):
         dataset.mask(of_rows[1])

@@ -224,7 +224,7 @@ def test_a_picture_of_another_size(root: Path) -> None:
 def test_a_picture_that_is_none(root: Path) -> None:
     (root / IMAGES / FIRST).write_bytes(b"hello")
     dataset = opened(root)
-    with pytest.raises(InputError, match=f"{FIRST}.*not a picture"):
+    with pytest.raises(InputError, match=f"{FIRST}.*not an image"):
         dataset.image(dataset.samples[0])
     with pytest.raises(InputError, match=f"{FIRST} cannot be read"):
         dataset.mask(dataset.samples[0])

@@ -395,7 +395,7 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shown = runner.invoke(app, ["refine", "in", "the red car", "the dog", *flags])
     assert shown.exit_code == 1
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
-    assert errors[0].startswith("error: in/broken.png: 'in/broken.png' is not a picture")
+    assert errors[0].startswith("error: in/broken.png: 'in/broken.png' is not an image")
     assert errors[1:] == [
         "error: 1 pictures or instructions were left out, the others are in i.json"
     ]

@@ -219,7 +219,7 @@ def test_what_is_left_out_is_named_and_asked_again(
     ]
     assert len(left_out) == lost + 2
     told = errors(shown)
-    assert told[0].startswith(f"error: {broken}: ") and "is not a picture rism can read" in told[0]
+    assert told[0].startswith(f"error: {broken}: ") and "is not an image rism can read" in told[0]
     assert f"{control.image}: the instruction contains '<|im_end|>', a control token" in told[1]
     assert "the answer to" in told[2] and "is empty" in told[2]
     assert "annotation 999 is not in instances.json" in told[3]

@@ -184,7 +184,7 @@ def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:
     said = [answer.error() for answer in answers]
     assert [problem is None for problem in said] == [False, True, False, False, True]
     for problem, words in (
-        (said[0], "is not a picture rism can read"),
+        (said[0], "is not an image rism can read"),
         (said[2], "tokens"),
         (said[3], "an expression is not UTF-8"),
     ):

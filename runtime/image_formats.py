@@ -1,0 +1,226 @@
+"""Opening image files: which decoder a file gets, and what stands between some files and theirs."""
+
+import io
+import struct
+import sys
+import zlib
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from rism.runtime.errors import InputError, one_line
+
+__all__ = [
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "has_deep_colours",
+    "open_image",
+    "open_low_bytes",
+    "white_is_zero",
+]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIC")
+MAX_FILE_BYTES = 2**29
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+# Chunks of a PNG that say nothing of its pixels, and the two texts that may say which way is up.
+_TEXT = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+_TURNING = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+_MAX_TEXT_BYTES = 2**20
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262, 277, 284, 339, 530
+
+
+def open_image(data: BinaryIO, name: str) -> Image.Image:
+    """Open an image file by its header: its size is known, its pixels are not decoded yet.
+
+    `PIL.Image.open` is passed by: it warns of sizes that are refused here anyway, and hides why a
+    file cannot be read.
+
+    Args:
+        data: an open binary file that can seek, at its beginning; it stays the caller's.
+        name: what messages call it.
+
+    Raises:
+        InputError: it is empty, not an image, damaged, or of a kind that cannot be read here.
+    """
+    head = data.read(256)
+    data.seek(0)
+    if not head:
+        raise InputError(f"{name} is empty (0 bytes): get the file again")
+    if head.startswith(_APPLE_DOUBLE):
+        raise InputError(
+            f"{name} is not an image, macOS keeps notes about one in it: give the file of that "
+            "name without '._'"
+        )
+    try:
+        Image.init()
+        image = _heif(data, head, name) if head[4:8] == b"ftyp" else _by_pillow(data, head)
+        if image is not None:
+            if image.format == "TIFF":
+                _mend_tiff(image)
+            return image
+        reason = ""
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise whatever they stumble on in a hostile header
+        reason = f" ({one_line(error, limit=80)})"
+    raise InputError(
+        f"{name} is not an image rism can read, expected {', '.join(FORMATS)}: "
+        f"convert it first{reason}"
+    )
+
+
+def _by_pillow(data: BinaryIO, head: bytes) -> Image.Image | None:
+    for form in FORMATS:
+        factory, accept = Image.OPEN.get(form, (None, None))
+        if factory is None or accept is None or accept(head[:16]) is not True:
+            continue
+        return factory(_without_text(data) if form == "PNG" else data, "")
+    return None
+
+
+def _heif(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
+    """Open AVIF or HEIC; both are boxes as in MP4, told apart by the brands in the first."""
+    length = min(int.from_bytes(head[:4]), len(head))
+    brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
+    if brands & _AVIF:
+        image = _by_pillow(data, head)
+        if image is None:
+            raise InputError(
+                f"{name} is an AVIF image, which this Pillow cannot read: "
+                "pip install -U 'pillow>=11.3', or convert it to PNG or JPEG"
+            )
+        return image
+    if not brands & _HEIC:
+        return None
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise InputError(
+            f"{name} is a HEIC image, which needs one more package: "
+            "pip install pillow-heif, or convert it to PNG or JPEG"
+        ) from None
+    opened: Image.Image = HeifImageFile(data)  # type: ignore[no-untyped-call]
+    return opened
+
+
+def _without_text(data: BinaryIO) -> BinaryIO:
+    """Leave out a PNG's colour profile and texts: nothing uses them, and Pillow limits them.
+
+    Raises:
+        InputError: what is left is larger than 512 MiB.
+    """
+    kept: list[tuple[int, int]] = []
+    start, at, size = 0, 8, data.seek(0, io.SEEK_END)
+    while at < size:
+        data.seek(at)
+        length, kind = struct.unpack(">I4s", data.read(8).ljust(8, b"\0"))
+        end = min(at + 12 + length, size)
+        if kind in _TEXT and not _may_turn(kind, data, length):
+            kept.append((start, at))
+            start = end
+        at = end
+    data.seek(0)
+    if not kept:
+        return data
+    kept.append((start, size))
+    if sum(end - begin for begin, end in kept) > MAX_FILE_BYTES:
+        raise InputError("the image file is larger than 512 MiB: make it smaller first")
+    pieces = io.BytesIO()
+    for begin, end in kept:
+        data.seek(begin)
+        pieces.write(data.read(end - begin))
+    pieces.seek(0)
+    return pieces
+
+
+def _may_turn(kind: bytes, data: BinaryIO, length: int) -> bool:
+    """Tell whether a text may hold EXIF or XMP, and is of a size that Pillow takes."""
+    if kind == b"iCCP" or length > _MAX_TEXT_BYTES:
+        return False
+    keyword, _, text = data.read(length).partition(b"\0")
+    if keyword not in _TURNING:
+        return False
+    if kind == b"iTXt":
+        return text[:1] == b"\0"  # XMP is not compressed, by its own rules
+    if kind == b"tEXt":
+        return True
+    try:
+        return len(zlib.decompressobj().decompress(text[1:], _MAX_TEXT_BYTES)) < _MAX_TEXT_BYTES
+    except zlib.error:
+        return False
+
+
+def _mend_tiff(image: Image.Image) -> None:
+    """Refuse, or put right, what Pillow would read wrongly without a word.
+
+    Raises:
+        ValueError: it is such a TIFF.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits, planes_apart = max(tags.get(_BITS, (1,))), tags.get(_PLANAR, 1) == 2
+    raw = image.info.get("compression") == "raw"
+    if bits == 8 and 2 in tags.get(_SAMPLE_FORMAT, (1,)):
+        raise ValueError("a TIFF with signed 8-bit values")
+    if raw and tags.get(_PHOTOMETRIC) == 6 and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1):
+        raise ValueError("an uncompressed TIFF with subsampled YCbCr colours")
+    if not planes_apart or tags.get(_SAMPLES, 1) == 1:
+        return
+    if image.mode not in ("RGB", "RGBA", "CMYK") or (raw and bits == 16 and image.mode == "CMYK"):
+        raise ValueError(f"a TIFF with {image.mode} pixels in separate planes")
+    if raw and bits == 16:
+        order = "B" if tags.prefix == b"MM" else "L"
+        image.tile = [  # type: ignore[attr-defined]
+            _with_raw_mode(tile, f"{_raw_mode(tile)};16{order}") for tile in _tiles(image)
+        ]
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Tell whether an opened TIFF of 16-bit gray has its white at zero, which Pillow leaves so."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Tell whether an opened file has 16-bit colours, of which Pillow decodes the upper 8."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile) for tile in _tiles(image))
+
+
+def open_low_bytes(data: BinaryIO, name: str) -> Image.Image | None:
+    """Open a file with 16-bit colours so that the lower 8 are decoded; None where that cannot be.
+
+    The decoder is told that the bytes of each value are in the other order.
+    """
+    data.seek(0)
+    image = open_image(data, name)
+    tags = getattr(image, "tag_v2", {})
+    native = "L" if sys.byteorder == "little" else "B"
+    tiles = []
+    for tile in _tiles(image):
+        bands, _, order = _raw_mode(tile).partition(";16")
+        # libtiff takes planes that lie apart in the order of this machine, whatever it is told.
+        apart = tile[0] == "libtiff" and tags.get(_PLANAR, 1) == 2
+        if apart or bands not in ("RGB", "RGBA", "RGBX", "R", "G", "B", "A"):
+            return None
+        other = "B" if order.replace("N", native) == "L" else "L"
+        tiles.append(_with_raw_mode(tile, f"{bands};16{other}"))
+    image.tile = tiles  # type: ignore[attr-defined]
+    return image
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    return list(getattr(image, "tile", []))
+
+
+def _raw_mode(tile: Any) -> str:
+    args = tile[3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_raw_mode(tile: Any, mode: str) -> Any:
+    args = tile[3]
+    changed = (*tile[:3], (mode, *args[1:]) if isinstance(args, tuple) else mode)
+    # A named tuple from Pillow 11 on.
+    return getattr(type(tile), "_make", tuple)(changed)
