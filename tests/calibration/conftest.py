@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("onnx_ir")
 
+import onnx_ir as ir
 from safetensors.numpy import load_file
 
 from rism.export.checkpoint import find_checkpoint

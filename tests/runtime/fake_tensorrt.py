@@ -16,8 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 from rism.runtime import start
@@ -104,6 +102,8 @@ class FakeTensorRt:
         self.note("OnnxParserRefitter", logger)
 
         def refit_from_file(file: str) -> bool:
+            import onnx
+
             onnx.load(file)  # with its weights, wherever they lie
             return self.note("refit_from_file", logger)
 
@@ -158,6 +158,8 @@ class FakeConfig:
 
 class FakeEngine:
     def __init__(self, trt: FakeTensorRt, logger: Logger, plan: bytes) -> None:
+        import onnxruntime
+
         self.trt, self.logger = trt, logger
         self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
         self.tensors = {
@@ -375,6 +377,8 @@ def variant(folder: Path, graphs: dict[str, dict[str, Any]], **changes: Any) -> 
         graphs: the optimisation profile of each graph, by logical input name: min, opt, max.
         changes: keys of the variant that differ.
     """
+    import onnx
+
     entry: dict[str, Any] = {
         "name": "rtx-fp16", "target": "tensorrt-rtx", "version": VERSION,
         "platform": "linux-x86_64", "compute_capabilities": ["8.6", "8.9"],

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("onnx_ir")
+
+import onnx_ir as ir
 
 from rism.export.bundle import open_model
 from rism.export.checkpoint import find_checkpoint
