@@ -4,7 +4,7 @@ PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check -c constraints
 DEMO_IMAGE = examples/street.png
 DEMO_EXPRESSION = the green van
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test check lint types gpu-kit clean
 
 # A lean install, as a service would have it, and one picture.
 demo: .venv/installed
@@ -41,6 +41,17 @@ types: .venv-dev/installed
 	test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
 	.venv-dev/$(PIP_INSTALL) -e ".[dev]"
 	touch $@
+
+# What a machine with a GPU, PyTorch, Triton and CuPy lacks for a first measurement. It travels in
+# this checkout; the machine needs no network.
+gpu-kit:
+	rm -rf build/gpu-kit
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		-d build/gpu-kit diffusers
+	@echo 'Copy this folder to the machine with the GPU and run there (8 minutes at most):'
+	@echo '  python3 -m pip install --no-index --no-deps --target build/gpu-kit/site' \
+		'build/gpu-kit/*.whl && PYTHONPATH=build/gpu-kit/site python3 benchmarks/gpu_run.py --out gpu-run'
+	@echo 'Bring gpu-run back: python -m benchmarks.gpu_results gpu-run'
 
 clean:
 	rm -rf .venv .venv-dev build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

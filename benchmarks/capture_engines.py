@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -22,6 +23,8 @@ __all__ = [
     "forget",
     "out_of_memory",
     "outputs_of",
+    "profile",
+    "replay",
     "run_compiled",
     "run_eager",
 ]
@@ -29,6 +32,9 @@ __all__ = [
 Arrays = dict[str, npt.NDArray[Any]]
 Check = Callable[[Arrays], None]
 """Raises where outputs are not what they should be; asked before anything is timed."""
+Alone: TypeAlias = Callable[[], AbstractContextManager[object]]
+"""Entered while something is timed, so that other processes can wait."""
+Module: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 
 _WARM_UP = 3
 _GIB = 2**30
@@ -63,9 +69,10 @@ def run_eager(
     runs: int,
     warm_up: int = _WARM_UP,
     check: Check | None = None,
+    alone: Alone = nullcontext,
 ) -> Figure:
     """Run it as PyTorch runs Python, operator by operator."""
-    times = _Times(runs, warm_up, check)
+    times = _Times(runs, warm_up, check, alone)
     return _measure(model, variant, model.module(variant), times)
 
 
@@ -76,18 +83,31 @@ def run_compiled(
     runs: int,
     warm_up: int = _WARM_UP,
     check: Check | None = None,
+    alone: Alone = nullcontext,
+    backend: str = "inductor",
+    graph: bool = False,
 ) -> Figure:
-    """Run it through torch.compile, the graph taken by torch.export as the exporter's is."""
-    times = _Times(runs, warm_up, check)
+    """Run it through torch.compile, the graph taken by torch.export as the exporter's is.
+
+    A `backend` of "eager" takes the graph and no compiler. `graph` times it as a CUDA graph, too,
+    for the note "cuda_graph".
+    """
+    times = _Times(runs, warm_up, check, alone)
     module = model.module(variant)
     start = time.perf_counter()
     try:
         with torch.no_grad():
             program = torch.export.export(module, (), kwargs=model.feeds, strict=False)
-            compiled = torch.compile(program.module(), fullgraph=True, dynamic=False)
+            compiled = torch.compile(
+                program.module(), fullgraph=True, dynamic=False, backend=backend
+            )
             compiled(**model.feeds)
         seconds = time.perf_counter() - start
-        return _measure(model, variant, compiled, times, {"compile_s": round(seconds, 1)})
+        figure = _measure(model, variant, compiled, times, {"compile_s": round(seconds, 1)})
+        if graph:
+            with alone():
+                figure.notes["cuda_graph"] = replay(compiled, model, runs=runs).to_json_dict()
+        return figure
     finally:
         torch.compiler.reset()  # it would keep the weights
 
@@ -99,11 +119,41 @@ class _Times:
     runs: int
     warm_up: int
     check: Check | None
+    alone: Alone
 
 
-def _outputs(
-    model: RandomModel, variant: Variant, module: Callable[..., tuple[torch.Tensor, ...]]
-) -> Arrays:
+def replay(module: Module, model: RandomModel, *, runs: int) -> Timing:
+    """Time it as a CUDA graph: without the host, which a loop of small kernels waits for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what a first run sets up cannot be captured
+                module(**model.feeds)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            module(**model.feeds)
+    return repeat_on_gpu(graph.replay, runs=runs, warm_up=2)
+
+
+def profile(module: Module, model: RandomModel, *, rows: int = 12) -> dict[str, float]:
+    """Where one run goes: seconds on the device by kernel or operator, the longest first."""
+    kinds = torch.profiler.ProfilerActivity
+    cuda = model.device == "cuda"
+    with (
+        torch.no_grad(),
+        torch.profiler.profile(activities=[kinds.CUDA if cuda else kinds.CPU]) as told,
+    ):
+        module(**model.feeds)
+        if cuda:
+            torch.cuda.synchronize()
+    field_name = "self_device_time_total" if cuda else "self_cpu_time_total"
+    found = {each.key[:120]: getattr(each, field_name) / 1e6 for each in told.key_averages()}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1])[:rows])
+
+
+def _outputs(model: RandomModel, variant: Variant, module: Module) -> Arrays:
     with torch.no_grad():
         found = [value.float().cpu().numpy() for value in module(**model.feeds)]
     return dict(zip(variant.outputs, found, strict=True))
@@ -112,7 +162,7 @@ def _outputs(
 def _measure(
     model: RandomModel,
     variant: Variant,
-    module: Callable[..., tuple[torch.Tensor, ...]],
+    module: Module,
     times: _Times,
     notes: dict[str, object] | None = None,
 ) -> Figure:
@@ -122,7 +172,7 @@ def _measure(
     found = _outputs(model, variant, module)
     if times.check is not None:
         times.check(found)
-    with torch.no_grad():
+    with torch.no_grad(), times.alone():
         if model.device == "cpu":
             timing, memory = repeat(run, runs=times.runs, warm_up=times.warm_up), None
         else:

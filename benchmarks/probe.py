@@ -30,7 +30,7 @@ from rism.export.probe import attend, probe_vectors, torch_form
 from rism.runtime.errors import InputError, ProviderError, RismError
 
 BASELINE = "main attention"
-_SMALL = Shape(heads=2, dim=32, prompt=16, clean=48, blocks=3, flop=0.0)
+SMALL = Shape(heads=2, dim=32, prompt=16, clean=48, blocks=3, flop=0.0)
 _FEW = 16
 _WARM_UP = 5
 Vectors = tuple[torch.Tensor, torch.Tensor]
@@ -116,7 +116,7 @@ def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str
     Returns:
         One row a way: milliseconds, their ratio to the main attention, the largest errors.
     """
-    shape = SHAPES.get(case, _SMALL)
+    shape = SHAPES.get(case, SMALL)
     block = Block(shape, device)
 
     def time(run: Callable[[], object]) -> Timing:

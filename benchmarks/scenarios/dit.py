@@ -6,7 +6,6 @@ the paper's literal capture, in the same process, before anything is timed.
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,7 @@ from benchmarks.capture_engines import (
 )
 from benchmarks.capture_models import Case, RandomModel
 from benchmarks.capture_onnx import run_graph, write_graphs
-from benchmarks.capture_variants import VARIANTS, Variant
+from benchmarks.capture_variants import VARIANTS
 from benchmarks.checks import same_outputs
 from benchmarks.errors import ConfigError, ScenarioError
 from benchmarks.fp8_linear import use_fp8
@@ -125,19 +124,8 @@ def _measurer(
         return lambda: run_eager(model, variant, **given)
     if engine in ("compile", "compile fp8"):
         backend = job.get("compile_backend", str)
-        return lambda: _compiled(model, variant, backend, given)
+        return lambda: run_compiled(model, variant, backend=backend, **given)
     return lambda: _through_onnx(model, name, folder, plain=engine.startswith("plain"), given=given)
-
-
-def _compiled(model: RandomModel, variant: Variant, backend: str, given: dict[str, Any]) -> Figure:
-    """Compile with a named backend; "eager" takes the graph and no compiler."""
-    compiler = torch.compile
-    if backend != "inductor":
-        torch.compile = functools.partial(compiler, backend=backend)
-    try:
-        return run_compiled(model, variant, **given)
-    finally:
-        torch.compile = compiler
 
 
 def _through_onnx(

@@ -1,0 +1,348 @@
+"""The steps of `benchmarks.gpu_run`: each is given the run and returns figures for its JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ROOT",
+    "SCHEMA",
+    "Run",
+    "compile_and_run",
+    "describe_machine",
+    "postprocess",
+    "probe_one_block",
+    "run_eagerly",
+    "run_tests",
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = "rism-gpu-run-1"
+_GRAPHED = ("no capture", "fused", "vectors")
+_TESTS_S = 110
+
+
+@dataclass
+class Run:
+    """One process's share: where its figures go, and how much time is left.
+
+    Attributes:
+        out: folder of the JSON files.
+        device: "cuda", or "cpu" to try it out.
+        budget: seconds for everything.
+        small: small models.
+        name: of this process's file.
+    """
+
+    out: Path
+    device: str
+    budget: float
+    small: bool
+    name: str = "found"
+    start: float = field(default_factory=time.monotonic)
+    steps: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether this is no rehearsal."""
+        return self.device == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.budget - (time.monotonic() - self.start)
+
+    def runs(self, wanted: int) -> int:
+        """How often to time something: a rehearsal has no time to be exact."""
+        return 2 if self.small else wanted
+
+    def save(self, step: str, found: object) -> None:
+        """Write what a step has found so far; the file is whole at any moment."""
+        at = round(time.monotonic() - self.start, 1)
+        self.steps[step] = {"at_s": at, "found": found}
+        whole = {"schema": SCHEMA, "small": self.small, "device": self.device, "steps": self.steps}
+        file = self.out / f"{self.name}.json"
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(whole, indent=1, default=str))
+        part.replace(file)
+        print(f"[{at:6.1f} s] {step}: {json.dumps(found, default=str)[-200:]}", flush=True)
+
+    def attempt(self, step: str, do: Callable[[], object]) -> None:
+        """Take one step; whatever it raises is its result."""
+        if self.left < 5:
+            self.save(step, {"failed": "no time was left for it"})
+            return
+        try:
+            self.save(step, do())
+        except Exception as error:  # the next figure may be had all the same
+            before = self.steps.get(step)
+            kept = before["found"] if isinstance(before, dict) else {}
+            self.save(step, {**(kept if isinstance(kept, dict) else {}), **reason(error)})
+        free_memory()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else times anything meanwhile."""
+        with (self.out / "timing.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def reason(error: Exception) -> dict[str, str]:
+    """What a row says that has no figure."""
+    last = "".join(traceback.format_exception(error)[-3:])
+    return {"failed": f"{type(error).__name__}: {str(error)[:600]}", "trace": last[-1200:]}
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to."""
+    torch = sys.modules.get("torch")
+    gc.collect()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def clock(run: Run, work: Callable[[], object], runs: int = 10) -> dict[str, float]:
+    """Time some work while nobody else does."""
+    from benchmarks.measure import repeat, repeat_on_gpu
+
+    work()  # compiles, tunes
+    with run.alone():
+        timing = (repeat_on_gpu if run.cuda else repeat)(work, runs=run.runs(runs), warm_up=2)
+    return timing.to_json_dict()
+
+
+def describe_machine(run: Run) -> object:
+    """Versions, the GPU, and the two rates that everything is held against."""
+    import torch
+
+    from benchmarks.measure import environment
+
+    packages = ("torch", "triton", "diffusers", "transformers", "cupy-cuda13x")
+    found = environment(packages=packages, gpu=run.cuda)
+    found["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    found["commit"] = _commit()
+    dtype = torch.bfloat16 if run.cuda else torch.float32
+    size, side = (2**31, 8192) if run.cuda else (2**20, 128)
+    source = torch.empty(size, dtype=torch.uint8, device=run.device)
+    target = torch.empty_like(source)
+    found["copy_bytes_per_s"] = 2 * size / clock(run, lambda: target.copy_(source))["median_s"]
+    a, b = (torch.randn(side, side, device=run.device, dtype=dtype) for _ in range(2))
+    found["product_flop_per_s"] = 2 * side**3 / clock(run, lambda: a @ b)["median_s"]
+    return found
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return "not known"
+
+
+def probe_one_block(run: Run, case: str) -> object:
+    """Time every way of probing one block; its errors against float64, its repeatability."""
+    import torch
+
+    from benchmarks.probe import BASELINE, SMALL, Block
+    from benchmarks.probe_floor import SHAPES
+    from rism.export.probe import attend
+
+    block = Block(SHAPES.get(case, SMALL), run.device)
+    ways: dict[str, object] = {}
+    found: dict[str, object] = {"backends": _backends(block) if run.cuda else {}, "ways": ways}
+    attention = torch.nn.functional.scaled_dot_product_attention
+    ways[BASELINE] = clock(run, lambda: attention(block.q, block.k, block.v), 30)
+    ways["the same with statistics"] = clock(run, lambda: attend(block.q, block.k, block.v), 30)
+    literal: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for way, (work, weights) in reversed(block.ways().items()):
+        try:
+            wanted = literal.setdefault(id(weights), block.literal(weights))
+            first, again = work(), work()
+            errors = [
+                ((a.double() - b).abs().max() / b.abs().max()).item()
+                for a, b in zip(first, wanted, strict=True)
+            ]
+            repeats = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+            ways[way] = {
+                **clock(run, work, 30),
+                "error_a": errors[0],
+                "error_ta": errors[1],
+                "repeats": repeats,
+            }
+        except Exception as error:  # the other ways may do
+            ways[way] = reason(error)
+        run.save(f"probe {case}", found)
+    return found | ({"tiles": _tiles()} if run.cuda else {})
+
+
+def _backends(block: Any) -> dict[str, str]:
+    """Which of PyTorch's attentions serves the main queries and the exported probe."""
+    import torch
+
+    narrow = block.precision.probe
+    shared = torch.zeros_like(block.k[:, :1], dtype=narrow).expand_as(block.k)
+    return {
+        name: torch.nn.attention.SDPBackend(torch._fused_sdp_choice(*arrays)).name
+        for name, arrays in {
+            "main": (block.q, block.k, block.v),
+            "probe": (block.clean.to(narrow), block.k.to(narrow), shared),
+            "probe, values of their own memory": (
+                block.clean.to(narrow),
+                block.k.to(narrow),
+                shared.contiguous(),
+            ),
+        }.items()
+    }
+
+
+def _tiles() -> dict[str, str]:
+    from rism.export.probe import launch
+
+    kernels = (launch._prompt_masses, launch._propagation, launch._row_statistics)
+    return {each.base_fn.__name__: str(getattr(each, "best_config", None)) for each in kernels}
+
+
+def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
+    """Time whole passes as PyTorch runs Python, and some replayed as a CUDA graph."""
+    import numpy as np
+
+    from benchmarks.capture_engines import profile, replay, run_eager
+    from benchmarks.capture_variants import VARIANTS as KNOWN
+
+    model, found = _model(run, case)
+    wanted = None
+    for name in variants:
+        try:
+            runs = run.runs(5 if name == "paper" else 10)
+            figure = run_eager(model, KNOWN[name], runs=runs, warm_up=2, alone=run.alone)
+            row: dict[str, object] = {**figure.timing.to_json_dict()}
+            if figure.memory_bytes is not None:
+                row["peak_over_weights_bytes"] = figure.memory_bytes - model.nbytes
+            outputs = list(figure.outputs.values())
+            if name == "paper mean":
+                wanted = outputs
+            elif wanted is not None and name != "no capture":
+                row["largest_difference"] = [
+                    float(np.abs(a - b).max() / np.abs(b).max())
+                    for a, b in zip(outputs, wanted, strict=True)
+                ]
+            found[name] = row
+            run.save(step, found)
+            module = model.module(KNOWN[name])
+            if run.cuda and name in _GRAPHED:
+                with run.alone():
+                    row["cuda_graph"] = replay(module, model, runs=10).to_json_dict()
+            if name == "fused":
+                row["kernels_s"] = profile(module, model)
+        except Exception as error:  # the other variants may do
+            known = found.get(name)
+            found[name] = {**(known if isinstance(known, dict) else {}), **reason(error)}
+        free_memory()
+        run.save(step, found)
+    return found
+
+
+def _model(run: Run, case: str) -> tuple[Any, dict[str, object]]:
+    from benchmarks.capture_models import Case, RandomModel
+    from rism.export.precision import PRECISIONS
+
+    start = time.monotonic()
+    model = RandomModel(Case.parse(case), PRECISIONS["bf16" if run.cuda else "fp32"], run.device)
+    if run.cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    made = round(time.monotonic() - start, 1)
+    return model, {"made_s": made, "weights_bytes": model.nbytes}
+
+
+def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
+    """Time passes through torch.compile."""
+    from benchmarks.capture_engines import run_compiled
+    from benchmarks.capture_variants import VARIANTS as KNOWN
+
+    model, found = _model(run, case)
+    backend = "inductor" if run.cuda else "aot_eager"  # a rehearsal need not wait for a compiler
+    for name in variants:
+        try:
+            figure = run_compiled(
+                model,
+                KNOWN[name],
+                runs=run.runs(10),
+                warm_up=2,
+                backend=backend,
+                graph=run.cuda,
+                alone=run.alone,
+            )
+            row = {**figure.timing.to_json_dict(), **figure.notes}
+            if figure.memory_bytes is not None:
+                row["peak_over_weights_bytes"] = figure.memory_bytes - model.nbytes
+            found[name] = row
+        except Exception as error:  # the other variant may do
+            found[name] = reason(error)
+        free_memory()
+        run.save(step, found)
+    return found
+
+
+def postprocess(run: Run) -> object:
+    """Time the kernels of post-processing, each launch, and what they replace."""
+    from benchmarks import postprocess_gpu
+    from rism.runtime.device import open_device
+
+    device = open_device(0)
+    found: dict[str, object] = {"cuda_graph": _replays(device)}
+    for case in postprocess_gpu.CASES:
+        with run.alone():
+            found[case.name] = postprocess_gpu.measure(
+                case, "vectors", 1, device=device, runs=20, flush_bytes=postprocess_gpu.FLUSH_BYTES
+            )
+        run.save("post-processing", found)
+    return found
+
+
+def _replays(device: Any) -> bool:
+    """Whether CuPy's CUDA graphs replay what they captured, as engines of TensorRT ask of them."""
+    with device.lock, device.current():
+        x = device.empty((4096,), "float32")
+        x.fill(1)
+        again = device.capture(lambda: x.__iadd__(1))
+        again()
+        again()
+    return bool((device.download(x) == 3).all())
+
+
+def run_tests(run: Run) -> object:
+    """Run the tests that need a GPU; without one, see that they are found."""
+    marked = [
+        str(file.relative_to(ROOT))
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in file.read_text()
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]
+    command += ["-x", "--collect-only"] if not run.cuda else []
+    limit = max(20, min(_TESTS_S, run.left - 20))
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            code: int | None = subprocess.run(
+                command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, timeout=limit
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        said.seek(0)
+        return {"exit_code": code, "limit_s": limit, "said": said.read()[-3000:]}
