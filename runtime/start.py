@@ -188,7 +188,7 @@ def route(
             provider, _ = choose_provider(ort_name(name))
             check_precision(manifest.precision, provider, reason)
             if len(left) == len(graphs):
-                _check_own(manifest, provider, wish, bundle)
+                _check_own(manifest, provider, wish, bundle, reason)
             loads |= ort_load(
                 bundle,
                 left,
@@ -306,9 +306,14 @@ def _with_fixed(manifest: Manifest, variant: EngineVariant, graphs: Sequence[str
     return replace(manifest, graphs=changed)
 
 
-def _check_own(manifest: Manifest, provider: str, wish: Wish, bundle: Bundle) -> None:
-    """Refuse a precision, or an engine, that an ONNX graph cannot give."""
+def _check_own(manifest: Manifest, provider: str, wish: Wish, bundle: Bundle, reason: str) -> None:
+    """Refuse a GPU where there is none in use, and what an ONNX graph cannot give."""
     own = manifest.precision.compute
+    if provider == "cpu" and wish.device:
+        raise ProviderError(
+            f"device {wish.device} is a GPU, and provider cpu ({reason}) uses none: leave the "
+            "device out, or choose a provider that runs here on a GPU (rism doctor)"
+        )
     if wish.engine is not None:
         raise InputError(
             f"engine '{one_line(wish.engine, limit=60)}' was asked for, provider {provider} runs "

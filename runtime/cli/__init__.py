@@ -33,7 +33,7 @@ def main() -> None:
         with warnings.catch_warnings():
             # What Pillow says of odd metadata helps nobody who runs a command.
             warnings.filterwarnings("ignore", module="PIL")
-            app()
+            app(prog_name="rism")  # not "python -m rism", which no shell can complete
     except KeyboardInterrupt:
         # Commands report their own interrupts; this one came while they were imported.
         print("interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import sys
 import time
@@ -150,12 +151,13 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 12:
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        first, last = (0, -1) if match is None else (int(match[1]), int(match[2] or match[1]))
+        if last < first:
             raise UsageError(
                 f"--{flag} is '{text}', expected numbers such as 0,5,10 or a range such as 0-7"
             )
-        found += range(int(first), int(last or first) + 1)
+        found += range(first, last + 1)
     return tuple(found)
 
 

@@ -73,7 +73,8 @@ def ablate(
         str | None, typer.Option(metavar="DEVICE", help="Of the text encoder. Left out: the same.")
     ] = None,
     size_level: Annotated[
-        int | None, typer.Option(help="Bring pictures to about this many pixels squared.")
+        int | None,
+        typer.Option(min=8, max=8192, help="Bring pictures to about this many pixels squared."),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="The instruction, with {expression} in it.")
@@ -84,7 +85,8 @@ def ablate(
     ] = None,
     tau: Tau = None,
     steps: Annotated[
-        int | None, typer.Option(help="Of the denoising. Left out: as many as published.")
+        int | None,
+        typer.Option(min=1, max=9999, help="Of the denoising. Left out: as many as published."),
     ] = None,
     timesteps: Annotated[
         str | None,

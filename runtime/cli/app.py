@@ -39,7 +39,6 @@ __all__ = ["app"]
 app = typer.Typer(
     name="rism",
     help="Which pixels does an expression refer to? Asked of an image-editing model.",
-    add_completion=False,
     no_args_is_help=True,
     # Rich costs more time than everything else that --help does, and breaks lines in errors.
     rich_markup_mode=None,
@@ -239,3 +238,7 @@ app.command("export-triton")(export_triton)
 app.command("eval")(evaluate)
 app.command("fit-confidence")(fit_confidence)
 app.command()(ablate)
+
+# A short help of its own is wrapped; without one typer cuts the sentence.
+for _command in app.registered_commands:
+    _command.short_help = _command.callback.__doc__ if _command.callback else None

@@ -119,10 +119,12 @@ def _engines() -> Any:
 
 def _batch(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"(\d{1,3})(?:/(\d{1,3})/(\d{1,3}))?", text.strip(), re.ASCII)
-    if match is None:
-        raise UsageError(f"--batch is '{text}', expected MIN/OPT/MAX, such as 1/1/8, or a number")
-    low = int(match[1])
-    return (low, int(match[2] or low), int(match[3] or low))
+    low, best, high = (int(part or match[1]) for part in match.groups()) if match else (0, 0, 0)
+    if not 1 <= low <= best <= high:
+        raise UsageError(
+            f"--batch is '{text}', expected growing MIN/OPT/MAX, such as 1/1/8, or a number from 1"
+        )
+    return low, best, high
 
 
 def _captures(text: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from rism.runtime.cli.flags import (
     Threads,
     TritonDevice,
     Verbose,
+    expecting,
 )
 
 __all__ = ["build", "calibrate", "export_triton"]
@@ -66,7 +67,13 @@ def build(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Keep engines whose layers fail their checks.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds for one graph.")] = 3600.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            callback=expecting("seconds above 0", lambda seconds: 0 < seconds < float("inf")),
+            help="Seconds for one graph.",
+        ),
+    ] = 3600.0,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -119,7 +126,11 @@ def calibrate(
         typer.Option(help="Largest value; a percentile; or the percentile that keeps the masks."),
     ] = CalibrationRule.max,
     percentile: Annotated[
-        float | None, typer.Option(help="For --rule percentile. Left out: 99.99.")
+        float | None,
+        typer.Option(
+            callback=expecting("above 0 to 100, such as 99.99", lambda share: 0 < share <= 100),
+            help="For --rule percentile. Left out: 99.99.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -180,12 +191,17 @@ def export_triton(
     device: Annotated[
         TritonDevice, typer.Option(help="Where the models run; auto leaves it to the server.")
     ] = TritonDevice.auto,
-    instances: Annotated[int, typer.Option(help="Of each model, on each device.")] = 1,
+    instances: Annotated[
+        int, typer.Option(min=1, max=64, help="Of each model, on each device.")
+    ] = 1,
     max_batch: Annotated[
-        int, typer.Option(help="Expressions that the server may join into one run.")
+        int, typer.Option(min=1, max=256, help="Expressions that the server may join into one run.")
     ] = 8,
     queue_delay: Annotated[
-        int, typer.Option(help="Microseconds that a request may wait for others.")
+        int,
+        typer.Option(
+            min=0, max=10_000_000, help="Microseconds that a request may wait for others."
+        ),
     ] = 1000,
     tau: Tau = None,
     prefix: Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 from rism.runtime import selftest
 from rism.runtime.amend import mend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.cli.console import Console, write_stdout
+from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.distribution import install_hint
 from rism.runtime.driver import Driver
 from rism.runtime.engines import check_precision
@@ -69,6 +69,8 @@ def examine(flags: DoctorFlags, console: Console) -> None:
     if len(names) > 1:
         raise InputError(f"provider is '{flags.provider}', expected one at a time for the test")
     asked = None if names == ("auto",) else names[0]
+    if asked == "onnxruntime-cpu" and flags.device:
+        raise UsageError(f"--device {flags.device} is a GPU, the CPU has no number: leave it out")
     driver = the_driver()
     probes = [probe(name, device=flags.device) for name in NAMES]
     if not flags.as_json:

@@ -27,6 +27,7 @@ from rism.runtime.cli.flags import (
     UpsampleChoice,
     Verbose,
     Wording,
+    expecting,
 )
 
 __all__ = ["evaluate", "fit_confidence"]
@@ -177,7 +178,11 @@ def fit_confidence(
     ],
     bundle: Annotated[str, typer.Option(help="The bundle that was scored, to store it in.")],
     lost: Annotated[
-        float, typer.Option(help="Share of what is there that may be called absent.")
+        float,
+        typer.Option(
+            callback=expecting("0 to below 0.5, such as 0.01", lambda share: 0 <= share < 0.5),
+            help="Share of what is there that may be called absent.",
+        ),
     ] = 0.01,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be stored.")] = False,
     quiet: Quiet = False,

@@ -97,7 +97,7 @@ def _parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
         return ()
     sizes = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})x(\d{1,5})\s*", part, re.ASCII)
+        match = re.fullmatch(r"\s*([1-9]\d{0,4})x([1-9]\d{0,4})\s*", part, re.ASCII)
         if match is None:
             raise UsageError(f"--sizes has '{part}', expected WIDTHxHEIGHT, such as 1024x768")
         sizes.append((int(match[1]), int(match[2])))

@@ -43,8 +43,10 @@ def export(
     size_level: Annotated[
         int | None,
         typer.Option(
+            min=8,
+            max=8192,
             help="Bring every picture to about N x N pixels, as the paper does. Left out: "
-            "shrink only what is larger than the model takes."
+            "shrink only what is larger than the model takes.",
         ),
     ] = None,
     sizes: Annotated[

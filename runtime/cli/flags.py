@@ -3,6 +3,7 @@
 Only typer is imported here, as in app.py.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -39,6 +40,7 @@ __all__ = [
     "Verbose",
     "Wording",
     "Workers",
+    "expecting",
 ]
 
 
@@ -162,6 +164,17 @@ class SceneKind(StrEnum):
     absent = "absent"
 
 
+def expecting(what: str, fits: Callable[[float], bool]) -> Callable[[float | None], float | None]:
+    """Make a flag's callback for bounds that typer cannot say: open ones, and no NaN."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not fits(value):
+            raise typer.BadParameter(f"{value:g}, expected {what}")
+        return value
+
+    return check
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")
@@ -177,7 +190,11 @@ Workers = Annotated[
     ),
 ]
 Tau = Annotated[
-    float | None, typer.Option(help="Region threshold, 0 to below 1; the bundle has a default.")
+    float | None,
+    typer.Option(
+        callback=expecting("0 to below 1, such as 0.8", lambda tau: 0 <= tau < 1),
+        help="Region threshold, 0 to below 1; the bundle has a default.",
+    ),
 ]
 Magnets = Annotated[
     str | None,

@@ -42,8 +42,7 @@ def test_a_repository_in_one_command(tmp_path: Path) -> None:
 def test_wrong_values_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnx_ir")
     for flags, message in (
-        (["--tau", "2"], "tau is 2.0, expected a number from 0 to below 1"),
-        (["--max-batch", "0"], "max batch is 0, expected 1 to 256"),
+        (["--prefix", "A"], "prefix is 'A', expected up to 40 of a-z, 0-9"),
         (["--engine", "none"], "engine is 'none', this bundle has none: build one with rism build"),
     ):
         shown = runner.invoke(app, ["export-triton", "-q", "-o", str(tmp_path / "out"), *flags])

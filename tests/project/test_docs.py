@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rism.export.checkpoint import BUILT_IN, HUB_IDS
 from rism.runtime import Segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,14 @@ def test_the_map_has_every_file() -> None:
         stems = [file.stem for file in (ROOT / folder).glob("*.py") if file.stem != "__init__"]
         missing += [f"{folder}/{stem}.py" for stem in stems if f"`{stem}`" not in told]
     assert missing == []
+
+
+def test_models_that_are_named_exist() -> None:
+    pages = [ROOT / "README.md", ROOT / "examples/cpp/README.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"--model ([a-z][\w.-]*)", page.read_text())
+    }
+    assert named and named <= {*BUILT_IN, *HUB_IDS}
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)

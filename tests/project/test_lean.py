@@ -84,7 +84,7 @@ class TestLeanInstallation:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
-        assert run.stdout.startswith('examples/street.png "the red car": box ')
+        assert run.stdout.startswith('examples/street.png "the green van": box ')
 
     def test_what_only_the_export_needs_is_absent(self, lean: Lean) -> None:
         code = f"from importlib.util import find_spec; print(*filter(find_spec, {EXPORT_ONLY}))"

@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 INSTALLING = [
     "make demo\n",
     "make test\n",
-    'source .venv/bin/activate\nrism run examples/street.png "the red car"\n',
+    'source .venv/bin/activate\nrism run examples/street.png "the green van" -o van.png\n',
     'pip install ".[cpu]"\n',
 ]
 RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING]

@@ -256,6 +256,9 @@ def test_cuda_is_never_replaced_silently(
     auto = Segmenter.from_bundle(tiny_master, provider="auto")
     assert auto.provider == "cpu"
     assert auto.provider_reason == "auto: this onnxruntime has no CUDA"
+    for provider in ("auto", "cpu"):
+        with pytest.raises(ProviderError, match=r"device 3 is a GPU, and provider cpu \(.*leave"):
+            Segmenter.from_bundle(tiny_master, provider=provider, device=3)
 
 
 def test_auto_says_why_cuda_did_not_start(
