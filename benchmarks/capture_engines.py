@@ -124,7 +124,7 @@ class _Times:
 
 def replay(module: Module, model: RandomModel, *, runs: int) -> Timing:
     """Time it as a CUDA graph: without the host, which a loop of small kernels waits for."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad():
         with torch.cuda.stream(side):

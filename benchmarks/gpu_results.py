@@ -131,8 +131,8 @@ def bars(result: Result) -> Iterator[Bar]:
             f"{NAMES[case]}: probes that do not repeat to the bit", len(unlike) if some else None, 0
         )
         fused, bare = _fastest(steps, case, "fused"), _fastest(steps, case, "no capture")
-        both = fused is not None and bare is not None
-        yield Bar(f"{NAMES[case]}: capture over no capture", fused / bare if both else None, ratio)
+        over = fused / bare if fused and bare else None
+        yield Bar(f"{NAMES[case]}: capture over no capture", over, ratio)
         yield Bar(f"{NAMES[case]}: one pass", fused and fused * 1e3, limit_ms, " ms")
         literal = _row(steps, case, "eager", "paper").get("median_s")
         yield Bar(
