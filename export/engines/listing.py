@@ -26,12 +26,17 @@ __all__ = [
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
-    r"Constants: (?P<constants>.*?), Outputs: (?P<outputs>.*?), TacticName"
+    r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>.*?), TacticName: (?P<tactic>[^,]*)"
 )
 _TENSOR = re.compile(
     r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)"
 )
-_FUSED_ATTENTION = re.compile(r"mha", re.IGNORECASE)
+# What kernels of fused attention are called: _gemm_mha_v2 by TensorRT for RTX 1.7, that and
+# _gemv_mha_v1 by TensorRT 10, fused_mha_v2 and fmha by those before. No maker promises a name, and
+# layers carry names of the graph's nodes, too: "mha" alone, or "attention", may be one of these.
+_FUSED_ATTENTION = re.compile(r"(gemm|gemv|fused|flash)_mha|fmha|mha_v\d|flash_attn", re.IGNORECASE)
+# A softmax that is no part of one: by the node's name, or by the operations that were fused.
+_SOFTMAX = re.compile(r"softmax|Max\w*SubExp", re.IGNORECASE)
 # Products alone, fused with what follows them, and convolutions.
 _PRODUCTS = ("gemm", "runtime_fusion", "correlation")
 _TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "fp8": "FP8"}
@@ -58,11 +63,23 @@ class Layer:
     inputs: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    tactic: str = ""
 
     @property
     def is_fused_attention(self) -> bool:
-        """Whether it is scores, softmax and product with the values in one."""
-        return _FUSED_ATTENTION.search(self.name) is not None
+        """Whether it is named as scores, softmax and product with the values in one."""
+        return _FUSED_ATTENTION.search(f"{self.name} {self.tactic}") is not None
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether it is named as a softmax between other layers."""
+        named = _SOFTMAX.search(f"{self.name} {self.type}") is not None
+        return named and not self.is_fused_attention
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether it is a region of layers that are not listed."""
+        return "ForeignNode" in self.name or self.type.lower() == "myelin"
 
 
 @dataclass(frozen=True)
@@ -96,8 +113,9 @@ def parse_layers(lines: Iterable[str]) -> list[Layer]:
                     match["name"],
                     match["type"],
                     _tensors(match["inputs"]),
-                    _tensors(match["constants"]),
+                    _tensors(match["constants"] or ""),
                     _tensors(match["outputs"]),
+                    match["tactic"],
                 )
             )
     return found
@@ -137,12 +155,16 @@ def check_layers(
     if not layers:
         why = "the library listed no layers"
         return [Check(name, "unknown", why) for name in (FUSED, "precision used")]
-    checks = [_fused(layers, attentions), _precision(layers, precision, quantised)]
+    square = None if tokens is None or written_out else _no_square(layers, tokens)
+    checks = [
+        _fused(layers, attentions, written_out, square),
+        _precision(layers, precision, quantised),
+    ]
     if tokens is not None and written_out:
         why = f"{written_out} attentions are written out: {precision} has no fused kernel for them"
         checks.append(Check(_SQUARE, "not in this form", why))
-    elif tokens is not None:
-        checks.append(_no_square(layers, tokens))
+    elif square is not None:
+        checks.append(square)
     return checks
 
 
@@ -160,10 +182,29 @@ def unacceptable(graph: str, checks: Sequence[Check]) -> list[Check]:
     return [check for check in matters if check.answer == "no"]
 
 
-def _fused(layers: Sequence[Layer], attentions: int) -> Check:
+def _fused(
+    layers: Sequence[Layer], attentions: int, written_out: int, square: Check | None
+) -> Check:
+    """Whether attentions are fused: by names of kernels, else by what passes between layers.
+
+    Args:
+        layers: of the engine.
+        attentions: how many are left to the library.
+        written_out: how many are not, and are a softmax between products by nature.
+        square: whether anything of tokens by tokens passes between layers, where that tells.
+    """
     fused = sum(layer.is_fused_attention for layer in layers)
     detail = f"{fused} fused kernels for {attentions} attentions"
-    return Check(FUSED, "yes" if fused >= attentions else "no", detail)
+    if fused >= attentions:
+        return Check(FUSED, "yes", detail)
+    alone = sum(layer.is_softmax for layer in layers)
+    if square is not None and square.answer == "no":
+        return Check(FUSED, "no", f"{detail}, and {square.detail} between layers")
+    if alone and not written_out:
+        return Check(FUSED, "no", f"{detail}, and {alone} layers of softmax alone")
+    if square is not None and square.answer == "yes":
+        return Check(FUSED, "yes", f"{detail} by name; nothing of N x N passes between layers")
+    return Check(FUSED, "unknown", f"{detail} by name, which nobody promises")
 
 
 def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check:
@@ -176,6 +217,8 @@ def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check
         types = {tensor.dtype for tensor in (*layer.inputs, *layer.constants)}
         read[wanted if wanted in types else "+".join(sorted(types))] += 1
     detail = ", ".join(f"{count} products in {name}" for name, count in read.most_common())
+    if not products:
+        return Check("precision used", "unknown", "no products are listed")
     if precision == "fp8":
         # Products of one input are merged; the layer's name then says of which.
         merged = sum(
@@ -185,8 +228,6 @@ def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check
         )
         answer = "yes" if merged >= quantised else "no"
         return Check("precision used", answer, f"{detail}; the graph quantises {quantised}")
-    if not products:
-        return Check("precision used", "unknown", detail or "no products are listed")
     return Check("precision used", "yes" if read[wanted] else "no", detail)
 
 
@@ -204,6 +245,9 @@ def _no_square(layers: Sequence[Layer], tokens: ShapeRange) -> Check:
         return Check(_SQUARE, "no", _named(square))
     if unknown:
         return Check(_SQUARE, "unknown", f"{_named(unknown)}: could be tokens by channels")
+    hidden = sum(layer.is_opaque for layer in layers)
+    if hidden:
+        return Check(_SQUARE, "unknown", f"the layers of {hidden} regions are not listed")
     return Check(_SQUARE, "yes", f"{len(produced)} tensors looked at")
 
 

@@ -27,6 +27,16 @@ FREE = ShapeRange((1, 64, 128), (1, 256, 128), (8, 1024, 128))
 FIXED = ShapeRange((1, 4096, 128), (1, 4096, 128), (1, 4096, 128))
 
 
+# As TensorRT 9 printed it: https://github.com/NVIDIA/TensorRT/issues/3665.
+OTHER_LINE = (
+    "Name: out_matrix_multiply, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [46080,25,25], "
+    "Format/Datatype: Half }, { Name: b, Dimensions: [46080,25,64], Format/Datatype: Half }], "
+    "Outputs: [ { Name: c, Dimensions: [46080,25,64], Format/Datatype: Half }], TacticName: "
+    "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64, StreamId: 1, Metadata: x"
+)
+SOFTMAX = "__myl_SlicReshMaxrSubExpSumDivMul_myl0_4"  # of TensorRT for RTX 1.7
+
+
 def layer(name: str, kind: str, *outputs: tuple[int, ...], dtype: str = "Half") -> Layer:
     tensor = Tensor("x", (1, 8), dtype)
     return Layer(
@@ -60,21 +70,79 @@ def test_a_line_of_the_log_is_a_layer() -> None:
     assert found.inputs == (Tensor("x", (-1, 160), "BFloat16"),)
     assert found.constants == (Tensor("w", (160, 480), "FP8"), Tensor("s", (), "Float"))
     assert found.outputs == (Tensor("y", (-1, 480), "BFloat16"),)
+    (other,) = parse_layers([OTHER_LINE])
+    assert (other.name, other.type, other.constants) == ("out_matrix_multiply", "gemm", ())
+    assert [tensor.dtype for tensor in (*other.inputs, *other.outputs)] == ["Half"] * 3
+    assert other.tactic == "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64"
 
 
-def test_attention_is_fused_where_there_is_a_kernel_for_each() -> None:
-    layers = [layer("_gemm_mha_v2_myl0_16", "kgen"), layer("to_q", "gemm")]
+@pytest.mark.parametrize(
+    ("names", "outputs", "tokens", "answer", "detail"),
+    [
+        (["_gemm_mha_v2_myl0_16", "_gemv_mha_v1_myl0_2"], [], None, "yes", "2 fused kernels for 2"),
+        (
+            ["__mye8037_fused_mha_v2", "sm90_fmha_v2_flash"],
+            [],
+            None,
+            "yes",
+            "2 fused kernels for 2",
+        ),
+        # Names of nodes are no evidence, and no names no evidence against it.
+        (["/mha/out/MatMul", "attn.mha.to_q"], [], None, "unknown", "0 fused kernels for 2"),
+        (["_gemm_mha_v2", "kernel"], [], None, "unknown", "1 fused kernels for 2"),
+        (
+            ["_gemm_mha_v2", SOFTMAX],
+            [],
+            None,
+            "no",
+            "1 fused kernels for 2 attentions, and 1 layer",
+        ),
+        (["a", "blocks.1/Softmax"], [], FREE, "no", "1 layers of softmax alone"),
+        # Attention that is not fused passes its scores from layer to layer.
+        (["a", "b"], [(-1, -1, 64)], FREE, "yes", "nothing of N x N passes between layers"),
+        (["a", "b"], [(8, -1, -1)], FREE, "no", "and 2 of [8, -1, -1] Half between layers"),
+        (["a", "b"], [(1, 32, 4096, 8704)], FIXED, "no", "[1, 32, 4096, 8704] Half between"),
+        (["a", "b"], [(1, 4096, 4096)], FIXED, "unknown", "by name, which nobody promises"),
+        (["a", "{ForeignNode[a...b]}"], [(-1, -1, 64)], FREE, "unknown", "by name, which nobody"),
+    ],
+)
+def test_attention_is_fused_by_name_or_by_what_passes_between_layers(
+    names: list[str],
+    outputs: list[tuple[int, ...]],
+    tokens: ShapeRange | None,
+    answer: str,
+    detail: str,
+) -> None:
+    layers = [layer(name, "kgen", *outputs) for name in names]
+    found = answers(layers, attentions=2, tokens=tokens)["attention fused"]
+    assert found.answer == answer
+    assert detail in found.detail
+
+
+def test_a_kernel_may_be_named_as_a_tactic_alone() -> None:
+    layers = [Layer("node", "kgen", (), (), (), tactic) for tactic in ("_gemm_mha_v2_0x65", "x")]
     assert answers(layers, attentions=1)["attention fused"].answer == "yes"
-    said = answers(layers, attentions=3)["attention fused"]
-    assert said.answer == "no"
-    assert said.detail == "1 fused kernels for 3 attentions"
+    assert answers(layers, attentions=2)["attention fused"].answer == "unknown"
+
+
+def test_a_softmax_of_what_is_written_out_is_no_evidence() -> None:
+    layers = [layer("_gemm_mha_v2", "kgen"), layer(SOFTMAX, "kgen", (5, -1, -1))]
+    found = answers(layers, attentions=2, written_out=1, tokens=FREE)
+    assert found["attention fused"].answer == "unknown"
+
+
+def test_regions_whose_layers_are_not_listed_hide_what_passes_in_them() -> None:
+    found = answers([layer("{ForeignNode[a...b]}", "Myelin", (1, 7))], tokens=FREE)
+    assert found["no N_v x N tensor"].answer == "unknown"
 
 
 def test_products_tell_the_precision() -> None:
     layers = [layer("a", "gemm", dtype="BFloat16"), layer("b", "runtime_fusion", dtype="Float")]
     assert answers(layers, precision="bf16")["precision used"].answer == "yes"
     assert answers(layers, precision="fp16")["precision used"].answer == "no"
-    assert answers([layer("a", "kgen")])["precision used"].answer == "unknown"
+    for precision in ("fp16", "fp8"):
+        found = answers([layer("a", "kgen")], precision=precision, quantised=1)
+        assert found["precision used"].answer == "unknown"
 
 
 def test_fp8_is_used_where_every_quantised_product_is() -> None:
