@@ -24,7 +24,7 @@ Uint8: TypeAlias = npt.NDArray[np.uint8]
 IMAGES_KEPT = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageState:
     """A picture as the model sees it; reusable for any number of expressions.
 
@@ -44,6 +44,10 @@ class ImageState:
     timings_ms: Mapping[str, float]
     pixels: Uint8 | None = None
     view: vision.View | None = None
+
+    def __repr__(self) -> str:
+        (width, height), (rows, columns) = self.plan.size_wh, self.plan.grid_hw
+        return f"ImageState({width}x{height}, {rows}x{columns} tokens)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """From an expression to token ids, with the bundle's own tokenizer and template."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,13 @@ __all__ = [
 
 MAX_EXPRESSION_CHARACTERS = 4096
 _MARK = "{expression}"
+# Unicode's default ignorable code points and white space. Variation selectors and tags at an end
+# are part of the emoji before them.
+_IGNORABLE = (
+    r"\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+_UNSEEN = re.compile(rf"^[{_IGNORABLE}\ufe00-\ufe0f\U000e0000-\U000e0fff]+|[{_IGNORABLE}]+$")
 
 
 @dataclass(frozen=True)
@@ -282,7 +290,11 @@ class PromptEncoder:
 
 
 def clean_expression(expression: str, *, what: str = "the expression") -> str:
-    """Check an expression and collapse its white space; otherwise it is kept as it is.
+    """Check an expression, collapse its white space, take off what nobody sees around it.
+
+    Files and web pages leave byte order marks, zero-width spaces and marks of direction at the
+    ends of a text; tokens of their own, they would change the answer. Within it all are kept:
+    emoji and some scripts need them.
 
     Args:
         expression: what somebody wants segmented, or another text from outside.
@@ -298,7 +310,7 @@ def clean_expression(expression: str, *, what: str = "the expression") -> str:
             f"{what} has {len(expression)} characters, expected at most "
             f"{MAX_EXPRESSION_CHARACTERS}: shorten it"
         )
-    cleaned = " ".join(expression.split())
+    cleaned = " ".join(_UNSEEN.sub("", expression).split())
     if not cleaned:
         raise InputError(f"{what} is empty, expected words such as 'the red cup'")
     for character in cleaned:

@@ -1,21 +1,23 @@
 """What a segmentation returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.errors import one_line
 from rism.runtime.geometry import Plan, upsample
+from rism.runtime.rle import decode_rle, encode_rle
 
 __all__ = ["Segmentation"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """The answer for one expression on one picture.
+    """The answer for one expression on one image; it can be pickled, with its mask compressed.
 
     Attributes:
         expression: the expression as it was asked, white space collapsed.
@@ -110,6 +112,21 @@ class Segmentation:
             return None
         columns = np.flatnonzero(self.mask_hw.any(axis=0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def __repr__(self) -> str:
+        size = f"{self.size_wh[0]}x{self.size_wh[1]}"
+        found = f"box_xyxy={self.box_xyxy}" if self.reason is None else f"reason={self.reason!r}"
+        sure = "" if self.confidence is None else f", confidence={self.confidence:.2f}"
+        return f"Segmentation({one_line(self.expression, limit=80)!r}, {size}, {found}{sure})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        state["timings_ms"] = dict(self.timings_ms)
+        state["mask_hw"] = (encode_rle(self.mask_hw), self.mask_hw.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, mask_hw=decode_rle(*state["mask_hw"]))
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return what JSON can hold: everything but the arrays and the token texts."""

@@ -1,6 +1,6 @@
 """From a bundle, a picture and expressions to masks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -239,7 +239,7 @@ class Segmenter:
             ProviderError: the engine failed, for lack of memory for example.
         """
         single = isinstance(expressions, str)
-        asked = [expressions] if isinstance(expressions, str) else list(expressions)
+        asked = _asked(expressions)
         settings = settle(choices, self.manifest.method, self.capture)
         if settings.sinks:
             sizes = self.manifest.geometry.sizes
@@ -413,3 +413,14 @@ class Segmenter:
             f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
             f"{rule.threshold:.3f}"
         )
+
+
+def _asked(expressions: str | Sequence[str]) -> list[str]:
+    if isinstance(expressions, str):
+        return [expressions]
+    if isinstance(expressions, (bytes, Mapping)) or not isinstance(expressions, Iterable):
+        raise InputError(
+            f"the expressions are of type {type(expressions).__name__}, expected text or a list "
+            "of texts"
+        )
+    return list(expressions)

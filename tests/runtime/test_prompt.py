@@ -49,7 +49,20 @@ def test_a_template_in_an_expression_is_text(encoder: PromptEncoder) -> None:
     assert encoded.tokens[0][2:4] == ("{expression}", "red")
 
 
-@pytest.mark.parametrize("expression", ["", " ", "\n\t ", "\u3000"])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("\ufeffthe red cup", "the red cup"),
+        ("\u200b \u2060the\u200d red cup\u200e \u200b", "the\u200d red cup"),
+        ("the \u2764\ufe0f", "the \u2764\ufe0f"),
+        ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\U000e0067\U000e007f"),
+    ],
+)
+def test_what_nobody_sees_around_an_expression(written: str, meant: str) -> None:
+    assert clean_expression(written) == meant
+
+
+@pytest.mark.parametrize("expression", ["", " ", "\n\t ", "\u3000", "\ufeff", "\u200b \u200f\u3164"])
 def test_empty(expression: str) -> None:
     with pytest.raises(InputError, match="the expression is empty, expected words such as"):
         clean_expression(expression)
