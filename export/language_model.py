@@ -12,7 +12,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rism.export.errors import CheckpointError, ExportError
 from rism.export.files import read_json
 from rism.export.language_files import LanguageFiles, stored_type
 from rism.export.plan import free_memory, size
-from rism.runtime.errors import InputError, one_line
+from rism.export.prompts import open_tokenizer
+from rism.runtime.errors import InputError, failures_as, one_line
 
 __all__ = ["LONGEST_SIDE", "MAX_PIXELS", "MIN_PIXELS", "LanguageModel", "shrink"]
 
@@ -63,12 +64,7 @@ class LanguageModel:
         self.files = files
         self.device = ""
         self._model: Any = None
-        try:
-            self._tokenizer = Qwen2TokenizerFast.from_pretrained(
-                files.tokenizer, local_files_only=True
-            )
-        except Exception as error:  # the library's many kinds
-            raise _unusable(files.tokenizer, "tokenizer", error) from None
+        self._tokenizer = open_tokenizer(files.tokenizer)
         self._chat = _chat_template(files.tokenizer) or self._tokenizer.chat_template
         self._control = [token for token in self._tokenizer.get_added_vocab() if token.strip()]
         self._pictures = _picture_processor(files)
@@ -94,18 +90,15 @@ class LanguageModel:
         """
         self.device = _choose_device(provider)
         _check_memory(self.files, precision, self.device)
-        try:
-            with _quiet_library():
-                self._model, said = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                    self.files.weights,
-                    dtype=_DTYPES[precision],
-                    device_map={"": self.device},
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # the library's many kinds
-            raise _unusable(self.files.weights, "language model", error) from None
+        with _usable(self.files.weights, "language model"), _quiet_library():
+            self._model, said = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                self.files.weights,
+                dtype=_DTYPES[precision],
+                device_map={"": self.device},
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         if said["missing_keys"]:
             name = min(said["missing_keys"])
             raise CheckpointError(
@@ -177,12 +170,10 @@ class LanguageModel:
             {"role": "system", "content": system},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": told}]},
         ]
-        try:
+        with _usable(self.files.tokenizer, "chat template"):
             text = self._tokenizer.apply_chat_template(
                 conversation, chat_template=self._chat, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # jinja's own kinds
-            raise _unusable(self.files.tokenizer, "chat template", error) from None
         if text.count(_IMAGE_TOKEN) != 1 or told not in text:
             raise CheckpointError(
                 f"the chat template of {self.files.tokenizer} does not show one picture and the "
@@ -255,12 +246,10 @@ def _picture_processor(files: LanguageFiles) -> Any:
         if any((folder / name).is_file() for name in names)
     ]
     limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
-    try:
+    with _usable(files.tokenizer, "picture processor"):
         if not places:
             return kind(**limits)
         found = kind.from_pretrained(places[0], local_files_only=True, **limits)
-    except Exception as error:  # the library's many kinds
-        raise _unusable(files.tokenizer, "picture processor", error) from None
     sizes = (found.patch_size, found.merge_size, found.temporal_patch_size)
     vision = files.config().get("vision_config")
     told = vision if isinstance(vision, dict) else {}
@@ -320,8 +309,10 @@ def _quiet_library() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _unusable(folder: Path, what: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"the {what} in {folder} cannot be used ({type(error).__name__}: "
-        f"{one_line(error, limit=160)}), expected that of Qwen2.5-VL: download it again"
+def _usable(folder: Path, what: str) -> AbstractContextManager[None]:
+    return failures_as(
+        lambda why: CheckpointError(
+            f"the {what} in {folder} cannot be used ({why}), expected that of Qwen2.5-VL: "
+            "download it again"
+        )
     )

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen2TokenizerFast
 
 from rism.export.errors import CheckpointError
-from rism.runtime.errors import one_line
+from rism.runtime.errors import failures_as, one_line
 from rism.runtime.manifest import PromptRules
 
-__all__ = ["TEMPLATE", "cut_at_mark", "prompt_rules", "tokenizer_json"]
+__all__ = ["TEMPLATE", "cut_at_mark", "open_tokenizer", "prompt_rules", "tokenizer_json"]
 
 TEMPLATE = "remove {expression}"
 _MARK = "\ue000expression\ue001"  # private use: in no vocabulary, in no template
+
+
+def open_tokenizer(folder: Path) -> Qwen2TokenizerFast:
+    """Load the Qwen tokenizer of a folder, and try it once.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    damaged = failures_as(
+        lambda why: CheckpointError(f"{folder} holds no Qwen tokenizer ({why}): download it again")
+    )
+    with damaged:
+        tokenizer = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer(TEMPLATE)
+        return tokenizer
 
 
 def cut_at_mark(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from rism.export.errors import CheckpointError
 from rism.export.files import read_json
-from rism.runtime.errors import one_line
+from rism.runtime.errors import failures_as, one_line
 
 __all__ = [
     "AnyStored",
@@ -108,19 +108,19 @@ class StoredTensor:
     def _read(self, first: int, last: int) -> torch.Tensor:
         if self.file is None:
             return torch.zeros((last - first, *self.shape[1:]), dtype=self.dtype)
-        try:
-            with safe_open(self.file, framework="pt") as file:
-                if not self.shape:
-                    scalar: torch.Tensor = file.get_tensor(self.key).clone()
-                    return scalar
-                view = file.get_slice(self.key)
-                rows: torch.Tensor = view[self.start + first : self.start + last].clone()
-                return rows.reshape(last - first, *self.shape[1:])
-        except Exception as error:  # safetensors' own kind, or the operating system's
-            raise CheckpointError(
-                f"{self.file} cannot be read any more ({one_line(error)}): "
+        damaged = failures_as(
+            lambda why: CheckpointError(
+                f"{self.file} cannot be read any more ({why}): "
                 "leave the checkpoint alone while it is exported"
-            ) from None
+            )
+        )
+        with damaged, safe_open(self.file, framework="pt") as file:
+            if not self.shape:
+                scalar: torch.Tensor = file.get_tensor(self.key).clone()
+                return scalar
+            view = file.get_slice(self.key)
+            rows: torch.Tensor = view[self.start + first : self.start + last].clone()
+            return rows.reshape(last - first, *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -300,16 +300,15 @@ def read_headers(file: Path) -> dict[str, StoredTensor]:
         CheckpointError: The file is cut short, damaged, or holds a type that is not known here.
     """
     found = {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - not a mapping
-                view: Any = opened.get_slice(key)
-                found[key] = (tuple(view.get_shape()), str(view.get_dtype()))
-    except Exception as error:  # safetensors' own kind, or the operating system's
-        raise CheckpointError(
-            f"{file} is cut short or is no safetensors file ({one_line(error, limit=120)}): "
-            "download it again"
-        ) from None
+    damaged = failures_as(
+        lambda why: CheckpointError(
+            f"{file} is cut short or is no safetensors file ({why}): download it again"
+        )
+    )
+    with damaged, safe_open(file, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a mapping
+            view: Any = opened.get_slice(key)
+            found[key] = (tuple(view.get_shape()), str(view.get_dtype()))
     unknown = sorted({dtype for _, dtype in found.values()} - set(DTYPES))
     if unknown:
         raise CheckpointError(

@@ -22,6 +22,7 @@ __all__ = [
     "BUILT_IN",
     "MAX_MANIFEST_BYTES",
     "Bundle",
+    "is_companion",
     "read_manifest_json",
     "resolve_bundle",
 ]
@@ -131,21 +132,30 @@ class Bundle:
 def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
     """Turn a folder, the name of a built-in bundle, or None (the built-in one) into a folder.
 
+    A text "mini" is the built-in bundle; a folder of that name is "./mini", or a `Path`.
+
     Raises:
-        BundleError: nothing of that name; the message lists what could be meant.
+        BundleError: nothing of that name, and the message lists what could be meant; or the name
+            of a built-in one is a bundle's folder here, too.
     """
-    if path_or_name is not None and Path(path_or_name).is_dir():
-        return Path(path_or_name)
-    if path_or_name is not None and Path(path_or_name).exists():
+    root = Path(__file__).parent / "bundles"
+    present = _built_in_names(root)
+    name = BUILT_IN if path_or_name is None else str(path_or_name)
+    folder = Path(name)
+    if name in present and not (isinstance(path_or_name, Path) and folder.is_dir()):
+        if path_or_name is not None and (folder / "manifest.json").exists():
+            raise BundleError(
+                f"'{name}' is the built-in bundle and also a bundle's folder here: write ./{name} "
+                "for the folder, or name no bundle for the built-in one"
+            )
+        return root / name
+    if folder.is_dir():
+        return folder
+    if folder.exists():
         raise BundleError(
-            f"bundle '{path_or_name}' is a file, expected a folder with manifest.json: "
+            f"bundle '{name}' is a file, expected a folder with manifest.json: "
             "pass the folder that rism export wrote"
         )
-    built_in_root = Path(__file__).parent / "bundles"
-    name = BUILT_IN if path_or_name is None else str(path_or_name)
-    present = _built_in_names(built_in_root)
-    if name in present:
-        return built_in_root / name
     raise BundleError(
         f"no bundle '{one_line(name)}', expected a folder that rism export wrote or a built-in "
         f"name ({', '.join(present) or 'this installation has none'}): "
@@ -186,6 +196,10 @@ def _read_manifest(folder: Path) -> bytes:
         )
     with file.open("rb") as handle:
         raw = handle.read(MAX_MANIFEST_BYTES + 1)
+    if not raw:
+        raise BundleError(
+            f"bundle '{folder}': manifest.json is empty (0 bytes): copy the bundle again"
+        )
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(
             f"bundle '{folder}': manifest.json is larger than 1 MiB: export the bundle again"
@@ -207,11 +221,17 @@ def _parse_json(raw: bytes) -> object:
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     for file in folder.rglob("*"):
         name = file.relative_to(folder).as_posix()
-        if file.suffix in _DATA_SUFFIXES and not file.is_dir() and name not in manifest.files:
+        data = file.suffix in _DATA_SUFFIXES and not file.is_dir()
+        if data and name not in manifest.files and not is_companion(file.relative_to(folder)):
             raise BundleError(
                 f"bundle '{folder}': '{one_line(name)}' is not listed in manifest.json: "
                 "remove it, or export the bundle again"
             )
+
+
+def is_companion(path: Path) -> bool:
+    """Tell whether a file's name is of those that macOS puts beside files: ._a and __MACOSX/a."""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def _check_file(folder: Path, name: str, info: FileInfo, *, verify: bool) -> None:

@@ -5,7 +5,19 @@ these; only the command line turns them into exit codes. What went on in another
 have is a `RismWarning`, given by Python's `warnings`.
 """
 
-__all__ = ["BundleError", "InputError", "OutputError", "ProviderError", "RismError", "RismWarning"]
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "BundleError",
+    "InputError",
+    "OutputError",
+    "ProviderError",
+    "RismError",
+    "RismWarning",
+    "failures_as",
+    "one_line",
+]
 
 
 class RismError(Exception):
@@ -37,3 +49,26 @@ def one_line(text: object, *, limit: int = 300) -> str:
     folded = " ".join(str(text).split())
     printable = "".join(c if c.isprintable() else "?" for c in folded)
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
+
+
+@contextmanager
+def failures_as(make: Callable[[str], RismError]) -> Iterator[None]:
+    """Turn whatever a library's parser raises, of whatever kind, into one of our errors.
+
+    A panic of a library in Rust is no `Exception`: it derives from `BaseException`, as an interrupt
+    does, and is told by its name.
+
+    Args:
+        make: our error, from what the library said.
+
+    Raises:
+        RismError: what `make` made; one of ours passes as it is.
+    """
+    try:
+        yield
+    except RismError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise make(one_line(error, limit=120)) from None

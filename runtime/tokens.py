@@ -1,10 +1,11 @@
 """From a rendered prompt to token ids, each with the text that it stands for."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import BundleError, failures_as, one_line
 from rism.runtime.prompt_spec import PromptRules
 from rism.runtime.quotes import CLOSING, OPENING, Piece, pieces
 
@@ -55,16 +56,11 @@ class PromptTokenizer:
             BundleError: the file is not one, or has no token for the picture.
         """
         self._rules = rules
-        try:
+        with self._failures():
             self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(
-                f"'{rules.tokenizer}' is not a tokenizers file ({one_line(error, limit=120)}): "
-                "export the bundle again"
-            ) from None
-        # The file may carry its own truncation, which would cut expressions silently.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            # The file may carry its own truncation, which would cut expressions silently.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = [token.content for token in added.values()]
         self.control = [
@@ -88,8 +84,11 @@ class PromptTokenizer:
     def forms(self, text: str) -> list[str]:
         """Return a text as it is and as the tokenizer's normaliser makes it."""
         normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return [text]
         # A normaliser can turn look-alikes (full-width letters) into a real control token.
-        return [text] if normalizer is None else [text, normalizer.normalize_str(text)]
+        with self._failures():
+            return [text, normalizer.normalize_str(text)]
 
     def encode(self, rendered: str) -> TokenRow:
         """Tokenise a rendered prompt, with one token for the picture.
@@ -114,7 +113,8 @@ class PromptTokenizer:
         )
 
     def _plain(self, text: str) -> TokenRow:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with self._failures():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return TokenRow(tuple(encoding.ids), tuple(encoding.offsets), (False,) * len(encoding.ids))
 
     def _joined(self, cut: list[Piece]) -> TokenRow:
@@ -150,5 +150,13 @@ class PromptTokenizer:
 
     def _only_id(self, text: str) -> int | None:
         """Return the id of a text that is one token."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._plain(text).ids
         return ids[0] if len(ids) == 1 else None
+
+    def _failures(self) -> AbstractContextManager[None]:
+        return failures_as(
+            lambda why: BundleError(
+                f"'{self._rules.tokenizer}' is not a tokenizers file that works ({why}): "
+                "export the bundle again"
+            )
+        )

@@ -13,7 +13,6 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from rism.export.checkpoint import Checkpoint
 from rism.export.encoders import QwenPromptEncoder, VaeEncoder
-from rism.export.errors import CheckpointError
 from rism.export.families.flux2_dit import INTO_STREAM, Flux2SingleStep
 from rism.export.families.flux2_files import KleinFiles, open_files
 from rism.export.families.flux2_modulation import fold_modulation
@@ -21,11 +20,10 @@ from rism.export.families.flux2_reference import LiteralKlein
 from rism.export.families.flux2_single_file import is_flux2_file
 from rism.export.families.flux2_spec import check_parts, klein_settings, make_spec, out_layers
 from rism.export.precision import Precision, apply_precision
-from rism.export.prompts import tokenizer_json
+from rism.export.prompts import open_tokenizer, tokenizer_json
 from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
 from rism.export.tensors import TensorStore
 from rism.export.weightless import Part, WeightRule, build_empty
-from rism.runtime.errors import one_line
 
 __all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
 
@@ -219,13 +217,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     layers = out_layers(settings)
     check_parts(files, layers)
     files.check_tensors(max(layers) + 1)  # the literal model runs one block more
-    try:
-        tokenizer = Qwen2TokenizerFast.from_pretrained(files.tokenizer, local_files_only=True)
-    except Exception as error:  # the library's own kinds, many of them
-        raise CheckpointError(
-            f"{files.tokenizer} holds no Qwen tokenizer ({one_line(error, limit=120)}): "
-            "download it again"
-        ) from None
+    tokenizer = open_tokenizer(files.tokenizer)
     spec = make_spec(FLUX2_KLEIN, settings, files, tokenizer)
     blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
     precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel, Qwen2TokenizerFast
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
 
 from rism.export.checkpoint import STEP1X, Checkpoint
 from rism.export.encoders import VaeEncoder
@@ -32,12 +32,11 @@ from rism.export.families.step1x_spec import (
 )
 from rism.export.files import read_json
 from rism.export.precision import Precision, apply_precision
-from rism.export.prompts import tokenizer_json
+from rism.export.prompts import open_tokenizer, tokenizer_json
 from rism.export.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
 from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
 from rism.export.tensors import StoredTensor, TensorStore
 from rism.export.weightless import Part, WeightRule, build_empty
-from rism.runtime.errors import one_line
 
 __all__ = ["STEP1X_FAMILIES", "Step1XModel"]
 
@@ -307,12 +306,7 @@ def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
 def _tokenizer(folders: Sequence[Path]) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer, and the chat template: the processor's where it has one of its own."""
     folder = _first(folders, "tokenizer.json", "vocab.json").parent
-    try:
-        tokenizer = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library's own kinds, many of them
-        raise CheckpointError(
-            f"{folder} holds no Qwen tokenizer ({one_line(error, limit=120)}): download it again"
-        ) from None
+    tokenizer = open_tokenizer(folder)
     template: object = tokenizer.chat_template
     if (folder / "chat_template.json").is_file():
         template = read_json(folder / "chat_template.json").get("chat_template")

@@ -14,6 +14,7 @@ from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
 from rism.runtime.cli.eval_commands import evaluate, fit_confidence
 from rism.runtime.cli.export_commands import export, refine
 from rism.runtime.cli.flags import (
+    BUNDLE_HELP,
     Always,
     Capture,
     Device,
@@ -94,7 +95,7 @@ def run(
     ] = False,
     bundle: Annotated[
         str | None,
-        typer.Option(help="A folder that rism export wrote. Left out: the built-in mini."),
+        typer.Option(help=BUNDLE_HELP),
     ] = None,
     provider: RunProvider = "auto",
     device: Device = 0,
@@ -188,7 +189,7 @@ def run(
 def inspect(
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
+        typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,
@@ -205,7 +206,7 @@ def inspect(
 def doctor(
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
+        typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP),
     ] = None,
     provider: RunProvider = "auto",
     device: Device = 0,

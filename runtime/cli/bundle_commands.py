@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rism.runtime.cli.flags import (
+    BUNDLE_HELP,
     CalibrationRule,
     Capture,
     EnginePrecision,
@@ -174,7 +175,7 @@ def calibrate(
 def export_triton(
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="BUNDLE", help="A bundle folder. Left out: the built-in mini."),
+        typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP),
     ] = None,
     *,
     output: Annotated[

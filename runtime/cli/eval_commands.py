@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rism.runtime.cli.flags import (
+    BUNDLE_HELP,
     Always,
     Capture,
     Device,
@@ -79,7 +80,7 @@ def evaluate(
     ] = False,
     bundle: Annotated[
         str | None,
-        typer.Option(help="A folder that rism export wrote. Left out: the built-in mini."),
+        typer.Option(help=BUNDLE_HELP),
     ] = None,
     provider: RunProvider = "auto",
     device: Device = 0,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "BUNDLE_HELP",
     "Always",
     "CalibrationRule",
     "Capture",
@@ -42,6 +43,12 @@ __all__ = [
     "Workers",
     "expecting",
 ]
+
+
+BUNDLE_HELP = (
+    "A folder that rism export wrote. Left out, or mini: the built-in bundle; a folder of that "
+    "name is ./mini."
+)
 
 
 class Provider(StrEnum):

@@ -349,7 +349,7 @@ def test_weights_that_are_not_whole(vlm: Path, tmp_path: Path, refine: Any) -> N
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing, expected the wei"):
         refine(model=folder)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"the tokenizer in .* cannot be used"):
+    with pytest.raises(CheckpointError, match="vlm holds no Qwen tokenizer"):
         refine(model=folder)
 
 

@@ -31,7 +31,7 @@ def strings() -> list[str]:
     while len(made) < 1000:
         count = rng.randint(1, 12)
         text = "".join(rng.choice(WORDS) + rng.choice(spaces) for _ in range(count))
-        if text.strip():
+        if text.strip("\u200b \t\n\u00a0\u3000"):
             made.append(text)
     return made
 

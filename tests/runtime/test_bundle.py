@@ -103,6 +103,7 @@ def test_a_note_beside_the_files_is_fine(tiny_bundle: Path) -> None:
         (b"[" * 200_000, "is not readable JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not readable JSON"),
         (b" " * (2**20 + 1), "larger than 1 MiB"),
+        (b"", "manifest.json is empty"),
     ],
 )
 def test_a_manifest_that_is_no_manifest(tiny_bundle: Path, content: bytes, expected: str) -> None:
@@ -184,6 +185,28 @@ def test_weights_outside_the_folder_are_not_read(
     reseal(tiny_bundle)
     with pytest.raises(BundleError, match=r"'text_encoder.onnx' is not a graph that onnxruntime"):
         Segmenter.from_bundle(tiny_bundle, provider="cpu")
+
+
+def test_companions_of_macos_are_passed_over(tiny_bundle: Path) -> None:
+    for name in ("._noise.f32", "__MACOSX/noise.f32", ".DS_Store"):
+        (tiny_bundle / name).parent.mkdir(exist_ok=True)
+        (tiny_bundle / name).write_bytes(b"\0\5\x16\7")
+    Bundle.open(tiny_bundle)
+
+
+def test_a_folder_named_like_the_built_in_bundle(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built_in = resolve_bundle()
+    (tmp_path / "mini").mkdir()
+    assert resolve_bundle("mini") == built_in  # no bundle is in the folder
+    (tmp_path / "mini").rmdir()
+    tiny_bundle.rename(tmp_path / "mini")
+    with pytest.raises(BundleError, match=r"write ./mini for the folder, or name no bundle"):
+        resolve_bundle("mini")
+    assert resolve_bundle("./mini") == resolve_bundle(Path("mini")) == Path("mini")
+    assert resolve_bundle() == built_in
 
 
 def test_resolving(tiny_bundle: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from rism.runtime.bundle import Bundle
-from rism.runtime.errors import BundleError, InputError
+from rism.runtime.errors import BundleError, InputError, failures_as
 from rism.runtime.prompt import Instruction, PromptEncoder, PromptState, clean_expression
 from rism.runtime.prompt_spec import PromptRules
 from rism.runtime.token_sets import weigh
@@ -62,7 +63,7 @@ def test_what_nobody_sees_around_an_expression(written: str, meant: str) -> None
     assert clean_expression(written) == meant
 
 
-@pytest.mark.parametrize("expression", ["", " ", "\n\t ", "\u3000", "\ufeff", "\u200b \u200f\u3164"])
+@pytest.mark.parametrize("expression", ["", " ", "\n\t ", "\u3000", "\ufeff", "\u200b \u3164"])
 def test_empty(expression: str) -> None:
     with pytest.raises(InputError, match="the expression is empty, expected words such as"):
         clean_expression(expression)
@@ -100,11 +101,32 @@ def test_not_text() -> None:
         clean_expression(3)  # type: ignore[arg-type]
 
 
-def test_a_tokenizer_that_is_none(tiny_bundle: Path, reseal: Callable[..., Path]) -> None:
-    (tiny_bundle / "tokenizer.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ({"model": None}, "Cannot instantiate"),
+        # The library panics: at once, and at the first text.
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "Precompiled"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "chunk size"),
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}, "Missing .UNK."),
+    ],
+)
+def test_a_damaged_tokenizer(
+    tiny_bundle: Path, reseal: Callable[..., Path], damage: dict[str, object], why: str
+) -> None:
+    file = tiny_bundle / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | damage))
     bundle = Bundle.open(reseal(tiny_bundle))
-    with pytest.raises(BundleError, match=r"'tokenizer.json' is not a tokenizers file"):
-        PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json())
+    with pytest.raises(BundleError, match=rf"'tokenizer.json' is not a tokenizers file.*{why}"):
+        PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json()).encode(["the red cup"])
+
+
+def test_interrupts_are_no_failures_of_a_library() -> None:
+    for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(kind), failures_as(BundleError):
+            raise kind
+    with pytest.raises(InputError, match="ours"), failures_as(BundleError):
+        raise InputError("ours")
 
 
 def with_template(bundle_folder: Path, template: str) -> PromptEncoder:

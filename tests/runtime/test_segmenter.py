@@ -1,6 +1,7 @@
 """From a picture to a mask on the tiny bundle, and against NumPy."""
 
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,25 @@ def test_the_result_in_json(segmenter: Segmenter, colours: np.ndarray) -> None:
     np.testing.assert_array_equal(result.scores_hw > 0, result.mask)
 
 
+def test_a_result_prints_short_and_can_be_pickled(
+    segmenter: Segmenter, colours: np.ndarray
+) -> None:
+    state = segmenter.set_image(colours)
+    result = segmenter.segment(state, "the green")
+    assert repr(result) == f"Segmentation('the green', 160x96, box_xyxy={result.box_xyxy})"
+    assert repr(state) == "ImageState(160x96, 12x20 tokens)"
+    data = pickle.dumps(result)
+    maps = (result.score_map, result.coarse, result.refined, result.token_attention)
+    assert result.token_attention is not None
+    assert len(data) < sum(each.nbytes for each in maps) + 2000
+    again = pickle.loads(data)
+    assert again.to_json_dict() == result.to_json_dict()
+    assert again.plan == result.plan
+    for name in ("mask_hw", "score_map", "coarse", "refined", "scores_hw"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(result, name))
+    assert again.mask.dtype == np.bool_
+
+
 def test_token_attention(segmenter: Segmenter, colours: np.ndarray) -> None:
     result = segmenter.segment(colours, "the green")
     assert result.tokens == ("<s>", "remove", "the", "green", "</s>")
@@ -218,6 +238,13 @@ def test_wrong_options(
 def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarray) -> None:
     with pytest.raises(InputError, match="there are no expressions, expected at least one"):
         segmenter.segment(colours, [])
+    for wrong in (None, 3, b"red", {"red": 1}):
+        with pytest.raises(InputError, match=r"of type \w+, expected text or a list of texts"):
+            segmenter.segment(colours, wrong)
+    with pytest.raises(InputError, match="the expression is of type NoneType, expected text"):
+        segmenter.segment(colours, [None])
+    with pytest.raises(InputError, match="an image of type NoneType cannot be read"):
+        segmenter.segment(None, "red")
     with pytest.raises(InputError, match=r"3000 x 20 pixels .* expected at most 8: crop it"):
         segmenter.segment(np.zeros((20, 3000, 3), np.uint8), "red")
     with pytest.raises(InputError, match="capture is 'dreams', this bundle has vectors, matrices"):

@@ -237,6 +237,11 @@ void refuse_unlisted(const fs::path& folder, const std::map<std::string, FileEnt
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
         const std::string suffix = entry.path().extension().string();
         const std::string name = entry.path().lexically_relative(folder).generic_string();
+        // macOS puts these beside files; no graph of ours names them.
+        if (entry.path().filename().string().rfind("._", 0) == 0 ||
+            ("/" + name).find("/__MACOSX/") != std::string::npos) {
+            continue;
+        }
         if (std::find(data_suffixes.begin(), data_suffixes.end(), suffix) != data_suffixes.end() &&
             entry.symlink_status().type() != fs::file_type::directory && files.count(name) == 0) {
             throw Error("'" + name + "' lies in the bundle and is not listed in manifest.json: "
