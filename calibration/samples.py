@@ -74,7 +74,7 @@ def read_expressions(file: Path, images: Sequence[Path]) -> list[Sample]:
     try:
         with file.open("rb") as handle:
             raw = handle.read(_MAX_BYTES + 1)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

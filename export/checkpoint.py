@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 from rism.export.errors import CheckpointError, UnsupportedModelError
-from rism.export.files import read_json
+from rism.export.files import list_files, read_json
 from rism.runtime.errors import one_line
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "content_digest",
     "fetch_snapshot",
     "find_checkpoint",
+    "folder_name",
     "pipeline_name",
+    "refuse_two_meanings",
 ]
 
 BUILT_IN = {"mini": Path(__file__).parent / "checkpoints" / "mini"}
@@ -101,7 +103,7 @@ class Checkpoint:
             return self.source.rpartition("/")[2]
         if self.transformer_file is not None:
             return self.transformer_file.stem
-        return self.folder.resolve().name
+        return folder_name(self.folder)
 
 
 def find_checkpoint(
@@ -110,19 +112,22 @@ def find_checkpoint(
     """Turn a name, a folder or a hub id into a folder on disk.
 
     Args:
-        model: "mini", a short name of a published model, a folder, or "owner/name".
+        model: "mini", a short name of a published model, a folder ("./mini" where it is named
+            like one of these), or "owner/name".
         revision: branch, tag or commit on the hub.
-        offline: use only what the hub's cache already holds.
+        offline: use only what the hub's cache already holds; so does HF_HUB_OFFLINE=1.
         weights: without them only the small files are fetched from the hub.
 
     Raises:
-        CheckpointError: There is no such model, or the hub does not give it.
+        CheckpointError: There is no such model, the hub does not give it, or a name is also a
+            checkpoint's folder here.
         UnsupportedModelError: The method cannot work with it.
     """
     if "klein" in model.lower() and model.lower().rstrip("/").endswith("-kv"):
         raise UnsupportedModelError(f"{model} cannot be used: {_KV_REASON}")
+    refuse_two_meanings(model, (*BUILT_IN, *HUB_IDS))
     folder = BUILT_IN.get(model, Path(model))
-    if folder.is_dir():
+    if folder.is_dir() and model not in HUB_IDS:
         source = "built-in" if model in BUILT_IN else "folder"
         return Checkpoint(folder, source, "", _lone_file(folder))
     if folder.suffix == ".safetensors" and folder.is_file():
@@ -137,13 +142,38 @@ def find_checkpoint(
     return _from_hub(hub_id, revision=revision, offline=offline, weights=weights)
 
 
+def refuse_two_meanings(model: str, names: Iterable[str]) -> None:
+    """Refuse a name of a known model that a checkpoint's folder has here, too.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    parts = ("model_index.json", "config.json", "transformer", "text_encoder")
+    folder = Path(model)
+    if model in names and (
+        any((folder / part).exists() for part in parts) or list_files(folder, "*.safetensors")
+    ):
+        raise CheckpointError(
+            f"'{model}' is a model that rism knows by this name, and also a checkpoint's folder "
+            f"here: write ./{model} for the folder, or call it otherwise for the model"
+        )
+
+
+def folder_name(folder: Path) -> str:
+    """What people call a folder: in the hub's cache the repository, not the commit."""
+    found = folder.resolve()
+    if found.parent.name == "snapshots":
+        return found.parent.parent.name.rpartition("--")[2]
+    return found.name
+
+
 def _lone_file(folder: Path) -> Path | None:
     """Return the transformer's file of a folder that is not in diffusers' layout."""
     if (folder / "model_index.json").exists() or (folder / "transformer").exists():
         return None
     files = [
         path
-        for path in sorted(folder.glob("*.safetensors"))
+        for path in list_files(folder, "*.safetensors")
         if any(word in path.name.lower() for word in ("klein", "step1x"))
     ]
     # A whole download of Step1X-Edit holds two versions; the first is the one of the paper.
@@ -185,14 +215,15 @@ def fetch_snapshot(
         hub_id: "owner/name".
         patterns: of the files.
         revision: branch, tag or commit.
-        offline: use only the cache.
+        offline: use only the cache, as HF_HUB_OFFLINE=1 says for all of the hub's programs.
         weights: without them, patterns of safetensors are left out.
 
     Raises:
         CheckpointError: The hub does not give them.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
+    offline = offline or constants.HF_HUB_OFFLINE
     try:
         if not offline:
             # One request that fails at once; the download itself tries for minutes.
@@ -241,8 +272,10 @@ def content_digest(folders: Sequence[Path], stop: Event) -> str:
 def _files_of(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     found: dict[Path, str] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".json", ".safetensors"):
+        # A part may be a link to a folder elsewhere, which `rglob` would not enter.
+        for path in list_files(folder, "*", "*/*"):
+            hidden = path.parent != folder and path.parent.name.startswith(".")
+            if path.suffix in (".json", ".safetensors") and not hidden:
                 found.setdefault(path, path.relative_to(folder).as_posix())
     return sorted(found.items(), key=lambda item: item[1])
 

@@ -9,7 +9,7 @@ from typing import Any
 from rism.export.errors import CheckpointError
 from rism.runtime.errors import one_line
 
-__all__ = ["read_json"]
+__all__ = ["list_files", "read_json"]
 
 _MAX_JSON = 64 * 2**20
 
@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise CheckpointError(f"{path} is larger than 64 MiB, expected a small JSON file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing, expected a folder in diffusers' layout: download it again"
@@ -33,3 +33,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _is_beside(path: Path) -> bool:
+    """Tell whether a file only lies beside those of a checkpoint: hidden, macOS' notes, empty."""
+    if path.name.startswith(".") or "__MACOSX" in path.parts:
+        return True
+    try:
+        return path.stat().st_size == 0
+    except OSError:  # a link to nothing: whoever opens it says so
+        return False
+
+
+def list_files(folder: Path, *patterns: str) -> list[Path]:
+    """List the files of a folder, sorted, without those that only lie beside them."""
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    return sorted(path for path in found if not _is_beside(path))

@@ -8,7 +8,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from rism.export.checkpoint import content_digest, fetch_snapshot
+from rism.export.checkpoint import (
+    content_digest,
+    fetch_snapshot,
+    folder_name,
+    refuse_two_meanings,
+)
 from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.files import read_json
 from rism.runtime.errors import one_line
@@ -99,9 +104,11 @@ def find_language_model(
         weights: without them only the small files are fetched from the hub.
 
     Raises:
-        CheckpointError: There is no such model, or the hub does not give it.
+        CheckpointError: There is no such model, the hub does not give it, or a name is also a
+            checkpoint's folder here.
         UnsupportedModelError: Its language model is another.
     """
+    refuse_two_meanings(model, HUB_IDS)
     folder, source, commit = Path(model), "", ""
     if folder.suffix == ".safetensors" and folder.is_file():
         folder = folder.parent
@@ -139,7 +146,7 @@ def find_language_model(
             f"{found.parent} has no tokenizer, expected processor/ or tokenizer/ beside the "
             "language model, or tokenizer.json in its folder: download it again"
         )
-    return LanguageFiles(found, tokenizer, source or folder.resolve().name, commit)
+    return LanguageFiles(found, tokenizer, source or folder_name(folder), commit)
 
 
 def stored_type(config: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from rism.export.errors import ExportError
 from rism.export.parity import Checks
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec
+from rism.runtime.bundle import is_companion
 from rism.runtime.manifest import Geometry
 from rism.runtime.prompt_spec import PromptRules
 
@@ -106,7 +107,7 @@ def write_manifest(
         "files": {
             path.name: weights.get(path.name) or _file_entry(path)
             for path in sorted(folder.iterdir())
-            if path.suffix != ".lock"
+            if path.suffix != ".lock" and not is_companion(path)
         },
         "parity": {"depth": parity_depth}
         | {

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from rism.export.errors import CheckpointError
-from rism.export.files import read_json
+from rism.export.files import list_files, read_json
 from rism.runtime.errors import failures_as, one_line
 
 __all__ = [
@@ -256,8 +256,8 @@ def open_folder(folder: Path) -> TensorStore:
     Raises:
         CheckpointError: A file is missing, cut short, or not safetensors.
     """
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
+    indices = list_files(folder, "*.safetensors.index.json")
+    files = list_files(folder, "*.safetensors") or sorted(folder.glob("*.safetensors"))
     if len(indices) > 1 or (not indices and len(files) != 1):
         found = f"{len(indices)} indices and {len(files)} .safetensors files"
         raise CheckpointError(
@@ -300,6 +300,11 @@ def read_headers(file: Path) -> dict[str, StoredTensor]:
         CheckpointError: The file is cut short, damaged, or holds a type that is not known here.
     """
     found = {}
+    if file.name.startswith("._"):
+        raise CheckpointError(
+            f"{file} is no safetensors file, macOS keeps notes about one in it: give "
+            f"{file.name[2:]}"
+        )
     damaged = failures_as(
         lambda why: CheckpointError(
             f"{file} is cut short or is no safetensors file ({why}): download it again"

@@ -229,7 +229,7 @@ def _read(path: Path, name: str) -> bytes:
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
     try:
-        data: object = json.loads(raw.decode("utf-8"))
+        data: object = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{name} is not readable JSON ({one_line(error, limit=120)}): {_MAKE}"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
+from huggingface_hub import constants
 
 from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, export_bundle
+from rism.export.checkpoint import content_digest, find_checkpoint
+from rism.export.language_files import find_language_model
+from rism.export.tensors import open_folder, read_headers
 
 
 @pytest.fixture
@@ -121,3 +127,76 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     refuse(
         "nobody/nothing-at-all", CheckpointError, "cannot be had from the model hub", tmp_path / "b"
     )
+
+
+def test_what_lies_beside_weights_is_passed_over(copy: Path) -> None:
+    before, tensors = content_digest([copy], Event()), set(open_folder(copy / "transformer"))
+    for name in ("transformer/._a.safetensors", "__MACOSX/model_index.json", ".cache/a.json"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(b"\0\5\x16\7")
+    (copy / "transformer" / "b.safetensors").touch()
+    (copy / "transformer" / "c.safetensors.index.json").touch()
+    assert set(open_folder(copy / "transformer")) == tensors
+    assert content_digest([copy], Event()) == before
+    with pytest.raises(CheckpointError, match=r"macOS keeps notes about one in it: give a\.safet"):
+        read_headers(copy / "transformer" / "._a.safetensors")
+
+
+def test_a_damaged_tokenizer(copy: Path, tmp_path: Path) -> None:
+    """Of one damage the library panics."""
+    file = copy / "tokenizer" / "tokenizer.json"
+    panics = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | panics))
+    refuse(copy, CheckpointError, "tokenizer holds no Qwen tokenizer", tmp_path / "b")
+
+
+@pytest.fixture
+def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with a checkpoint in it, links to its files; itself behind a link."""
+    repository = tmp_path / "disk" / "models--nobody--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    for number, file in enumerate(f for f in sorted(checkpoint.rglob("*")) if f.is_file()):
+        blob, place = repository / "blobs" / str(number), snapshot / file.relative_to(checkpoint)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models--nobody--tiny" / "snapshots" / snapshot.name
+
+
+def test_the_hubs_cache(hub: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read when the library is imported
+    found, folder = find_checkpoint("nobody/tiny"), find_checkpoint(str(hub))
+    assert (found.name, found.source, found.revision) == ("tiny", "hub:nobody/tiny", "a" * 40)
+    assert (folder.name, folder.source) == ("tiny", "folder")
+    for each in (found, folder):
+        assert set(open_folder(each.folder / "vae")) == set(open_folder(checkpoint / "vae"))
+        assert content_digest(each.folders, Event()) == content_digest([checkpoint], Event())
+
+
+def test_a_part_that_is_a_link_counts(checkpoint: Path, tmp_path: Path) -> None:
+    for part in checkpoint.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    assert content_digest([tmp_path], Event()) == content_digest([checkpoint], Event())
+
+
+def test_a_folder_named_like_a_model(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()
+    assert find_checkpoint("mini").source == "built-in"
+    (tmp_path / "mini").rmdir()
+    for name in ("mini", "step1x"):
+        copy.rename(tmp_path / name)
+        with pytest.raises(CheckpointError, match=rf"write \./{name} for the folder, or call it"):
+            find_checkpoint(name, offline=True)
+        assert find_checkpoint(f"./{name}").source == "folder"
+        (tmp_path / name).rename(copy)
+    copy.rename(tmp_path / "step1x")
+    with pytest.raises(CheckpointError, match=r"write \./step1x for the folder"):
+        find_language_model("step1x", offline=True)
