@@ -1,14 +1,16 @@
 """Prompts that one run of the transformer can hold, and what is fed to it."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.runtime import geometry
 from rism.runtime.capture import repeat_last
-from rism.runtime.engines import Arrays
+from rism.runtime.device import Device
+from rism.runtime.device_engine import Mirrored, at, held
+from rism.runtime.method import array_namespace
 from rism.runtime.picture import ImageState
 from rism.runtime.prompt import PromptState
 
@@ -28,9 +30,9 @@ def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
         Groups of indices into `prompts`, in the order of their first.
     """
     alike: dict[tuple[int, bytes], list[int]] = {}
-    for at, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts):
         placed = b"" if prompt.positions is None else prompt.positions.tobytes()
-        alike.setdefault((len(prompt.embeds), placed), []).append(at)
+        alike.setdefault((len(prompt.embeds), placed), []).append(row)
     return [
         group[first : first + size]
         for group in alike.values()
@@ -43,10 +45,11 @@ def transformer_feeds(
     prompts: Sequence[PromptState],
     *,
     weights: Float32,
-    noise: Float32,
+    noise: Float32 | Mirrored,
     tau: float,
     fixed: int | None,
-) -> Arrays:
+    device: Device | None = None,
+) -> dict[str, Any]:
     """Return all that a transformer graph may ask for, by logical name.
 
     Args:
@@ -56,19 +59,31 @@ def transformer_feeds(
         noise: (rows, C) float32, the bundle's.
         tau: region threshold.
         fixed: the batch that the graph was exported for, to be filled up; None where it is free.
+        device: the GPU that takes arrays of its own; what lies there is not brought to the host.
     """
     batch = fixed or len(prompts)
-    feeds: Arrays = {
-        "clean_latents": np.repeat(state.clean_latents, batch, axis=0),
-        "noise": noise[None, : state.plan.tokens],
-        "prompt_embeds": repeat_last(np.stack([p.embeds for p in prompts]), fixed),
+    filled = [*prompts, *[prompts[-1]] * (batch - len(prompts))]
+    with held(device):
+        latents = at(state.latents, device)
+        feeds = {
+            "clean_latents": array_namespace(latents).repeat(latents, batch, axis=0),
+            "noise": at(noise, device)[None, : state.plan.tokens],
+            "prompt_embeds": _stacked([prompt.embeds for prompt in filled], device),
+        }
+    feeds |= {
         "prompt_weights": repeat_last(weights, fixed),
-        "prompt_mask": repeat_last(
-            np.stack([p.attention_mask for p in prompts]).astype(np.float32), fixed
-        ),
+        "prompt_mask": np.stack([p.attention_mask for p in filled]).astype(np.float32),
         "positions": geometry.positions(state.plan.grid_hw),
         "tau": np.array([tau], np.float32),
     }
     if prompts[0].positions is not None:
         feeds["prompt_positions"] = prompts[0].positions
     return feeds
+
+
+def _stacked(arrays: Sequence[Float32 | Mirrored], device: Device | None) -> Any:
+    """Stack on the device where one of the arrays is not on the host yet, else on the host."""
+    if device is None or not any(isinstance(each, Mirrored) for each in arrays):
+        return np.stack([np.asarray(each) for each in arrays])
+    there = [(each if isinstance(each, Mirrored) else Mirrored(each)).on(device) for each in arrays]
+    return array_namespace(there[0]).stack(there)

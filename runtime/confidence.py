@@ -62,6 +62,16 @@ class ConfidenceRule:
         """Return the probability, 0 to 1, that what was asked for is in the picture."""
         return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
 
+    def judge(self, found: Evidence) -> tuple[float, str | None]:
+        """Return the confidence, and what to say where it is too low for an answer."""
+        confidence = self.confidence(found)
+        if confidence >= self.threshold:
+            return confidence, None
+        return confidence, (
+            f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
+            f"{self.threshold:.3f}"
+        )
+
 
 def evidence(found: Localisation) -> Evidence:
     """Gather the evidence of one answer; all zero where there is none."""

@@ -3,12 +3,14 @@
 `kernels/postprocess.cu` has the arithmetic, which is that of method.py and geometry.upsample,
 and the floor of each kernel; docs/performance.md has what that comes to. Everything is queued on
 the device's stream for all expressions of a run at once. The host waits once, for one transfer:
-the masks, with what is small beside them (three maps on the token grid and a few numbers).
+three maps on the token grid and a few numbers, and with the published masks these. Masks that the
+picture or words choose are the host's, made while the GPU is free for others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from rism.runtime.capture import expect_outputs, localise_outputs
 from rism.runtime.confidence import evidence
 from rism.runtime.device import Device, DeviceArray, Kernels
+from rism.runtime.device_engine import DeviceEngine
 from rism.runtime.engines import Engine, needed_graphs
 from rism.runtime.errors import ProviderError, one_line
 from rism.runtime.geometry import Plan
@@ -29,7 +32,7 @@ from rism.runtime.method import (
     FEATURES_NOT_FINITE,
     Localisation,
 )
-from rism.runtime.postprocess import Answer, DeviceEngine, Wanted
+from rism.runtime.postprocess import Answer, Wanted
 
 __all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
 
@@ -70,9 +73,11 @@ def kernel_macros(channels: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Results:
-    """One block of the device's memory that is brought to the host whole, by its parts."""
+    """One block of the device's memory that is brought to the host whole, by its parts.
 
-    whole: Any
+    `masks` have no rows where the host is to make them.
+    """
+
     said: Any
     maps: Any
     masks: Any
@@ -80,21 +85,25 @@ class _Results:
     @classmethod
     def of(cls, whole: Any, wanted: Wanted) -> "_Results":
         """Divide bytes, of the device or of the host."""
-        count, (width, height) = wanted.count, wanted.plan.size_wh
+        count, (height, width) = wanted.count, cls._mask_hw(wanted)
         maps = count * _SAID.itemsize
         masks = maps + count * _MAPS * wanted.plan.tokens * 4
         return cls(
-            whole,
             whole[:maps].view(np.int32).reshape(count, -1),
             whole[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
             whole[masks : masks + count * height * width].reshape(count, height, width),
         )
 
-    @staticmethod
-    def nbytes(wanted: Wanted) -> int:
-        width, height = wanted.plan.size_wh
+    @classmethod
+    def nbytes(cls, wanted: Wanted) -> int:
+        height, width = cls._mask_hw(wanted)
         each = _SAID.itemsize + _MAPS * wanted.plan.tokens * 4 + height * width
         return wanted.count * each
+
+    @staticmethod
+    def _mask_hw(wanted: Wanted) -> tuple[int, int]:
+        width, height = wanted.plan.size_wh
+        return height if wanted.published else 0, width
 
 
 def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> None:
@@ -136,11 +145,19 @@ class CudaPostprocess:
             self._kernels(channels)
 
     def answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
-        """Queue the kernels, wait for them and return what they say.
+        """Queue the kernels, wait for them and return what they say; see `queue`."""
+        return self.queue(outputs, wanted)()
+
+    def queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
+        """Queue the kernels and the way of what they say to the host, without waiting.
 
         Args:
             outputs: of the graph, by logical name, ready in the order of the device's stream.
             wanted: what is to be made of them.
+
+        Returns:
+            What waits, and finishes on the host; call it without `device.lock`, so that others
+            can queue meanwhile.
 
         Raises:
             BundleError: an output is not of the shape that the bundle promised.
@@ -148,7 +165,7 @@ class CudaPostprocess:
         """
         expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
         try:
-            return self._answers(outputs, wanted)
+            return self._queue(outputs, wanted)
         except MemoryError as error:  # CuPy's OutOfMemoryError is one
             raise ProviderError(
                 f"post-processing found too little memory on GPU {self._device.number} "
@@ -156,12 +173,12 @@ class CudaPostprocess:
                 "picture"
             ) from None
 
-    def _answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
+    def _queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
         device = self._device
         with device.lock, device.current():
             # Named only: an array that is float32 already is not copied.
             outputs = {k: each.astype(np.float32, copy=False) for k, each in outputs.items()}
-            begin = device.mark()
+            marks = [device.mark()]
             whole = device.empty((_Results.nbytes(wanted),), "uint8")
             results = _Results.of(whole, wanted)
             if wanted.capture == "scores":
@@ -171,17 +188,24 @@ class CudaPostprocess:
                 channels = outputs["features"].shape[2]
                 kernels = self._kernels(channels)
                 means = self._queue_method(kernels, outputs, wanted, results)
-            after_method = device.mark()
-            self._queue_masks(kernels, means, channels, wanted, results)
-            host = _Results.of(device.stage(whole), wanted)
+            marks.append(device.mark())
+            if wanted.published:
+                self._queue_masks(kernels, means, channels, wanted, results)
+            elif channels:
+                arguments = (means, results.said, np.int32(channels))
+                kernels.launch("separabilities", (wanted.count, 1, 1), THREADS, arguments)
+            fetched = device.fetch(whole)
             tokens = outputs.get("token_attention")
-            attention = None if tokens is None else device.download(tokens[: wanted.count])
-            end = device.mark()
-            times = device.elapsed_ms(begin, after_method), device.elapsed_ms(after_method, end)
-            return [
-                _answer(host, row, wanted, attention, [each / wanted.count for each in times])
-                for row in range(wanted.count)
-            ]
+            attention = None if tokens is None else device.fetch(tokens[: wanted.count])
+            marks.append(device.mark())
+
+        def finish() -> list[Answer]:
+            host = _Results.of(fetched(), wanted)
+            of_tokens = None if attention is None else attention()
+            times = [device.elapsed_ms(*ends) / wanted.count for ends in pairwise(marks)]
+            return [_answer(host, row, wanted, of_tokens, times) for row in range(wanted.count)]
+
+        return finish
 
     def _kernels(self, channels: int) -> Kernels:
         macros = kernel_macros(channels)
@@ -324,24 +348,25 @@ def _answer(
     attention: npt.NDArray[np.float32] | None,
     times_ms: list[float],
 ) -> Answer:
-    """Copy one expression's part out of memory that the next run overwrites."""
+    """Copy one expression's part out of page-locked memory, and make its mask where it has none."""
     said = host.said[row].view(_SAID)[0]
     coarse, refined, scores = host.maps[row].copy()
-    mask_hw = host.masks[row].view(np.bool_).copy()
     if wanted.capture == "scores":
         outputs = {"coarse_attention": coarse, "refined_attention": refined, "scores": scores}
         outputs["separability"] = said["separability"]
         found = localise_outputs("scores", outputs, tau=wanted.tau, prototype=wanted.prototype)
-        if found.reason is not None:
-            mask_hw[...] = False
     else:
         reason = _REASONS[said["reason"]]
         if reason is not None:
             scores = np.zeros_like(scores)
         found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
-    empty = found.reason is not None or not said["pixels"]
     seen, finish_ms = evidence(found), 0.0
-    if found.reason is None and not wanted.published:
+    if wanted.published:
+        empty = found.reason is not None or not said["pixels"]
+        mask_hw = host.masks[row].view(np.bool_).copy()
+        if empty:
+            mask_hw[...] = False
+    else:
         start = perf_counter()
         found = wanted.finished(found, row)
         mask_hw = wanted.mask(found.scores)
@@ -352,7 +377,7 @@ def _answer(
         mask_hw,
         empty=empty,
         evidence=seen,
-        token_attention=None if attention is None else attention[row],
+        token_attention=None if attention is None else attention[row].copy(),
         method_ms=times_ms[0],
         mask_ms=times_ms[1] + finish_ms,
     )

@@ -5,6 +5,7 @@ CUDA code that works on what they leave on the device) need no synchronisation, 
 scratch memory serves every engine.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
@@ -81,8 +82,15 @@ class Device(Protocol):
     def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
         """Compile CUDA C++, products and sums in roundings of their own."""
 
-    def stage(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Like `download`, but the next call overwrites what it returned."""
+    def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
+        """Queue an array's way to the host; the result waits for it and returns it.
+
+        Page-locked memory, which the GPU writes at the full rate of the bus and a process has
+        little of: copy what is to live longer than a moment.
+        """
+
+    def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> DeviceArray:
+        """Return an array over memory of the device that another library's object keeps."""
 
     def mark(self) -> Any:
         """Queue a point in time."""
@@ -104,7 +112,6 @@ class CudaDevice:
         self.number = number
         self.lock = RLock()
         self._scratch: DeviceArray = None
-        self._staging: npt.NDArray[np.uint8] | None = None
         try:
             self._device = self._cupy.cuda.Device(number)
             with self._device:
@@ -212,18 +219,30 @@ class CudaDevice:
                 ) from None
         return _CudaKernels(module, self)
 
-    def stage(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Like `download`, but the next call overwrites what it returned.
+    def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
+        """Queue an array's way to the host; the result waits for it and returns it.
 
-        Page-locked memory: the GPU writes it at the full rate of the bus.
+        Page-locked memory, which the GPU writes at the full rate of the bus and a process has
+        little of: copy what is to live longer than a moment.
         """
-        size = int(array.nbytes)
         with self.current():
-            if self._staging is None or self._staging.nbytes < size:
-                memory = self._cupy.cuda.alloc_pinned_memory(size)
-                self._staging = np.frombuffer(memory, np.uint8, size)
-            host = self._staging[:size].view(array.dtype).reshape(array.shape)
-            return np.asarray(self._cupy.asnumpy(array, stream=self._stream, out=host))
+            # CuPy keeps such memory for the next one when nobody refers to it any more.
+            memory = self._cupy.cuda.alloc_pinned_memory(array.nbytes)
+            host = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+            self._cupy.asnumpy(array, stream=self._stream, out=host, blocking=False)
+        there = self.mark()
+
+        def wait() -> npt.NDArray[Any]:
+            there.synchronize()
+            return host
+
+        return wait
+
+    def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> DeviceArray:
+        """Return an array over memory of the device that another library's object keeps."""
+        cuda, size = self._cupy.cuda, math.prod(shape) * np.dtype(dtype).itemsize
+        memory = cuda.UnownedMemory(pointer, size, owner, self.number)
+        return self._cupy.ndarray(shape, np.dtype(dtype), cuda.MemoryPointer(memory, 0))
 
     def mark(self) -> Any:
         """Queue a point in time."""
@@ -234,8 +253,8 @@ class CudaDevice:
 
     def elapsed_ms(self, first: Any, last: Any) -> float:
         """Wait for the later of two points and return the time between them."""
+        last.synchronize()
         with self.current():
-            last.synchronize()
             return float(self._cupy.cuda.get_elapsed_time(first, last))
 
 
@@ -270,7 +289,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ProviderError(
-            f"TensorRT's providers need CuPy, which cannot be imported "
-            f"({one_line(error, limit=80)}): {install_hint('cuda')}"
+            f"CuPy cannot be imported ({one_line(error, limit=80)}), expected it for work on a "
+            f"GPU: {install_hint('cuda')}"
         ) from None
     return cupy

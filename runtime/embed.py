@@ -1,6 +1,7 @@
 """From instructions to prompt embeddings: what is remembered, and what is computed."""
 
 from collections.abc import Sequence
+from functools import partial
 from threading import Lock
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -10,16 +11,19 @@ import numpy.typing as npt
 
 from rism.runtime.cache import LruCache
 from rism.runtime.capture import expect_shape, repeat_last
+from rism.runtime.device_engine import Mirrored, changed, run_in_place
 from rism.runtime.embedding_cache import EmbeddingCache
-from rism.runtime.engines import Arrays, Engine
+from rism.runtime.engines import Engine
 from rism.runtime.errors import InputError
 from rism.runtime.eye import Eye, Sight
+from rism.runtime.method import Array, array_namespace
 from rism.runtime.picture import ImageState
 from rism.runtime.prompt import EncodedPrompts, Instruction, PromptEncoder, PromptState
 
 __all__ = ["PromptEmbedder"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+Embeds: TypeAlias = Float32 | Mirrored
 
 INSTRUCTIONS_KEPT = 256
 
@@ -54,7 +58,7 @@ class PromptEmbedder:
         self._fixed = fixed_batch
         self._disk = disk
         self._eye = eye
-        self._kept: LruCache[Float32] = LruCache(INSTRUCTIONS_KEPT)
+        self._kept: LruCache[Embeds] = LruCache(INSTRUCTIONS_KEPT)
         self._turn = Lock()
 
     def embed(
@@ -106,7 +110,7 @@ class PromptEmbedder:
         timings = {} if self._eye is None else {"vision": looked * 1e3}
         return prompts, {**timings, "text": (perf_counter() - start - looked) * 1e3}
 
-    def _known(self, text: str, sight: Sight, rows: int) -> Float32 | None:
+    def _known(self, text: str, sight: Sight, rows: int) -> Embeds | None:
         """Look in memory, then on disk: (rows, E) or None."""
         embeds = self._kept.get(f"{sight.digest}\0{text}")
         if embeds is None and self._disk is not None:
@@ -116,27 +120,27 @@ class PromptEmbedder:
         return embeds
 
     def _make(
-        self, missing: dict[str, int], encoded: EncodedPrompts, feeds: Arrays, sight: Sight
-    ) -> dict[str, Float32]:
+        self, missing: dict[str, int], encoded: EncodedPrompts, feeds: dict[str, Any], sight: Sight
+    ) -> dict[str, Embeds]:
         """Embed what is missing, each text with its row, and remember it."""
-        made: dict[str, Float32] = {}
+        made: dict[str, Embeds] = {}
         texts = list(missing)
         for first in range(0, len(texts), self._batch):
             some = texts[first : first + self._batch]
             rows = [missing[text] for text in some]
-            for text, row, whole in zip(some, rows, self._run(rows, encoded, feeds), strict=True):
+            whole = self._run(rows, encoded, feeds)
+            for at, (text, row) in enumerate(zip(some, rows, strict=True)):
                 # Without what is only padding; with padding "tokens" that is an embedding, too.
-                embeds = whole[: self._kept_rows(encoded, row)].astype(np.float32)
+                own = at, slice(self._kept_rows(encoded, row))
+                embeds = changed(whole, partial(_copied, where=own))
                 made[text] = embeds
                 self._kept.put(f"{sight.digest}\0{text}", embeds)
                 if self._disk is not None:
-                    self._disk.put(text, embeds, picture=sight.digest)
+                    self._disk.put(text, np.asarray(embeds), picture=sight.digest)
         return made
 
-    def _run(
-        self, rows: list[int], encoded: EncodedPrompts, feeds: Arrays
-    ) -> npt.NDArray[np.floating[Any]]:
-        """Run the text encoder once: (len(rows), tokens, E)."""
+    def _run(self, rows: list[int], encoded: EncodedPrompts, feeds: dict[str, Any]) -> Embeds:
+        """Run the text encoder once: (len(rows) or the fixed batch, tokens, E)."""
         width = encoded.input_ids.shape[1]
         if self._rules.padding != "tokens":
             width = self._rules.drop + int(encoded.lengths[rows].max())
@@ -146,10 +150,10 @@ class PromptEmbedder:
         if "position_ids" in feeds:
             own = feeds["position_ids"].transpose(1, 2, 0)[rows, :width]
             some["position_ids"] = repeat_last(own, self._fixed).transpose(2, 0, 1)
-        embeds = self._engine.run(some)["prompt_embeds"]
+        embeds = run_in_place(self._engine, some, "prompt_embeds")
         shape = (len(some["input_ids"]), width - self._rules.drop, *embeds.shape[2:3])
         expect_shape(embeds, shape, name="prompt_embeds")
-        return embeds[: len(rows)]
+        return embeds
 
     def _kept_rows(self, encoded: EncodedPrompts, row: int) -> int:
         """Return how many embeddings of a prompt are kept."""
@@ -158,14 +162,16 @@ class PromptEmbedder:
         return int(encoded.lengths[row])
 
     def _state(
-        self, said: Instruction, embeds: Float32, encoded: EncodedPrompts, row: int, sight: Sight
+        self, said: Instruction, embeds: Embeds, encoded: EncodedPrompts, row: int, sight: Sight
     ) -> PromptState:
         """Put together what the transformer gets of one prompt: N_p columns of each."""
         length = int(encoded.lengths[row])
         width = length if self._rules.padding == "none" else self._rules.max_length
+        if len(embeds) < width:
+            embeds = changed(embeds, partial(_filled_up, count=width))
         return PromptState(
             said,
-            _filled_up(embeds, width),
+            embeds,
             encoded.token_mask[row, :width].astype(np.int64),
             encoded.instruction_mask[row, :width],
             encoded.expression_mask[row, :width],
@@ -175,8 +181,8 @@ class PromptEmbedder:
         )
 
 
-def _feeds(encoded: EncodedPrompts, sight: Sight) -> Arrays:
-    feeds: Arrays = {
+def _feeds(encoded: EncodedPrompts, sight: Sight) -> dict[str, Any]:
+    feeds: dict[str, Any] = {
         "input_ids": encoded.input_ids,
         "attention_mask": encoded.attention_mask,
         "quoted_mask": encoded.quoted_mask,
@@ -186,10 +192,15 @@ def _feeds(encoded: EncodedPrompts, sight: Sight) -> Arrays:
     return feeds
 
 
-def _filled_up(rows: Float32, count: int) -> Float32:
+def _copied(rows: Array, where: tuple[int, slice]) -> Array:
+    """Return a part as float32, which holds no more than itself in memory."""
+    return rows[where].astype(np.float32)
+
+
+def _filled_up(rows: Array, count: int) -> Array:
     """Add rows of zeros up to a number of rows."""
     surplus = count - len(rows)
-    return np.pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows
+    return array_namespace(rows).pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows
 
 
 def _needed(picture: ImageState | None) -> ImageState:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from rism.runtime.cache import LruCache
 from rism.runtime.capture import expect_shape
+from rism.runtime.device_engine import Mirrored, run_in_place
 from rism.runtime.engines import Arrays, Engine
 from rism.runtime.errors import InputError
 from rism.runtime.manifest import Manifest
@@ -67,14 +68,14 @@ class Eye:
         self._engine = engine
         self._token = image_token_id
         self._token_px = token_px
-        self._kept: LruCache[Float32] = LruCache(VIEWS_KEPT)
+        self._kept: LruCache[Float32 | Mirrored] = LruCache(VIEWS_KEPT)
 
     def image_tokens(self, picture: ImageState) -> int:
         """Return how many tokens stand for a picture."""
         rows, columns = merged_grid(_view_of(picture), self._vision)
         return rows * columns
 
-    def look(self, picture: ImageState) -> Float32:
+    def look(self, picture: ImageState) -> Float32 | Mirrored:
         """Return a picture's embeddings, one for each of its tokens: (V, E) float32.
 
         Raises:
@@ -88,10 +89,9 @@ class Eye:
                 "pixel_values": pixel_values(view, self._vision),
                 "patch_positions": patch_positions(view.grid_hw, self._vision),
             }
-            found = self._engine.run(feeds)["image_embeds"]
-            shape = (self.image_tokens(picture), *found.shape[1:2])
-            expect_shape(found, shape, name="image_embeds")
-            embeds = found.astype(np.float32, copy=False)
+            embeds = run_in_place(self._engine, feeds, "image_embeds")
+            shape = (self.image_tokens(picture), *embeds.shape[1:2])
+            expect_shape(embeds, shape, name="image_embeds")
             self._kept.put(view.digest, embeds)
         return embeds
 

@@ -61,7 +61,7 @@ def one_instance(
     Returns:
         (N_v,) float32: scores, negative on the parts that are not meant.
     """
-    if cues.several or not (cues.place or cues.size):
+    if not cues.one:
         return scores
     labels, count = components((scores > 0).reshape(grid_hw))
     if count < 2:

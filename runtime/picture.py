@@ -13,7 +13,9 @@ from rism.runtime import geometry, vision
 from rism.runtime.bundle import Bundle
 from rism.runtime.cache import LruCache
 from rism.runtime.capture import expect_shape
+from rism.runtime.device_engine import Mirrored, run_in_place
 from rism.runtime.engines import Engine
+from rism.runtime.errors import InputError
 from rism.runtime.images import ImageSource, load_image
 
 __all__ = ["ImageState", "PictureEncoder"]
@@ -30,7 +32,7 @@ class ImageState:
 
     Attributes:
         plan: how the picture was brought to the model's grid.
-        clean_latents: (1, N_v, C) float32.
+        latents: (1, N_v, C) float32, on the GPU where they were made on one.
         bundle_digest: the bundle that it belongs to.
         timings_ms: what preparing it took: "image" (decode, resize) and "vae".
         pixels: (H, W, 3) uint8, read-only: contours are drawn along its edges, a refiner sees
@@ -39,7 +41,7 @@ class ImageState:
     """
 
     plan: geometry.Plan
-    clean_latents: Float32
+    latents: Float32 | Mirrored
     bundle_digest: str
     timings_ms: Mapping[str, float]
     pixels: Uint8 | None = None
@@ -49,10 +51,28 @@ class ImageState:
         (width, height), (rows, columns) = self.plan.size_wh, self.plan.grid_hw
         return f"ImageState({width}x{height}, {rows}x{columns} tokens)"
 
+    @property
+    def clean_latents(self) -> Float32:
+        """(1, N_v, C) float32, the host's; read-only."""
+        return np.asarray(self.latents)
+
+    def guide(self) -> Uint8:
+        """Return the pixels that contours are drawn along, (H, W, 3).
+
+        Raises:
+            InputError: the state was made without.
+        """
+        if self.pixels is None:
+            raise InputError(
+                "the image state has no pixels to draw contours along, expected one made by this "
+                "segmenter: call its set_image, or ask for upsample 'bilinear'"
+            )
+        return self.pixels
+
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    latents: Float32
+    latents: Float32 | Mirrored
     view: vision.View | None
 
     @property
@@ -111,13 +131,14 @@ class PictureEncoder:
         shown, digest = _shown(pixels, image) if self._keep_pixels else None, self._bundle.digest
         return ImageState(plan, kept.latents, digest, timings, shown, kept.view)
 
-    def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32:
+    def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32 | Mirrored:
         manifest = self._bundle.manifest
         engine = self._engines[manifest.at_size("vae_encoder", plan.resized_wh)]
         image = geometry.normalise(resized, plan, manifest.geometry)
-        latents = engine.run({"image": image})["clean_latents"].astype(np.float32, copy=False)
+        latents = run_in_place(engine, {"image": image}, "clean_latents")
         expect_shape(latents, (1, plan.tokens, self._noise_shape[1]), name="clean_latents")
-        latents.flags.writeable = False  # shared between states from here on
+        if isinstance(latents, np.ndarray):
+            latents.flags.writeable = False  # shared between states from here on
         return latents
 
     def _view(

@@ -1,24 +1,21 @@
-"""From what a transformer graph returned to answers: on the host, or where its outputs lie."""
+"""From what a transformer graph returned to answers, on the host."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.capture import expect_outputs, localise_outputs
 from rism.runtime.confidence import Evidence, evidence
-from rism.runtime.device import Device, DeviceArray
-from rism.runtime.engines import Arrays, Engine, LazyEngine
+from rism.runtime.engines import Arrays
 from rism.runtime.geometry import Plan, upsample
 from rism.runtime.guided import guided_upsample
 from rism.runtime.instances import one_instance, spatial_prior
 from rism.runtime.method import Localisation
 from rism.runtime.words import Cues
 
-__all__ = ["Answer", "DeviceEngine", "Wanted", "answers_on_host", "device_engine"]
+__all__ = ["Answer", "Wanted", "answers_on_host"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,9 @@ class Wanted:
 
     @property
     def published(self) -> bool:
-        """The mask is the published one: of all parts, bilinear."""
-        return self.guide is None and not (self.instances and self.cues)
+        """The masks are the published ones: of all parts, bilinear."""
+        chosen = self.instances and any(cues.one for cues in self.cues)
+        return self.guide is None and not chosen
 
     def finished(self, found: Localisation, row: int) -> Localisation:
         """Leave one instance in the scores of one expression, if that is wanted."""
@@ -105,26 +103,6 @@ class Answer:
     token_attention: npt.NDArray[np.float32] | None
     method_ms: float
     mask_ms: float
-
-
-@runtime_checkable
-class DeviceEngine(Protocol):
-    """An engine that leaves its outputs on a GPU."""
-
-    @property
-    def device(self) -> Device:
-        """The GPU."""
-
-    def run_on_device(
-        self, feeds: Mapping[str, Any], *, borrow: bool = False
-    ) -> dict[str, DeviceArray]:
-        """Queue a run and return its outputs; see `TensorRtEngine.run_on_device`."""
-
-
-def device_engine(engine: Engine) -> DeviceEngine | None:
-    """Return an engine as one that leaves its outputs on a GPU, or None; loads a lazy one."""
-    found = engine.loaded() if isinstance(engine, LazyEngine) else engine
-    return found if isinstance(found, DeviceEngine) else None
 
 
 def answers_on_host(outputs: Arrays, wanted: Wanted) -> list[Answer]:

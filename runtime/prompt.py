@@ -2,12 +2,13 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.device_engine import Mirrored
 from rism.runtime.errors import BundleError, InputError, one_line
 from rism.runtime.manifest import PromptRules
 from rism.runtime.tokens import PromptTokenizer, TokenRow
@@ -19,6 +20,7 @@ __all__ = [
     "PromptState",
     "check_template",
     "clean_expression",
+    "expression_list",
 ]
 
 MAX_EXPRESSION_CHARACTERS = 4096
@@ -62,7 +64,8 @@ class PromptState:
 
     Attributes:
         instruction: what the model is told.
-        embeds: (N_p, E) float32.
+        embeds: (N_p, E) float32, on the GPU where they were made on one; `numpy.asarray` brings
+            them.
         attention_mask: (N_p,) int64, one where the transformer has a token.
         instruction_mask: (N_p,) bool, true on the tokens of the instruction but its magnets.
         expression_mask: (N_p,) bool, true on the expression's own tokens.
@@ -73,7 +76,7 @@ class PromptState:
     """
 
     instruction: Instruction
-    embeds: npt.NDArray[np.float32]
+    embeds: npt.NDArray[np.float32] | Mirrored
     attention_mask: npt.NDArray[np.int64]
     instruction_mask: npt.NDArray[np.bool_]
     expression_mask: npt.NDArray[np.bool_]
@@ -287,6 +290,22 @@ class PromptEncoder:
                     f"{what} contains '{one_line(token)}', a control token of this model: "
                     "take it out"
                 )
+
+
+def expression_list(expressions: str | Sequence[str]) -> list[str]:
+    """Return what was asked for, one expression or several, as a list.
+
+    Raises:
+        InputError: it is neither text nor something to go through.
+    """
+    if isinstance(expressions, str):
+        return [expressions]
+    if isinstance(expressions, (bytes, Mapping)) or not isinstance(expressions, Iterable):
+        raise InputError(
+            f"the expressions are of type {type(expressions).__name__}, expected text or a list "
+            "of texts"
+        )
+    return list(expressions)
 
 
 def clean_expression(expression: str, *, what: str = "the expression") -> str:

@@ -1,6 +1,6 @@
 """From a bundle, a picture and expressions to masks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +13,8 @@ from rism.runtime.batch import batches, transformer_feeds
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.capture import fixed_batch
 from rism.runtime.choices import Choices, Settings, settle
-from rism.runtime.confidence import Evidence
 from rism.runtime.cuda_postprocess import CudaPostprocess, prepare
+from rism.runtime.device_engine import Mirrored, device_engine
 from rism.runtime.embed import PromptEmbedder
 from rism.runtime.embedding_cache import EmbeddingCache
 from rism.runtime.engines import Engine
@@ -22,12 +22,8 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.eye import open_eye
 from rism.runtime.images import ImageSource
 from rism.runtime.picture import ImageState, PictureEncoder
-from rism.runtime.postprocess import Answer, Wanted, answers_on_host, device_engine
-from rism.runtime.prompt import (
-    PromptEncoder,
-    PromptState,
-    check_template,
-)
+from rism.runtime.postprocess import Answer, Wanted, answers_on_host
+from rism.runtime.prompt import PromptEncoder, PromptState, check_template, expression_list
 from rism.runtime.providers import parse_provider
 from rism.runtime.refine import Refiner, refine
 from rism.runtime.result import Segmentation
@@ -88,14 +84,10 @@ class Segmenter:
         self.provider_reason = provider_reason
         self._engines = dict(engines)
         self._cuda: CudaPostprocess | None = None
-        self._noise = bundle.noise()
+        self._noise = Mirrored(bundle.noise())
         self._max_batch = max(1, max_batch)
         self._refiner = refiner
-        self._pictures = PictureEncoder(
-            bundle,
-            self._engines,
-            noise_shape=self._noise.shape,
-        )
+        self._pictures = PictureEncoder(bundle, self._engines, noise_shape=self._noise.shape)
         self._encoder = PromptEncoder(
             self.manifest.prompt, bundle.tokenizer_json(), template=template
         )
@@ -239,7 +231,7 @@ class Segmenter:
             ProviderError: the engine failed, for lack of memory for example.
         """
         single = isinstance(expressions, str)
-        asked = _asked(expressions)
+        asked = expression_list(expressions)
         settings = settle(choices, self.manifest.method, self.capture)
         if settings.sinks:
             sizes = self.manifest.geometry.sizes
@@ -328,8 +320,15 @@ class Segmenter:
         """Run the transformer, and post-process where it leaves its outputs."""
         fixed = self._fixed_batch(state)
         engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
+        there = device_engine(engine)
         feeds = transformer_feeds(
-            state, prompts, weights=weights, noise=self._noise, tau=settings.tau, fixed=fixed
+            state,
+            prompts,
+            weights=weights,
+            noise=self._noise,
+            tau=settings.tau,
+            fixed=fixed,
+            device=None if there is None else there.device,
         )
         wanted = Wanted(
             self.capture,
@@ -341,23 +340,15 @@ class Segmenter:
             cues=tuple(read_cues(prompt.instruction.expression) for prompt in prompts),
             spatial_prior=settings.spatial_prior,
             instances=settings.instances,
-            guide=self._guide(state) if settings.upsample == "guided" else None,
+            guide=state.guide() if settings.upsample == "guided" else None,
         )
-        there = device_engine(engine)
         if there is None:
             return answers_on_host(engine.run(feeds), wanted)
         with there.device.lock:
             if self._cuda is None:
                 self._cuda = CudaPostprocess(there.device)
-            return self._cuda.answers(there.run_on_device(feeds, borrow=True), wanted)
-
-    def _guide(self, state: ImageState) -> npt.NDArray[np.uint8]:
-        if state.pixels is None:
-            raise InputError(
-                "the image state has no pixels to draw contours along, expected one made by this "
-                "segmenter: call its set_image, or ask for upsample 'bilinear'"
-            )
-        return state.pixels
+            finish = self._cuda.queue(there.run_on_device(feeds, borrow=True), wanted)
+        return finish()
 
     def _result(
         self,
@@ -373,7 +364,8 @@ class Segmenter:
         if reason is None and answer.empty:
             reason = "no pixel is nearer to the expression"
         seen, mask_hw = answer.evidence, answer.mask_hw
-        confidence, doubt = self._confidence(seen)
+        rule = self.manifest.method.confidence
+        confidence, doubt = (None, None) if rule is None else rule.judge(seen)
         if reason is None and doubt is not None and not settings.always:
             reason, mask_hw = doubt, np.zeros_like(mask_hw)
         tokens, attention = prompt.tokens, answer.token_attention
@@ -400,27 +392,3 @@ class Segmenter:
             tokens=tokens if attention is not None else (),
             token_attention=attention,
         )
-
-    def _confidence(self, seen: Evidence) -> tuple[float | None, str | None]:
-        """Return the confidence, and what to say where it is too low for an answer."""
-        rule = self.manifest.method.confidence
-        if rule is None:
-            return None, None
-        confidence = rule.confidence(seen)
-        if confidence >= rule.threshold:
-            return confidence, None
-        return confidence, (
-            f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
-            f"{rule.threshold:.3f}"
-        )
-
-
-def _asked(expressions: str | Sequence[str]) -> list[str]:
-    if isinstance(expressions, str):
-        return [expressions]
-    if isinstance(expressions, (bytes, Mapping)) or not isinstance(expressions, Iterable):
-        raise InputError(
-            f"the expressions are of type {type(expressions).__name__}, expected text or a list "
-            "of texts"
-        )
-    return list(expressions)

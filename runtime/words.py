@@ -77,6 +77,11 @@ class Cues:
         """Something is said of where the object is."""
         return bool(self.across or self.down or self.middle)
 
+    @property
+    def one(self) -> bool:
+        """One of several objects is meant, and words of place or size tell which."""
+        return not self.several and bool(self.place or self.size)
+
 
 def read_cues(expression: str) -> Cues:
     """Read the words of place and size that speak of the object itself.

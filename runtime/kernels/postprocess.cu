@@ -291,6 +291,14 @@ __device__ void separability(const float* means, Answer* answer, int channels) {
     answer->separability = static_cast<float>(squares[0] / fmax(lengths - squares[1], 1e-6));
 }
 
+// For answers whose masks the host makes: what `mask_pixels` says besides. Grid: (B).
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+separabilities(const float* means, Answer* answers, int channels) {
+    const int expression = blockIdx.x;
+    separability(means + static_cast<size_t>(expression) * 2 * channels, answers + expression,
+                 channels);
+}
+
 // How pixels of the picture lie on one axis of the token grid; see geometry.upsample.
 struct Axis {
     double scale, start, cells_per_pixel;

@@ -282,6 +282,14 @@ class FakeContext:
         return np.frombuffer(memory, dtype).reshape(shape)
 
 
+class There(np.ndarray):
+    """An array of the device, as far as NumPy keeps them apart."""
+
+    def __array_function__(self, function: Any, kinds: Any, given: Any, options: Any) -> Any:
+        found = super().__array_function__(function, kinds, given, options)
+        return found.view(There) if isinstance(found, np.ndarray) else found
+
+
 class HostDevice:
     """A `Device` whose memory is NumPy's. Values of new arrays are NaN, or nonsense.
 
@@ -299,9 +307,10 @@ class HostDevice:
         self.refuses_graphs = False
         self.depth = 0
         self._scratch = np.zeros(0, np.uint8)
-        self._staged = np.zeros(0, np.uint8)
+        self._fetched: list[np.ndarray] = []
         self.compiled: list[EmulatedKernels] = []
         self.downloaded: list[tuple[int, ...]] = []
+        self.uploaded: list[tuple[int, ...]] = []
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -310,9 +319,11 @@ class HostDevice:
         self.depth -= 1
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.full(shape, np.nan if dtype.startswith("float") else 1, dtype)
+        return np.full(shape, np.nan if dtype.startswith("float") else 1, dtype).view(There)
 
     def copy(self, source: np.ndarray, *, into: np.ndarray) -> None:
+        if not isinstance(source, There):
+            self.uploaded.append(source.shape)
         into[...] = source
 
     def pointer(self, array: np.ndarray) -> int:
@@ -320,7 +331,7 @@ class HostDevice:
 
     def download(self, array: np.ndarray) -> np.ndarray:
         self.downloaded.append(array.shape)
-        return array.copy()
+        return np.array(array)
 
     def scratch(self, nbytes: int) -> np.ndarray:
         if self._scratch.nbytes < nbytes:
@@ -331,12 +342,25 @@ class HostDevice:
         self.compiled.append(emulated(source, macros))
         return self.compiled[-1]
 
-    def stage(self, array: np.ndarray) -> np.ndarray:
-        """Overwrite what the last call returned."""
+    def fetch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        """Values are there for who waits, and no longer when the next array is fetched."""
         self.downloaded.append(array.shape)
-        self._staged[...] = 0x7F
-        self._staged = array.copy()
-        return self._staged
+        while self._fetched:
+            self._fetched.pop().fill(0x7F)
+        values, host = np.array(array), np.full(array.shape, 0x7F, array.dtype)
+
+        def wait() -> np.ndarray:
+            host[...] = values
+            self._fetched.append(host)
+            return host
+
+        return wait
+
+    def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_byte * size).from_address(pointer)
+        memory.owner = owner  # type: ignore[attr-defined]
+        return np.frombuffer(memory, dtype).reshape(shape).view(There)
 
     def mark(self) -> float:
         assert self.depth

@@ -379,18 +379,32 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaPostprocess(device).answers(scenes(), WANTED)
 
 
-def test_six_launches_however_many_expressions() -> None:
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({}, "mask_pixels"),
+        ({"cues": (Cues(),) * B, "instances": True}, "mask_pixels"),
+        ({"cues": SAID, "instances": True}, "separabilities"),
+        ({"guide": guide(STRETCHED)}, "separabilities"),
+    ],
+    ids=["published", "no words", "words", "contours"],
+)
+def test_six_launches_however_many_expressions(changes: dict[str, Any], last: str) -> None:
+    """And no mask that the host is to make: it is neither drawn nor brought over."""
     device, outputs = GuardedDevice(), scenes()
     for count in (1, B):
-        answers(device, outputs, replace(WANTED, count=count))
+        answers(device, outputs, replace(WANTED, count=count, **changes))
         assert device.compiled[-1].launched == [
             "attention_maps",
             "sums_by_region",
             "class_means",
             "scores_and_sums",
             "class_means",
-            "mask_pixels",
+            last,
         ]
+        width, height = STRETCHED.size_wh
+        mask = height * width if last == "mask_pixels" else 0
+        assert device.downloaded.pop() == (count * (48 + 3 * 4 * N + mask),)
 
 
 def test_nothing_is_read_past_the_end_of_an_array() -> None:
@@ -408,6 +422,7 @@ def read_fenced_arrays() -> None:
     cases = [("matrices", 1), ("scores", 3), ("vectors", 1), ("vectors", 3), ("vectors", 2)]
     for capture, count in cases:
         wanted = replace(WANTED, capture=capture, count=count, batch=count, plan=CROPPED)
+        wanted = replace(wanted, guide=guide(CROPPED) if count == 2 else None)
         outputs = {name: each[:count] for name, each in scenes(capture).items()}
         answers(FencedDevice(), outputs, wanted)
     print(len(cases), "captures")

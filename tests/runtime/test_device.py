@@ -18,6 +18,7 @@ class GpuArray:
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
         self.shape, self.dtype, self.nbytes = values.shape, values.dtype, values.nbytes
+        self.size = values.size
         self.data = SimpleNamespace(ptr=values.ctypes.data)
 
     def set(self, source: np.ndarray, stream: Any = None) -> None:
@@ -104,8 +105,10 @@ class RawModule:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def asnumpy(array: GpuArray, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
-        stream.done.append("get")
+    def asnumpy(
+        array: GpuArray, stream: Stream, out: np.ndarray | None = None, blocking: bool = True
+    ) -> np.ndarray:
+        stream.done.append("get" if blocking else "get later")
         if out is None:
             return array.values.copy()
         out[...] = array.values
@@ -118,6 +121,9 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     def pinned(size: int) -> bytearray:
         return bytearray(size + 512)  # CuPy rounds up
 
+    def wrapped(shape: tuple[int, ...], dtype: np.dtype[Any], memory: Any) -> Any:
+        return SimpleNamespace(shape=shape, dtype=dtype, memory=memory)
+
     fake = SimpleNamespace(
         __version__="14.2.0",
         cuda=SimpleNamespace(
@@ -126,7 +132,10 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
             Event=Event,
             get_elapsed_time=elapsed,
             alloc_pinned_memory=pinned,
+            UnownedMemory=lambda *given: given,
+            MemoryPointer=lambda memory, offset: (*memory, offset),
         ),
+        ndarray=wrapped,
         RawModule=RawModule,
         empty=lambda shape, dtype: GpuArray(np.empty(shape, dtype)),
         asnumpy=asnumpy,
@@ -208,16 +217,24 @@ def test_kernels_that_do_not_compile(cupy: Any) -> None:
     )
 
 
-def test_staged_arrays_share_locked_memory(cupy: Any) -> None:
+def test_an_array_is_fetched_in_page_locked_memory(cupy: Any) -> None:
+    """Queued at once, waited for by who wants it; each has memory of its own."""
     device = CudaDevice()
-    large, small = device.empty((3, 4), "float32"), device.empty((5,), "uint8")
-    device.copy(np.arange(12).reshape(3, 4), into=large)
-    device.copy(np.arange(5), into=small)
-    first = device.stage(large)
-    np.testing.assert_array_equal(first, np.arange(12).reshape(3, 4))
-    second = device.stage(small)
-    np.testing.assert_array_equal(second, np.arange(5))
-    assert np.shares_memory(first, second)
+    arrays = [device.empty((3, 4), "float32"), device.empty((5,), "uint8")]
+    for each in arrays:
+        device.copy(np.arange(each.size).reshape(each.shape), into=each)
+    del device._stream.done[:]
+    waits = [device.fetch(each) for each in arrays]
+    assert device._stream.done == ["get later", "event"] * 2
+    for each, wait in zip(arrays, waits, strict=True):
+        np.testing.assert_array_equal(wait(), each.values)
+
+
+def test_memory_of_another_library_is_kept_by_its_owner(cupy: Any) -> None:
+    owner = np.arange(6, dtype=np.float16)
+    array = CudaDevice(1).wrap(owner.ctypes.data, (2, 3), "float16", owner)
+    assert (array.shape, array.dtype) == ((2, 3), np.float16)
+    assert array.memory == (owner.ctypes.data, 12, owner, 1, 0)
 
 
 def test_time_between_two_points(cupy: Any) -> None:
@@ -239,7 +256,7 @@ def test_a_gpu_that_cupy_cannot_use(cupy: Any) -> None:
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(
-        ProviderError, match=r"need CuPy, which cannot be imported .*pip .*\[cuda\]"
+        ProviderError, match=r"CuPy cannot be imported .*work on a GPU: .*pip .*\[cuda\]"
     ):
         CudaDevice()
 
@@ -249,7 +266,10 @@ def test_the_real_cupy_has_what_is_called() -> None:
     names = ("empty", "asnumpy", "ndarray", "RawModule", "__version__")
     assert all(hasattr(real, name) for name in names)
     assert all(hasattr(real.RawModule, name) for name in ("compile", "get_function"))
-    assert all(hasattr(real.cuda, name) for name in ("alloc_pinned_memory", "get_elapsed_time"))
+    names = ("alloc_pinned_memory", "get_elapsed_time", "UnownedMemory", "MemoryPointer")
+    assert all(hasattr(real.cuda, name) for name in names)
+    assert all(hasattr(real, name) for name in ("repeat", "stack", "pad"))
+    assert "blocking=True" in real.ndarray.get.__doc__
     assert all(hasattr(real.cuda.Event, name) for name in ("record", "synchronize"))
     assert hasattr(real.cuda.Device, "attributes")
     assert all(hasattr(real.ndarray, name) for name in ("set", "data", "nbytes"))

@@ -20,6 +20,7 @@ KERNELS = (
     "mask_pixels",
     "propagate",
     "scores_and_sums",
+    "separabilities",
     "sums_by_region",
 )
 KLEIN = 4096  # channels, the widest

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime import InputError, ProviderError, Segmenter
+from rism.runtime import InputError, ProviderError, Segmenter, postprocess
 from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, RismWarning
 from rism.runtime.tensorrt_engine import TensorRtEngine
@@ -47,22 +47,92 @@ def test_masks_are_those_of_onnxruntime(
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["any shape", "one shape"])
-def test_only_masks_and_maps_leave_the_gpu(
+def test_nothing_visits_the_host_between_engines(
     built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, fixed: bool
 ) -> None:
-    """Post-processed where the outputs lie."""
     bundle = built({**ALL, "transformer.vectors": FIXED} if fixed else ALL)
     segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
     state = segmenter.set_image(colours)
-    segmenter.segment(state, ["red", "green"])
-    del device.downloaded[:]
-    results = segmenter.segment(state, ["red", "green"])
-    (height, width), tokens = colours.shape[:2], state.plan.tokens
-    # Of the transformer; the embeddings were remembered. This bundle has token attention, too.
-    masks = 2 * (height * width + 3 * 4 * tokens + 48)
-    assert device.downloaded == [(masks,), (2, tokens, 8)]
-    assert device.compiled[-1].launched[-1] == "mask_pixels"
-    assert all(each.timings_ms[stage] > 0 for each in results for stage in ("method", "mask"))
+    prompts, tokens = ["red", "green"], state.plan.tokens
+    maps = 2 * (3 * 4 * tokens + 48)
+    height, width = colours.shape[:2]
+    for run, (choices, fetched, last) in enumerate(
+        [
+            ({}, maps, "separabilities"),  # contours are the host's
+            ({"upsample": "bilinear"}, maps + 2 * height * width, "mask_pixels"),
+            ({"paper": True}, maps + 2 * height * width, "mask_pixels"),
+        ]
+    ):
+        del device.downloaded[:], device.uploaded[:]
+        results = segmenter.segment(state, prompts, **choices)
+        # What is asked for; this bundle has token attention, too.
+        assert device.downloaded == [(fetched,), (2, tokens, 8)]
+        assert device.compiled[-1].launched[-1] == last
+        assert device.compiled[-1].launched.count("mask_pixels") == run
+        # No latents and no embeddings: weights and positions, and at first what embeds the text
+        # and the noise.
+        first = [(2, 8), (2, 8), (300, 3)] if run == 0 else []
+        assert device.uploaded == [*first, (2, 8), (tokens, 2)]
+        assert all(each.timings_ms[stage] > 0 for each in results for stage in ("method", "mask"))
+
+
+def test_the_host_has_what_it_asks_for(
+    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, tmp_path: Path
+) -> None:
+    """Of latents and of embeddings: the cache on disk, and another provider."""
+    bundle = built()
+    there = Segmenter.from_bundle(bundle, provider="tensorrt-rtx", cache_dir=tmp_path)
+    here = Segmenter.from_bundle(bundle, provider="cpu")
+    state, own = there.set_image(colours), here.set_image(colours)
+    assert not device.downloaded
+    np.testing.assert_allclose(state.clean_latents, own.clean_latents, atol=1e-6)
+    assert state.clean_latents is not own.clean_latents
+    assert device.downloaded == [state.clean_latents.shape]
+    assert not state.clean_latents.flags.writeable
+    first = here.segment(state, "red")  # a state of the GPU, on the CPU
+    second = there.segment(own, "red")  # and the other way round
+    np.testing.assert_array_equal(first.mask, second.mask)
+    assert device.downloaded[1:2] == [(8, 3)]  # embeddings
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    again = Segmenter.from_bundle(bundle, provider="tensorrt-rtx", cache_dir=tmp_path)
+    assert again.segment(state, ["red", "the blue"])[0].mask.any()  # one from disk, one made
+
+
+def test_the_device_is_free_while_the_host_finishes(
+    built: Any,
+    device: HostDevice,
+    trt: FakeTensorRt,
+    colours: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter = Segmenter.from_bundle(built(), provider="tensorrt-rtx")
+    free = []
+
+    def take() -> bool:
+        taken = device.lock.acquire(blocking=False)
+        if taken:
+            device.lock.release()
+        return taken
+
+    def others_can_queue() -> None:
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(take).result())
+
+    waits, guided = device.elapsed_ms, postprocess.guided_upsample
+
+    def elapsed_ms(first: float, last: float) -> float:
+        others_can_queue()
+        return waits(first, last)
+
+    def guided_upsample(*given: Any) -> np.ndarray:
+        others_can_queue()
+        return guided(*given)
+
+    monkeypatch.setattr(device, "elapsed_ms", elapsed_ms)
+    monkeypatch.setattr(postprocess, "guided_upsample", guided_upsample)
+    assert segmenter.segment(colours, "red").mask.any()
+    # Latents, embeddings, the method, the mask, and its contour.
+    assert free == [True] * 5
 
 
 def test_borrowed_outputs_are_the_plans_own(
