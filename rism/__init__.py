@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,10 @@ __all__ = [
     "Segmenter",
     "__version__",
 ]
+
+# Since 1.29 onnxruntime sends Microsoft what it runs (names and hashes of graphs, the machine)
+# unless this is set before it is imported; its own Privacy.md. A user's own choice stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The wheel has runtime/ inside this folder; a checkout has it beside this folder, and
 # works without being installed (the tests, `python -m rism`) because of these lines.

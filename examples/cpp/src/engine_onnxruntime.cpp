@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <exception>
 #include <numeric>
 
@@ -28,6 +29,19 @@ template <typename T>
 std::vector<T> copy(const Ort::Value& value) {
     const T* data = value.GetTensorData<T>();
     return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+}
+
+// Since 1.29 ONNX Runtime sends Microsoft what it runs, unless this is set before it starts. What
+// you set yourself stays.
+Ort::Env silent_env() {
+#ifdef _WIN32
+    if (std::getenv("ORT_DISABLE_TELEMETRY") == nullptr) {
+        _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+    }
+#else
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
+    return Ort::Env{ORT_LOGGING_LEVEL_FATAL, "rism"};  // errors are thrown, once
 }
 
 class OnnxGraph : public Graph {
@@ -106,7 +120,7 @@ public:
 
 private:
     Bundle& bundle_;
-    Ort::Env env_{ORT_LOGGING_LEVEL_FATAL, "rism"};  // errors are thrown, once
+    Ort::Env env_ = silent_env();
 };
 
 }  // namespace
