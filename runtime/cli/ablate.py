@@ -13,6 +13,7 @@ from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.extras import import_extra
+from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.errors import OutputError, RismError
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.refine import Refiner
@@ -85,6 +86,7 @@ def ablate_model(flags: AblateFlags, console: Console) -> None:
     for note in dataset.notes:
         console.note(f"{dataset.name}: {note}")
     refiner, words = _instructions(flags.instructions)
+    check_outputs([flags.output / study.RECORDS], [Path(flags.source)])
     _make_folder(flags.output)
     options = models.ModelOptions(
         model=flags.model,

@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import Any
 
 from rism.runtime.choices import Choices
-from rism.runtime.cli.outputs import Destination, slugs
+from rism.runtime.cli.outputs import Destination
 from rism.runtime.cli.report import result_record, summary_line
 from rism.runtime.cli.sources import Source
-from rism.runtime.errors import InputError
+from rism.runtime.errors import InputError, one_line
 from rism.runtime.images import load_image
 from rism.runtime.render import Uint8, encode_png, render
 from rism.runtime.result import Segmentation
@@ -53,7 +53,8 @@ class Question:
         expressions: what to find.
         choices: how; see `rism.runtime.choices`.
         reworded: a refiner looks at each picture, and may fail on some.
-        destination: what is wanted, and under which names.
+        destination: what is wanted, and where.
+        slugs: the expressions as parts of names.
     """
 
     segmenter: Segmenter
@@ -61,6 +62,7 @@ class Question:
     choices: Choices
     reworded: bool
     destination: Destination
+    slugs: tuple[str, ...]
 
     def answer(self, source: Source) -> list[Answer]:
         """Segment one picture and draw what is wanted of it.
@@ -87,10 +89,9 @@ class Question:
             raise
         shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
         results = [_with_timings(result, shared, len(found)) for result in found]
-        names = slugs([result.expression for result in results])
         return [
             self._drawn(source, pixels, result, slug)
-            for result, slug in zip(results, names, strict=True)
+            for result, slug in zip(results, self.slugs, strict=True)
         ]
 
     def _drawn(self, source: Source, pixels: Uint8, result: Segmentation, slug: str) -> Answer:
@@ -108,7 +109,7 @@ class Question:
             files,
             result_record(source.label, result, written) if wanted.as_json else None,
             summary_line(source.label, result, written),
-            f'{source.label}: "{result.instruction}", {stages} ms',
+            f'{one_line(source.label)}: "{result.instruction}", {stages} ms',
         )
 
 

@@ -20,10 +20,12 @@ from rism.runtime.cli.flags import (
     Device,
     EngineName,
     EnginePrecision,
+    Expressions,
     Instances,
     Magnets,
     Paper,
     Quiet,
+    Recursive,
     RunProvider,
     Sinks,
     SpatialPrior,
@@ -70,28 +72,39 @@ def _root(
 
 @app.command()
 def run(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="A picture, a folder of them, or - for stdin.")
-    ],
-    expressions: Annotated[
+    arguments: Annotated[
         list[str],
-        typer.Argument(metavar="EXPRESSION", help="What to find, one quoted text each."),
+        typer.Argument(
+            metavar="IMAGE|EXPRESSION",
+            help="Images, folders of them, or - for stdin; and what to find, one quoted text "
+            "each. What is there is an image; what may be either is refused.",
+        ),
     ],
+    expression: Expressions = None,
+    recursive: Recursive = False,
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
             help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. "
-            "Left out: mask and overlay in the current folder.",
+            "Left out: IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder.",
         ),
     ] = None,
     save: Annotated[
         str | None,
-        typer.Option(help="Pictures to write: mask,overlay,cutout,heatmap or all."),
+        typer.Option(help="Images to write: mask,overlay,cutout,heatmap or all."),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON, masks as COCO RLE.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the results as JSON at the end, masks as COCO RLE; a run that is stopped "
+            "prints what it has.",
+        ),
+    ] = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print them as JSON Lines, each as it is known.")
     ] = False,
     bundle: Annotated[
         str | None,
@@ -145,7 +158,7 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment what each EXPRESSION refers to in IMAGE."""
+    """Segment what each EXPRESSION refers to in each IMAGE."""
     from rism.runtime.choices import given
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.run import RunOptions, run_pictures
@@ -153,11 +166,13 @@ def run(
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
         options = RunOptions(
-            image=image,
-            expressions=tuple(expressions),
+            arguments=tuple(arguments),
+            expressions=tuple(expression or ()),
+            recursive=recursive,
             output=output,
             save=save,
             as_json=json,
+            json_lines=jsonl,
             bundle=bundle,
             provider=provider,
             device=device,

@@ -14,6 +14,7 @@ from rism.runtime.atomic import write_atomically
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.extras import import_extra
+from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.sources import find_sources
 from rism.runtime.errors import InputError, OutputError
 
@@ -69,7 +70,14 @@ def calibrate_bundle(flags: CalibrateFlags, console: Console) -> None:
         raise InputError(
             f"--images '{flags.images}' {found}, expected a folder of pictures to calibrate on"
         )
-    images = [s.path for s in find_sources(str(flags.images)) if s.path is not None]
+    found = find_sources([str(flags.images)])
+    images = found.files
+    check_outputs(
+        [path for path in (flags.output, flags.report, flags.plot) if path is not None],
+        [*images, *([] if flags.expressions is None else [flags.expressions])],
+    )
+    for note in found.notes:
+        console.note(f"note: {note}")
     if flags.plot is not None:
         _calibration("rism.calibration.report").check_plotter()
     bundle = Bundle.open(resolve_bundle(flags.bundle))

@@ -5,26 +5,55 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 from rism.runtime.errors import OutputError, RismError, RismWarning, one_line
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Console", "Countdown", "UsageError", "write_stdout"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "READER_GONE",
+    "USAGE",
+    "Console",
+    "Countdown",
+    "ReaderGoneError",
+    "UsageError",
+    "write_stdout",
+]
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+READER_GONE = 141  # 128 + SIGPIPE, what a shell shows of a program that such a pipe ended
 _BAR_CELLS = 20
 
 
 class UsageError(RismError):
     """Flags or arguments that do not go together."""
+
+
+class ReaderGoneError(OutputError):
+    """Whoever read stdout through a pipe, such as `head`, has read enough."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks a program to end, treated as Ctrl-C is.
+
+    Attributes:
+        code: the exit code, 128 and the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
 
 
 class Console:
@@ -78,17 +107,20 @@ class Console:
         shown = warnings.showwarning
         warnings.showwarning = partial(self._warning, shown)
         try:
-            yield
+            with _stoppable():
+                yield
             write_stdout(b"")
+        except ReaderGoneError:
+            raise SystemExit(READER_GONE) from None
         except UsageError as error:
             self.error(error)
             raise SystemExit(USAGE) from None
         except RismError as error:
             self.error(error)
             raise SystemExit(FAILED) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             self._line("interrupted")
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(getattr(error, "code", INTERRUPTED)) from None
         except OSError as error:  # a name too long, a folder without permission
             self.error(error)
             raise SystemExit(FAILED) from None
@@ -141,15 +173,46 @@ class Countdown:
         self._console.progress(done, total, left + name)
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let `kill`, `timeout` and a closed terminal end a run as Ctrl-C does, tidily."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What was set to be ignored (nohup) stays so; only the main thread may set any.
+        with contextlib.suppress(ValueError):
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def write_stdout(data: bytes | str) -> None:
     """Write results to stdout and flush, so that a closed pipe or a full disk is noticed here.
 
+    Text is written in UTF-8 whatever the locale, names that are none as their bytes.
+
     Raises:
-        OutputError: stdout takes no more.
+        ReaderGoneError: its reader has closed the pipe.
+        OutputError: stdout is closed, or takes no more.
     """
+    if sys.stdout is None:
+        if data:
+            raise OutputError("cannot write to stdout: it is closed")
+        return
     try:
         if isinstance(data, str):
-            data = data.encode(errors="backslashreplace")
+            try:
+                data = data.encode(errors="surrogateescape")
+            except UnicodeEncodeError:  # names of Windows, which are no bytes
+                data = data.encode(errors="backslashreplace")
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -157,4 +220,5 @@ def write_stdout(data: bytes | str) -> None:
         # The interpreter flushes stdout once more at exit and would complain a second time.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"cannot write to stdout: {error.strerror or error}") from error
+        kind = ReaderGoneError if isinstance(error, BrokenPipeError) else OutputError
+        raise kind(f"cannot write to stdout: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from rism import __version__
 from rism.runtime.cli.console import Console, Countdown, UsageError, write_stdout
 from rism.runtime.cli.datasets import DatasetFlags
 from rism.runtime.cli.extras import import_extra
+from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.errors import InputError, RismError, one_line
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.refine import Refiner
@@ -71,6 +72,7 @@ def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
     if flags.merge:
         header = _module("journal").read_run(flags.shards[0])
         folder = flags.output or _folder(dataset.name, header.bundle, (1, 1))
+        _keep_inputs(flags, folder)
         problems = outcome.merge(dataset, flags.shards, folder, replacing=flags.restart)
     else:
         folder, problems = _score(flags, dataset, shard, console)
@@ -142,6 +144,7 @@ def _score(
         machine=outcome.machine(),
     )
     folder = flags.output or _folder(dataset.name, run.bundle, shard)
+    _keep_inputs(flags, folder)
     problems = runner.score(
         dataset,
         segmenter,
@@ -152,6 +155,14 @@ def _score(
         steps=Countdown(console),
     )
     return folder, problems
+
+
+def _keep_inputs(flags: EvalFlags, folder: Path) -> None:
+    """Refuse a folder in which the dataset's own file has the name of a result."""
+    journal = _module("journal")
+    written = [folder / name for name in (journal.RECORDS, journal.RESULT, journal.REPORT)]
+    instructions = [] if flags.instructions is None else [flags.instructions]
+    check_outputs(written, [Path(flags.source), *instructions])
 
 
 def _expect_answers(said: InstructionFile, dataset: Any, template: str) -> None:

@@ -10,9 +10,11 @@ import typer
 
 from rism.runtime.cli.flags import (
     ExportPrecision,
+    Expressions,
     Parity,
     Provider,
     Quiet,
+    Recursive,
     RefinePrecision,
     SceneKind,
     SplitBy,
@@ -115,7 +117,7 @@ def refine(
         str,
         typer.Argument(
             metavar="IMAGE|DATASET",
-            help="A picture, or a folder of them; or, as for rism eval, refcoco, refcoco+, "
+            help="An image, or a folder of them; or, as for rism eval, refcoco, refcoco+, "
             "refcocog, scenes, FILE.jsonl or FILE.parquet.",
         ),
     ],
@@ -129,13 +131,16 @@ def refine(
         Path,
         typer.Option("--output", "-o", help="The JSON file to write; what it has already is kept."),
     ],
-    expressions: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="EXPRESSION",
-            help="What is to be found, one quoted text each; a dataset has its own.",
+            help="What is to be found, one quoted text each; a dataset has its own. What is "
+            "there is one more image, as for rism run.",
         ),
     ] = None,
+    expression: Expressions = None,
+    recursive: Recursive = False,
     root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the dataset's files are.")
     ] = None,
@@ -182,7 +187,9 @@ def refine(
     with console.reporting():
         flags = RefineFlags(
             source=source,
-            expressions=tuple(expressions or ()),
+            arguments=tuple(arguments or ()),
+            expressions=tuple(expression or ()),
+            recursive=recursive,
             root=root,
             split_by=None if split_by is None else split_by.value,
             split=split,

@@ -18,6 +18,7 @@ __all__ = [
     "EngineName",
     "EnginePrecision",
     "ExportPrecision",
+    "Expressions",
     "GtMerge",
     "Instances",
     "Magnets",
@@ -25,6 +26,7 @@ __all__ = [
     "Parity",
     "Provider",
     "Quiet",
+    "Recursive",
     "RefinePrecision",
     "RunProvider",
     "SceneKind",
@@ -182,6 +184,19 @@ def expecting(what: str, fits: Callable[[float], bool]) -> Callable[[float | Non
     return check
 
 
+Expressions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expression",
+        "-e",
+        metavar="TEXT",
+        help="What to find, again for each text; all arguments are images then.",
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", "-r", help="Take folders in folders, too; names keep them."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and where an error came from.")

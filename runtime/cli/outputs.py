@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rism.runtime.cli.console import UsageError
-from rism.runtime.errors import OutputError
+from rism.runtime.cli.names import fold
+from rism.runtime.errors import OutputError, one_line
+from rism.runtime.images import SUFFIXES
 from rism.runtime.render import KINDS, Kind
 
-__all__ = ["Destination", "choose_destination", "slugs"]
+__all__ = ["Destination", "check_outputs", "choose_destination"]
 
 STDOUT = ("-", "/dev/stdout")
 _DEFAULT_KINDS: tuple[Kind, ...] = ("mask", "overlay")
-_SLUG_BYTES = 60
-_STEM_BYTES = 120  # with slug, kind and ".png" below the 255 bytes that file systems allow
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,22 @@ class Destination:
     """What one run writes.
 
     Attributes:
-        kinds: pictures per expression; none where only JSON is wanted.
+        kinds: images per expression; none where only JSON is wanted.
         folder: where they go under names of their own, or None.
         file: the one file they go to instead, or None.
-        to_stdout: whether the one picture goes to stdout.
-        with_slug: whether names tell expressions apart.
+        to_stdout: whether the one image goes to stdout.
         json_file: where the results go as JSON, or None.
         json_stdout: whether they go to stdout as JSON.
+        json_lines: whether that is a line for each as soon as it is known, not a list at the end.
     """
 
     kinds: tuple[Kind, ...] = ()
     folder: Path | None = None
     file: Path | None = None
     to_stdout: bool = False
-    with_slug: bool = True
     json_file: Path | None = None
     json_stdout: bool = False
+    json_lines: bool = False
 
     @property
     def as_json(self) -> bool:
@@ -47,25 +49,38 @@ class Destination:
         return self.json_file is not None or self.json_stdout
 
     def path(self, stem: str, slug: str, kind: Kind) -> Path:
-        """Name the file of one picture of one result."""
+        """Name the file of one image of one result."""
         if self.file is not None or self.folder is None:
             return self.file or Path(os.devnull)
-        middle = f".{slug}" if self.with_slug else ""
-        return self.folder / f"{_cut(stem, _STEM_BYTES)}{middle}.{kind}.png"
+        return self.folder / f"{stem}.{slug}.{kind}.png"
 
-    def prepare(self) -> None:
+    def paths(self, stems: Iterable[str], slugs: Sequence[str]) -> list[Path]:
+        """Name every file of a run."""
+        files = [file for file in (self.file, self.json_file) if file is not None]
+        if self.folder is not None:
+            named = ((stem, slug, kind) for stem in stems for slug in slugs for kind in self.kinds)
+            files += [self.path(*each) for each in named]
+        return files
+
+    def prepare(self, files: Iterable[Path]) -> None:
         """Fail now, not after minutes of work, where nothing can be written.
 
+        Args:
+            files: every file of the run.
+
         Raises:
-            OutputError: a folder that is missing, cannot be made or cannot be written to.
+            OutputError: a folder that is missing, cannot be made or cannot be written to, or
+                stdout is closed.
         """
-        if self.folder is not None:
+        if (self.to_stdout or self.json_stdout) and sys.stdout is None:
+            raise OutputError("results are to go to stdout, which is closed: use -o FILE")
+        for folder in dict.fromkeys(file.parent for file in files) if self.folder else ():
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 reason = error.strerror or error
-                raise OutputError(f"cannot make folder {self.folder}: {reason}") from None
-            _check_writable(self.folder)
+                raise OutputError(f"cannot make folder {one_line(folder)}: {reason}") from None
+            _check_writable(folder)
         for file in (self.file, self.json_file):
             if file is not None:
                 _check_writable(file if file.exists() else file.parent)
@@ -76,70 +91,150 @@ def choose_destination(
     *,
     save: str | None,
     as_json: bool,
-    expressions: int,
+    json_lines: bool = False,
+    results: int,
     from_folder: bool,
 ) -> Destination:
-    """Read -o, --save and --json together.
+    """Read -o, --save, --json and --jsonl together.
+
+    Args:
+        output: -o.
+        save: --save.
+        as_json: --json.
+        json_lines: --jsonl.
+        results: images times expressions.
+        from_folder: whether some of the images are those of a folder.
 
     Raises:
         UsageError: they do not go together; the message says what would.
     """
+    if as_json and json_lines:
+        raise UsageError("--json and --jsonl both want stdout: drop one of them")
     chosen = None if save is None else _parse_kinds(save)
+    many = from_folder or results > 1
     if output is None:
-        return _without_output(chosen, as_json, expressions, from_folder)
-    path = Path(output)
-    if output in STDOUT:
-        kind = _single(chosen, expressions, from_folder, f"-o {output}")
-        if as_json:
+        found = _without_output(chosen, as_json or json_lines, from_folder)
+    elif output in STDOUT:
+        found = _to_stdout(output, _single(chosen, many, f"-o {output}"))
+    else:
+        found = _to_place(output, chosen, many)
+    if as_json or json_lines:
+        if found.to_stdout:
             raise UsageError(f"-o {output} and --json both want stdout: drop one of them")
-        return Destination(kinds=kind, to_stdout=True)
-    if path.suffix.lower() == ".json" and not path.is_dir():
-        if chosen is not None:
-            raise UsageError(f"-o {output} holds results only: for pictures too, -o DIR/ --json")
-        return Destination(json_file=path, json_stdout=as_json)
-    if from_folder or path.is_dir() or output.endswith(("/", os.sep)):
-        return Destination(kinds=chosen or _DEFAULT_KINDS, folder=path, json_stdout=as_json)
-    # A device such as /dev/stdout has no suffix to go by.
-    is_device = path.exists() and not path.is_file()
-    if path.suffix.lower() != ".png" and not is_device:
-        raise UsageError(
-            f"-o {output}: end it in .png for a picture, .json for results, / for a folder"
-        )
-    kind = _single(chosen, expressions, from_folder, f"-o {output}")
-    return Destination(kinds=kind, file=path, json_stdout=as_json)
+        found = replace(found, json_stdout=True, json_lines=json_lines)
+    return found
 
 
-def slugs(expressions: Sequence[str]) -> list[str]:
-    """Turn expressions into distinct parts of file names.
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> list[Path]:
+    """Refuse outputs that are an input or each other, by whatever names; what is no file may.
 
-    >>> slugs(["The green van!", "the  green van"])
-    ['the-green-van', 'the-green-van-2']
+    Links are followed, hard links are one file, and so are names that a file system might not
+    tell apart.
+
+    Args:
+        outputs: files that a run will write; some of them may be there.
+        inputs: files that it reads, or descriptors of them.
+
+    Returns:
+        The outputs that are there.
+
+    Raises:
+        UsageError: the run would destroy an input, or one of its own results.
     """
-    made: list[str] = []
-    for expression in expressions:
-        words = "".join(c if c.isalnum() else " " for c in expression.lower()).split()
-        slug = _cut("-".join(words), _SLUG_BYTES).strip("-") or "expression"
-        number, name = 1, slug
-        while name in made:
-            number += 1
-            name = f"{slug}-{number}"
-        made.append(name)
-    return made
+    read = {found: name for name in inputs if (found := _identity(name)) is not None}
+    folders: dict[Path, str] = {}
+    places: dict[str, Path] = {}
+    there = []
+    for output in outputs:
+        found = _identity(output)
+        if found is not None:
+            there.append(output)
+            if (name := read.get(found)) is not None:
+                same = "stdin" if isinstance(name, int) else f"'{one_line(name)}'"
+                raise UsageError(
+                    f"'{one_line(output)}' is an input ({same}) and would be replaced by a "
+                    "result: choose another place with -o"
+                )
+        elif output.exists():
+            continue  # a device, or a folder, which is refused elsewhere
+        if output.is_symlink():
+            place = os.path.realpath(output)
+        else:
+            parent = output.parent
+            if parent not in folders:
+                folders[parent] = os.path.realpath(parent)
+            place = f"{folders[parent]}{os.sep}{output.name}"
+        if (other := places.setdefault(fold(place), output)) is not output:
+            raise UsageError(
+                f"'{one_line(output)}' and '{one_line(other)}' are one file, two results would "
+                "go to it: choose another place with -o"
+            )
+    return there
+
+
+def _identity(name: Path | int) -> tuple[int, int] | None:
+    """Return what tells a regular file from all others; None where it is none."""
+    try:
+        found = os.stat(name)  # noqa: PTH116  (a descriptor may be asked, too)
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _without_output(
-    chosen: tuple[Kind, ...] | None, as_json: bool, expressions: int, from_folder: bool
+    chosen: tuple[Kind, ...] | None, as_json: bool, from_folder: bool
 ) -> Destination:
     if as_json and chosen is None:
-        return Destination(json_stdout=True)
+        return Destination()
     if from_folder:
-        raise UsageError("a folder of pictures needs a folder for the results: add -o DIR/")
-    return Destination(
-        kinds=chosen or _DEFAULT_KINDS,
-        folder=Path(),
-        with_slug=expressions > 1,
-        json_stdout=as_json,
-    )
+        raise UsageError("a folder of images needs a folder for the results: add -o DIR/")
+    return Destination(kinds=chosen or _DEFAULT_KINDS, folder=Path())
+
+
+def _to_stdout(output: str, kinds: tuple[Kind, ...]) -> Destination:
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError(_to_a_terminal(output))
+    return Destination(kinds=kinds, to_stdout=True)
+
+
+def _to_place(output: str, chosen: tuple[Kind, ...] | None, many: bool) -> Destination:
+    path, suffix = Path(output), Path(output).suffix.lower()
+    is_folder = path.is_dir() or output.endswith(("/", os.sep))
+    # A device such as /dev/stdout has no suffix to go by.
+    is_device = path.exists() and not path.is_file() and not is_folder
+    if suffix == ".json" and not is_folder:
+        if chosen is not None:
+            raise UsageError(f"-o {output} holds results only: for images too, -o DIR/ --json")
+        return Destination(json_file=path)
+    if suffix == ".jsonl" and not is_folder:
+        raise UsageError(f"-o {output}: lines are printed as they come: --jsonl > {output}")
+    if is_folder or (many and suffix not in SUFFIXES and not is_device):
+        return Destination(kinds=chosen or _DEFAULT_KINDS, folder=path)
+    kinds = _single(chosen, many, f"-o {output}")
+    if suffix != ".png" and not is_device:
+        raise UsageError(
+            f"-o {output}: end it in .png for an image, .json for results, / for a folder"
+        )
+    if is_device and _is_terminal(path):
+        raise UsageError(_to_a_terminal(output))
+    return Destination(kinds=kinds, file=path)
+
+
+def _is_terminal(device: Path) -> bool:
+    if not device.is_char_device():  # a pipe would wait for its reader
+        return False
+    try:
+        descriptor = os.open(device, os.O_WRONLY | getattr(os, "O_NOCTTY", 0))
+    except OSError:
+        return False
+    try:
+        return os.isatty(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_a_terminal(output: str) -> str:
+    return f"-o {output} writes the bytes of a PNG to a terminal: use -o FILE.png, or a pipe"
 
 
 def _parse_kinds(save: str) -> tuple[Kind, ...]:
@@ -152,13 +247,11 @@ def _parse_kinds(save: str) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in asked)
 
 
-def _single(
-    chosen: tuple[Kind, ...] | None, expressions: int, from_folder: bool, flag: str
-) -> tuple[Kind, ...]:
-    """Return the one kind of picture that fits in one file."""
+def _single(chosen: tuple[Kind, ...] | None, many: bool, flag: str) -> tuple[Kind, ...]:
+    """Return the one kind of image that fits in one file."""
     kinds: tuple[Kind, ...] = chosen or ("mask",)
-    if from_folder or expressions > 1 or len(kinds) > 1:
-        raise UsageError(f"{flag} takes one picture, this run makes several: use -o DIR/")
+    if many or len(kinds) > 1:
+        raise UsageError(f"{flag} takes one image, this run makes several: use -o DIR/")
     return kinds
 
 
@@ -167,8 +260,3 @@ def _check_writable(path: Path) -> None:
         raise OutputError(f"folder {path} is not there: make it first (mkdir -p {path})")
     if not os.access(path, os.W_OK):
         raise OutputError(f"cannot write to {path}: no permission, or a read-only place")
-
-
-def _cut(text: str, limit_bytes: int) -> str:
-    """Cut to a number of UTF-8 bytes, between characters."""
-    return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")

@@ -11,7 +11,9 @@ from typing import Any
 from rism.runtime.cli.console import Console, Countdown, UsageError
 from rism.runtime.cli.datasets import DatasetFlags
 from rism.runtime.cli.extras import import_extra
-from rism.runtime.cli.sources import STDIN, find_sources
+from rism.runtime.cli.names import as_text
+from rism.runtime.cli.outputs import check_outputs
+from rism.runtime.cli.sources import STDIN, find_sources, sort_arguments
 from rism.runtime.errors import RismError, one_line
 
 __all__ = ["RefineFlags", "refine_to_file"]
@@ -21,9 +23,14 @@ _NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RefineFlags(DatasetFlags):
-    """The flags of `rism refine`; without expressions `source` is a dataset."""
+    """The flags of `rism refine`; with nothing but `source` that is a dataset.
 
-    expressions: tuple[str, ...]
+    `arguments` are those after it, images or expressions; `expressions` were given by flags.
+    """
+
+    arguments: tuple[str, ...]
+    expressions: tuple[str, ...] = ()
+    recursive: bool = False
     model: str
     output: Path
     template: str | None = None
@@ -33,22 +40,28 @@ class RefineFlags(DatasetFlags):
     precision: str | None = None
     provider: str = "auto"
 
+    @property
+    def asks_images(self) -> bool:
+        """Whether it is about images, with expressions, and not a dataset."""
+        return bool(self.arguments or self.expressions)
+
     def check(self) -> None:
         """Refuse flags that do not go together.
 
         Raises:
             UsageError: a place that is none, or flags of the other kind of source.
         """
-        for name, value in (("IMAGE", self.source), ("-o", str(self.output))):
+        images = [("IMAGE", each) for each in (self.source, *self.arguments)]
+        for name, value in (*images, ("-o", str(self.output))):
             if value == STDIN:
                 raise UsageError(f"{name} is -, expected a file: answers are added to one")
-        if not self.expressions and not self.names_dataset:
+        if not self.asks_images and not self.names_dataset:
             raise UsageError(
                 f"'{one_line(self.source, limit=80)}' has no EXPRESSION after it, expected one, "
                 "or a dataset with its own: refcoco, refcoco+, refcocog, scenes, FILE.jsonl or "
                 "FILE.parquet"
             )
-        if not self.expressions:
+        if not self.asks_images:
             super().check()
         elif useless := self._of_datasets():
             raise UsageError(
@@ -98,18 +111,22 @@ def refine_to_file(flags: RefineFlags, console: Console) -> None:
     """
     flags.check()
     refiner = import_extra("rism.export.refine", command="refine", extra="export")
-    if flags.expressions:
+    if flags.asks_images:
         _refine_pictures(refiner, flags, console)
     else:
         _refine_dataset(refiner, flags, console)
 
 
 def _refine_pictures(refiner: Any, flags: RefineFlags, console: Console) -> None:
-    images = [source.path for source in find_sources(flags.source)]
+    images, texts = sort_arguments([flags.source, *flags.arguments], flags.expressions)
+    found = find_sources(images, recursive=flags.recursive)
+    check_outputs([flags.output], found.files)
+    for note in found.notes:
+        console.note(f"note: {note}")
     report = refiner.refine_instructions(
         flags.model,
-        images,
-        flags.expressions,
+        found.files,
+        [as_text(text, "an expression") for text in texts],
         flags.output,
         **_settings(flags),
         progress=_Lines(console),
@@ -125,6 +142,7 @@ def _refine_pictures(refiner: Any, flags: RefineFlags, console: Console) -> None
 def _refine_dataset(refiner: Any, flags: RefineFlags, console: Console) -> None:
     settings = refiner.RefineSettings(**_settings(flags))
     runner = import_extra("rism.evaluation.runner", command="refine", extra="eval")
+    check_outputs([flags.output], [Path(flags.source)])
     dataset = flags.open("refine")
     for note in dataset.notes:
         console.note(f"note: {one_line(note)}")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.cli.names import readable
 from rism.runtime.result import Segmentation
 from rism.runtime.rle import encode_rle
 
-__all__ = ["failure_record", "json_text", "result_record", "summary_line"]
+__all__ = ["failure_record", "json_line", "json_text", "result_record", "summary_line"]
 
 
 def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> str:
     """Say in one line what was found.
 
-    `street.png "the green van": box 12,30,200,180, area 5.2 %, separability 1.43,
-    confidence 0.98, 48 ms on cpu in float32 -> street.mask.png, street.overlay.png`
+    `street.png "the van": box 12,30,200,180, area 5.2%, separability 1.43, confidence 0.98,
+    48 ms on cpu in float32 -> street.the-van.mask.png, street.the-van.overlay.png`
     """
     box = result.box_xyxy
     if box is None:
@@ -33,25 +35,52 @@ def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> s
             found += f", confidence {result.confidence:.2f}"
     took = f"{sum(result.timings_ms.values()):.0f} ms on {result.provider} in {result.precision}"
     line = f'{label} "{result.expression}": {found}, {took}'
-    return line if not written else f"{line} -> {', '.join(map(str, written))}"
+    return _shown(line if not written else f"{line} -> {', '.join(map(str, written))}")
 
 
 def result_record(label: str, result: Segmentation, written: Sequence[Path]) -> dict[str, Any]:
     """One entry of the JSON: the result, its mask as COCO RLE, the files it went to."""
     height, width = result.mask_hw.shape
+    files = [str(path) for path in written]
+    raws = [_base64(file) for file in files]
     return {
-        "image": label,
+        **_image(label),
         **result.to_json_dict(),
         "rle": {"size": [height, width], "counts": encode_rle(result.mask_hw)},
-        "files": [str(path) for path in written],
+        "files": [readable(file)[0] for file in files],
+        **({"files_base64": raws} if any(raws) else {}),
     }
 
 
-def failure_record(label: str, error: Exception) -> dict[str, Any]:
-    """One entry of the JSON for a picture that could not be read."""
-    return {"image": label, "error": str(error)}
+def failure_record(label: str, error: object) -> dict[str, Any]:
+    """One entry of the JSON for an image that has no result."""
+    return {**_image(label), "error": readable(str(error))[0]}
 
 
 def json_text(records: Sequence[dict[str, Any]]) -> str:
     """Write the entries as one JSON list, ASCII only, with a final newline."""
     return json.dumps(records, indent=2, allow_nan=False) + "\n"
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """Write one entry as a line of JSON, ASCII only."""
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _image(label: str) -> dict[str, str]:
+    """Name an image; one whose name is not UTF-8 by its bytes, too."""
+    raw = _base64(label)
+    return {"image": readable(label)[0], **({} if raw is None else {"image_base64": raw})}
+
+
+def _base64(path: str) -> str | None:
+    """Return the bytes of a path that is not UTF-8."""
+    raw = readable(path)[1]
+    return None if raw is None else base64.b64encode(raw).decode()
+
+
+def _shown(line: str) -> str:
+    """Keep a stranger's file name from speaking to the terminal; bytes of names stay."""
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in line
+    )

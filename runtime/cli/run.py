@@ -1,7 +1,8 @@
-"""`rism run`: pictures in, masks out."""
+"""`rism run`: images in, masks out."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from typing import Any
 from rism.runtime.atomic import write_atomically
 from rism.runtime.choices import Choices
 from rism.runtime.cli.answer import Answer, PictureError, Question
-from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.cli.outputs import Destination, choose_destination
+from rism.runtime.cli.console import Console, ReaderGoneError, UsageError, write_stdout
+from rism.runtime.cli.names import as_text, slugs
+from rism.runtime.cli.outputs import Destination, check_outputs, choose_destination
 from rism.runtime.cli.refiner import find_refiner
-from rism.runtime.cli.report import failure_record, json_text
-from rism.runtime.cli.sources import Source, find_sources
-from rism.runtime.errors import RismError
+from rism.runtime.cli.report import failure_record, json_line, json_text
+from rism.runtime.cli.sources import Source, Sources, find_sources, sort_arguments
+from rism.runtime.errors import RismError, one_line
 from rism.runtime.images import pixel_count
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.pipeline import in_order
@@ -31,7 +33,7 @@ _DEMONSTRATOR = (
     "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
 )
 
-# Some 12 bytes each while a picture is drawn, 20 with a heat map.
+# Some 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
 
 
@@ -39,11 +41,13 @@ _MOST_PIXELS_AT_ONCE = 32_000_000
 class RunOptions:
     """The flags of `rism run`."""
 
-    image: str
-    expressions: tuple[str, ...]
+    arguments: tuple[str, ...]
+    expressions: tuple[str, ...] = ()
+    recursive: bool = False
     output: str | None = None
     save: str | None = None
     as_json: bool = False
+    json_lines: bool = False
     bundle: str | None = None
     provider: str = "auto"
     device: int = 0
@@ -60,57 +64,126 @@ class RunOptions:
 
 
 def run_pictures(options: RunOptions, console: Console) -> None:
-    """Segment every picture, write what was asked for.
+    """Segment every image, write what was asked for.
 
-    A folder's unreadable pictures, and those that a refiner fails on or a file of instructions
-    lacks, are reported and counted, the others still written.
+    Of several images the unreadable ones, and those that a refiner fails on or a file of
+    instructions lacks, are reported and counted, the others still written.
 
     Raises:
-        UsageError: flags that do not go together.
-        RismError: the only picture, the bundle, the engine or the output place failed, or
-            some pictures of a folder did.
+        UsageError: arguments or flags that do not go together.
+        RismError: the only image, the bundle, the engine or the output place failed, or
+            some of several images did.
     """
-    sources = find_sources(options.image)
-    from_folder = Path(options.image).is_dir() and sources[0].path is not None
+    given, texts = sort_arguments(options.arguments, options.expressions)
+    expressions = tuple(as_text(text, "an expression") for text in texts)
+    sources = find_sources(given, recursive=options.recursive)
+    names = slugs(expressions)
     destination = choose_destination(
         options.output,
         save=options.save,
         as_json=options.as_json,
-        expressions=len(options.expressions),
-        from_folder=from_folder,
+        json_lines=options.json_lines,
+        results=len(sources.images) * len(expressions),
+        from_folder=sources.from_folder,
     )
-    destination.prepare()
-    workers = _workers(options, len(sources))
+    for note in sources.notes:
+        console.note(f"note: {note}")
+    _prepare(destination, options, sources, names, console)
+    workers = _workers(options, len(sources.images))
     segmenter = _load(options, console, workers)
     reworded = options.refiner is not None or options.instructions is not None
-    question = Question(segmenter, options.expressions, options.choices, reworded, destination)
+    question = Question(
+        segmenter, expressions, options.choices, reworded, destination, tuple(names)
+    )
+    _answer_all(question, sources, workers, console)
+
+
+def _prepare(
+    destination: Destination,
+    options: RunOptions,
+    sources: Sources,
+    names: Sequence[str],
+    console: Console,
+) -> None:
+    """Look at every file of the run before anything is read or written."""
+    files = destination.paths([source.stem for source in sources.images], names)
+    inputs: list[Path | int] = [*sources.files]
+    inputs += [] if options.instructions is None else [options.instructions]
+    if any(source.path is None for source in sources.images):
+        inputs.append(0)
+    there = check_outputs(files, inputs)
+    check_outputs([Path("/dev/stdout")], inputs)  # ... >> IMAGE
+    if there and destination.folder is not None:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        console.note(f"note: {one_line(there[0])}{more} of an earlier run will be replaced")
+    destination.prepare(files)
+
+
+def _answer_all(question: Question, sources: Sources, workers: int, console: Console) -> None:
+    """Ask about one image after the other, and deliver.
+
+    However it ends, a JSON of several images has what was found until then, and what was not.
+    """
+    images, destination = sources.images, question.destination
     answers = in_order(
-        question.answer, sources, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
+        question.answer, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
     )
     records: list[dict[str, Any]] = []
-    failed = 0
-    with closing(answers):
-        for number, (source, answer) in enumerate(zip(sources, answers, strict=True)):
-            if from_folder:
-                console.progress(number, len(sources), source.label)
-            try:
-                found = answer()
-            except PictureError as error:
-                if not from_folder:
-                    raise
-                console.error(f"{source.label}: {error}")
-                if destination.as_json:
-                    records.append(failure_record(source.label, error))
-                failed += 1
-                continue
-            records += _deliver(found, destination, console)
+    number = failed = 0
+    try:
+        with closing(answers):
+            for number, (source, answer) in enumerate(zip(images, answers, strict=True)):
+                if sources.several:
+                    console.progress(number, len(images), source.label)
+                try:
+                    found = answer()
+                except PictureError as error:
+                    if not sources.several:
+                        raise
+                    console.error(f"{source.label}: {error}")
+                    _record([failure_record(source.label, error)], records, destination)
+                    failed += 1
+                    continue
+                _record(_deliver(found, destination, console), records, destination)
+    except BaseException as error:
+        if sources.several:
+            _deliver_what_there_is(records, destination, images[number:], error, console)
+        raise
     _deliver_json(records, destination)
     if failed:
-        raise RismError(f"{failed} of {len(sources)} pictures failed, the others are written")
+        raise RismError(f"{failed} of {len(images)} images failed, the others are written")
 
 
-def _workers(options: RunOptions, pictures: int) -> int:
-    """Return how many pictures are worked on at once.
+def _record(
+    found: Sequence[dict[str, Any]], records: list[dict[str, Any]], destination: Destination
+) -> None:
+    """Keep entries of the JSON for the end, or print them."""
+    if destination.json_lines:
+        write_stdout("".join(map(json_line, found)))
+    elif destination.as_json:
+        records += found
+
+
+def _deliver_what_there_is(
+    records: list[dict[str, Any]],
+    destination: Destination,
+    left: Sequence[Source],
+    error: BaseException,
+    console: Console,
+) -> None:
+    """Write the JSON of a run that ends too early; its last entry says what is missing."""
+    why = str(error) or "interrupted"
+    more = f"; {len(left) - 1} more images were not looked at" if len(left) > 1 else ""
+    try:
+        _record([failure_record(left[0].label, f"{why}{more}")], records, destination)
+        _deliver_json(records, destination)
+    except RismError as second:
+        if not isinstance(second, ReaderGoneError):
+            console.error(second)
+
+
+def _workers(options: RunOptions, images: int) -> int:
+    """Return how many images are worked on at once.
 
     Raises:
         UsageError: several, with a refiner: nobody promised that it can be asked at once.
@@ -118,11 +191,11 @@ def _workers(options: RunOptions, pictures: int) -> int:
     if options.refiner is not None:
         if options.workers not in (None, 1):
             raise UsageError(
-                "--refiner is asked about one picture at a time, expected --workers 1 or none"
+                "--refiner is asked about one image at a time, expected --workers 1 or none"
             )
         return 1
     workers = options.workers or min(MOST_WORKERS, options.threads or cpu_count())
-    return min(workers, pictures)
+    return min(workers, images)
 
 
 def _pixels(source: Source) -> int:
@@ -170,7 +243,7 @@ def _refiner(options: RunOptions, console: Console) -> Refiner | None:
 def _deliver(
     answers: Sequence[Answer], destination: Destination, console: Console
 ) -> list[dict[str, Any]]:
-    """Write the pictures of one source, print its lines, and return its JSON entries."""
+    """Write the images of one source, print its lines, and return its JSON entries."""
     stdout_is_data = destination.to_stdout or destination.json_stdout
     for answer in answers:
         for path, data in answer.files:
@@ -178,7 +251,7 @@ def _deliver(
                 write_stdout(data)
             else:
                 write_atomically(path, data)
-        if not (stdout_is_data or console.quiet):
+        if not (stdout_is_data or console.quiet or sys.stdout is None):
             console.clear()
             write_stdout(answer.line + "\n")
         console.detail(answer.detail)
@@ -186,7 +259,7 @@ def _deliver(
 
 
 def _deliver_json(records: Sequence[dict[str, Any]], destination: Destination) -> None:
-    if not destination.as_json:
+    if not destination.as_json or destination.json_lines:
         return
     text = json_text(records)
     if destination.json_file is not None:

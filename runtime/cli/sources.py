@@ -1,29 +1,36 @@
-"""Which pictures the argument IMAGE means."""
+"""Which arguments are images and which are expressions, and which images a folder has."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rism.runtime.errors import InputError
+from rism.runtime.cli.console import UsageError
+from rism.runtime.cli.names import distinct, file_stem, fold
+from rism.runtime.errors import InputError, one_line
 from rism.runtime.images import SUFFIXES, ImageSource
 from rism.runtime.render import KINDS
 
-__all__ = ["STDIN", "Source", "find_sources"]
+__all__ = ["STDIN", "Source", "Sources", "find_sources", "sort_arguments"]
 
 STDIN = "-"
 _OUR_ENDINGS = tuple(f".{kind}.png" for kind in KINDS)
+_NAMED = 3
+_EXAMPLE = "images and expressions, such as street.png 'the green van'"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One picture to read.
+    """One image to read.
 
     Attributes:
         label: what to call it in messages and JSON.
-        stem: what the names of its results begin with.
+        stem: what the paths of its results begin with, below the folder for results.
         path: where it is; None for stdin.
     """
 
@@ -36,45 +43,211 @@ class Source:
         return sys.stdin.buffer if self.path is None else self.path
 
 
-def find_sources(argument: str) -> list[Source]:
-    """List the pictures: the one file, stdin, or those of a folder, sorted by name.
+@dataclass(frozen=True)
+class Sources:
+    """The images of a run.
 
-    A folder is not searched below its first level, and what `rism run` writes (names that
-    end in `.mask.png` and the like) is not taken for input.
+    Attributes:
+        images: in the order of the arguments, those of a folder by name.
+        from_folder: whether a folder was among the arguments.
+        notes: what was left out, a line each.
+    """
+
+    images: tuple[Source, ...]
+    from_folder: bool
+    notes: tuple[str, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether one may fail and the others go on."""
+        return self.from_folder or len(self.images) > 1
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are files."""
+        return [image.path for image in self.images if image.path is not None]
+
+
+def sort_arguments(
+    arguments: Sequence[str], expressions: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Tell images from expressions.
+
+    With expressions given by flags all arguments are images. Otherwise what is there is an image,
+    and what is not is an expression, unless it might be the other.
+
+    Args:
+        arguments: in the order they came.
+        expressions: given by --expression.
 
     Raises:
-        InputError: the folder has no pictures, or stdin is a terminal.
+        UsageError: an argument that could be either, and how to say which; or there is none of
+            one kind.
+    """
+    images, found = [], list(expressions)
+    for number, argument in enumerate(arguments):
+        if expressions or _is_image(argument, first=number == 0):
+            images.append(argument)
+        else:
+            found.append(argument)
+    named = ", ".join(map(_quoted, arguments[:_NAMED]))
+    if not images:
+        where = f" among {named}: no file or folder is called so" if arguments else ""
+        raise UsageError(f"there is no image{where}; expected {_EXAMPLE}")
+    if not found:
+        raise UsageError(
+            f"there is no expression, {named} {'is' if len(arguments) == 1 else 'are'} there as "
+            f"images; expected {_EXAMPLE}, or --expression TEXT"
+        )
+    return images, found
+
+
+def find_sources(arguments: Iterable[str], *, recursive: bool | None = None) -> Sources:
+    """List the images: files, stdin, and those of folders, sorted by name.
+
+    What `rism run` writes (names that end in `.mask.png` and the like) is not taken for input
+    where it lies in a folder or stands in a list with others. Hidden files and folders are passed
+    over.
+
+    Args:
+        arguments: paths, or - for stdin.
+        recursive: take the folders in folders, too; None where a command has no such flag.
+
+    Raises:
+        InputError: a folder has no images, or stdin is closed or a terminal.
+    """
+    given = list(dict.fromkeys(arguments))
+    results = [each for each in given if each.lower().endswith(_OUR_ENDINGS)]
+    notes = []
+    if len(given) > 1 and 0 < len(results) < len(given):
+        notes.append(f"left out {_some(results)}: earlier results, to be asked for one by one")
+        given = [each for each in given if each not in results]
+    # The label, the path, and what is left of it below the argument.
+    found: dict[str, tuple[str, Path | None, Path]] = {}
+    from_folder = False
+    for argument in given:
+        path = Path(argument)
+        if not argument:
+            raise InputError("the name of an image is empty, expected a path")
+        if argument == STDIN:
+            _check_stdin()
+            found[STDIN] = ("-", None, Path("stdin"))
+        elif path.is_dir():
+            from_folder = True
+            files, left_out = _listed(path, recursive=recursive)
+            notes += left_out
+            for file in files:
+                found.setdefault(_absolute(file), (str(file), file, file.relative_to(path)))
+        else:
+            found.setdefault(_absolute(path), (argument, path, Path(path.name)))
+    stems = _stems([name for _, _, name in found.values()])
+    images = tuple(
+        Source(label, stem, path)
+        for (label, path, _), stem in zip(found.values(), stems, strict=True)
+    )
+    return Sources(images, from_folder, tuple(notes))
+
+
+def _is_image(argument: str, *, first: bool) -> bool:
+    """Tell by what is there and by what it looks like.
+
+    Raises:
+        UsageError: they contradict each other.
     """
     if argument == STDIN:
-        if sys.stdin.isatty():
-            raise InputError("IMAGE is -, but stdin is a terminal: pipe a picture into it")
-        return [Source("-", "stdin", None)]
-    path = Path(argument)
-    if not path.is_dir():
-        return [Source(argument, path.stem, path)]
-    try:
-        found = sorted(file for file in path.iterdir() if _is_picture(file))
-    except OSError as error:
-        raise InputError(f"cannot list folder {path}: {error.strerror or error}") from None
-    if not found:
-        raise InputError(f"folder {path} has no pictures, expected names in {' '.join(SUFFIXES)}")
-    return [
-        Source(str(file), stem, file)
-        for file, stem in zip(found, _distinct_stems(found), strict=True)
-    ]
-
-
-def _is_picture(file: Path) -> bool:
-    name = file.name.lower()
-    return (
-        file.suffix.lower() in SUFFIXES
-        and not name.startswith(".")
-        and not name.endswith(_OUR_ENDINGS)
-        and file.is_file()
+        return True
+    # No expression looks so, except by a misunderstanding.
+    like_a_path = (
+        argument.lower().endswith((*SUFFIXES, "/", os.sep))
+        or argument.startswith(("/", "./", "../", "~/"))
+        or argument in (".", "..")
+        or "*" in argument
+    )
+    if not os.path.exists(argument):  # noqa: PTH110  (Path's own fails for long expressions)
+        if like_a_path:
+            raise UsageError(
+                f"{_quoted(argument)} is not there and looks like an image: check the path, or, "
+                f"if it is an expression, say --expression {shlex.quote(argument)}"
+            )
+        return False
+    if first or like_a_path or os.sep in argument:
+        return True
+    kind = "folder" if Path(argument).is_dir() else "file"
+    raise UsageError(
+        f"{_quoted(argument)} may be an expression or the {kind} of that name: say --expression "
+        f"{shlex.quote(argument)} or {shlex.quote(f'.{os.sep}{argument}')}"
     )
 
 
-def _distinct_stems(files: list[Path]) -> list[str]:
+def _absolute(path: Path) -> str:
+    """Return what is the same for a/b and ./a/c/../b, but not for a link to it."""
+    return os.path.abspath(path)  # noqa: PTH100  (Path.resolve follows links)
+
+
+def _check_stdin() -> None:
+    if sys.stdin is None:
+        raise InputError("IMAGE is -, but stdin is closed: pipe an image into it")
+    if sys.stdin.isatty():
+        raise InputError("IMAGE is -, but stdin is a terminal: pipe an image into it")
+
+
+def _listed(folder: Path, *, recursive: bool | None) -> tuple[list[Path], list[str]]:
+    """Return the images of a folder, and a line about what else is there."""
+    images: list[Path] = []
+    others: list[str] = []
+    unread: list[str] = []
+    results = 0
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(each for each in folders if not _hidden(each))
+        # Links to folders are not followed: they may lead back here.
+        entered = [each for each in folders if recursive and not Path(place, each).is_symlink()]
+        unread += [each for each in folders if each not in entered]
+        folders[:] = entered
+        for name in sorted(each for each in names if not _hidden(each)):
+            if name.lower().endswith(_OUR_ENDINGS):
+                results += 1
+            elif name.lower().endswith(SUFFIXES) and Path(place, name).is_file():
+                images.append(Path(place, name))
+            else:
+                others.append(name)
+    parts = [f"{_some(others)} (no names of images)"] if others else []
+    parts += [f"{results} earlier result{'s' * (results > 1)}"] if results else []
+    if unread:
+        why = "links are not followed" if recursive else "--recursive takes folders, too"
+        parts.append(f"{_some(unread)} ({'folders' if recursive is None else why})")
+    note = f"{one_line(folder)}: left out {', '.join(parts)}"
+    if not images:
+        raise InputError(
+            f"folder {one_line(folder)} has no images, expected names in {' '.join(SUFFIXES)}"
+            + (f"; {note}" if parts else "")
+        )
+    return images, [note] if parts else []
+
+
+def _refuse(error: OSError) -> None:
+    reason = error.strerror or error
+    raise InputError(f"cannot list folder {one_line(error.filename)}: {reason}")
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _stems(names: Sequence[Path]) -> list[str]:
     """Return the names without suffix, or with it where cat.jpg lies beside cat.png."""
-    times = Counter(file.stem.casefold() for file in files)
-    return [file.stem if times[file.stem.casefold()] == 1 else file.name for file in files]
+    times = Counter(fold(str(name.with_suffix(""))) for name in names)
+    made = []
+    for name in names:
+        alone = times[fold(str(name.with_suffix("")))] == 1
+        made.append(str(name.with_name(file_stem(name.stem if alone else name.name))))
+    return distinct(made)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name the first few."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(one_line(name, limit=60) for name in names[:_NAMED]) + more
+
+
+def _quoted(argument: str) -> str:
+    return f"'{one_line(argument, limit=80)}'"

@@ -94,7 +94,7 @@ def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
     (empty / "notes.txt").write_text("no picture")
     code, output = run(bundle, "--images", empty)
     assert code == 1
-    assert f"error: folder {empty} has no pictures, expected names in .bmp" in output
+    assert f"error: folder {empty} has no images, expected names in .apng" in output
     code, output = run(bundle, "--images", empty / "notes.txt")
     assert code == 1
     assert "is a file, expected a folder of pictures to calibrate on" in output

@@ -69,7 +69,7 @@ def test_the_same_in_every_byte(tiny_bundle: Path, folder: Path, workplace: Path
     code, stderr, entries, files = serial
     assert code == 1
     assert isinstance(stderr, str) and isinstance(entries, list) and isinstance(files, dict)
-    assert stderr.splitlines()[-1] == "error: 3 of 12 pictures failed, the others are written"
+    assert stderr.splitlines()[-1] == "error: 3 of 12 images failed, the others are written"
     assert [Path(entry["image"]).name for entry in entries if "error" in entry] == [
         "2b.png", "5b.jpg", "long.png",
     ]  # fmt: skip
@@ -102,9 +102,14 @@ def test_what_ends_a_run_ends_it_there(
 
     monkeypatch.setattr(run_command, "write_atomically", write)
     before = threading.active_count()
-    shown = rism("green", "--save", "mask", "-o", "out/", *flags, bundle=tiny_bundle)
+    shown = rism("green", "--save", "mask", "--json", "-o", "out/", *flags, bundle=tiny_bundle)
     assert shown.exit_code == 1
     assert shown.stderr.splitlines()[-1].endswith("3.green.mask.png: No space left on device")
+    entries = json.loads(shown.stdout)
+    assert [entry["image"] for entry in entries] == [
+        f"in/{name}.png" for name in ("0", "1", "2", "2b", "3")
+    ]
+    assert entries[-1]["error"].endswith("left on device; 7 more images were not looked at")
     assert sorted(contents(workplace / "out")) == [f"{n}.green.mask.png" for n in range(3)]
     assert threading.active_count() == before
 
@@ -184,7 +189,7 @@ def test_a_refiner_is_asked_about_one_picture_at_a_time(
     refused = rism(*asked, "--workers", "2", bundle=tiny_bundle)
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "error: --refiner is asked about one picture at a time, expected --workers 1 or none\n"
+        "error: --refiner is asked about one image at a time, expected --workers 1 or none\n"
     )
 
 

@@ -1,32 +1,164 @@
+"""Nothing that was there is lost: inputs are no outputs, and results do not replace each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
 
-from rism.runtime.cli.outputs import Destination, slugs
+from rism.runtime.cli import outputs
+from rism.runtime.cli.app import app
+from rism.runtime.cli.console import UsageError
+from rism.runtime.cli.outputs import check_outputs
 
-
-def test_slugs_are_readable_and_distinct() -> None:
-    assert slugs(["The green van!", "the  green van", "the-green-van"]) == [
-        "the-green-van",
-        "the-green-van-2",
-        "the-green-van-3",
-    ]
-    assert slugs(["../../etc/passwd", "???", "红色的车"]) == [
-        "etc-passwd",
-        "expression",
-        "红色的车",
-    ]
+runner = CliRunner()
 
 
-def test_slugs_stay_short() -> None:
-    (slug,) = slugs(["é" * 500])
-    assert len(slug.encode()) <= 60
+@pytest.fixture
+def run(tiny_bundle: Path, picture: Path, workplace: Path) -> Callable[..., Result]:
+    """Run on images in the empty folder; a.png, b.png and in/a.png are there."""
+    for name in ("a.png", "b.png", "in/a.png"):
+        (workplace / name).parent.mkdir(exist_ok=True)
+        (workplace / name).write_bytes(picture.read_bytes())
+
+    def call(*arguments: str) -> Result:
+        return runner.invoke(app, ["run", *arguments, "--bundle", str(tiny_bundle)])
+
+    return call
 
 
-@pytest.mark.parametrize("stem", ["x" * 250, "界" * 80])
-def test_names_fit_the_file_system(stem: str, tmp_path: Path) -> None:
-    path = Destination(kinds=("overlay",), folder=tmp_path).path(
-        stem, *slugs(["y" * 99]), "overlay"
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.png", "red", "-o", "a.png"],
+        ["a.png", "red", "-o", "in/../a.png"],
+        ["a.png", "red", "-o", "link.png"],
+        ["link.png", "red", "-o", "a.png"],
+        ["a.png", "red", "-o", "hard.png"],
+        ["a.png", "red", "--instructions", "words.json", "-o", "words.json"],
+        ["a.png", "b.png", "green"],  # the mask of a.png would go into b.png
+    ],
+)
+def test_an_input_is_never_an_output(
+    run: Callable[..., Result], workplace: Path, arguments: list[str]
+) -> None:
+    (workplace / "link.png").symlink_to("a.png")
+    (workplace / "hard.png").hardlink_to(workplace / "a.png")
+    (workplace / "words.json").write_text("{}")
+    (workplace / "a.green.mask.png").hardlink_to(workplace / "b.png")
+    before = contents(workplace)
+    shown = run(*arguments)
+    assert shown.exit_code == 2
+    assert "is an input" in shown.stderr and shown.stderr.count("\n") == 1
+    assert contents(workplace) == before
+
+
+def test_long_names_stay_apart(run: Callable[..., Result], picture: Path, workplace: Path) -> None:
+    names = [f"{'照片' * 20}{number}.png" for number in "一二"]
+    for name in names:
+        (workplace / name).write_bytes(picture.read_bytes())
+    assert run(*names, "green", "GREEN", "--save", "mask").exit_code == 0
+    made = [name for name in os.listdir(workplace) if name.endswith(".mask.png")]
+    assert len(made) == 4
+    assert run(names[0], "red" * 30 + "1", "--save", "mask").exit_code == 0
+    assert run(names[0], "red" * 30 + "2", "--save", "mask").exit_code == 0
+    assert len([name for name in os.listdir(workplace) if name.endswith(".mask.png")]) == 6
+
+
+def test_another_expression_has_another_name_and_a_replaced_file_is_named(
+    run: Callable[..., Result], workplace: Path
+) -> None:
+    assert run("a.png", "green").stderr == ""
+    assert run("a.png", "red").stderr == ""
+    assert run("a.png", "red").stderr == (
+        "note: a.red.mask.png and 1 more of an earlier run will be replaced\n"
     )
-    path.write_bytes(b"")
-    assert path.name.endswith(".overlay.png")
+    assert {name for name in os.listdir(workplace) if ".mask" in name} == {
+        "a.green.mask.png", "a.red.mask.png",
+    }  # fmt: skip
+
+
+def test_sub_folders_are_kept(run: Callable[..., Result], workplace: Path) -> None:
+    shown = run(".", "green", "-r", "--save", "mask", "--json", "-o", "out")
+    assert shown.exit_code == 0, shown.stderr
+    files = [entry["files"] for entry in json.loads(shown.stdout)]
+    assert files == [[f"out/{name}.green.mask.png"] for name in ("a", "b", "in/a")]
+    assert all((workplace / file).is_file() for (file,) in files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in", "red", "-o", "x.png"], "-o x.png takes one image, this run makes several"),
+        (["a.png", "b.png", "red", "-o", "x.JPG"], "-o x.JPG takes one image"),
+        (["a.png", "red", "green", "-o", "x.png"], "-o x.png takes one image"),
+        (["a.png", "b.png", "red", "-o", "-"], "-o - takes one image"),
+        (["a.png", "red", "-o", "x.jsonl"], "--jsonl > x.jsonl"),
+        (["a.png", "red", "--json", "--jsonl"], "both want stdout"),
+        (["a.png", "caf\udce9"], "an expression is 'caf\ufffd', which is not valid UTF-8"),
+    ],
+)
+def test_wrong_usage_makes_nothing(
+    run: Callable[..., Result], workplace: Path, arguments: list[str], message: str
+) -> None:
+    before = contents(workplace)
+    shown = run(*arguments)
+    assert shown.exit_code in (1, 2) and message in shown.stderr
+    assert contents(workplace) == before and not (workplace / "x.png").exists()
+
+
+def test_several_expressions_may_go_to_a_folder_without_a_slash(
+    run: Callable[..., Result], workplace: Path
+) -> None:
+    assert run("a.png", "red", "green", "-o", "out", "--save", "mask").exit_code == 0
+    assert sorted(os.listdir(workplace / "out")) == ["a.green.mask.png", "a.red.mask.png"]
+
+
+def test_one_broken_image_of_a_list_does_not_end_it(
+    run: Callable[..., Result], workplace: Path
+) -> None:
+    (workplace / "b.png").write_bytes(b"none")
+    shown = run("a.png", "b.png", "in/a.png", "red", "--jsonl")
+    assert shown.exit_code == 1
+    assert shown.stderr.splitlines()[-1] == "error: 1 of 3 images failed, the others are written"
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "b.png", "in/a.png"]
+    assert ["error" in line for line in lines] == [False, True, False]
+    with Image.open("a.png") as image:
+        assert lines[0]["rle"]["size"] == [image.height, image.width]
+
+
+def test_outputs_that_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("b.png")
+    (tmp_path / "folder").symlink_to(".")
+    one = tmp_path / "b.png"
+    for other in (tmp_path / "link.png", tmp_path / "folder/b.png", tmp_path / "B.png"):
+        with pytest.raises(UsageError, match="are one file"):
+            check_outputs([one, other], [])
+    assert check_outputs([one, tmp_path / "c.png", Path("/dev/null"), Path("/dev/null")], []) == []
+    one.write_bytes(b"")
+    assert check_outputs([one], [tmp_path / "missing.png"]) == [one]
+    with one.open() as stream, pytest.raises(UsageError, match=r"is an input \(stdin\)"):
+        check_outputs([one], [stream.fileno()])
+
+
+def test_a_terminal_gets_no_png(
+    run: Callable[..., Result], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, terminal = os.openpty()
+    shown = run("a.png", "red", "-o", os.ttyname(terminal))
+    assert shown.exit_code == 2 and "bytes of a PNG to a terminal" in shown.stderr
+    with os.fdopen(terminal, "w") as stdout:
+        monkeypatch.setattr(outputs.sys, "stdout", stdout)
+        with pytest.raises(UsageError, match="bytes of a PNG to a terminal"):
+            outputs.choose_destination("-", save=None, as_json=False, results=1, from_folder=False)
+    os.close(master)

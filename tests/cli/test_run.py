@@ -45,9 +45,9 @@ def test_without_flags_it_says_what_it_found_and_saves_beside_you(
     assert line.count("\n") == 1
     assert '"green": box ' in line
     assert "separability" in line
-    assert "ms on cpu in float32 -> colours.mask.png, colours.overlay.png" in line
-    assert names(workplace) == ["colours.mask.png", "colours.overlay.png"]
-    assert np.array_equal(read_mask(workplace / "colours.mask.png"), expected)
+    assert "ms on cpu in float32 -> colours.green.mask.png, colours.green.overlay.png" in line
+    assert names(workplace) == ["colours.green.mask.png", "colours.green.overlay.png"]
+    assert np.array_equal(read_mask(workplace / "colours.green.mask.png"), expected)
 
 
 def test_several_expressions_get_names_of_their_own(
@@ -113,7 +113,7 @@ def test_nothing_found_is_an_answer(tiny_bundle: Path, workplace: Path) -> None:
     Image.new("RGB", (64, 64), (9, 9, 9)).save(workplace / "plain.bmp")
     line = invoke("plain.bmp", "red", "--bundle", tiny_bundle)
     assert "nothing found (the attention map is constant)" in line
-    assert not read_mask(workplace / "plain.mask.png").any()
+    assert not read_mask(workplace / "plain.red.mask.png").any()
     (record,) = json.loads(invoke("plain.bmp", "red", "--bundle", tiny_bundle, "--json"))
     assert record["box_xyxy"] is None
     assert record["reason"] == "the attention map is constant"
@@ -131,10 +131,11 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
     shown = runner.invoke(app, ["run", "in", "green", "--bundle", str(tiny_bundle), "-o", "out"])
     assert shown.exit_code == 1
     errors = shown.stderr.splitlines()
-    assert len(errors) == 3
-    assert errors[0].startswith("error: in/broken.png: ")
-    assert errors[1].startswith("error: in/long.png: the picture is 900 x 10 pixels")
-    assert errors[2] == "error: 2 of 5 pictures failed, the others are written"
+    assert len(errors) == 4
+    assert errors[0] == "note: in: left out A.txt (no names of images), 1 earlier result"
+    assert errors[1].startswith("error: in/broken.png: ")
+    assert errors[2].startswith("error: in/long.png: the picture is 900 x 10 pixels")
+    assert errors[3] == "error: 2 of 5 images failed, the others are written"
     assert [line.split(" ")[0] for line in shown.stdout.splitlines()] == [
         "in/a.jpg", "in/a.png", "in/b.png",
     ]  # fmt: skip
@@ -174,12 +175,12 @@ def test_an_expression_that_no_picture_can_answer_ends_the_run_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a"], "-o a: end it in .png for a picture, .json for results, / for a folder"),
+        (["-o", "a"], "-o a: end it in .png for an image, .json for results, / for a folder"),
         (["-o", "a.jpg"], "end it in .png"),
         (["-o", "-", "--json"], "both want stdout"),
-        (["-o", "a.png", "--save", "mask,overlay"], "takes one picture, this run makes several"),
-        (["blue", "-o", "-"], "takes one picture, this run makes several"),
-        (["-o", "a.json", "--save", "mask"], "for pictures too, -o DIR/ --json"),
+        (["-o", "a.png", "--save", "mask,overlay"], "takes one image, this run makes several"),
+        (["blue", "-o", "-"], "takes one image, this run makes several"),
+        (["-o", "a.json", "--save", "mask"], "for images too, -o DIR/ --json"),
         (["--save", "mask,video"], "--save has 'video', expected some of mask,overlay,cutout"),
         (["--save", ""], "--save has ''"),
     ],
@@ -202,8 +203,7 @@ def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.png"], "is not there"),
-        (["empty"], "folder empty has no pictures, expected names in .bmp"),
+        (["empty"], "folder empty has no images, expected names in .apng"),
         (["x.txt"], "not an image rism can read"),
         (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
         (["PICTURE", "--tau", "1.5"], "tau is 1.5, expected a number from 0 to below 1"),
@@ -228,7 +228,7 @@ def test_failures_are_one_line_and_code_1(
 
 
 def test_verbose_shows_where_an_error_came_from(workplace: Path, tiny_bundle: Path) -> None:
-    shown = invoke("missing.png", "green", "--bundle", tiny_bundle, "-v", code=1)
+    shown = invoke("missing.png", "-e", "green", "--bundle", tiny_bundle, "-v", code=1)
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("error: ")
 
@@ -243,7 +243,7 @@ def test_a_picture_on_stdin(
     tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
 ) -> None:
     invoke("-", "green", "--bundle", tiny_bundle, data=picture.read_bytes())
-    assert np.array_equal(read_mask(workplace / "stdin.mask.png"), expected)
+    assert np.array_equal(read_mask(workplace / "stdin.green.mask.png"), expected)
     assert "is empty (0 bytes)" in invoke("-", "green", "--bundle", tiny_bundle, data=b"", code=1)
 
 
@@ -291,7 +291,7 @@ def test_a_refiner_may_fail_on_one_picture_of_a_folder(
     assert shown.stderr.splitlines() == [
         "error: in/a.png: refiner 'wide_only' failed (AssertionError: too narrow), expected an "
         "instruction: mend it, or run without",
-        "error: 1 of 2 pictures failed, the others are written",
+        "error: 1 of 2 images failed, the others are written",
     ]
     bad, good = json.loads(shown.stdout)
     assert "too narrow" in bad["error"] and good["area_px"] > 0
@@ -360,13 +360,13 @@ def test_embeddings_are_kept_on_request(
     first = result()
     (entry,) = (workplace / "kept").iterdir()
     loaded: list[str] = []
-    real = engines._session
+    real = engines.open_session
 
     def session(file: Path, *rest: object) -> object:
         loaded.append(file.name)
         return real(file, *rest)
 
-    monkeypatch.setattr(engines, "_session", session)
+    monkeypatch.setattr(engines, "open_session", session)
     assert result() == first
     assert sorted(loaded) == ["transformer.vectors.onnx", "vae_encoder.onnx"]
     entry.write_bytes(entry.read_bytes()[:50])

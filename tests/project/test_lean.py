@@ -69,11 +69,11 @@ class TestLeanInstallation:
         assert line.startswith('examples/street.png "the green van": box ')
         with (
             Image.open(lean.checkout / "examples/street.png") as picture,
-            Image.open(lean.checkout / "street.mask.png") as mask,
+            Image.open(lean.checkout / "street.the-green-van.mask.png") as mask,
         ):
             assert mask.size == picture.size
             assert mask.getextrema() == (0, 255)
-        assert (lean.checkout / "street.overlay.png").is_file()
+        assert (lean.checkout / "street.the-green-van.overlay.png").is_file()
 
     def test_the_lines_after_it_work_as_printed(self, lean: Lean) -> None:
         readme = (ROOT / "README.md").read_text()

@@ -197,7 +197,7 @@ def test_run_goes_on_past_a_picture_that_the_file_lacks(
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
     assert errors[0].startswith("error: in/colour-2.png: i.json lacks 'remove it' for the picture")
-    assert errors[1] == "error: 1 of 2 pictures failed, the others are written"
+    assert errors[1] == "error: 1 of 2 images failed, the others are written"
     with Image.open("out/street.it.mask.png") as mask:
         assert mask.getextrema() == (0, 255)
 
