@@ -119,7 +119,7 @@ def _measure_once(folder: str, output: str, workers: str, threads: str) -> None:
     from rism.runtime.cli.run import RunOptions, run_pictures
 
     options = RunOptions(
-        image=folder,
+        arguments=(folder,),
         expressions=(EXPRESSION,),
         output=f"{output}/",
         provider="cpu",

@@ -70,13 +70,13 @@ def calibrate_bundle(flags: CalibrateFlags, console: Console) -> None:
         raise InputError(
             f"--images '{flags.images}' {found}, expected a folder of pictures to calibrate on"
         )
-    found = find_sources([str(flags.images)])
-    images = found.files
+    sources = find_sources([str(flags.images)])
+    images = sources.files
     check_outputs(
         [path for path in (flags.output, flags.report, flags.plot) if path is not None],
         [*images, *([] if flags.expressions is None else [flags.expressions])],
     )
-    for note in found.notes:
+    for note in sources.notes:
         console.note(f"note: {note}")
     if flags.plot is not None:
         _calibration("rism.calibration.report").check_plotter()

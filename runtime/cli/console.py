@@ -208,13 +208,8 @@ def write_stdout(data: bytes | str) -> None:
             raise OutputError("cannot write to stdout: it is closed")
         return
     try:
-        if isinstance(data, str):
-            try:
-                data = data.encode(errors="surrogateescape")
-            except UnicodeEncodeError:  # names of Windows, which are no bytes
-                data = data.encode(errors="backslashreplace")
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(_utf_8(data) if isinstance(data, str) else data)
         sys.stdout.buffer.flush()
     except OSError as error:
         # The interpreter flushes stdout once more at exit and would complain a second time.
@@ -222,3 +217,10 @@ def write_stdout(data: bytes | str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         kind = ReaderGoneError if isinstance(error, BrokenPipeError) else OutputError
         raise kind(f"cannot write to stdout: {error.strerror or error}") from error
+
+
+def _utf_8(text: str) -> bytes:
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # names of Windows, which are no bytes
+        return text.encode(errors="backslashreplace")

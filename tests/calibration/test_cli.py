@@ -88,6 +88,17 @@ def test_scales_in_a_file_leave_the_bundle_alone(
     assert (bundle / "manifest.json").read_bytes() == before
 
 
+def test_what_is_read_is_not_written_over(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    image = pictures / "street.png"
+    before = image.read_bytes()
+    code, output = run(bundle, "--images", pictures, "--plot", image)
+    assert code == 2 and "is an input" in output
+    one = tmp_path / "r.json"
+    code, output = run(bundle, "--images", pictures, "-o", one, "--report", one)
+    assert code == 2 and "are one file" in output
+    assert image.read_bytes() == before and not one.exists()
+
+
 def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

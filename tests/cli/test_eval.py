@@ -43,6 +43,13 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def test_a_dataset_in_the_folder_of_its_results_is_kept(tmp_path: Path) -> None:
+    source = write_lines(tmp_path).rename(tmp_path / "records.jsonl")
+    before = source.read_bytes()
+    assert "is an input" in invoke(source, "-o", tmp_path, "--restart", code=2)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
 def write_lines(folder: Path, *, broken: bool = False) -> Path:
     """Two of the examples as a FILE.jsonl, and a picture that is not there."""
     entries = json.loads((ROOT / "examples/examples.json").read_text())[:2]

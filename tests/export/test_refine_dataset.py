@@ -277,6 +277,20 @@ def test_flags_that_do_not_go_together(vlm: Path, arguments: list[str], said: st
     assert said in refine(*arguments, *place, model=vlm, code=2).stderr
 
 
+def test_images_are_told_from_expressions_and_kept(
+    vlm: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = say(monkeypatch)
+    image, other = (shutil.copy(data / IMAGES / TURNED, tmp_path / name) for name in ("a.jpg", "b"))
+    before = image.read_bytes()
+    assert "is an input" in refine(image, "the dog", "-o", image, model=vlm, code=2).stderr
+    assert image.read_bytes() == before
+    refine(image, other, "the dog", "-o", tmp_path / "i.json", model=vlm)
+    assert asked == ["remove the dog"]  # two files of one picture
+    refine(image, other, "-e", "cat", "-o", tmp_path / "i.json", model=vlm)
+    assert asked == ["remove the dog", "remove cat"]
+
+
 def test_a_dataset_that_is_not_there(vlm: Path, tmp_path: Path) -> None:
     for source, said in (("refcoco", "refcoco needs --root"), ("no.jsonl", "is not there")):
         shown = refine(source, "-o", tmp_path / "i.json", model=vlm, code=1)
