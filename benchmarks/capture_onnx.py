@@ -18,7 +18,8 @@ from benchmarks.measure import repeat
 from rism.export.trace import trace
 from rism.export.weightless import WeightRule
 from rism.export.weights import WeightFile, store_weights
-from rism.runtime.engines import choose_provider, open_session
+from rism.runtime.engines import choose_provider
+from rism.runtime.ort_session import open_session
 from rism.runtime.threads import cpu_count
 
 __all__ = ["run_graph", "write_graphs"]
@@ -89,7 +90,7 @@ def run_graph(
     before = _free(device)
     # As the runtime opens it, and asked besides which provider runs which node.
     recorded = {"session.record_ep_graph_assignment_info": "1"}
-    session = open_session(file, device, 0, cpu_count(), recorded)
+    session = open_session(file, device, 0, cpu_count(), entries=recorded)
     binding = session.io_binding()
     for name in [value.name for value in session.get_inputs()]:
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0))

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from rism.runtime.bundle import Bundle
 from rism.runtime.distribution import install_hint
-from rism.runtime.errors import BundleError, InputError, ProviderError, RismError, one_line
+from rism.runtime.errors import BundleError, InputError, ProviderError, one_line
 from rism.runtime.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
 from rism.runtime.manifest import Manifest, Precision
+from rism.runtime.ort_session import import_onnxruntime, open_session
 from rism.runtime.threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
 
 __all__ = [
@@ -31,12 +32,10 @@ __all__ = [
     "OrtEngine",
     "check_precision",
     "choose_provider",
-    "cuda_options",
     "full_name",
     "load_all",
     "load_engines",
     "needed_graphs",
-    "open_session",
     "ort_load",
 ]
 
@@ -183,7 +182,7 @@ def choose_provider(provider: str) -> tuple[str, str]:
         raise InputError(
             f"provider is '{one_line(provider)}', expected one of {', '.join(_CHOICES)}"
         )
-    has_cuda = "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
+    has_cuda = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     if provider == "cuda" and not has_cuda:
         raise ProviderError(
             "provider cuda is not in this onnxruntime, expected onnxruntime-gpu: "
@@ -313,88 +312,6 @@ def load_all(loads: Mapping[str, Load], *, sized: bool, lazy_text: bool) -> dict
 def full_name(provider: str, device: int) -> str:
     """Return what an engine says that it runs on, such as "cpu" or "cuda:0"."""
     return "cpu" if provider == "cpu" else f"{provider}:{device}"
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ProviderError(
-            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): "
-            f"{install_hint('cpu')}, or the extra gpu instead"
-        ) from None
-    return onnxruntime
-
-
-def cuda_options(device: int) -> dict[str, Any]:
-    """Return what onnxruntime's CUDA provider is told in every session of ours.
-
-    Names and values: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
-    """
-    return {
-        "device_id": device,
-        "use_tf32": 0,  # a float32 bundle would miss its own parity figures
-        # Its default, EXHAUSTIVE, times every algorithm of each convolution at each new size.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # Its default takes the next power of two, up to twice what a run needs.
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-
-
-def open_session(
-    file: Path, provider: str, device: int, threads: int, entries: Mapping[str, str] | None = None
-) -> Any:
-    """Open a graph in onnxruntime, on a provider or not at all.
-
-    Args:
-        file: the ONNX file.
-        provider: "cpu" or "cuda".
-        device: CUDA device number.
-        threads: CPU threads.
-        entries: more of onnxruntime's session configuration.
-
-    Raises:
-        ProviderError, BundleError: see `OrtEngine`.
-    """
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Sessions take turns: a spinning pool would starve the next one's.
-    for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
-        options.add_session_config_entry(key, value)
-    if provider == "cuda":
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
-        providers: list[Any] = [("CUDAExecutionProvider", cuda_options(device))]
-    else:
-        providers = ["CPUExecutionProvider"]
-    try:
-        session = ort.InferenceSession(str(file), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no base
-        raise _load_error(file, provider, device, error) from None
-    wanted = providers[0] if provider == "cpu" else "CUDAExecutionProvider"
-    if session.get_providers()[0] != wanted:
-        raise ProviderError(
-            f"provider {provider} could not start on device {device} (onnxruntime would have run "
-            f"{session.get_providers()[0]} instead): check the driver and CUDA libraries with "
-            "nvidia-smi, or use --provider cpu"
-        )
-    return session
-
-
-def _load_error(file: Path, provider: str, device: int, error: Exception) -> RismError:
-    reason = one_line(error, limit=200)
-    if provider == "cuda" and ("CUDA" in reason or "cuda" in reason):
-        return ProviderError(
-            f"provider cuda could not start on device {device} ({reason}): check nvidia-smi, or "
-            "use --provider cpu"
-        )
-    return BundleError(
-        f"'{file.name}' is not a graph that onnxruntime can load ({reason}): "
-        "export the bundle again"
-    )
 
 
 def _check_tensors(
