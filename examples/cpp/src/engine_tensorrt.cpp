@@ -6,7 +6,6 @@
 
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <mutex>
@@ -15,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cuda.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 
@@ -37,12 +37,6 @@ constexpr const char* platform = "linux-x86_64";
 
 constexpr std::uint64_t plan_limit = std::uint64_t{1} << 40U;
 
-void check(cudaError_t status, const char* what) {
-    if (status != cudaSuccess) {
-        throw Error(std::string(what) + " failed: " + cudaGetErrorString(status));
-    }
-}
-
 /// Keeps what the library last complained of, for the message of an Error.
 class Logger : public nvinfer1::ILogger {
 public:
@@ -62,43 +56,6 @@ public:
 private:
     std::mutex lock_;
     std::string last_;
-};
-
-class Stream {
-public:
-    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream"); }
-    ~Stream() { cudaStreamDestroy(stream_); }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    operator cudaStream_t() const { return stream_; }  // NOLINT: it stands for one
-
-private:
-    cudaStream_t stream_ = nullptr;
-};
-
-/// Device memory that only grows.
-class Buffer {
-public:
-    Buffer() = default;
-    ~Buffer() { cudaFree(data_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    void* reserve(std::size_t bytes) {
-        bytes = std::max<std::size_t>(bytes, 1);
-        if (bytes > size_) {
-            cudaFree(data_);
-            data_ = nullptr;
-            size_ = 0;
-            check(cudaMalloc(&data_, bytes), "device memory");
-            size_ = bytes;
-        }
-        return data_;
-    }
-
-private:
-    void* data_ = nullptr;
-    std::size_t size_ = 0;
 };
 
 nvinfer1::Dims dims_of(const std::vector<std::int64_t>& shape) {
@@ -154,13 +111,15 @@ nvinfer1::DataType type_of(const std::string& dtype) {
 class TensorRtGraph : public Graph {
 public:
     TensorRtGraph(const GraphSpec& spec, std::string file, cudaStream_t stream, Logger& logger,
-                  std::unique_ptr<nvinfer1::ICudaEngine> engine)
+                  Buffer& scratch, std::unique_ptr<nvinfer1::ICudaEngine> engine)
         : spec_(spec),
           file_(std::move(file)),
           stream_(stream),
           logger_(logger),
+          scratch_(scratch),
           engine_(std::move(engine)),
-          context_(engine_->createExecutionContext()) {
+          context_(engine_->createExecutionContext(
+              nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED)) {
         if (!context_) throw Error("'" + file_ + "' has no context: " + logger_.last());
         for (const auto* side : {&spec_.inputs, &spec_.outputs}) {
             for (const auto& item : *side) check_type(item.second);
@@ -193,6 +152,7 @@ public:
 
     Tensors run(const Tensors& inputs) override {
         for (const auto& [name, spec] : spec_.inputs) feed(spec.name, inputs.at(name));
+        give_scratch();
         std::vector<std::pair<std::string, Tensor>> outputs;
         for (const auto& [name, spec] : spec_.outputs) outputs.emplace_back(name, output(spec));
         if (!context_->enqueueV3(stream_)) {
@@ -255,6 +215,17 @@ private:
             tensor.values);
     }
 
+    /// Memory for these shapes: at the profile's largest it can be ten times as much.
+    void give_scratch() {
+        const std::size_t bytes = context_->updateDeviceMemorySizeForShapes();
+        if (bytes > 0) {
+            context_->setDeviceMemoryV2(scratch_.reserve(bytes), static_cast<std::int64_t>(bytes));
+        } else if (engine_->getDeviceMemorySizeV2() > 0) {  // 0 is its word for an error, too
+            throw Error("'" + file_ + "' does not say how much memory these shapes take: " +
+                        logger_.last());
+        }
+    }
+
     /// A host tensor of the output's shape, which is known once all inputs have theirs.
     Tensor output(const TensorSpec& spec) {
         const nvinfer1::Dims dims = context_->getTensorShape(spec.name.c_str());
@@ -286,6 +257,7 @@ private:
     std::string file_;
     cudaStream_t stream_;
     Logger& logger_;
+    Buffer& scratch_;
     std::map<std::string, Buffer> buffers_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;  // goes before its engine
@@ -386,7 +358,7 @@ public:
         }
         if (variant_.stripped) refit(*engine, plan);
         auto graph = std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_,
-                                                     logger_, std::move(engine));
+                                                     logger_, scratch_, std::move(engine));
         graph->bind(plan.weights.empty() ? std::map<std::string, BoundWeight>{}
                                          : bundle_.weights(plan.weights),
                     weights_);
@@ -413,6 +385,7 @@ private:
     Bundle& bundle_;
     const EngineVariant& variant_;
     Weights weights_;
+    Buffer scratch_;  // of whichever graph runs: one stream runs them one after another
     Logger logger_;  // outlives all that logs to it
     Stream stream_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
