@@ -18,6 +18,7 @@ from rism.runtime.cli.flags import (
     Threads,
     Verbose,
     Wording,
+    in_utf_8,
 )
 
 __all__ = ["ablate"]
@@ -77,7 +78,8 @@ def ablate(
         typer.Option(min=8, max=8192, help="Bring pictures to about this many pixels squared."),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="The instruction, with {expression} in it.")
+        str | None,
+        typer.Option(callback=in_utf_8, help="The instruction, with {expression} in it."),
     ] = None,
     instructions: Annotated[
         Path | None,

@@ -30,6 +30,7 @@ from rism.runtime.cli.flags import (
     Sinks,
     SpatialPrior,
     Tau,
+    Template,
     Threads,
     Tokens,
     UpsampleChoice,
@@ -131,10 +132,7 @@ def run(
     instances: Instances = None,
     always: Always = False,
     paper: Paper = False,
-    template: Annotated[
-        str | None,
-        typer.Option(help="The instruction, such as 'segment {expression}'; the bundle has one."),
-    ] = None,
+    template: Template = None,
     refiner: Annotated[
         str | None,
         typer.Option(

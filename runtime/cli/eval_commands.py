@@ -23,6 +23,7 @@ from rism.runtime.cli.flags import (
     SpatialPrior,
     SplitBy,
     Tau,
+    Template,
     Threads,
     Tokens,
     UpsampleChoice,
@@ -98,10 +99,7 @@ def evaluate(
     tokens: Annotated[
         Tokens | None, typer.Option(help="Which tokens of the prompt count. Left out: all.")
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="The instruction, such as 'segment {expression}'; the bundle has one."),
-    ] = None,
+    template: Template = None,
     instructions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Say it in the words of a file that rism refine wrote."),

@@ -20,6 +20,7 @@ from rism.runtime.cli.flags import (
     SplitBy,
     Verbose,
     Wording,
+    in_utf_8,
 )
 
 __all__ = ["export", "refine"]
@@ -56,7 +57,8 @@ def export(
         typer.Option(help="Graphs of fixed sizes, WIDTHxHEIGHT,...  Left out: one for any size."),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="The instruction. Left out: 'remove {expression}'.")
+        str | None,
+        typer.Option(callback=in_utf_8, help="The instruction. Left out: 'remove {expression}'."),
     ] = None,
     feature_site: Annotated[
         str, typer.Option(help="Where features are read: mmsa, adaln or block.")
@@ -158,7 +160,8 @@ def refine(
     count: Annotated[int | None, typer.Option(min=1, help="Scenes. Left out: 500.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     template: Annotated[
-        str | None, typer.Option(help="The instruction. Left out: 'remove {expression}'.")
+        str | None,
+        typer.Option(callback=in_utf_8, help="The instruction. Left out: 'remove {expression}'."),
     ] = None,
     precision: Annotated[
         RefinePrecision | None,

@@ -35,6 +35,7 @@ __all__ = [
     "SplitBy",
     "Target",
     "Tau",
+    "Template",
     "Threads",
     "Tokens",
     "TritonDevice",
@@ -44,6 +45,7 @@ __all__ = [
     "Wording",
     "Workers",
     "expecting",
+    "in_utf_8",
 ]
 
 
@@ -184,6 +186,17 @@ def expecting(what: str, fits: Callable[[float], bool]) -> Callable[[float | Non
     return check
 
 
+def in_utf_8(text: str | None) -> str | None:
+    """Read a text as UTF-8, in whatever locale it was typed: a flag's callback."""
+    from rism.runtime.cli.names import as_text
+    from rism.runtime.errors import InputError
+
+    try:
+        return None if text is None else as_text(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Expressions = Annotated[
     list[str] | None,
     typer.Option(
@@ -218,10 +231,18 @@ Tau = Annotated[
         help="Region threshold, 0 to below 1; the bundle has a default.",
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        callback=in_utf_8,
+        help="The instruction, such as 'segment {expression}'; the bundle has one.",
+    ),
+]
 Magnets = Annotated[
     str | None,
     typer.Option(
         metavar="WORDS",
+        callback=in_utf_8,
         help="Say these words after the instruction, to take stray attention, and leave them out.",
     ),
 ]

@@ -11,7 +11,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-from rism.runtime.errors import InputError
+from rism.runtime.errors import InputError, one_line
 
 __all__ = ["as_text", "distinct", "file_stem", "fold", "readable", "slugs"]
 
@@ -35,15 +35,15 @@ def readable(text: str) -> tuple[str, bytes | None]:
         return (clean, raw) if any("\ud800" <= c <= "\udfff" for c in text) else (text, None)
 
 
-def as_text(argument: str, flag: str) -> str:
-    """Return what a flag says, in whatever locale it was typed.
+def as_text(argument: str) -> str:
+    """Return what somebody typed, in whatever locale.
 
     Raises:
         InputError: it is not UTF-8.
     """
     text, raw = readable(argument)
     if raw is not None:
-        raise InputError(f"{flag} is '{text}', which is not valid UTF-8: type it in UTF-8")
+        raise InputError(f"'{one_line(text, limit=80)}' is not valid UTF-8: type it in UTF-8")
     return text
 
 

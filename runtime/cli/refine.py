@@ -126,7 +126,7 @@ def _refine_pictures(refiner: Any, flags: RefineFlags, console: Console) -> None
     report = refiner.refine_instructions(
         flags.model,
         found.files,
-        [as_text(text, "an expression") for text in texts],
+        [as_text(text) for text in texts],
         flags.output,
         **_settings(flags),
         progress=_Lines(console),

@@ -75,7 +75,7 @@ def run_pictures(options: RunOptions, console: Console) -> None:
             some of several images did.
     """
     given, texts = sort_arguments(options.arguments, options.expressions)
-    expressions = tuple(as_text(text, "an expression") for text in texts)
+    expressions = tuple(as_text(text) for text in texts)
     sources = find_sources(given, recursive=options.recursive)
     names = slugs(expressions)
     destination = choose_destination(
@@ -160,7 +160,7 @@ def _record(
     """Keep entries of the JSON for the end, or print them."""
     if destination.json_lines:
         write_stdout("".join(map(json_line, found)))
-    elif destination.as_json:
+    if destination.json_file is not None or (destination.as_json and not destination.json_lines):
         records += found
 
 
@@ -259,10 +259,10 @@ def _deliver(
 
 
 def _deliver_json(records: Sequence[dict[str, Any]], destination: Destination) -> None:
-    if not destination.as_json or destination.json_lines:
+    if not destination.as_json:
         return
     text = json_text(records)
     if destination.json_file is not None:
         write_atomically(destination.json_file, text.encode())
-    if destination.json_stdout:
+    if destination.json_stdout and not destination.json_lines:
         write_stdout(text)

@@ -104,7 +104,8 @@ def test_sub_folders_are_kept(run: Callable[..., Result], workplace: Path) -> No
         (["a.png", "b.png", "red", "-o", "-"], "-o - takes one image"),
         (["a.png", "red", "-o", "x.jsonl"], "--jsonl > x.jsonl"),
         (["a.png", "red", "--json", "--jsonl"], "both want stdout"),
-        (["a.png", "caf\udce9"], "an expression is 'caf\ufffd', which is not valid UTF-8"),
+        (["a.png", "red", "--magnets", "caf\udce9"], "is not valid UTF-8"),
+        (["a.png", "caf\udce9"], "'caf\ufffd' is not valid UTF-8: type it in UTF-8"),
     ],
 )
 def test_wrong_usage_makes_nothing(
@@ -127,12 +128,13 @@ def test_one_broken_image_of_a_list_does_not_end_it(
     run: Callable[..., Result], workplace: Path
 ) -> None:
     (workplace / "b.png").write_bytes(b"none")
-    shown = run("a.png", "b.png", "in/a.png", "red", "--jsonl")
+    shown = run("a.png", "b.png", "in/a.png", "red", "--jsonl", "-o", "r.json")
     assert shown.exit_code == 1
     assert shown.stderr.splitlines()[-1] == "error: 1 of 3 images failed, the others are written"
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [line["image"] for line in lines] == ["a.png", "b.png", "in/a.png"]
     assert ["error" in line for line in lines] == [False, True, False]
+    assert json.loads((workplace / "r.json").read_text()) == lines
     with Image.open("a.png") as image:
         assert lines[0]["rle"]["size"] == [image.height, image.width]
 

@@ -251,6 +251,7 @@ def test_names_and_words_in_any_locale(
 
     def run(*flags: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "rism", "run", "in", "grün", "--bundle", tiny_bundle]
+        command += ["--template", "größer {expression}"]
         return subprocess.run(
             [*command, "--save", "mask", *flags], cwd=workplace, env={**ENV, **locale},
             capture_output=True, check=False,
@@ -260,6 +261,7 @@ def test_names_and_words_in_any_locale(
     assert (shown.returncode, shown.stderr) == (0, b"")
     bad, good = json.loads(shown.stdout)
     assert good["image"] == "in/grün.png" and good["expression"] == "grün"
+    assert good["instruction"] == "größer grün"
     assert "image_base64" not in good and good["files"] == ["out/grün.grün.mask.png"]
     assert bad["image"] == "in/caf\ufffd.png"
     assert base64.b64decode(bad["image_base64"]) == b"in/caf\xe9.png"

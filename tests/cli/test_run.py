@@ -206,7 +206,6 @@ def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
         (["empty"], "folder empty has no images, expected names in .apng"),
         (["x.txt"], "not an image rism can read"),
         (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
-        (["PICTURE", "--tau", "1.5"], "tau is 1.5, expected a number from 0 to below 1"),
         (["PICTURE", "-o", "no/where/a.png"], "folder no/where is not there: make it first"),
         (["PICTURE", "-o", "x.txt/"], "cannot make folder x.txt: File exists"),
         (["PICTURE", "-o", "n" * 300 + ".png"], "File name too long"),
