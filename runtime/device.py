@@ -62,6 +62,9 @@ class Device(Protocol):
     def pointer(self, array: DeviceArray) -> int:
         """Return where an array's memory begins."""
 
+    def holds(self, array: Any) -> bool:
+        """Tell whether an array is one of this device."""
+
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """Wait for the stream and return an array of the host."""
 
@@ -150,6 +153,10 @@ class CudaDevice:
     def pointer(self, array: DeviceArray) -> int:
         """Return where an array's memory begins."""
         return int(array.data.ptr)
+
+    def holds(self, array: Any) -> bool:
+        """Tell whether an array is one of this device."""
+        return isinstance(array, self._cupy.ndarray) and array.device.id == self.number
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """Wait for the stream and return an array of the host."""

@@ -1,7 +1,8 @@
 """Engines run one graph: named arrays in, named arrays out.
 
-An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnxruntime,
-`TensorRtEngine` runs plans and can leave its outputs on the device. Nothing falls back
+An engine is whatever has `run` and `provider`; `OrtEngine` is the one over onnxruntime.
+`CudaEngine`, which is it on a GPU, and `TensorRtEngine`, which runs plans, can leave their outputs
+on the device. Nothing falls back
 silently: a provider asked for by name runs, or is an error with the way out.
 """
 
@@ -75,6 +76,7 @@ class OrtEngine:
         device: int = 0,
         threads: int | None = None,
         take_turns: bool = False,
+        stream: int | None = None,
     ) -> None:
         """Load a graph.
 
@@ -85,6 +87,7 @@ class OrtEngine:
             device: CUDA device number; for "cuda" only.
             threads: CPU threads; None for as many as this process may use.
             take_turns: one run at a time, however many threads ask.
+            stream: CUDA's handle of the stream to work on; None for one of its own.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -92,7 +95,8 @@ class OrtEngine:
         """
         self._spec = spec
         self._file = file.name
-        self._session = open_session(file, provider, device, threads or cpu_count())
+        threads = threads or cpu_count()
+        self._session = open_session(file, provider, device, threads, stream=stream)
         self._provider = full_name(provider, device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
@@ -125,11 +129,14 @@ class OrtEngine:
             with self._turn:
                 outputs = self._session.run(names, inputs)
         except Exception as error:  # onnxruntime's exceptions share no base
-            raise ProviderError(
-                f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
-                "fewer expressions at a time or a smaller picture if memory ran out"
-            ) from None
+            raise self._failure(error) from None
         return dict(zip(self._spec.outputs, outputs, strict=True))
+
+    def _failure(self, error: Exception) -> ProviderError:
+        return ProviderError(
+            f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
+            "fewer expressions at a time or a smaller picture if memory ran out"
+        )
 
 
 # What an engine will run on, and what loads it.
@@ -265,19 +272,20 @@ def ort_load(
     device: int = 0,
     threads: int | None = None,
     workers: int = 1,
+    engine: Callable[..., Engine] = OrtEngine,
 ) -> dict[str, Load]:
     """Return what loads graphs into onnxruntime, by the keys of `graphs`; see `load_engines`.
 
     Of several workers those with a small bundle on the CPU share its threads and run at once.
     On a GPU, and with a large bundle, they take turns with all threads: a run has the memory
-    that it had alone.
+    that it had alone. `engine` is called as `OrtEngine` is, see `cuda_engine.ort_engine`.
     """
     small = sum(info.size for info in bundle.manifest.files.values()) < SMALL_BUNDLE_BYTES
     at_once = small and provider == "cpu"
 
     def load(graph: str) -> Engine:
         spec = bundle.manifest.graphs[graph]
-        return OrtEngine(
+        return engine(
             bundle.file(spec.file),
             spec,
             provider=provider,

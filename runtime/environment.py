@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+from rism.runtime.cuda_engine import ort_engine
 from rism.runtime.device import open_device
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.driver import Driver, find_driver
@@ -92,7 +93,8 @@ def _onnxruntime(_: int = 0) -> str:
 
 def _onnxruntime_cuda(device: int) -> str:
     choose_provider("cuda")
-    return f"{_onnxruntime()} on {_gpu(find_driver(), device)}"
+    ready = f"{_onnxruntime()} on {_gpu(find_driver(), device)}"
+    return "; ".join([ready, *ort_engine("cuda", device)[1]])
 
 
 def _tensorrt(provider: str, device: int) -> str:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle
 from rism.runtime.capture import localise_outputs
+from rism.runtime.cuda_engine import ort_engine
 from rism.runtime.engine_spec import StoredTensor
 from rism.runtime.engines import Arrays, Engine, ort_load
 from rism.runtime.errors import BundleError, OutputError, ProviderError
@@ -215,7 +216,15 @@ def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], b
 def ort_loads(bundle: Bundle, provider: str, wish: Wish) -> dict[str, Callable[[], Engine]]:
     """Return what loads every graph of a bundle into onnxruntime, on "cpu" or "cuda"."""
     graphs = {name: name for name in bundle.manifest.graphs}
-    loads = ort_load(bundle, graphs, provider=provider, device=wish.device, threads=wish.threads)
+    engine, _ = ort_engine(provider, wish.device)
+    loads = ort_load(
+        bundle,
+        graphs,
+        provider=provider,
+        device=wish.device,
+        threads=wish.threads,
+        engine=engine,
+    )
     return {graph: load for graph, (_, load) in loads.items()}
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from rism.runtime.bundle import Bundle
+from rism.runtime.cuda_engine import ort_engine
 from rism.runtime.device import open_device
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.driver import find_driver
@@ -189,6 +190,8 @@ def route(
             check_precision(manifest.precision, provider, reason)
             if len(left) == len(graphs):
                 _check_own(manifest, provider, wish, bundle, reason)
+            engine, copies = ort_engine(provider, wish.device)
+            reason = "; ".join([reason, *copies])
             loads |= ort_load(
                 bundle,
                 left,
@@ -196,6 +199,7 @@ def route(
                 device=wish.device,
                 threads=wish.threads,
                 workers=wish.workers,
+                engine=engine,
             )
             text_by = text_by or provider
             continue

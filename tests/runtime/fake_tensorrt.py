@@ -322,12 +322,15 @@ class HostDevice:
         return np.full(shape, np.nan if dtype.startswith("float") else 1, dtype).view(There)
 
     def copy(self, source: np.ndarray, *, into: np.ndarray) -> None:
-        if not isinstance(source, There):
+        if not self.holds(source):
             self.uploaded.append(source.shape)
         into[...] = source
 
     def pointer(self, array: np.ndarray) -> int:
         return array.ctypes.data
+
+    def holds(self, array: Any) -> bool:
+        return isinstance(array, There)
 
     def download(self, array: np.ndarray) -> np.ndarray:
         self.downloaded.append(array.shape)

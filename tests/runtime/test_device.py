@@ -103,6 +103,14 @@ class RawModule:
         return kernel
 
 
+class Wrapped:
+    """`cupy.ndarray` as it is made over memory of somebody else."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], memory: Any) -> None:
+        self.shape, self.dtype, self.memory = shape, dtype, memory
+        self.device = SimpleNamespace(id=memory[3])
+
+
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     def asnumpy(
@@ -121,9 +129,6 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     def pinned(size: int) -> bytearray:
         return bytearray(size + 512)  # CuPy rounds up
 
-    def wrapped(shape: tuple[int, ...], dtype: np.dtype[Any], memory: Any) -> Any:
-        return SimpleNamespace(shape=shape, dtype=dtype, memory=memory)
-
     fake = SimpleNamespace(
         __version__="14.2.0",
         cuda=SimpleNamespace(
@@ -135,7 +140,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
             UnownedMemory=lambda *given: given,
             MemoryPointer=lambda memory, offset: (*memory, offset),
         ),
-        ndarray=wrapped,
+        ndarray=Wrapped,
         RawModule=RawModule,
         empty=lambda shape, dtype: GpuArray(np.empty(shape, dtype)),
         asnumpy=asnumpy,
@@ -232,9 +237,12 @@ def test_an_array_is_fetched_in_page_locked_memory(cupy: Any) -> None:
 
 def test_memory_of_another_library_is_kept_by_its_owner(cupy: Any) -> None:
     owner = np.arange(6, dtype=np.float16)
-    array = CudaDevice(1).wrap(owner.ctypes.data, (2, 3), "float16", owner)
+    device = CudaDevice(1)
+    array = device.wrap(owner.ctypes.data, (2, 3), "float16", owner)
     assert (array.shape, array.dtype) == ((2, 3), np.float16)
     assert array.memory == (owner.ctypes.data, 12, owner, 1, 0)
+    assert device.holds(array)
+    assert not CudaDevice(0).holds(array) and not device.holds(owner)
 
 
 def test_time_between_two_points(cupy: Any) -> None:

@@ -13,7 +13,8 @@ import pytest
 from rism.runtime import Segmenter
 from rism.runtime.bundle import Bundle
 from rism.runtime.driver import find_driver
-from rism.runtime.selftest import check_variant, record
+from rism.runtime.selftest import check, check_variant, ort_loads, record
+from rism.runtime.start import Wish
 from rism.runtime.tensorrt_library import LIBRARIES
 from rism.runtime.variants import this_platform
 from tests.runtime.fake_tensorrt import variant
@@ -93,6 +94,29 @@ def test_masks_are_those_of_the_cpu(
         assert [
             each for each in check_variant(Bundle.open(tiny_bundle), "real") if not each.passed
         ] == []
+
+
+@pytest.mark.gpu
+def test_onnxruntimes_masks_are_those_of_the_cpu(tiny_bundle: Path, colours: np.ndarray) -> None:
+    """On the stream of post-processing, without waiting in between."""
+    pytest.importorskip("cupy")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA")
+    record(tiny_bundle)
+    words = ["red", "the green", "blue"]
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cuda")
+    assert segmenter.provider_reason == "asked for"  # nothing is copied
+    here = Segmenter.from_bundle(tiny_bundle, provider="cpu")
+    for image in (colours, colours[::-1], colours[:, ::-1], colours):
+        expected = here.segment(image, words)
+        for found, true in zip(segmenter.segment(image, words), expected, strict=True):
+            assert (found.mask != true.mask).mean() < 0.01
+            np.testing.assert_allclose(found.refined, true.refined, atol=0.01)
+            assert found.provider == "cuda:0"
+    loads = ort_loads(Bundle.open(tiny_bundle), "cuda", Wish())
+    compared = check(Bundle.open(tiny_bundle), loads, precision="float32")
+    assert compared and all(each.passed for each in compared)
 
 
 def test_the_plans_of_that_test_can_be_built(tiny_bundle: Path) -> None:
