@@ -8,7 +8,6 @@ exit code is 1.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 from benchmarks.config import Scenario, chosen, read_config
 from benchmarks.measure import environment
-from benchmarks.results import SCHEMA, failures, table
-from benchmarks.run import run_scenario
-from rism.runtime.errors import OutputError, RismError
+from benchmarks.results import SCHEMA, failures, save, table
+from benchmarks.run import longest_s, run_scenario
+from rism.runtime.errors import RismError
 
 QUICK = Path(__file__).parent / "scenarios.toml"
 
@@ -28,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.partition(":")[2].strip()
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; none: all")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="names; none: all but slow ones"
+    )
     parser.add_argument("--config", type=Path, default=QUICK, help="by default scenarios.toml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there (matplotlib)")
@@ -36,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     names = args.scenarios[1:] if args.scenarios[:1] == ["run"] else args.scenarios
     try:
-        scenarios = chosen(read_config(args.config), names)
+        scenarios = read_config(args.config)
         if args.list:
             print("\n".join(_listed(each) for each in scenarios))
             return 0
-        return _run(args, scenarios)
+        return _run(args, chosen(scenarios, names))
     except RismError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,11 +55,15 @@ def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
         "environment": environment(),
         "scenarios": done,
     }
-    _write(args.json, results)
+    save(args.json, results)
     for scenario in scenarios:
-        done[scenario.name] = run_scenario(scenario)
+
+        def keep(found: dict[str, Any], name: str = scenario.name) -> None:
+            done[name] = found
+            save(args.json, results)  # a run that is cut short leaves what it had
+
+        keep(run_scenario(scenario, keep))
         print(table(scenario.name, done[scenario.name]), end="\n\n", flush=True)
-        _write(args.json, results)  # a run that is cut short leaves what it had
     if args.plots is not None:
         from benchmarks.plots import draw
 
@@ -71,19 +76,11 @@ def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
 
 
 def _listed(scenario: Scenario) -> str:
-    return f"{scenario.name:<22} {scenario.kind:<16} {scenario.what}; against '{scenario.baseline}'"
-
-
-def _write(file: Path | None, results: dict[str, Any]) -> None:
-    if file is None:
-        return
-    try:
-        file.write_text(json.dumps(results, indent=1) + "\n")
-    except OSError as error:
-        raise OutputError(
-            f"{file} cannot be written ({error.strerror}): give --json a file in a folder that "
-            "exists"
-        ) from None
+    slow = "slow, at most" if scenario.slow else "at most"
+    return (
+        f"{scenario.name:<30} {scenario.kind:<16} {scenario.what}; against '{scenario.baseline}'; "
+        f"{slow} {longest_s(scenario)} s"
+    )
 
 
 if __name__ == "__main__":

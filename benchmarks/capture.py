@@ -3,8 +3,9 @@
 Transformers of random weights at full size, on one picture: no capture (the baseline), capture
 as rism exports it, capture as the paper writes it; in PyTorch, in torch.compile and in ONNX
 Runtime. Times are medians of single passes; memory is the device's peak, weights included. Beside
-them stand the arithmetic of a pass, counted on the shapes of its products and attentions, and the
-paper's own figures where it has some (`published`; another GPU, so no ratio is made of them).
+them stand the paper's own figures where it has some (`published`; another GPU, so no ratio is made
+of them) and, once all is measured, the arithmetic of a pass, counted on the shapes of its products
+and attentions.
 
 The models are FLUX.2-klein's (4b, 9b: 512 prompt tokens) and Step1X-Edit's (step1x-1.0: connector
 included, 640 prompt tokens, 350 of them real and the rest zeros behind a mask).
@@ -73,7 +74,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(args: argparse.Namespace) -> None:
-    cases = [Case.parse(text) for text in _listed(args.models)]
+    cases = list(dict.fromkeys(Case.parse(text) for text in _listed(args.models)))
     engines = _known("engine", _listed(args.engines), ENGINES)
     asked = _known("variant", _listed(args.variants), VARIANTS)
     # In this order: the baseline comes first, and what others are compared with before them.
@@ -88,8 +89,7 @@ def _run(args: argparse.Namespace) -> None:
     precision = PRECISIONS[args.precision or ("bf16" if args.device == "cuda" else "fp32")]
     report = Report(args.device, precision.name, variants, args.json)
     for case in cases:
-        flop = {name: count_flop(case, VARIANTS[name], precision) for name in variants}
-        report.begin(case, flop | {AGAIN: flop[BASELINE]})
+        report.begin(case)
         model = _attempt(partial(RandomModel, case, precision, args.device))
         if isinstance(model, RandomModel):
             report.note(weights_bytes=model.nbytes, torch_attention=attention_kernels(model))
@@ -99,6 +99,10 @@ def _run(args: argparse.Namespace) -> None:
                 report.add(engine, name, outcome)
         del model  # before the next one is made
     report.end()
+    # By shapes, on no device: a lent GPU has done its work by now.
+    for case in cases:
+        flop = {name: count_flop(case, VARIANTS[name], precision) for name in variants}
+        report.count(case, flop | {AGAIN: flop[BASELINE]})
 
 
 def _listed(text: str) -> list[str]:
@@ -125,7 +129,7 @@ def _measure(
         yield from _through_onnx(model, names, runs)
     elif engine == "compile":
         for name in names:
-            yield name, _attempt(partial(run_compiled, model, VARIANTS[name], runs=runs), Exception)
+            yield name, _attempt(partial(run_compiled, model, VARIANTS[name], runs=runs))
     else:
         for name in names:
             yield name, _attempt(partial(run_eager, model, VARIANTS[name], runs=runs))
@@ -136,7 +140,7 @@ def _measure(
 def _through_onnx(model: RandomModel, names: list[str], runs: int) -> Iterator[tuple[str, Outcome]]:
     """Write all graphs, let go of PyTorch's weights, run each."""
     with tempfile.TemporaryDirectory() as folder:
-        files = _attempt(partial(write_graphs, model, names, Path(folder)), Exception)
+        files = _attempt(partial(write_graphs, model, names, Path(folder)))
         if isinstance(files, str):
             yield from ((name, files) for name in names)
             return
@@ -144,17 +148,17 @@ def _through_onnx(model: RandomModel, names: list[str], runs: int) -> Iterator[t
         model.drop_weights()
         for name, file in files.items():
             run = partial(run_graph, file, feeds, VARIANTS[name], device=model.device, runs=runs)
-            yield name, _attempt(run, Exception)
+            yield name, _attempt(run)
 
 
-def _attempt(measure: Callable[[], T], *foreign: type[Exception]) -> T | str:
+def _attempt(measure: Callable[[], T]) -> T | str:
     """Measure, or say why not: memory, or an error of an engine, which share no base."""
     forget()
     try:
         return measure()
     except torch.OutOfMemoryError:
         return out_of_memory()
-    except foreign as error:
+    except Exception as error:
         return f"not run: {one_line(error)}"
 
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.capture_families import MODELS, Constants, Draw, Sized
 from benchmarks.capture_variants import Variant, capturing
+from benchmarks.errors import NoRoomError
+from rism.export.capture import Spans
 from rism.export.precision import Precision, apply_precision
 from rism.export.spec import ModelSpec
 from rism.export.trace import Input
@@ -20,7 +22,7 @@ from rism.export.weightless import Part, build_empty
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.manifest import Geometry, PromptRules
 
-__all__ = ["Case", "RandomModel", "count_flop"]
+__all__ = ["Case", "RandomModel", "count_flop", "room_bytes"]
 
 _TOKEN_PX = 16
 _SEED = 0
@@ -166,6 +168,14 @@ def count_flop(case: Case, variant: Variant, precision: Precision) -> int:
     return counter.get_total_flops()
 
 
+def room_bytes(device: str) -> int | None:
+    """Memory that a CUDA device has left for this process; None for a CPU, which is not asked."""
+    if device == "cpu":
+        return None
+    kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + kept
+
+
 class RandomModel:
     """The single step of one case, with weights, and inputs for it.
 
@@ -191,7 +201,20 @@ class RandomModel:
         self.feeds = case.feeds(draw)
 
     def module(self, variant: Variant) -> nn.Module:
-        """Return the step with one way of capturing, ready to run on `feeds`."""
+        """Return the step with one way of capturing, ready to run on `feeds`.
+
+        Raises:
+            NoRoomError: What it would write out does not fit beside the weights.
+        """
+        room, capture = room_bytes(self.device), variant.capture
+        if room is not None and capture is not None:
+            spans, heads = Spans(**self.case.tokens), self.case.sized.heads
+            kept = capture.nbytes(spans, self.spec.blocks, heads, self.precision.compute.itemsize)
+            if kept > room:
+                raise NoRoomError(
+                    f"writes out {kept / 1e9:.3g} GB of attention, and {room / 1e9:.3g} GB of the "
+                    "device's memory are left: take a larger device, or a smaller image"
+                )
         return capturing(self.step, self.spec, variant, self.precision).eval()
 
     @property

@@ -5,7 +5,6 @@ A run that is cut short leaves what it had.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from benchmarks.capture_engines import Figure
 from benchmarks.capture_models import Case
 from benchmarks.capture_variants import BASELINE, FUSED, VARIANTS, VECTORS
 from benchmarks.measure import environment
-from rism.runtime.errors import OutputError
+from benchmarks.results import save
 
 __all__ = ["TARGETS", "Outcome", "Report"]
 
@@ -66,18 +65,10 @@ class Report:
             "environment": environment(packages=_PACKAGES, gpu=self._gpu),
         }
         self._write()
-        print(
-            f"{'case':<16}{'engine':<13}{'variant':<19}{'ms':>10}{'x no capture':>14}{'GiB':>8}"
-            f"{'TFLOP/s':>11}"
-        )
+        print(f"{'case':<16}{'engine':<13}{'variant':<19}{'ms':>10}{'x no capture':>14}{'GiB':>8}")
 
-    def begin(self, case: Case, flop: Mapping[str, int]) -> None:
-        """Start another model or size.
-
-        Args:
-            case: which.
-            flop: of one pass of each variant that may be added, the baseline among them.
-        """
+    def begin(self, case: Case) -> None:
+        """Start another model or size."""
         spec, published = case.spec(), _PUBLISHED.get(str(case))
         self._cases.append(
             {
@@ -89,19 +80,19 @@ class Report:
                 "width": spec.feature_dim,
                 "heads": case.sized.heads,
                 "feature_block": spec.feature_block,
-                "flop": dict(flop),
                 "published": published,
                 "results": [],
             }
         )
         self._baselines.clear()
         self._reference.clear()
-        line = f"{case}: {flop[BASELINE] / 1e12:.4g} TFLOP with {BASELINE}"
         if published is not None:
-            line += "; published, {gpu}: {ms:.2f} ms, {memory_gb} GB".format(
-                ms=published["median_s"] * 1e3, **published
+            print(
+                "{case}: published, {gpu}: {ms:.2f} ms, {memory_gb} GB".format(
+                    case=case, ms=published["median_s"] * 1e3, **published
+                ),
+                flush=True,
             )
-        print(line, flush=True)
 
     def note(self, **facts: object) -> None:
         """Say more about the case."""
@@ -118,14 +109,25 @@ class Report:
             if variant in _REFERENCES and not self._reference:
                 self._reference.update(outcome.outputs)
             row |= _figures(outcome, self._baselines.get(engine))
-            flop = self._cases[-1]["flop"].get(variant)
-            row["flop_per_s"] = flop / outcome.timing.median if flop else None
             row["differs_from_paper"] = _differences(outcome.outputs, self._reference)
             if variant in TARGETS:
                 self._judge(engine, variant, row)
         self._cases[-1]["results"].append(row)
         self._write()
         print(_line(self._cases[-1]["case"], row), flush=True)
+
+    def count(self, case: Case, flop: Mapping[str, int]) -> None:
+        """Say what arithmetic there was, of one pass of each variant, and how fast it went."""
+        [own] = [each for each in self._cases if each["case"] == str(case)]
+        own["flop"] = dict(flop)
+        print(f"{case}: {flop[BASELINE] / 1e12:.4g} TFLOP with {BASELINE}", flush=True)
+        for row in own["results"]:
+            counted = flop.get(row["variant"])
+            if counted is not None and "median_s" in row:
+                row["flop_per_s"] = counted / row["median_s"]
+                name = f"{row['engine']} {row['variant']}"
+                print(f"  {name:<32}{row['flop_per_s'] / 1e12:10.4g} TFLOP/s", flush=True)
+        self._write()
 
     def end(self) -> None:
         """Say whether the target is met, and what the machine was like at the end."""
@@ -155,15 +157,7 @@ class Report:
             )
 
     def _write(self) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write_text(json.dumps(self._results, indent=1) + "\n")
-        except OSError as error:
-            raise OutputError(
-                f"{self._file} cannot be written ({error.strerror}): give --json a file in a "
-                "folder that exists"
-            ) from None
+        save(self._file, self._results)
 
 
 def _figures(figure: Figure, baseline: Figure | None) -> dict[str, object]:
@@ -197,10 +191,9 @@ def _line(case: str, row: Mapping[str, Any]) -> str:
     start = f"{case:<16}{row['engine']:<13}{row['variant']:<19}"
     if "not_run" in row:
         return f"{start}  {row['not_run']}"
-    ratio, memory, rate = row["times_no_capture"], row["memory_bytes"], row["flop_per_s"]
+    ratio, memory = row["times_no_capture"], row["memory_bytes"]
     return (
         f"{start}{row['median_s'] * 1e3:10.2f}"
         f"{'-' if ratio is None else format(ratio, '.3f'):>14}"
         f"{'-' if memory is None else format(memory / 2**30, '.2f'):>8}"
-        f"{'-' if rate is None else format(rate / 1e12, '.4g'):>11}"
     )

@@ -15,7 +15,7 @@ from rism.runtime.errors import one_line
 __all__ = ["Scenario", "Target", "chosen", "read_config"]
 
 _TIMES = {"runs": (1, 10_000), "warm_up": (0, 10_000), "time_limit_s": (1, 86_400)}
-_KEYS = {"kind", "what", "baseline", "also", "parameters", "targets", *_TIMES}
+_KEYS = {"kind", "what", "baseline", "also", "slow", "parameters", "targets", *_TIMES}
 _LIMITS = ("at_most_s", "at_most_bytes", "ratio_at_most", "over_weights_at_most")
 
 
@@ -56,6 +56,7 @@ class Scenario:
         time_limit_s: of each of its processes.
         parameters: all of the kind's.
         targets: what rows should reach.
+        slow: measured only where it is named.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Scenario:
     time_limit_s: int
     parameters: Mapping[str, Value]
     targets: tuple[Target, ...] = ()
+    slow: bool = False
 
 
 def read_config(file: Path) -> list[Scenario]:
@@ -93,7 +95,7 @@ def read_config(file: Path) -> list[Scenario]:
 
 
 def chosen(scenarios: list[Scenario], names: list[str]) -> list[Scenario]:
-    """Return those of these names, in the file's order; all where there are none.
+    """Return those of these names, in the file's order; where there are none, all but slow ones.
 
     Raises:
         ConfigError: there is no such scenario.
@@ -105,7 +107,7 @@ def chosen(scenarios: list[Scenario], names: list[str]) -> list[Scenario]:
                 f"scenario '{one_line(name, limit=40)}' is not known, expected some of "
                 f"{', '.join(known)}"
             )
-    return [each for each in scenarios if not names or each.name in names]
+    return [each for each in scenarios if each.name in names or not (names or each.slow)]
 
 
 def _scenario(name: str, given: object, defaults: Mapping[str, Any]) -> Scenario:
@@ -134,6 +136,7 @@ def _scenario(name: str, given: object, defaults: Mapping[str, Any]) -> Scenario
         also=tuple(_typed(given.get("also", []), ["a row"], f"{where}: also")),
         parameters=_parameters(kind, given.get("parameters", {}), where),
         targets=_targets(given.get("targets", []), where),
+        slow=_typed(given.get("slow", False), False, f"{where}: slow"),
         **times,
     )
 

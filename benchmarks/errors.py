@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rism.runtime.errors import RismError
 
-__all__ = ["ConfigError", "DiffersError", "ScenarioError"]
+__all__ = ["ConfigError", "DiffersError", "NoRoomError", "ScenarioError"]
 
 
 class ConfigError(RismError):
@@ -13,6 +13,10 @@ class ConfigError(RismError):
 
 class DiffersError(RismError):
     """A way of computing gives another result than the baseline: its time means nothing."""
+
+
+class NoRoomError(RismError):
+    """The device's memory cannot hold what a variant keeps."""
 
 
 class ScenarioError(RismError):

@@ -15,7 +15,7 @@ The cache is overwritten before each run, as a transformer leaves it.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Timing, environment
+from benchmarks.results import save
 from rism.runtime.capture import localise_outputs
 from rism.runtime.cuda_postprocess import CudaPostprocess
 from rism.runtime.device import Device, DeviceArray, Kernels, open_device
-from rism.runtime.errors import RismError
+from rism.runtime.errors import RismError, one_line
 from rism.runtime.geometry import Plan, upsample
 from rism.runtime.postprocess import Wanted, answers_on_host
 
@@ -77,6 +78,8 @@ CASES = (
     Case("klein-9b at 1024", (64, 64), 4096, 32, (1024, 1024)),
     Case("step1x-edit at 512", (32, 32), 3072, 57, (640, 480)),
 )
+# What is read off the transformer, and of how many expressions.
+_WORK = (("vectors", 1), ("vectors", 8), ("matrices", 1))
 
 
 class _Clocked:
@@ -227,6 +230,8 @@ def _by_launch(
 
 def report(title: str, result: dict[str, Any]) -> str:
     """A short table, microseconds."""
+    if "not_run" in result:
+        return f"{title}\n  not run: {result['not_run']}"
     ours = result["kernels"]["median_s"]
     lines = [title]
     for name in ("kernels", "array code", "host"):
@@ -259,16 +264,20 @@ def main() -> None:
     except RismError as error:
         raise SystemExit(f"error: {error}") from None
     results: dict[str, object] = {"environment": environment(packages=("cupy-cuda13x",), gpu=True)}
-    for case in CASES:
-        for capture, count in (("vectors", 1), ("vectors", 8), ("matrices", 1)):
-            title = f"{case.name}, {capture}, {count} expression{'s' * (count > 1)}"
+    failed = False
+    for case, (capture, count) in itertools.product(CASES, _WORK):
+        title = f"{case.name}, {capture}, {count} expression{'s' * (count > 1)}"
+        try:
             result = measure(
                 case, capture, count, device=device, runs=args.runs, flush_bytes=FLUSH_BYTES
             )
-            results[title] = result
-            print(report(title, result), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        except Exception as error:  # a driver's errors share no base; other cases may run
+            result, failed = {"not_run": f"{type(error).__name__}: {one_line(error)}"}, True
+        results[title] = result
+        save(args.json, results)  # a run that is cut short leaves what it had
+        print(report(title, result), flush=True)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

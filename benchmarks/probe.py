@@ -14,8 +14,8 @@ It needs an NVIDIA GPU, a CUDA build of PyTorch and Triton (the extra `probe`).
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Timing, environment, repeat, repeat_on_gpu
 from benchmarks.probe_floor import GPUS, SHAPES, Shape, cost, floor_s, table
+from benchmarks.results import save
 from rism.export.capture import Capture, Spans
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors, torch_form
-from rism.runtime.errors import InputError, ProviderError, RismError
+from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 
 BASELINE = "main attention"
 SMALL = Shape(heads=2, dim=32, prompt=16, clean=48, blocks=3, flop=0.0)
@@ -104,8 +105,8 @@ class Block:
         return a[None], (to_clean @ a / to_clean.sum(-1))[None]
 
 
-def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str, Any]]:
-    """Time every way of one case.
+def measure(case: str, device: str, runs: int, gpu: str | None) -> Iterator[dict[str, Any]]:
+    """Time every way of one case, and give each out as soon as it is known.
 
     Args:
         case: of `SHAPES`, or "small".
@@ -114,7 +115,8 @@ def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str
         gpu: whose floors to give beside the times, of `GPUS`; None for none.
 
     Returns:
-        One row a way: milliseconds, their ratio to the main attention, the largest errors.
+        One row a way: seconds, their ratio to the main attention, the largest errors; or
+        `not_run`, why there are none.
     """
     shape = SHAPES.get(case, SMALL)
     block = Block(shape, device)
@@ -124,43 +126,48 @@ def measure(case: str, device: str, runs: int, gpu: str | None) -> list[dict[str
         return clock(run, runs=runs, warm_up=_WARM_UP)
 
     main = time(lambda: F.scaled_dot_product_attention(block.q, block.k, block.v))
+    yield {"way": BASELINE, **_times(main, main)}
     told = time(lambda: attend(block.q, block.k, block.v))
-    rows: list[dict[str, Any]] = []
-    for way, timing in ((BASELINE, main), ("the same with statistics", told)):
-        rows.append({"way": way, **_times(timing, main)})
+    yield {"way": "the same with statistics", **_times(told, main)}
     literal: dict[int, Vectors] = {}
     for way, (run, weights) in block.ways().items():
-        wanted = literal.setdefault(id(weights), block.literal(weights))
-        errors = [
-            ((found.double() - each).abs().max() / each.abs().max()).item()
-            for found, each in zip(run(), wanted, strict=True)
-        ]
-        row = {"way": way, **_times(time(run), main), "error_a": errors[0], "error_ta": errors[1]}
+        try:
+            wanted = literal.setdefault(id(weights), block.literal(weights))
+            errors = [
+                ((found.double() - each).abs().max() / each.abs().max()).item()
+                for found, each in zip(run(), wanted, strict=True)
+            ]
+            row = {"way": way, **_times(time(run), main)}
+        except Exception as error:  # of a compiler or a device; the other ways may run
+            yield {"way": way, "not_run": f"{type(error).__name__}: {one_line(error)}"}
+            continue
+        row |= {"error_a": errors[0], "error_ta": errors[1]}
         if gpu is not None:
             weighted = _FEW if weights is block.few else None
             whole = cost(shape, way.partition(",")[0], weighted=weighted)
             row["floor_ms"] = floor_s(whole, GPUS[gpu]) * 1e3 / shape.blocks
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _times(timing: Timing, main: Timing) -> dict[str, object]:
     return {**timing.to_json_dict(), "times_main_attention": timing.median / main.median}
 
 
-def _report(case: str, rows: list[dict[str, Any]]) -> str:
-    lines = [
+def _head(case: str) -> str:
+    return (
         f"{case:<16}{'':<26}{'ms':>9}{'x main':>9}{'floor ms':>10}{'error a':>10}{'error Ta':>10}"
-    ]
-    for row in rows:
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        line = f"{'':<16}{row['way']:<26}{numbers['median_s'] * 1e3:9.3f}"
-        line += f"{numbers['times_main_attention']:9.3f}"
-        line += f"{numbers['floor_ms']:10.3f}" if "floor_ms" in numbers else f"{'-':>10}"
-        for name in ("error_a", "error_ta"):
-            line += f"{numbers[name]:10.1e}" if name in numbers else f"{'-':>10}"
-        lines.append(line)
-    return "\n".join(lines)
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    start = f"{'':<16}{row['way']:<26}"
+    if "not_run" in row:
+        return f"{start}  not run: {row['not_run']}"
+    line = f"{start}{row['median_s'] * 1e3:9.3f}{row['times_main_attention']:9.3f}"
+    line += f"{row['floor_ms']:10.3f}" if "floor_ms" in row else f"{'-':>10}"
+    for name in ("error_a", "error_ta"):
+        line += f"{row[name]:10.1e}" if name in row else f"{'-':>10}"
+    return line
 
 
 def known_gpu(name: str) -> str | None:
@@ -198,15 +205,19 @@ def _run(args: argparse.Namespace) -> None:
             "--floors"
         )
     gpu = known_gpu(torch.cuda.get_device_name()) if args.device == "cuda" else None
-    results: dict[str, object] = {"baseline": BASELINE, "device": args.device}
+    results: dict[str, Any] = {"baseline": BASELINE, "device": args.device}
+    told = partial(environment, packages=("torch", "triton"), gpu=args.device == "cuda")
+    results["environment"] = told()
+    save(args.json, results)
     with torch.no_grad():
         for name in cases:
-            rows = measure(name, args.device, args.runs, gpu)
-            results[name] = rows
-            print(_report(name, rows), flush=True)
-    results["environment"] = environment(packages=("torch", "triton"), gpu=args.device == "cuda")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+            print(_head(name))
+            for row in measure(name, args.device, args.runs, gpu):
+                results.setdefault(name, []).append(row)
+                save(args.json, results)  # a run that is cut short leaves what it had
+                print(_line(row), flush=True)
+    results["environment"] = told()  # a GPU's clocks are now those of its work
+    save(args.json, results)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,23 +93,21 @@ def find_rows(folder: Path, *, build: bool, device: int = 0) -> list[Row]:
     return rows
 
 
-def measure(folder: Path, rows: Sequence[Row], job: Job) -> list[Row]:
-    """Run what can run, each in a process of its own.
+def measure(folder: Path, rows: Sequence[Row], job: Job) -> Iterator[Row]:
+    """Run what can run, each in a process of its own, and give each out once it has run.
 
     Args:
         folder: the bundle.
         rows: of `find_rows`.
         job: what to do with each; bundle, provider and engine are filled in.
     """
-    done = []
     for row in rows:
         if row.reason is None:
             print(f"measuring {row.name} ...", file=sys.stderr, flush=True)
             own = replace(job, bundle=str(folder), provider=row.provider, engine=row.engine)
-            done.append(_child(row, own))
+            yield _child(row, own)
         else:
-            done.append(row)
-    return done
+            yield row
 
 
 def baseline(rows: Sequence[Row]) -> Row | None:
@@ -250,7 +248,7 @@ def main() -> None:
                 continue
             manifest = Bundle.open(folder, verify=False).manifest
             print(f"{one_line(manifest.model.name)}, {manifest.precision.compute}", flush=True)
-            rows = measure(folder, rows, job)
+            rows = [*measure(folder, rows, job)]
             print(report(rows), flush=True)
             results[str(given or BUILT_IN)] = {
                 "model": manifest.model.name,

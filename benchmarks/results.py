@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Scenario, Target
 from benchmarks.rows import Row
+from rism.runtime.atomic import write_atomically
 
-__all__ = ["SCHEMA", "failures", "summary", "table"]
+__all__ = ["SCHEMA", "failures", "save", "summary", "table"]
 
 SCHEMA = 1
 """Version of the files that `--json` writes."""
+
+
+def save(file: Path | None, results: Mapping[str, Any]) -> None:
+    """Write what is known so far as JSON, whole or not at all; None is no file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if file is not None:
+        write_atomically(file, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def summary(

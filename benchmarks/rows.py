@@ -13,18 +13,23 @@ from rism.runtime.bundle import resolve_bundle
 
 __all__ = [
     "EXAMPLE",
+    "NOT_REACHED",
     "Job",
     "Row",
     "absent",
     "bundle_folder",
     "failed",
     "of_size",
+    "pending",
     "picture_size",
     "summed_up",
     "timed",
 ]
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "street.png"
+
+NOT_REACHED = "not reached"
+"""Why a row that is announced has no values yet; who ends its process puts a better reason."""
 
 T = TypeVar("T")
 
@@ -141,6 +146,11 @@ def failed(name: str, reason: str, *, group: str = "") -> Row:
 def absent(name: str, reason: str, *, group: str = "") -> Row:
     """Say what this machine does not have; nothing has failed."""
     return Row(name, group, reason=reason)
+
+
+def pending(name: str, *, group: str = "") -> Row:
+    """Announce a row that is to come, so that it is missed if it does not."""
+    return failed(name, NOT_REACHED, group=group)
 
 
 def bundle_folder(name: str) -> Path:

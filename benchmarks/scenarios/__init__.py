@@ -5,7 +5,7 @@ Nothing here imports what it takes to measure. A parameter's default says its ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import cast
@@ -24,7 +24,7 @@ class Kind:
     Attributes:
         what: it measures.
         module: of this package.
-        function: in it, from a `Job` to rows.
+        function: in it, from a `Job` to rows, each given out as soon as it is known.
         parameters: by name, with their defaults.
         alone: a parameter that is a list; each of its values is measured by a process of its own.
         packages: whose versions matter besides those that are always told.
@@ -37,10 +37,10 @@ class Kind:
     alone: str | None = None
     packages: tuple[str, ...] = ()
 
-    def load(self) -> Callable[[Job], list[Row]]:
+    def load(self) -> Callable[[Job], Iterable[Row]]:
         """Import what measures it."""
         module = import_module(f"benchmarks.scenarios.{self.module}")
-        return cast(Callable[[Job], list[Row]], getattr(module, self.function))
+        return cast(Callable[[Job], Iterable[Row]], getattr(module, self.function))
 
 
 _TORCH = ("torch", "diffusers", "transformers")

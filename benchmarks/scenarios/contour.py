@@ -5,7 +5,7 @@ The map is what a perfect one would be: the share of each token that the true ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ BILINEAR, GUIDED = "bilinear", "guided"
 Mask = npt.NDArray[np.bool_]
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Job) -> Iterator[Row]:
     """Measure every grid, a group each, and say how near each mask is to the true one.
 
     Raises:
@@ -37,10 +37,8 @@ def measure(job: Job) -> list[Row]:
     image = Image.fromarray(load_image(EXAMPLE)).resize(size_wh, Image.Resampling.BOX)
     image_hwc = np.asarray(image)
     true_hw = np.asarray(truth.resize(size_wh, Image.Resampling.BOX)) > 127
-    rows = []
     for grid in job.texts("grids"):
-        rows += _grid(job, grid, image_hwc, true_hw)
-    return rows
+        yield from _grid(job, grid, image_hwc, true_hw)
 
 
 def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) -> list[Row]:

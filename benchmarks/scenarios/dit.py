@@ -6,8 +6,9 @@ the paper's literal capture, in the same process, before anything is timed.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from benchmarks.capture_models import Case, RandomModel
 from benchmarks.capture_onnx import run_graph, write_graphs
 from benchmarks.capture_variants import VARIANTS
 from benchmarks.checks import same_outputs
-from benchmarks.errors import ConfigError, ScenarioError
+from benchmarks.errors import ConfigError, NoRoomError, ScenarioError
 from benchmarks.fp8_linear import use_fp8
 from benchmarks.measure import host_peak
-from benchmarks.rows import Job, Row, absent, failed, timed
+from benchmarks.rows import Job, Row, absent, failed, pending, timed
 from rism.export.precision import PRECISIONS
+from rism.runtime.engines import choose_provider
 from rism.runtime.errors import ProviderError, RismError, one_line
 
 __all__ = ["ENGINES", "measure"]
@@ -41,11 +43,14 @@ __all__ = ["ENGINES", "measure"]
 ENGINES = ("torch", "compile", "fp8", "compile fp8", "onnxruntime", "plain onnxruntime")
 
 
-def measure(job: Job) -> list[Row]:
-    """Measure every case with every engine and variant that is asked for."""
+def measure(job: Job) -> Iterator[Row]:
+    """Measure every case with every engine and variant that is asked for.
+
+    All rows are announced first: whoever ends this process knows what was not reached.
+    """
     engines = _known("engine", job.texts("engines"), ENGINES)
     variants = _known("variant", job.texts("variants"), tuple(VARIANTS))
-    [reference] = _known("variant", [job.get("reference", str)], tuple(VARIANTS))
+    _known("variant", [job.get("reference", str)], tuple(VARIANTS))
     precision, device = job.get("precision", str), job.get("device", str)
     _known("precision", [precision], tuple(PRECISIONS))
     _known("device", [device], ("cpu", "cuda"))
@@ -54,15 +59,47 @@ def measure(job: Job) -> list[Row]:
             f"PyTorch {torch.__version__} finds no CUDA device, expected an NVIDIA GPU and a CUDA "
             "build of PyTorch: use benchmarks/scenarios.toml on this machine"
         )
-    rows = []
-    for case in [Case.parse(text) for text in job.texts("cases")]:
-        model = RandomModel(case, PRECISIONS[precision], device)
-        wanted = outputs_of(model, VARIANTS[reference])
-        for engine in engines:
-            rows += _engine(job, model, engine, variants, wanted)
-        del model
-        forget()
-    return rows
+    cases = [Case.parse(text) for text in job.texts("cases")]
+    named = {engine: _names(engine, variants) for engine in engines}
+
+    def each(make: Callable[..., Row], *told: str, engines: list[str] = engines) -> Iterator[Row]:
+        for case, engine in itertools.product(cases, engines):
+            for name in named[engine]:
+                yield make(f"{engine}: {name}", *told, group=str(case))
+
+    yield from each(pending)
+    ready = []
+    for engine in engines:
+        try:
+            if "onnx" in engine:
+                choose_provider(device)  # before minutes go into its graphs
+        except ProviderError as error:
+            yield from each(absent, str(error), engines=[engine])
+        else:
+            ready.append(engine)
+    for case in cases if ready else []:
+        yield from _case(job, case, {engine: named[engine] for engine in ready})
+
+
+def _names(engine: str, variants: list[str]) -> list[str]:
+    """Variants that an engine has: what is written out in Python has no form in a compiler."""
+    kind = "onnxruntime" if "onnx" in engine else "compile" if "compile" in engine else "torch"
+    return [name for name in variants if kind in VARIANTS[name].engines]
+
+
+def _case(job: Job, case: Case, engines: dict[str, list[str]]) -> Iterator[Row]:
+    """Measure one model at one size in all engines, each with its variants."""
+    forget()
+    try:
+        model = RandomModel(case, PRECISIONS[job.get("precision", str)], job.get("device", str))
+        wanted = outputs_of(model, VARIANTS[job.get("reference", str)])
+    except Exception as error:  # memory, most likely; other cases may be smaller
+        for engine, names in engines.items():
+            for name in names:
+                yield _not_run(f"{engine}: {name}", str(case), error)
+        return
+    for engine, names in engines.items():
+        yield from _engine(job, model, engine, names, wanted)
 
 
 def _known(what: str, given: list[str], known: tuple[str, ...]) -> list[str]:
@@ -76,25 +113,19 @@ def _known(what: str, given: list[str], known: tuple[str, ...]) -> list[str]:
 
 
 def _engine(
-    job: Job, model: RandomModel, engine: str, variants: list[str], wanted: Arrays
-) -> list[Row]:
+    job: Job, model: RandomModel, engine: str, names: list[str], wanted: Arrays
+) -> Iterator[Row]:
     """Measure variants in one engine, one after the other; each failure is a row."""
-    runs, warm_up = job.runs, job.warm_up
-    # What is written out in Python has no form of its own in a compiler or a graph.
-    kind = "onnxruntime" if "onnx" in engine else "compile" if "compile" in engine else "torch"
-    names = [name for name in variants if kind in VARIANTS[name].engines]
     weights = model.nbytes
     if engine.endswith("fp8"):
         if use_fp8(model.step, leave=model.case.sized.modulation) == 0:
             raise ScenarioError(f"{model.case} has no product that FP8 can take")
         weights = sum(each.nbytes for each in (*model.step.parameters(), *model.step.buffers()))
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
         for name in names:
             check = partial(_check, job, f"{engine}: {name}", wanted)
-            measure = _measurer(job, model, engine, name, Path(folder), runs, warm_up, check)
-            rows.append(_row(f"{engine}: {name}", str(model.case), weights, measure))
-        return rows
+            measure = _measurer(job, model, engine, name, Path(folder), check)
+            yield _row(f"{engine}: {name}", str(model.case), weights, measure)
 
 
 def _check(job: Job, name: str, wanted: Arrays, found: Arrays) -> None:
@@ -113,13 +144,11 @@ def _measurer(
     engine: str,
     name: str,
     folder: Path,
-    runs: int,
-    warm_up: int,
     check: Check,
 ) -> Callable[[], Figure]:
     """Return what measures one variant in one engine."""
     variant = VARIANTS[name]
-    given: dict[str, Any] = {"runs": runs, "warm_up": warm_up, "check": check}
+    given: dict[str, Any] = {"runs": job.runs, "warm_up": job.warm_up, "check": check}
     if engine in ("torch", "fp8"):
         return lambda: run_eager(model, variant, **given)
     if engine in ("compile", "compile fp8"):
@@ -152,14 +181,8 @@ def _row(name: str, group: str, weights: int, measure: Callable[[], Figure]) -> 
     try:
         with host_peak() as peak:
             figure = measure()
-    except torch.OutOfMemoryError:
-        return failed(name, out_of_memory(), group=group)
-    except ProviderError as error:
-        return absent(name, str(error), group=group)
-    except RismError as error:
-        return failed(name, str(error), group=group)
     except Exception as error:  # engines' errors share no base
-        return failed(name, f"{type(error).__name__}: {one_line(error)}", group=group)
+        return _not_run(name, group, error)
     return timed(
         name,
         figure.timing,
@@ -169,3 +192,14 @@ def _row(name: str, group: str, weights: int, measure: Callable[[], Figure]) -> 
         weights_bytes=weights,
         **figure.notes,
     )
+
+
+def _not_run(name: str, group: str, error: Exception) -> Row:
+    """Say why there is no figure, and whether that is this machine's or a fault."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return failed(name, out_of_memory(), group=group)
+    if isinstance(error, ProviderError | NoRoomError):
+        return absent(name, str(error), group=group)
+    if isinstance(error, RismError):
+        return failed(name, str(error), group=group)
+    return failed(name, f"{type(error).__name__}: {one_line(error)}", group=group)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import ConfigError, DiffersError, ScenarioError
-from benchmarks.rows import EXAMPLE, Job, Row, absent, bundle_folder, failed, summed_up
+from benchmarks.rows import EXAMPLE, Job, Row, absent, bundle_folder, failed, pending, summed_up
 
 __all__ = ["measure_folder", "measure_postprocess_gpu", "measure_probe", "measure_providers"]
 
@@ -36,50 +37,47 @@ def _is_timing(given: object) -> bool:
     return isinstance(given, dict) and {"median_s", "min_s", "max_s", "runs"} <= set(given)
 
 
-def measure_providers(job: Job) -> list[Row]:
+def measure_providers(job: Job) -> Iterator[Row]:
     """`benchmarks.providers`: new pictures and expressions on everything that this machine has."""
     from benchmarks import providers
     from benchmarks.provider_run import Job as ProviderJob
 
     own = ProviderJob(str(EXAMPLE), job.runs, job.warm_up, job.get("expressions", int))
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = bundle_folder(job.get("bundle", str))
         # The built-in one is not added to; another may be, which saves building twice.
         if folder == bundle_folder("mini"):
             folder = Path(shutil.copytree(folder, Path(scratch) / "mini"))
         found = providers.find_rows(folder, build=job.get("build", bool))
+        yield from (pending(f"{row.name}, {row.precision}") for row in found)
         for row in providers.measure(folder, found, own):
             measured = row.measured
             name = f"{row.name}, {row.precision}"
             if measured is None:
                 reason = row.reason or "it said nothing"
                 # Listed without having been started: this machine has no such thing.
-                rows.append((absent if row in found else failed)(name, reason))
+                yield (absent if row in found else failed)(name, reason)
             elif measured.self_test == "failed":
-                rows.append(failed(name, "the self-test failed: its time means nothing"))
+                yield failed(name, "the self-test failed: its time means nothing")
             else:
-                rows.append(
-                    summed_up(
-                        name,
-                        measured.one,
-                        host_bytes=measured.host_bytes,
-                        device_bytes=measured.device_bytes,
-                        load_s=measured.load_s,
-                        first_s=measured.first_s,
-                        together=measured.together,
-                        stages_ms=measured.stages_ms,
-                        self_test=measured.self_test,
-                    )
+                yield summed_up(
+                    name,
+                    measured.one,
+                    host_bytes=measured.host_bytes,
+                    device_bytes=measured.device_bytes,
+                    load_s=measured.load_s,
+                    first_s=measured.first_s,
+                    together=measured.together,
+                    stages_ms=measured.stages_ms,
+                    self_test=measured.self_test,
                 )
-    return rows
 
 
 # Largest errors of a and T a over their largest value, against float64.
 _PROBE_LIMITS = {"cpu": 1e-5, "cuda": 2e-2}
 
 
-def measure_probe(job: Job) -> list[Row]:
+def measure_probe(job: Job) -> Iterator[Row]:
     """`benchmarks.probe`: one block's probe, every way of it."""
     import torch
 
@@ -96,16 +94,17 @@ def measure_probe(job: Job) -> list[Row]:
         raise ScenarioError("PyTorch finds no CUDA device, expected an NVIDIA GPU")
     gpu = probe.known_gpu(torch.cuda.get_device_name()) if device == "cuda" else None
     with torch.no_grad():
-        found = probe.measure(case, device, job.runs, gpu)
-    rows = []
-    for each in found:
-        error = max((value for key, value in each.items() if key.startswith("error")), default=0)
-        if error > _PROBE_LIMITS[device]:
-            rows.append(failed(each["way"], f"differs from float64 by {error:.1e}"))
-        else:
-            notes = {key: value for key, value in each.items() if key.startswith(("err", "floor"))}
-            rows.append(summed_up(each["way"], each, **notes))
-    return rows
+        for each in probe.measure(case, device, job.runs, gpu):
+            error = max(
+                (value for key, value in each.items() if key.startswith("error")), default=0
+            )
+            if "not_run" in each:
+                yield failed(each["way"], each["not_run"])
+            elif error > _PROBE_LIMITS[device]:
+                yield failed(each["way"], f"differs from float64 by {error:.1e}")
+            else:
+                notes = {k: value for k, value in each.items() if k.startswith(("err", "floor"))}
+                yield summed_up(each["way"], each, **notes)
 
 
 def measure_postprocess_gpu(job: Job) -> list[Row]:

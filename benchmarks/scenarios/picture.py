@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def measure_picture(job: Job) -> list[Row]:
     return rows
 
 
-def measure_expressions(job: Job) -> list[Row]:
+def measure_expressions(job: Job) -> Iterator[Row]:
     """Measure N expressions on one picture: in one call, in N, and in N that forget it."""
     bundle = bundle_folder(job.get("bundle", str))
     segmenter = Segmenter.from_bundle(bundle, provider=job.get("provider", str))
@@ -83,7 +83,6 @@ def measure_expressions(job: Job) -> list[Row]:
         pixels[0, 0] = (number & 255, number >> 8 & 255, number >> 16)
         return pixels
 
-    rows = []
     for count in job.numbers("counts"):
 
         def some(count: int = count) -> list[str]:
@@ -116,10 +115,7 @@ def measure_expressions(job: Job) -> list[Row]:
                 way()
             group = f"{count} expression{'s' * (count > 1)}"
             each_ms = round(timings[name].median / count * 1e3, 3)
-            rows.append(
-                timed(name, timings[name], group=group, host_bytes=peak.nbytes, each_ms=each_ms)
-            )
-    return rows
+            yield timed(name, timings[name], group=group, host_bytes=peak.nbytes, each_ms=each_ms)
 
 
 def _expressions() -> itertools.chain[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +24,14 @@ _TOLERANCE = 1e-3
 Float32 = npt.NDArray[np.float32]
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Job) -> Iterator[Row]:
     """Measure every grid with every number of blocks; each is a group."""
     size, features = picture_size(job.get("size", str)), job.get("features", int)
     tau = job.get("tau", float)
-    rows = []
     for grid, blocks in itertools.product(job.texts("grids"), job.numbers("blocks")):
         grid_hw = picture_size(grid)
         group = f"{grid} tokens, {blocks} blocks"
-        rows += _both(job, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
-    return rows
+        yield from _both(job, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
 
 
 def _both(

@@ -5,6 +5,8 @@ Baseline: diffusers' Flux2ImageProcessor, called as Flux2KleinPipeline calls it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
@@ -34,12 +36,10 @@ _RULES = Geometry(
 _TOLERANCE = 1e-6
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Job) -> Iterator[Row]:
     """Measure each size of picture; each is a group."""
-    rows = []
     for size in job.texts("sizes"):
-        rows += _both(job, size)
-    return rows
+        yield from _both(job, size)
 
 
 def _both(job: Job, size: str) -> list[Row]:

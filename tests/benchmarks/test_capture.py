@@ -70,8 +70,7 @@ def test_every_figure_has_its_baseline_in_the_same_run(results: dict[str, Any]) 
         assert row["runs"] == 2 and row["min_s"] <= row["median_s"] <= row["max_s"]
         assert row["times_no_capture"] == row["median_s"] / baselines[row["engine"]]
         assert row["memory_bytes"] is None  # of a CPU nothing is claimed
-        counted = case["flop"][row["variant"]]
-        assert row["flop_per_s"] == counted / row["median_s"]
+        assert row["flop_per_s"] == case["flop"][row["variant"]] / row["median_s"]
     measured = [(row["engine"], row["variant"]) for row in case["results"]]
     assert measured == [
         ("torch", "no capture"),
@@ -93,7 +92,7 @@ def test_the_target_is_judged_for_every_engine(results: dict[str, Any]) -> None:
 
 def test_less_is_asked_of_a_small_picture(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("cpu", "fp32", [BASELINE, "fused"], None)
-    report.begin(Case.parse("step1x-1.0@512"), {BASELINE: 1})
+    report.begin(Case.parse("step1x-1.0@512"))
     for name, seconds in ((BASELINE, 1.0), ("fused", 1.1)):
         report.add("torch", name, capture_engines.Figure(Timing((seconds,)), None, {}))
     report.end()
@@ -194,32 +193,60 @@ def test_arithmetic_of_klein_is_counted_whole() -> None:
 
 def test_published_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("cpu", "fp32", [BASELINE], None)
-    report.begin(Case.parse("step1x-1.0@512"), {BASELINE: 39_700_000_000_000})
-    report.begin(Case.parse("step1x-1.0@1024"), {BASELINE: 166_500_000_000_000})
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert lines == [
-        "step1x-1.0@512: 39.7 TFLOP with no capture; published, A100: 603.78 ms, 25.31 GB",
-        "step1x-1.0@1024: 166.5 TFLOP with no capture",
+    cases = [Case.parse(text) for text in ("step1x-1.0@512", "step1x-1.0@1024")]
+    for case in cases:
+        report.begin(case)
+        report.add("torch", BASELINE, capture_engines.Figure(Timing((0.5,)), None, {}))
+    report.count(cases[0], {BASELINE: 39_700_000_000_000})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "step1x-1.0@512: published, A100: 603.78 ms, 25.31 GB"
+    assert not any("@1024: published" in line for line in lines)
+    assert lines[-2:] == [
+        "step1x-1.0@512: 39.7 TFLOP with no capture",
+        f"  {'torch no capture':<32}      79.4 TFLOP/s",
     ]
 
 
-def test_no_memory_is_a_result(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError(), "out of memory at 79.1 GiB of 79.2 GiB"),
+        (RuntimeError("no plan\nsupports it"), "not run: no plan supports it"),
+    ],
+)
+def test_a_failure_is_a_result(
+    error: Exception,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
     file = tmp_path / "capture.json"
-    monkeypatch.setattr(capture, "run_eager", full)
+    monkeypatch.setattr(capture, "run_eager", fail)
     monkeypatch.setattr(capture, "out_of_memory", lambda: "out of memory at 79.1 GiB of 79.2 GiB")
     run(monkeypatch, "--engines", "torch", "--variants", "paper", "--json", str(file))
     rows = json.loads(file.read_text())["cases"][0]["results"]
-    assert rows[1] == {
-        "engine": "torch",
-        "variant": "paper",
-        "not_run": "out of memory at 79.1 GiB of 79.2 GiB",
-    }
-    assert "out of memory at 79.1 GiB" in capsys.readouterr().out
+    assert rows[1] == {"engine": "torch", "variant": "paper", "not_run": reason}
+    assert reason in capsys.readouterr().out
+
+
+def test_nothing_is_counted_while_a_gpu_waits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run that ends before operations are counted has all its times."""
+    file = tmp_path / "capture.json"
+
+    def ended(*_: object) -> int:
+        rows = json.loads(file.read_text())["cases"][0]["results"]
+        assert [row["variant"] for row in rows] == ["no capture", "no capture again"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capture, "count_flop", ended)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--engines", "torch", "--variants", "no capture", "--json", str(file))
 
 
 def test_an_engine_that_cannot_run_says_why(
@@ -265,5 +292,5 @@ def test_models_that_are_not_known(text: str, message: str) -> None:
 def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: engine 'tensorrt' is not known, expected some of"):
         run(monkeypatch, "--engines", "torch,tensorrt")
-    with pytest.raises(SystemExit, match=r"error: .*figures.json cannot be written .*--json"):
+    with pytest.raises(SystemExit, match=r"error: cannot write .*figures.json: No such"):
         run(monkeypatch, "--json", str(tmp_path / "nowhere" / "figures.json"))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import QUICK, main
-from benchmarks.config import chosen, read_config
+from benchmarks.config import Scenario, chosen, read_config
 from benchmarks.errors import ConfigError
+from benchmarks.run import longest_s
 from benchmarks.scenarios import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ HEAD = "runs = 3\nwarm_up = 1\ntime_limit_s = 60\n"
 SCENARIO = '[scenarios.one]\nkind = "postprocess"\nbaseline = "literal, PyTorch"\n'
 
 
-def read(folder: Path, text: str) -> object:
+def read(folder: Path, text: str) -> list[Scenario]:
     file = folder / "some.toml"
     file.write_text(text)
     return read_config(file)
@@ -32,6 +33,7 @@ def test_every_kind_that_needs_no_gpu_is_in_the_quick_file() -> None:
     gpu = read_config(ROOT / "benchmarks" / "gpu.toml")
     assert all(KINDS[each.kind].load() for each in gpu if each.kind == "dit")
     assert {each.parameters["device"] for each in gpu if each.kind == "dit"} == {"cuda"}
+    assert sum(longest_s(each) for each in chosen(gpu, [])) <= 15 * 60  # of a lent machine
     limits = {t.at_most_s for each in gpu for t in each.targets}
     assert {0.090, 0.330, 0.060} <= limits  # of the transformers on an H200
 
@@ -74,6 +76,10 @@ def test_defaults_and_own_values(tmp_path: Path) -> None:
             "scenario 'one': parameter features is 8, expected int",
         ),
         (
+            HEAD + SCENARIO + "slow = 1\n",
+            "scenario 'one': slow is 1, expected bool",
+        ),
+        (
             HEAD + SCENARIO + 'targets = [{ row = "rism", below = 1 }]\n',
             "scenario 'one': key of a target 'below' is not known",
         ),
@@ -91,6 +97,13 @@ def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing.toml cannot be read .*--config FILE"):
         read_config(tmp_path / "nothing.toml")
+
+
+def test_slow_ones_only_where_they_are_named(tmp_path: Path) -> None:
+    slow = SCENARIO.replace(".one]", ".two]") + "slow = true\n"
+    scenarios = read(tmp_path, HEAD + SCENARIO + slow)
+    assert [each.name for each in chosen(scenarios, [])] == ["one"]
+    assert [each.name for each in chosen(scenarios, ["two"])] == ["two"]
 
 
 def test_scenarios_by_name() -> None:

@@ -1,7 +1,13 @@
 """The benchmark of post-processing on a GPU, on a device whose kernels are emulated."""
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from benchmarks import postprocess_gpu
 from benchmarks.postprocess_gpu import Case, measure, report
 from tests.runtime.fake_tensorrt import HostDevice
 
@@ -22,3 +28,28 @@ def test_three_ways_agree_and_every_launch_has_a_floor() -> None:
         assert (result["kernels"]["runs"], result["host"]["runs"]) == (2, 1)
         table = report("small", result).splitlines()
         assert len(table) == 1 + 3 + launches and "0 pixels differ" in table[1]
+
+
+def test_a_case_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, real = tmp_path / "found.json", postprocess_gpu.measure
+
+    def one_fails(case: Case, capture: str, count: int, **given: Any) -> dict[str, Any]:
+        if count == 8:
+            raise RuntimeError("an illegal\naddress")
+        return real(case, capture, count, **given)
+
+    monkeypatch.setattr(postprocess_gpu, "measure", one_fails)
+    monkeypatch.setattr(postprocess_gpu, "open_device", lambda _: HostDevice())
+    monkeypatch.setattr(postprocess_gpu, "environment", lambda **_: {})
+    monkeypatch.setattr(postprocess_gpu, "CASES", (SMALL,))
+    monkeypatch.setattr(postprocess_gpu, "FLUSH_BYTES", 4096)
+    monkeypatch.setattr(sys, "argv", ["postprocess_gpu", "--runs", "1", "--json", str(file)])
+    with pytest.raises(SystemExit, match="1"):
+        postprocess_gpu.main()
+    found = json.loads(file.read_text())
+    assert "median_s" in found["small, vectors, 1 expression"]["kernels"]
+    assert found["small, vectors, 8 expressions"] == {"not_run": "RuntimeError: an illegal address"}
+    assert "median_s" in found["small, matrices, 1 expression"]["kernels"]
+    assert "not run: RuntimeError: an illegal address" in capsys.readouterr().out

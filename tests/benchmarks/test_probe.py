@@ -14,6 +14,8 @@ from benchmarks.probe_floor import GPUS, SHAPES, WAYS, Cost, Gpu, cost, floor_s,
 from rism.export.capture import Capture, Spans
 from rism.export.probe import probe_vectors, torch_form
 
+WAYS_BEFORE = ("main attention", "the same with statistics")
+
 
 def counted(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
@@ -76,14 +78,37 @@ def test_every_way_is_timed_and_right(
     monkeypatch.setattr(sys, "argv", ["probe", *arguments])
     probe.main()
     rows = json.loads(file.read_text())["small"]
-    assert [row["way"] for row in rows] == [
-        "main attention", "the same with statistics", *WAYS, "fused, 16 weights"
-    ]  # fmt: skip
+    assert [row["way"] for row in rows] == [*WAYS_BEFORE, *WAYS, "fused, 16 weights"]
     for row in rows:
         assert row["times_main_attention"] == row["median_s"] / rows[0]["median_s"]
     for row in rows[2:]:
         assert max(row["error_a"], row["error_ta"]) < 1e-5, row
     assert capsys.readouterr().out.count("\n") == 1 + len(rows)
+
+
+def test_figures_are_written_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One way fails, the run is cut short in another: what was known is in the file."""
+    file = tmp_path / "probe.json"
+
+    def broken(self: probe.Block, *_: object) -> None:
+        raise RuntimeError("no kernel\nfor this")
+
+    def cut(self: probe.Block, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe.Block, "shares", broken)
+    monkeypatch.setattr(probe.Block, "fused", cut)
+    arguments = ["--device", "cpu", "--cases", "small", "--runs", "2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
+    with pytest.raises(KeyboardInterrupt):
+        probe.main()
+    found = json.loads(file.read_text())
+    assert [row["way"] for row in found["small"][:3]] == [*WAYS_BEFORE, "vectors"]
+    assert found["small"][3] == {"way": "shares", "not_run": "RuntimeError: no kernel for this"}
+    assert len(found["small"]) == 4 and found["environment"]["packages"]["torch"]
+    assert "shares" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

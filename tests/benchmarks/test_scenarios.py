@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,15 @@ pytest.importorskip("torch")
 
 import torch
 
+from benchmarks import capture_models
 from benchmarks.__main__ import QUICK, main
 from benchmarks.config import Scenario, Target, read_config
 from benchmarks.plots import draw
 from benchmarks.results import failures, summary, table
 from benchmarks.rows import Row, of_size
 from benchmarks.run import run_here, run_scenario
+from benchmarks.scenarios import dit
+from rism.runtime.errors import ProviderError
 
 SCENARIOS = {each.name: each for each in read_config(QUICK)}
 # What makes each small. Those that are not here start processes of seconds: see below.
@@ -186,6 +190,91 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
         "reason": "was not done after 1 s",
         "failed": True,
     }
+
+
+def test_rows_of_a_process_that_was_ended_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small transformer is measured at once, the other for minutes: its limit comes first."""
+    parameters = small("dit-size").parameters | {
+        "cases": ["blocks-1@64", "blocks-57@1024"],
+        "variants": ["no capture", "vectors"],
+        "reference": "all keys",
+    }
+    scenario = replace(
+        small("dit-size"),
+        baseline="torch: no capture",
+        time_limit_s=600,
+        parameters=parameters,
+    )
+    seen: list[dict[str, Any]] = []
+    clock = time.monotonic
+
+    def now() -> float:
+        """Ten minutes are over when two rows have figures, however busy this machine is."""
+        known = [row for row in seen[-1]["rows"] if "reason" not in row] if seen else []
+        return clock() + (600 if len(known) == 2 else 0)
+
+    monkeypatch.setattr(time, "monotonic", now)
+    found = run_scenario(scenario, seen.append)
+    first = found["rows"][:2]
+    check_schema(found)
+    assert [(row["group"], row["row"]) for row in found["rows"]] == [
+        (case, f"torch: {variant}")
+        for case in parameters["cases"]
+        for variant in parameters["variants"]
+    ]
+    assert first[1]["ratio"] == first[1]["median"] / first[0]["median"]
+    assert [row["reason"] for row in found["rows"][2:]] == ["was not done after 600 s"] * 2
+    assert len(failures({"scenarios": {"one": found}})) == 2
+    assert found["versions"]["diffusers"] != "not installed"
+    # Whoever watched had them while the other was still measured.
+    assert seen[-1]["rows"][:2] == first
+    assert seen[-1]["rows"][2]["reason"] == "not reached"
+
+
+def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device whose memory holds the heads' mean of all blocks, and not every head."""
+    scenario = small("dit-blocks")
+    parameters = dict(scenario.parameters) | {
+        "cases": ["blocks-8@64"],
+        "variants": ["no capture", "paper", "paper mean"],
+    }
+    monkeypatch.setattr(capture_models, "room_bytes", lambda _: 220_000)
+    [plain, paper, mean] = run_here(replace(scenario, parameters=parameters))["rows"]
+    assert "reason" not in plain and "reason" not in mean
+    # 4 bytes, 96 tokens; 8 blocks x 2 heads x 16 rows, and two tables of one block.
+    assert 4 * 96 * (8 * 2 * 16 + 2 * 2 * 96) == 245_760
+    assert paper["reason"].startswith("writes out 0.000246 GB of attention, and 0.00022 GB of the ")
+    assert not paper["failed"]
+
+
+def test_a_provider_is_asked_for_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(provider: str) -> None:
+        raise ProviderError(f"provider {provider} is not in this onnxruntime")
+
+    monkeypatch.setattr(dit, "choose_provider", refuse)
+    monkeypatch.delattr(dit, "RandomModel")
+    engines = ["plain onnxruntime", "onnxruntime"]
+    parameters = small("dit-capture").parameters | {"engines": engines, "variants": ["vectors"]}
+    rows = run_here(replace(small("dit-capture"), parameters=parameters))["rows"]
+    assert [row["row"] for row in rows] == [f"{engine}: vectors" for engine in engines]
+    assert {(row["reason"], row["failed"]) for row in rows} == {
+        ("provider cpu is not in this onnxruntime", False)
+    }
+
+
+def test_a_case_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dit.RandomModel
+
+    def made(case: capture_models.Case, *rest: Any) -> capture_models.RandomModel:
+        if str(case) == "blocks-1@64":
+            raise RuntimeError("an error of the device")
+        return real(case, *rest)
+
+    monkeypatch.setattr(dit, "RandomModel", made)
+    rows = run_here(small("dit-blocks"))["rows"]
+    assert {row["group"] for row in rows if "reason" not in row} == {"blocks-4@64"}
+    reasons = [row["reason"] for row in rows if row["group"] == "blocks-1@64"]
+    assert reasons == ["RuntimeError: an error of the device"] * 3
 
 
 def test_medians_targets_and_what_is_not_here(tmp_path: Path) -> None:
