@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rism.runtime.device import Device, DeviceArray
 from rism.runtime.engines import Engine, LazyEngine
+from rism.runtime.errors import ProviderError, one_line
 
 __all__ = ["DeviceEngine", "Mirrored", "at", "changed", "device_engine", "held", "run_in_place"]
 
@@ -74,7 +75,7 @@ class Mirrored:
 
     def on(self, device: Device) -> DeviceArray:
         """Return a device's copy, ready in the order of its stream."""
-        with device.lock:
+        with held(device):
             if device not in self._there:
                 host = np.asarray(self)
                 there = device.empty(self.shape, "float32")
@@ -93,12 +94,23 @@ class Mirrored:
 
 @contextmanager
 def held(device: Device | None) -> Iterator[None]:
-    """Hold a device, if any, and have CuPy work there: nobody else queues in between."""
+    """Hold a device, if any, and have CuPy work there: nobody else queues in between.
+
+    Raises:
+        ProviderError: in place of a `MemoryError`, which CuPy's OutOfMemoryError is.
+    """
     if device is None:
         yield
         return
     with device.lock, device.current():
-        yield
+        try:
+            yield
+        except MemoryError as error:
+            raise ProviderError(
+                f"there is too little memory on GPU {device.number} "
+                f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
+                "picture"
+            ) from None
 
 
 def at(array: Float32 | Mirrored, device: Device | None) -> Any:

@@ -140,9 +140,9 @@ def test_a_large_bundle_is_run_once_at_a_time(
         def __getattr__(self, name: str) -> object:
             return getattr(self._session, name)
 
-    def session(file: Path, provider: str, device: int, threads: int) -> object:
+    def session(file: Path, provider: str, device: int, threads: int, **options: object) -> object:
         sessions.append(threads)
-        return Watched(real(file, provider, device, threads))
+        return Watched(real(file, provider, device, threads, **options))
 
     monkeypatch.setattr(engines, "open_session", session)
     assert rism("green", "-o", "out/", "--workers", "4", bundle=tiny_bundle).exit_code == 1
@@ -155,9 +155,9 @@ def test_pictures_at_once_share_the_threads(
 ) -> None:
     real, given = engines.open_session, []
 
-    def session(file: Path, provider: str, device: int, threads: int) -> object:
+    def session(file: Path, provider: str, device: int, threads: int, **options: object) -> object:
         given.append(threads)
-        return real(file, provider, device, threads)
+        return real(file, provider, device, threads, **options)
 
     monkeypatch.setattr(engines, "open_session", session)
     for flags, threads in (

@@ -17,9 +17,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files: list[str] = []
     real = engines.open_session
 
-    def session(file: Path, *arguments: Any) -> Any:
+    def session(file: Path, *arguments: Any, **options: Any) -> Any:
         files.append(file.name)
-        return real(file, *arguments)
+        return real(file, *arguments, **options)
 
     monkeypatch.setattr(engines, "open_session", session)
     return files

@@ -98,6 +98,24 @@ def test_the_host_has_what_it_asks_for(
     assert again.segment(state, ["red", "the blue"])[0].mask.any()  # one from disk, one made
 
 
+def test_a_gpu_without_memory_for_what_stays_there(
+    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, monkeypatch: Any
+) -> None:
+    segmenter = Segmenter.from_bundle(built(), provider="tensorrt-rtx")
+    state, empty = segmenter.set_image(colours), device.empty
+
+    def full(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if shape == (300, 3):
+            raise MemoryError("Out of memory allocating 3,600 bytes\n(allocated so far: 7)")
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(device, "empty", full)
+    with pytest.raises(ProviderError, match=r"too little memory on GPU 0 \(Out .*\): use fewer"):
+        segmenter.segment(state, "red")
+    monkeypatch.undo()
+    assert segmenter.segment(state, "red").mask.any()
+
+
 def test_the_device_is_free_while_the_host_finishes(
     built: Any,
     device: HostDevice,
