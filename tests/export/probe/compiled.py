@@ -94,7 +94,8 @@ class _CompileOnly:
         self.kernel, self.tile = tuned.fn, tuned.configs[0].all_kwargs()
 
     def __getitem__(self, grid: object) -> Any:
-        return lambda *args, **given: self.kernel.warmup(*args, grid=(1,), **given, **self.tile)
+        here = {**self.tile, "grid": (1,), "warmup": True}
+        return lambda *args, **given: self.kernel.run(*args, **given, **here)
 
     def compilations(self) -> int:
         jit = self.kernel.fn if isinstance(self.kernel, triton.runtime.Heuristics) else self.kernel
