@@ -27,8 +27,6 @@ from benchmarks.measure import environment
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import Attentions, bring_into_form
 from rism.export.engines.graph import Request, build_graph
-from rism.export.engines.options import BuildOptions
-from rism.export.engines.shapes import profile, ranges
 from rism.export.engines.targets import (
     TARGETS,
     check_gpus,
@@ -38,6 +36,7 @@ from rism.export.engines.targets import (
 )
 from rism.export.engines.weights import weights_to_inputs
 from rism.runtime.graph_spec import TensorSpec
+from rism.runtime.shapes import profile, ranges
 
 __all__ = ["Prepared", "build_holes", "main", "prepare"]
 
@@ -130,9 +129,7 @@ def prepare(
     if weights == "bound":
         weights_to_inputs(model)
     spec = holes.model.spec
-    known = ranges(
-        spec.geometry, spec.prompt, spec.noise_rows, BuildOptions(shapes=shapes, batch=batch)
-    )
+    known = ranges(spec.geometry, spec.prompt, spec.noise_rows, shapes=shapes, batch=batch)
     asked = () if gpus is None else parse_gpus(gpus)
     request = Request(
         graph=graph,

@@ -159,7 +159,8 @@ def _self_test(job: Job) -> tuple[str, list[dict[str, Any]]]:
         if job.engine is not None:
             found = check_variant(bundle, job.engine, device=job.device)
         else:
-            provider, precision = ort_name(job.provider), bundle.manifest.precision
+            precision = bundle.manifest.precision
+            provider = ort_name(job.provider.partition("+")[0])
             check_precision(precision, provider, "asked for")
             loads = ort_loads(bundle, provider, Wish(job.provider, job.device))
             found = check(bundle, loads, precision=precision.compute)

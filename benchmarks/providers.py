@@ -73,11 +73,13 @@ def find_rows(folder: Path, *, build: bool, device: int = 0) -> list[Row]:
     own = _SHORT[Bundle.open(folder, verify=False).manifest.precision.compute]
     rows = []
     probes = {name: probe(name, device=device) for name in NAMES}
-    # What an engine's variant has no plan for runs on the best onnxruntime.
-    others = [name for name in NAMES if not is_tensorrt(name) and probes[name].ready]
+    # What an engine's variant, or the plugin, does not have runs on the best onnxruntime that does.
+    others = [name for name in ("onnxruntime-cuda", "onnxruntime-cpu") if probes[name].ready]
     for provider, found in reversed(probes.items()):
         if not is_tensorrt(provider):
-            rows.append(Row(provider, own, reason=None if found.ready else found.text))
+            more = others[:1] if found.ready and provider == "onnxruntime-tensorrt-rtx" else []
+            names = "+".join([provider, *more])
+            rows.append(Row(names, own, reason=None if found.ready else found.text))
             continue
         problem = _build(folder, provider) if build and found.ready else None
         engines = Bundle.open(folder, verify=False).manifest.engines

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime import plugin_provider
 from rism.runtime.bundle import Bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, InputError, ProviderError, one_line
@@ -42,7 +43,7 @@ __all__ = [
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
-_CHOICES = ("auto", "cpu", "cuda")
+_CHOICES = ("auto", "cpu", "cuda", "rtx")
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
@@ -77,17 +78,19 @@ class OrtEngine:
         threads: int | None = None,
         take_turns: bool = False,
         stream: int | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Load a graph.
 
         Args:
             file: the ONNX file.
             spec: what the manifest says about it.
-            provider: "cpu" or "cuda"; `choose_provider` resolves "auto".
-            device: CUDA device number; for "cuda" only.
+            provider: "cpu", "cuda" or "rtx"; `choose_provider` resolves "auto".
+            device: CUDA device number; not for "cpu".
             threads: CPU threads; None for as many as this process may use.
             take_turns: one run at a time, however many threads ask.
             stream: CUDA's handle of the stream to work on; None for one of its own.
+            settings: for "rtx" only; see `plugin_provider.settings`.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -96,7 +99,9 @@ class OrtEngine:
         self._spec = spec
         self._file = file.name
         threads = threads or cpu_count()
-        self._session = open_session(file, provider, device, threads, stream=stream)
+        self._session = open_session(
+            file, provider, device, threads, stream=stream, settings=settings
+        )
         self._provider = full_name(provider, device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
@@ -104,7 +109,7 @@ class OrtEngine:
 
     @property
     def provider(self) -> str:
-        """What it runs on: "cpu" or "cuda:<device>"."""
+        """What it runs on: "cpu", "cuda:<device>" or "rtx:<device>"."""
         return self._provider
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -179,7 +184,8 @@ def choose_provider(provider: str) -> tuple[str, str]:
     """Turn "auto" into a provider to try, and say why.
 
     Returns:
-        "cpu" or "cuda", and a sentence for whoever asks why.
+        "cpu", "cuda" or "rtx", and a sentence for whoever asks why. "auto" is never "rtx", which
+        does not run every graph.
 
     Raises:
         InputError: no such provider.
@@ -189,6 +195,8 @@ def choose_provider(provider: str) -> tuple[str, str]:
         raise InputError(
             f"provider is '{one_line(provider)}', expected one of {', '.join(_CHOICES)}"
         )
+    if provider == "rtx":
+        plugin_provider.check_installed()
     has_cuda = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     if provider == "cuda" and not has_cuda:
         raise ProviderError(
@@ -207,16 +215,23 @@ def check_precision(precision: Precision, provider: str, why: str) -> None:
 
     Args:
         precision: the bundle's.
-        provider: "cpu" or "cuda".
+        provider: "cpu", "cuda" or "rtx".
         why: how that provider came to be, for the message.
 
     Raises:
-        ProviderError: bfloat16 on the CPU.
+        ProviderError: bfloat16 on the CPU, float32 on the plugin.
     """
     if provider == "cpu" and precision.compute == "bfloat16":
         raise ProviderError(
             f"provider cpu ({why}) cannot run this bundle, which computes in bfloat16, expected "
             "float32 or float16: export with --precision fp32 or fp16, or use --provider cuda"
+        )
+    if provider == "rtx" and precision.compute not in plugin_provider.COMPUTES:
+        raise ProviderError(
+            f"provider onnxruntime-tensorrt-rtx ({why}) cannot run this bundle, which computes in "
+            f"{precision.compute}, expected {' or '.join(plugin_provider.COMPUTES)} (TensorRT for "
+            "RTX has no attention in float32): export with --precision fp16 or bf16, or use "
+            "--provider cuda"
         )
 
 
@@ -292,6 +307,7 @@ def ort_load(
             device=device,
             threads=threads_each(threads, workers if at_once else 1),
             take_turns=not at_once,
+            settings=plugin_provider.settings(bundle, graph) if provider == "rtx" else None,
         )
 
     name = full_name(provider, device)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+from rism.runtime import plugin_provider
 from rism.runtime.cuda_engine import ort_engine
 from rism.runtime.device import open_device
 from rism.runtime.distribution import DISTRIBUTION
@@ -21,11 +22,13 @@ from rism.runtime.threads import cpu_count
 __all__ = ["NAMES", "Probe", "packages", "probe", "python_line", "the_driver"]
 
 # Best first.
-NAMES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+NAMES = (
+    "tensorrt-rtx", "tensorrt", "onnxruntime-tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu",
+)  # fmt: skip
 # Whatever of these is installed is shown; what is not may be right.
 _PACKAGES = (
     DISTRIBUTION, "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-    "tensorrt-rtx", "cupy-cuda13x", "cupy-cuda12x",
+    "tensorrt-rtx", plugin_provider.PACKAGE, "cupy-cuda13x", "cupy-cuda12x",
 )  # fmt: skip
 
 
@@ -75,6 +78,7 @@ def probe(provider: str, *, device: int = 0) -> Probe:
     checks: dict[str, Callable[[int], str]] = {
         "onnxruntime-cpu": _onnxruntime,
         "onnxruntime-cuda": _onnxruntime_cuda,
+        "onnxruntime-tensorrt-rtx": _plugin,
     }
     try:
         if is_tensorrt(provider):
@@ -95,6 +99,14 @@ def _onnxruntime_cuda(device: int) -> str:
     choose_provider("cuda")
     ready = f"{_onnxruntime()} on {_gpu(find_driver(), device)}"
     return "; ".join([ready, *ort_engine("cuda", device)[1]])
+
+
+def _plugin(device: int) -> str:
+    plugin_provider.find_device(device)
+    return (
+        f"{plugin_provider.PACKAGE} {plugin_provider.plugin_version()} in {_onnxruntime()} on "
+        f"{_gpu(find_driver(), device)}"
+    )
 
 
 def _tensorrt(provider: str, device: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rism.runtime import plugin_provider
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
@@ -55,16 +56,18 @@ def open_session(
     *,
     stream: int | None = None,
     entries: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """Open a graph in onnxruntime, on a provider or not at all.
 
     Args:
         file: the ONNX file.
-        provider: "cpu" or "cuda".
+        provider: "cpu", "cuda" or "rtx".
         device: CUDA device number.
         threads: CPU threads.
         stream: see `cuda_options`.
         entries: more of onnxruntime's session configuration.
+        settings: of the plugin; see `plugin_provider.settings`.
 
     Raises:
         ProviderError, BundleError: see `engines.OrtEngine`.
@@ -77,17 +80,25 @@ def open_session(
     # Sessions take turns: a spinning pool would starve the next one's.
     for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
         options.add_session_config_entry(key, value)
+    providers: list[Any]
     if provider == "cuda":
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        providers: list[Any] = [("CUDAExecutionProvider", cuda_options(device, stream))]
+        wanted = "CUDAExecutionProvider"
+        providers = [(wanted, cuda_options(device, stream))]
+    elif provider == "rtx":
+        wanted, providers = plugin_provider.EP_NAME, []  # those of the options
+        options.add_provider_for_devices([plugin_provider.find_device(device)], settings or {})
+        # One node that the plugin leaves to the CPU, and there is no session.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     else:
-        providers = ["CPUExecutionProvider"]
+        wanted = "CPUExecutionProvider"
+        providers = [wanted]
     try:
-        session = ort.InferenceSession(str(file), options, providers=providers)
+        # Its default makes the session anew on the CPU where one fails, and prints that it did.
+        session = ort.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise _load_error(file, provider, device, error) from None
-    wanted = providers[0] if provider == "cpu" else "CUDAExecutionProvider"
     if session.get_providers()[0] != wanted:
         raise ProviderError(
             f"provider {provider} could not start on device {device} (onnxruntime would have run "
@@ -99,6 +110,11 @@ def open_session(
 
 def _load_error(file: Path, provider: str, device: int, error: Exception) -> RismError:
     reason = one_line(error, limit=200)
+    if provider == "rtx":
+        return ProviderError(
+            f"TensorRT for RTX cannot run '{file.name}' ({reason}): see rism doctor, or use "
+            "--provider onnxruntime-cuda"
+        )
     if provider == "cuda" and ("CUDA" in reason or "cuda" in reason):
         return ProviderError(
             f"provider cuda could not start on device {device} ({reason}): check nvidia-smi, or "

@@ -7,8 +7,12 @@ from rism.runtime.errors import InputError, one_line
 
 __all__ = ["PROVIDERS", "is_tensorrt", "ort_name", "parse_provider"]
 
-_ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda"}
-_NAMES = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+_ALIASES = {
+    "cpu": "onnxruntime-cpu",
+    "cuda": "onnxruntime-cuda",
+    "rtx": "onnxruntime-tensorrt-rtx",
+}
+_NAMES = (*_ALIASES.values(), "tensorrt", "tensorrt-rtx")
 PROVIDERS = ("auto", *_ALIASES, *_NAMES)
 
 
@@ -34,11 +38,12 @@ def parse_provider(text: str) -> tuple[str, ...]:
                 f"provider is '{one_line(part, limit=60)}', expected one of "
                 f"{', '.join(PROVIDERS)}, or some joined by +"
             )
-    # An onnxruntime has every graph, so what stands after it would run none.
-    if len(set(names)) != len(names) or any(not is_tensorrt(name) for name in names[:-1]):
+    # These run every graph, so what stands after them would run none.
+    whole = ("onnxruntime-cpu", "onnxruntime-cuda")
+    if len(set(names)) != len(names) or any(name in whole for name in names[:-1]):
         raise InputError(
-            f"provider is '{one_line(text, limit=80)}', expected different ones joined by +, an "
-            "onnxruntime only as the last, such as tensorrt-rtx+onnxruntime-cuda"
+            f"provider is '{one_line(text, limit=80)}', expected different ones joined by +, "
+            f"{' or '.join(whole)} only as the last, such as tensorrt-rtx+onnxruntime-cuda"
         )
     if len(names) > 1 and "auto" in names:
         raise InputError(
@@ -53,5 +58,5 @@ def is_tensorrt(name: str) -> bool:
 
 
 def ort_name(name: str) -> str:
-    """Return what `OrtEngine` calls one of its providers: "cpu" or "cuda"."""
-    return name.removeprefix("onnxruntime-")
+    """Return what `OrtEngine` calls one of its providers: "cpu", "cuda" or "rtx"."""
+    return next(alias for alias, whole in _ALIASES.items() if whole == name)

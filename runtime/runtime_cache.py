@@ -27,7 +27,7 @@ from rism.runtime.errors import OutputError, RismWarning, one_line
 from rism.runtime.kept_files import evict, read_plain_file
 from rism.runtime.tensorrt_api import RuntimeCacheObject, RuntimeConfig
 
-__all__ = ["RuntimeCache"]
+__all__ = ["RuntimeCache", "cache_folder"]
 
 FORMAT = "rism-runtime-cache-1"
 LARGEST_BYTES = 2**30
@@ -65,7 +65,7 @@ class RuntimeCache:
         """
         self._label = label
         try:
-            self._file = _folder() / f"{hashlib.sha256(self._key).hexdigest()}.rtcache"
+            self._file = cache_folder() / f"{hashlib.sha256(self._key).hexdigest()}.rtcache"
         except (OSError, ValueError) as error:
             self._cannot_keep(error)
             return
@@ -139,7 +139,7 @@ def _say(text: str) -> None:
     warnings.warn(text, RismWarning, stacklevel=4)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Return the folder, made if need be; OSError or ValueError where there can be none."""
     folder = _user_cache() / "rism" / "tensorrt-rtx"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -125,9 +125,10 @@ class Segmenter:
         Args:
             path_or_name: a bundle folder, the name of a built-in bundle, or None for "mini".
             provider: "onnxruntime-cpu" or "cpu", "onnxruntime-cuda" or "cuda"; "tensorrt-rtx" or
-                "tensorrt", which run engines that were built into the bundle, or one of these
-                with "+onnxruntime-cuda" for graphs that were not; or "auto" to take the best
-                that works. Results name it.
+                "tensorrt", which run engines that were built into the bundle;
+                "onnxruntime-tensorrt-rtx" or "rtx", which compiles the bundle's graphs where it
+                runs them; one of these three with "+onnxruntime-cuda" for graphs that it does
+                not have; or "auto" to take the best that works. Results name it.
             device: number of the GPU.
             capture: "vectors", "matrices" or "scores"; None for the bundle's default.
             verify: compare the hashes of the bundle's files.

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime import plugin_provider
 from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle
 from rism.runtime.capture import localise_outputs
@@ -214,8 +215,9 @@ def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], b
 
 
 def ort_loads(bundle: Bundle, provider: str, wish: Wish) -> dict[str, Callable[[], Engine]]:
-    """Return what loads every graph of a bundle into onnxruntime, on "cpu" or "cuda"."""
-    graphs = {name: name for name in bundle.manifest.graphs}
+    """Return what loads each graph that onnxruntime's "cpu", "cuda" or "rtx" runs."""
+    every = provider != "rtx"
+    graphs = {name: name for name in bundle.manifest.graphs if every or plugin_provider.runs(name)}
     engine, _ = ort_engine(provider, wish.device)
     loads = ort_load(
         bundle,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from rism.runtime import plugin_provider
 from rism.runtime.bundle import Bundle
 from rism.runtime.cuda_engine import ort_engine
 from rism.runtime.device import open_device
@@ -29,6 +30,7 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.manifest import Manifest
 from rism.runtime.providers import is_tensorrt, ort_name, parse_provider
 from rism.runtime.runtime_cache import RuntimeCache
+from rism.runtime.shapes import BATCH
 from rism.runtime.tensorrt_engine import TensorRtEngine
 from rism.runtime.tensorrt_library import LIBRARIES, Library, check_driver, find_library
 from rism.runtime.variants import (
@@ -43,6 +45,7 @@ from rism.runtime.variants import (
 __all__ = ["Route", "Wish", "first_that_starts", "route", "variant_loads"]
 
 T = TypeVar("T")
+_PLUGIN = "onnxruntime-tensorrt-rtx"
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...
     if ort is None or wish.engine is not None or wish.precision == "fp8" or not own:
         return
     name, why = ort
+    if plugin_provider.installed():
+        # After engines, whose layers were checked; before CUDA's kernels, which are one a node.
+        yield (_PLUGIN, name), f"{plugin_provider.PACKAGE} is installed"
     yield (name,), why
     if name != "onnxruntime-cpu":
         yield ("onnxruntime-cpu",), "the CPU is left"
@@ -190,6 +196,9 @@ def route(
             check_precision(manifest.precision, provider, reason)
             if len(left) == len(graphs):
                 _check_own(manifest, provider, wish, bundle, reason)
+            if name == _PLUGIN:
+                left = _for_plugin(left, wish.device, last=name == names[-1])
+                batches.append(BATCH[-1])
             engine, copies = ort_engine(provider, wish.device)
             reason = "; ".join([reason, *copies])
             loads |= ort_load(
@@ -219,6 +228,20 @@ def route(
     ordered = {key: loads[key] for key in graphs}
     limit = min((size for size in batches if size is not None), default=None)
     return Route(replace(bundle, manifest=manifest), ordered, reason, text_by, precision, limit)
+
+
+def _for_plugin(graphs: Mapping[str, str], device: int, *, last: bool) -> dict[str, str]:
+    """Return the graphs that the plugin runs, if it and the GPU are there."""
+    plugin_provider.find_device(device)
+    mine = {key: graph for key, graph in graphs.items() if plugin_provider.runs(graph)}
+    if last and len(mine) < len(graphs):
+        others = ", ".join(graph for key, graph in graphs.items() if key not in mine)
+        raise ProviderError(
+            f"provider {_PLUGIN} does not run {others}, whose attention has no kernel in TensorRT "
+            "for RTX (it can run elsewhere: add +onnxruntime-cuda, or +onnxruntime-cpu, to "
+            "--provider)"
+        )
+    return mine
 
 
 def _variant(

@@ -19,7 +19,6 @@ from rism.export.engines.graph import Request, build_graph
 from rism.export.engines.listing import Check, Layer, unacceptable
 from rism.export.engines.options import BuildOptions
 from rism.export.engines.process import Built
-from rism.export.engines.shapes import profile, ranges
 from rism.export.engines.targets import (
     Target,
     check_gpus,
@@ -37,6 +36,7 @@ from rism.runtime.bundle import Bundle
 from rism.runtime.engine_spec import ShapeRange
 from rism.runtime.errors import InputError, OutputError, one_line
 from rism.runtime.manifest import Manifest
+from rism.runtime.shapes import profile, ranges
 from rism.runtime.variants import this_platform
 
 __all__ = ["BuildReport", "GraphReport", "build_engines"]
@@ -151,7 +151,13 @@ class _Build:
 
     def run(self, work: Path, progress: Progress) -> BuildReport:
         manifest = self.bundle.manifest
-        known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0], self.options)
+        known = ranges(
+            manifest.geometry,
+            manifest.prompt,
+            manifest.noise.shape[0],
+            shapes=self.options.shapes,
+            batch=self.options.batch,
+        )
         reports = []
         for graph in self.graphs:
             progress.stage(f"building {graph} ({self.target.name}, {self.precision})")

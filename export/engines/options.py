@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.shapes import BATCH
 
 __all__ = ["WEIGHTS", "BuildOptions"]
 
@@ -42,7 +43,7 @@ class BuildOptions:
     precision: str | None = None
     gpus: Sequence[str] = ()
     shapes: str | None = None
-    batch: tuple[int, int, int] = (1, 1, 8)
+    batch: tuple[int, int, int] = BATCH
     captures: Sequence[str] = ()
     weights: str = "plan"
     scales: Path | None = None

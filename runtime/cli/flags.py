@@ -295,8 +295,9 @@ RunProvider = Annotated[
     typer.Option(
         metavar="PROVIDER",
         callback=_provider,
-        help="auto, onnxruntime-cpu (cpu), onnxruntime-cuda (cuda), tensorrt-rtx, tensorrt; "
-        "tensorrt-rtx+onnxruntime-cuda runs graphs without an engine elsewhere.",
+        help="auto, onnxruntime-cpu (cpu), onnxruntime-cuda (cuda), onnxruntime-tensorrt-rtx "
+        "(rtx), tensorrt-rtx, tensorrt; tensorrt-rtx+onnxruntime-cuda runs graphs that the first "
+        "does not have on the second.",
     ),
 ]
 Device = Annotated[int, typer.Option(min=0, help="Number of the GPU.")]

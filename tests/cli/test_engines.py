@@ -92,7 +92,7 @@ def test_why_is_said_on_request(
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, cpu, cuda, onnx"),
+        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, cpu, cuda, rtx"),
         (["--provider", "cpu+cuda"], 2, "expected different ones joined by +"),
         (["--precision", "int4"], 2, "int4"),
         (["--engine", "x"], 1, "error: engine is 'x', this bundle has rtx-fp16: see rism inspect"),
@@ -303,4 +303,4 @@ def test_this_machine_without_a_driver(
     assert shown.stderr == f"error: {expected}\n"
     auto = runner.invoke(app, [*arguments, "auto", "-v"])
     assert auto.exit_code == 0
-    assert f"provider cpu: auto: tensorrt-rtx did not start ({expected}); this" in auto.stderr
+    assert f"provider cpu: auto: tensorrt-rtx did not start ({expected}); " in auto.stderr

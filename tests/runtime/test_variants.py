@@ -67,17 +67,18 @@ def test_names_of_providers() -> None:
     assert parse_provider("cuda") == ("onnxruntime-cuda",)
     assert parse_provider("auto") == ("auto",)
     assert parse_provider("tensorrt-rtx+cuda") == ("tensorrt-rtx", "onnxruntime-cuda")
+    assert parse_provider("rtx+cpu") == ("onnxruntime-tensorrt-rtx", "onnxruntime-cpu")
     assert all(parse_provider(name) for name in PROVIDERS)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "provider is '', expected one of auto, cpu, cuda, onnxruntime-cpu"),
+        ("", "provider is '', expected one of auto, cpu, cuda, rtx, onnxruntime-cpu"),
         ("tensorrt-rtx+tpu", "provider is 'tpu', expected one of"),
         ("cpu+onnxruntime-cpu", r"expected different ones joined by \+"),
-        ("cuda+tensorrt", "an onnxruntime only as the last"),
-        ("auto+cpu", "an onnxruntime only as the last"),
+        ("cuda+tensorrt", "onnxruntime-cuda only as the last"),
+        ("auto+cpu", "expected auto by itself"),
         ("tensorrt+auto", "expected auto by itself"),
     ],
 )

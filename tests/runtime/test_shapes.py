@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rism.export.engines.options import BuildOptions
-from rism.export.engines.shapes import profile, ranges
 from rism.runtime import geometry
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.errors import InputError
 from rism.runtime.graph_spec import TensorSpec
 from rism.runtime.manifest import Geometry, Manifest
+from rism.runtime.shapes import profile, ranges
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def sizes(manifest: Manifest, rules: Geometry | None = None, **options: object) 
         rules or manifest.geometry,
         manifest.prompt,
         manifest.noise.shape[0],
-        BuildOptions(**options),
+        **options,
     )
     return {name: (each.min, each.opt, each.max) for name, each in found.items()}
 
@@ -92,7 +91,7 @@ def test_fixed_sizes_are_their_own_profile(manifest: Manifest) -> None:
 
 
 def test_a_profile_names_its_shapes_or_says_what_it_cannot(manifest: Manifest) -> None:
-    known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0], BuildOptions())
+    known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0])
     found = profile(manifest.graphs["transformer.vectors"].inputs, known)
     assert found["clean_latents"].opt == (1, 256, 128)
     assert found["noise"].max == (1, 256, 128)

@@ -1,4 +1,4 @@
-"""Optimisation profiles: which sizes an engine is built for."""
+"""Optimisation profiles: which sizes of its inputs a graph is compiled for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rism.export.engines.options import BuildOptions
 from rism.runtime import geometry
 from rism.runtime.engine_spec import ShapeRange
 from rism.runtime.errors import InputError, one_line
@@ -16,7 +15,10 @@ from rism.runtime.graph_spec import TensorSpec
 from rism.runtime.manifest import Geometry
 from rism.runtime.prompt_spec import PromptRules
 
-__all__ = ["profile", "ranges"]
+__all__ = ["BATCH", "profile", "ranges"]
+
+BATCH = (1, 1, 8)
+"""Fewest, usual and most expressions of a run, unless something else is asked for."""
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 _SMALLEST_PX = 256
@@ -38,7 +40,12 @@ class _Range:
 
 
 def ranges(
-    rules: Geometry, prompt: PromptRules, noise_rows: int, options: BuildOptions
+    rules: Geometry,
+    prompt: PromptRules,
+    noise_rows: int,
+    *,
+    shapes: str | None = None,
+    batch: tuple[int, int, int] = BATCH,
 ) -> dict[str, _Range]:
     """Say how large each named dimension of a bundle's graphs can be.
 
@@ -46,21 +53,23 @@ def ranges(
         rules: the bundle's geometry.
         prompt: the bundle's rules for prompts.
         noise_rows: most tokens that it has noise for.
-        options: `shapes` and `batch`.
+        shapes: "MIN/OPT/MAX", one size, "static", or None for what the geometry can ask for; see
+            `rism build --shapes`.
+        batch: fewest, usual and most expressions of a run.
 
     Raises:
         InputError: shapes that are none, or that the bundle cannot have.
     """
-    sizes = _pictures(rules, noise_rows, options.shapes)
+    sizes = _pictures(rules, noise_rows, shapes)
     token = rules.token_px
     areas = [(w // token) * (h // token) for w, h in sizes]
     found = {
-        "batch": _Range(*options.batch),
+        "batch": _Range(*batch),
         "tokens": _Range(*areas),
         "width": _Range(*(w for w, _ in sizes)),
         "height": _Range(*(h for _, h in sizes)),
     }
-    if options.shapes is None and not rules.sizes:
+    if shapes is None and not rules.sizes:
         found |= _by_geometry(rules, noise_rows)
     seen = _Range(0, 0, 0)
     if prompt.vision is not None:
