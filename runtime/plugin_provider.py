@@ -54,7 +54,7 @@ def check_installed() -> None:
     if not installed():
         raise ProviderError(
             f"provider onnxruntime-tensorrt-rtx needs the package {PACKAGE}, which is not "
-            f"installed: {install_hint('rtx')}"
+            f"installed: pip uninstall onnxruntime && {install_hint('rtx')}"
         )
 
 

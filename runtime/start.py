@@ -186,7 +186,8 @@ def route(
     manifest = bundle.manifest
     graphs = needed_graphs(manifest, capture)
     loads: dict[str, Load] = {}
-    text_by, precision, batches = "", manifest.precision.compute, []
+    text_by, precision = "", manifest.precision.compute
+    batches: list[int | None] = []
     for name in names:
         left = {key: graph for key, graph in graphs.items() if key not in loads}
         if not left:

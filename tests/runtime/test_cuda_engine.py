@@ -189,8 +189,8 @@ def test_sessions_of_users_and_of_benchmarks_are_opened_alike(
 ) -> None:
     handed: list[Any] = []
 
-    def session(file: str, options: Any, providers: Any) -> Any:
-        del options
+    def session(file: str, options: Any, providers: Any, **asked: Any) -> Any:
+        del options, asked
         handed.append((Path(file).name, providers))
         raise RuntimeError("CUDA failure 100")
 

@@ -66,7 +66,7 @@ def test_without_the_package(half: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Segmenter.from_bundle(half, provider="rtx+cpu")
     assert str(error.value).startswith(
         f"provider {RTX} needs the package onnxruntime-ep-nv-tensorrt-rtx, which is not installed: "
-        "pip install "
+        "pip uninstall onnxruntime && pip install "
     )
     assert "[rtx]" in str(error.value)
 
