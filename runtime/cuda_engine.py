@@ -114,7 +114,7 @@ def ort_engine(provider: str, number: int) -> tuple[Callable[..., Engine], list[
     """Return what runs a graph in onnxruntime, and why outputs leave a GPU where they have to.
 
     Args:
-        provider: "cpu" or "cuda".
+        provider: "cpu", "cuda" or "rtx".
         number: of the GPU.
     """
     if provider != "cuda":
