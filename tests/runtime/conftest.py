@@ -4,11 +4,17 @@ from typing import Any
 
 import pytest
 
-from rism.runtime import engines
+from rism.runtime import engines, plugin_provider
 from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.profiles import ALL
 
 Reseal = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" tries is the same wherever the tests run."""
+    monkeypatch.setattr(plugin_provider, "find_spec", lambda _: None)
 
 
 @pytest.fixture

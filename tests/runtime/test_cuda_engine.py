@@ -85,7 +85,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> list[Any]:
     opened: list[Any] = []
     real = onnxruntime.InferenceSession
 
-    def session(file: str, options: Any, providers: Any) -> Any:
+    def session(file: str, options: Any, providers: Any, **asked: Any) -> Any:
         own = real(file, options, providers=["CPUExecutionProvider"])
         if providers == ["CPUExecutionProvider"]:
             return own

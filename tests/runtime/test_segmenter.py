@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime import InputError, ProviderError, Segmenter, engines, plugin_provider
+from rism.runtime import InputError, ProviderError, Segmenter, engines
 from rism.runtime.errors import BundleError
 
 
@@ -276,7 +276,6 @@ def test_cuda_is_never_replaced_silently(
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(plugin_provider, "installed", lambda: False)
     with pytest.raises(
         ProviderError, match=r"provider cuda is not in this onnxruntime.*install .*gpu"
     ):
@@ -297,7 +296,6 @@ def test_auto_says_why_cuda_did_not_start(
 
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(plugin_provider, "installed", lambda: False)
 
     def cpu_whatever_was_asked(file: str, options: Any, **asked: Any) -> Any:
         # onnxruntime's own way out of a failure is silent.
@@ -326,7 +324,6 @@ def test_bfloat16_is_refused_on_a_cpu_before_anything_is_loaded(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(plugin_provider, "installed", lambda: False)
     for provider, why in (("cpu", "asked for"), ("auto", "auto: this onnxruntime has no CUDA")):
         with pytest.raises(ProviderError) as error:
             Segmenter.from_bundle(bfloat16, provider=provider)
@@ -349,7 +346,6 @@ def test_bfloat16_is_no_reason_to_give_up_a_gpu(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(plugin_provider, "installed", lambda: False)
     with pytest.raises(ProviderError, match="provider cuda could not start on device 0"):
         Segmenter.from_bundle(bfloat16, provider="cuda")
     assert set(tried) == {"CUDAExecutionProvider"}
