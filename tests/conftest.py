@@ -7,6 +7,7 @@ colour and the words'. So "red" finds the red part of a picture, and NumPy can s
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+# A shell without job control starts its background jobs, such as a run of these tests, with SIGINT
+# ignored, and whatever they start inherits that. Of a handler a new program inherits nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "remove", "the", "red", "green", "blue", "nothing"]
 N_P, NOISE_ROWS = 8, 300

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rehearsal")
     command = [sys.executable, "benchmarks/gpu_run.py", "--device", "cpu", "--small"]
-    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, timeout=400)
+    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True, timeout=900)
     return out
 
 

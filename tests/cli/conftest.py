@@ -55,7 +55,7 @@ def rism(start: Start) -> Rism:
         *arguments: str | Path, data: bytes = b"", **streams: Any
     ) -> "subprocess.CompletedProcess[bytes]":
         process = start(*arguments, **streams)
-        out, error = process.communicate(data, timeout=60)
+        out, error = process.communicate(data, timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
     return call

@@ -240,7 +240,7 @@ def test_what_the_extra_brings_is_needed_for_its_datasets_only(
 
     def call(*arguments: str) -> tuple[int | None, bytes]:
         process = start("-c", BLOCKED, "eval", *arguments, module=None)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=900)[1]
         return process.returncode, error
 
     assert call("scenes", "--count", "1", "--provider", "cpu", "-q") == (0, b"")

@@ -96,6 +96,6 @@ def test_completion(shell: str, ask: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [shell, "-c", f"rism --show-completion > {script}; source {script}; {ask}; true"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=900, check=True,
     )  # fmt: skip
     assert "guided" in run.stdout and "bilinear" in run.stdout, run.stderr

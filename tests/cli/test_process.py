@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -23,16 +24,17 @@ Rism = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 def test_help_is_quick_and_imports_nothing_heavy(rism: Rism, start: Start) -> None:
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     shown = rism("--help")
-    took = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert shown.returncode == 0
     assert b"run " in shown.stdout
     assert b"inspect " in shown.stdout
-    # Ten times the usual, for a machine that is doing something else as well.
-    assert took < 3
+    # Seconds of a CPU, which others do not lengthen much; five times the usual.
+    assert took < 1.5
     code = "import sys, rism.runtime.cli.app; print({'numpy', 'PIL', 'rich'} & set(sys.modules))"
-    imported, _ = start("-c", code, module=None).communicate(timeout=60)
+    imported, _ = start("-c", code, module=None).communicate(timeout=900)
     assert imported == b"set()\n"
 
 
@@ -115,7 +117,7 @@ def test_an_interrupt_is_one_line_and_code_130(
     process.stdin.write(b"x" * 500_000)
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == 130
     assert out == b""
     assert error == b"interrupted\n"
@@ -133,7 +135,7 @@ def folder(picture: Path, workplace: Path) -> Path:
 
 
 def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and not file.exists():
         time.sleep(0.005)
 
@@ -158,7 +160,7 @@ def test_what_is_stopped_leaves_whole_files_and_a_json_of_them(
     process = start("run", "in", "green", "--bundle", tiny_bundle, "-o", "out/", "-q", *flags)
     wait_for(workplace / "out/002.green.mask.png")
     process.send_signal(number)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == code
     assert error.splitlines()[-1] == b"interrupted"
     lines = out.splitlines()
@@ -183,7 +185,7 @@ def test_head_ends_a_folder_quietly(
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith(b'in/000.png "green": ')
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=900) == 141
     assert process.stderr.read().count(b"\n") <= 1  # the broken image, if it came to that
     process.stderr.close()
     assert len(list((workplace / "out").iterdir())) < 399

@@ -49,7 +49,7 @@ def test_block(language: str, code: str, place: Path) -> None:
     path = f"{place / 'bin'}:{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     run = subprocess.run(
-        [*shell, code], cwd=place, env=env, capture_output=True, text=True, timeout=300, check=False
+        [*shell, code], cwd=place, env=env, capture_output=True, text=True, timeout=900, check=False
     )
     assert run.returncode == 0, run.stderr
 

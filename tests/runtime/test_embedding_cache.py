@@ -290,7 +290,7 @@ def test_processes_and_threads_share_a_folder(
         process.stdin = None
     hits = 0
     for process in started:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=900)
         assert process.returncode == 0 and error == "", error
         found, wrong, told = json.loads(out)
         assert wrong == []

@@ -1,6 +1,6 @@
 import math
 from dataclasses import replace
-from time import perf_counter
+from time import thread_time
 
 import numpy as np
 import pytest
@@ -266,8 +266,8 @@ def test_upsampling_is_fast() -> None:
     geometry.upsample(map_hw, plan)
     best = math.inf
     for _ in range(10):
-        start = perf_counter()
+        start = thread_time()
         geometry.upsample(map_hw, plan)
-        best = min(best, perf_counter() - start)
+        best = min(best, thread_time() - start)
     # A few milliseconds on one core; a per-pixel path would take hundreds.
     assert best < 0.05

@@ -62,7 +62,7 @@ def build(folder: Path, target: str, capability: str, graphs: dict[str, Any]) ->
         ]
         plan = folder / entry["graphs"][graph]["file"]
         command = [sys.executable, "-c", BUILD, LIBRARIES[target][0], str(folder / spec.file)]
-        subprocess.run([*command, str(plan), capability, *given], check=True, timeout=300)
+        subprocess.run([*command, str(plan), capability, *given], check=True, timeout=900)
     return entry
 
 

@@ -69,7 +69,7 @@ def said() -> dict[str, list[str]]:
     """What reading each plan raised: the kind of error, and the message."""
     run = subprocess.run(
         [sys.executable, "-c", CHILD],
-        check=True, timeout=120, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True, timeout=900, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     return dict(json.loads(run.stdout))
 

@@ -32,7 +32,7 @@ def child(module: str, *arguments: object, **variables: str) -> str:
     """Run one of the programs beside this file."""
     run = subprocess.run(
         [sys.executable, "-m", f"tests.export.probe.{module}", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **variables},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
