@@ -27,12 +27,8 @@ __all__ = [
 ]
 
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
-"""What is taken for an image.
-
-A path, the bytes of a file and an open binary file are decoded, and turned upright as their EXIF
-says. A PIL image and an array (uint8, see `load_image`) are taken as they are: whoever opened them
-may have turned or cut them since. `PIL.ImageOps.exif_transpose` turns a PIL image upright.
-"""
+"""A path, the bytes of a file or an open binary file, all turned upright by their EXIF; or a PIL
+image or a uint8 array, taken as they are. See `load_image`."""
 
 SUFFIXES = (
     *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe"),
@@ -53,7 +49,19 @@ _TRANSPOSE = {
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read an image as 8-bit RGB, transparency over white.
+    """Read an image as 8-bit RGB.
+
+    - EXIF: a path, bytes and an open file are turned upright as their EXIF says. A PIL image and
+      an array are taken as they are: whoever opened them may have turned or cut them since.
+      `PIL.ImageOps.exif_transpose` turns a PIL image upright.
+    - Depth: gray and colours of more than 8 bits are scaled by the range that they use, to
+      round(value * 255 / (2^b - 1)), where b is the number of bits of the largest value, 8 or
+      more. So 4095 is white in an image of 12 bits, whether these are stored in 16 or in 32.
+    - Colour: palettes and CMYK are converted, transparency is laid over white, colour profiles
+      are not applied.
+
+    >>> load_image("street.jpg").shape
+    (480, 640, 3)
 
     Args:
         source: a path, the bytes of a file, an open binary file, a PIL image, or an array
@@ -63,15 +71,12 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
         max_pixels: refuse larger images, judged by the header before anything is decoded.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous. What comes from a file is upright by its EXIF; a PIL image
-        and an array are taken as they are. CMYK and palettes are converted; colour profiles are
-        not applied. Gray and colours of more than 8 bits are scaled by the range that they use:
-        value * 255 / (2^b - 1), where b is the number of bits of the largest value, 8 or more.
-        So 4095 is white in an image of 12 bits, whether they are stored in 16 or in 32.
+        (H, W, 3) uint8, C-contiguous.
 
     Raises:
-        InputError: the file is missing, not an image, damaged, or too large, or the array is
-            not of one of the shapes above.
+        InputError: the file is missing, not an image, damaged, too large or of a kind that cannot
+            be read here, or the array is not of one of the shapes above; the message says what to
+            do.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -83,7 +88,9 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
 
 
 def pixel_count(file: Path) -> int:
-    """Return how many pixels an image has by its header; 0 where it has none to be read."""
+    """Return how many pixels an image file has by its header; 0 where there is none to be read."""
+    if not file.is_file():  # a pipe can be read once
+        return 0
     try:
         with file.open("rb") as data, open_image(data, "the image") as image:
             return image.width * image.height

@@ -96,13 +96,15 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     if name == "ceil-tall" and PILLOW < 13:
         pytest.skip("Pillow 13 resizes in another order than earlier ones, and so does the reader")
     bundle = _bundle(tmp_path / "bundle", change)
+    (bundle / "._noise.f32").write_text("what macOS puts beside a file")
+    expression = "\ufeff the  green van \u200b"
     image = np.asarray(Image.open(EXAMPLES / "street.png").convert("RGB").resize(size))
     mode = capture or "scores"
     segmenter, engines = recorders(bundle, mode)
     # Fixed sizes are loaded each by itself; the recording is of the one that was taken.
-    result = segmenter.segment(image, " the  green van ", paper=True)
+    result = segmenter.segment(image, expression, paper=True)
     recording = write_graphs(tmp_path / "recording", engines)
-    done = _segment(reader, bundle, recording, image, " the  green van ", capture)
+    done = _segment(reader, bundle, recording, image, expression, capture)
     assert done.returncode == 0, done.stderr
     mask = np.frombuffer((recording / "mask").read_bytes(), np.uint8).reshape(image.shape[:2])
     assert result.mask.any()
@@ -221,6 +223,7 @@ def test_folders_that_are_wrong(name: str, reader: Path, tmp_path: Path) -> None
     ("expression", "message"),
     [
         ("  ", "the expression is empty"),
+        ("\ufeff \u200b", "the expression is empty"),
         ("van<|im_end|>", "the control token '<|im_end|>'"),
         ("the van\x07", "a control character"),
         ("van " * 60, "expected 1 to 40: shorten"),

@@ -363,6 +363,7 @@ def test_a_pipe(picture: np.ndarray, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.write(write, encode(Image.fromarray(picture)))
     os.close(write)
+    assert pixel_count(Path(f"/dev/fd/{read}")) == 0
     np.testing.assert_array_equal(load_image(f"/dev/fd/{read}"), picture)
     os.close(read)
 

@@ -12,11 +12,31 @@ constexpr std::uint64_t tokenizer_limit = std::uint64_t{1} << 26U;
 constexpr std::size_t expression_limit = 4096;
 constexpr std::int64_t batch_limit = 256;
 
-/// The expression with its white space collapsed. Throws Error where it is unusable.
-std::string cleaned(const std::string& expression) {
+/// Length of a character at an end of a text that nobody sees: white space, a byte order mark, a
+/// zero-width space or a mark of direction in UTF-8; 0 for any other.
+std::size_t unseen(const std::string& text, bool at_end) {
+    if (text.empty()) return 0;
+    const char outer = at_end ? text.back() : text.front();
+    if (outer == ' ' || (outer >= '\t' && outer <= '\r')) return 1;
+    if (text.size() < 3) return 0;
+    const std::string three = at_end ? text.substr(text.size() - 3) : text.substr(0, 3);
+    const bool found = three == "\xef\xbb\xbf" ||
+                       (three >= "\xe2\x80\x8b" && three <= "\xe2\x80\x8f") ||
+                       (three >= "\xe2\x80\xaa" && three <= "\xe2\x80\xae") ||
+                       (three >= "\xe2\x81\xa0" && three <= "\xe2\x81\xaf");
+    return found ? 3 : 0;
+}
+
+/// The expression with its white space collapsed, and without what nobody sees at its ends. Throws
+/// Error where it is unusable.
+std::string cleaned(std::string expression) {
     if (expression.size() > expression_limit) {
         throw Error("the expression has " + std::to_string(expression.size()) +
                     " characters, expected at most " + std::to_string(expression_limit));
+    }
+    while (const std::size_t length = unseen(expression, false)) expression.erase(0, length);
+    while (const std::size_t length = unseen(expression, true)) {
+        expression.erase(expression.size() - length);
     }
     std::string words;
     bool gap = false;
