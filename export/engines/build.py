@@ -34,7 +34,7 @@ from rism.export.progress import Progress
 from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle
 from rism.runtime.engine_spec import ShapeRange
-from rism.runtime.errors import InputError, OutputError, one_line
+from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
 from rism.runtime.manifest import Manifest
 from rism.runtime.shapes import profile, ranges
 from rism.runtime.variants import this_platform
@@ -178,7 +178,13 @@ class _Build:
     def _graph(self, graph: str, shapes: dict[str, ShapeRange], work: Path) -> GraphReport:
         spec = self.bundle.manifest.graphs[graph]
         source = self.bundle.file(spec.file)
-        model = ir.load(source)
+        damaged = failures_as(
+            lambda why: BundleError(
+                f"'{spec.file}' is not a graph that can be read ({why}): export the bundle again"
+            )
+        )
+        with damaged:
+            model = ir.load(source)
         attentions = bring_into_form(model, form_for(self.target.name, self.library))
         fp8 = self.precision == "fp8" and graph.startswith("transformer.")
         quantised = self._quantise(model, work) if fp8 else 0

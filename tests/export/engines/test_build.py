@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -44,6 +45,19 @@ def built(half_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     code, output = run("build", folder, "--gpu", "sm89,sm120")
     assert code == 0, output
     return folder, output
+
+
+def test_a_file_that_is_no_graph(half_mini: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mini"
+    shutil.copytree(half_mini, folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    for name in (name for name in data["files"] if name.endswith(".onnx")):
+        (folder / name).write_bytes(b"no graph")
+        data["files"][name] = {"size": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(data))
+    code, output = run("build", folder, "--gpu", "sm89")
+    assert code == 1 and "is not a graph that can be read" in output, output
+    assert not (folder / "engines").exists()
 
 
 def test_engines_are_in_the_manifest(built: tuple[Path, str]) -> None:
