@@ -1,10 +1,10 @@
-# The two commands of the README, and what they are made of.
+# The commands of the README, and what they are made of.
 PYTHON ?= python3
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_IMAGE = examples/street.png
 DEMO_EXPRESSION = the green van
 
-.PHONY: demo test check lint types gpu-kit clean
+.PHONY: demo test check lint types dist lean gpu-kit clean
 
 # A lean install, as a service would have it, and one picture.
 demo: .venv/installed
@@ -53,5 +53,16 @@ gpu-kit:
 		'build/gpu-kit/*.whl && PYTHONPATH=build/gpu-kit/site python3 benchmarks/gpu_run.py --out gpu-run'
 	@echo 'Bring gpu-run back: python -m benchmarks.gpu_results gpu-run'
 
+# dist/: the sdist, and the wheel that is built from it.
+dist: .venv-dist/installed
+	rm -rf dist *.egg-info  # what an earlier one left would travel
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
+.venv-dist/installed: constraints.txt
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/$(PIP_INSTALL) build twine
+	touch $@
+
 clean:
-	rm -rf .venv .venv-dev build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dev .venv-dist build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

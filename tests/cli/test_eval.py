@@ -180,6 +180,7 @@ def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
     workplace: Path,
 ) -> None:
     asked = ("scenes", "--count", "2", "--instructions", write_instructions(workplace), "-o", "run")
+    assert "--token-attention" in invoke(*asked, "--sinks", code=1)
     said = invoke(*asked, "--template", "cut {expression}", code=1)
     assert "told.json has none of the 2 instructions of scenes plain test, such as 'cut " in said
     assert not (workplace / "run").exists()

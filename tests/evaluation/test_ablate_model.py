@@ -321,7 +321,6 @@ def test_the_command(tmp_path: Path, model: AblationModel) -> None:
         (("--timesteps", "x"), 2, "--timesteps is 'x', expected numbers such as 0,5,10"),
         (("--sites", "mlp"), 2, "--sites is 'mlp', expected some of mmsa,adaln,block"),
         (("--timesteps", "4"), 1, "timestep 4 is not of this model, expected 0 to 3"),
-        (("--tau", "1.5"), 1, "tau is 1.5"),
         (("--model", "nothing"), 1, "no model 'nothing'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A service installs `rism-seg[cpu]` and gets no torch: shown on a fresh environment."""
+"""A service installs `rism-seg[cpu]` and gets no torch: from a checkout, and from a wheel."""
 
 import ast
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ EXPORT_ONLY = (
     "accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch",
     "transformers",
 )  # fmt: skip
+KEEP = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info", ".*_cache", "*.pyc")
 
 
@@ -51,10 +53,9 @@ class Lean:
 def lean(tmp_path_factory: pytest.TempPathFactory) -> Lean:
     checkout = tmp_path_factory.mktemp("lean") / "rism"
     shutil.copytree(ROOT, checkout, ignore=LEFT_BEHIND)
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     demo = subprocess.run(
         ["make", "demo", f"PYTHON={sys.executable}"],
-        cwd=checkout, env=keep, capture_output=True, text=True, timeout=900, check=False,
+        cwd=checkout, env=KEEP, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     return Lean(checkout, demo)
 
@@ -78,9 +79,8 @@ class TestLeanInstallation:
     def test_the_lines_after_it_work_as_printed(self, lean: Lean) -> None:
         readme = (ROOT / "README.md").read_text()
         [lines] = re.findall(r"^```bash\n(source .*?)^```$", readme, re.DOTALL | re.MULTILINE)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         run = subprocess.run(
-            ["bash", "-euc", lines], cwd=lean.checkout, env=keep,
+            ["bash", "-euc", lines], cwd=lean.checkout, env=KEEP,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
@@ -113,3 +113,47 @@ class TestLeanInstallation:
         assert run.stderr.startswith("error: rism export needs ")
         assert run.stderr.endswith(f"is not installed: pip install '{lean.checkout}[export]'\n")
         assert run.stderr.count("\n") == 1
+
+
+def _run(*command: "str | Path", cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, cwd=cwd, env=KEEP, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(lean: Lean) -> Path:
+    """What `make dist` builds, the wheel from the sdist."""
+    run = _run("make", "dist", f"PYTHON={sys.executable}", cwd=lean.checkout)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert run.stdout.count("PASSED") == 2
+    assert len(list((lean.checkout / "dist").glob("rism_seg-*.tar.gz"))) == 1
+    [wheel] = (lean.checkout / "dist").glob("rism_seg-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+@pytest.mark.network
+class TestWheel:
+    def test_it_has_what_the_checkout_installs(self, lean: Lean, wheel: Path) -> None:
+        [site] = lean.checkout.glob(".venv/lib/python*/site-packages")
+        files = {path for path in (site / "rism").rglob("*") if path.suffix != ".pyc"}
+        installed = {str(path.relative_to(site)) for path in files if path.is_file()}
+        with zipfile.ZipFile(wheel) as archive:
+            names = {name for name in archive.namelist() if name.startswith("rism/")}
+        assert names == installed
+
+    def test_it_runs_where_nothing_else_is(self, lean: Lean, wheel: Path, tmp_path: Path) -> None:
+        _run(sys.executable, "-m", "venv", "env", cwd=tmp_path)
+        pins = lean.checkout / "constraints.txt"
+        pip = ("env/bin/pip", "install", "-q", "-c", pins, f"{wheel}[cpu]")
+        made = _run(*pip, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        run = _run(
+            "env/bin/rism", "run", ROOT / "examples/street.png", "the green van", cwd=tmp_path
+        )
+        assert run.returncode == 0, run.stderr
+        assert ' "the green van": box ' in run.stdout
+        assert (tmp_path / "street.mask.png").is_file()
+        hint = _run("env/bin/rism", "export", "--model", "mini", "-o", "out", cwd=tmp_path)
+        assert hint.stderr.endswith(f": pip install '{wheel}[export]'\n")

@@ -174,7 +174,7 @@ def _types(bundle: Path, plan: str) -> set[str]:
         (["--shapes", "static"], "--shapes static needs a bundle of fixed sizes"),
         (["--shapes", "128x130"], "128x130, expected both sides a multiple of 8 pixels"),
         (["--shapes", "1024x1024"], "16384 tokens, expected at most 256"),
-        (["--batch", "8/1/1"], "--batch is 8/1/1, expected MIN/OPT/MAX"),
+        (["--batch", "8/1/1"], "--batch is '8/1/1', expected growing MIN/OPT/MAX"),
         (["--strip-weights", "--bind-weights"], "exclude each other: pass one"),
         (["--name", "../up"], "--name is '../up', expected up to 64 of a-z"),
     ],
