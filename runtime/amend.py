@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -20,12 +21,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rism.runtime.bundle import AMENDING, MAX_MANIFEST_BYTES, read_manifest_json
+from rism.runtime.bundle import AMENDING, BUILT_INS, MAX_MANIFEST_BYTES, read_manifest_json
 from rism.runtime.checked_json import is_safe_name
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 from rism.runtime.manifest import parse_manifest
 
-__all__ = ["amend_bundle", "mend_bundle"]
+__all__ = ["amend_bundle", "expect_own_bundle", "mend_bundle"]
 
 LOCK = ".amending.lock"
 PATIENCE_S = 30.0
@@ -52,11 +53,13 @@ def amend_bundle(
     Raises:
         BundleError: the folder is no bundle, or the changed manifest would not be one.
         InputError: a name leads out of the bundle, or a temporary file is not a plain file.
-        OutputError: the folder cannot be written to, or another command is changing it.
+        OutputError: the folder cannot be written to, another command is changing it, or it is
+            a built-in bundle.
     """
     folder = folder.resolve()
     if not folder.is_dir():
         raise BundleError(f"bundle '{folder}' is not a folder: pass one that rism export wrote")
+    expect_own_bundle(folder)
     for name in (*files, *remove):
         _check_name(folder, name)
     # Before the lock: hashing gigabytes takes its time, and nobody need wait for it.
@@ -82,6 +85,22 @@ def amend_bundle(
             f"bundle '{folder}' cannot be changed ({one_line(reason)}): it is as it was; expected "
             "a folder to write to, with new files on the same disk"
         ) from error
+
+
+def expect_own_bundle(folder: Path) -> None:
+    """Refuse to change a bundle inside the package: every program here that uses rism shares it.
+
+    Commands ask before their work, `amend_bundle` whatever asks nothing.
+
+    Raises:
+        OutputError: it is one of the built-in bundles.
+    """
+    folder = folder.resolve()
+    if folder.is_relative_to(BUILT_INS.resolve()):
+        raise OutputError(
+            f"bundle '{folder}' is part of the installed package and is not changed: copy it "
+            f"(cp -r {shlex.quote(str(folder))} my-{folder.name}) and pass my-{folder.name}"
+        )
 
 
 def mend_bundle(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from rism.runtime.manifest import FileInfo, Manifest, parse_manifest
 __all__ = [
     "AMENDING",
     "BUILT_IN",
+    "BUILT_INS",
     "MAX_MANIFEST_BYTES",
     "Bundle",
     "is_companion",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 BUILT_IN = "mini"
+BUILT_INS = Path(__file__).parent / "bundles"
 MAX_MANIFEST_BYTES = 2**20
 # While files of a change move to their places (amend.py), and what is left of one that was killed.
 AMENDING = ".amending"
@@ -138,8 +140,7 @@ def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
         BundleError: nothing of that name, and the message lists what could be meant; or the name
             of a built-in one is a bundle's folder here, too.
     """
-    root = Path(__file__).parent / "bundles"
-    present = _built_in_names(root)
+    present = _built_in_names(BUILT_INS)
     name = BUILT_IN if path_or_name is None else str(path_or_name)
     folder = Path(name)
     if name in present and not (isinstance(path_or_name, Path) and folder.is_dir()):
@@ -148,7 +149,7 @@ def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
                 f"'{name}' is the built-in bundle and also a bundle's folder here: write ./{name} "
                 "for the folder, or name no bundle for the built-in one"
             )
-        return root / name
+        return BUILT_INS / name
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -31,7 +31,7 @@ from rism.export.engines.targets import (
 from rism.export.engines.variant import check_here, files_of
 from rism.export.engines.weights import weights_to_inputs
 from rism.export.progress import Progress
-from rism.runtime.amend import amend_bundle
+from rism.runtime.amend import amend_bundle, expect_own_bundle
 from rism.runtime.bundle import Bundle
 from rism.runtime.engine_spec import ShapeRange
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
@@ -119,12 +119,13 @@ def build_engines(
         ProviderError: the library is not installed, or needs a GPU that is not there.
         BuildError: the library refused a graph, or crashed; or an engine is not what was asked
             for. The bundle is as it was; where the engine failed the self-test, it is without it.
-        OutputError: the bundle cannot be written to.
+        OutputError: the bundle cannot be written to, or is a built-in one.
     """
     options, progress = options or BuildOptions(), progress or Progress()
     options.check()
     target = find_target(options.target)
     bundle = Bundle.open(path)
+    expect_own_bundle(bundle.path)
     build = _plan_build(bundle, target, options)
     try:
         with _workplace(bundle.path) as work:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rism.runtime.amend import amend_bundle
+from rism.runtime.amend import amend_bundle, expect_own_bundle
 from rism.runtime.atomic import write_atomically
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError
@@ -64,6 +64,8 @@ def calibrate_bundle(flags: CalibrateFlags, console: Console) -> None:
             be used.
     """
     _check(flags)
+    if flags.output is None:
+        expect_own_bundle(resolve_bundle(flags.bundle))
     # What is wrong with the pictures is known before anything heavy is imported.
     if not flags.images.is_dir():
         found = "is a file" if flags.images.exists() else "is not there"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rism.runtime import selftest
-from rism.runtime.amend import mend_bundle
+from rism.runtime.amend import expect_own_bundle, mend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.distribution import install_hint
@@ -65,6 +65,8 @@ def examine(flags: DoctorFlags, console: Console) -> None:
         InputError: no such provider.
         RismError: something that should work does not; it was printed before.
     """
+    if flags.record:
+        expect_own_bundle(resolve_bundle(flags.bundle))
     names = parse_provider(flags.provider)
     if len(names) > 1:
         raise InputError(f"provider is '{flags.provider}', expected one at a time for the test")

@@ -184,6 +184,9 @@ def fit_confidence(
         ),
     ] = 0.01,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be stored.")] = False,
+    allow_test_split: Annotated[
+        bool, typer.Option("--allow-test-split", help="Fit to a test split all the same.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -193,4 +196,11 @@ def fit_confidence(
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
-        fit_bundle(run, bundle, console, lost=lost, dry_run=dry_run)
+        fit_bundle(
+            run,
+            bundle,
+            console,
+            lost=lost,
+            dry_run=dry_run,
+            allow_test_split=allow_test_split,
+        )

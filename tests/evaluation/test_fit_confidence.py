@@ -14,7 +14,7 @@ from rism.evaluation.confidence import fit_confidence
 from rism.evaluation.metrics import Overlap, auroc
 from rism.evaluation.records import Record, Run
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle import Bundle, resolve_bundle
 from rism.runtime.cli.app import app
 from rism.runtime.confidence import Evidence
 from rism.runtime.errors import InputError
@@ -108,6 +108,36 @@ def run(tmp_path: Path, tiny_bundle: Path) -> Path:
     journal.begin(folder, header)
     journal.append(folder, records(70, 70))
     return folder
+
+
+def test_a_test_split_is_refused_by_name(run: Path, tiny_bundle: Path) -> None:
+    records_file = run / journal.RECORDS
+    whole, before = records_file.read_text(), (tiny_bundle / "manifest.json").read_bytes()
+    for name, is_test in {
+        "scenes absent test": True, "refcoco unc testA": True, "mine_test.jsonl": True,
+        "scenes absent tuning": False, "contest.jsonl": False, "refcocog umd val": False,
+    }.items():  # fmt: skip
+        records_file.write_text(whole.replace('"dataset": "made"', f'"dataset": "{name}"'))
+        assert name in records_file.read_text()
+        code, said = call(run, "--bundle", tiny_bundle)
+        changed = (tiny_bundle / "manifest.json").read_bytes() != before
+        assert (code, changed) == ((1, False) if is_test else (0, True)), (name, said)
+        assert (f"is a run on '{name}', a test split" in said) == is_test
+        (tiny_bundle / "manifest.json").write_bytes(before)
+    records_file.write_text(whole.replace('"dataset": "made"', '"dataset": "a test"'))
+    code, said = call(run, "--bundle", tiny_bundle, "--allow-test-split")
+    assert (code, "stored in" in said) == (0, True), said
+
+
+def test_the_built_in_bundle_is_not_taught(run: Path) -> None:
+    mini, records_file = Bundle.open(resolve_bundle(), verify=False), run / journal.RECORDS
+    digest = journal.read_run(run).bundle_digest
+    records_file.write_text(records_file.read_text().replace(digest, mini.digest))
+    code, said = call(run, "--bundle", "mini")
+    assert (code, "is part of the installed package" in said) == (1, True), said
+    assert Bundle.open(mini.path, verify=False).digest == mini.digest
+    code, said = call(run, "--bundle", "mini", "--dry-run")
+    assert code == 0, said
 
 
 def call(*arguments: object) -> tuple[int, str]:

@@ -1,0 +1,45 @@
+"""The built-in bundle is part of the package: no command changes it, each says how to copy it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rism.runtime.amend import amend_bundle
+from rism.runtime.bundle import resolve_bundle
+from rism.runtime.cli.app import app
+from rism.runtime.errors import OutputError
+
+BUILT_IN = resolve_bundle()
+SAYS = rf"is part of the installed package.*copy it \(cp -r {re.escape(str(BUILT_IN))} my-mini\)"
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
+
+
+def _state() -> dict[str, tuple[int, int]]:
+    found = {str(file): file.stat() for file in BUILT_IN.rglob("*")}
+    return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in found.items()}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["doctor", "mini", "--record"],
+        ["doctor", "--record"],
+        ["calibrate", str(BUILT_IN), "--images", EXAMPLES],
+        ["build", str(BUILT_IN / ".." / "mini")],
+    ],
+)
+def test_commands_refuse_before_they_work(line: list[str]) -> None:
+    before = _state()
+    result = CliRunner().invoke(app, line)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert re.search(SAYS, result.stderr) and result.stderr.count("\n") == 1
+    assert _state() == before
+
+
+def test_and_so_does_what_all_changes_go_through() -> None:
+    before = _state()
+    with pytest.raises(OutputError, match=SAYS):
+        amend_bundle(BUILT_IN, lambda data: data.update(note="changed"))
+    assert _state() == before
