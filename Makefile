@@ -59,6 +59,10 @@ dist: .venv-dist/installed
 	.venv-dist/bin/python -m build
 	.venv-dist/bin/twine check --strict dist/*
 
+# The runtime's tests without the export's packages, on each Python that is here.
+lean:
+	tests/lean.sh $(PYTHONS)
+
 .venv-dist/installed: constraints.txt
 	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
 	.venv-dist/$(PIP_INSTALL) build twine

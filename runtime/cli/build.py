@@ -41,9 +41,10 @@ def build(flags: BuildFlags, console: Console) -> None:
         UsageError: flags that exclude each other, or numbers that are none.
         RismError: a package is missing, or the build failed; the bundle is as it was.
     """
-    engines = _engines()
+    batch = _batch(flags.batch)
     if flags.strip_weights and flags.bind_weights:
         raise UsageError("--strip-weights and --bind-weights exclude each other: pass one")
+    engines = _engines()
     weights = "stripped" if flags.strip_weights else "bound" if flags.bind_weights else "plan"
     targets = import_module("rism.export.engines.targets")
     options = engines.BuildOptions(
@@ -51,7 +52,7 @@ def build(flags: BuildFlags, console: Console) -> None:
         precision=flags.precision,
         gpus=targets.parse_gpus(flags.gpu) if flags.gpu is not None else (),
         shapes=flags.shapes,
-        batch=_batch(flags.batch),
+        batch=batch,
         captures=_captures(flags.capture),
         weights=weights,
         scales=flags.scales,

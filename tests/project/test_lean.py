@@ -154,6 +154,6 @@ class TestWheel:
         )
         assert run.returncode == 0, run.stderr
         assert ' "the green van": box ' in run.stdout
-        assert (tmp_path / "street.mask.png").is_file()
+        assert (tmp_path / "street.the-green-van.mask.png").is_file()
         hint = _run("env/bin/rism", "export", "--model", "mini", "-o", "out", cwd=tmp_path)
         assert hint.stderr.endswith(f": pip install '{wheel}[export]'\n")
