@@ -93,7 +93,7 @@ class Form:
 
 # TensorRT for RTX 1.7: float32 has no kernel, and float32 probes, if they are left to it, end in a
 # segmentation fault; the VAE's head of 512 has none either. TensorRT reads Attention since
-# 10.14 [maker's notes]; what JetPack ships is older. The last row that fits counts.
+# 10.14 [maker's notes]; JetPack 6 has 10.3, 7.2 has 10.16. The last row that fits counts.
 FORMS = (
     Form("tensorrt-rtx", (1,), (_FLOAT16, _BFLOAT16), 256, 23),
     Form("tensorrt", (0,), (), 0, 20),
