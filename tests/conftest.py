@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+import rism  # noqa: F401  # before a test imports onnxruntime: it turns its telemetry off
+
 # A shell without job control starts its background jobs, such as a run of these tests, with SIGINT
 # ignored, and whatever they start inherits that. Of a handler a new program inherits nothing.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

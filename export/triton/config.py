@@ -89,6 +89,8 @@ def segmenter_config(name: str, max_batch: int, serving: Serving) -> str:
             "box_xyxy": ("TYPE_INT32", 4),
             "area_share": ("TYPE_FP32", 1),
             "separability": ("TYPE_FP32", 1),
+            "confidence": ("TYPE_FP32", 1),
+            "reason": ("TYPE_STRING", 1),
         },
     }
     fields: list[tuple[str, Field]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -104,8 +105,10 @@ class Console:
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
         """Turn whatever a command raises into a line and an exit code, and warnings into lines."""
-        shown = warnings.showwarning
+        shown, logged = warnings.showwarning, logging.root.manager.disable
         warnings.showwarning = partial(self._warning, shown)
+        if self.quiet:  # what libraries log: matplotlib where HOME cannot be written to
+            logging.disable(logging.WARNING)
         try:
             with _stoppable():
                 yield
@@ -130,6 +133,7 @@ class Console:
             raise SystemExit(FAILED) from None
         finally:
             warnings.showwarning = shown
+            logging.disable(logged)
             self.clear()
 
     def _warning(
@@ -141,7 +145,7 @@ class Console:
     ) -> None:
         if issubclass(category, RismWarning):
             self.note(f"warning: {one_line(message, limit=1000)}")
-        else:
+        elif not self.quiet:
             others(message, category, *place)
 
     def _line(self, text: str) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import BundleError, Segmenter
+from rism.runtime.amend import amend_bundle
 from rism.runtime.bundle import Bundle, resolve_bundle
 from tests.export.triton_server import RefusedError, Server
 
@@ -144,13 +145,16 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
         asks((STREET, "the green van")),
         asks((other, "the red car"), (STREET, "the red car")),
         asks((STREET, "the green van")),
+        asks((STREET, "the orange boat")),
     ]
     server.runs.clear()
     answers = model.execute(requests)
-    # Three requests, two pictures, three different questions: a run for each picture.
+    # Four requests, two pictures, four different questions: a run for each picture.
     assert server.runs["s_vae_encoder"] == [0, 0]
-    assert server.runs["s_transformer_scores"] == [2, 1]
-    assert [answer.error() for answer in answers] == [None] * 3
+    assert server.runs["s_transformer_scores"] == [3, 1]
+    assert [answer.error() for answer in answers] == [None] * 4
+    said = answers[3].tensors["reason"][0, 0].decode()
+    assert said.startswith("nothing in the picture seems to fit: confidence 0.0")
     segmenter = Segmenter.from_bundle(provider="cpu", capture="scores")
     for request, answer in zip(requests, answers, strict=True):
         dims = {o.name: list(o.dims) for o in config.output}
@@ -166,8 +170,24 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
             assert answer.tensors["area_share"][row, 0] == pytest.approx(
                 wanted.area_share, abs=1e-3
             )
+            assert answer.tensors["confidence"][row, 0] == pytest.approx(
+                wanted.confidence, abs=1e-3
+            )
+            reason = answer.tensors["reason"][row, 0].decode()
+            assert (reason == "") == mask.any() == (wanted.reason is None)
+            assert reason.split(":")[0] == (wanted.reason or "").split(":")[0]
             if wanted.box_xyxy is not None:
                 np.testing.assert_allclose(answer.tensors["box_xyxy"][row], wanted.box_xyxy, atol=1)
+
+
+def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> None:
+    bundle = Bundle.open(Path(shutil.copytree(resolve_bundle(), tmp_path / "mini")))
+    amend_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
+    options = TritonOptions(segmenter=True, link=True, prefix="s_")
+    export_triton(Bundle.open(bundle.path), tmp_path / "out", options)
+    [answer] = load(tmp_path / "out")[0].execute([asks((STREET, "the zebra"))])
+    assert np.isnan(answer.tensors["confidence"]).tolist() == [[True]]
+    assert answer.tensors["reason"].tolist() == [[b""]]
 
 
 def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:

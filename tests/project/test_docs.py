@@ -67,3 +67,14 @@ def test_models_that_are_named_exist() -> None:
 def test_what_a_page_points_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_c_plus_plus_readme_says_how_its_mask_differs() -> None:
+    text = " ".join((ROOT / "examples/cpp/README.md").read_text().split())
+    [figure] = re.findall(r"masks have an IoU of ([0-9.]+)\.", text)
+    segmenter = Segmenter.from_bundle(provider="cpu")
+    image = ROOT / "examples/street.png"
+    plain, paper = (
+        segmenter.segment(image, "the green van", paper=paper).mask for paper in (False, True)
+    )
+    assert f"{(plain & paper).sum() / (plain | paper).sum():.2f}" == figure
