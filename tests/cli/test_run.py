@@ -361,9 +361,9 @@ def test_embeddings_are_kept_on_request(
     loaded: list[str] = []
     real = engines.open_session
 
-    def session(file: Path, *rest: object) -> object:
+    def session(file: Path, *rest: object, **options: object) -> object:
         loaded.append(file.name)
-        return real(file, *rest)
+        return real(file, *rest, **options)
 
     monkeypatch.setattr(engines, "open_session", session)
     assert result() == first
