@@ -37,7 +37,10 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
         if not follow_links:
             _replace(given, data, None)
             return
-        mode = given.stat().st_mode if given.exists() else None
+        try:
+            mode = given.stat().st_mode
+        except FileNotFoundError:
+            mode = None
         if mode is not None and stat.S_ISDIR(mode):
             raise IsADirectoryError(f"{given} is a folder")
         if mode is not None and not stat.S_ISREG(mode):
@@ -45,7 +48,7 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
                 device.write(data)
             return
         _replace(given.resolve(), data, mode)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"cannot write {given}: {one_line(reason)}") from error
 
