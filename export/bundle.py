@@ -99,6 +99,8 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     checkpoint = find_checkpoint(
         model, revision=options.revision, offline=options.offline, weights=weights
     )
+    if options.vision_id is not None:
+        checkpoint = replace(checkpoint, settings={"vision_id": options.vision_id})
     opened = open_model(checkpoint)
     if options.size_level is not None:
         opened.spec = opened.spec.at_level(options.size_level)

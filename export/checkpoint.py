@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
@@ -81,6 +81,7 @@ class Checkpoint:
         weights: false if only the small files are here, to plan an export with.
         language: the text encoder's folder, where it is in none of the checkpoint's.
         pipeline: what it is for, where no file says so.
+        settings: what was asked for, before what its rism.json says.
     """
 
     folder: Path
@@ -90,6 +91,7 @@ class Checkpoint:
     weights: bool = True
     language: Path | None = None
     pipeline: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def folders(self) -> tuple[Path, ...]:

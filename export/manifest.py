@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,17 @@ from rism.export.parity import Checks
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec
 from rism.runtime.bundle import is_companion
-from rism.runtime.manifest import Geometry
-from rism.runtime.prompt_spec import PromptRules
 
 __all__ = ["graph_entry", "write_manifest"]
 
 # The oldest format that can say everything: readers of it need no more than that.
-_SCHEMAS = ("1.1", "1.2")
-_RECENT = frozenset(
-    # of the geometry
-    ("rounding", "resize_in")
-) | frozenset(
-    # of the prompt
-    ("drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision")
-)
+_SCHEMAS = {
+    "1.3": {"unseen_position", "arithmetic"},
+    # of the geometry, and of the prompt
+    "1.2": {"rounding", "resize_in"}
+    | {"drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision"},
+    "1.1": set[str](),
+}
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -67,10 +64,10 @@ def write_manifest(
     """
     first = next(name for name in graphs if name.startswith(f"transformer.{captures[0]}"))
     geometry, prompt = _said(spec.geometry), _said(spec.prompt)
-    recent = not _RECENT.isdisjoint({*geometry, *prompt})
+    said = {*geometry, *prompt, *prompt.get("vision", ())}
     manifest = {
         "format": "rism-bundle",
-        "schema_version": _SCHEMAS[recent],
+        "schema_version": next((v for v, keys in _SCHEMAS.items() if keys & said), "1.1"),
         "model": {
             "name": spec.name,
             "family": spec.family.name,
@@ -122,7 +119,7 @@ def write_manifest(
     (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
-def _said(rules: Geometry | PromptRules) -> dict[str, Any]:
+def _said(rules: Any) -> dict[str, Any]:
     """Rules as JSON has them, without what a reader takes for granted."""
     return {
         each.name: _plain(getattr(rules, each.name))
@@ -133,7 +130,7 @@ def _said(rules: Geometry | PromptRules) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return _said(value)
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 

@@ -30,6 +30,8 @@ class ExportOptions:
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
         template: the instruction, with {expression} in it; None for "remove {expression}".
+        vision_id: whether "Picture 1: " stands before the picture in the prompt of Step1X-Edit;
+            None for what its version's release renders (docs/step1x.md).
         parity: "full" compares whole graphs with PyTorch, "blocks" one block of each kind on
             the bundle's weights, "auto" chooses by the memory that is free.
         revision: branch, tag or commit on the hub.
@@ -43,6 +45,7 @@ class ExportOptions:
     size_level: int | None = None
     sizes: Sequence[tuple[int, int]] = field(default=())
     template: str | None = None
+    vision_id: bool | None = None
     parity: str = "auto"
     revision: str | None = None
     offline: bool = False

@@ -91,6 +91,8 @@ class QwenVlPromptEncoder(nn.Module):
         model: the language model; modules are shared, not copied.
         image_token_id: the token that stands for a merged patch.
         drop: tokens at the beginning that are read and not given out.
+        flash: masked tokens do not attend, either: flash attention leaves them out, and gives
+            zeros in their places.
         precision: of the products and of what flows between the blocks.
         mapping: where the transformer also gets the embeddings of quoted tokens: what is applied
             to them first. They are given out beside the hidden state.
@@ -104,11 +106,12 @@ class QwenVlPromptEncoder(nn.Module):
         *,
         image_token_id: int,
         drop: int,
+        flash: bool,
         precision: Precision,
         mapping: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        self.image_token_id, self.drop = image_token_id, drop
+        self.image_token_id, self.drop, self.flash = image_token_id, drop, flash
         self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
         self.mapping = mapping
         self.register_buffer("frequencies", model.rotary_emb.inv_freq, persistent=False)
@@ -140,7 +143,13 @@ class QwenVlPromptEncoder(nn.Module):
         allowed = (index.unsqueeze(0) <= index.unsqueeze(1)) & attention_mask[:, None, None].bool()
         hidden = words
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask=allowed, position_embeddings=turn)
+            read, _ = layer.self_attn(
+                layer.input_layernorm(hidden), attention_mask=allowed, position_embeddings=turn
+            )
+            if self.flash:
+                read = read * attention_mask.unsqueeze(-1).to(read.dtype)
+            hidden = hidden + read
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         kept: torch.Tensor = self.norm(hidden)[:, self.drop :].float()
         if self.mapping is None or quoted_mask is None:
             return kept

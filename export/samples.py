@@ -117,6 +117,7 @@ def text_feeds(
             image_token_id=prompts.image_token_id,
             grid_hw=grid_hw,
             merge=rules.vision.merge,
+            unseen_position=rules.unseen_position,
         ),
         "image_embeds": image_embeds.numpy(),
     }

@@ -108,6 +108,7 @@ class Eye:
             image_token_id=self._token,
             grid_hw=view.grid_hw,
             merge=self._vision.merge,
+            unseen_position=self._rules.unseen_position,
         )
         if self._rules.positions == "none":
             return Sight(view.digest, ids)

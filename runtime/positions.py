@@ -15,6 +15,7 @@ def position_ids(
     image_token_id: int,
     grid_hw: tuple[int, int],
     merge: int,
+    unseen_position: int = 0,
 ) -> npt.NDArray[np.int64]:
     """Count tokens for the text encoder's three rotary axes: time, height and width.
 
@@ -24,10 +25,11 @@ def position_ids(
 
     Args:
         input_ids: (B, S) int64.
-        seen_mask: (B, S) int64, zero on tokens that stand nowhere: they get 0 and do not count.
+        seen_mask: (B, S) int64, zero on tokens that do not count.
         image_token_id: the token that stands for a part of the picture.
         grid_hw: rows and columns of patches.
         merge: patches along one side of a merged one, which is one token.
+        unseen_position: what tokens that do not count get on every axis.
 
     Returns:
         (3, B, S) int64.
@@ -36,7 +38,7 @@ def position_ids(
         BundleError: a prompt has another number of the picture's tokens than the grid.
     """
     rows, columns = grid_hw[0] // merge, grid_hw[1] // merge
-    ids = np.zeros((3, *input_ids.shape), np.int64)
+    ids = np.full((3, *input_ids.shape), unseen_position, np.int64)
     pictured = (input_ids == image_token_id) & (seen_mask != 0)
     for at, (mask, in_picture) in enumerate(zip(seen_mask != 0, pictured, strict=True)):
         places = np.flatnonzero(in_picture)

@@ -12,6 +12,7 @@ RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PADDINGS = ("tokens", "zeros", "none")
 POSITIONS = ("none", "grid")
 QUOTE_STYLES = ("toggle", "paired")
+ARITHMETICS = ("pillow", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class VisionRules:
         merge: patches along one side of a merged one, which is one token.
         frames: how often a patch holds the still picture.
         mean, std: of the normalisation, RGB.
+        arithmetic: whose resize brings the view within the limits: "pillow" or "torchvision".
     """
 
     image_token: str
@@ -56,6 +58,7 @@ class VisionRules:
     frames: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    arithmetic: str = "pillow"
 
     @property
     def cell_px(self) -> int:
@@ -77,9 +80,10 @@ class PromptRules:
         padding: what comes after the last token up to `max_length`: "tokens" of `pad_id` through
             the text encoder, embeddings of "zeros", or "none" at all, so that N_p is the number
             of tokens.
-        unseen_id: a token that has no position of its own: 0 in every rotary axis, and not
-            counted; None for no such token.
+        unseen_id: a token that has no position of its own, and is not counted; None for no such
+            token.
         unseen_attended: whether others attend to it nevertheless.
+        unseen_position: what it has instead, on every rotary axis.
         positions: "grid" where the transformer takes a position for every prompt token: those
             of the picture's tokens lie on its own grid.
         grid_offset_px: of that: centre of the first token, pixels.
@@ -97,6 +101,7 @@ class PromptRules:
     padding: str = "tokens"
     unseen_id: int | None = None
     unseen_attended: bool = True
+    unseen_position: int = 0
     positions: str = "none"
     grid_offset_px: float = 0.0
     quotes: QuoteRules | None = None
@@ -120,6 +125,7 @@ def parse_prompt(node: Node) -> PromptRules:
         padding=node.choice("padding", PADDINGS, default="tokens"),
         unseen_id=_optional_integer(node, "unseen_id"),
         unseen_attended=node.boolean("unseen_attended", default=True),
+        unseen_position=_optional_integer(node, "unseen_position", most=MAX_PROMPT_TOKENS) or 0,
         positions=node.choice("positions", POSITIONS, default="none"),
         grid_offset_px=(
             node.number("grid_offset_px", -512.0, 512.0) if node.has("grid_offset_px") else 0.0
@@ -134,8 +140,8 @@ def parse_prompt(node: Node) -> PromptRules:
     return rules
 
 
-def _optional_integer(node: Node, key: str) -> int | None:
-    return None if node.raw(key) is None else node.integer(key, 0, 2**31 - 1)
+def _optional_integer(node: Node, key: str, *, most: int = 2**31 - 1) -> int | None:
+    return None if node.raw(key) is None else node.integer(key, 0, most)
 
 
 def _quotes(node: Node) -> QuoteRules:
@@ -157,7 +163,10 @@ def _vision(node: Node) -> VisionRules:
         frames=node.integer("frames", 1, 16),
         mean=_triple(node, "mean", -1000.0),
         std=_triple(node, "std", 1e-6),
+        arithmetic=node.choice("arithmetic", ARITHMETICS, default="pillow"),
     )
+    if rules.arithmetic == "torchvision" and rules.resample not in ("bilinear", "bicubic"):
+        node.refuse("resample", "bilinear or bicubic, where 'arithmetic' is torchvision's")
     if rules.max_pixels < rules.min_pixels:
         node.refuse("max_pixels", f"at least min_pixels ({rules.min_pixels})")
     return rules

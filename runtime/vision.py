@@ -1,11 +1,12 @@
 """What a text encoder that looks at the picture sees of it (docs/bundle.md, step 4).
 
 Sizes are (width, height), arrays (height, width). Every step is a resize of 8-bit pixels, as the
-processors that such encoders were trained with do it, to the last bit.
+processors that such encoders are published with do it, to the last bit.
 """
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -20,6 +21,7 @@ from rism.runtime.prompt_spec import VisionRules
 __all__ = ["View", "merged_grid", "patch_positions", "pixel_values", "view"]
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
+Float64: TypeAlias = npt.NDArray[np.float64]
 
 # Limits of the step to the nearest multiples, in merged patches.
 ALIGN_FEWEST, ALIGN_MOST = 4, 16384
@@ -75,7 +77,10 @@ def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> Vie
     fitted = _fit(image.size, cell, fewest=rules.min_pixels, most=rules.max_pixels, least=0)
     if fitted[0] * fitted[1] * rules.frames > MAX_PATCH_PIXELS:
         raise _too_large(fitted)
-    seen = np.array(_resize(image, fitted, rules.resample))
+    if rules.arithmetic == "torchvision":
+        seen = _resize_16(np.asarray(image), fitted, rules.resample)
+    else:
+        seen = np.array(_resize(image, fitted, rules.resample))
     seen.flags.writeable = False  # kept with the picture's state, for any number of prompts
     return View(seen, (fitted[1] // rules.patch_px, fitted[0] // rules.patch_px))
 
@@ -164,3 +169,58 @@ def _resize(image: Image.Image, size_wh: tuple[int, int], resample: str) -> Imag
     if image.size == size_wh:
         return image
     return image.resize(size_wh, Image.Resampling[resample.upper()])
+
+
+def _resize_16(pixels_hwc: Uint8, size_wh: tuple[int, int], resample: str) -> Uint8:
+    """Resize as torchvision does a tensor of 8 bits on a CPU: Pillow's filters in 16-bit weights.
+
+    Across first, then down, rounded to 8 bits in between; a side that stays is not touched.
+    """
+    found = pixels_hwc
+    for axis, size in ((1, size_wh[0]), (0, size_wh[1])):
+        if found.shape[axis] != size:
+            found = _pass_16(found, axis, size, *_FILTERS_16[resample])
+    return np.array(found)  # never the caller's
+
+
+def _pass_16(
+    pixels: Uint8, axis: int, size: int, reach: float, weigh: Callable[[Float64], Float64]
+) -> Uint8:
+    """Resize one axis.
+
+    Args:
+        pixels: 8-bit values.
+        axis: which.
+        size: of it, afterwards.
+        reach: of the filter, pixels of the smaller side.
+        weigh: the filter.
+    """
+    before = pixels.shape[axis]
+    wide = max(before / size, 1.0)
+    centres = (np.arange(size) + 0.5) * (before / size)
+    first = np.maximum((centres - reach * wide + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + reach * wide + 0.5).astype(np.int64), before) - 1
+    taps = first[:, None] + np.arange(int((last - first).max()) + 1)
+    weights = weigh(np.abs((taps - centres[:, None] + 0.5) / wide)) * (taps <= last[:, None])
+    weights /= weights.sum(1, keepdims=True)
+    # As many bits as leave the largest weight in 15.
+    bits = next(n for n in range(23) if n == 22 or int(weights.max() * 2 ** (n + 1) + 0.5) >= 2**15)
+    whole = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+    source = np.moveaxis(pixels, axis, -1)
+    total = np.full((*source.shape[:-1], size), 2**bits // 2, np.int32)
+    for tap, weight in zip(np.minimum(taps, before - 1).T, whole.T, strict=True):
+        total += source[..., tap] * weight
+    return np.moveaxis((total >> bits).clip(0, 255).astype(np.uint8), -1, axis)
+
+
+def _triangle(x: Float64) -> Float64:
+    return np.maximum(1 - x, 0.0)
+
+
+def _cubic(x: Float64) -> Float64:
+    """Keys' piecewise cubic, a = -1/2."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+_FILTERS_16 = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}

@@ -12,9 +12,9 @@ from rism.export.errors import CheckpointError
 from rism.export.files import read_json
 from rism.export.precision import PRECISIONS
 from rism.runtime.confidence import ConfidenceRule
-from rism.runtime.errors import one_line
+from rism.runtime.errors import InputError, one_line
 
-__all__ = ["COMMON", "Setting", "feature_block", "nullable", "read_settings", "whole"]
+__all__ = ["COMMON", "Setting", "feature_block", "flag", "nullable", "read_settings", "whole"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ def nullable(setting: Setting) -> Setting:
     )
 
 
+def flag(default: bool) -> Setting:
+    """True or false."""
+    return Setting(default, lambda v: isinstance(v, bool), "true or false")
+
+
 def _line(default: str | None) -> Setting:
     return Setting(default, lambda v: isinstance(v, str) and v.isprintable(), "printable text")
 
@@ -61,7 +66,7 @@ def _is_rule(value: object) -> bool:
 COMMON: dict[str, Setting] = {
     "name": _line(None),
     "licence": _line("see the model card"),
-    "demonstrator": Setting(False, lambda v: isinstance(v, bool), "true or false"),
+    "demonstrator": flag(False),
     "size_level": whole(1024, 8, 8192),
     "feature_block": nullable(whole(None, 0, 1023)),
     "tau": Setting(
@@ -112,6 +117,7 @@ def read_settings(
 
     Raises:
         CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
+        InputError: Something was asked for that this family does not know.
     """
     path = checkpoint.folder / "rism.json"
     own = read_json(path) if path.exists() else {}
@@ -126,7 +132,12 @@ def read_settings(
                 f"{path}: {key} is {one_line(value, limit=60)}, expected {known[key].expected}: "
                 "mend it"
             )
+    if unknown := sorted(set(checkpoint.settings) - set(known)):
+        raise InputError(
+            f"{checkpoint.name} is of a family of models that has no option '{unknown[0]}': leave "
+            "it out"
+        )
     found = {key: setting.default for key, setting in known.items()}
     found["name"] = checkpoint.name
     found["licence"] = licences.get(checkpoint.source, found["licence"])
-    return found | own
+    return found | own | dict(checkpoint.settings)

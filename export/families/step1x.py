@@ -112,6 +112,7 @@ class Step1XModel:
             model.language_model,
             image_token_id=config.image_token_id,
             drop=self.spec.prompt.drop,
+            flash=self.version.flash,
             precision=precision,
             mapping=mapping,
         )
@@ -270,6 +271,7 @@ def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
     """Open a checkpoint of a version; see `open_files`."""
     files = open_files(checkpoint)
     settings = step1x_settings(checkpoint, version)
+    version = replace(version, vision_id=settings["vision_id"])
     if settings["connector_heads"] is not None:
         connector = replace(files.sizes.connector, heads=settings["connector_heads"])
         files = replace(files, sizes=replace(files.sizes, connector=connector))

@@ -6,7 +6,8 @@ lean runtime's: the parity gate compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from rism.export.families import step1x_reference as reference
 from rism.export.families.step1x_dit import Step1XSizes
@@ -195,7 +199,10 @@ class LiteralStep1XEdit:
             image = image.resize(_aligned(image.size, rules.cell_px))
         given = {k: v for k, v in self.preprocessor.items() if k in _PROCESSOR_KEYS}
         limits = {"shortest_edge": rules.min_pixels, "longest_edge": rules.max_pixels}
-        processor = Qwen2VLImageProcessorPil(**given, size=limits)
+        ours = self.version.arithmetic == "torchvision"
+        processor = Qwen2VLImageProcessorPil(**given, size=limits, do_resize=not ours)
+        if ours:
+            image = _resized(image, rules)
         found = processor(images=[image], return_tensors="pt")
         return found["pixel_values"], found["image_grid_thw"]
 
@@ -213,7 +220,7 @@ class LiteralStep1XEdit:
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=True,
-            add_vision_id=True,
+            add_vision_id=self.version.vision_id,
         )
         quotes = self.spec.prompt.quotes
         if quotes is not None and any(mark in text[quotes.start :] for mark in _QUOTES):
@@ -237,17 +244,19 @@ class LiteralStep1XEdit:
         positions, _ = self._language.get_rope_index(
             ids, mm_token_type_ids=pictured, image_grid_thw=grid, attention_mask=seen
         )
-        return Processed(ids, seen, quoted, positions, pixels, grid)
+        # What the pinned releases fill with 1, this one leaves 0.
+        return Processed(ids, seen, quoted, positions.where(seen > 0, 1), pixels, grid)
 
     def _prompt(self, instruction: str, picture: Picture) -> LiteralPrompt:
         rules, given = self.spec.prompt, self.processed(instruction, picture)
-        hidden = self._language(
-            input_ids=given.input_ids,
-            attention_mask=given.seen if self.version.masks_attention else None,
-            position_ids=given.position_ids,
-            pixel_values=given.pixel_values,
-            image_grid_thw=given.grid_thw,
-        ).last_hidden_state[0, rules.drop :]
+        with _left_out(self._language, given.seen if self.version.flash else None):
+            hidden = self._language(
+                input_ids=given.input_ids,
+                attention_mask=given.seen if self.version.masks_attention else None,
+                position_ids=given.position_ids,
+                pixel_values=given.pixel_values,
+                image_grid_thw=given.grid_thw,
+            ).last_hidden_state[0, rules.drop :]
         if self.parts.sizes.mapping:
             mapped = self._mapped(given.input_ids, given.quoted)
             hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
@@ -299,6 +308,39 @@ class LiteralStep1XEdit:
         x, y, _ = (to_tokens @ to_cells.inverse() @ points.T).unbind(0)
         places[pictured[drop:], 1:] = torch.stack([y, x], 1)
         return places.float()
+
+
+@contextmanager
+def _left_out(model: Qwen2_5_VLModel, seen: torch.Tensor | None) -> Iterator[None]:
+    """Give zeros for masked tokens' attention, as flash attention does; None for no such thing."""
+
+    def zeroed(_module: Any, _args: Any, out: tuple[torch.Tensor, Any]) -> Any:
+        assert seen is not None
+        return out[0].masked_fill(seen[..., None] == 0, 0.0), *out[1:]
+
+    layers = [] if seen is None else list(model.language_model.layers)
+    hooks = [layer.self_attn.register_forward_hook(zeroed) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _resized(image: Image.Image, rules: VisionRules) -> Image.Image:
+    """Bring a picture within the limits as torchvision does: by torch's resize of 8 bits."""
+    size = smart_resize(
+        image.height,
+        image.width,
+        factor=rules.cell_px,
+        min_pixels=rules.min_pixels,
+        max_pixels=rules.max_pixels,
+    )
+    if size == (image.height, image.width):
+        return image
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    found = torch.nn.functional.interpolate(planes, size, mode=rules.resample, antialias=True)
+    return Image.fromarray(found[0].permute(1, 2, 0).numpy())
 
 
 _PROCESSOR_KEYS = (

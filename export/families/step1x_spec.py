@@ -18,6 +18,7 @@ from rism.export.errors import CheckpointError
 from rism.export.families.settings import (
     COMMON,
     feature_block,
+    flag,
     nullable,
     read_settings,
     whole,
@@ -65,8 +66,11 @@ class Version:
         drop: tokens at the beginning that the transformer does not see.
         max_length: most tokens that it sees.
         padding: as `PromptRules` has it.
+        vision_id: whether "Picture 1: " stands before the picture.
         masks_attention: whether the token with id 0 is not attended to ("!", by an accident of
-            the published code); it has no position in any version.
+            the published code); its position is 1 in every version.
+        flash: whether a token that is not attended to does not attend, either: flash attention
+            leaves it out.
         quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
             length.
         cells: least and most merged patches of the picture.
@@ -75,6 +79,7 @@ class Version:
         size_level: pixels of the picture are about its square.
         resample, resize_in: how the VAE's picture is made.
         view_resample: how the text encoder's is.
+        arithmetic: as `VisionRules` has it.
     """
 
     name: str
@@ -85,7 +90,9 @@ class Version:
     drop: int
     max_length: int
     padding: str
+    vision_id: bool
     masks_attention: bool
+    flash: bool
     quotes: tuple[str, int | None]
     cells: tuple[int, int]
     saved_cells: bool
@@ -94,6 +101,7 @@ class Version:
     resample: str
     resize_in: str
     view_resample: str
+    arithmetic: str
 
 
 NOISY_AXES: tuple[Axis, ...] = (0.0, "row", "column")
@@ -106,7 +114,10 @@ _FIRST = Version(
     drop=217,
     max_length=640,
     padding="zeros",
+    # Asked for, and dropped in silence by the release that is pinned (docs/step1x.md).
+    vision_id=False,
     masks_attention=True,
+    flash=True,
     quotes=("toggle", 156),
     cells=(256, 324),
     saved_cells=False,
@@ -115,15 +126,19 @@ _FIRST = Version(
     resample="bicubic",
     resize_in="uint8",
     view_resample="bicubic",
+    arithmetic="pillow",
 )
 _SECOND = replace(
     _FIRST,
     name="1.1",
     clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
+    vision_id=True,
+    flash=False,
     saved_cells=True,
     size_level=1024,
     resample="lanczos",
     view_resample="lanczos",
+    arithmetic="torchvision",
 )
 _THIRD = Version(
     name="1.2",
@@ -134,7 +149,9 @@ _THIRD = Version(
     drop=90,
     max_length=2048,
     padding="none",
+    vision_id=True,
     masks_attention=False,
+    flash=False,
     quotes=("paired", None),
     cells=(256, 400),
     saved_cells=False,
@@ -143,6 +160,7 @@ _THIRD = Version(
     resample="bilinear",
     resize_in="float32",
     view_resample="lanczos",
+    arithmetic="torchvision",
 )
 VERSIONS = {version.name: version for version in (_FIRST, _SECOND, _THIRD)}
 
@@ -156,6 +174,7 @@ def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
         "min_pixels": nullable(whole(None, 1, 2**24)),
         "max_pixels": nullable(whole(None, 1, 2**24)),
         "connector_heads": nullable(whole(None, 1, 1024)),
+        "vision_id": flag(version.vision_id),
     }
     return read_settings(checkpoint, known, _LICENCES)
 
@@ -242,7 +261,7 @@ def _prompt(
         tokenizer,
         lambda mark: content(version, before, mark),
         chat_template=chat_template,
-        add_vision_id=True,
+        add_vision_id=version.vision_id,
     )
     if (prefix + suffix).count(IMAGE_TOKEN) != 1:
         raise CheckpointError(
@@ -261,6 +280,7 @@ def _prompt(
         padding=version.padding,
         unseen_id=0,
         unseen_attended=not version.masks_attention,
+        unseen_position=1,
         positions="none" if version.prompt_axes else "grid",
         grid_offset_px=0.0 if version.prompt_axes else 11.0,
         quotes=QuoteRules(style, len(before) if start is None else start),
@@ -311,6 +331,7 @@ def _vision(
             frames=int(preprocessor["temporal_patch_size"]),
             mean=mean,
             std=(red, green, blue),
+            arithmetic=version.arithmetic,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -30,6 +30,7 @@ class ExportFlags:
     size_level: int | None = None
     sizes: str | None = None
     template: str | None = None
+    vision_id: bool | None = None
     parity: str = "auto"
     revision: str | None = None
     offline: bool = False
@@ -56,6 +57,7 @@ def export_model(flags: ExportFlags, console: Console) -> None:
         size_level=flags.size_level,
         sizes=sizes,
         template=flags.template,
+        vision_id=flags.vision_id,
         parity=flags.parity,
         revision=flags.revision,
         offline=flags.offline,

@@ -60,6 +60,14 @@ def export(
         str | None,
         typer.Option(callback=in_utf_8, help="The instruction. Left out: 'remove {expression}'."),
     ] = None,
+    vision_id: Annotated[
+        bool | None,
+        typer.Option(
+            "--vision-id/--no-vision-id",
+            help="Step1X-Edit: 'Picture 1: ' before the picture in the prompt. Left out: as its "
+            "version's release has it.",
+        ),
+    ] = None,
     feature_site: Annotated[
         str, typer.Option(help="Where features are read: mmsa, adaln or block.")
     ] = "mmsa",
@@ -103,6 +111,7 @@ def export(
             size_level=size_level,
             sizes=sizes,
             template=template,
+            vision_id=vision_id,
             feature_site=feature_site,
             token_attention=token_attention,
             parity=parity.value,

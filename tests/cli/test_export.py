@@ -39,7 +39,9 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
 
     exporter(record)
     flags = "--model mini -o out --capture scores,vectors --token-attention --offline --revision v1"
-    flags += " --feature-site adaln --precision fp16 --parity blocks --sizes 64x32,32x32"
+    flags += (
+        " --feature-site adaln --precision fp16 --parity blocks --sizes 64x32,32x32 --no-vision-id"
+    )
     shown = runner.invoke(app, ["export", *flags.split(), "--template", "cut {expression}"])
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == "features 1e-6\n"
@@ -52,6 +54,7 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
         precision="fp16",
         sizes=((64, 32), (32, 32)),
         template="cut {expression}",
+        vision_id=False,
         parity="blocks",
         revision="v1",
         offline=True,

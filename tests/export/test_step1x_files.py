@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from rism.export.families import FAMILIES
 from rism.export.families.step1x import Step1XModel
 from rism.export.precision import PRECISIONS
 from rism.export.weightless import Part
+from rism.runtime.errors import InputError
 from rism.runtime.geometry import plan
 from tests.export.step1x import VERSIONS, make_step1x, open_step1x
 
@@ -106,7 +108,28 @@ def test_published_defaults(shared: dict[str, Path]) -> None:
         }[version]
         assert spec.geometry.rounding == "ceil"
         assert spec.feature_block == round(40 / 57 * 5)
-        assert (rules.unseen_id, rules.unseen_attended) == (0, version == "1.2")
+        unseen = (rules.unseen_id, rules.unseen_attended, rules.unseen_position)
+        assert unseen == (0, version == "1.2", 1)
+        assert vision.arithmetic == ("pillow" if version == "1.0" else "torchvision")
+        assert ("Picture 1: " in rules.prefix + rules.suffix) == (version != "1.0")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_string_before_the_picture_is_a_choice(
+    shared: dict[str, Path], tmp_path: Path, version: str
+) -> None:
+    checkpoint = find_checkpoint(str(shared[version]))
+    own = open_step1x(shared[version])
+    for choice in (False, True):
+        other = open_model(replace(checkpoint, settings={"vision_id": choice}))
+        assert isinstance(other, Step1XModel)
+        for model in (other, other.samples_of_blocks()[0]):
+            rules = model.spec.prompt
+            assert ("Picture 1: " in rules.prefix + rules.suffix) == choice
+        assert (other.spec.prompt == own.spec.prompt) == (choice == (version != "1.0"))
+        assert other.version.vision_id == choice  # what the literal model asks
+    with pytest.raises(InputError, match="mini is of a family of models that has no option 'vi"):
+        plan_export("mini", tmp_path / "b", ExportOptions(vision_id=True))
 
 
 def values(part: Part | None) -> dict[str, torch.Tensor]:

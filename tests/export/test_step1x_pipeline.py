@@ -6,6 +6,7 @@ own classes, attention comes from the literal transcription.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.export.step1x import make_step1x, open_step1x, picture
 from tests.export.triton_client import recorded, request, same
 from tests.export.triton_server import Server
 
-EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there']
+EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there!']
 FP32 = PRECISIONS["fp32"]
 SIZES = [(64, 48), (131, 97), (90, 241)]
 
@@ -49,6 +50,16 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     checkpoint = make_step1x(folder / "model", request.param)
     export_bundle(str(checkpoint), folder / "bundle", ExportOptions())
     return Exported(open_step1x(checkpoint), folder / "bundle")
+
+
+def test_what_it_needs_of_a_reader(exported: Exported) -> None:
+    manifest = json.loads((exported.bundle / "manifest.json").read_text())
+    assert manifest["schema_version"] == "1.3"
+    assert manifest["prompt"]["unseen_position"] == 1
+    torchvision = exported.model.version.name == "1.2"
+    assert manifest["prompt"]["vision"].get("arithmetic") == (
+        "torchvision" if torchvision else None
+    )
 
 
 def published_size(width: int, height: int, level: int) -> tuple[int, int]:

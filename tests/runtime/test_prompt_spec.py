@@ -54,6 +54,15 @@ def bundle(tmp_path: Path, reseal: Reseal) -> Path:
         (lambda d: d["prompt"].update(drop=-1), "prompt.drop' is -1, expected an integer from 0"),
         (lambda d: d["prompt"].update(padding="ones"), "one of 'tokens', 'zeros', 'none'"),
         (lambda d: d["prompt"].update(unseen_id=-1), "prompt.unseen_id' is -1, expected an intege"),
+        (
+            lambda d: d["prompt"].update(unseen_position=-1),
+            "unseen_position' is -1, expected an in",
+        ),
+        (lambda d: d["prompt"]["vision"].update(arithmetic="mine"), "one of 'pillow', 'torchvisio"),
+        (
+            lambda d: d["prompt"]["vision"].update(arithmetic="torchvision", resample="lanczos"),
+            "vision.resample' is 'lanczos', expected bilinear or bicubic, where 'arithmetic' is",
+        ),
         (lambda d: d["prompt"].update(grid_offset_px=1e9), "expected a number from -512 to 512"),
         (lambda d: d["geometry"].update(resize="shrink"), "rounding' is 'ceil', expected 'floor'"),
         (lambda d: d["geometry"].update(resize_in="bits"), "one of 'uint8', 'float32'"),

@@ -78,6 +78,32 @@ def test_other_patches(rules: VisionRules) -> None:
         check(picture(size_wh), rules)
 
 
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    "size_wh", [(592, 432), (880, 1184), (300, 70), (28, 28), (3, 500), (1, 1), (448, 450)]
+)
+def test_the_other_arithmetic_is_torchs_bit_by_bit(size_wh: tuple[int, int], resample: str) -> None:
+    """torchvision resizes a tensor of 8 bits with this function, on a CPU."""
+    torch = pytest.importorskip("torch")
+    rules = replace(RULES, arithmetic="torchvision", resample=resample)
+    for kept in (rules, replace(rules, min_pixels=4 * 28 * 28, max_pixels=9 * 28 * 28)):
+        pixels = picture(size_wh)
+        found = vision.view(pixels, size_wh, kept).image_hwc
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        wanted = torch.nn.functional.interpolate(
+            planes, found.shape[:2], mode=resample, antialias=True
+        )
+        np.testing.assert_array_equal(found, wanted[0].permute(1, 2, 0).numpy())
+
+
+def test_a_view_that_fits_is_a_copy() -> None:
+    pixels = picture((448, 448))
+    for arithmetic in ("pillow", "torchvision"):
+        seen = vision.view(pixels, (448, 448), replace(RULES, arithmetic=arithmetic))
+        assert not np.shares_memory(seen.image_hwc, pixels) and not seen.image_hwc.flags.writeable
+        np.testing.assert_array_equal(seen.image_hwc, pixels)
+
+
 def test_sizes_are_the_processors() -> None:
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     rng = np.random.default_rng(3)
