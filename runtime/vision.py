@@ -180,7 +180,7 @@ def _resize_16(pixels_hwc: Uint8, size_wh: tuple[int, int], resample: str) -> Ui
     for axis, size in ((1, size_wh[0]), (0, size_wh[1])):
         if found.shape[axis] != size:
             found = _pass_16(found, axis, size, *_FILTERS_16[resample])
-    return np.array(found)  # never the caller's
+    return np.array(found, order="C")  # never the caller's
 
 
 def _pass_16(

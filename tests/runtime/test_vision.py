@@ -88,7 +88,9 @@ def test_the_other_arithmetic_is_torchs_bit_by_bit(size_wh: tuple[int, int], res
     rules = replace(RULES, arithmetic="torchvision", resample=resample)
     for kept in (rules, replace(rules, min_pixels=4 * 28 * 28, max_pixels=9 * 28 * 28)):
         pixels = picture(size_wh)
-        found = vision.view(pixels, size_wh, kept).image_hwc
+        seen = vision.view(pixels, size_wh, kept)
+        assert len(seen.digest) == 64
+        found = seen.image_hwc
         planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         wanted = torch.nn.functional.interpolate(
             planes, found.shape[:2], mode=resample, antialias=True
