@@ -225,7 +225,9 @@ def _stand_in_for_flash_attention() -> None:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         parts = [
             torch.nn.functional.scaled_dot_product_attention(
-                *(x[a:b].transpose(0, 1) for x in (q, k, v)),
+                q[a:b].transpose(0, 1),
+                k[a:b].transpose(0, 1),
+                v[a:b].transpose(0, 1),
                 is_causal=options.get("causal", False),
                 scale=options.get("softmax_scale"),
             ).transpose(0, 1)
@@ -236,7 +238,7 @@ def _stand_in_for_flash_attention() -> None:
     def pad(x: torch.Tensor, places: torch.Tensor, batch: int, length: int) -> torch.Tensor:
         out = x.new_zeros(batch * length, *x.shape[1:])
         out[places] = x
-        return out.unflatten(0, (batch, length))
+        return out.reshape(batch, length, *x.shape[1:])
 
     def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, dim=-1)
