@@ -105,7 +105,7 @@ def test_weights_outside_the_bundle_are_refused(
     ("change", "message"),
     [
         (lambda d: d.update(format="x"), "holds no scales"),
-        (lambda d: d.update(schema_version="2.0"), "format 2.0, this reads 1.x: upgrade"),
+        (lambda d: d.update(schema_version="2.0"), "format 2.0, this reads 1.x: install a newer"),
         (lambda d: d.update(schema_version=1), "'schema_version' is not one"),
         (lambda d: d.update(number_type="e5m2"), "'number_type' is not 'e4m3'"),
         (lambda d: d.pop("graph"), "'graph' is not an object"),
