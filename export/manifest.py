@@ -75,7 +75,8 @@ def write_manifest(
             "revision": revision,
             "licence": spec.licence,
             "demonstrator": spec.demonstrator,
-        },
+        }
+        | ({} if spec.scope is None else {"scope": dict(spec.scope)}),
         "created_with": {"rism": rism.__version__} | _versions(),
         "precision": {
             "compute": str(precision.compute).removeprefix("torch."),

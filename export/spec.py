@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,7 @@ class ModelSpec:
     tau: float = 0.8
     timestep: float = 1.0
     confidence: Mapping[str, float] | None = None  # rism.runtime.confidence.ConfidenceRule
+    scope: Mapping[str, Any] | None = None  # of a demonstrator, rism.runtime.scope.Scope
 
     @property
     def blocks(self) -> int:

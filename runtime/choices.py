@@ -38,8 +38,9 @@ class Choices(TypedDict, total=False):
             (`spatial_prior`); True, but for capture "scores", whose graph holds the threshold.
         instances: of several parts, keep the one that words of place and size mean
             (`one_instance`); True.
+        confidence: below this, 0 to 1, nothing in the picture fits; the bundle's threshold.
         always: answer with a mask even where the confidence says that nothing in the picture
-            fits; False.
+            fits, or where a demonstrator cannot know (`Segmentation.outside`); False.
         paper: the published method to the letter: all of the above as it has them, but for what
             is chosen besides; False.
     """
@@ -52,6 +53,7 @@ class Choices(TypedDict, total=False):
     upsample: str | None
     spatial_prior: bool | None
     instances: bool | None
+    confidence: float | None
     always: bool | None
     paper: bool | None
 
@@ -65,6 +67,7 @@ class Settings:
     upsample: str
     spatial_prior: bool
     instances: bool
+    confidence: float | None
     always: bool
     magnets: str
     sinks: bool
@@ -95,11 +98,10 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
                 f"{', '.join(Choices.__annotations__)}"
             )
     paper = _flag(own, "paper", default=False)
-    tau = own.get("tau", method.tau)
-    # NumPy's numbers are real ones, too; a bool is one by mistake.
-    if isinstance(tau, bool) or not isinstance(tau, Real) or not 0.0 <= float(tau) < 1.0:
+    tau = _number(own.get("tau", method.tau))
+    if not 0.0 <= tau < 1.0:
         raise InputError(
-            f"tau is {one_line(tau)}, expected a number from 0 to below 1, such as 0.8"
+            f"tau is {one_line(own['tau'])}, expected a number from 0 to below 1, such as 0.8"
         )
     in_graph = capture == "scores"
     prototype = _one_of(own.get("prototype", method.prototype), PROTOTYPES, "prototype")
@@ -114,17 +116,46 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
             "the spatial prior cannot be asked of capture 'scores', whose graph holds the "
             "threshold: use capture 'vectors'"
         )
+    least = _least(own, method)
+    always = _flag(own, "always", default=paper and least is None)
+    if always and least is not None:
+        raise InputError("always and confidence exclude each other: drop one of them")
     default = "bilinear" if paper else "guided"
     return Settings(
-        tau=float(tau),
+        tau=tau,
         prototype=prototype,
         upsample=_one_of(own.get("upsample", default), UPSAMPLES, "upsample"),
         spatial_prior=spatial_prior,
         instances=_flag(own, "instances", default=not paper),
-        always=_flag(own, "always", default=paper),
+        confidence=least,
+        always=always,
         magnets=_joined(own.get("magnets", "")),
         sinks=_flag(own, "sinks", default=False),
     )
+
+
+def _number(value: object) -> float:
+    """Return a number as a float, anything else as NaN."""
+    # NumPy's numbers are real ones, too; a bool is one by mistake.
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+
+
+def _least(own: Mapping[str, object], method: Method) -> float | None:
+    """Return the confidence that is expected of an answer, where it was chosen."""
+    if "confidence" not in own:
+        return None
+    least = _number(own["confidence"])
+    if not 0.0 <= least <= 1.0:
+        raise InputError(
+            f"confidence is {one_line(own['confidence'])}, expected a number from 0 to 1, such as "
+            "0.5"
+        )
+    if method.confidence is None:
+        raise InputError(
+            "the bundle's confidence was never fitted, so none can be asked for: leave it out, or "
+            "see rism fit-confidence --help"
+        )
+    return least
 
 
 def _joined(magnets: object) -> str:

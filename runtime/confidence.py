@@ -62,14 +62,19 @@ class ConfidenceRule:
         """Return the probability, 0 to 1, that what was asked for is in the picture."""
         return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
 
-    def judge(self, found: Evidence) -> tuple[float, str | None]:
-        """Return the confidence, and what to say where it is too low for an answer."""
-        confidence = self.confidence(found)
-        if confidence >= self.threshold:
+    def judge(self, found: Evidence, least: float | None = None) -> tuple[float, str | None]:
+        """Return the confidence, and what to say where it is too low for an answer.
+
+        Args:
+            found: what speaks for a presence.
+            least: what is expected; None for `threshold`.
+        """
+        confidence, least = self.confidence(found), self.threshold if least is None else least
+        if confidence >= least:
             return confidence, None
         return confidence, (
             f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
-            f"{self.threshold:.3f}"
+            f"{least:.3f}"
         )
 
 

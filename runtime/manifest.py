@@ -30,6 +30,7 @@ from rism.runtime.graph_spec import (
     size_suffix,
 )
 from rism.runtime.prompt_spec import RESAMPLES, PromptRules, parse_prompt
+from rism.runtime.scope import Scope
 
 __all__ = [
     "CAPTURES",
@@ -51,11 +52,15 @@ PROTOTYPES = ("equation", "cosine")
 MAX_NOISE_VALUES = 2**26
 MAX_SIZES = 64
 MAX_SIDE_PX = 8192
+MAX_NOUNS = 1000
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Where the weights came from."""
+    """Where the weights came from.
+
+    `scope` is what a demonstrator can be asked, None where nothing is known of it.
+    """
 
     name: str
     family: str
@@ -63,6 +68,7 @@ class ModelInfo:
     revision: str
     licence: str
     demonstrator: bool
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True)
@@ -220,14 +226,26 @@ def _check_version(top: Node) -> str:
 
 
 def _model(node: Node) -> ModelInfo:
+    demonstrator = node.boolean("demonstrator", default=False)
+    if node.has("scope") and not demonstrator:
+        node.refuse("scope", "none where 'demonstrator' is not true")
     return ModelInfo(
         name=node.text("name"),
         family=node.text("family"),
         source=node.text("source", default="unknown"),
         revision=node.text("revision", default="unknown"),
         licence=node.text("licence", default="unknown"),
-        demonstrator=node.boolean("demonstrator", default=False),
+        demonstrator=demonstrator,
+        scope=_scope(node.node("scope")) if node.has("scope") else None,
     )
+
+
+def _scope(node: Node) -> Scope:
+    given = node.items("nouns", most=MAX_NOUNS)
+    nouns = [each for each in given if isinstance(each, str) and each.isalpha() and each.islower()]
+    if not nouns or len(nouns) != len(given):
+        node.refuse("nouns", f"1 to {MAX_NOUNS} words in lower case")
+    return Scope(tuple(nouns), node.number("flatness", 0.0, 1.0))
 
 
 def _created_with(node: Node) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from rism.runtime.words import PLACES, RELATION
 
-__all__ = ["STOP_WORDS", "content_words", "head_noun"]
+__all__ = ["STOP_WORDS", "content_words", "head_noun", "noun_phrase"]
 
 Span: TypeAlias = tuple[int, int]
 
@@ -55,9 +55,7 @@ def content_words(expression: str) -> list[Span]:
 def head_noun(expression: str) -> Span | None:
     """Find the word that names the object: the last of the first noun phrase.
 
-    The phrase ends before the first preposition, relation, auxiliary or comma; where nothing is
-    left of it, the whole expression is taken. Words of place and stop words at its end do not
-    count ("man left"), unless it has no others.
+    Words of place and stop words at its end do not count ("man left"), unless it has no others.
 
     Args:
         expression: as it was asked.
@@ -68,12 +66,31 @@ def head_noun(expression: str) -> Span | None:
     >>> [text[a:b] for text in ("small red dog left of the car",) for a, b in [head_noun(text)]]
     ['dog']
     """
-    ends = [found.start() for rule in (_END, RELATION) if (found := rule.search(expression))]
-    words = _words(expression, 0, min(ends, default=len(expression)))
-    words = words or _words(expression, 0, len(expression))
+    words = noun_phrase(expression)
     named = [span for span in words if _lower(expression, span) not in PLACES | STOP_WORDS]
     words = named or words
     return words[-1] if words else None
+
+
+def noun_phrase(expression: str) -> list[Span]:
+    """Find the words of the first noun phrase, which speak of the object itself.
+
+    It ends before the first preposition, relation, auxiliary or comma; where nothing is left of
+    it, the whole expression is taken.
+
+    Args:
+        expression: as it was asked.
+
+    Returns:
+        First and end of each word in characters.
+
+    >>> text = "small red dog left of the car"
+    >>> [text[a:b] for a, b in noun_phrase(text)]
+    ['small', 'red', 'dog']
+    """
+    ends = [found.start() for rule in (_END, RELATION) if (found := rule.search(expression))]
+    words = _words(expression, 0, min(ends, default=len(expression)))
+    return words or _words(expression, 0, len(expression))
 
 
 def _words(text: str, first: int, end: int) -> list[Span]:

@@ -17,6 +17,7 @@ from rism.runtime.device_engine import Mirrored, run_in_place
 from rism.runtime.engines import Engine
 from rism.runtime.errors import InputError
 from rism.runtime.images import ImageSource, load_image
+from rism.runtime.scope import flatness
 
 __all__ = ["ImageState", "PictureEncoder"]
 
@@ -38,6 +39,7 @@ class ImageState:
         pixels: (H, W, 3) uint8, read-only: contours are drawn along its edges, a refiner sees
             it. None in a state that was made without.
         view: what the text encoder sees, where it looks at the picture; otherwise None.
+        unlike: why this is no picture for a demonstrator; None where it is, and for other models.
     """
 
     plan: geometry.Plan
@@ -46,6 +48,7 @@ class ImageState:
     timings_ms: Mapping[str, float]
     pixels: Uint8 | None = None
     view: vision.View | None = None
+    unlike: str | None = None
 
     def __repr__(self) -> str:
         (width, height), (rows, columns) = self.plan.size_wh, self.plan.grid_hw
@@ -74,6 +77,7 @@ class ImageState:
 class _Encoded:
     latents: Float32 | Mirrored
     view: vision.View | None
+    unlike: str | None
 
     @property
     def nbytes(self) -> int:
@@ -123,13 +127,15 @@ class PictureEncoder:
         if kept is None:
             resized = geometry.resize(pixels, plan, manifest.geometry)
             view = self._view(pixels, resized, plan)
+            scope = manifest.model.scope
+            unlike = None if scope is None else scope.unlike(flatness(resized))
             loaded = perf_counter()
-            kept = _Encoded(self._latents(resized, plan), view)
+            kept = _Encoded(self._latents(resized, plan), view, unlike)
             self._kept.put(key, kept)
         done = perf_counter()
         timings = {"image": (loaded - start) * 1e3, "vae": (done - loaded) * 1e3}
         shown, digest = _shown(pixels, image) if self._keep_pixels else None, self._bundle.digest
-        return ImageState(plan, kept.latents, digest, timings, shown, kept.view)
+        return ImageState(plan, kept.latents, digest, timings, shown, kept.view, kept.unlike)
 
     def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32 | Mirrored:
         manifest = self._bundle.manifest

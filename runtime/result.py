@@ -14,6 +14,8 @@ from rism.runtime.rle import decode_rle, encode_rle
 
 __all__ = ["Segmentation"]
 
+_DOUBTFUL = 0.5  # as likely absent as present
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
@@ -34,8 +36,12 @@ class Segmentation:
         concentration: how concentrated the coarse map is, 0 (even) to 1 (one token).
         agreement: correlation of the refined map and the score map, -1 to 1.
         confidence: the probability that what was asked for is in the picture, by the bundle's
-            rule for the three above; None where the bundle has none.
+            rule for the three above; None where the bundle's was never fitted, and where it
+            cannot know (`outside`).
         reason: why the mask is empty, or None where it is not.
+        demonstrator: whether the model is one: small, and made for drawn scenes.
+        outside: why a demonstrator cannot know: none of its nouns is in the expression, or the
+            image is unlike what it was made for. None for other models.
         provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; where not all
             of them ran on one, the transformer's first: "tensorrt-rtx:0+cuda:0".
         precision: what the transformer computed in, such as "float32" or "fp8".
@@ -70,6 +76,17 @@ class Segmentation:
     tokens: tuple[str, ...] = ()
     token_attention: npt.NDArray[np.float32] | None = None
     sinks: tuple[int, ...] = ()
+    demonstrator: bool = False
+    outside: str | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the mask is doubtful: a confidence below 0.5, or `outside`; None where it is empty."""
+        if self.reason is not None:
+            return None
+        if self.outside is None and self.confidence is not None and self.confidence < _DOUBTFUL:
+            return f"confidence {self.confidence:.3f} is below {_DOUBTFUL}"
+        return self.outside
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -144,6 +161,9 @@ class Segmentation:
             "agreement": self.agreement,
             "confidence": self.confidence,
             "reason": self.reason,
+            "doubt": self.doubt,
+            "demonstrator": self.demonstrator,
+            "outside": self.outside,
             "sinks": list(self.sinks),
             "model": self.model,
             "provider": self.provider,

@@ -222,7 +222,7 @@ class Segmenter:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same picture (answered in order, batched).
             choices: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
-                instances, always, paper: see `Choices`.
+                instances, confidence, always, paper: see `Choices`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
@@ -366,9 +366,16 @@ class Segmenter:
             reason = "no pixel is nearer to the expression"
         seen, mask_hw = answer.evidence, answer.mask_hw
         rule = self.manifest.method.confidence
-        confidence, doubt = (None, None) if rule is None else rule.judge(seen)
-        if reason is None and doubt is not None and not settings.always:
-            reason, mask_hw = doubt, np.zeros_like(mask_hw)
+        scope = self.manifest.model.scope
+        outside = state.unlike or (scope and scope.unknown(prompt.instruction.expression))
+        confidence, doubt = None, None
+        if rule is not None and outside is None:
+            confidence, doubt = rule.judge(seen, settings.confidence)
+        if not settings.always:
+            # What it cannot know comes first, whatever else there is to say.
+            reason = outside or reason or doubt
+        if reason is not None:
+            mask_hw = np.zeros_like(mask_hw)
         tokens, attention = prompt.tokens, answer.token_attention
         if attention is not None:
             attention = attention[:, : len(tokens)].T.reshape(len(tokens), *grid_hw)
@@ -392,4 +399,6 @@ class Segmenter:
             plan=state.plan,
             tokens=tokens if attention is not None else (),
             token_attention=attention,
+            demonstrator=self.manifest.model.demonstrator,
+            outside=outside,
         )

@@ -90,6 +90,7 @@ def make_spec(
         feature_dim=config["num_attention_heads"] * config["attention_head_dim"],
         tau=settings["tau"],
         confidence=settings["confidence"],
+        scope=settings["scope"],
     )
 
 

@@ -13,6 +13,7 @@ from rism.export.files import read_json
 from rism.export.precision import PRECISIONS
 from rism.runtime.confidence import ConfidenceRule
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.scope import Scope
 
 __all__ = ["COMMON", "Setting", "feature_block", "flag", "nullable", "read_settings", "whole"]
 
@@ -63,6 +64,18 @@ def _is_rule(value: object) -> bool:
     )
 
 
+def _is_scope(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {field.name for field in fields(Scope)}
+        and isinstance(value["nouns"], list)
+        and bool(value["nouns"])
+        and all(isinstance(v, str) and v.isalpha() and v.islower() for v in value["nouns"])
+        and isinstance(value["flatness"], float)
+        and 0 <= value["flatness"] <= 1
+    )
+
+
 COMMON: dict[str, Setting] = {
     "name": _line(None),
     "licence": _line("see the model card"),
@@ -76,6 +89,11 @@ COMMON: dict[str, Setting] = {
         None,
         lambda v: v is None or _is_rule(v),
         "an object of the numbers separability, concentration, agreement, bias and threshold",
+    ),
+    "scope": Setting(
+        None,
+        lambda v: v is None or _is_scope(v),
+        "an object of nouns, words in lower case, and flatness, a number from 0 to 1",
     ),
     # As published; float32 for a demonstrator, which runs on CPUs.
     "precision": Setting(

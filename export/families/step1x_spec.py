@@ -246,6 +246,7 @@ def make_spec(
         prompt_mask=True,
         tau=settings["tau"],
         confidence=settings["confidence"],
+        scope=settings["scope"],
     )
 
 
