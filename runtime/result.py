@@ -81,7 +81,7 @@ class Segmentation:
 
     @property
     def doubt(self) -> str | None:
-        """Why the mask is doubtful: a confidence below 0.5, or `outside`; None where it is empty."""
+        """Why a mask is doubtful: a confidence below 0.5, or `outside`; of an empty one None."""
         if self.reason is not None:
             return None
         if self.outside is None and self.confidence is not None and self.confidence < _DOUBTFUL:

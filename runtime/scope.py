@@ -31,8 +31,8 @@ class Scope:
         if not set(self.nouns).isdisjoint(words):
             return None
         return (
-            f"the demonstrator has no word of '{one_line(expression, limit=60)}' for a thing, it "
-            f"knows {', '.join(self.nouns)}"
+            f"the demonstrator knows nothing that '{one_line(expression, limit=60)}' names, only "
+            f"{', '.join(self.nouns)}"
         )
 
     def unlike(self, found: float) -> str | None:

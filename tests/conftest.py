@@ -239,7 +239,7 @@ def _manifest() -> dict[str, Any]:
     return {
         "format": "rism-bundle",
         "schema_version": "1.0",
-        "model": {"name": "tiny", "family": "test", "demonstrator": True},
+        "model": {"name": "tiny", "family": "test"},
         "created_with": {"rism": "0.1.0"},
         "precision": {"compute": "float32", "storage": "float32"},
         "geometry": {

@@ -36,12 +36,14 @@ class Answer:
         record: its entry of the JSON; None where there is none.
         line: what was found, for people.
         detail: what it took, for those who ask.
+        warning: why the picture is none for the model, or None.
     """
 
     files: tuple[tuple[Path | None, bytes], ...]
     record: dict[str, Any] | None
     line: str
     detail: str
+    warning: str | None
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,13 @@ class Question:
         shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
         results = [_with_timings(result, shared, len(found)) for result in found]
         return [
-            self._drawn(source, pixels, result, slug)
+            self._drawn(source, pixels, result, slug, state.unlike)
             for result, slug in zip(results, self.slugs, strict=True)
         ]
 
-    def _drawn(self, source: Source, pixels: Uint8, result: Segmentation, slug: str) -> Answer:
+    def _drawn(
+        self, source: Source, pixels: Uint8, result: Segmentation, slug: str, unlike: str | None
+    ) -> Answer:
         wanted = self.destination
         files = tuple(
             (
@@ -110,6 +114,7 @@ class Question:
             result_record(source.label, result, written) if wanted.as_json else None,
             summary_line(source.label, result, written),
             f'{one_line(source.label)}: "{result.instruction}", {stages} ms',
+            None if unlike is None else f"{one_line(source.label)}: {unlike}",
         )
 
 

@@ -14,6 +14,7 @@ from rism.runtime.cli.console import Console, Countdown, UsageError, write_stdou
 from rism.runtime.cli.datasets import DatasetFlags
 from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
+from rism.runtime.cli.report import DEMONSTRATOR
 from rism.runtime.errors import InputError, RismError, one_line
 from rism.runtime.instructions import InstructionFile
 from rism.runtime.refine import Refiner
@@ -22,10 +23,6 @@ from rism.runtime.segmenter import Segmenter
 __all__ = ["EvalFlags", "evaluate_bundle"]
 
 _SHOWN_PROBLEMS = 5
-_DEMONSTRATOR = (
-    "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs add "
-    "--bundle DIR, a folder that rism export wrote"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +178,6 @@ def _expect_answers(said: InstructionFile, dataset: Any, template: str) -> None:
 
 
 def _load(flags: EvalFlags, refiner: Refiner | None, console: Console) -> Segmenter:
-    if flags.bundle is None and flags.source != "scenes":
-        console.note(_DEMONSTRATOR)
     console.status(f"loading {flags.bundle or 'mini'} ...")
     segmenter = Segmenter.from_bundle(
         flags.bundle,
@@ -198,6 +193,8 @@ def _load(flags: EvalFlags, refiner: Refiner | None, console: Console) -> Segmen
         warn=console.detail,
     )
     console.clear()
+    if segmenter.manifest.model.demonstrator and flags.source != "scenes":
+        console.note(DEMONSTRATOR)
     console.detail(
         f"{segmenter.manifest.model.name} from {segmenter.bundle.path}, capture "
         f"{segmenter.capture}, provider {segmenter.provider}: {segmenter.provider_reason}"

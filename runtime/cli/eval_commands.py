@@ -9,6 +9,7 @@ from rism.runtime.cli.flags import (
     BUNDLE_HELP,
     Always,
     Capture,
+    Confidence,
     Device,
     EngineName,
     EnginePrecision,
@@ -109,6 +110,7 @@ def evaluate(
     upsample: UpsampleChoice = None,
     spatial_prior: SpatialPrior = None,
     instances: Instances = None,
+    confidence: Confidence = None,
     always: Always = False,
     paper: Paper = False,
     maps: Annotated[
@@ -160,6 +162,7 @@ def evaluate(
                     upsample=None if upsample is None else upsample.value,
                     spatial_prior=spatial_prior,
                     instances=instances,
+                    confidence=confidence,
                     always=always or None,
                     paper=paper or None,
                 )

@@ -14,6 +14,7 @@ __all__ = [
     "Always",
     "CalibrationRule",
     "Capture",
+    "Confidence",
     "Device",
     "EngineName",
     "EnginePrecision",
@@ -268,6 +269,13 @@ Instances = Annotated[
     bool | None,
     typer.Option(
         "--instances/--no-instances", help="Keep the one of several parts that the words mean."
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        callback=expecting("0 to 1, such as 0.5", lambda least: 0 <= least <= 1),
+        help="Answer with an empty mask where the confidence is below; the bundle has a default.",
     ),
 ]
 Always = Annotated[

@@ -12,7 +12,19 @@ from rism.runtime.cli.names import readable
 from rism.runtime.result import Segmentation
 from rism.runtime.rle import encode_rle
 
-__all__ = ["failure_record", "json_line", "json_text", "result_record", "summary_line"]
+__all__ = [
+    "DEMONSTRATOR",
+    "failure_record",
+    "json_line",
+    "json_text",
+    "result_record",
+    "summary_line",
+]
+
+DEMONSTRATOR = (
+    "note: the bundle is a demonstrator, it knows drawn shapes only; for photographs: "
+    "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
+)
 
 
 def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> str:
@@ -24,15 +36,21 @@ def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> s
     box = result.box_xyxy
     if box is None:
         found = f"nothing found ({result.reason})"
-        if result.confidence is not None and result.score_map.max() > 0:
+        judged = result.confidence is not None or result.outside is not None
+        if judged and result.score_map.max() > 0:
             found += ": --always for a mask all the same"
     else:
         found = (
             f"box {','.join(map(str, box))}, area {result.area_share:.1%}, "
             f"separability {result.separability:.2f}"
         )
-        if result.confidence is not None:
-            found += f", confidence {result.confidence:.2f}"
+        if result.outside is not None:
+            found += f", doubtful: {result.outside}"
+        elif result.confidence is None:
+            found += ", confidence not fitted"
+        else:
+            doubtful = "" if result.doubt is None else " (doubtful)"
+            found += f", confidence {result.confidence:.2f}{doubtful}"
     took = f"{sum(result.timings_ms.values()):.0f} ms on {result.provider} in {result.precision}"
     line = f'{label} "{result.expression}": {found}, {took}'
     return _shown(line if not written else f"{line} -> {', '.join(map(str, written))}")

@@ -16,7 +16,7 @@ from rism.runtime.cli.console import Console, ReaderGoneError, UsageError, write
 from rism.runtime.cli.names import as_text, slugs
 from rism.runtime.cli.outputs import Destination, check_outputs, choose_destination
 from rism.runtime.cli.refiner import find_refiner
-from rism.runtime.cli.report import failure_record, json_line, json_text
+from rism.runtime.cli.report import DEMONSTRATOR, failure_record, json_line, json_text
 from rism.runtime.cli.sources import Source, Sources, find_sources, sort_arguments
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.images import pixel_count
@@ -27,11 +27,6 @@ from rism.runtime.segmenter import Segmenter
 from rism.runtime.threads import MOST_WORKERS, cpu_count
 
 __all__ = ["RunOptions", "run_pictures"]
-
-_DEMONSTRATOR = (
-    "note: this is the built-in demonstrator, it knows drawn shapes only; for photographs: "
-    "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
-)
 
 # Some 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
@@ -92,6 +87,10 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     workers = _workers(options, len(sources.images))
     segmenter = _load(options, console, workers)
     reworded = options.refiner is not None or options.instructions is not None
+    scope = segmenter.manifest.model.scope
+    for text in expressions if scope is not None else ():
+        if (unknown := scope.unknown(text)) is not None:
+            console.note(f"warning: {unknown}")
     question = Question(
         segmenter, expressions, options.choices, reworded, destination, tuple(names)
     )
@@ -204,8 +203,6 @@ def _pixels(source: Source) -> int:
 
 def _load(options: RunOptions, console: Console, workers: int) -> Segmenter:
     refiner = _refiner(options, console)
-    if options.bundle is None:
-        console.note(_DEMONSTRATOR)
     console.status(f"loading {options.bundle or 'mini'} ...")
     segmenter = Segmenter.from_bundle(
         options.bundle,
@@ -223,6 +220,8 @@ def _load(options: RunOptions, console: Console, workers: int) -> Segmenter:
     )
     console.clear()
     manifest = segmenter.manifest
+    if manifest.model.demonstrator:
+        console.note(DEMONSTRATOR)
     console.detail(
         f"{manifest.model.name} ({manifest.model.licence}) from {segmenter.bundle.path}, "
         f"capture {segmenter.capture}, provider {segmenter.provider}: {segmenter.provider_reason}"
@@ -245,6 +244,8 @@ def _deliver(
 ) -> list[dict[str, Any]]:
     """Write the images of one source, print its lines, and return its JSON entries."""
     stdout_is_data = destination.to_stdout or destination.json_stdout
+    if answers[0].warning is not None:
+        console.note(f"warning: {answers[0].warning}")
     for answer in answers:
         for path, data in answer.files:
             if path is None:

@@ -16,7 +16,7 @@ def test_it_prints_what_a_bundle_is(tiny_bundle: Path, reseal: Any) -> None:
     assert shown.exit_code == 0, shown.output
     for line in (
         f"bundle     {tiny_bundle} (format 1.0)",
-        "model      tiny (test, a demonstrator)",
+        "model      tiny (test)",
         'prompt     "remove {expression}", at most 8 tokens',
         "graph      transformer.vectors (transformer.vectors.onnx), the default",
         "           <- clean_latents float32 (batch, n_v, 3) as clean",

@@ -279,11 +279,14 @@ def test_names_and_words_in_any_locale(
 
 
 def test_the_built_in_model_says_what_it_is(rism: Rism, picture: Path, workplace: Path) -> None:
-    shown = rism("run", picture, "the green square", "--json")
+    shown = rism("run", picture, "the green ball", "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)[0]["model"] == "mini"
+    assert json.loads(shown.stdout)[0]["demonstrator"] is True
     note = shown.stderr.decode()
     assert note.count("\n") == 1
     assert "demonstrator" in note
     assert "rism export --model step1x" in note
-    assert rism("run", picture, "the green square", "--json", "-q").stderr == b""
+    assert rism("run", picture, "the green ball", "--json", "-q").stderr == b""
+    named = rism("run", picture, "the green ball", "--json", "--bundle", "mini")
+    assert named.stderr == shown.stderr

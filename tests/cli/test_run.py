@@ -44,7 +44,7 @@ def test_without_flags_it_says_what_it_found_and_saves_beside_you(
     line = invoke(picture, "green", "--bundle", tiny_bundle)
     assert line.count("\n") == 1
     assert '"green": box ' in line
-    assert "separability" in line
+    assert "separability" in line and ", confidence not fitted, " in line
     assert "ms on cpu in float32 -> colours.green.mask.png, colours.green.overlay.png" in line
     assert names(workplace) == ["colours.green.mask.png", "colours.green.overlay.png"]
     assert np.array_equal(read_mask(workplace / "colours.green.mask.png"), expected)
@@ -117,6 +117,28 @@ def test_nothing_found_is_an_answer(tiny_bundle: Path, workplace: Path) -> None:
     (record,) = json.loads(invoke("plain.bmp", "red", "--bundle", tiny_bundle, "--json"))
     assert record["box_xyxy"] is None
     assert record["reason"] == "the attention map is constant"
+
+
+def test_what_a_demonstrator_does_not_know_is_said(workplace: Path) -> None:
+    street = Path(__file__).parents[2] / "examples/street.png"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(workplace / "noise.png")
+    arguments = ["run", str(street), "noise.png", "the red car", "the zebra", "--save", "mask"]
+    shown = runner.invoke(app, [*arguments, "--confidence", "0.01"])
+    note, word, image = shown.stderr.splitlines()
+    assert note.startswith("note: the bundle is a demonstrator")
+    assert word.startswith("warning: the demonstrator knows nothing that 'the zebra' names, only ")
+    assert image.startswith("warning: noise.png: the image is unlike the drawn scenes")
+    doubtful, zebra, *_ = lines = shown.stdout.splitlines()
+    assert "(doubtful)" in doubtful
+    assert f"nothing found ({word.removeprefix('warning: ')}): --always" in zebra
+    assert len(lines) == 4 and all("nothing found (the image is unlike" in x for x in lines[2:])
+    kept = runner.invoke(app, [*arguments, "--always", "--json"])
+    records = json.loads(kept.stdout)
+    assert all(record["doubt"] and record["area_px"] for record in records)
+    assert [record["confidence"] is None for record in records] == [False, True, True, True]
+    strict = runner.invoke(app, ["run", str(street), "the red car", "--confidence", "0.5"])
+    assert "expected at least 0.500): --always" in strict.stdout
 
 
 def test_a_folder_of_pictures_goes_on_past_a_broken_one(

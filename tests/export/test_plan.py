@@ -171,6 +171,7 @@ def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> 
             | {"threshold": 1.5},
             "confidence is .* expected an object",
         ),
+        ("scope", {"nouns": ["Car"], "flatness": 0.5}, "expected an object of nouns, words in lo"),
         ("resize", ["always"], "resize is .* expected always or shrink"),
     ],
 )

@@ -17,7 +17,7 @@ METHOD = Method(
 )  # fmt: skip
 DEFAULTS = Settings(
     tau=0.7, prototype="equation", upsample="guided", spatial_prior=True, instances=True,
-    always=False, magnets="", sinks=False,
+    confidence=None, always=False, magnets="", sinks=False,
 )  # fmt: skip
 PUBLISHED = replace(
     DEFAULTS, upsample="bilinear", spatial_prior=False, instances=False, always=True
@@ -108,6 +108,9 @@ def test_tau_is_a_number_below_1(tau: object) -> None:
         ({"spatial_prior": 0.5}, r"^spatial_prior is '0.5', expected True or False$"),
         ({"sinks": "yes\n"}, r"^sinks is 'yes ?', expected True or False$"),
         ({"magnets": [1]}, r"^magnets are '\[1\]', expected words"),
+        ({"confidence": 1.5}, r"^confidence is 1.5, expected a number from 0 to 1, such as 0.5$"),
+        ({"confidence": True}, r"^confidence is True, expected a number from 0 to 1"),
+        ({"confidence": 0.5}, r"^the bundle's confidence was never fitted, so none can be asked"),
         ({"foo": 1}, r"^there is no option 'foo', expected some of tau, prompt_weights, .*paper$"),
         ({"Tau": 0.5}, r"^there is no option 'Tau', expected"),
         ({"up" * 500: 1}, r"^there is no option 'up.{1,50}', expected"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime import BundleError, Segmenter
+from rism.runtime import BundleError, InputError, Segmenter
 from rism.runtime.confidence import ConfidenceRule, Evidence, evidence
 from rism.runtime.manifest import parse_manifest
 from rism.runtime.method import ATTENTION_CONSTANT, Localisation
@@ -165,6 +165,11 @@ def test_too_little_confidence_is_an_empty_mask(
         assert kept.confidence == result.confidence == pytest.approx(1 / (1 + np.exp(2)))
         np.testing.assert_array_equal(kept.mask, true.mask)
         assert kept.score == true.score > 0
+        assert kept.doubt == "confidence 0.119 is below 0.5" and result.doubt is None
+    assert segmenter.segment(colours, "red", confidence=0.1).mask.any()
+    assert segmenter.segment(colours, "red", paper=True, confidence=0.2).reason is not None
+    with pytest.raises(InputError, match="always and confidence exclude each other"):
+        segmenter.segment(colours, "red", always=True, confidence=0.2)
     asked = segmenter.segment(colours, "red", paper=True, always=False)
     assert asked.reason == result.reason and not asked.mask.any()
 
