@@ -16,7 +16,7 @@ from rism.runtime.cli.report import result_record, summary_line
 from rism.runtime.cli.sources import Source
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.images import load_image
-from rism.runtime.render import Uint8, encode_png, render
+from rism.runtime.render import Uint8, encode_png, overlay, render
 from rism.runtime.result import Segmentation
 from rism.runtime.segmenter import Segmenter
 
@@ -92,25 +92,31 @@ class Question:
         shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
         results = [_with_timings(result, shared, len(found)) for result in found]
         return [
-            self._drawn(source, pixels, result, slug, state.unlike)
-            for result, slug in zip(results, self.slugs, strict=True)
+            self._drawn(source, pixels, results, at, state.unlike) for at in range(len(results))
         ]
 
     def _drawn(
-        self, source: Source, pixels: Uint8, result: Segmentation, slug: str, unlike: str | None
+        self,
+        source: Source,
+        pixels: Uint8,
+        results: list[Segmentation],
+        at: int,
+        unlike: str | None,
     ) -> Answer:
-        wanted = self.destination
-        files = tuple(
-            (
-                None if wanted.to_stdout else wanted.path(source.stem, slug, kind),
-                encode_png(render(result, pixels, kind)),
-            )
-            for kind in wanted.kinds
-        )
-        written = [path for path, _ in files if path is not None]
+        """Draw one result; with the first, the overlay of all of them."""
+        wanted, result = self.destination, results[at]
+        files: list[tuple[Path | None, bytes]] = []
+        written: list[Path] = []
+        for kind in wanted.kinds:
+            path = None if wanted.to_stdout else wanted.path(source.stem, self.slugs[at], kind)
+            written += [] if path is None else [path]
+            if kind != "overlay":
+                files.append((path, encode_png(render(result, pixels, kind))))
+            elif at == 0:
+                files.append((path, encode_png(overlay(pixels, results))))
         stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
         return Answer(
-            files,
+            tuple(files),
             result_record(source.label, result, written) if wanted.as_json else None,
             summary_line(source.label, result, written),
             f'{one_line(source.label)}: "{result.instruction}", {stages} ms',

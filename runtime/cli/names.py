@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["as_text", "distinct", "file_stem", "fold", "readable", "slugs"]
+__all__ = ["as_text", "distinct", "file_stem", "fold", "joined", "readable", "slugs"]
 
 # With a number, the kind and ".png" below the 255 bytes that file systems allow.
 _SLUG_BYTES = 60
@@ -61,6 +61,16 @@ def slugs(expressions: Sequence[str]) -> list[str]:
     ['the-green-van', 'the-green-van-2']
     """
     return [_for_files(slug) for slug in distinct([_slug(each) for each in expressions])]
+
+
+def joined(slugs: Sequence[str]) -> str:
+    """Name several expressions at once.
+
+    >>> joined(["the-van", "the-cat"])
+    'the-van+the-cat'
+    """
+    whole = os.fsencode("+".join(slugs))
+    return _for_files(_shortened(whole.decode(), _SLUG_BYTES, whole, lost=False))
 
 
 def distinct(names: Sequence[str]) -> list[str]:

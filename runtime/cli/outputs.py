@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rism.runtime.cli.console import UsageError
-from rism.runtime.cli.names import fold
+from rism.runtime.cli.names import fold, joined
 from rism.runtime.errors import OutputError, one_line
 from rism.runtime.images import SUFFIXES
 from rism.runtime.render import KINDS, Kind
@@ -33,6 +33,7 @@ class Destination:
         json_file: where the results go as JSON, or None.
         json_stdout: whether they go to stdout as JSON.
         json_lines: whether that is a line for each as soon as it is known, not a list at the end.
+        together: all expressions as a part of names: that of an overlay, which is one for all.
     """
 
     kinds: tuple[Kind, ...] = ()
@@ -42,6 +43,7 @@ class Destination:
     json_file: Path | None = None
     json_stdout: bool = False
     json_lines: bool = False
+    together: str = ""
 
     @property
     def as_json(self) -> bool:
@@ -49,7 +51,9 @@ class Destination:
         return self.json_file is not None or self.json_stdout
 
     def path(self, stem: str, slug: str, kind: Kind) -> Path:
-        """Name the file of one image of one result."""
+        """Name the file of one image of one result, or of all of them together."""
+        if kind == "overlay" and self.together:
+            slug = self.together
         if self.file is not None or self.folder is None:
             return self.file or Path(os.devnull)
         return self.folder / f"{stem}.{slug}.{kind}.png"
@@ -59,7 +63,7 @@ class Destination:
         files = [file for file in (self.file, self.json_file) if file is not None]
         if self.folder is not None:
             named = ((stem, slug, kind) for stem in stems for slug in slugs for kind in self.kinds)
-            files += [self.path(*each) for each in named]
+            files += dict.fromkeys(self.path(*each) for each in named)
         return files
 
     def prepare(self, files: Iterable[Path]) -> None:
@@ -92,7 +96,8 @@ def choose_destination(
     save: str | None,
     as_json: bool,
     json_lines: bool = False,
-    results: int,
+    images: int,
+    slugs: Sequence[str],
     from_folder: bool,
 ) -> Destination:
     """Read -o, --save, --json and --jsonl together.
@@ -102,7 +107,8 @@ def choose_destination(
         save: --save.
         as_json: --json.
         json_lines: --jsonl.
-        results: images times expressions.
+        images: how many.
+        slugs: the expressions as parts of names.
         from_folder: whether some of the images are those of a folder.
 
     Raises:
@@ -111,7 +117,8 @@ def choose_destination(
     if as_json and json_lines:
         raise UsageError("--json and --jsonl both want stdout: drop one of them")
     chosen = None if save is None else _parse_kinds(save)
-    many = from_folder or results > 1
+    one_each = chosen == ("overlay",) or len(slugs) == 1
+    many = from_folder or images > 1 or not one_each
     if output is None:
         found = _without_output(chosen, as_json or json_lines, from_folder)
     elif output in STDOUT:
@@ -122,7 +129,7 @@ def choose_destination(
         if found.to_stdout:
             raise UsageError(f"-o {output} and --json both want stdout: drop one of them")
         found = replace(found, json_stdout=True, json_lines=json_lines)
-    return found
+    return replace(found, together=joined(slugs) if len(slugs) > 1 else "")
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> list[Path]:

@@ -78,7 +78,8 @@ def run_pictures(options: RunOptions, console: Console) -> None:
         save=options.save,
         as_json=options.as_json,
         json_lines=options.json_lines,
-        results=len(sources.images) * len(expressions),
+        images=len(sources.images),
+        slugs=names,
         from_folder=sources.from_folder,
     )
     for note in sources.notes:

@@ -162,5 +162,7 @@ def test_a_terminal_gets_no_png(
     with os.fdopen(terminal, "w") as stdout:
         monkeypatch.setattr(outputs.sys, "stdout", stdout)
         with pytest.raises(UsageError, match="bytes of a PNG to a terminal"):
-            outputs.choose_destination("-", save=None, as_json=False, results=1, from_folder=False)
+            outputs.choose_destination(
+                "-", save=None, as_json=False, images=1, slugs=["a"], from_folder=False
+            )
     os.close(master)

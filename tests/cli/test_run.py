@@ -58,6 +58,23 @@ def test_several_expressions_get_names_of_their_own(
     assert names(workplace) == ["colours.red.mask.png", "colours.the-green.mask.png"]
 
 
+def test_an_overlay_is_one_for_all_expressions(
+    tiny_bundle: Path, picture: Path, workplace: Path
+) -> None:
+    arguments = [picture, "the green", "red", "--bundle", tiny_bundle]
+    lines = invoke(*arguments, "-o", "all/").splitlines()
+    assert all(line.endswith("all/colours.the-green+red.overlay.png") for line in lines)
+    assert len(names(workplace / "all")) == 3
+    invoke(*arguments, "-o", "all.png", "--save", "overlay")
+    both = (workplace / "all.png").read_bytes()
+    assert both == (workplace / "all/colours.the-green+red.overlay.png").read_bytes()
+    assert "this run makes several" in invoke(*arguments, "-o", "all.png", code=2)
+    many = [f"-e{str(number) * 20}" for number in range(9)]
+    invoke(picture, *many, "--bundle", tiny_bundle, "--save", "overlay")
+    (long,) = workplace.glob("*.overlay.png")
+    assert len(long.name) < 90
+
+
 def test_one_file(tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray) -> None:
     (workplace / "m.png").write_bytes(b"old")
     invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png")
