@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rism.runtime import Segmenter, load_image
+from rism.runtime import Segmentation, Segmenter, load_image
 from rism.runtime.geometry import upsample
-from rism.runtime.render import heatmap, overlay
+from rism.runtime.labels import with_scale
+from rism.runtime.render import SCALE_RGB, heatmap, overlay
 
-SHOWN = ("street.png", "size-1.png", "relation-1.png")
-CELL_WH = (240, 180)
+SHOWN = ("street.png", "kind-2.png", "relation-1.png")
+CELL_WH = (228, 171)
 CAPTION_PX, GAP_PX = 22, 6
 
 
-def _cell(image: Image.Image) -> Image.Image:
-    fitted = image.convert("RGB")
-    fitted.thumbnail(CELL_WH, Image.Resampling.LANCZOS)
+def _fitted(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    image.thumbnail(CELL_WH, Image.Resampling.LANCZOS)
+    return image
+
+
+def _overlay(pixels: np.ndarray, result: Segmentation) -> np.ndarray:
+    """Draw it at the size that it is shown at, so that lines stay lines."""
+    mask_hw = np.asarray(_fitted(result.mask_hw.astype(np.uint8) * 255)) > 127
+    fitted = np.asarray(_fitted(pixels))
+    return overlay(fitted, [replace(result, mask_hw=mask_hw)], labels=False)
+
+
+def _cell(pixels: np.ndarray) -> Image.Image:
+    fitted = _fitted(pixels)
     cell = Image.new("RGB", CELL_WH, "white")
     cell.paste(fitted, ((CELL_WH[0] - fitted.width) // 2, (CELL_WH[1] - fitted.height) // 2))
     return cell
@@ -35,18 +49,23 @@ def main() -> None:
     entries = {e["image"]: e for e in json.loads((args.examples / "examples.json").read_text())}
     segmenter = Segmenter.from_bundle(provider="cpu")
     row_px = CELL_WH[1] + CAPTION_PX + GAP_PX
-    figure = Image.new("RGB", (4 * (CELL_WH[0] + GAP_PX), row_px * len(SHOWN)), "white")
-    pen, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
+    # One scale for both columns of attention, as wide as they are.
+    scale = with_scale(np.empty((0, 2 * CELL_WH[0] + GAP_PX, 3), np.uint8), SCALE_RGB)
+    size_wh = (4 * (CELL_WH[0] + GAP_PX), row_px * len(SHOWN) + len(scale))
+    figure = Image.new("RGB", size_wh, "white")
+    figure.paste(Image.fromarray(scale), (CELL_WH[0] + GAP_PX, row_px * len(SHOWN)))
+    pen, font = ImageDraw.Draw(figure), ImageFont.load_default(13)
     for row, name in enumerate(SHOWN):
         pixels = load_image(args.examples / name)
         result = segmenter.segment(pixels, entries[name]["expression"])
         maps = [heatmap(pixels, upsample(m, result.plan)) for m in (result.coarse, result.refined)]
-        cells = [pixels, *maps, overlay(pixels, result.mask)]
-        names = [f'"{result.expression}"', "coarse attention", "refined attention", "mask"]
+        cells = [pixels, *maps, _overlay(pixels, result)]
+        sure = f"mask, confidence {result.confidence:.2f}"
+        names = [f'"{result.expression}"', "coarse attention", "refined attention", sure]
         for column, (cell, caption) in enumerate(zip(cells, names, strict=True)):
             x, y = column * (CELL_WH[0] + GAP_PX), row * row_px
             pen.text((x + 4, y + 2), caption, fill="black", font=font)
-            figure.paste(_cell(Image.fromarray(np.asarray(cell))), (x, y + CAPTION_PX))
+            figure.paste(_cell(np.asarray(cell)), (x, y + CAPTION_PX))
     figure.save(args.out, optimize=True)
 
 

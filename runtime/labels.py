@@ -25,7 +25,7 @@ _FONT_PART = 30  # letters are this part of the shorter side, in bounds
 _FONT_PX = (11, 40)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_SCALE_OF = "refined attention"
+_SCALE_OF = "attention"
 
 
 def label_text(result: Segmentation, number: int) -> str:

@@ -39,7 +39,7 @@ COLOURS_RGB: tuple[Rgb, ...] = (
     (20, 110, 255), (255, 90, 220),
 )  # fmt: skip
 """Red, turquoise, yellow, violet, green, orange, blue, pink."""
-_OPACITY = 0.4
+_OPACITY = 0.3
 _LIGHT, _DARK = 255, 0
 _LOOKED_AT = 4000  # pixels of a mask
 _EYE_WEIGHTS = np.array([0.3, 0.5, 0.2], np.float32)
