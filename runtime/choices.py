@@ -137,7 +137,9 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
 def _number(value: object) -> float:
     """Return a number as a float, anything else as NaN."""
     # NumPy's numbers are real ones, too; a bool is one by mistake.
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return float("nan")
+    return float(value)
 
 
 def _least(own: Mapping[str, object], method: Method) -> float | None:

@@ -96,7 +96,7 @@ def with_scale(heat_hwc: Uint8, colours: Uint8) -> Uint8:
     strip.paste(Image.fromarray(np.ascontiguousarray(bar)), (left, pad))
     pen = ImageDraw.Draw(strip)
     number = font.getlength("0.25")
-    ticks = _TICKS if (right - left) / 4 > 3 * number else _TICKS[::2]
+    ticks: tuple[float, ...] = _TICKS if (right - left) / 4 > 3 * number else _TICKS[::2]
     ticks = ticks if (right - left) / 2 > 2 * number else ()
     for tick in ticks:
         x = left + tick * (right - left - 1)

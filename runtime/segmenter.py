@@ -367,7 +367,9 @@ class Segmenter:
         seen, mask_hw = answer.evidence, answer.mask_hw
         rule = self.manifest.method.confidence
         scope = self.manifest.model.scope
-        outside = state.unlike or (scope and scope.unknown(prompt.instruction.expression))
+        outside = state.unlike
+        if scope is not None and outside is None:
+            outside = scope.unknown(prompt.instruction.expression)
         confidence, doubt = None, None
         if rule is not None and outside is None:
             confidence, doubt = rule.judge(seen, settings.confidence)

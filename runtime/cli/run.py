@@ -89,9 +89,10 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     segmenter = _load(options, console, workers)
     reworded = options.refiner is not None or options.instructions is not None
     scope = segmenter.manifest.model.scope
-    for text in expressions if scope is not None else ():
-        if (unknown := scope.unknown(text)) is not None:
-            console.note(f"warning: {unknown}")
+    unknown = [] if scope is None else [scope.unknown(text) for text in expressions]
+    for why in unknown:
+        if why is not None:
+            console.note(f"warning: {why}")
     question = Question(
         segmenter, expressions, options.choices, reworded, destination, tuple(names)
     )
