@@ -13,7 +13,7 @@ from typing import Any
 from rism.evaluation.metrics import METRICS
 from rism.evaluation.paper import SOURCE, published
 from rism.evaluation.records import Record
-from rism.evaluation.report_pictures import FALSE_RGB, FOUND_RGB, MISSED_RGB, data_uri, drawn
+from rism.evaluation.report_pictures import FOUND_RGB, TRUE_RGB, data_uri, drawn
 from rism.evaluation.samples import Dataset, Sample
 from rism.evaluation.summary import BINS, Summary
 from rism.runtime.errors import RismError, one_line
@@ -26,15 +26,22 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem;
        color: #1d2330; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+.wide { overflow-x: auto } td { overflow-wrap: anywhere; min-width: 4.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #dfe3ea }
 th:first-child, td:first-child { text-align: left } tr.ours td { font-weight: 600 }
 .note { background: #fff6dd; padding: .5rem .8rem; border-left: 4px solid #e0a800 }
 .bad { background: #fdeaea; border-color: #c0392b }
-.row { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: 15rem }
+.row { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; flex: 1 1 15rem;
+       max-width: 22rem }
 figure img { width: 100%; height: auto; display: block; border-radius: 3px }
 figcaption { font-size: .85rem; overflow-wrap: anywhere } small { color: #5a6375 }
-.key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem }
+.keys { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #dfe3ea;
+        padding: .4rem 0; margin-top: 2.2rem; font-size: .9rem }
+.keys > span { display: inline-block; margin-right: .9rem }
+@media (max-width: 30rem) { body { margin: 1rem auto } th, td { padding: .2rem .3rem }
+        table { font-size: .8rem } svg { font-size: 19px } }
+.key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 0 }
 """
 
 
@@ -60,14 +67,14 @@ def page(result: Mapping[str, Any], summary: Summary, dataset: Dataset) -> str:
         *_scores(result),
         *_groups(result),
         *_absent(result),
-        "<h2>IoU</h2>",
-        _histogram(result["histogram"]),
+        *(["<h2>IoU</h2>", _histogram(result["histogram"])] if any(result["histogram"]) else []),
         *_pictures(summary, dataset),
         "<h2>The run</h2>",
         _table(("", ""), [(key, str(value)) for key, value in _facts(result)]),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">\n"
         f"<title>{_text(name)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
@@ -83,13 +90,13 @@ def _text(value: object) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, ours: int = 0) -> str:
     """Cells are text, not markup; the first `ours` rows stand out."""
-    lines = ["<table>"]
+    lines = ['<div class="wide"><table>']
     if any(head):
         lines.append("<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr>")
     for number, row in enumerate(rows):
         mark = ' class="ours"' if number < ours else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+    return "\n".join([*lines, "</table></div>"])
 
 
 def _trouble(result: Mapping[str, Any]) -> list[str]:
@@ -185,22 +192,24 @@ def _histogram(counts: Sequence[int]) -> str:
 
 
 def _pictures(summary: Summary, dataset: Dataset) -> list[str]:
-    samples = {record.key: None for record in (*summary.best, *summary.worst, *summary.random)}
-    wanted = {s.key: s for s in dataset.samples if s.key in samples}
-    key = "".join(
-        f'<span class="key" style="background: rgb{rgb}"></span>{word}'
-        for rgb, word in (
-            (FOUND_RGB, "found and true"),
-            (MISSED_RGB, "missed"),
-            (FALSE_RGB, "found, not true"),
-        )
-    )
-    parts = [f"<p>{key}</p>"] if wanted else []
-    for title, records in (
+    sorts = (
         ("Best", summary.best),
         ("Worst", summary.worst),
         ("At random", summary.random),
-    ):
+        ("Not there, but found", summary.wrong),
+    )
+    keys = {record.key for _, records in sorts for record in records}
+    wanted = {s.key: s for s in dataset.samples if s.key in keys}
+    key = "".join(
+        f'<span><span class="key" style="background: rgb{rgb}"></span>{word}</span>'
+        for rgb, word in (
+            (TRUE_RGB, "contour of what is true; tinted where it was missed"),
+            (FOUND_RGB, "contour of what was found; tinted where it is not true"),
+        )
+    )
+    # It stays in sight while the pictures below it are looked at.
+    parts = [f'<p class="keys">{key}</p>'] if wanted else []
+    for title, records in sorts:
         if records:
             figures = "\n".join(_figure(record, wanted, dataset) for record in records)
             parts += [f"<h2>{title}</h2>", f'<div class="row">{figures}</div>']
@@ -208,8 +217,11 @@ def _pictures(summary: Summary, dataset: Dataset) -> list[str]:
 
 
 def _figure(record: Record, wanted: Mapping[str, Sample], dataset: Dataset) -> str:
+    said = f"IoU {record.overlap.iou:.3f}, " if record.present else ""
+    sure = record.confidence
+    said += "confidence not fitted" if sure is None else f"confidence {sure:.3f}"
     caption = (
-        f"<figcaption>“<bdi>{_text(record.expression)}</bdi>”<br>IoU {record.overlap.iou:.3f}"
+        f"<figcaption>“<bdi>{_text(record.expression)}</bdi>”<br>{said}"
         f"<br><small>{_text(record.key)}</small></figcaption>"
     )
     try:

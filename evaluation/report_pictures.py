@@ -7,23 +7,24 @@ import io
 
 import numpy as np
 from PIL import Image as Pictures
+from PIL import ImageFilter
 
 from rism.evaluation.samples import Image, Mask
 from rism.runtime.errors import InputError
 
-__all__ = ["FALSE_RGB", "FOUND_RGB", "MISSED_RGB", "data_uri", "drawn"]
+__all__ = ["FOUND_RGB", "TRUE_RGB", "data_uri", "drawn"]
 
 # Told apart by colour-blind eyes (Okabe and Ito).
-FOUND_RGB = (0, 158, 115)
-MISSED_RGB = (0, 114, 178)
-FALSE_RGB = (213, 94, 0)
+FOUND_RGB = (213, 94, 0)
+TRUE_RGB = (0, 114, 178)
 _SIDE = 360
-_OPACITY = 0.6
-_COLOUR = 0.2
+_OPACITY = 0.35
 
 
 def drawn(image_hwc: Image, found_hw: Mask, true_hw: Mask, *, side: int = _SIDE) -> Image:
-    """Tint what was found rightly, what was missed and what was found wrongly.
+    """Draw the contours of what was found and of what is true, and tint where they differ.
+
+    Where both contours are one, the found one is a line in the middle of the true one.
 
     Args:
         image_hwc: (H, W, 3) uint8.
@@ -38,23 +39,30 @@ def drawn(image_hwc: Image, found_hw: Mask, true_hw: Mask, *, side: int = _SIDE)
         raise InputError("the picture and its masks are of different sizes")
     scale = min(1.0, side / max(found_hw.shape))
     size_wh = (max(1, round(found_hw.shape[1] * scale)), max(1, round(found_hw.shape[0] * scale)))
-    small = np.asarray(
-        Pictures.fromarray(image_hwc).resize(size_wh, Pictures.Resampling.BOX), np.float32
+    box = Pictures.Resampling.BOX
+    small = np.array(Pictures.fromarray(image_hwc).resize(size_wh, box))
+    found, true = (
+        Pictures.fromarray(mask_hw.astype(np.uint8) * np.uint8(255)).resize(size_wh, box)
+        for mask_hw in (found_hw, true_hw)
     )
-    # Nearly grey, so that the tints are the only colours.
-    grey_hw1 = small.mean(axis=2, keepdims=True)
-    small = grey_hw1 + _COLOUR * (small - grey_hw1)
-    for mask_hw, tint in (
-        (found_hw & true_hw, FOUND_RGB),
-        (true_hw & ~found_hw, MISSED_RGB),
-        (found_hw & ~true_hw, FALSE_RGB),
-    ):
-        grey = Pictures.fromarray(mask_hw.astype(np.uint8) * np.uint8(255))
-        share = np.asarray(grey.resize(size_wh, Pictures.Resampling.BOX), np.float32) / 255
-        share *= _OPACITY
-        small += share[..., None] * (np.array(tint, np.float32) - small)
-    tinted: Image = np.rint(small).clip(0, 255).astype(np.uint8)
-    return tinted
+    has_found, has_true = np.asarray(found) > 127, np.asarray(true) > 127
+    for only, tint in ((has_true & ~has_found, TRUE_RGB), (has_found & ~has_true, FOUND_RGB)):
+        mixed = small[only] * (1 - _OPACITY) + np.array(tint, np.float32) * _OPACITY
+        small[only] = np.rint(mixed)
+    small[_edge(has_found, 2) | _edge(has_true, 3)] = 255  # shows on dark grounds
+    small[_edge(has_true, 2)] = TRUE_RGB
+    small[_edge(has_found, 1)] = FOUND_RGB
+    return small
+
+
+def _edge(mask_hw: Mask, by: int) -> Mask:
+    """Pixels at most `by` from the edge of a mask, on both sides."""
+    image = Pictures.fromarray(mask_hw.astype(np.uint8))
+    wide, thin = (image.filter(rule(2 * by + 1)) for rule in _FILTERS)
+    return np.asarray(wide) > np.asarray(thin)
+
+
+_FILTERS = (ImageFilter.MaxFilter, ImageFilter.MinFilter)
 
 
 def data_uri(image_hwc: Image) -> str:

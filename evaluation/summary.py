@@ -56,6 +56,7 @@ class Summary:
         best: highest IoU first.
         worst: lowest IoU first.
         random: any, the same in every run of a dataset.
+        wrong: what is not there and got a mask nevertheless, the surest first.
     """
 
     overall: Sums = field(default_factory=Sums)
@@ -68,6 +69,7 @@ class Summary:
     best: list[Record] = field(default_factory=list)
     worst: list[Record] = field(default_factory=list)
     random: list[Record] = field(default_factory=list)
+    wrong: list[Record] = field(default_factory=list)
     _marks: dict[str, tuple[array[float], array[float]]] = field(
         default_factory=lambda: {name: (array("d"), array("d")) for name in MARKS}
     )
@@ -136,16 +138,20 @@ class Summary:
 def summarise_records(records: Iterable[Record]) -> Summary:
     """Count records, in any order: what comes out is the same to the last digit."""
     found = Summary()
-    best, worst, chance = _Top(), _Top(), _Top()
+    best, worst, chance, wrong = _Top(), _Top(), _Top(), _Top()
     for record in records:
         found.add(record)
+        lot = hashlib.sha256(record.key.encode()).hexdigest()
+        if not record.present and not record.empty:
+            sure = record.separability if record.confidence is None else record.confidence
+            wrong.offer((sure, lot), record)
         if record.present:
             # Many have an IoU of 0: which of them are shown is left to chance, too.
-            lot = hashlib.sha256(record.key.encode()).hexdigest()
             best.offer((record.overlap.iou, lot), record)
             worst.offer((-record.overlap.iou, lot), record)
             chance.offer((0.0, hashlib.sha256(f"random {record.key}".encode()).hexdigest()), record)
     found.best, found.worst, found.random = best.records(), worst.records(), chance.records()
+    found.wrong = wrong.records()
     return found
 
 

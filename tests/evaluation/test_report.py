@@ -19,7 +19,7 @@ from rism.evaluation.metrics import Overlap
 from rism.evaluation.outcome import conclude
 from rism.evaluation.paper import published
 from rism.evaluation.records import Record, Run
-from rism.evaluation.report_pictures import FALSE_RGB, FOUND_RGB, MISSED_RGB, drawn
+from rism.evaluation.report_pictures import FOUND_RGB, TRUE_RGB, drawn
 from rism.evaluation.runner import digest
 from rism.evaluation.samples import Problem, Sample
 from rism.evaluation.summary import PICKS
@@ -176,15 +176,33 @@ def test_other_datasets_have_no_published_figures(
     assert published({"source": source, "split_by": by, "split": split}) == []
 
 
-def test_what_is_right_missed_and_wrong_has_its_colour() -> None:
-    image = np.full((30, 60, 3), 128, np.uint8)
-    found, true = np.zeros((2, 30, 60), bool)
-    found[:, 20:60] = true[:, :40] = True
-    picture = drawn(image, found, true).astype(int)
-    for x, tint in ((30, FOUND_RGB), (10, MISSED_RGB), (50, FALSE_RGB)):
-        away = np.abs(picture[15, x] - np.array(tint)).sum()
-        others = [t for t in (FOUND_RGB, MISSED_RGB, FALSE_RGB) if t != tint]
-        assert all(away < np.abs(picture[15, x] - np.array(t)).sum() for t in others)
+def test_contours_on_a_pictures_own_colours() -> None:
+    image = np.full((40, 80, 3), (90, 140, 30), np.uint8)
+    found, true = np.zeros((2, 40, 80), bool)
+    found[10:30, 30:70] = true[10:30, 10:50] = True
+    picture = drawn(image, found, true)
+    assert (picture[20, [40, 75]] == image[20, [40, 75]]).all()  # found and true, and neither
+    missed, wrong = (np.abs(picture[20, x].astype(int) - image[20, x]) for x in (20, 60))
+    assert missed.max() > 30 and wrong.max() > 30 and (missed != wrong).any()
+    assert picture[20, 10].tolist() == list(TRUE_RGB)
+    assert picture[20, 69].tolist() == list(FOUND_RGB)
+    same = drawn(image, true, true)
+    assert [same[20, x].tolist() for x in (7, 8, 9, 10, 11, 12)] == [
+        [255] * 3, list(TRUE_RGB), list(FOUND_RGB), list(FOUND_RGB), list(TRUE_RGB), [255] * 3,
+    ]  # fmt: skip
     assert drawn(image, ~found | found, true, side=20).shape == (10, 20, 3)
     with pytest.raises(InputError, match="different sizes"):
         drawn(image, found[:5], true)
+
+
+def test_what_is_not_there_and_was_found_is_shown(tmp_path: Path) -> None:
+    dataset = SmallSet(1)
+    dataset.samples = [
+        Sample("there", "0", "green"),
+        Sample("gone", "0", "zebra", present=False),
+    ]
+    write(tmp_path, dataset)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    shown = page[page.index("<h2>Not there, but found</h2>") :]
+    assert "zebra" in shown and "<small>gone</small>" in shown
+    assert "<small>there</small>" not in shown
