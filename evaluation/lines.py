@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as PillowImage
 
 from rism.evaluation.listing import Listing, clean_sentence
 from rism.evaluation.polygons import Segmentation, check_segmentation, decode_segmentation
 from rism.evaluation.samples import Image, Mask, Problem, Sample
-from rism.evaluation.stored import has_transparency, header_size_hw
+from rism.evaluation.stored import header_size_hw, light_pixels
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.images import load_image
 
@@ -22,7 +21,6 @@ __all__ = ["Lines", "open_lines"]
 MAX_BYTES = 2**28
 MAX_NAME = 4096
 _KEYS = ("image", "expression", "mask", "id", "group", "present")
-_LIGHT = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class Lines:
                 truth.mask, size_hw, merge=self.merge, where=f"the mask of {truth.where}"
             )
         try:
-            mask_hw = _read_mask(truth.mask)
+            name = f"the mask '{one_line(truth.mask)}'"
+            mask_hw = light_pixels(load_image(truth.mask), truth.mask, name)
         except InputError as error:
             raise InputError(f"{truth.where}: {error}") from None
         if mask_hw.shape != size_hw:
@@ -186,27 +185,3 @@ def _path(found: object, folder: Path, key: str) -> Path:
     if not there:
         raise InputError(f"'{key}' '{one_line(found, limit=120)}' is not there")
     return path
-
-
-def _read_mask(file: Path) -> Mask:
-    """Read a mask's picture: true where it is light, at least 128 of 255.
-
-    Colours count by their brightness, and so do those of palettes, not their indices. What could
-    be meant in two ways is refused: transparency, and numbers of classes that are all dark.
-    """
-    name = f"the mask '{one_line(file)}'"
-    gray = np.asarray(PillowImage.fromarray(load_image(file)).convert("L"))
-    if has_transparency(file):
-        raise InputError(f"{name} is transparent in places: save it in black and white")
-    brightest = int(gray.max())
-    if 0 < brightest < _LIGHT:
-        raise InputError(
-            f"{name} is nowhere brighter than {brightest} of 255, expected 255 on the object and "
-            "0 elsewhere: save it in black and white"
-        )
-    if brightest == 0:
-        raise InputError(
-            f"{name} is black all over: where what is asked for is not in the picture, say so with "
-            '"present": false'
-        )
-    return gray >= _LIGHT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ class Request:
             (`rism.evaluation.polygons.decode_segmentation`).
         limit: only the first so many samples.
         kind: of scenes: "plain", "same-kind", "fine" or "absent".
+        offset, seed: of scenes; see `rism.evaluation.scene_sets.SceneSet`.
+        columns: of a FILE.parquet, by what they are for; see `rism.evaluation.parquet`.
         wording: "raw", the sentences as people typed them, or "sent", REFER's cleaned ones.
         command: who asks, as in `rism COMMAND`, for messages.
     """
@@ -51,6 +54,9 @@ class Request:
     gt_merge: str = "legacy"
     limit: int | None = None
     kind: str = "plain"
+    offset: int = 0
+    seed: int = 0
+    columns: Mapping[str, str] | None = None
     wording: str = "raw"
     command: str = "eval"
 
@@ -95,10 +101,13 @@ def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
 def _open_scenes(request: Request) -> Dataset:
     from rism.evaluation.scene_sets import SceneSet
 
-    split, count = request.split or "test", request.limit
-    if count is None:
-        return SceneSet(kind=request.kind, split=split)
-    return SceneSet(kind=request.kind, split=split, count=count)
+    return SceneSet(
+        kind=request.kind,
+        split=request.split or "test",
+        offset=request.offset,
+        seed=request.seed,
+        **({} if request.limit is None else {"count": request.limit}),
+    )
 
 
 def _open_published(request: Request) -> Dataset:
@@ -156,6 +165,7 @@ def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
         merge=request.gt_merge,
         wording=request.wording,
         limit=request.limit,
+        columns=request.columns,
         find_images=None if root is None else lambda: _part("refer", request).find_images(root),
     )
     return opened

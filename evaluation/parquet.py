@@ -1,4 +1,4 @@
-"""RefCOCO as parquet files, as it is copied on hubs: four layouts, by their columns."""
+"""Datasets in parquet files: four layouts of RefCOCO on hubs, and columns that are named."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 from rism.evaluation.listing import Listing, clean_sentence
 from rism.evaluation.polygons import Segmentation, check_segmentation, decode_segmentation
 from rism.evaluation.samples import Image, Mask, Problem, Sample
-from rism.evaluation.stored import header_size_hw, read_stored
+from rism.evaluation.stored import header_size_hw, light_pixels, read_stored
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.rle import encode_rle
 
 __all__ = ["Parquet", "open_parquet"]
 
 MAX_ROWS = 2_000_000
+_ROLES = ("image", "expression", "mask")
 _COCO_NAME = re.compile(r"(COCO_[a-z]+2014_\d{12})(_\d+)?\.jpg")
 
 
@@ -126,6 +128,7 @@ def open_parquet(
     merge: str = "legacy",
     wording: str = "raw",
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
     find_images: Callable[[], Path] | None = None,
 ) -> Parquet:
     """Open a split.
@@ -136,12 +139,14 @@ def open_parquet(
         merge: how several polygons become one mask (`decode_segmentation`).
         wording: "raw" or "sent", for layouts that have both.
         limit: only so many samples, the first ones.
+        columns: names of columns for "image", "expression", "mask" and, if wanted, "id", a row a
+            sample; None for a layout that is known. What is left out is called as it is.
         find_images: says where COCO's pictures are, for the layout that has none inside.
 
     Raises:
         InputError: a file cannot be read, or its columns are of no layout that is known.
     """
-    layout = _layout_of(files[0])
+    layout = _layout_of(files[0], columns)
     rows = _Rows(files, layout.image)
     images = None
     if not layout.image:
@@ -164,7 +169,7 @@ def open_parquet(
         first = listing.problems[0] if listing.problems else Problem(name, "it has no rows")
         raise InputError(f"nothing of {name} can be scored; {first.where}: {first.what}")
     notes = []
-    if layout.columns == _LAYOUTS[0].columns:
+    if layout is _LAYOUTS[0]:
         notes.append(
             "each object has one outline in this copy, and RefCOCO's may have several: "
             "true masks can differ from REFER's"
@@ -188,18 +193,20 @@ def _unreadable(file: Path, error: Exception) -> InputError:
     )
 
 
-def _layout_of(file: Path) -> _Layout:
+def _layout_of(file: Path, columns: Mapping[str, str] | None) -> _Layout:
     try:
         there = pq.read_schema(file).names
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(file, error) from None
+    if columns is not None:
+        return _named_layout(file, columns, there)
     for layout in _LAYOUTS:
         if set(layout.columns) <= set(there):
             return layout
     expected = "; or ".join(", ".join(layout.columns) for layout in _LAYOUTS)
     raise InputError(
         f"'{one_line(file)}' has the columns {one_line(', '.join(there), limit=200)}, expected "
-        f"{expected}: write a FILE.jsonl instead"
+        f"{expected}: name yours with --columns, or write a FILE.jsonl"
     )
 
 
@@ -256,6 +263,43 @@ def _add(listing: Listing[_Place], reference: _Reference, row: int, images: Path
             listing.refuse(key, error)
             continue
         listing.add(sample, _Place(row, where, segmentation))
+
+
+def _named_layout(file: Path, columns: Mapping[str, str], there: Sequence[str]) -> _Layout:
+    """Read columns by the names that were given, a row a sample or several of one object."""
+    if unknown := [role for role in columns if role not in (*_ROLES, "id")]:
+        raise InputError(
+            f"--columns has '{one_line(unknown[0], limit=40)}', expected {', '.join(_ROLES)} and "
+            "id, such as image=img,expression=caption"
+        )
+    named = {role: columns.get(role, role) for role in (*_ROLES, *columns)}
+    if absent := [f"{role}={name}" for role, name in named.items() if name not in there]:
+        raise InputError(
+            f"'{one_line(file)}' has no column for {one_line(', '.join(absent), limit=120)}, only "
+            f"{one_line(', '.join(there), limit=200)}: name yours, as --columns {absent[0]}"
+        )
+
+    def read(row: Mapping[str, Any], number: int, _: str) -> Iterator[_Reference]:
+        key = str(row[named["id"]]) if "id" in named else f"row {number}"
+        said = row[named["expression"]]
+        texts = [said] if isinstance(said, str) else list(said or ())
+        sentences = [(str(place), text) for place, text in enumerate(texts)]
+        mask = _outline(row[named["mask"]], f"the mask of {key}")
+        yield _Reference(key, f"row {number}", mask, sentences)
+
+    return _Layout(tuple(named.values()), read, image=named["image"])
+
+
+def _outline(found: object, name: str) -> object:
+    """Bring a mask to COCO's form: an image to its RLE, JSON to what it says."""
+    if isinstance(found, Mapping) and "bytes" in found:
+        found = found["bytes"]
+    if isinstance(found, str):
+        return json.loads(found)
+    if not isinstance(found, bytes):
+        return found
+    mask_hw = light_pixels(read_stored(found), found, name)
+    return {"size": list(mask_hw.shape), "counts": encode_rle(mask_hw)}
 
 
 def _worded(sentences: Sequence[Mapping[str, Any]], wording: str) -> list[tuple[str, object]]:

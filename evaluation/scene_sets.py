@@ -28,16 +28,26 @@ class SceneSet:
     that is not.
     """
 
-    def __init__(self, kind: str = "plain", split: str = "test", count: int = 500) -> None:
+    def __init__(
+        self,
+        kind: str = "plain",
+        split: str = "test",
+        count: int = 500,
+        *,
+        offset: int = 0,
+        seed: int = 0,
+    ) -> None:
         """Choose a set.
 
         Args:
             kind: one of `SETS`; see `judged_scene`.
             split: one of `SPLITS`.
-            count: scenes 0 to count - 1.
+            count: so many scenes.
+            offset: number of the first; each has its number, wherever one begins.
+            seed: of other scenes of the same set and split; 0 for those of published figures.
 
         Raises:
-            InputError: no such set or split, or no scenes.
+            InputError: no such set or split, no scenes, or a negative offset or seed.
         """
         if kind not in SETS:
             raise InputError(f"scenes are '{kind}', expected one of {', '.join(SETS)}")
@@ -45,13 +55,20 @@ class SceneSet:
             raise InputError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
         if count < 1:
             raise InputError(f"{count} scenes were asked for, expected at least 1")
+        for name, value in (("--offset", offset), ("--seed", seed)):
+            if not 0 <= value < 2**32:
+                raise InputError(f"{name} is {value}, expected 0 to {2**32 - 1}")
+        self._seed = seed
         self._kind: SceneSetName = next(each for each in SETS if each == kind)
         self._split: Split = next(each for each in SPLITS if each == split)
         self._scene = lru_cache(maxsize=4)(self._draw)
         self.name = f"scenes {kind} {split}"
+        self.name += (f" seed {seed}" if seed else "") + (f" from {offset}" if offset else "")
         self.notes: Sequence[str] = ("drawn scenes: they say nothing of photographs",)
         self.problems: Sequence[Problem] = ()
-        self.samples: Sequence[Sample] = [s for i in range(count) for s in self._of(i)]
+        self.samples: Sequence[Sample] = [
+            s for i in range(offset, offset + count) for s in self._of(i)
+        ]
 
     def image(self, sample: Sample) -> Image:
         """Draw a sample's picture; see `Dataset`."""
@@ -64,13 +81,13 @@ class SceneSet:
         return true_hw if sample.present else true_hw & False
 
     def _draw(self, index: int) -> tuple[Scene, Expression]:
-        return judged_scene(index, kind=self._kind, split=self._split)
+        return judged_scene(index, kind=self._kind, split=self._split, seed=self._seed)
 
     def _of(self, index: int) -> list[Sample]:
         scene, expression = self._scene(index)
         found = [Sample(str(index), str(index), expression.text, expression.form)]
         if self._kind == "absent":
-            absent = absent_expression(scene, index, split=self._split)
+            absent = absent_expression(scene, index, split=self._split, seed=self._seed)
             key = f"{index}:absent"
             found.append(Sample(key, str(index), absent.text, absent.form, present=False))
         return found

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image as PillowImage
 
-from rism.evaluation.samples import Image
+from rism.evaluation.samples import Image, Mask
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image_formats import open_image
 from rism.runtime.images import exif_orientation, load_image
 
-__all__ = ["has_transparency", "header_size_hw", "read_stored"]
+__all__ = ["header_size_hw", "light_pixels", "read_stored"]
+
+_LIGHT = 128
 
 
 def read_stored(source: Path | bytes) -> Image:
@@ -50,9 +53,40 @@ def header_size_hw(source: Path | bytes, name: str, *, upright: bool = False) ->
     return (width, height) if swapped else (height, width)
 
 
-def has_transparency(file: Path) -> bool:
+def light_pixels(image_hwc: Image, source: Path | bytes, name: str) -> Mask:
+    """Take an image as a mask: true where it is light, at least 128 of 255.
+
+    Colours count by their brightness, and so do those of palettes, not their indices. What could
+    be meant in two ways is refused: transparency, and numbers of classes that are all dark.
+
+    Args:
+        image_hwc: (H, W, 3) uint8 RGB.
+        source: what it was read from.
+        name: of the mask, for messages.
+
+    Raises:
+        InputError: it is no mask of something.
+    """
+    gray = np.asarray(PillowImage.fromarray(image_hwc).convert("L"))
+    if _has_transparency(source):
+        raise InputError(f"{name} is transparent in places: save it in black and white")
+    brightest = int(gray.max())
+    if 0 < brightest < _LIGHT:
+        raise InputError(
+            f"{name} is nowhere brighter than {brightest} of 255, expected 255 on the object and "
+            "0 elsewhere: save it in black and white"
+        )
+    if brightest == 0:
+        raise InputError(
+            f"{name} is black all over: where what is asked for is not in the picture, say so with "
+            '"present": false in a FILE.jsonl'
+        )
+    return gray >= _LIGHT
+
+
+def _has_transparency(source: Path | bytes) -> bool:
     """Tell whether a picture that could be read may have transparent pixels."""
-    with file.open("rb") as data, open_image(data, "the image") as image:
+    with _opened(source) as data, open_image(data, "the image") as image:
         return image.has_transparency_data
 
 

@@ -57,6 +57,7 @@ def judged_scene(
     kind: SceneSetName = "plain",
     split: Split = "test",
     size_wh: tuple[int, int] | None = None,
+    seed: int = 0,
 ) -> tuple[Scene, Expression]:
     """Draw a scene of a set, and an expression for one of its objects.
 
@@ -67,8 +68,9 @@ def judged_scene(
             kind; "fine" has ruffled outlines in pictures of 640 x 480.
         split: "tuning" for choosing, "test" for judging what was chosen.
         size_wh: width and height in pixels; None for those of the set.
+        seed: of another stream of scenes of the same set and split; 0 for the published ones.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([_TAGS[split], *_SET_TAGS[kind], index]))
+    rng = _rng([_TAGS[split], *_SET_TAGS[kind], index], seed)
     drawn_wh = _size(rng)
     if kind == "fine":
         drawn_wh = _FINE_WH if drawn_wh[0] > drawn_wh[1] else _FINE_WH[::-1]
@@ -78,16 +80,16 @@ def judged_scene(
     raise ValueError(f"no scene of set {kind} came up in {_DRAWS} draws")
 
 
-def absent_expression(scene: Scene, index: int, *, split: Split = "test") -> Absent:
+def absent_expression(scene: Scene, index: int, *, split: Split = "test", seed: int = 0) -> Absent:
     """Name something that a scene does not have.
 
     Args:
         scene: the scene.
         index: its number, and `split`: the same ones give the same expression.
         split: see `judged_scene`.
+        seed: likewise.
     """
-    seed = np.random.SeedSequence([_TAGS[split], _ABSENT_TAG, index])
-    rng = np.random.default_rng(seed)
+    rng = _rng([_TAGS[split], _ABSENT_TAG, index], seed)
     kinds = {item.kind for item in scene.objects}
     pairs = {(item.kind, item.colour) for item in scene.objects}
     place = _PLACES[int(rng.integers(len(_PLACES)))]
@@ -103,6 +105,12 @@ def absent_expression(scene: Scene, index: int, *, split: Split = "test") -> Abs
             noun = f"{COLOUR_NAMES[int(rng.integers(len(COLOUR_NAMES)))]} {noun}"
     text = f"the {noun} {place}".strip()
     return Absent(text, "other colour" if form == "other colour" else "other kind")
+
+
+def _rng(tags: list[int], seed: int) -> np.random.Generator:
+    """A stream of its own for each seed: a spawn key never equals longer tags."""
+    key = (seed,) if seed else ()
+    return np.random.default_rng(np.random.SeedSequence(tags, spawn_key=key))
 
 
 def _described(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rism import __version__
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.graph import Request, build_graph
@@ -32,7 +34,7 @@ from rism.export.engines.variant import check_here, files_of
 from rism.export.engines.weights import weights_to_inputs
 from rism.export.progress import Progress
 from rism.runtime.amend import amend_bundle, expect_own_bundle
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle import Bundle, read_manifest_json
 from rism.runtime.engine_spec import ShapeRange
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
 from rism.runtime.manifest import Manifest
@@ -71,6 +73,8 @@ class BuildReport:
         precision: "fp32", "fp16", "bf16" or "fp8".
         graphs: its engines.
         self_test: how it did on the bundle's test vectors, or why it was not tested.
+        was_there: "" for a new variant; "kept" where one was built as asked, "replaced" where it
+            was built otherwise or `force` was given.
     """
 
     name: str
@@ -80,6 +84,7 @@ class BuildReport:
     precision: str
     graphs: tuple[GraphReport, ...] = field(default=())
     self_test: str = ""
+    was_there: str = ""
 
     def table(self) -> str:
         """One line an engine, and one for each question to its layers."""
@@ -109,7 +114,8 @@ def build_engines(
     of tokens by tokens where the capture mode promises none.
 
     Args:
-        path: the bundle's folder; a variant of the same name in it is replaced.
+        path: the bundle's folder. A variant of the same name in it is kept if it was built as
+            asked, of the same library; else it is replaced.
         options: what to build.
         progress: told of each graph.
 
@@ -159,12 +165,17 @@ class _Build:
             shapes=self.options.shapes,
             batch=self.options.batch,
         )
+        profiles = {g: profile(manifest.graphs[g].inputs, known) for g in self.graphs}
+        request = self._request(profiles)
+        engines = read_manifest_json(self.bundle.path).get("engines", [])
+        there = [each for each in engines if each["name"] == self.name]
+        keep = not self.options.force and any(each.get("request") == request for each in there)
         reports = []
-        for graph in self.graphs:
-            progress.stage(f"building {graph} ({self.target.name}, {self.precision})")
-            shapes = profile(manifest.graphs[graph].inputs, known)
-            reports.append(self._graph(graph, shapes, work))
-        self._amend()
+        if not keep:
+            for graph, shapes in profiles.items():
+                progress.stage(f"building {graph} ({self.target.name}, {self.precision})")
+                reports.append(self._graph(graph, shapes, work))
+            self._amend(request)
         progress.stage(f"testing {self.name}")
         return BuildReport(
             self.name,
@@ -174,7 +185,27 @@ class _Build:
             self.precision,
             tuple(reports),
             check_here(self.bundle.path, self.name, unchecked=self.options.unchecked),
+            "kept" if keep else "replaced" if there else "",
         )
+
+    def _request(self, profiles: Mapping[str, Mapping[str, ShapeRange]]) -> str:
+        """Hash all that decides what is built: two variants of one hash are the same."""
+        fp8 = self.precision == "fp8"
+        scales = (self.options.scales or self._own_scales()).read_bytes() if fp8 else b""
+        parts = {
+            "rism": __version__,
+            "library": [self.target.name, self.library, this_platform(), *self.gpus],
+            "form": [self.precision, self.options.weights, self.options.unchecked],
+            "scales": hashlib.sha256(scales).hexdigest(),
+            "graphs": {
+                graph: [
+                    self.bundle.manifest.files[self.bundle.manifest.graphs[graph].file].sha256,
+                    {name: asdict(shape) for name, shape in shapes.items()},
+                ]
+                for graph, shapes in profiles.items()
+            },
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _graph(self, graph: str, shapes: dict[str, ShapeRange], work: Path) -> GraphReport:
         spec = self.bundle.manifest.graphs[graph]
@@ -281,7 +312,7 @@ class _Build:
                 "--unchecked"
             )
 
-    def _amend(self) -> None:
+    def _amend(self, request: str) -> None:
         variant: dict[str, Any] = {
             "name": self.name,
             "target": self.target.name,
@@ -290,6 +321,7 @@ class _Build:
             "compute_capabilities": list(self.gpus),
             "precision": self.precision,
             "stripped": self.options.weights == "stripped",
+            "request": request,
             "graphs": self.entries,
         }
 
@@ -318,9 +350,10 @@ def _plan_build(bundle: Bundle, target: Target, options: BuildOptions) -> _Build
     precision = options.precision or own
     if precision not in (own, "fp8"):
         raise InputError(
-            f"--precision is {precision} and this bundle's graphs compute in {own}: an engine has "
-            f"the precision of its graph; export the model with --precision {precision}, or leave "
-            "it out"
+            f"--precision is {precision} and this bundle's graphs compute in {own}: a build casts "
+            "nothing, only the export knows what must stay float32; rism export --model "
+            f"{one_line(manifest.model.name)} --precision {precision} -o DIR and build that, or "
+            "leave it out"
         )
     gpus = check_gpus(target, options.gpus, precision, gpus_here())
     check_weights(target, gpus, options.weights)

@@ -193,6 +193,9 @@ def _fused(
         written_out: how many are not, and are a softmax between products by nature.
         square: whether anything of tokens by tokens passes between layers, where that tells.
     """
+    if not attentions:
+        why = f"written out: {written_out}" if written_out else "the graph has none"
+        return Check(FUSED, "not in this form", why)
     fused = sum(layer.is_fused_attention for layer in layers)
     detail = f"{fused} fused kernels for {attentions} attentions"
     if fused >= attentions:
@@ -226,7 +229,7 @@ def _precision(layers: Sequence[Layer], precision: str, quantised: int) -> Check
             for layer in products
             if wanted in {tensor.dtype for tensor in (*layer.inputs, *layer.constants)}
         )
-        answer = "yes" if merged >= quantised else "no"
+        answer = "yes" if merged >= quantised > 0 else "no"
         return Check("precision used", answer, f"{detail}; the graph quantises {quantised}")
     return Check("precision used", "yes" if read[wanted] else "no", detail)
 

@@ -36,6 +36,7 @@ class BuildOptions:
         scales: FP8 scales; None for those in the bundle.
         name: of the variant; None for one that says target, precision and weights.
         unchecked: keep an engine whose layer listing is not what it should be.
+        force: build anew what the bundle has, built as it is asked for.
         timeout_s: of one graph's build.
     """
 
@@ -49,6 +50,7 @@ class BuildOptions:
     scales: Path | None = None
     name: str | None = None
     unchecked: bool = False
+    force: bool = False
     timeout_s: float = 3600.0
 
     def check(self) -> None:

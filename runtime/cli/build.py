@@ -31,6 +31,7 @@ class BuildFlags:
     scales: Path | None = None
     name: str | None = None
     unchecked: bool = False
+    force: bool = False
     timeout_s: float = 3600.0
 
 
@@ -58,6 +59,7 @@ def build(flags: BuildFlags, console: Console) -> None:
         scales=flags.scales,
         name=flags.name,
         unchecked=flags.unchecked,
+        force=flags.force,
         timeout_s=flags.timeout_s,
     )
     progress = import_module("rism.export.progress")
@@ -67,13 +69,17 @@ def build(flags: BuildFlags, console: Console) -> None:
         options,
         progress=progress.Progress() if console.quiet else progress.TerminalProgress(),
     )
-    if not console.quiet:
+    if not console.quiet and report.graphs:
         write_stdout(f"{report.table()}\n")
     gpus = ", ".join("sm" + each.replace(".", "") for each in report.compute_capabilities)
-    console.note(
-        f"added {report.name} ({report.target} {report.version}, {report.precision}, {gpus}) to "
-        f"{flags.bundle} in {time.perf_counter() - start:.0f} s; self-test: {report.self_test}"
+    variant = f"{report.name} ({report.target} {report.version}, {report.precision}, {gpus})"
+    done = (
+        f"kept {variant}, which {flags.bundle} has as it was asked for (--force builds it anew)"
+        if report.was_there == "kept"
+        else f"{report.was_there or 'added'} {variant} {'in' if report.was_there else 'to'} "
+        f"{flags.bundle} in {time.perf_counter() - start:.0f} s"
     )
+    console.note(f"{done}; self-test: {report.self_test}")
 
 
 def check_engine(text: str, precision: str | None) -> None:

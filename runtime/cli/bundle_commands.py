@@ -32,7 +32,10 @@ def build(
     ] = Target.rtx,
     precision: Annotated[
         EnginePrecision | None,
-        typer.Option(help="The bundle's own, or fp8 with scales of rism calibrate."),
+        typer.Option(
+            help="Left out: that of the bundle's graphs. fp8 needs scales of rism calibrate; for "
+            "fp16 and bf16 export the model with that --precision."
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -68,6 +71,9 @@ def build(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Keep engines whose layers fail their checks.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build anew what the bundle has as it is asked for.")
+    ] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -98,6 +104,7 @@ def build(
             scales=scales,
             name=name,
             unchecked=unchecked,
+            force=force,
             timeout_s=timeout,
         )
         run_build(flags, console)

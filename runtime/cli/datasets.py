@@ -8,6 +8,7 @@ from typing import Any
 
 from rism.runtime.cli.console import UsageError
 from rism.runtime.cli.extras import import_extra
+from rism.runtime.errors import one_line
 
 __all__ = ["DatasetFlags"]
 
@@ -28,6 +29,9 @@ class DatasetFlags:
     kind: str = "plain"
     count: int | None = None
     limit: int | None = None
+    offset: int = 0
+    seed: int = 0
+    columns: str | None = None
 
     @property
     def names_dataset(self) -> bool:
@@ -42,14 +46,22 @@ class DatasetFlags:
         """
         scenes = self.source == "scenes"
         if scenes and (self.root or self.split_by or self.limit):
-            raise UsageError("scenes are drawn: they take --kind, --split and --count")
-        if not scenes and (self.count or self.kind != "plain"):
-            raise UsageError("--kind and --count go with scenes; others take --limit")
+            raise UsageError(
+                "scenes are drawn: they take --kind, --split, --count, --offset and --seed"
+            )
+        if not scenes and (self.count or self.kind != "plain" or self.offset or self.seed):
+            raise UsageError(
+                "--kind, --count, --offset and --seed go with scenes; others take --limit"
+            )
+        if self.columns is not None and Path(self.source).suffix != ".parquet":
+            raise UsageError("--columns goes with a FILE.parquet")
 
     def about(self, command: str) -> dict[str, Any]:
         """Say what decides which dataset it is, defaults filled in."""
         if self.source == "scenes":
-            return {"source": "scenes", "kind": self.kind, "split": self.split or "test"}
+            about = {"source": "scenes", "kind": self.kind, "split": self.split or "test"}
+            drawn = {"offset": self.offset, "seed": self.seed}
+            return about | {name: value for name, value in drawn.items() if value}
         default = _module("partitions", command).DEFAULT_SPLIT_BY
         if self.source in default:
             return {
@@ -76,9 +88,24 @@ class DatasetFlags:
                 wording=self.wording,
                 kind=self.kind,
                 limit=self.count or self.limit,
+                offset=self.offset,
+                seed=self.seed,
+                columns=None if self.columns is None else _columns(self.columns),
                 command=command,
             )
         )
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Read ROLE=COLUMN,...; which roles there are is the reader's to say."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    roles = [role.strip() for role, _, _ in pairs]
+    if not all(role and column for role, _, column in pairs) or len(set(roles)) < len(roles):
+        raise UsageError(
+            f"--columns is '{one_line(text, limit=120)}', expected each once, such as "
+            "image=img,expression=caption,mask=rle"
+        )
+    return dict(zip(roles, (column.strip() for _, _, column in pairs), strict=True))
 
 
 def _module(name: str, command: str) -> Any:

@@ -66,6 +66,17 @@ def evaluate(
     ] = Wording.raw,
     kind: Annotated[SceneKind, typer.Option(help="Which scenes.")] = SceneKind.plain,
     count: Annotated[int | None, typer.Option(min=1, help="Scenes. Left out: 500.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Other scenes of that kind and split; 0: the published ones.")
+    ] = 0,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLE=COLUMN,...",
+            help="Of a FILE.parquet of your own: image, expression, mask and, if wanted, id.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     output: Annotated[
         Path | None,
@@ -136,6 +147,9 @@ def evaluate(
             wording=wording.value,
             kind=kind.value,
             count=count,
+            offset=offset,
+            seed=seed,
+            columns=columns,
             limit=limit,
             output=output,
             restart=restart,

@@ -91,6 +91,18 @@ def test_scenes_are_scored_as_one_by_one(workplace: Path) -> None:
     assert row.split()[1:4] == ["3", *(f"{100 * expected[m]:.2f}" for m in ("mIoU", "oIoU"))]
 
 
+def test_scenes_of_another_beginning_and_seed(workplace: Path) -> None:
+    asked = ("scenes", "--count", "1", "--offset", "2", "--seed", "7")
+    invoke(*asked)
+    assert "--restart" not in invoke(*asked, "-q")  # the same run, gone on with
+    folder = workplace / "eval-scenes-plain-test-seed-7-from-2-mini"
+    line = json.loads((folder / "records.jsonl").read_text().splitlines()[1])
+    [sample] = SceneSet("plain", "test", 1, offset=2, seed=7).samples
+    assert (line["key"], line["expression"]) == ("2", sample.expression)
+    said = {k: v for k, v in result_of(folder)["dataset"].items() if k in ("offset", "seed")}
+    assert said == {"offset": 2, "seed": 7}
+
+
 def test_shards_are_merged_into_the_whole(workplace: Path) -> None:
     asked = ("scenes", "--kind", "absent", "--count", "3")
     invoke(*asked, "-o", "whole")
@@ -190,8 +202,11 @@ def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
     ("flags", "said", "code"),
     [
         (["scenes", "--shard", "3/2"], "--shard is '3/2', expected I/N", 2),
-        (["scenes", "--limit", "5"], "they take --kind, --split and --count", 2),
-        (["x.jsonl", "--count", "5"], "--kind and --count go with scenes", 2),
+        (["scenes", "--limit", "5"], "they take --kind, --split, --count, --offset and --seed", 2),
+        (["x.jsonl", "--count", "5"], "--kind, --count, --offset and --seed go with scenes", 2),
+        (["x.jsonl", "--seed", "5"], "--kind, --count, --offset and --seed go with scenes", 2),
+        (["x.jsonl", "--columns", "image=a"], "--columns goes with a FILE.parquet", 2),
+        (["x.parquet", "--columns", "image"], "--columns is 'image', expected each once", 2),
         (["scenes", "folder"], "'folder' is one SOURCE too many", 2),
         (["scenes", "--merge"], "--merge needs the shards' folders", 2),
         (["scenes", "d", "--merge", "--tau", "0.7"], "as they are, without --tau", 2),

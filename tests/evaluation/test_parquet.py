@@ -1,5 +1,6 @@
 """Copies of RefCOCO in parquet files: four layouts, the same samples, pictures and masks."""
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rism.evaluation.opening import Request, open_dataset
 from rism.evaluation.samples import Dataset
@@ -176,6 +178,49 @@ def test_a_file_by_its_path(master: Path, refer: Dataset, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"has no pictures inside: say with --root"):
         open_dataset(Request(str(without)))
     assert len(open_dataset(Request(str(without), root=master)).samples) == len(refer.samples)
+
+
+def as_png(mask_hw: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask_hw.astype(np.uint8) * 255).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+MASKS: dict[str, Callable[[np.ndarray], Any]] = {
+    "rle": lambda mask: {"size": list(mask.shape), "counts": encode_rle(mask)},
+    "text": lambda mask: json.dumps({"size": list(mask.shape), "counts": encode_rle(mask)}),
+    "png": as_png,
+    "hub": lambda mask: {"bytes": as_png(mask), "path": None},
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_columns_by_name(master: Path, refer: Dataset, tmp_path: Path, form: str) -> None:
+    twins = [sample for sample in refer.samples if refer.mask(sample).any()]
+    rows = [
+        {
+            "picture": (master / IMAGES / sample.image).read_bytes(),
+            "caption": sample.expression if form == "rle" else [sample.expression],
+            "mask": MASKS[form](refer.mask(sample)),
+            "number": at,
+        }
+        for at, sample in enumerate(twins)
+    ]
+    file = str(write(rows, tmp_path / "own.parquet"))
+    columns = {"image": "picture", "expression": "caption", "id": "number"}
+    dataset = open_dataset(Request(file, columns=columns))
+    assert [s.key for s in dataset.samples] == [f"{at}:0" for at in range(len(rows))]
+    assert [s.expression for s in dataset.samples] == [s.expression for s in twins]
+    for own, twin in zip(dataset.samples, twins, strict=True):
+        np.testing.assert_array_equal(dataset.image(own), refer.image(twin))
+        np.testing.assert_array_equal(dataset.mask(own), refer.mask(twin))
+    for wrong, says in (
+        ({"image": "picture"}, "no column for expression=expression, only picture, caption"),
+        ({**columns, "group": "x"}, "--columns has 'group', expected image, expression, mask and"),
+        (None, "name yours with --columns, or write a FILE.jsonl"),
+    ):
+        with pytest.raises(InputError, match=says):
+            open_dataset(Request(file, columns=wrong))
 
 
 def test_exif_turns_neither(master: Path, refer: Dataset, tmp_path: Path) -> None:

@@ -37,6 +37,23 @@ def test_a_number_names_a_scene_and_splits_share_none(kind: str) -> None:
     assert len(seen) == 8
 
 
+def test_an_offset_keeps_numbers_and_a_seed_changes_scenes() -> None:
+    whole = SceneSet("absent", "test", 4)
+    assert SceneSet("absent", "test", 2, offset=2).samples == whole.samples[4:]
+    other = SceneSet("absent", "test", 4, seed=1)
+    assert [s.key for s in other.samples] == [s.key for s in whole.samples]
+    drawn = {
+        sets.image(sample).tobytes()
+        for sets in (whole, other, SceneSet("absent", "test", 4, seed=2))
+        for sample in sets.samples
+    }
+    assert len(drawn) == 12
+    assert other.name == "scenes absent test seed 1"
+    for wrong in ({"offset": -1}, {"seed": 2**32}):
+        with pytest.raises(InputError, match="expected 0 to 4294967295"):
+            SceneSet("plain", "test", 1, **wrong)
+
+
 def test_plain_test_scenes_are_the_held_out_ones() -> None:
     scene, expression = held_out_scene(3)
     plain = SceneSet("plain", "test", 4)

@@ -145,6 +145,19 @@ def test_products_tell_the_precision() -> None:
         assert found["precision used"].answer == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("written_out", "detail"),
+    [(3, "written out: 3"), (0, "the graph has none")],
+)
+def test_without_attention_for_the_library_none_is_called_fused(
+    written_out: int, detail: str
+) -> None:
+    found = answers([layer("a", "gemm")], attentions=0, written_out=written_out)
+    assert (found["attention fused"].answer, found["attention fused"].detail) == (
+        "not in this form", detail
+    )  # fmt: skip
+
+
 def test_fp8_is_used_where_every_quantised_product_is() -> None:
     layers = [layer("a+b_myl0", "gemm", dtype="FP8"), layer("c", "gemm", dtype="Half")]
     assert answers(layers, precision="fp8", quantised=2)["precision used"].answer == "yes"
