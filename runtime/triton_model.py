@@ -214,7 +214,7 @@ def _success(utils: Any, results: Sequence[Segmentation]) -> Any:
         "box_xyxy": np.array(boxes, np.int32),
         "area_share": np.array([[result.area_share] for result in results], np.float32),
         "separability": np.array([[result.separability] for result in results], np.float32),
-        # None, of a bundle without a rule, becomes NaN: a tensor has a number in every place.
+        # None becomes NaN: a tensor has a number in every place.
         "confidence": np.array([[result.confidence] for result in results], np.float32),
         "reason": np.array([[(result.reason or "").encode()] for result in results], np.object_),
     }
