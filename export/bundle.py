@@ -78,14 +78,14 @@ def export_bundle(
     export = _open(model, output, options, weights=False)
     export.plan.check(output)
     if not export.checkpoint.weights:
-        progress.stage(f"fetching {export.checkpoint.source}")
+        progress.stage(f"download {export.checkpoint.source}")
         options = replace(options, revision=export.checkpoint.revision)
         export = _open(model, output, options, weights=True)
     try:
         with workplace(output) as work:
             parity = _write(export, work, progress)
             if export.plan.parity == "full":
-                progress.stage("making test vectors")
+                progress.stage("make test vectors")
                 store_vectors(work)
             Bundle.open(work, verify=False)  # hashed as they were written
     finally:
@@ -121,6 +121,7 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         opened,
         tuple(parts.values()),
         source=checkpoint.source,
+        revision=checkpoint.revision,
         precision=precision,
         captures=tuple(dict.fromkeys(options.captures)),
         parity=options.parity,
@@ -174,8 +175,9 @@ def _write(export: Export, work: Path, progress: Progress) -> Checks:
     (work / spec.prompt.tokenizer).write_text(export.model.tokenizer_json, encoding="utf-8")
     noise = fixed_noise(spec)
     noise.astype("<f4").tofile(work / "noise.f32")
-    progress.start(sum(part.write_bytes for part in export.plan.parts))
     writer = BundleWriter(export, work, noise, progress)
+    vectors = export.plan.parity == "full"
+    progress.start(writer.steps + vectors, sum(part.write_bytes for part in export.plan.parts))
     with _revision(export.checkpoint) as revision:
         if "vision_encoder" in export.parts:
             writer.vision_encoder()

@@ -32,7 +32,7 @@ from rism.export.samples import (
     transformer_feeds,
     vision_feeds,
 )
-from rism.export.spec import LiteralInputs, LiteralModel, OpenModel
+from rism.export.spec import LiteralInputs, LiteralModel, LiteralPrompt, OpenModel
 from rism.runtime import method
 from rism.runtime.geometry import Plan, upsample
 
@@ -100,6 +100,21 @@ class Gate:
         """What the graphs are compared with."""
         return self.model.literal(self.precision)
 
+    @cached_property
+    def latents(self) -> list[torch.Tensor]:
+        """What the pipeline makes of the samples' pictures."""
+        return self.literal.vae_latents([sample.image for sample in self.samples])
+
+    @cached_property
+    def prompts(self) -> list[list[LiteralPrompt]]:
+        """How the pipeline encodes each sample's instructions."""
+        if self.model.spec.prompt.vision:
+            return [self.literal.text(each.instructions, each.picture) for each in self.samples]
+        # Who does not look at the picture is asked once for what is the same.
+        asked = {each.instructions: each for each in self.samples}
+        said = {text: self.literal.text(text, each.picture) for text, each in asked.items()}
+        return [said[each.instructions] for each in self.samples]
+
     def vision_encoder(self, file: str) -> dict[str, Check]:
         """Compare the tower that looks at the picture with the library's own."""
         checks: dict[str, Check] = {}
@@ -115,12 +130,10 @@ class Gate:
     def text_encoder(self, file: str) -> dict[str, Check]:
         """Compare the text encoder with the pipeline's own function."""
         spec, checks = self.model.spec, dict[str, Check]()
-        # Who does not look at the picture is asked once.
         samples = self.samples if spec.prompt.vision else self.samples[:1]
-        for sample in samples:
+        for sample, wanted in zip(samples, self.prompts, strict=False):
             embeds = self.literal.image_embeds(sample.picture)
             feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, embeds)
-            wanted = self.literal.text(sample.instructions, sample.picture)
             for name, got, limits in self._runs(file, [feeds]):
                 for row, literal in enumerate(wanted):
                     length = int(encoded.lengths[row])
@@ -132,8 +145,7 @@ class Gate:
     def vae_encoder(self, files: Mapping[tuple[int, int] | None, str]) -> dict[str, Check]:
         """Compare the VAE encoder with the pipeline's own functions; files by fixed size."""
         checks: dict[str, Check] = {}
-        latents = self.literal.vae_latents([sample.image for sample in self.samples])
-        for sample, wanted in zip(self.samples, latents, strict=True):
+        for sample, wanted in zip(self.samples, self.latents, strict=True):
             file = files[sample.size_wh if None not in files else None]
             for name, got, limits in self._runs(file, [{"image": sample.image.numpy()}]):
                 error = difference(got["clean_latents"], wanted.numpy())
@@ -148,10 +160,8 @@ class Gate:
     ) -> Checks:
         """Compare each capture mode with the literal one: its outputs, its maps and its mask."""
         spec, literal = self.model.spec, self.literal
-        latents = literal.vae_latents([sample.image for sample in self.samples])
         given: list[tuple[Samples, LiteralInputs]] = []
-        for sample, clean in zip(self.samples, latents, strict=True):
-            prompts = literal.text(sample.instructions, sample.picture)
+        for sample, clean, prompts in zip(self.samples, self.latents, self.prompts, strict=True):
             given += [(sample, each) for each in inputs_of(sample, clean, prompts, noise)]
         captures = literal.dit([inputs for _, inputs in given], spec.feature_block)
         checks: Checks = {}
@@ -252,6 +262,8 @@ def run_graph(path: Path, feeds: Mapping[str, npt.NDArray[Any]], *, lean: bool =
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait for more work by spinning cost more here than the work itself.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False

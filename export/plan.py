@@ -44,7 +44,7 @@ class ExportPlan:
     """Everything that is known before the first long step.
 
     Attributes:
-        model, family, source: what is exported.
+        model, family, source, revision: what is exported; `revision` is empty off the hub.
         precision, captures, sizes: how; `sizes` is "dynamic" or fixed ones.
         blocks: of the transformer, double and single.
         parts: the graphs' weights.
@@ -66,6 +66,7 @@ class ExportPlan:
     disk_free: int
     memory_bytes: int
     memory_free: int
+    revision: str = ""
 
     def table(self) -> str:
         """The plan, for people."""
@@ -117,6 +118,7 @@ def make_plan(
     parts: tuple[Part, ...],
     *,
     source: str,
+    revision: str = "",
     precision: Precision,
     captures: tuple[str, ...],
     parity: str,
@@ -128,6 +130,7 @@ def make_plan(
         model: the opened checkpoint.
         parts: its graphs' modules, without weights.
         source: where it is from.
+        revision: the commit there, if it has one.
         precision: what was asked for.
         captures: likewise.
         parity: "full", "blocks", or "auto" to choose by the memory.
@@ -161,6 +164,7 @@ def make_plan(
         disk_free=usage.free if usage.total else needed,
         memory_bytes=full if parity == "full" else lean,
         memory_free=free,
+        revision=revision,
     )
 
 

@@ -9,16 +9,17 @@ from tqdm import tqdm
 __all__ = ["Progress", "TerminalProgress"]
 
 _QUIET_INTERVAL_S = 15.0
+_FORMAT = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}, about {remaining} left]{postfix}"
 
 
 class Progress:
-    """Told of stages and of bytes written; this one says nothing."""
+    """Told of steps and of bytes written; this one says nothing."""
+
+    def start(self, steps: int, total: int) -> None:
+        """Begin `steps` steps, which write `total` bytes of weights in all."""
 
     def stage(self, text: str) -> None:
-        """Begin something; `text` names it."""
-
-    def start(self, total: int) -> None:
-        """Begin to write `total` bytes of weights."""
+        """Begin the next step, or what comes before the first; `text` names it."""
 
     def advance(self, count: int) -> None:
         """`count` more bytes are written."""
@@ -28,37 +29,48 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """A bar on stderr with bytes, rate and the time that is left; stages as lines."""
+    """A bar on stderr over steps, with the time that is left and the bytes that are written."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
+        self._step = self._written = self._total = 0
 
-    def stage(self, text: str) -> None:
-        """Begin something; `text` names it."""
-        tqdm.write(text, file=sys.stderr)
-
-    def start(self, total: int) -> None:
-        """Begin to write `total` bytes of weights."""
+    def start(self, steps: int, total: int) -> None:
+        """Begin `steps` steps, which write `total` bytes of weights in all."""
         # In a log file a bar is a line now and then.
         interval = 0.2 if sys.stderr.isatty() else _QUIET_INTERVAL_S
+        self._total = total
         self._bar = tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            desc="weights",
+            total=steps,
+            unit="step",
             mininterval=interval,
             maxinterval=max(10.0, interval),
             file=sys.stderr,
             dynamic_ncols=True,
+            bar_format=_FORMAT,
         )
+
+    def stage(self, text: str) -> None:
+        """Begin the next step, or what comes before the first; `text` names it."""
+        if self._bar is None:
+            tqdm.write(text, file=sys.stderr)
+            return
+        self._bar.update(min(self._step, 1))
+        self._step += 1
+        self._bar.set_description_str(f"{text} ")
 
     def advance(self, count: int) -> None:
         """`count` more bytes are written."""
         if self._bar is not None:
-            self._bar.update(count)
+            self._written += count
+            written = f"{self._written / 1e6:,.0f} of {self._total / 1e6:,.0f} MB written"
+            self._bar.set_postfix_str(written, refresh=False)
+            self._bar.update(0)
 
     def close(self) -> None:
         """Nothing more comes, whether all went well or not."""
         if self._bar is not None:
+            if self._step == self._bar.total and sys.exc_info()[0] is None:
+                self._bar.update(1)
             self._bar.close()
             self._bar = None

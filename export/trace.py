@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,18 +78,18 @@ def trace(
     try:
         with _quiet("torch.onnx", "onnxscript"), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            with weightless(module) as mode:
+            with weightless(module) as mode, _rare_collections():
                 with mode:
                     examples = {
                         name: torch.zeros(spec.shape, dtype=spec.dtype)
                         for name, spec in inputs.items()
                     }
+                exported = torch.export.export(module, (), examples, dynamic_shapes=shapes)
+                _drop_idle_casts(exported.graph)
                 program = torch.onnx.export(
-                    module,
-                    kwargs=examples,
+                    exported,
                     dynamo=True,
                     opset_version=OPSET,
-                    dynamic_shapes=shapes,
                     input_names=list(inputs),
                     output_names=list(outputs),
                     optimize=False,
@@ -107,6 +108,34 @@ def trace(
     )
     strip_metadata(model)
     return model
+
+
+def _drop_idle_casts(graph: torch.fx.Graph) -> None:
+    """Drop casts to the type that a tensor has, and the checks that torch.export adds to casts.
+
+    They are half of a float32 graph, none of them reaches the ONNX graph, and all would be
+    traced twice more on the way.
+    """
+    ops = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is ops.to.dtype and len(node.args) == 2 and not node.kwargs:
+            source, dtype = node.args
+            if source.meta["val"].dtype == dtype:
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+        elif node.target is ops._assert_tensor_metadata.default:
+            graph.erase_node(node)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for garbage in cycles less often: a trace makes millions of objects and keeps them."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextmanager

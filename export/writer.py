@@ -68,6 +68,17 @@ class BundleWriter:
         lean = export.plan.parity == "blocks"
         self.models = list(export.model.samples_of_blocks()) if lean else [export.model]
         self.lean = lean
+        # One for each model: what PyTorch said of its samples serves several graphs.
+        self._gates: dict[int, Gate] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are: each graph traced and written, each part checked."""
+        export = self.export
+        per_size = len(export.sizes) * (1 + len(export.captures))  # the VAE, the transformer
+        encoders = len(export.parts) - 2
+        checks = len(export.parts) - 1 + len(self.models)
+        return 2 * (per_size + encoders) + checks
 
     def text_encoder(self) -> None:
         """Write and compare the text encoder."""
@@ -161,11 +172,12 @@ class BundleWriter:
 
     def _gate(self, model: OpenModel) -> Gate:
         give_back()
-        self.progress.stage("comparing with PyTorch")
-        return Gate(model, self.work, self.export.precision, lean=self.lean)
+        self.progress.stage("check against PyTorch")
+        fresh = Gate(model, self.work, self.export.precision, lean=self.lean)
+        return self._gates.setdefault(id(model), fresh)
 
     def _say(self, what: str, size: Size = None) -> None:
-        self.progress.stage(f"tracing {what}" + (f", {size[0]}x{size[1]}" if size else ""))
+        self.progress.stage(f"trace {what}" + (f", {size[0]}x{size[1]}" if size else ""))
 
     def _file(self, name: str) -> WeightFile:
         return WeightFile(self.work / f"{name}.weights", self.progress.advance)
@@ -173,6 +185,7 @@ class BundleWriter:
     def _save(
         self, graph: ir.Model, rules: dict[str, WeightRule], file: WeightFile, name: str
     ) -> None:
+        self.progress.stage(f"write {name}")
         store_weights(graph, rules, file)
         file.flush()
         self.graphs[name] = f"{name.replace('@', '.')}.onnx"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.errors import BundleError, one_line
+from rism.runtime.hub import fetch_bundle, is_hub_id
 from rism.runtime.manifest import FileInfo, Manifest, parse_manifest
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "Bundle",
     "is_companion",
+    "parse_manifest_file",
     "read_manifest_json",
     "resolve_bundle",
 ]
@@ -132,9 +134,10 @@ class Bundle:
 
 
 def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
-    """Turn a folder, the name of a built-in bundle, or None (the built-in one) into a folder.
+    """Turn what names a bundle into a folder: a folder, a built-in name (or None), or a hub id.
 
-    A text "mini" is the built-in bundle; a folder of that name is "./mini", or a `Path`.
+    A text "mini" is the built-in bundle; a folder of that name is "./mini", or a `Path`. A text
+    "owner/name" or "owner/name@revision" that is no folder is a bundle on the model hub.
 
     Raises:
         BundleError: nothing of that name, and the message lists what could be meant; or the name
@@ -157,9 +160,11 @@ def resolve_bundle(path_or_name: str | Path | None = None) -> Path:
             f"bundle '{name}' is a file, expected a folder with manifest.json: "
             "pass the folder that rism export wrote"
         )
+    if not isinstance(path_or_name, Path) and is_hub_id(name):
+        return fetch_bundle(name)
     raise BundleError(
-        f"no bundle '{one_line(name)}', expected a folder that rism export wrote or a built-in "
-        f"name ({', '.join(present) or 'this installation has none'}): "
+        f"no bundle '{one_line(name)}', expected a folder that rism export wrote, a built-in "
+        f"name ({', '.join(present) or 'this installation has none'}) or a hub id owner/name: "
         "make one with rism export --model ... -o DIR"
     )
 
@@ -180,6 +185,19 @@ def read_manifest_json(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BundleError("manifest.json is not a JSON object: export the bundle again")
     return data
+
+
+def parse_manifest_file(file: Path) -> Manifest:
+    """Parse a manifest that is not in its bundle's folder.
+
+    Raises:
+        BundleError: it is too large, or none.
+    """
+    with file.open("rb") as handle:
+        raw = handle.read(MAX_MANIFEST_BYTES + 1)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{file} is larger than 1 MiB, expected a bundle's manifest.json")
+    return parse_manifest(_parse_json(raw))
 
 
 def _read_manifest(folder: Path) -> bytes:

@@ -6,9 +6,12 @@ import contextlib
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 
-__all__ = ["evict", "read_plain_file"]
+from rism.runtime.errors import one_line
+
+__all__ = ["evict", "read_plain_file", "user_cache"]
 
 # A link is not followed, and a pipe is not waited for.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -36,6 +39,21 @@ def read_plain_file(path: Path, *, most: int) -> bytes:
     if len(data) != status.st_size:
         raise ValueError("changed while it was read")
     return data
+
+
+def user_cache() -> Path:
+    """Return the folder of this user's caches, as the XDG base directories or Windows have it.
+
+    Raises:
+        ValueError: nothing says where this user's home is.
+    """
+    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    if Path(named).is_absolute():
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ValueError(one_line(error)) from None
 
 
 def evict(folder: Path, ours: re.Pattern[str], limit: int) -> None:

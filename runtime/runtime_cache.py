@@ -16,7 +16,6 @@ import json
 import os
 import re
 import stat
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TypeAlias
 
 from rism.runtime.atomic import write_atomically
 from rism.runtime.errors import OutputError, RismWarning, one_line
-from rism.runtime.kept_files import evict, read_plain_file
+from rism.runtime.kept_files import evict, read_plain_file, user_cache
 from rism.runtime.tensorrt_api import RuntimeCacheObject, RuntimeConfig
 
 __all__ = ["RuntimeCache", "cache_folder"]
@@ -141,7 +140,7 @@ def _say(text: str) -> None:
 
 def cache_folder() -> Path:
     """Return the folder, made if need be; OSError or ValueError where there can be none."""
-    folder = _user_cache() / "rism" / "tensorrt-rtx"
+    folder = user_cache() / "rism" / "tensorrt-rtx"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "geteuid"):
@@ -149,17 +148,6 @@ def cache_folder() -> Path:
         if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & 0o022:
             raise ValueError(f"others can write to {folder}, expected mode 700")
     return folder
-
-
-def _user_cache() -> Path:
-    """Return the folder of this user's caches, as the XDG base directories or Windows have it."""
-    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
-    if Path(named).is_absolute():
-        return Path(named)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError as error:
-        raise ValueError(one_line(error)) from None
 
 
 def _reason(error: Exception) -> str:

@@ -123,7 +123,8 @@ class Segmenter:
         """Open a bundle and load its graphs.
 
         Args:
-            path_or_name: a bundle folder, the name of a built-in bundle, or None for "mini".
+            path_or_name: a bundle folder, the name of a built-in bundle, the hub id of a bundle
+                ("owner/name", "owner/name@revision"), or None for "mini".
             provider: "onnxruntime-cpu" or "cpu", "onnxruntime-cuda" or "cuda"; "tensorrt-rtx" or
                 "tensorrt", which run engines that were built into the bundle;
                 "onnxruntime-tensorrt-rtx" or "rtx", which compiles the bundle's graphs where it

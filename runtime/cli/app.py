@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rism.runtime.cli.ablate_commands import ablate
-from rism.runtime.cli.bundle_commands import build, calibrate, export_triton
+from rism.runtime.cli.bundle_commands import build, bundles, calibrate, export_triton, push
 from rism.runtime.cli.eval_commands import evaluate, fit_confidence
 from rism.runtime.cli.export_commands import export, refine
 from rism.runtime.cli.flags import (
@@ -112,6 +112,14 @@ def run(
         str | None,
         typer.Option(help=BUNDLE_HELP),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model of rism export, such as flux2-klein-4b, in place of a bundle: exported "
+            "once to this user's cache (rism bundles), after a question if that takes gigabytes."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask that.")] = False,
     provider: RunProvider = "auto",
     device: Device = 0,
     precision: Annotated[
@@ -174,6 +182,8 @@ def run(
             as_json=json,
             json_lines=jsonl,
             bundle=bundle,
+            model=model,
+            yes=yes,
             provider=provider,
             device=device,
             precision=None if precision is None else precision.value,
@@ -251,6 +261,8 @@ app.command()(export)
 app.command()(build)
 app.command()(calibrate)
 app.command()(refine)
+app.command()(bundles)
+app.command()(push)
 app.command("export-triton")(export_triton)
 app.command("eval")(evaluate)
 app.command("fit-confidence")(fit_confidence)

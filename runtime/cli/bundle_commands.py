@@ -1,4 +1,4 @@
-"""The flags of `rism build`, `calibrate` and `export-triton`, which work on a bundle.
+"""The flags of `rism build` and other commands that work on a bundle.
 
 app.py registers them; like there, only typer is imported.
 """
@@ -22,7 +22,7 @@ from rism.runtime.cli.flags import (
     expecting,
 )
 
-__all__ = ["build", "calibrate", "export_triton"]
+__all__ = ["build", "bundles", "calibrate", "export_triton", "push"]
 
 
 def build(
@@ -108,6 +108,51 @@ def build(
             timeout_s=timeout,
         )
         run_build(flags, console)
+
+
+def bundles(
+    remove: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Remove this one instead.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """List the bundles that rism keeps in this user's cache."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.kept_bundles import list_bundles, remove_bundle
+
+    with Console(verbose=verbose).reporting():
+        if remove is None:
+            list_bundles()
+        else:
+            remove_bundle(remove)
+
+
+def push(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A folder of rism export.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="On the model hub; made if need be.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a repository that only you can read.")
+    ] = False,
+    licence_allows: Annotated[
+        bool,
+        typer.Option(
+            "--licence-allows", help="You read the licence: the weights may be passed on."
+        ),
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Upload a bundle to the model hub, after a check of its files."""
+    from rism.runtime.cli.console import Console
+    from rism.runtime.cli.kept_bundles import push_bundle
+
+    console = Console(quiet=quiet, verbose=verbose)
+    with console.reporting():
+        push_bundle(
+            bundle, repository, private=private, any_licence=licence_allows, console=console
+        )
 
 
 def calibrate(

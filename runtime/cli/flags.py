@@ -51,8 +51,8 @@ __all__ = [
 
 
 BUNDLE_HELP = (
-    "A folder that rism export wrote. Left out, or mini: the built-in bundle; a folder of that "
-    "name is ./mini."
+    "A folder that rism export wrote, or a bundle's hub id, owner/name[@revision]; what exists as "
+    "a folder wins. Left out, or mini: the built-in bundle; a folder of that name is ./mini."
 )
 
 

@@ -13,6 +13,7 @@ from rism.runtime.atomic import write_atomically
 from rism.runtime.choices import Choices
 from rism.runtime.cli.answer import Answer, PictureError, Question
 from rism.runtime.cli.console import Console, ReaderGoneError, UsageError, write_stdout
+from rism.runtime.cli.kept_bundles import exported_bundle, mark_used
 from rism.runtime.cli.names import as_text, slugs
 from rism.runtime.cli.outputs import Destination, check_outputs, choose_destination
 from rism.runtime.cli.refiner import find_refiner
@@ -44,6 +45,8 @@ class RunOptions:
     as_json: bool = False
     json_lines: bool = False
     bundle: str | None = None
+    model: str | None = None
+    yes: bool = False
     provider: str = "auto"
     device: int = 0
     precision: str | None = None
@@ -69,6 +72,10 @@ def run_pictures(options: RunOptions, console: Console) -> None:
         RismError: the only image, the bundle, the engine or the output place failed, or
             some of several images did.
     """
+    if options.model is not None and options.bundle is not None:
+        raise UsageError("--model and --bundle both say what to run, expected one of them")
+    if options.model is not None and options.precision == "fp8":
+        raise UsageError("--model exports fp32, bf16 or fp16; for fp8 see rism build")
     given, texts = sort_arguments(options.arguments, options.expressions)
     expressions = tuple(as_text(text) for text in texts)
     sources = find_sources(given, recursive=options.recursive)
@@ -205,9 +212,18 @@ def _pixels(source: Source) -> int:
 
 def _load(options: RunOptions, console: Console, workers: int) -> Segmenter:
     refiner = _refiner(options, console)
-    console.status(f"loading {options.bundle or 'mini'} ...")
+    bundle: str | Path | None = options.bundle
+    if options.model is not None:
+        bundle = exported_bundle(
+            options.model,
+            precision=options.precision,
+            capture=options.capture,
+            yes=options.yes,
+            console=console,
+        )
+    console.status(f"loading {bundle or 'mini'} ...")
     segmenter = Segmenter.from_bundle(
-        options.bundle,
+        bundle,
         provider=options.provider,
         device=options.device,
         precision=options.precision,
@@ -221,6 +237,7 @@ def _load(options: RunOptions, console: Console, workers: int) -> Segmenter:
         workers=workers,
     )
     console.clear()
+    mark_used(segmenter.bundle.path)
     manifest = segmenter.manifest
     if manifest.model.demonstrator:
         console.note(DEMONSTRATOR)

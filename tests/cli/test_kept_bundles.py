@@ -1,0 +1,180 @@
+"""Bundles by hub id, from a cache in the hub's layout; the folder of kept bundles; rism push."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from rism.runtime.bundle import BUILT_INS, Bundle, resolve_bundle
+from rism.runtime.cli.console import Console
+from rism.runtime.cli.kept_bundles import (
+    exported_bundle,
+    list_bundles,
+    push_bundle,
+    remove_bundle,
+)
+from rism.runtime.errors import BundleError, InputError, RismError
+
+hub = pytest.importorskip("huggingface_hub")
+MINI = BUILT_INS / "mini"
+COMMIT = "c" * 40
+KEPT = f"someone--mini-{COMMIT[:12]}"
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """someone/mini in an offline cache of the hub: links from names to blobs."""
+    repository = tmp_path / "hub" / "models--someone--mini"
+    snapshot = repository / "snapshots" / COMMIT
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for file in MINI.iterdir():
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return snapshot
+
+
+@pytest.mark.parametrize("name", ["someone/mini", f"someone/mini@{COMMIT}", "someone/mini@main"])
+def test_a_hub_id_is_a_bundle_of_plain_files(snapshot: Path, name: str) -> None:
+    folder = resolve_bundle(name)
+    assert folder.name == KEPT
+    assert Bundle.open(folder).digest == Bundle.open(MINI).digest
+    assert resolve_bundle(name) == folder  # found again
+
+
+def test_a_folder_wins_over_a_hub_id(snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "someone" / "mini").mkdir(parents=True)
+    assert resolve_bundle("someone/mini") == Path("someone/mini")
+    with pytest.raises(BundleError, match="no bundle 'someone/other'"):
+        resolve_bundle("someone/other")  # beside folders that are here a slip, not a hub id
+
+
+def test_what_the_cache_lacks_is_not_asked_for_offline(snapshot: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be had from the model hub"):
+        resolve_bundle("someone/else")
+
+
+def test_a_link_out_of_the_hubs_cache_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes((MINI / "noise.f32").read_bytes())
+    (snapshot / "noise.f32").unlink()
+    (snapshot / "noise.f32").symlink_to(tmp_path / "secret")
+    with pytest.raises(BundleError, match="leads out of the hub's cache"):
+        resolve_bundle("someone/mini")
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+
+
+def test_a_changed_file_is_noticed_by_its_hash(snapshot: Path) -> None:
+    file = (snapshot / "noise.f32").resolve()
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(BundleError, match=r"noise\.f32.*sha256"):
+        Bundle.open(resolve_bundle("someone/mini"))
+
+
+def test_kept_bundles_are_listed_and_removed(
+    snapshot: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    folder = resolve_bundle("someone/mini")
+    list_bundles()
+    assert capfdbinary.readouterr().out.decode().startswith(KEPT)
+    remove_bundle(KEPT)
+    assert not folder.exists() and snapshot.is_dir()
+    with pytest.raises(InputError, match="no bundle"):
+        remove_bundle("../cache")
+
+
+def test_an_exported_bundle_is_found_again_without_the_exporter(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "cache" / "rism" / "bundles" / "flux2-klein-4b-bf16-scores-abc123"
+    shutil.copytree(MINI, kept)
+    monkeypatch.setattr("rism.runtime.cli.kept_bundles.import_extra", None)
+    wish: dict[str, Any] = {"precision": "bf16", "yes": False, "console": Console(quiet=True)}
+    assert exported_bundle("flux2-klein-4b", capture="scores", **wish) == kept
+    with pytest.raises(TypeError):  # another one would need the exporter
+        exported_bundle("flux2-klein-4b", capture="vectors", **wish)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(1, False), (10**12, True)])
+def test_gigabytes_are_asked_for_before_an_export(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("rism.runtime.cli.kept_bundles._ASK_ABOVE", limit)
+    called: list[Path] = []
+    import_module = SimpleNamespace(
+        export_bundle=lambda _, folder, *__, **___: called.append(folder)
+    )
+    import rism.export as exporter
+
+    monkeypatch.setattr(exporter, "export_bundle", import_module.export_bundle)
+    wish: dict[str, Any] = {"precision": None, "capture": None, "console": Console(quiet=True)}
+    if not fits:
+        with pytest.raises(RismError, match="add --yes"):
+            exported_bundle("mini", yes=False, **wish)
+        assert not called
+    exported_bundle("mini", yes=not fits, **wish)
+    assert [folder.name.rpartition("-")[0] for folder in called] == ["mini-published-vectors"]
+
+
+class _Api:
+    """Notes what is handed to the hub."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, {**kwargs, "args": args}))
+            return SimpleNamespace(oid=COMMIT, private=False)
+
+        return call
+
+
+def test_push_uploads_listed_files_and_a_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(MINI, bundle)
+    (bundle / "notes.txt").write_text("mine")
+    monkeypatch.setattr(_Api, "calls", [])
+    monkeypatch.setattr(hub, "HfApi", _Api)
+    wish: dict[str, Any] = {"any_licence": False, "console": Console(quiet=True)}
+    push_bundle(str(bundle), "me/mini", private=False, **wish)
+    calls = dict(_Api.calls)
+    names = set(calls["upload_folder"]["allow_patterns"])
+    assert names == {"manifest.json", *Bundle.open(bundle).manifest.files}
+    card = calls["upload_file"]["path_or_fileobj"].decode()
+    assert "Apache-2.0" in card and "--bundle me/mini" in card and "built-in" in card
+    with pytest.raises(RismError, match="public"):  # asked for private, was there before
+        push_bundle(str(bundle), "me/mini", private=True, **wish)
+
+
+@pytest.mark.parametrize("break_it", ["hash", "licence"])
+def test_push_refuses_before_anything_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, break_it: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(MINI, bundle)
+    manifest = bundle / "manifest.json"
+    if break_it == "hash":
+        (bundle / "noise.f32").write_bytes(bytes((bundle / "noise.f32").stat().st_size))
+    else:
+        manifest.write_text(manifest.read_text().replace("Apache-2.0", "FLUX Non-Commercial"))
+    monkeypatch.setattr(_Api, "calls", [])
+    monkeypatch.setattr(hub, "HfApi", _Api)
+    with pytest.raises(RismError, match=r"sha256|--licence-allows"):
+        push_bundle(
+            str(bundle), "me/x", private=False, any_licence=False, console=Console(quiet=True)
+        )
+    assert not _Api.calls
