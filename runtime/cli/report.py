@@ -23,7 +23,7 @@ __all__ = [
 
 DEMONSTRATOR = (
     "note: the bundle is a demonstrator, it knows drawn shapes only; for photographs: "
-    "rism export --model step1x (or flux2-klein-4b) -o DIR, then add --bundle DIR"
+    "add --model flux2-klein-4b (or step1x), which exports it first"
 )
 
 
