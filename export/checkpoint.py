@@ -13,6 +13,9 @@ from rism.export.files import list_files, read_json
 from rism.runtime.errors import one_line
 
 __all__ = [
+    "BUILT_IN",
+    "HUB_IDS",
+    "MAKERS",
     "STEP1X",
     "Checkpoint",
     "content_digest",
@@ -54,7 +57,7 @@ class _Makers:
     language: str
 
 
-_MAKERS = {
+MAKERS = {
     "stepfun-ai/Step1X-Edit": _Makers(
         STEP1X, "step1x-edit-i1258.safetensors", ("vae.safetensors",), "Qwen/Qwen2.5-VL-7B-Instruct"
     )
@@ -179,13 +182,13 @@ def _lone_file(folder: Path) -> Path | None:
         if any(word in path.name.lower() for word in ("klein", "step1x"))
     ]
     # A whole download of Step1X-Edit holds two versions; the first is the one of the paper.
-    first = [path for path in files if path.name == _MAKERS["stepfun-ai/Step1X-Edit"].transformer]
+    first = [path for path in files if path.name == MAKERS["stepfun-ai/Step1X-Edit"].transformer]
     files = first or files
     return files[0] if len(files) == 1 else None
 
 
 def _from_hub(hub_id: str, *, revision: str | None, offline: bool, weights: bool) -> Checkpoint:
-    makers = _MAKERS.get(hub_id)
+    makers = MAKERS.get(hub_id)
     patterns = [*_PATTERNS] if makers is None else [makers.transformer, *makers.others, "*.json"]
     folder = fetch_snapshot(hub_id, patterns, revision=revision, offline=offline, weights=weights)
     if makers is None:

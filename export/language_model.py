@@ -27,7 +27,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from rism.export.errors import CheckpointError, ExportError
 from rism.export.files import read_json
 from rism.export.language_files import LanguageFiles, stored_type
-from rism.export.plan import free_memory, size
+from rism.export.plan import free_memory
+from rism.export.plan_text import size
 from rism.export.prompts import open_tokenizer
 from rism.runtime.errors import InputError, failures_as, one_line
 

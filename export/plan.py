@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from rism.export.errors import ExportError
+from rism.export.plan_text import count, existing, size
 from rism.export.precision import Precision
 from rism.export.spec import OpenModel
 from rism.export.weightless import Part
@@ -80,7 +81,7 @@ class ExportPlan:
             f"{'graph':<14}{'parameters':>12}{'read':>12}{'write':>12}",
         ]
         rows += [
-            f"{part.name:<14}{_count(part.parameters):>12}{size(part.read_bytes):>12}"
+            f"{part.name:<14}{count(part.parameters):>12}{size(part.read_bytes):>12}"
             f"{size(part.write_bytes):>12}"
             for part in self.parts
         ]
@@ -147,7 +148,7 @@ def make_plan(
         parity = "full" if full <= free // 2 else "blocks"
     spec = model.spec
     needed = sum(plan.write_bytes for plan in plans) + _GRAPH_BYTES
-    usage = shutil.disk_usage(_existing(output))
+    usage = shutil.disk_usage(existing(output))
     sizes = ", ".join(f"{w}x{h}" for w, h in spec.geometry.sizes)
     return ExportPlan(
         model=spec.name,
@@ -174,18 +175,6 @@ def _sampled(model: OpenModel, precision: Precision) -> Iterator[Part]:
         yield sample.transformer(precision)
 
 
-def size(count: int) -> str:
-    """A number of bytes, for people."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
-
-
 def free_memory() -> int:
     """Memory that this process may still take: of the machine, and of its control group."""
     free = int(psutil.virtual_memory().available)
@@ -195,10 +184,3 @@ def free_memory() -> int:
         return min(free, limit - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no control group, or "max": no limit
         return free
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def export_model(flags: ExportFlags, console: Console) -> None:
     captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
     for engine in flags.engines:
         check_engine(engine, flags.precision)
+    if flags.dry_run and find_spec("torch") is None:
+        _plan_from_headers(flags)
+        return
     exporter = _exporter()
     options = exporter.ExportOptions(
         captures=captures,
@@ -78,6 +82,21 @@ def export_model(flags: ExportFlags, console: Console) -> None:
     )
     for engine in flags.engines:
         default_engine(flags.output, engine, console)
+
+
+def _plan_from_headers(flags: ExportFlags) -> None:
+    """Print what file sizes and headers say, where there is no PyTorch to build the modules."""
+    if flags.precision not in (None, "fp32", "fp16", "bf16"):
+        raise UsageError(f"--precision is '{flags.precision}', expected fp32, fp16 or bf16")
+    plan = import_module("rism.export.header_plan").plan_from_headers(
+        flags.model,
+        flags.output,
+        precision=flags.precision,
+        revision=flags.revision,
+        offline=flags.offline,
+    )
+    write_stdout(f"{plan.table()}\n")
+    plan.check(flags.output)
 
 
 def _exporter() -> Any:

@@ -92,7 +92,11 @@ def export(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be read, written and needed.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be read, written and needed; without PyTorch, what is known.",
+        ),
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -86,6 +86,14 @@ class TestLeanInstallation:
         assert run.returncode == 0, run.stderr
         assert run.stdout.startswith('examples/street.png "the green van": box ')
 
+    def test_an_export_can_be_planned(self, lean: Lean) -> None:
+        run = lean.python(
+            "import sys; from rism.runtime.cli import main; "
+            "sys.argv = 'rism export --model mini -o half --dry-run'.split(); main()"
+        )
+        assert run.returncode == 0, run.stderr
+        assert "PyTorch is not installed" in run.stdout
+
     def test_what_only_the_export_needs_is_absent(self, lean: Lean) -> None:
         code = f"from importlib.util import find_spec; print(*filter(find_spec, {EXPORT_ONLY}))"
         assert lean.python(code).stdout == "\n"
