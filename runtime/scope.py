@@ -25,10 +25,16 @@ class Scope:
     nouns: tuple[str, ...]
     flatness: float
 
-    def unknown(self, expression: str) -> str | None:
-        """Say that an expression names its object by none of the nouns; None where it does."""
-        words = [expression[a:b].lower() for a, b in noun_phrase(expression)]
-        if not set(self.nouns).isdisjoint(words):
+    def unknown(self, expression: str, instruction: str) -> str | None:
+        """Say that neither an expression nor what is made of it names a known object, else None.
+
+        Args:
+            expression: as it was asked.
+            instruction: with its template, or as a refiner worded it.
+        """
+        texts = expression, instruction
+        words = {text[a:b].lower() for text in texts for a, b in noun_phrase(text)}
+        if not words.isdisjoint(self.nouns):
             return None
         return (
             f"the demonstrator knows nothing that '{one_line(expression, limit=60)}' names, only "

@@ -370,7 +370,8 @@ class Segmenter:
         scope = self.manifest.model.scope
         outside = state.unlike
         if scope is not None and outside is None:
-            outside = scope.unknown(prompt.instruction.expression)
+            said = prompt.instruction
+            outside = scope.unknown(said.expression, said.text[: said.told])
         confidence, doubt = None, None
         if rule is not None and outside is None:
             confidence, doubt = rule.judge(seen, settings.confidence)

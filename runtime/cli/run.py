@@ -96,10 +96,12 @@ def run_pictures(options: RunOptions, console: Console) -> None:
     segmenter = _load(options, console, workers)
     reworded = options.refiner is not None or options.instructions is not None
     scope = segmenter.manifest.model.scope
-    unknown = [] if scope is None else [scope.unknown(text) for text in expressions]
-    for why in unknown:
-        if why is not None:
-            console.note(f"warning: {why}")
+    if scope is not None and not reworded:  # a refiner's words are known image by image
+        template = options.template or segmenter.manifest.prompt.template
+        for text in expressions:
+            why = scope.unknown(text, template.replace("{expression}", text))
+            if why is not None:
+                console.note(f"warning: {why}")
     question = Question(
         segmenter, expressions, options.choices, reworded, destination, tuple(names)
     )

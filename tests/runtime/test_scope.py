@@ -46,10 +46,17 @@ def photograph() -> np.ndarray:
     ],
 )
 def test_the_thing_itself_is_named_by_a_known_noun(expression: str, known: bool) -> None:
-    said = Scope(("car", "one"), 0.5).unknown(expression)
+    said = Scope(("car", "one"), 0.5).unknown(expression, f"remove {expression}")
     assert (said is None) is known
     if not known:
         assert said == f"the demonstrator knows nothing that '{expression}' names, only car, one"
+
+
+def test_what_a_template_or_a_refiner_names_counts() -> None:
+    scope = Scope(("car",), 0.5)
+    assert scope.unknown("it", "remove the red car") is None
+    assert scope.unknown("red", "remove the car that is red") is None
+    assert scope.unknown("it", "remove it") is not None
 
 
 def test_flatness_of_known_images() -> None:
