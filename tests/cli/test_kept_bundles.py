@@ -1,4 +1,4 @@
-"""Bundles by hub id, from a cache in the hub's layout; the folder of kept bundles; rism push."""
+"""Bundles by hub id, from a cache in the hub's layout; the folder of kept bundles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -15,12 +15,11 @@ from rism.runtime.cli.console import Console
 from rism.runtime.cli.kept_bundles import (
     exported_bundle,
     list_bundles,
-    push_bundle,
     remove_bundle,
 )
 from rism.runtime.errors import BundleError, InputError, RismError
 
-hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub")
 MINI = BUILT_INS / "mini"
 COMMIT = "c" * 40
 KEPT = f"someone--mini-{COMMIT[:12]}"
@@ -126,55 +125,3 @@ def test_gigabytes_are_asked_for_before_an_export(
         assert not called
     exported_bundle("mini", yes=not fits, **wish)
     assert [folder.name.rpartition("-")[0] for folder in called] == ["mini-published-vectors"]
-
-
-class _Api:
-    """Notes what is handed to the hub."""
-
-    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls.append((name, {**kwargs, "args": args}))
-            return SimpleNamespace(oid=COMMIT, private=False)
-
-        return call
-
-
-def test_push_uploads_listed_files_and_a_card(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(MINI, bundle)
-    (bundle / "notes.txt").write_text("mine")
-    monkeypatch.setattr(_Api, "calls", [])
-    monkeypatch.setattr(hub, "HfApi", _Api)
-    wish: dict[str, Any] = {"any_licence": False, "console": Console(quiet=True)}
-    push_bundle(str(bundle), "me/mini", private=False, **wish)
-    calls = dict(_Api.calls)
-    names = set(calls["upload_folder"]["allow_patterns"])
-    assert names == {"manifest.json", *Bundle.open(bundle).manifest.files}
-    card = calls["upload_file"]["path_or_fileobj"].decode()
-    assert "Apache-2.0" in card and "--bundle me/mini" in card and "built-in" in card
-    with pytest.raises(RismError, match="public"):  # asked for private, was there before
-        push_bundle(str(bundle), "me/mini", private=True, **wish)
-
-
-@pytest.mark.parametrize("break_it", ["hash", "licence"])
-def test_push_refuses_before_anything_leaves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, break_it: str
-) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(MINI, bundle)
-    manifest = bundle / "manifest.json"
-    if break_it == "hash":
-        (bundle / "noise.f32").write_bytes(bytes((bundle / "noise.f32").stat().st_size))
-    else:
-        manifest.write_text(manifest.read_text().replace("Apache-2.0", "FLUX Non-Commercial"))
-    monkeypatch.setattr(_Api, "calls", [])
-    monkeypatch.setattr(hub, "HfApi", _Api)
-    with pytest.raises(RismError, match=r"sha256|--licence-allows"):
-        push_bundle(
-            str(bundle), "me/x", private=False, any_licence=False, console=Console(quiet=True)
-        )
-    assert not _Api.calls
