@@ -19,9 +19,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 import rism  # noqa: F401  # before a test imports onnxruntime: it turns its telemetry off
 
 # A shell without job control starts its background jobs, such as a run of these tests, with SIGINT
-# ignored, and whatever they start inherits that. Of a handler a new program inherits nothing.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# ignored, nohup ignores SIGHUP, and whatever they start inherits that. Of a handler a new program
+# inherits nothing.
+for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler)
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "remove", "the", "red", "green", "blue", "nothing"]
 N_P, NOISE_ROWS = 8, 300

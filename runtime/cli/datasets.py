@@ -46,13 +46,10 @@ class DatasetFlags:
         """
         scenes = self.source == "scenes"
         if scenes and (self.root or self.split_by or self.limit):
-            raise UsageError(
-                "scenes are drawn: they take --kind, --split, --count, --offset and --seed"
-            )
+            raise UsageError("scenes are drawn: they take --kind, --split and --count")
         if not scenes and (self.count or self.kind != "plain" or self.offset or self.seed):
-            raise UsageError(
-                "--kind, --count, --offset and --seed go with scenes; others take --limit"
-            )
+            drawn = "--offset and --seed" if self.offset or self.seed else "--kind and --count"
+            raise UsageError(f"{drawn} go with scenes; others take --limit")
         if self.columns is not None and Path(self.source).suffix != ".parquet":
             raise UsageError("--columns goes with a FILE.parquet")
 

@@ -139,12 +139,12 @@ def _answer_all(question: Question, sources: Sources, workers: int, console: Con
         question.answer, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
     )
     records: list[dict[str, Any]] = []
-    number = failed = 0
+    done = failed = 0
     try:
         with closing(answers):
-            for number, (source, answer) in enumerate(zip(images, answers, strict=True)):
+            for source, answer in zip(images, answers, strict=True):
                 if sources.several:
-                    console.progress(number, len(images), source.label)
+                    console.progress(done, len(images), source.label)
                 try:
                     found = answer()
                 except PictureError as error:
@@ -153,11 +153,12 @@ def _answer_all(question: Question, sources: Sources, workers: int, console: Con
                     console.error(f"{source.label}: {error}")
                     _record([failure_record(source.label, error)], records, destination)
                     failed += 1
-                    continue
-                _record(_deliver(found, destination, console), records, destination)
+                else:
+                    _record(_deliver(found, destination, console), records, destination)
+                done += 1
     except BaseException as error:
         if sources.several:
-            _deliver_what_there_is(records, destination, images[number:], error, console)
+            _deliver_what_there_is(records, destination, images[done:], error, console)
         raise
     _deliver_json(records, destination)
     if failed:
@@ -185,7 +186,8 @@ def _deliver_what_there_is(
     why = str(error) or "interrupted"
     more = f"; {len(left) - 1} more images were not looked at" if len(left) > 1 else ""
     try:
-        _record([failure_record(left[0].label, f"{why}{more}")], records, destination)
+        if left:
+            _record([failure_record(left[0].label, f"{why}{more}")], records, destination)
         _deliver_json(records, destination)
     except RismError as second:
         if not isinstance(second, ReaderGoneError):
