@@ -22,6 +22,7 @@ __all__ = [
     "fetch_snapshot",
     "find_checkpoint",
     "folder_name",
+    "hub_failure",
     "pipeline_name",
     "refuse_two_meanings",
 ]
@@ -240,11 +241,16 @@ def fetch_snapshot(
             )
         )
     except Exception as error:  # the hub raises a dozen kinds, from three libraries
-        raise CheckpointError(
-            f"{hub_id} cannot be had from the model hub ({type(error).__name__}: "
-            f"{one_line(error, limit=160)}): check the network and your access to the model, add "
-            "--offline if it was downloaded before, or give a folder that holds it"
-        ) from None
+        raise hub_failure(hub_id, error) from None
+
+
+def hub_failure(hub_id: str, error: Exception) -> CheckpointError:
+    """Return what is said when the hub does not give a repository."""
+    return CheckpointError(
+        f"{hub_id} cannot be had from the model hub ({type(error).__name__}: "
+        f"{one_line(error, limit=160)}): check the network and your access to the model, add "
+        "--offline if it was downloaded before, or give a folder that holds it"
+    )
 
 
 def content_digest(folders: Sequence[Path], stop: Event) -> str:

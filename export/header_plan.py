@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rism.export.checkpoint import HUB_IDS, MAKERS, Checkpoint, find_checkpoint
+from rism.export.checkpoint import HUB_IDS, MAKERS, Checkpoint, find_checkpoint, hub_failure
 from rism.export.errors import CheckpointError
 from rism.export.files import list_files, read_json
 from rism.export.plan_text import count, existing, size
@@ -230,11 +230,7 @@ def _file_sizes(hub_id: str, revision: str | None) -> dict[str, int]:
             hub_id, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_S
         )
     except Exception as error:  # the hub raises a dozen kinds, from three libraries
-        raise CheckpointError(
-            f"{hub_id} cannot be had from the model hub ({type(error).__name__}: "
-            f"{one_line(error, limit=160)}): check the network and your access to the model, or "
-            "add --offline if it was downloaded before"
-        ) from None
+        raise hub_failure(hub_id, error) from None
     return {
         each.rfilename: each.size or 0
         for each in info.siblings

@@ -129,16 +129,7 @@ class TensorRtEngine:
     def run_on_device(
         self, feeds: Mapping[str, Any], *, borrow: bool = False
     ) -> dict[str, DeviceArray]:
-        """Queue a run and return its outputs without waiting for them.
-
-        Args:
-            feeds: arrays by logical name, of NumPy or of the device; those of the device have
-                to be ready in the order of the device's stream.
-            borrow: the outputs may be the plan's own memory, which its next run overwrites, so
-                nothing is copied. Hold `device.lock` until all that reads them is queued.
-
-        Returns:
-            The declared outputs by logical name, ready in the order of the device's stream.
+        """Queue a run and return its outputs; see `DeviceEngine.run_on_device`.
 
         Raises:
             InputError, ProviderError: see `run`.
