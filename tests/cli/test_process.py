@@ -286,7 +286,7 @@ def test_the_built_in_model_says_what_it_is(rism: Rism, picture: Path, workplace
     note = shown.stderr.decode()
     assert note.count("\n") == 1
     assert "demonstrator" in note
-    assert "rism export --model step1x" in note
+    assert "add --model flux2-klein-4b (or step1x)" in note
     assert rism("run", picture, "the green ball", "--json", "-q").stderr == b""
     named = rism("run", picture, "the green ball", "--json", "--bundle", "mini")
     assert named.stderr == shown.stderr
