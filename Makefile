@@ -4,7 +4,7 @@ PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check -c constraints
 DEMO_IMAGE = examples/street.png
 DEMO_EXPRESSION = the green van
 
-.PHONY: demo test check lint types dist lean gpu-kit clean
+.PHONY: demo test check lint types docs dist lean gpu-kit clean
 
 # A lean install, as a service would have it, and one picture.
 demo: .venv/installed
@@ -20,7 +20,7 @@ demo: .venv/installed
 test: check
 	.venv-dev/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
-check: lint types
+check: lint types docs
 
 lint: .venv-dev/installed
 	.venv-dev/bin/ruff check .
@@ -36,6 +36,11 @@ types: .venv-dev/installed
 	cd build/types && ln -s ../../mini ../../benchmarks .
 	cd build/types && ../../.venv-dev/bin/mypy --config-file ../../pyproject.toml \
 		-p rism -p mini -p benchmarks
+
+# build/docs/VERSION/: the pages of docs/ and the API, from the docstrings. Any warning is an error.
+docs: .venv-dev/installed
+	.venv-dev/bin/python -m sphinx -E -W --keep-going --quiet docs \
+		build/docs/$$(.venv-dev/bin/python -c 'import rism; print(rism.__version__)')
 
 .venv-dev/installed: pyproject.toml constraints.txt
 	test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev

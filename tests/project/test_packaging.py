@@ -60,7 +60,7 @@ def test_constraints_pin_what_the_tests_install(pyproject: dict[str, Any]) -> No
             assert "+" not in version, f"{line}: a local build is nobody else's"
             pins[canonicalize_name(name)] = version
     extras = pyproject["project"]["optional-dependencies"]
-    tested = ("cpu", "export", "build", "calibrate", "triton", "eval", "dev")
+    tested = ("cpu", "export", "build", "calibrate", "triton", "eval", "docs", "dev")
     lines = [*pyproject["project"]["dependencies"], *(x for name in tested for x in extras[name])]
     for requirement in map(Requirement, lines):
         if requirement.name != DISTRIBUTION:
