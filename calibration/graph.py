@@ -11,7 +11,9 @@ from rism.runtime.bundle import Bundle
 from rism.runtime.errors import BundleError, one_line
 from rism.runtime.graph_spec import GraphSpec
 
-__all__ = ["OpenGraph", "open_graph", "open_transformer"]
+__all__ = ["OpenGraph", "open_graph", "open_transformer", "widen"]
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,46 @@ def _check_place(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
             f"'{file}': weight '{one_line(tensor.name, limit=80)}' lies outside the bundle's "
             f"files ('{one_line(tensor.location, limit=80)}'): export the bundle again"
         )
+
+
+def widen(model: ir.Model) -> None:
+    """Compute in float32 what the graph computes in 16 bits.
+
+    Needs: weights as initializers. Leaves: the same graph on the same stored weights, each cast
+    up where it is used (rows of a table after they are looked up), so that what is left of a
+    difference to another implementation is not rounding.
+    """
+    graph = model.graph
+    for node in list(graph.all_nodes()):
+        if node.op_type == "Cast" and node.attributes.get_int("to") in _NARROW:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        for attribute in list(node.attributes.values()):
+            tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+            if tensor is not None and tensor.dtype in _NARROW:
+                wide = ir.tensor(tensor.numpy().astype("float32"))
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, wide)
+        for value in node.outputs:
+            if value.dtype in _NARROW:
+                value.dtype = ir.DataType.FLOAT
+    for weight in list(graph.initializers.values()):
+        if weight.dtype in _NARROW:
+            _cast_up(graph, weight)
+
+
+def _cast_up(graph: ir.Graph, weight: ir.Value) -> None:
+    for use in list(weight.uses()):
+        node = use.node
+        if node.op_type == "Cast":
+            continue
+        looked_up = node.op_type == "Gather" and use.idx == 0
+        source = node.outputs[0] if looked_up else weight
+        cast = ir.node("Cast", [source], attributes={"to": ir.DataType.FLOAT})
+        if looked_up:
+            assert weight.dtype is not None
+            source.dtype = weight.dtype
+            ir.convenience.replace_all_uses_with(source, cast.outputs[0])
+            cast.replace_input_with(0, source)
+            graph.insert_after(node, cast)
+        else:
+            node.replace_input_with(use.idx, cast.outputs[0])
+            graph.insert_before(node, cast)

@@ -74,8 +74,6 @@ def widened(model: ir.Model) -> ir.Model:
     """
     values = (value for node in model.graph.all_nodes() for value in node.outputs)
     if any(value.dtype == ir.DataType.BFLOAT16 for value in values):
-        from rism.export.passes import widen
-
         widen(model)
         for node in model.graph.all_nodes():
             if node.op_type == "Cast" and node.outputs[0].dtype is None:

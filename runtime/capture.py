@@ -19,10 +19,7 @@ from rism.runtime.method import (
     segment_tokens,
 )
 
-__all__ = ["expect_outputs", "expect_shape", "fixed_batch", "localise_outputs", "repeat_last"]
-
-MAX_FIXED_BATCH = 256
-
+__all__ = ["expect_outputs", "localise_outputs"]
 
 def localise_outputs(
     capture: str, outputs: Arrays, *, tau: float, prototype: str, prior: Array | None = None
@@ -86,34 +83,3 @@ def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, to
         expect_shape(outputs[name], shape, name=name)
 
 
-def fixed_batch(inputs: Mapping[str, TensorSpec], name: str) -> int | None:
-    """Return the batch size a graph was exported for, or None where it is free.
-
-    Raises:
-        BundleError: more than a batch could sensibly be filled up to.
-    """
-    shape = inputs[name].shape if name in inputs else ()
-    size = shape[0] if shape else None
-    if not isinstance(size, int):
-        return None
-    if size > MAX_FIXED_BATCH:
-        raise BundleError(
-            f"input '{name}' has a fixed batch of {size}, expected at most {MAX_FIXED_BATCH}: "
-            "export the bundle again"
-        )
-    return size
-
-
-def repeat_last(rows: npt.NDArray[Any], count: int | None) -> npt.NDArray[Any]:
-    """Fill a batch up to a graph's fixed size with its last row; None leaves it as it is."""
-    surplus = 0 if count is None else count - len(rows)
-    return rows if surplus <= 0 else np.concatenate([rows, np.repeat(rows[-1:], surplus, axis=0)])
-
-
-def expect_shape(array: Array, shape: tuple[int, ...], *, name: str) -> None:
-    """Refuse an array that is not of the shape the bundle's geometry says."""
-    if array.shape != shape:
-        raise BundleError(
-            f"the graph returned '{name}' of shape {array.shape}, expected {shape}: "
-            "export the bundle again"
-        )

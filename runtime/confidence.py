@@ -10,73 +10,7 @@ import numpy as np
 
 from rism.runtime.method import Localisation
 
-__all__ = ["ConfidenceRule", "Evidence", "evidence"]
-
-_LEAST_SEPARABILITY = 1e-3
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What speaks for a presence.
-
-    Attributes:
-        separability: Fisher's score of mask and rest; `method.separability`.
-        concentration: 1 - H(p) / log N of the coarse map as a distribution p over tokens: 0
-            where it is even, 1 where it is one token.
-        agreement: Pearson's correlation of the refined map and the score map.
-    """
-
-    separability: float
-    concentration: float
-    agreement: float
-
-
-@dataclass(frozen=True)
-class ConfidenceRule:
-    """Logistic regression on `Evidence`, fitted to present and absent objects of a model.
-
-    Attributes:
-        separability: weight of its natural logarithm, from 0.001 on.
-        concentration: weight.
-        agreement: weight.
-        bias: the constant.
-        threshold: below this confidence nothing in the picture fits.
-    """
-
-    separability: float
-    concentration: float
-    agreement: float
-    bias: float
-    threshold: float
-
-    def logit(self, found: Evidence) -> float:
-        """Return the logarithm of the odds."""
-        return (
-            self.bias
-            + self.separability * float(np.log(max(found.separability, _LEAST_SEPARABILITY)))
-            + self.concentration * found.concentration
-            + self.agreement * found.agreement
-        )
-
-    def confidence(self, found: Evidence) -> float:
-        """Return the probability, 0 to 1, that what was asked for is in the picture."""
-        return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
-
-    def judge(self, found: Evidence, least: float | None = None) -> tuple[float, str | None]:
-        """Return the confidence, and what to say where it is too low for an answer.
-
-        Args:
-            found: what speaks for a presence.
-            least: what is expected; None for `threshold`.
-        """
-        confidence, least = self.confidence(found), self.threshold if least is None else least
-        if confidence >= least:
-            return confidence, None
-        return confidence, (
-            f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
-            f"{least:.3f}"
-        )
-
+__all__ = ["evidence"]
 
 def evidence(found: Localisation) -> Evidence:
     """Gather the evidence of one answer; all zero where there is none."""

@@ -27,10 +27,6 @@ from rism.runtime.ort_session import import_onnxruntime, open_session
 from rism.runtime.threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
 
 __all__ = [
-    "Arrays",
-    "Engine",
-    "LazyEngine",
-    "Load",
     "OrtEngine",
     "check_precision",
     "choose_provider",
@@ -41,8 +37,6 @@ __all__ = [
     "ort_load",
 ]
 
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
-
 _CHOICES = ("auto", "cpu", "cuda", "rtx")
 _ORT_TYPES = {
     "float32": "tensor(float)",
@@ -52,17 +46,6 @@ _ORT_TYPES = {
     "uint8": "tensor(uint8)",
     "bool": "tensor(bool)",
 }
-
-
-class Engine(Protocol):
-    """One graph, ready to run."""
-
-    @property
-    def provider(self) -> str:
-        """What it runs on, such as "cpu" or "cuda:0"."""
-
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph: arrays by the logical names of docs/bundle.md, in and out."""
 
 
 class OrtEngine:
@@ -142,42 +125,6 @@ class OrtEngine:
             f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
             "fewer expressions at a time or a smaller picture if memory ran out"
         )
-
-
-# What an engine will run on, and what loads it.
-Load: TypeAlias = "tuple[str, Callable[[], Engine]]"
-
-
-class LazyEngine:
-    """An engine that is loaded at its first run: once, however many threads ask."""
-
-    def __init__(self, load: Callable[[], Engine], *, provider: str) -> None:
-        """Remember how to load.
-
-        Args:
-            load: makes the engine; what it raises, the run raises, and the next run tries again.
-            provider: what the engine will say that it runs on.
-        """
-        self._load = load
-        self._provider = provider
-        self._engine: Engine | None = None
-        self._lock = Lock()
-
-    @property
-    def provider(self) -> str:
-        """What it runs on, or will."""
-        return self._provider
-
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph, as `OrtEngine.run` does; the first time load it before."""
-        return self.loaded().run(feeds)
-
-    def loaded(self) -> Engine:
-        """Return the engine itself; the first time load it before."""
-        with self._lock:
-            if self._engine is None:
-                self._engine = self._load()
-        return self._engine
 
 
 def choose_provider(provider: str) -> tuple[str, str]:

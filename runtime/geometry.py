@@ -16,11 +16,10 @@ from rism.runtime.errors import InputError
 from rism.runtime.manifest import Geometry
 from rism.runtime.method import Array, array_namespace
 
-__all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model", "upsample"]
+__all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Resized: TypeAlias = npt.NDArray[np.uint8] | Float32
-_Axis: TypeAlias = tuple[npt.NDArray[np.intp], Float32]
 
 
 @dataclass(frozen=True)
@@ -174,44 +173,3 @@ def positions(grid_hw: tuple[int, int]) -> Float32:
     return np.indices(grid_hw, dtype=np.float32).reshape(2, -1).T.copy()
 
 
-def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
-    """Bring a map on the token grid to the user's picture: (N_h, N_w) to (H, W) float32.
-
-    The map is NumPy's or CuPy's, and so is the result; of these rows of the picture only.
-
-    Bilinear with half-pixel centres and clamped edges. The centre of picture pixel x lies at
-    `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
-    is clamped too and takes the nearest value.
-    """
-    xp = array_namespace(map_hw)
-    across, (cells, shares) = _weights(plan)
-    cells, shares = cells[rows], shares[rows]
-    first = int(cells[0])
-    map_hw = map_hw[first : int(cells[-1]) + 2]
-    left, x_share, top, y_share = (xp.asarray(a) for a in (*across, cells - first, shares))
-    right = xp.minimum(left + 1, map_hw.shape[1] - 1)
-    # Across first: what is left for the large array is to blend whole rows, in place.
-    wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share
-    full_hw = xp.take(wide, top, axis=0)
-    to_next = xp.take(xp.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
-    to_next *= y_share[:, None]
-    full_hw += to_next
-    return full_hw
-
-
-@lru_cache(maxsize=16)
-def _weights(plan: Plan) -> tuple[_Axis, _Axis]:
-    left, top, right, bottom = plan.crop_xyxy
-    rows, columns = plan.grid_hw
-    return (
-        _axis(plan.size_wh[0], plan.resized_wh[0], start=left, stop=right, cells=columns),
-        _axis(plan.size_wh[1], plan.resized_wh[1], start=top, stop=bottom, cells=rows),
-    )
-
-
-def _axis(size: int, resized: int, *, start: int, stop: int, cells: int) -> _Axis:
-    """For each of `size` pixels the cell at or before it, and the share of the next cell."""
-    centre = (np.arange(size) + 0.5) * (resized / size) - start
-    cell = np.clip(centre * (cells / (stop - start)) - 0.5, 0.0, cells - 1.0)
-    low = cell.astype(np.intp)
-    return low, (cell - low).astype(np.float32)

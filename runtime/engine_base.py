@@ -1,0 +1,58 @@
+"""What every engine is: one graph that takes named arrays and returns named arrays."""
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+__all__ = ["Arrays", "Engine", "LazyEngine", "Load"]
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+class Engine(Protocol):
+    """One graph, ready to run."""
+
+    @property
+    def provider(self) -> str:
+        """What it runs on, such as "cpu" or "cuda:0"."""
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph: arrays by the logical names of docs/bundle.md, in and out."""
+
+
+# What an engine will run on, and what loads it.
+Load: TypeAlias = "tuple[str, Callable[[], Engine]]"
+
+
+class LazyEngine:
+    """An engine that is loaded at its first run: once, however many threads ask."""
+
+    def __init__(self, load: Callable[[], Engine], *, provider: str) -> None:
+        """Remember how to load.
+
+        Args:
+            load: makes the engine; what it raises, the run raises, and the next run tries again.
+            provider: what the engine will say that it runs on.
+        """
+        self._load = load
+        self._provider = provider
+        self._engine: Engine | None = None
+        self._lock = Lock()
+
+    @property
+    def provider(self) -> str:
+        """What it runs on, or will."""
+        return self._provider
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph, as `OrtEngine.run` does; the first time load it before."""
+        return self.loaded().run(feeds)
+
+    def loaded(self) -> Engine:
+        """Return the engine itself; the first time load it before."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+        return self._engine
