@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Scenario, chosen, read_config
-from benchmarks.measure import environment
+from benchmarks.harness.measure import environment
 from benchmarks.results import SCHEMA, failures, save, table
 from benchmarks.run import longest_s, run_scenario
 from rism.runtime.errors import RismError
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
         keep(run_scenario(scenario, keep))
         print(table(scenario.name, done[scenario.name]), end="\n\n", flush=True)
     if args.plots is not None:
-        from benchmarks.plots import draw
+        from benchmarks.harness.plots import draw
 
         for file in draw(results, args.plots):
             print(f"drew {file}")

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment, versions
-from benchmarks.rows import Job
+from benchmarks.harness.measure import environment, versions
+from benchmarks.harness.rows import Job
 from benchmarks.scenarios import KINDS
 from rism.runtime.errors import RismError, one_line
 

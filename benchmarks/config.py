@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import ConfigError
+from benchmarks.harness.errors import ConfigError
 from benchmarks.scenarios import KINDS, Value
 from rism.runtime.errors import one_line
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from benchmarks.random_checkpoint import SIZES, write_checkpoint
-from benchmarks.random_step1x import SMALL, STEP1X, write_original
+from benchmarks.synthetic.flux2_checkpoint import SIZES, write_checkpoint
+from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
-from rism.export.graph_inputs import trace_text, trace_transformer, trace_vae, trace_vision
-from rism.export.graphs import CaptureOptions
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.exporter import open_model
+from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.signatures import trace_text, trace_transformer, trace_vae, trace_vision
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 

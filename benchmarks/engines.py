@@ -23,7 +23,7 @@ import onnx_ir as ir
 import psutil
 
 from benchmarks.engine_graphs import MODELS, Holes, open_holes, quantise_holes
-from benchmarks.measure import environment
+from benchmarks.harness.measure import environment
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import Attentions, bring_into_form
 from rism.export.engines.graph import Request, build_graph
@@ -35,8 +35,8 @@ from rism.export.engines.targets import (
     parse_gpus,
 )
 from rism.export.engines.weights import weights_to_inputs
-from rism.runtime.graph_spec import TensorSpec
-from rism.runtime.shapes import profile, ranges
+from rism.runtime.bundle.graph_spec import TensorSpec
+from rism.runtime.engines.shape_profiles import profile, ranges
 
 __all__ = ["Prepared", "build_holes", "main", "prepare"]
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import Timing, environment
+from benchmarks.harness.measure import Timing, environment
 
 __all__ = ["memory", "report", "run"]
 
@@ -114,7 +114,7 @@ def _once(folder: Path, output: Path, way: Share) -> tuple[float, int]:
 
 
 def _measure_once(folder: str, output: str, workers: str, threads: str) -> None:
-    from benchmarks.with_peak import peak_memory_bytes
+    from benchmarks.harness.with_peak import peak_memory_bytes
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.run import RunOptions, run_pictures
 

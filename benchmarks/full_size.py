@@ -20,9 +20,9 @@ from pathlib import Path
 
 import onnx
 
-from benchmarks.measure import environment
-from benchmarks.random_checkpoint import SIZES, write_checkpoint
-from benchmarks.random_step1x import STEP1X, write_diffusers, write_original
+from benchmarks.harness.measure import environment
+from benchmarks.synthetic.flux2_checkpoint import SIZES, write_checkpoint
+from benchmarks.synthetic.step1x_checkpoint import STEP1X, write_diffusers, write_original
 
 _BUFFER = 16 * 2**20
 # By name: what it is called, and how it is written.
@@ -63,7 +63,7 @@ def main() -> None:
     copy_s = _copy(files, args.folder / "copy.tmp")
     shutil.rmtree(bundle, ignore_errors=True)
     told = args.folder / "peak.txt"
-    command = [sys.executable, "-m", "benchmarks.with_peak", str(told), "export"]
+    command = [sys.executable, "-m", "benchmarks.harness.with_peak", str(told), "export"]
     command += ["--model", str(checkpoint)]
     command += ["-o", str(bundle), "--precision", args.precision, "--capture", args.capture]
     start = time.perf_counter()

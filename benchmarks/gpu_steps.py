@@ -119,7 +119,7 @@ def free_memory() -> None:
 
 def clock(run: Run, work: Callable[[], object], runs: int = 10) -> dict[str, float]:
     """Time some work while nobody else does."""
-    from benchmarks.measure import repeat, repeat_on_gpu
+    from benchmarks.harness.measure import repeat, repeat_on_gpu
 
     work()  # compiles, tunes
     with run.alone():
@@ -131,7 +131,7 @@ def describe_machine(run: Run) -> object:
     """Versions, the GPU, and the two rates that everything is held against."""
     import torch
 
-    from benchmarks.measure import environment
+    from benchmarks.harness.measure import environment
 
     packages = ("torch", "triton", "diffusers", "transformers", "cupy-cuda13x")
     found = environment(packages=packages, gpu=run.cuda)
@@ -159,7 +159,7 @@ def probe_one_block(run: Run, case: str) -> object:
     import torch
 
     from benchmarks.probe import BASELINE, SMALL, Block
-    from benchmarks.probe_floor import SHAPES
+    from benchmarks.rooflines.probe import SHAPES
     from rism.export.probe import attend
 
     block = Block(SHAPES.get(case, SMALL), run.device)
@@ -221,8 +221,8 @@ def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> obje
     """Time whole passes as PyTorch runs Python, and some replayed as a CUDA graph."""
     import numpy as np
 
-    from benchmarks.capture_engines import profile, replay, run_eager
-    from benchmarks.capture_variants import VARIANTS as KNOWN
+    from benchmarks.capture.pytorch import profile, replay, run_eager
+    from benchmarks.capture.variants import VARIANTS as KNOWN
 
     model, found = _model(run, case)
     wanted = None
@@ -258,7 +258,7 @@ def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> obje
 
 
 def _model(run: Run, case: str) -> tuple[Any, dict[str, object]]:
-    from benchmarks.capture_models import Case, RandomModel
+    from benchmarks.capture.models import Case, RandomModel
     from rism.export.precision import PRECISIONS
 
     start = time.monotonic()
@@ -273,8 +273,8 @@ def _model(run: Run, case: str) -> tuple[Any, dict[str, object]]:
 
 def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
     """Time passes through torch.compile."""
-    from benchmarks.capture_engines import run_compiled
-    from benchmarks.capture_variants import VARIANTS as KNOWN
+    from benchmarks.capture.pytorch import run_compiled
+    from benchmarks.capture.variants import VARIANTS as KNOWN
 
     model, found = _model(run, case)
     backend = "inductor" if run.cuda else "aot_eager"  # a rehearsal need not wait for a compiler
@@ -303,7 +303,7 @@ def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> 
 def postprocess(run: Run) -> object:
     """Time the kernels of post-processing, each launch, and what they replace."""
     from benchmarks import postprocess_gpu
-    from rism.runtime.device import open_device
+    from rism.runtime.engines.cuda_device import open_device
 
     device = open_device(0)
     found: dict[str, object] = {"cuda_graph": _replays(device)}

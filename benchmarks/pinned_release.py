@@ -3,7 +3,7 @@ r"""`python -m benchmarks.pinned_release`: what the makers' own code makes of a 
 Step1X-Edit's makers pin their libraries (transformers 4.49.0 for 1.0, 4.55.0 for the diffusers
 fork of 1.1 and 1.2), and what a prompt becomes depends on them. This runs the makers' files, read
 from a checkout, on those releases and on small random checkpoints, and records token ids,
-positions and hidden states; tests/export/test_pinned_release.py holds rism's against them.
+positions and hidden states; tests/export/families/step1x/test_pinned_release.py holds rism's against them.
 
     pip install --no-deps --target T449 transformers==4.49.0 tokenizers==0.21.4 \
         huggingface_hub==0.36.2 qwen_vl_utils==0.0.10 torchvision==0.28.0
@@ -11,7 +11,7 @@ positions and hidden states; tests/export/test_pinned_release.py holds rism's ag
     pip install --no-deps --target T455 transformers==4.55.0 tokenizers==0.21.4 \
         huggingface_hub==0.36.2 torchvision==0.28.0
     python -m benchmarks.pinned_release --old T449 --new T455 --makers Step1X-Edit \
-        --fork-1.1 FORK --fork-1.2 FORK -o tests/export/pinned_release.json
+        --fork-1.1 FORK --fork-1.2 FORK -o tests/export/families/step1x/pinned_release.json
 
 Step1X-Edit is a checkout of stepfun-ai/Step1X-Edit; the forks are checkouts of
 Peyton-Chen/diffusers, branches step1xedit and step1xedit_v1p2.
@@ -290,9 +290,9 @@ def main() -> None:
     for name in ("--old", "--new", "--makers", "--fork-1.1", "--fork-1.2", "-o"):
         parser.add_argument(name, type=Path, required=True, dest=name.lstrip("-"))
     asked = vars(parser.parse_args())
-    from benchmarks.small_step1x import make_step1x
-    from benchmarks.step1x_language import make_tokenizer, write_tokenizer
-    from benchmarks.step1x_tensors import SMALL
+    from benchmarks.synthetic.qwen_files import make_tokenizer, write_tokenizer
+    from benchmarks.synthetic.step1x_small import make_step1x
+    from benchmarks.synthetic.step1x_tensors import SMALL
 
     found: dict[str, Any] = {"torch": torch.__version__}
     with tempfile.TemporaryDirectory() as scratch:

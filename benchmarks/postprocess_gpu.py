@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Timing, environment
+from benchmarks.harness.measure import Timing, environment
 from benchmarks.results import save
-from rism.runtime.capture import localise_outputs
-from rism.runtime.cuda_postprocess import CudaPostprocess
-from rism.runtime.device import Device, DeviceArray, Kernels, open_device
+from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels, open_device
 from rism.runtime.errors import RismError, one_line
-from rism.runtime.geometry import Plan, upsample
-from rism.runtime.postprocess import Wanted, answers_on_host
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.postprocess import Wanted, answers_on_host
+from rism.runtime.method.postprocess_cuda import CudaPostprocess
+from rism.runtime.method.upsampling import upsample
 
 # More than any GPU's second-level cache.
 FLUSH_BYTES = 512 * 2**20

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.measure import environment
-from benchmarks.random_checkpoint import SIZES, Shape, write_checkpoint
-from benchmarks.random_step1x import SMALL, STEP1X, write_original
+from benchmarks.harness.measure import environment
+from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape, write_checkpoint
+from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
 from rism.export import ExportOptions, export_bundle
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
-from rism.export.graphs import CaptureGraph, CaptureOptions
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.exporter import open_model
+from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 from rism.runtime import Segmenter

@@ -6,7 +6,7 @@ T_l a_l: the two attentions that are exported, the same arithmetic with statisti
 attention, and the Triton kernels with and without statistics, for all prompt tokens and for a
 few. Each is held against float64. Beside the times stand the floors of a datasheet
 (`--floors` prints those alone, and needs no GPU). What capture costs a whole forward pass is
-measured by `python -m benchmarks.capture --variants fused,vectors`.
+measured by `python -m benchmarks.capture.__main__ --variants fused,vectors`.
 
 It needs an NVIDIA GPU, a CUDA build of PyTorch and Triton (the extra `probe`).
 """
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.measure import Timing, environment, repeat, repeat_on_gpu
-from benchmarks.probe_floor import GPUS, SHAPES, Shape, cost, floor_s, table
+from benchmarks.harness.measure import Timing, environment, repeat, repeat_on_gpu
 from benchmarks.results import save
-from rism.export.capture import Capture, Spans
+from benchmarks.rooflines.probe import GPUS, SHAPES, Shape, cost, floor_s, table
+from rism.export.attention_capture import Capture, Spans
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors, torch_form
 from rism.runtime.errors import InputError, ProviderError, RismError, one_line

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import repeat
-from benchmarks.with_peak import peak_memory_bytes
+from benchmarks.harness.measure import repeat
+from benchmarks.harness.with_peak import peak_memory_bytes
 from rism.runtime import Segmenter, load_image
-from rism.runtime.bundle import Bundle
-from rism.runtime.engines import check_precision
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.diagnostics.selftest import check, check_variant, ort_loads
+from rism.runtime.engines.onnxruntime import check_precision
+from rism.runtime.engines.providers import ort_name
+from rism.runtime.engines.selection import Wish
 from rism.runtime.errors import RismError
-from rism.runtime.providers import ort_name
-from rism.runtime.selftest import check, check_variant, ort_loads
-from rism.runtime.start import Wish
 
 __all__ = ["Job", "Measured", "measure"]
 

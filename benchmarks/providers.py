@@ -20,15 +20,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment
+from benchmarks.harness.measure import environment
 from benchmarks.provider_run import Job, Measured
-from rism.runtime import selftest
-from rism.runtime.bundle import BUILT_IN, Bundle, resolve_bundle
-from rism.runtime.driver import Driver
-from rism.runtime.environment import NAMES, probe, the_driver
+from rism.runtime.bundle.reader import BUILT_IN, Bundle, resolve_bundle
+from rism.runtime.diagnostics import selftest
+from rism.runtime.diagnostics.environment import NAMES, probe, the_driver
+from rism.runtime.engines.nvidia_driver import Driver
+from rism.runtime.engines.providers import is_tensorrt
+from rism.runtime.engines.selection import Wish
 from rism.runtime.errors import RismError, one_line
-from rism.runtime.providers import is_tensorrt
-from rism.runtime.start import Wish
 
 __all__ = ["Row", "find_rows", "main", "report"]
 

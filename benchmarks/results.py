@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Scenario, Target
-from benchmarks.rows import Row
-from rism.runtime.atomic import write_atomically
+from benchmarks.harness.rows import Row
+from rism.runtime.atomic_write import write_atomically
 
 __all__ = ["SCHEMA", "failures", "save", "summary", "table"]
 

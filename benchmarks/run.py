@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.child import Line, answer, read_answer
 from benchmarks.config import Scenario
-from benchmarks.measure import versions
+from benchmarks.harness.measure import versions
+from benchmarks.harness.rows import NOT_REACHED, Job, Row, failed
 from benchmarks.results import summary
-from benchmarks.rows import NOT_REACHED, Job, Row, failed
 from benchmarks.scenarios import KINDS
 from rism.runtime.errors import one_line
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rism.calibration.measure import CalibrationOptions, calibrate
+    from rism.calibration.calibrate import CalibrationOptions, calibrate
     from rism.calibration.qdq import quantise
     from rism.calibration.report import CalibrationReport
     from rism.calibration.scales import Scales, load_scales

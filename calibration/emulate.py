@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from rism.calibration.graph import OpenGraph, open_graph
+from rism.calibration.blockwise_run import LoadedGraph
+from rism.calibration.open_graph import OpenGraph, open_graph
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
-from rism.calibration.streamed import LoadedGraph
-from rism.runtime.bundle import Bundle
-from rism.runtime.engines import Engine
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Engine
 from rism.runtime.errors import InputError
 from rism.runtime.segmenter import Segmenter
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rism.calibration.scales import Scales
-from rism.runtime.atomic import write_atomically
+from rism.runtime.atomic_write import write_atomically
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError, one_line
 

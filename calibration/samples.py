@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rism.calibration.graph import open_graph
-from rism.calibration.streamed import LoadedGraph, Spool, StreamedGraph
-from rism.runtime.batch import transformer_feeds
-from rism.runtime.bundle import Bundle
-from rism.runtime.capture import fixed_batch, localise_outputs
-from rism.runtime.embed import PromptEmbedder
-from rism.runtime.engines import Arrays, Engine, LazyEngine
+from rism.calibration.blockwise_run import LoadedGraph, Spool, StreamedGraph
+from rism.calibration.open_graph import open_graph
+from rism.runtime.bundle.graph_spec import SIZELESS
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Arrays, Engine, LazyEngine
+from rism.runtime.engines.tensor_checks import fixed_batch
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.eye import open_eye
-from rism.runtime.geometry import Plan, upsample
-from rism.runtime.graph_spec import SIZELESS
-from rism.runtime.images import ImageSource
-from rism.runtime.picture import ImageState, PictureEncoder
-from rism.runtime.prompt import PromptEncoder, PromptState
-from rism.runtime.token_sets import weigh
+from rism.runtime.image.geometry import Plan
+from rism.runtime.image.loading import ImageSource
+from rism.runtime.image_encoder import ImageState, PictureEncoder
+from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.upsampling import upsample
+from rism.runtime.prompt.embedder import PromptEmbedder
+from rism.runtime.prompt.encoder import PromptEncoder, PromptState
+from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.vision_encoder import open_eye
+from rism.runtime.transformer_inputs import transformer_feeds
 
 __all__ = ["EXPRESSIONS", "Sample", "Samples", "in_turn", "prepare", "read_expressions"]
 

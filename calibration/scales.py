@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rism.calibration.e4m3 import SMALLEST_SCALE
-from rism.calibration.graph import open_transformer
 from rism.calibration.layers import find_layers, fingerprint
-from rism.runtime.bundle import Bundle
+from rism.calibration.open_graph import open_transformer
+from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import InputError, one_line
 

@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rism.export.bundle import export_bundle, plan_export
     from rism.export.errors import (
         CheckpointError,
         ExportError,
         ParityError,
         UnsupportedModelError,
     )
+    from rism.export.exporter import export_bundle, plan_export
     from rism.export.options import ExportOptions, ExportReport
-    from rism.export.plan import ExportPlan
+    from rism.export.plan.checkpoint_plan import ExportPlan
     from rism.export.progress import Progress, TerminalProgress
 
 __all__ = [

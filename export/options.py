@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rism.export.capture import CAPTURE_MODES, FEATURE_SITES
-from rism.export.parity import Checks
-from rism.export.plan import ExportPlan
+from rism.export.attention_capture import CAPTURE_MODES, FEATURE_SITES
+from rism.export.parity.gate import Checks
+from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError, one_line
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rism.export.capture import Capture
-from rism.export.checkpoint import Checkpoint
+from rism.export.attention_capture import Capture
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.checkpoint.meta_modules import Part
+from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
-from rism.export.tensors import StoredTensor
-from rism.export.weightless import Part
-from rism.runtime.manifest import Geometry, PromptRules
+from rism.runtime.bundle.manifest import Geometry, PromptRules
 
 __all__ = [
     "Axis",
@@ -88,8 +88,10 @@ class ModelSpec:
     prompt_mask: bool = False  # whether the transformer asks which prompt tokens are real
     tau: float = 0.8
     timestep: float = 1.0
-    confidence: Mapping[str, float] | None = None  # rism.runtime.confidence.ConfidenceRule
-    scope: Mapping[str, Any] | None = None  # of a demonstrator, rism.runtime.scope.Scope
+    confidence: Mapping[str, float] | None = (
+        None  # rism.runtime.bundle.confidence_rule.ConfidenceRule
+    )
+    scope: Mapping[str, Any] | None = None  # of a demonstrator, rism.runtime.bundle.scope.Scope
 
     @property
     def blocks(self) -> int:

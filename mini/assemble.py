@@ -1,6 +1,6 @@
 """Make the checkpoint folder of `mini` from trained parts: `python -m mini.assemble`.
 
-    python -m mini.assemble --vae DIR --training DIR --out export/checkpoints/mini
+    python -m mini.assemble --vae DIR --training DIR --out export/builtin/mini
 
 The folder is what `Flux2KleinPipeline.save_pretrained` writes, in float16, with two files of
 ours beside it: `rism.json` (the sizes that differ from the published models) and the card.

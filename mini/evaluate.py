@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rism.evaluation.metrics import METRICS, Overlap, overlap, summarise
+from rism.evaluation.metrics.iou import METRICS, Overlap, overlap, summarise
 from rism.evaluation.scenes import FORMS, held_out_scene
 from rism.runtime import Segmenter
-from rism.runtime.geometry import upsample
+from rism.runtime.method.upsampling import upsample
 
 METHODS = ("CAM > 0.5", "RAM > 0.5", "full")
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rism.runtime import Segmentation, Segmenter, load_image
-from rism.runtime.geometry import upsample
-from rism.runtime.labels import with_scale
-from rism.runtime.render import SCALE_RGB, heatmap, overlay
+from rism.runtime.method.upsampling import upsample
+from rism.runtime.result.labels import with_scale
+from rism.runtime.result.rendering import SCALE_RGB, heatmap, overlay
 
 SHOWN = ("street.png", "kind-2.png", "relation-1.png")
 CELL_WH = (228, 171)

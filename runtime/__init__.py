@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rism.runtime.bundle import Bundle
+    from rism.runtime.bundle.reader import Bundle
     from rism.runtime.errors import (
         BundleError,
         InputError,
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
         ProviderError,
         RismError,
     )
-    from rism.runtime.images import load_image
-    from rism.runtime.instructions import InstructionFile
-    from rism.runtime.refine import Refiner
-    from rism.runtime.result import Segmentation
+    from rism.runtime.image.loading import load_image
+    from rism.runtime.prompt.instruction_file import InstructionFile
+    from rism.runtime.prompt.refiner import Refiner
+    from rism.runtime.result.segmentation import Segmentation
     from rism.runtime.segmenter import Segmenter
 
 __all__ = [

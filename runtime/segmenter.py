@@ -9,28 +9,28 @@ from typing import TypeAlias, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.batch import batches, transformer_feeds
-from rism.runtime.bundle import Bundle, resolve_bundle
-from rism.runtime.capture import fixed_batch
-from rism.runtime.choices import Choices, Settings, settle
-from rism.runtime.cuda_postprocess import CudaPostprocess, prepare
-from rism.runtime.device_engine import Mirrored, device_engine
-from rism.runtime.embed import PromptEmbedder
-from rism.runtime.embedding_cache import EmbeddingCache
-from rism.runtime.engines import Engine
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.engines.base import Engine
+from rism.runtime.engines.device_engine import Mirrored, device_engine
+from rism.runtime.engines.providers import parse_provider
+from rism.runtime.engines.selection import Route, Wish, first_that_starts
+from rism.runtime.engines.tensor_checks import fixed_batch
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.eye import open_eye
-from rism.runtime.images import ImageSource
-from rism.runtime.picture import ImageState, PictureEncoder
-from rism.runtime.postprocess import Answer, Wanted, answers_on_host
-from rism.runtime.prompt import PromptEncoder, PromptState, check_template, expression_list
-from rism.runtime.providers import parse_provider
-from rism.runtime.refine import Refiner, refine
-from rism.runtime.result import Segmentation
-from rism.runtime.sinks import expect_token_attention, without_sinks
-from rism.runtime.start import Route, Wish, first_that_starts
-from rism.runtime.token_sets import weigh
-from rism.runtime.words import read_cues
+from rism.runtime.expression.spatial_words import read_cues
+from rism.runtime.image.loading import ImageSource
+from rism.runtime.image_encoder import ImageState, PictureEncoder
+from rism.runtime.method.attention_sinks import expect_token_attention, without_sinks
+from rism.runtime.method.postprocess import Answer, Wanted, answers_on_host
+from rism.runtime.method.postprocess_cuda import CudaPostprocess, prepare
+from rism.runtime.options import Choices, Settings, settle
+from rism.runtime.prompt.embedder import PromptEmbedder
+from rism.runtime.prompt.embedding_cache import EmbeddingCache
+from rism.runtime.prompt.encoder import PromptEncoder, PromptState, check_template, expression_list
+from rism.runtime.prompt.refiner import Refiner, refine
+from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.vision_encoder import open_eye
+from rism.runtime.result.segmentation import Segmentation
+from rism.runtime.transformer_inputs import batches, transformer_feeds
 
 __all__ = ["ImageState", "Segmenter"]
 

@@ -27,7 +27,7 @@ for python in "${pythons[@]}"; do
   # Their own packages are what is tested, so the newest that pip takes for this Python.
   if "$python" -m venv "$place" && "$place/bin/pip" install -q ".[cpu]" pytest onnx pycocotools &&
     "$place/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/runtime tests/cli \
-      --ignore tests/runtime/test_bound_weights.py --ignore tests/runtime/test_cuda_engine.py \
+      --ignore tests/runtime/engines/test_bound_weights.py --ignore tests/runtime/engines/test_onnxruntime_cuda.py \
       --ignore tests/cli/test_eval.py --ignore tests/cli/test_export.py \
       --ignore tests/cli/test_export_triton.py \
       >"$place/log" 2>&1; then

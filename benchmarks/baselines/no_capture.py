@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.capture_base import VectorsCapture
+from benchmarks.baselines.base import VectorsCapture
 
 __all__ = ["NoCapture"]
 

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from benchmarks.baselines.literal_mask import literal_mask
-from rism.export.families.flux2_reference import literal_capture
+from rism.export.families.flux2.reference import literal_capture
 from rism.export.spec import LiteralCapture
 
 __all__ = ["CHECKPOINT", "NOISE", "PytorchPipeline"]

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from benchmarks.capture_base import VectorsCapture
-from rism.export.capture import Spans
+from benchmarks.baselines.base import VectorsCapture
+from rism.export.attention_capture import Spans
 
 __all__ = ["StoredAttention", "StoredMean"]
 

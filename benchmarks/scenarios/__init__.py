@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import cast
 
-from benchmarks.rows import Job, Row
+from benchmarks.harness.rows import Job, Row
 
 __all__ = ["KINDS", "Kind", "Value"]
 

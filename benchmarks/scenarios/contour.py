@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.errors import DiffersError
-from benchmarks.measure import by_turns, host_peak
-from benchmarks.rows import EXAMPLE, Job, Row, picture_size, timed
-from rism.evaluation.metrics import overlap
+from benchmarks.harness.errors import DiffersError
+from benchmarks.harness.measure import by_turns, host_peak
+from benchmarks.harness.rows import EXAMPLE, Job, Row, picture_size, timed
+from rism.evaluation.metrics.iou import overlap
 from rism.runtime import load_image
-from rism.runtime.geometry import Plan, upsample
-from rism.runtime.guided import guided_upsample
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.upsampling import guided_upsample, upsample
 
 __all__ = ["measure"]
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.plain_onnx import write_plain_graph
-from benchmarks.capture_engines import (
+from benchmarks.capture.models import Case, RandomModel
+from benchmarks.capture.onnx import run_graph, write_graphs
+from benchmarks.capture.pytorch import (
     Arrays,
     Check,
     Figure,
@@ -26,16 +28,14 @@ from benchmarks.capture_engines import (
     run_compiled,
     run_eager,
 )
-from benchmarks.capture_models import Case, RandomModel
-from benchmarks.capture_onnx import run_graph, write_graphs
-from benchmarks.capture_variants import VARIANTS
-from benchmarks.checks import same_outputs
-from benchmarks.errors import ConfigError, NoRoomError, ScenarioError
-from benchmarks.fp8_linear import use_fp8
-from benchmarks.measure import host_peak
-from benchmarks.rows import Job, Row, absent, failed, pending, timed
+from benchmarks.capture.variants import VARIANTS
+from benchmarks.fp8.linear import use_fp8
+from benchmarks.harness.checks import same_outputs
+from benchmarks.harness.errors import ConfigError, NoRoomError, ScenarioError
+from benchmarks.harness.measure import host_peak
+from benchmarks.harness.rows import Job, Row, absent, failed, pending, timed
 from rism.export.precision import PRECISIONS
-from rism.runtime.engines import choose_provider
+from rism.runtime.engines.onnxruntime import choose_provider
 from rism.runtime.errors import ProviderError, RismError, one_line
 
 __all__ = ["ENGINES", "measure"]

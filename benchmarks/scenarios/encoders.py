@@ -18,16 +18,16 @@ import torch
 
 from benchmarks.baselines.plain_onnx import write_plain_graph
 from benchmarks.baselines.pytorch_pipeline import CHECKPOINT, PytorchPipeline
-from benchmarks.checks import same_values
-from benchmarks.errors import ConfigError
-from benchmarks.measure import by_turns, host_peak
-from benchmarks.rows import Job, Row, bundle_folder, picture_size, timed
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
+from benchmarks.harness.checks import same_values
+from benchmarks.harness.errors import ConfigError
+from benchmarks.harness.measure import by_turns, host_peak
+from benchmarks.harness.rows import Job, Row, bundle_folder, picture_size, timed
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.exporter import open_model
 from rism.export.precision import PRECISIONS
-from rism.runtime.bundle import Bundle
-from rism.runtime.engines import OrtEngine
-from rism.runtime.prompt import PromptEncoder
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.onnxruntime import OrtEngine
+from rism.runtime.prompt.encoder import PromptEncoder
 
 __all__ = ["measure"]
 

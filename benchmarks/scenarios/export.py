@@ -10,12 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.errors import ConfigError
-from benchmarks.measure import Timing
-from benchmarks.random_checkpoint import SIZES, Shape, write_checkpoint
-from benchmarks.rows import Job, Row, of_size, timed
+from benchmarks.harness.errors import ConfigError
+from benchmarks.harness.measure import Timing
+from benchmarks.harness.rows import Job, Row, of_size, timed
 from benchmarks.scenarios.processes import peak_of
-from rism.export.checkpoint import find_checkpoint
+from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape, write_checkpoint
+from rism.export.checkpoint.locate import find_checkpoint
 
 __all__ = ["measure"]
 

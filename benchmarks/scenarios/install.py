@@ -15,8 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from benchmarks.errors import ScenarioError
-from benchmarks.rows import Job, Row, of_size
+from benchmarks.harness.errors import ScenarioError
+from benchmarks.harness.rows import Job, Row, of_size
 from rism.runtime.distribution import DISTRIBUTION
 
 __all__ = ["measure"]

@@ -9,8 +9,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import ConfigError, DiffersError, ScenarioError
-from benchmarks.rows import EXAMPLE, Job, Row, absent, bundle_folder, failed, pending, summed_up
+from benchmarks.harness.errors import ConfigError, DiffersError, ScenarioError
+from benchmarks.harness.rows import (
+    EXAMPLE,
+    Job,
+    Row,
+    absent,
+    bundle_folder,
+    failed,
+    pending,
+    summed_up,
+)
 
 __all__ = ["measure_folder", "measure_postprocess_gpu", "measure_probe", "measure_providers"]
 
@@ -82,7 +91,7 @@ def measure_probe(job: Job) -> Iterator[Row]:
     import torch
 
     from benchmarks import probe
-    from benchmarks.probe_floor import SHAPES
+    from benchmarks.rooflines.probe import SHAPES
 
     case, device = job.get("case", str), job.get("device", str)
     if case not in (*SHAPES, "small") or device not in _PROBE_LIMITS:
@@ -110,7 +119,7 @@ def measure_probe(job: Job) -> Iterator[Row]:
 def measure_postprocess_gpu(job: Job) -> list[Row]:
     """`benchmarks.postprocess_gpu`: masks of outputs that lie on a GPU."""
     from benchmarks import postprocess_gpu
-    from rism.runtime.device import open_device
+    from rism.runtime.engines.cuda_device import open_device
 
     cases = {case.name: case for case in postprocess_gpu.CASES}
     name = job.get("case", str)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.checks import same_masks
-from benchmarks.measure import by_turns, host_peak
-from benchmarks.rows import EXAMPLE, Job, Row, bundle_folder, timed
+from benchmarks.harness.checks import same_masks
+from benchmarks.harness.measure import by_turns, host_peak
+from benchmarks.harness.rows import EXAMPLE, Job, Row, bundle_folder, timed
 from rism.runtime import Segmenter, load_image
 
 __all__ = ["measure_expressions", "measure_picture"]

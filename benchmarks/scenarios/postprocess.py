@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.baselines.literal_mask import literal_mask
-from benchmarks.checks import same_masks
-from benchmarks.measure import by_turns, host_peak
-from benchmarks.rows import Job, Row, picture_size, timed
-from rism.runtime.geometry import Plan, upsample
-from rism.runtime.method import segment_tokens
+from benchmarks.harness.checks import same_masks
+from benchmarks.harness.measure import by_turns, host_peak
+from benchmarks.harness.rows import Job, Row, picture_size, timed
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.equations import segment_tokens
+from rism.runtime.method.upsampling import upsample
 
 __all__ = ["LITERAL", "OURS", "measure"]
 

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 
-from benchmarks.checks import same_values
-from benchmarks.measure import by_turns, host_peak
-from benchmarks.rows import EXAMPLE, Job, Row, picture_size, timed
-from rism.runtime import geometry, load_image
-from rism.runtime.manifest import Geometry
+from benchmarks.harness.checks import same_values
+from benchmarks.harness.measure import by_turns, host_peak
+from benchmarks.harness.rows import EXAMPLE, Job, Row, picture_size, timed
+from rism.runtime import load_image
+from rism.runtime.bundle.manifest import Geometry
+from rism.runtime.image import geometry
 
 __all__ = ["OURS", "PIPELINE", "measure"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.checks import same_masks
-from benchmarks.errors import ScenarioError
-from benchmarks.measure import by_turns
-from benchmarks.rows import EXAMPLE, Job, Row, timed
+from benchmarks.harness.checks import same_masks
+from benchmarks.harness.errors import ScenarioError
+from benchmarks.harness.measure import by_turns
+from benchmarks.harness.rows import EXAMPLE, Job, Row, timed
 from rism.runtime.errors import one_line
 
 __all__ = ["measure_cold_start", "measure_import", "peak_of", "run_python"]

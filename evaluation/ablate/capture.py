@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rism.export.capture import Capture
+from rism.export.attention_capture import Capture
 
 __all__ = ["WideCapture"]
 

@@ -18,24 +18,24 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from rism.evaluation.ablate.capture import WideCapture
-from rism.evaluation.ablate.families import Denoiser, denoiser
-from rism.export.bundle import fixed_noise, open_model
-from rism.export.capture import Spans
-from rism.export.checkpoint import Checkpoint, find_checkpoint
-from rism.export.files import read_json
+from rism.evaluation.ablate.family_denoisers import Denoiser, denoiser
+from rism.export.attention_capture import Spans
+from rism.export.checkpoint.json_files import read_json
+from rism.export.checkpoint.locate import Checkpoint, find_checkpoint
+from rism.export.checkpoint.meta_modules import Part
+from rism.export.exporter import fixed_noise, open_model
 from rism.export.precision import PRECISIONS
 from rism.export.spec import ModelSpec, OpenModel, PromptTokens
-from rism.export.weightless import Part
-from rism.runtime import geometry, vision
-from rism.runtime.batch import transformer_feeds
-from rism.runtime.embed import PromptEmbedder
-from rism.runtime.engines import Arrays
+from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import InputError, ProviderError
-from rism.runtime.eye import Eye
-from rism.runtime.picture import ImageState
-from rism.runtime.prompt import PromptEncoder, PromptState
-from rism.runtime.refine import Refiner, refine
-from rism.runtime.token_sets import weigh
+from rism.runtime.image import geometry, vision_patches
+from rism.runtime.image_encoder import ImageState
+from rism.runtime.prompt.embedder import PromptEmbedder
+from rism.runtime.prompt.encoder import PromptEncoder, PromptState
+from rism.runtime.prompt.refiner import Refiner, refine
+from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.vision_encoder import Eye
+from rism.runtime.transformer_inputs import transformer_feeds
 
 __all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
 
@@ -209,7 +209,7 @@ class AblationModel:
 
     def _view(
         self, pixels: npt.NDArray[np.uint8], resized: geometry.Resized, plan: geometry.Plan
-    ) -> vision.View | None:
+    ) -> vision_patches.View | None:
         """Return what the text encoder sees, as `PictureEncoder` has it."""
         rules, own = self.spec.prompt.vision, self.spec.geometry
         if rules is None:
@@ -219,7 +219,7 @@ class AblationModel:
             resized = geometry.resize(pixels, plan, other)
         left, top, right, bottom = plan.crop_xyxy
         part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
-        return vision.view(part, (right - left, bottom - top), rules)
+        return vision_patches.view(part, (right - left, bottom - top), rules)
 
     def prompt(
         self,

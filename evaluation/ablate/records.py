@@ -9,7 +9,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from rism.evaluation.metrics import Overlap
+from rism.evaluation.metrics.iou import Overlap
 from rism.runtime.errors import InputError, OutputError, one_line
 
 __all__ = ["Records"]

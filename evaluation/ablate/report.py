@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rism.evaluation.ablate.findings import ABOUT_AS_GOOD, findings
+from rism.evaluation.ablate.claims import ABOUT_AS_GOOD, findings
 from rism.evaluation.ablate.runner import Outcome
 from rism.evaluation.ablate.tables import tables
-from rism.runtime.atomic import write_atomically
+from rism.runtime.atomic_write import write_atomically
 
 __all__ = ["page", "write_report"]
 

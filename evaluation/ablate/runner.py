@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid, Setting
+from rism.evaluation.ablate.masks import Captured, overlaps
 from rism.evaluation.ablate.records import Records
-from rism.evaluation.ablate.reduce import Captured, overlaps
-from rism.evaluation.metrics import Overlap, Sums
-from rism.evaluation.samples import Dataset, Problem, Sample
+from rism.evaluation.datasets.sample import Dataset, Problem, Sample
+from rism.evaluation.metrics.iou import Overlap, Sums
 from rism.runtime.errors import InputError
-from rism.runtime.geometry import Plan
+from rism.runtime.image.geometry import Plan
 
 __all__ = ["Answer", "Outcome", "Source", "run"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid
+from rism.evaluation.ablate.masks import Captured
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
-from rism.evaluation.ablate.reduce import Captured
 from rism.evaluation.ablate.report import write_report
 from rism.evaluation.ablate.runner import Answer, Outcome, Progress, Source, run
-from rism.evaluation.samples import Dataset
+from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError
-from rism.runtime.refine import Refiner
+from rism.runtime.prompt.refiner import Refiner
 
 __all__ = ["RECORDS", "Study", "ablate", "open_grid", "source_of"]
 

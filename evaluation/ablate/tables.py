@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from rism.evaluation.ablate.grid import SITES, TAUS, FeatureSetting, MapSetting, Setting
 from rism.evaluation.ablate.runner import Outcome
-from rism.evaluation.metrics import METRICS
+from rism.evaluation.metrics.iou import METRICS
 
 __all__ = ["SITE_NAMES", "Table", "tables"]
 

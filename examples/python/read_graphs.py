@@ -1,6 +1,6 @@
 """Run one graph of a bundle with onnxruntime alone: how similar are two expressions?
 
-python examples/python/read_graphs.py runtime/bundles/mini "the green van" "the yellow cat"
+python examples/python/read_graphs.py runtime/builtin/mini "the green van" "the yellow cat"
 
 docs/bundle.md describes the files, and has a complete reader of this kind.
 """

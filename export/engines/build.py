@@ -33,13 +33,13 @@ from rism.export.engines.targets import (
 from rism.export.engines.variant import check_here, files_of
 from rism.export.engines.weights import weights_to_inputs
 from rism.export.progress import Progress
-from rism.runtime.amend import amend_bundle, expect_own_bundle
-from rism.runtime.bundle import Bundle, read_manifest_json
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.bundle.reader import Bundle, read_manifest_json
+from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
+from rism.runtime.engines.shape_profiles import profile, ranges
+from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
-from rism.runtime.manifest import Manifest
-from rism.runtime.shapes import profile, ranges
-from rism.runtime.variants import this_platform
 
 __all__ = ["BuildReport", "GraphReport", "build_engines"]
 

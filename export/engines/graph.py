@@ -12,7 +12,7 @@ from rism.export.engines.forms import Attentions
 from rism.export.engines.listing import Check, check_layers
 from rism.export.engines.process import Built, Job, run_job
 from rism.export.engines.targets import Target
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
 
 __all__ = ["Request", "build_graph"]
 

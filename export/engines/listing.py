@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
 
 __all__ = [
     "FUSED",

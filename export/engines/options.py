@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rism.runtime.engines.shape_profiles import BATCH
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.shapes import BATCH
 
 __all__ = ["WEIGHTS", "BuildOptions"]
 

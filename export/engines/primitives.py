@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rism.export.engines.errors import BuildError
-from rism.export.nodes import Nodes, Writer, group_normalization, replace_node
+from rism.export.graph.nodes import Nodes, Writer, group_normalization, replace_node
 
 __all__ = ["WRITERS", "write_out"]
 

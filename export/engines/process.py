@@ -17,7 +17,7 @@ import psutil
 
 from rism.export.engines.errors import BuildError
 from rism.export.engines.listing import Layer, parse_layers
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.errors import one_line
 
 __all__ = ["Built", "Job", "run_job"]

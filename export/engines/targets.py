@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx_ir as ir
 
 from rism.runtime.distribution import install_hint
-from rism.runtime.driver import find_driver
+from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.errors import InputError, ProviderError, one_line
 
 __all__ = [

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rism.export.engines.errors import BuildError
-from rism.runtime.amend import amend_bundle
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.diagnostics.selftest import check_variant
 from rism.runtime.errors import InputError, ProviderError
-from rism.runtime.manifest import Manifest
-from rism.runtime.selftest import check_variant
 
 __all__ = ["check_here", "files_of", "remove_variant"]
 

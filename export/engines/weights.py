@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from rism.runtime.bound_weights import BoundWeight
+from rism.runtime.engines.bound_weights import BoundWeight
 
 __all__ = ["weights_to_inputs"]
 

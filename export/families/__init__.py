@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rism.export.families.flux2_klein import FLUX2_KLEIN
-from rism.export.families.step1x import STEP1X_FAMILIES
+from rism.export.families.flux2.klein import FLUX2_KLEIN
+from rism.export.families.step1x.model import STEP1X_FAMILIES
 from rism.export.spec import FamilySpec
 
 __all__ = ["FAMILIES"]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rism.export.checkpoint import Checkpoint
+from rism.export.checkpoint.json_files import read_json
+from rism.export.checkpoint.locate import Checkpoint
 from rism.export.errors import CheckpointError
-from rism.export.files import read_json
 from rism.export.precision import PRECISIONS
-from rism.runtime.confidence import ConfidenceRule
+from rism.runtime.bundle.confidence_rule import ConfidenceRule
+from rism.runtime.bundle.scope import Scope
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.scope import Scope
 
 __all__ = ["COMMON", "Setting", "feature_block", "flag", "nullable", "read_settings", "whole"]
 

@@ -81,7 +81,7 @@ def chain_config(chain: Chain) -> str:
 
 
 def segmenter_config(name: str, max_batch: int, serving: Serving) -> str:
-    """Return the configuration of the model of `rism.runtime.triton_model`."""
+    """Return the configuration of the model of `rism.runtime.triton_backend`."""
     rows = {
         "input": {"image": ("TYPE_STRING", 1), "expression": ("TYPE_STRING", 1)},
         "output": {

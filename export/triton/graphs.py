@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from rism.export.triton.models import FREE, Model, Tensor, joined
+from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, one_line
-from rism.runtime.graph_spec import GraphSpec
 
 __all__ = ["NoiseFile", "join_requests", "transformer_inputs"]
 

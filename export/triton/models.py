@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rism.runtime.engine_spec import EngineVariant, ShapeRange
+from rism.runtime.bundle.engine_spec import EngineVariant, ShapeRange
+from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.errors import BundleError, InputError, one_line
-from rism.runtime.graph_spec import GraphSpec, TensorSpec
-from rism.runtime.manifest import Manifest
 
 __all__ = ["FREE", "Chain", "Model", "Step", "Tensor", "chains", "joined", "models_of"]
 

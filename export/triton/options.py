@@ -30,7 +30,7 @@ class TritonOptions:
         tau: region threshold of capture "scores"; None for the bundle's.
         prefix: of every model's name, for servers of several bundles.
         link: weights and plans are hard links to the bundle's files rather than copies.
-        segmenter: also a model that takes pictures and expressions (rism.runtime.triton_model).
+        segmenter: also a model that takes pictures and expressions (rism.runtime.triton_backend).
     """
 
     capture: str | None = None

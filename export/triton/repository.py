@@ -10,15 +10,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from rism.export.output_folder import check_output, workplace
 from rism.export.triton.config import chain_config, model_config
 from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
 from rism.export.triton.models import FREE, Model, Tensor, chains, models_of
 from rism.export.triton.options import TritonOptions, TritonReport
 from rism.export.triton.segmenter import write_segmenter
-from rism.export.workplace import check_output, workplace
-from rism.runtime.bundle import Bundle
-from rism.runtime.engine_spec import EngineVariant
-from rism.runtime.engines import check_precision
+from rism.runtime.bundle.engine_spec import EngineVariant
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.onnxruntime import check_precision
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
 __all__ = ["export_triton"]

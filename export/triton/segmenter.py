@@ -10,14 +10,14 @@ from pathlib import Path
 from rism.export.triton.config import segmenter_config
 from rism.export.triton.models import Chain, models_of
 from rism.export.triton.options import TritonOptions
-from rism.runtime.bundle import Bundle
-from rism.runtime.triton_model import SERVED
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.triton_backend import SERVED
 
 __all__ = ["write_segmenter"]
 
 _CODE = '''"""A picture and an expression in, a mask out. The server's Python needs rism."""
 
-from rism.runtime.triton_model import TritonPythonModel
+from rism.runtime.triton_backend import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

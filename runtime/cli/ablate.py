@@ -15,8 +15,8 @@ from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.errors import OutputError, RismError
-from rism.runtime.instructions import InstructionFile
-from rism.runtime.refine import Refiner
+from rism.runtime.prompt.instruction_file import InstructionFile
+from rism.runtime.prompt.refiner import Refiner
 
 __all__ = ["AblateFlags", "ablate_model"]
 
@@ -66,7 +66,7 @@ def ablate_model(flags: AblateFlags, console: Console) -> None:
     sites = _sites(flags.sites)
     # What would be missing hours later is missing now.
     import_extra("rism.evaluation.ablate.plots", command="ablate", extra="eval")
-    opening = import_extra("rism.evaluation.opening", command="ablate", extra="eval")
+    opening = import_extra("rism.evaluation.datasets.open", command="ablate", extra="eval")
     study = import_extra("rism.evaluation.ablate.study", command="ablate", extra="export")
     models = import_extra("rism.evaluation.ablate.model", command="ablate", extra="export")
     _use_threads(flags.threads)

@@ -10,14 +10,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rism.runtime.choices import Choices
 from rism.runtime.cli.outputs import Destination
 from rism.runtime.cli.report import result_record, summary_line
 from rism.runtime.cli.sources import Source
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.images import load_image
-from rism.runtime.render import Uint8, encode_png, overlay, render
-from rism.runtime.result import Segmentation
+from rism.runtime.image.loading import load_image
+from rism.runtime.options import Choices
+from rism.runtime.result.rendering import Uint8, encode_png, overlay, render
+from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
 
 __all__ = ["Answer", "PictureError", "Question"]
@@ -53,7 +53,7 @@ class Question:
     Attributes:
         segmenter: whom to ask.
         expressions: what to find.
-        choices: how; see `rism.runtime.choices`.
+        choices: how; see `rism.runtime.options`.
         reworded: a refiner looks at each picture, and may fail on some.
         destination: what is wanted, and where.
         slugs: the expressions as parts of names.

@@ -167,9 +167,9 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Segment what each EXPRESSION refers to in each IMAGE."""
-    from rism.runtime.choices import given
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.run import RunOptions, run_pictures
+    from rism.runtime.options import given
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rism.runtime.amend import amend_bundle, expect_own_bundle
-from rism.runtime.atomic import write_atomically
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.atomic_write import write_atomically
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
 from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs

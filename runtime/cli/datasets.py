@@ -18,7 +18,7 @@ _FILES = (".jsonl", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFlags:
-    """The flags that say which dataset; see `rism.evaluation.opening.Request`."""
+    """The flags that say which dataset; see `rism.evaluation.datasets.open.Request`."""
 
     source: str
     root: Path | None = None

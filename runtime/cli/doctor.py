@@ -7,19 +7,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rism.runtime import selftest
-from rism.runtime.amend import expect_own_bundle, mend_bundle
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.bundle.update import expect_own_bundle, mend_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
+from rism.runtime.diagnostics import selftest
+from rism.runtime.diagnostics.environment import (
+    NAMES,
+    Probe,
+    packages,
+    probe,
+    python_line,
+    the_driver,
+)
+from rism.runtime.diagnostics.selftest import Comparison, check, ort_loads
 from rism.runtime.distribution import install_hint
-from rism.runtime.driver import Driver
-from rism.runtime.engines import check_precision
-from rism.runtime.environment import NAMES, Probe, packages, probe, python_line, the_driver
+from rism.runtime.engines.nvidia_driver import Driver
+from rism.runtime.engines.onnxruntime import check_precision
+from rism.runtime.engines.providers import is_tensorrt, ort_name, parse_provider
+from rism.runtime.engines.selection import Wish, variant_loads
+from rism.runtime.engines.variants import COMPUTES_IN
 from rism.runtime.errors import InputError, ProviderError, RismError, one_line
-from rism.runtime.providers import is_tensorrt, ort_name, parse_provider
-from rism.runtime.selftest import Comparison, check, ort_loads
-from rism.runtime.start import Wish, variant_loads
-from rism.runtime.variants import COMPUTES_IN
 
 __all__ = ["DoctorFlags", "examine"]
 

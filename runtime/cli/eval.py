@@ -16,8 +16,8 @@ from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.report import DEMONSTRATOR
 from rism.runtime.errors import InputError, RismError, one_line
-from rism.runtime.instructions import InstructionFile
-from rism.runtime.refine import Refiner
+from rism.runtime.prompt.instruction_file import InstructionFile
+from rism.runtime.prompt.refiner import Refiner
 from rism.runtime.segmenter import Segmenter
 
 __all__ = ["EvalFlags", "evaluate_bundle"]

@@ -131,9 +131,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Score a bundle on a dataset: records, result.json and a report page."""
-    from rism.runtime.choices import given
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.eval import EvalFlags, evaluate_bundle
+    from rism.runtime.options import given
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.bundle.manifest import CAPTURES
 from rism.runtime.cli.build import check_engine, default_engine
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.cli.extras import import_extra
-from rism.runtime.manifest import CAPTURES
 
 __all__ = ["ExportFlags", "export_model"]
 
@@ -88,7 +88,7 @@ def _plan_from_headers(flags: ExportFlags) -> None:
     """Print what file sizes and headers say, where there is no PyTorch to build the modules."""
     if flags.precision not in (None, "fp32", "fp16", "bf16"):
         raise UsageError(f"--precision is '{flags.precision}', expected fp32, fp16 or bf16")
-    plan = import_module("rism.export.header_plan").plan_from_headers(
+    plan = import_module("rism.export.plan.header_plan").plan_from_headers(
         flags.model,
         flags.output,
         precision=flags.precision,
@@ -101,7 +101,7 @@ def _plan_from_headers(flags: ExportFlags) -> None:
 
 def _exporter() -> Any:
     # rism.export itself would wait with what it needs.
-    import_extra("rism.export.bundle", command="export", extra="export")
+    import_extra("rism.export.exporter", command="export", extra="export")
     return import_module("rism.export")
 
 

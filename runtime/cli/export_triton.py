@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, write_stdout
 from rism.runtime.cli.extras import import_extra
 

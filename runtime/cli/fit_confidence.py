@@ -1,4 +1,4 @@
-"""`rism fit-confidence`: the door to rism.evaluation.confidence."""
+"""`rism fit-confidence`: the door to rism.evaluation.fit_confidence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rism.runtime.amend import amend_bundle, expect_own_bundle
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
 from rism.runtime.cli.console import Console
 from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import InputError, one_line
@@ -44,8 +44,8 @@ def fit_bundle(
         OutputError: the bundle is a built-in one.
         RismError: the folder or the bundle cannot be used.
     """
-    journal = import_extra("rism.evaluation.journal", command="fit-confidence", extra="eval")
-    fitting = import_extra("rism.evaluation.confidence", command="fit-confidence", extra="eval")
+    journal = import_extra("rism.evaluation.run.record_log", command="fit-confidence", extra="eval")
+    fitting = import_extra("rism.evaluation.fit_confidence", command="fit-confidence", extra="eval")
     opened = Bundle.open(resolve_bundle(bundle))
     header = journal.read_run(run)
     if header.bundle_digest != opened.digest:

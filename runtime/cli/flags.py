@@ -65,7 +65,7 @@ class Provider(StrEnum):
 
 
 class EnginePrecision(StrEnum):
-    """What an engine of a bundle can compute in; rism.runtime.engine_spec."""
+    """What an engine of a bundle can compute in; rism.runtime.bundle.engine_spec."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -85,7 +85,7 @@ class Tokens(StrEnum):
 
 
 class Upsample(StrEnum):
-    """How a mask is brought to the picture's size; rism.runtime.choices."""
+    """How a mask is brought to the picture's size; rism.runtime.options."""
 
     guided = "guided"
     bilinear = "bilinear"
@@ -115,7 +115,7 @@ class Target(StrEnum):
 
 
 class RefinePrecision(StrEnum):
-    """What a refiner computes in; rism.export.refine."""
+    """What a refiner computes in; rism.export.refiner.refine."""
 
     bf16 = "bf16"
     fp32 = "fp32"
@@ -130,7 +130,7 @@ class TritonDevice(StrEnum):
 
 
 class CalibrationRule(StrEnum):
-    """How FP8 scales are chosen; rism.calibration.measure."""
+    """How FP8 scales are chosen; rism.calibration.calibrate."""
 
     max = "max"
     percentile = "percentile"
@@ -288,8 +288,8 @@ Paper = Annotated[
 
 
 def _provider(text: str) -> str:
+    from rism.runtime.engines.providers import parse_provider
     from rism.runtime.errors import InputError
-    from rism.runtime.providers import parse_provider
 
     try:
         parse_provider(text)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.manifest import Manifest, TensorSpec
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.cli.console import write_stdout
 from rism.runtime.errors import one_line
-from rism.runtime.manifest import Manifest, TensorSpec
 
 __all__ = ["inspect_bundle"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rism import __version__
-from rism.runtime.bundle import Bundle, read_manifest_json, resolve_bundle
+from rism.runtime.bundle.hub import bundles_folder, import_hub
+from rism.runtime.bundle.reader import Bundle, read_manifest_json, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import InputError, OutputError, RismError, one_line
-from rism.runtime.hub import bundles_folder, import_hub
 
 __all__ = ["exported_bundle", "list_bundles", "mark_used", "push_bundle", "remove_bundle"]
 
@@ -53,7 +53,7 @@ def exported_bundle(
     found = [folder for folder in _kept() if re.fullmatch(rf"{re.escape(stem)}[\w.]+", folder.name)]
     if found:
         return max(found, key=_used)
-    import_extra("rism.export.bundle", command="run --model", extra="export")
+    import_extra("rism.export.exporter", command="run --model", extra="export")
     exporter = import_module("rism.export")
     options = exporter.ExportOptions(captures=(capture or "vectors",), precision=precision)
     plan = exporter.plan_export(model, bundles_folder() / "new", options)

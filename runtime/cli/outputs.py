@@ -12,8 +12,8 @@ from pathlib import Path
 from rism.runtime.cli.console import UsageError
 from rism.runtime.cli.names import fold, joined
 from rism.runtime.errors import OutputError, one_line
-from rism.runtime.images import SUFFIXES
-from rism.runtime.render import KINDS, Kind
+from rism.runtime.image.loading import SUFFIXES
+from rism.runtime.result.rendering import KINDS, Kind
 
 __all__ = ["Destination", "check_outputs", "choose_destination"]
 

@@ -110,7 +110,7 @@ def refine_to_file(flags: RefineFlags, console: Console) -> None:
             something was left out.
     """
     flags.check()
-    refiner = import_extra("rism.export.refine", command="refine", extra="export")
+    refiner = import_extra("rism.export.refiner.refine", command="refine", extra="export")
     if flags.asks_images:
         _refine_pictures(refiner, flags, console)
     else:
@@ -141,7 +141,7 @@ def _refine_pictures(refiner: Any, flags: RefineFlags, console: Console) -> None
 
 def _refine_dataset(refiner: Any, flags: RefineFlags, console: Console) -> None:
     settings = refiner.RefineSettings(**_settings(flags))
-    runner = import_extra("rism.evaluation.runner", command="refine", extra="eval")
+    runner = import_extra("rism.evaluation.run.runner", command="refine", extra="eval")
     check_outputs([flags.output], [Path(flags.source)])
     dataset = flags.open("refine")
     for note in dataset.notes:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from rism.runtime.cli.console import UsageError
 from rism.runtime.errors import one_line
-from rism.runtime.refine import Refiner
+from rism.runtime.prompt.refiner import Refiner
 
 __all__ = ["find_refiner"]
 

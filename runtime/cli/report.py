@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.names import readable
-from rism.runtime.result import Segmentation
-from rism.runtime.rle import encode_rle
+from rism.runtime.result.rle import encode_rle
+from rism.runtime.result.segmentation import Segmentation
 
 __all__ = [
     "DEMONSTRATOR",

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rism.runtime.atomic import write_atomically
-from rism.runtime.choices import Choices
+from rism.runtime.atomic_write import write_atomically
 from rism.runtime.cli.answer import Answer, PictureError, Question
 from rism.runtime.cli.console import Console, ReaderGoneError, UsageError, write_stdout
 from rism.runtime.cli.kept_bundles import exported_bundle, mark_used
@@ -19,13 +18,14 @@ from rism.runtime.cli.outputs import Destination, check_outputs, choose_destinat
 from rism.runtime.cli.refiner import find_refiner
 from rism.runtime.cli.report import DEMONSTRATOR, failure_record, json_line, json_text
 from rism.runtime.cli.sources import Source, Sources, find_sources, sort_arguments
+from rism.runtime.engines.cpu_threads import MOST_WORKERS, cpu_count
 from rism.runtime.errors import RismError, one_line
-from rism.runtime.images import pixel_count
-from rism.runtime.instructions import InstructionFile
+from rism.runtime.image.loading import pixel_count
+from rism.runtime.options import Choices
 from rism.runtime.pipeline import in_order
-from rism.runtime.refine import Refiner
+from rism.runtime.prompt.instruction_file import InstructionFile
+from rism.runtime.prompt.refiner import Refiner
 from rism.runtime.segmenter import Segmenter
-from rism.runtime.threads import MOST_WORKERS, cpu_count
 
 __all__ = ["RunOptions", "run_pictures"]
 

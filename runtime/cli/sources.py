@@ -13,8 +13,8 @@ from pathlib import Path
 from rism.runtime.cli.console import UsageError
 from rism.runtime.cli.names import distinct, file_stem, fold
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.images import SUFFIXES, ImageSource
-from rism.runtime.render import KINDS
+from rism.runtime.image.loading import SUFFIXES, ImageSource
+from rism.runtime.result.rendering import KINDS
 
 __all__ = ["STDIN", "Source", "Sources", "find_sources", "sort_arguments"]
 

@@ -10,11 +10,12 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks.baselines.literal_mask import literal_mask
-from benchmarks.checks import same_masks, same_outputs, same_values
-from benchmarks.errors import DiffersError
-from benchmarks.measure import by_turns, host_peak, peak_bytes, repeat
-from rism.runtime.geometry import Plan, upsample
-from rism.runtime.method import segment_tokens
+from benchmarks.harness.checks import same_masks, same_outputs, same_values
+from benchmarks.harness.errors import DiffersError
+from benchmarks.harness.measure import by_turns, host_peak, peak_bytes, repeat
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.equations import segment_tokens
+from rism.runtime.method.upsampling import upsample
 
 
 @pytest.mark.parametrize("seed", range(4))

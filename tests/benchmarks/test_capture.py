@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import capture, capture_engines, capture_onnx
-from benchmarks.capture_models import Case, RandomModel, count_flop
-from benchmarks.capture_report import Report
-from benchmarks.capture_variants import BASELINE, VARIANTS
-from benchmarks.measure import Timing
-from benchmarks.probe_floor import SHAPES
+from benchmarks.capture import __main__, onnx, pytorch
+from benchmarks.capture.models import Case, RandomModel, count_flop
+from benchmarks.capture.report import Report
+from benchmarks.capture.variants import BASELINE, VARIANTS
+from benchmarks.harness.measure import Timing
+from benchmarks.rooflines.probe import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError, ProviderError
 
@@ -31,7 +31,7 @@ MODELS = ("tiny", "tiny-step1x")
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, models: str = "tiny@96") -> None:
     command = ["capture", "--device", "cpu", "--models", models, *arguments]
     monkeypatch.setattr(sys, "argv", command)
-    capture.main()
+    __main__.main()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +94,7 @@ def test_less_is_asked_of_a_small_picture(capsys: pytest.CaptureFixture[str]) ->
     report = Report("cpu", "fp32", [BASELINE, "fused"], None)
     report.begin(Case.parse("step1x-1.0@512"))
     for name, seconds in ((BASELINE, 1.0), ("fused", 1.1)):
-        report.add("torch", name, capture_engines.Figure(Timing((seconds,)), None, {}))
+        report.add("torch", name, pytorch.Figure(Timing((seconds,)), None, {}))
     report.end()
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.endswith("torch fused 1.100 x no capture, at most 1.08: missed")
@@ -114,9 +114,7 @@ def test_the_exported_capture_is_the_papers(results: dict[str, Any]) -> None:
 def test_variants_agree_on_uneven_weights(name: str, size: str) -> None:
     model = RandomModel(Case(size, 64), PRECISIONS["fp32"], "cpu")
     model.feeds["prompt_weights"] = torch.rand(1, 32, generator=torch.Generator().manual_seed(1))
-    figures = [
-        capture_engines.run_eager(model, VARIANTS[each], runs=1).outputs for each in ("paper", name)
-    ]
+    figures = [pytorch.run_eager(model, VARIANTS[each], runs=1).outputs for each in ("paper", name)]
     for output, wanted in figures[0].items():
         torch.testing.assert_close(
             torch.from_numpy(figures[1][output]), torch.from_numpy(wanted), rtol=1e-4, atol=1e-6
@@ -129,10 +127,10 @@ def test_variants_agree_on_uneven_weights(name: str, size: str) -> None:
 def test_the_baseline_runs_every_block(size: str, keys: str) -> None:
     """Features come from a middle block; a change of the last one must reach the output."""
     model = RandomModel(Case(size, 64), PRECISIONS["fp32"], "cpu")
-    before = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
+    before = pytorch.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
     with torch.no_grad():
         model.step.get_parameter(f"{keys}.weight").mul_(0.5).add_(0.1)
-    after = capture_engines.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
+    after = pytorch.run_eager(model, VARIANTS[BASELINE], runs=1).outputs
     assert (before["features"] == after["features"]).all()
     assert (before["last"] != after["last"]).any()
 
@@ -196,7 +194,7 @@ def test_published_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> N
     cases = [Case.parse(text) for text in ("step1x-1.0@512", "step1x-1.0@1024")]
     for case in cases:
         report.begin(case)
-        report.add("torch", BASELINE, capture_engines.Figure(Timing((0.5,)), None, {}))
+        report.add("torch", BASELINE, pytorch.Figure(Timing((0.5,)), None, {}))
     report.count(cases[0], {BASELINE: 39_700_000_000_000})
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "step1x-1.0@512: published, A100: 603.78 ms, 25.31 GB"
@@ -225,8 +223,8 @@ def test_a_failure_is_a_result(
         raise error
 
     file = tmp_path / "capture.json"
-    monkeypatch.setattr(capture, "run_eager", fail)
-    monkeypatch.setattr(capture, "out_of_memory", lambda: "out of memory at 79.1 GiB of 79.2 GiB")
+    monkeypatch.setattr(__main__, "run_eager", fail)
+    monkeypatch.setattr(__main__, "out_of_memory", lambda: "out of memory at 79.1 GiB of 79.2 GiB")
     run(monkeypatch, "--engines", "torch", "--variants", "paper", "--json", str(file))
     rows = json.loads(file.read_text())["cases"][0]["results"]
     assert rows[1] == {"engine": "torch", "variant": "paper", "not_run": reason}
@@ -244,7 +242,7 @@ def test_nothing_is_counted_while_a_gpu_waits(
         assert [row["variant"] for row in rows] == ["no capture", "no capture again"]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capture, "count_flop", ended)
+    monkeypatch.setattr(__main__, "count_flop", ended)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, "--engines", "torch", "--variants", "no capture", "--json", str(file))
 
@@ -256,14 +254,14 @@ def test_an_engine_that_cannot_run_says_why(
         raise ProviderError(f"provider {provider} is not in this onnxruntime")
 
     file = tmp_path / "capture.json"
-    monkeypatch.setattr(capture_onnx, "choose_provider", refuse)
+    monkeypatch.setattr(onnx, "choose_provider", refuse)
     run(monkeypatch, "--engines", "onnxruntime", "--variants", "vectors", "--json", str(file))
     for row in json.loads(file.read_text())["cases"][0]["results"]:
         assert row["not_run"] == "not run: provider cpu is not in this onnxruntime"
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:
-    command = [sys.executable, "-m", "benchmarks.capture", "--models", "9b@1024"]
+    command = [sys.executable, "-m", "benchmarks.capture.__main__", "--models", "9b@1024"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import QUICK, main
 from benchmarks.config import Scenario, chosen, read_config
-from benchmarks.errors import ConfigError
+from benchmarks.harness.errors import ConfigError
 from benchmarks.run import longest_s
 from benchmarks.scenarios import KINDS
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import postprocess_gpu
 from benchmarks.postprocess_gpu import Case, measure, report
-from tests.runtime.fake_tensorrt import HostDevice
+from tests.runtime.engines.fake_tensorrt import HostDevice
 
 SMALL = Case("small", (8, 8), 20, 3, (40, 30))
 

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("diffusers")
 
 from benchmarks import precision
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
-from tests.export.step1x import make_step1x
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.exporter import open_model
+from tests.export.families.step1x.small_model import make_step1x
 
 
 def test_rows_of_other_sizes_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import probe
-from benchmarks.probe_floor import GPUS, SHAPES, WAYS, Cost, Gpu, cost, floor_s, table
-from rism.export.capture import Capture, Spans
+from benchmarks.rooflines.probe import GPUS, SHAPES, WAYS, Cost, Gpu, cost, floor_s, table
+from rism.export.attention_capture import Capture, Spans
 from rism.export.probe import probe_vectors, torch_form
 
 WAYS_BEFORE = ("main attention", "the same with statistics")

@@ -14,9 +14,9 @@ import pytest
 from benchmarks import providers
 from benchmarks.provider_run import Job, Measured, _device_memory
 from benchmarks.providers import Row, as_json, find_rows, measure, report
-from rism.runtime.amend import amend_bundle
-from rism.runtime.bundle import resolve_bundle
-from rism.runtime.environment import NAMES
+from rism.runtime.bundle.reader import resolve_bundle
+from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.diagnostics.environment import NAMES
 
 JOB = Job(picture=str(providers.PICTURE), runs=1, warm_up=0, expressions=2)
 

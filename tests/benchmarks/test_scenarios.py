@@ -16,12 +16,12 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks import capture_models
 from benchmarks.__main__ import QUICK, main
+from benchmarks.capture import models
 from benchmarks.config import Scenario, Target, read_config
-from benchmarks.plots import draw
+from benchmarks.harness.plots import draw
+from benchmarks.harness.rows import Row, of_size
 from benchmarks.results import failures, summary, table
-from benchmarks.rows import Row, of_size
 from benchmarks.run import run_here, run_scenario
 from benchmarks.scenarios import dit
 from rism.runtime.errors import ProviderError
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None
         "cases": ["blocks-8@64"],
         "variants": ["no capture", "paper", "paper mean"],
     }
-    monkeypatch.setattr(capture_models, "room_bytes", lambda _: 220_000)
+    monkeypatch.setattr(models, "room_bytes", lambda _: 220_000)
     [plain, paper, mean] = run_here(replace(scenario, parameters=parameters))["rows"]
     assert "reason" not in plain and "reason" not in mean
     # 4 bytes, 96 tokens; 8 blocks x 2 heads x 16 rows, and two tables of one block.
@@ -265,7 +265,7 @@ def test_a_provider_is_asked_for_before_anything_is_made(monkeypatch: pytest.Mon
 def test_a_case_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     real = dit.RandomModel
 
-    def made(case: capture_models.Case, *rest: Any) -> capture_models.RandomModel:
+    def made(case: models.Case, *rest: Any) -> models.RandomModel:
         if str(case) == "blocks-1@64":
             raise RuntimeError("an error of the device")
         return real(case, *rest)

@@ -14,13 +14,13 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 from safetensors.numpy import load_file
 
-from rism.export.checkpoint import find_checkpoint
-from rism.export.graph_inputs import trace_transformer
-from rism.export.graphs import CaptureOptions
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.external_weights import WeightFile, store_weights
+from rism.export.graph.signatures import trace_transformer
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
-from rism.export.weights import WeightFile, store_weights
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from tests.conftest import seal
 
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.calibration import load_scales
-from rism.runtime.amend import amend_bundle
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.bundle.update import amend_bundle
 from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 

@@ -14,17 +14,17 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks.calibration import CALIBRATION_SCENES, scenes
+from benchmarks.fp8.masks import CALIBRATION_SCENES, scenes
 from rism.calibration import calibrate, quantise
+from rism.calibration.blockwise_run import LoadedGraph
 from rism.calibration.e4m3 import E4M3_MAX, channel_scales
-from rism.calibration.graph import OpenGraph, open_transformer
 from rism.calibration.layers import Layer, find_layers
+from rism.calibration.open_graph import OpenGraph, open_transformer
 from rism.calibration.samples import prepare
 from rism.calibration.scales import Scales
-from rism.calibration.streamed import LoadedGraph
-from rism.runtime.bundle import Bundle
-from rism.runtime.engines import Arrays
-from rism.runtime.graph_spec import TensorSpec
+from rism.runtime.bundle.graph_spec import TensorSpec
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Arrays
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from rism.calibration.graph import open_transformer
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.open_graph import open_transformer
 from rism.calibration.scales import Scales, load_scales, parse_scales
 from rism.runtime import BundleError, InputError
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime.amend import amend_bundle
-from rism.runtime.bundle import resolve_bundle
+from rism.runtime.bundle.reader import resolve_bundle
+from rism.runtime.bundle.update import amend_bundle
 from rism.runtime.cli.app import app
 from rism.runtime.errors import OutputError
 

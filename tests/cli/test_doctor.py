@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime import environment, start
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
 from rism.runtime.cli.app import app
-from rism.runtime.driver import find_driver
+from rism.runtime.diagnostics import environment
+from rism.runtime.diagnostics.selftest import record
+from rism.runtime.engines import selection
+from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.errors import ProviderError
-from rism.runtime.selftest import record
-from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
-from tests.runtime.profiles import ALL
+from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
+from tests.runtime.engines.profiles import ALL
 
 Reseal = Callable[..., Path]
 runner = CliRunner()
@@ -50,9 +51,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
             raise ProviderError("provider tensorrt needs TensorRT: pip install it")
         return library(fake, target)
 
-    monkeypatch.setattr(start, "find_library", find)
+    monkeypatch.setattr(selection, "find_library", find)
     monkeypatch.setattr(environment, "find_library", find)
-    monkeypatch.setattr(start, "this_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(selection, "this_platform", lambda: "linux-x86_64")
     return fake
 
 

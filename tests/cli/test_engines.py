@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime import start
 from rism.runtime.cli.app import app
-from rism.runtime.driver import Driver
-from rism.runtime.selftest import record
-from tests.runtime.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
-from tests.runtime.profiles import ALL, transformer
+from rism.runtime.diagnostics.selftest import record
+from rism.runtime.engines import selection
+from rism.runtime.engines.nvidia_driver import Driver
+from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.engines.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
 runner = CliRunner()
@@ -192,7 +192,7 @@ def test_a_driver_that_does_not_do(
     driver: Driver,
     says: str,
 ) -> None:
-    monkeypatch.setattr(start, "find_driver", lambda: driver)
+    monkeypatch.setattr(selection, "find_driver", lambda: driver)
     _refused(built, picture, says)
 
 
@@ -287,7 +287,7 @@ def test_this_machine_without_a_driver(
 ) -> None:
     """The real library, the real search for a driver: one line."""
     pytest.importorskip("tensorrt_rtx")
-    from rism.runtime.driver import find_driver
+    from rism.runtime.engines.nvidia_driver import find_driver
     from rism.runtime.errors import ProviderError
 
     find_driver.cache_clear()

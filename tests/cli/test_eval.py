@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from rism.evaluation.metrics import overlap, summarise
-from rism.evaluation.scene_sets import SceneSet
+from rism.evaluation.datasets.scenes import SceneSet
+from rism.evaluation.metrics.iou import overlap, summarise
 from rism.runtime import Segmenter
 from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
-from rism.runtime.instructions import (
+from rism.runtime.prompt.instruction_file import (
     InstructionFile,
     Origin,
     RefinedInstruction,
     picture_digest,
 )
-from rism.runtime.rle import encode_rle
+from rism.runtime.result.rle import encode_rle
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[bytes]"]

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from rism.runtime import engines
 from rism.runtime.cli import answer
 from rism.runtime.cli import run as run_command
 from rism.runtime.cli.app import app
+from rism.runtime.engines import onnxruntime
+from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
-from rism.runtime.images import load_image, pixel_count
-from rism.runtime.threads import cpu_count
+from rism.runtime.image.loading import load_image, pixel_count
 
 runner = CliRunner()
 # One thread for each picture either way: sums of another number of threads round differently.
@@ -117,8 +117,8 @@ def test_what_ends_a_run_ends_it_there(
 def test_a_large_bundle_is_run_once_at_a_time(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "SMALL_BUNDLE_BYTES", 1)
-    real, sessions = engines.open_session, []
+    monkeypatch.setattr(onnxruntime, "SMALL_BUNDLE_BYTES", 1)
+    real, sessions = onnxruntime.open_session, []
     overlapped = threading.Event()
 
     class Watched:
@@ -144,7 +144,7 @@ def test_a_large_bundle_is_run_once_at_a_time(
         sessions.append(threads)
         return Watched(real(file, provider, device, threads, **options))
 
-    monkeypatch.setattr(engines, "open_session", session)
+    monkeypatch.setattr(onnxruntime, "open_session", session)
     assert rism("green", "-o", "out/", "--workers", "4", bundle=tiny_bundle).exit_code == 1
     assert sessions == [cpu_count()] * 3
     assert not overlapped.is_set()
@@ -153,13 +153,13 @@ def test_a_large_bundle_is_run_once_at_a_time(
 def test_pictures_at_once_share_the_threads(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, given = engines.open_session, []
+    real, given = onnxruntime.open_session, []
 
     def session(file: Path, provider: str, device: int, threads: int, **options: object) -> object:
         given.append(threads)
         return real(file, provider, device, threads, **options)
 
-    monkeypatch.setattr(engines, "open_session", session)
+    monkeypatch.setattr(onnxruntime, "open_session", session)
     for flags, threads in (
         (("--threads", "5"), 1),  # four pictures at once, the most by default
         (("--threads", "5", "--workers", "2"), 2),

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 
-from rism.runtime.bundle import BUILT_INS, Bundle
+from rism.runtime.bundle.reader import BUILT_INS, Bundle
 
 pytest.importorskip("huggingface_hub")
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rism.runtime.bundle import BUILT_INS, Bundle, resolve_bundle
+from rism.runtime.bundle.reader import BUILT_INS, Bundle, resolve_bundle
 from rism.runtime.cli.console import Console
 from rism.runtime.cli.kept_bundles import (
     exported_bundle,

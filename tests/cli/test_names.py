@@ -5,7 +5,7 @@ import pytest
 
 from rism.runtime.cli.names import distinct, file_stem, readable, slugs
 from rism.runtime.cli.outputs import Destination
-from rism.runtime.render import KINDS
+from rism.runtime.result.rendering import KINDS
 
 
 def test_slugs_are_readable_and_distinct() -> None:

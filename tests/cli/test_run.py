@@ -8,8 +8,9 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from rism.runtime import Segmenter, engines
+from rism.runtime import Segmenter
 from rism.runtime.cli.app import app
+from rism.runtime.engines import onnxruntime
 
 runner = CliRunner()
 
@@ -398,13 +399,13 @@ def test_embeddings_are_kept_on_request(
     first = result()
     (entry,) = (workplace / "kept").iterdir()
     loaded: list[str] = []
-    real = engines.open_session
+    real = onnxruntime.open_session
 
     def session(file: Path, *rest: object, **options: object) -> object:
         loaded.append(file.name)
         return real(file, *rest, **options)
 
-    monkeypatch.setattr(engines, "open_session", session)
+    monkeypatch.setattr(onnxruntime, "open_session", session)
     assert result() == first
     assert sorted(loaded) == ["transformer.vectors.onnx", "vae_encoder.onnx"]
     entry.write_bytes(entry.read_bytes()[:50])

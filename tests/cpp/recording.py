@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
-from rism.runtime.capture import localise_outputs
-from rism.runtime.engines import Engine, load_engines
-from rism.runtime.geometry import Plan, upsample
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Engine
+from rism.runtime.engines.onnxruntime import load_engines
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.upsampling import upsample
 
-BUNDLE = Path(__file__).parents[2] / "runtime/bundles/mini"
+BUNDLE = Path(__file__).parents[2] / "runtime/builtin/mini"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 

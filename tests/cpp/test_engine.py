@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import seal
 from tests.cpp.build import run
-from tests.runtime.fake_tensorrt import variant
-from tests.runtime.profiles import VAE
+from tests.runtime.engines.fake_tensorrt import variant
+from tests.runtime.engines.profiles import VAE
 
 MOST, A_PIXEL = 8_000_000, 100
 Segment = Callable[..., Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rism.runtime.geometry import Plan
+from rism.runtime.image.geometry import Plan
 from tests.cpp.build import EXAMPLE, TESTS, build, run, tool
 from tests.cpp.recording import BUNDLE, recorders, write_case
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
-from rism.runtime.images import load_image
+from rism.runtime.image.loading import load_image
 from tests.cpp.build import run
 from tests.cpp.recording import BUNDLE
 

@@ -17,8 +17,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from rism.runtime.bound_weights import read_bound_weights
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.bound_weights import read_bound_weights
 from tests.cpp.build import run
 from tests.cpp.recording import BUNDLE, recorders, write_graphs
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rism.evaluation.samples import Image, Mask, Problem, Sample
+from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
 from rism.runtime.errors import InputError
 
 WORDS = ("red", "green", "blue")
 
 
 class SmallSet:
-    """Pictures with a rectangle of each colour; see `rism.evaluation.samples.Dataset`."""
+    """Pictures with a rectangle of each colour; see `rism.evaluation.datasets.sample.Dataset`."""
 
     def __init__(
         self,

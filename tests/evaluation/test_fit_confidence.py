@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rism.evaluation import journal
-from rism.evaluation.confidence import fit_confidence
-from rism.evaluation.metrics import Overlap, auroc
-from rism.evaluation.records import Record, Run
+from rism.evaluation.fit_confidence import fit_confidence
+from rism.evaluation.metrics.iou import Overlap, auroc
+from rism.evaluation.run import record_log
+from rism.evaluation.run.records import Record, Run
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime.bundle.confidence_rule import Evidence
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.cli.app import app
-from rism.runtime.confidence import Evidence
 from rism.runtime.errors import InputError
 from tests.evaluation.small_set import SmallSet
 
@@ -105,13 +105,13 @@ def run(tmp_path: Path, tiny_bundle: Path) -> Path:
     folder.mkdir()
     facts = {"bundle": "tiny", "capture": "vectors", "provider": "cpu", "precision": "float32"}
     header = Run("made", 140, "0" * 64, "legacy", bundle_digest=bundle.digest, **facts)
-    journal.begin(folder, header)
-    journal.append(folder, records(70, 70))
+    record_log.begin(folder, header)
+    record_log.append(folder, records(70, 70))
     return folder
 
 
 def test_a_test_split_is_refused_by_name(run: Path, tiny_bundle: Path) -> None:
-    records_file = run / journal.RECORDS
+    records_file = run / record_log.RECORDS
     whole, before = records_file.read_text(), (tiny_bundle / "manifest.json").read_bytes()
     for name, is_test in {
         "scenes absent test": True, "refcoco unc testA": True, "mine_test.jsonl": True,
@@ -130,8 +130,8 @@ def test_a_test_split_is_refused_by_name(run: Path, tiny_bundle: Path) -> None:
 
 
 def test_the_built_in_bundle_is_not_taught(run: Path) -> None:
-    mini, records_file = Bundle.open(resolve_bundle(), verify=False), run / journal.RECORDS
-    digest = journal.read_run(run).bundle_digest
+    mini, records_file = Bundle.open(resolve_bundle(), verify=False), run / record_log.RECORDS
+    digest = record_log.read_run(run).bundle_digest
     records_file.write_text(records_file.read_text().replace(digest, mini.digest))
     code, said = call(run, "--bundle", "mini")
     assert (code, "is part of the installed package" in said) == (1, True), said

@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rism import Segmenter
-from rism.evaluation.metrics import overlap, summarise
-from rism.evaluation.opening import Request, open_dataset
-from tests.evaluation.refer_files import IMAGES, write_refer
+from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.metrics.iou import overlap, summarise
+from tests.evaluation.datasets.refcoco_files import IMAGES, write_refer
 
 Predict = Callable[[np.ndarray, str], np.ndarray]
 

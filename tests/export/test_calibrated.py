@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from rism.calibration import Scales, quantise
-from rism.calibration.graph import open_transformer
+from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
+from rism.calibration.graph_blocks import cut
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
-from rism.calibration.stages import cut
-from rism.calibration.streamed import LoadedGraph, StreamedGraph
+from rism.calibration.open_graph import open_transformer
 from rism.export import ExportReport
-from rism.export.checkpoint import find_checkpoint
-from rism.export.families.flux2_klein import open_klein
-from rism.runtime.bundle import Bundle
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.flux2.klein import open_klein
+from rism.runtime.bundle.reader import Bundle
 from tests.export.small import feeds
 
 

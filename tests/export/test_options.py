@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from rism.export import ExportOptions, ExportReport, Progress, export_bundle
-from rism.export.workplace import workplace
+from rism.export.output_folder import workplace
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
 from tests.export.small import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,14 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
 def peak_of(folder: Path, *arguments: str) -> int:
     """Peak memory of one `rism export`, in bytes, whatever came of it."""
     told = folder / "peak.txt"
-    command = [sys.executable, "-m", "benchmarks.with_peak", str(told), "export", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.harness.with_peak",
+        str(told),
+        "export",
+        *arguments,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, capture_output=True, check=False, env=environment)
     return int(told.read_text())

@@ -17,12 +17,12 @@ from diffusers import Flux2KleinPipeline
 from PIL import Image
 
 from rism.export import ExportOptions, export_bundle
-from rism.export.families.flux2_reference import _Recorder
+from rism.export.families.flux2.reference import _Recorder
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
-from rism.runtime.engines import load_engines
-from rism.runtime.geometry import positions
-from rism.runtime.prompt import PromptEncoder
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.onnxruntime import load_engines
+from rism.runtime.image.geometry import positions
+from rism.runtime.prompt.encoder import PromptEncoder
 from tests.export.small import SETTINGS, make_checkpoint
 
 SHAPES = {

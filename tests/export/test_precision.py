@@ -15,14 +15,15 @@ from torch import nn
 
 from rism.evaluation.scenes import held_out_scene
 from rism.export import ExportError, ExportOptions, ExportReport, export_bundle
-from rism.export.checkpoint import find_checkpoint
-from rism.export.families.flux2_klein import KleinModel, open_klein
-from rism.export.graphs import CaptureGraph, CaptureOptions
-from rism.export.parity import run_graph
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.flux2.klein import KleinModel, open_klein
+from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
+from rism.export.parity.gate import run_graph
 from rism.export.precision import PRECISIONS, Precision, apply_precision
 from rism.export.spec import ModelSpec
-from rism.runtime import ProviderError, Segmenter, method
-from rism.runtime.bundle import Bundle, resolve_bundle
+from rism.runtime import ProviderError, Segmenter
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.method import equations
 from tests.export.small import feeds, make_checkpoint
 
 GRID = (6, 6)
@@ -42,7 +43,7 @@ def run_as_exported(
 
 def mask(outputs: dict[str, np.ndarray], spec: ModelSpec) -> np.ndarray:
     return (
-        method.segment_tokens(
+        equations.segment_tokens(
             outputs["attention_vectors"][0],
             outputs["propagated_vectors"][0],
             outputs["features"][0],

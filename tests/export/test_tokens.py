@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2TokenizerFast
 
-from rism.export.prompts import prompt_rules, tokenizer_json
+from rism.export.checkpoint.chat_template import prompt_rules, tokenizer_json
 from rism.runtime import InputError
-from rism.runtime.prompt import PromptEncoder, clean_expression
+from rism.runtime.prompt.encoder import PromptEncoder, clean_expression
 
 WORDS = [
     "the", "red", "van", "café", "naïve", "Ωmega", "слева", "汽车", "右側", "السيارة", "🚗",

@@ -12,11 +12,11 @@ from PIL import Image
 
 from mini.evaluate import score_examples, score_scenes
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "export/checkpoints/mini"
-BUNDLE = ROOT / "runtime/bundles/mini"
+CHECKPOINT = ROOT / "export/builtin/mini"
+BUNDLE = ROOT / "runtime/builtin/mini"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_checkpoint_and_bundle_are_small() -> None:
 
 
 def test_the_bundle_was_exported_from_the_checkpoint() -> None:
-    from rism.export.checkpoint import content_digest, find_checkpoint
+    from rism.export.checkpoint.locate import content_digest, find_checkpoint
 
     model = Bundle.open(BUNDLE).manifest.model
     assert model.revision == content_digest(find_checkpoint("mini").folders, Event())

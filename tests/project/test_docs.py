@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.export.checkpoint import BUILT_IN, HUB_IDS
+from rism.export.checkpoint.locate import BUILT_IN, HUB_IDS
 from rism.runtime import Segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/bundle.md").read_text()
 def test_the_reader_of_the_bundle_page(picture: str, tmp_path: Path) -> None:
     [program] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     source, output = ROOT / "examples" / picture, tmp_path / "mask.png"
-    bundle = ROOT / "runtime/bundles/mini"
+    bundle = ROOT / "runtime/builtin/mini"
     command = [
         sys.executable,
         "-c",

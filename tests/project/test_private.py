@@ -32,10 +32,10 @@ API = "from rism import Segmenter; Segmenter.from_bundle(provider='cpu').segment
 WAYS = {
     "command": ["-m", "rism", "run", "{image}", "the green van", "-q", "-o", "mask.png"],
     "library": ["-c", API + STAY],
-    "triton": ["-c", "import rism.runtime.triton_model, onnxruntime"],
-    "benchmarks": ["-c", "import benchmarks.capture_onnx"],
-    "export": ["-c", "import rism.export.parity"],
-    "calibration": ["-c", "import rism.calibration.sessions, onnxruntime"],
+    "triton": ["-c", "import rism.runtime.triton_backend, onnxruntime"],
+    "benchmarks": ["-c", "import benchmarks.capture.onnx"],
+    "export": ["-c", "import rism.export.parity.gate"],
+    "calibration": ["-c", "import rism.calibration.ort_sessions, onnxruntime"],
     "tests": ["-c", "import tests.conftest, onnxruntime"],
     "onnxruntime alone": ["-c", "import onnxruntime" + STAY],
 }

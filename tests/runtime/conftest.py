@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from rism.runtime import engines, plugin_provider
-from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
-from tests.runtime.profiles import ALL
+from rism.runtime.engines import onnxruntime, rtx_plugin
+from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.engines.profiles import ALL
 
 Reseal = Callable[..., Path]
 
@@ -14,20 +14,20 @@ Reseal = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" tries is the same wherever the tests run."""
-    monkeypatch.setattr(plugin_provider, "find_spec", lambda _: None)
+    monkeypatch.setattr(rtx_plugin, "find_spec", lambda _: None)
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the graph files that were loaded, in order."""
     files: list[str] = []
-    real = engines.open_session
+    real = onnxruntime.open_session
 
     def session(file: Path, *arguments: Any, **options: Any) -> Any:
         files.append(file.name)
         return real(file, *arguments, **options)
 
-    monkeypatch.setattr(engines, "open_session", session)
+    monkeypatch.setattr(onnxruntime, "open_session", session)
     return files
 
 

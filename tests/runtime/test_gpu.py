@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from rism.runtime import Segmenter
-from rism.runtime.bundle import Bundle
-from rism.runtime.driver import find_driver
-from rism.runtime.selftest import check, check_variant, ort_loads, record
-from rism.runtime.start import Wish
-from rism.runtime.tensorrt_library import LIBRARIES
-from rism.runtime.variants import this_platform
-from tests.runtime.fake_tensorrt import variant
-from tests.runtime.profiles import ALL, FIXED
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.diagnostics.selftest import check, check_variant, ort_loads, record
+from rism.runtime.engines.nvidia_driver import find_driver
+from rism.runtime.engines.selection import Wish
+from rism.runtime.engines.tensorrt_library import LIBRARIES
+from rism.runtime.engines.variants import this_platform
+from tests.runtime.engines.fake_tensorrt import variant
+from tests.runtime.engines.profiles import ALL, FIXED
 
 Reseal = Callable[..., Path]
 # One graph: module, ONNX file, plan, compute capability ("8.9"), name=min/opt/max ...

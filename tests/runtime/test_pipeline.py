@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
-from rism.runtime import threads
+from rism.runtime.engines import cpu_threads
+from rism.runtime.engines.cpu_threads import threads_each
 from rism.runtime.pipeline import in_order
-from rism.runtime.threads import threads_each
 
 LONG = 30  # seconds until a test that waits for a thread gives up
 
@@ -111,6 +111,6 @@ def test_one_worker_is_the_callers_own_thread() -> None:
 
 
 def test_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cpu_threads, "cpu_count", lambda: 8)
     assert [threads_each(None, workers) for workers in (1, 2, 3, 4, 8, 20)] == [8, 4, 2, 2, 1, 1]
     assert [threads_each(6, workers) for workers in (1, 2, 4)] == [6, 3, 1]

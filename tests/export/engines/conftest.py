@@ -14,16 +14,16 @@ pytest.importorskip("onnx_ir")
 
 import onnx_ir as ir
 
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
-from rism.export.graph_inputs import trace_text, trace_transformer, trace_vae
-from rism.export.graphs import CaptureOptions
-from rism.export.manifest import graph_entry
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.checkpoint.meta_modules import Part
+from rism.export.exporter import open_model
+from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.external_weights import WeightFile, store_weights
+from rism.export.graph.signatures import trace_text, trace_transformer, trace_vae
+from rism.export.manifest_writer import graph_entry
 from rism.export.precision import PRECISIONS, Precision
 from rism.export.spec import ModelSpec, OpenModel
-from rism.export.weightless import Part
-from rism.export.weights import WeightFile, store_weights
-from rism.runtime.bundle import resolve_bundle
+from rism.runtime.bundle.reader import resolve_bundle
 from tests.conftest import seal
 
 MODES = ("vectors", "scores")

@@ -15,7 +15,7 @@ from rism.export import ExportReport
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.targets import form_for
-from rism.runtime.bundle import Bundle
+from rism.runtime.bundle.reader import Bundle
 
 WRITTEN = form_for("tensorrt", "10.3.0")
 SIZES = {"batch": 2, "tokens": 12, "height": 32, "width": 48}

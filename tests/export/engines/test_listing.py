@@ -13,7 +13,7 @@ from rism.export.engines.listing import (
     parse_layers,
     unacceptable,
 )
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
 
 LINE = (
     "VERBOSE: Name: to_q+to_k_myl0_4, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,160], "

@@ -11,7 +11,7 @@ import pytest
 from rism.export.engines.errors import BuildError
 from rism.export.engines.process import Job, run_job
 from rism.export.engines.targets import gpus_here
-from rism.runtime.engine_spec import ShapeRange
+from rism.runtime.bundle.engine_spec import ShapeRange
 
 TINY = Path(__file__).parents[3] / "runtime" / "bundles" / "mini"
 

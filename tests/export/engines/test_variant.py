@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 from rism.export.engines.errors import BuildError
 from rism.export.engines.variant import check_here
-from rism.runtime.bundle import Bundle
-from rism.runtime.selftest import record
-from tests.runtime.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
-from tests.runtime.profiles import ALL, transformer
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.diagnostics.selftest import record
+from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.engines.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
 NAME = "rtx-fp16"

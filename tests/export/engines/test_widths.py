@@ -19,8 +19,8 @@ pytest.importorskip("tensorrt_rtx")
 
 from benchmarks.engine_graphs import Holes, open_holes
 from benchmarks.engines import prepare
-from rism.export.bundle import open_model
-from rism.export.checkpoint import find_checkpoint
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.exporter import open_model
 
 BLOCKS = (1, 1)
 SQUARE = "no N_v x N tensor"

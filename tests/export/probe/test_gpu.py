@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.probe import Block
-from benchmarks.probe_floor import SHAPES
+from benchmarks.rooflines.probe import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors
 from rism.export.probe.attention import attention
@@ -82,9 +82,9 @@ def test_real_sizes(case: str) -> None:
 @pytest.mark.parametrize("size", ["tiny", "tiny-step1x"])
 def test_a_model_captures_the_same(size: str, precision: str, compiled: bool) -> None:
     pytest.importorskip("diffusers")
-    from benchmarks.capture_models import Case as Model
-    from benchmarks.capture_models import RandomModel
-    from rism.export.graphs import CaptureGraph, CaptureOptions
+    from benchmarks.capture.models import Case as Model
+    from benchmarks.capture.models import RandomModel
+    from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 
     model = RandomModel(Model(size, 128), PRECISIONS[precision], "cuda")
     found = []

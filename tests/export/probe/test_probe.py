@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.capture_models import Case as Model
-from benchmarks.capture_models import RandomModel
-from rism.export.capture import Capture, Spans
+from benchmarks.capture.models import Case as Model
+from benchmarks.capture.models import RandomModel
+from rism.export.attention_capture import Capture, Spans
 from rism.export.errors import ExportError
-from rism.export.graphs import CaptureGraph, CaptureOptions
+from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, operators, probe_vectors, torch_form
 from rism.export.probe.attention import attention

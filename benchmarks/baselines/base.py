@@ -1,0 +1,35 @@
+"""What every way of capturing that is measured has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rism.export.attention_capture import Capture, Spans
+
+__all__ = ["VectorsCapture"]
+
+
+@dataclass
+class VectorsCapture(Capture):
+    """A capture that says itself what a graph of it gives out: by default a, T a, features."""
+
+    def outputs(self) -> tuple[torch.Tensor, ...]:
+        """a, (B, L, N_v), T a, likewise, and features, (B, N_v, D), once the pass is over."""
+        assert self.features is not None
+        vectors = torch.stack(self.attention_vectors, dim=1)
+        return vectors, torch.stack(self.propagated_vectors, dim=1), self.features
+
+    @classmethod
+    def nbytes(cls, spans: Spans, blocks: int, heads: int, itemsize: int) -> int:
+        """Memory of rows of attention that one pass writes out, at most, for a batch of one.
+
+        Args:
+            spans: lengths of the sequence's parts.
+            blocks: of the transformer.
+            heads: of each.
+            itemsize: bytes of a number of the attention.
+        """
+        del spans, blocks, heads, itemsize
+        return 0

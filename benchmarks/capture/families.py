@@ -1,0 +1,187 @@
+"""What stands behind the names of `benchmarks.capture.__main__`: a builder for each family, and a table.
+
+Sizes are the published ones, and small ones to try the benchmark on a CPU; nothing is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from torch import nn
+
+from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape
+from benchmarks.synthetic.step1x_tensors import SMALL, STEP1X, Step1XShape
+from rism.export.checkpoint.locate import STEP1X as STEP1X_PIPELINE
+from rism.export.families.flux2.dit import INTO_STREAM as FLUX2_INTO_STREAM
+from rism.export.families.flux2.dit import MODULATIONS, Flux2SingleStep
+from rism.export.families.flux2.klein import FLUX2_KLEIN
+from rism.export.families.step1x.connector import ConnectorSizes
+from rism.export.families.step1x.dit import INTO_STREAM as STEP1X_INTO_STREAM
+from rism.export.families.step1x.dit import Step1XSingleStep, Step1XSizes
+from rism.export.families.step1x.model import STEP1X_FAMILIES
+from rism.export.precision import Precision
+from rism.export.spec import FamilySpec
+
+__all__ = ["MODELS", "Constants", "Draw", "Sized"]
+
+Draw = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Normal numbers of a shape and a type, on the device."""
+
+Constants = Mapping[str, torch.Tensor]
+
+_TINY = Shape(2, 3, 2, 32, text_hidden=16, text_intermediate=32)
+_SMALL = Shape(2, 4, 8, 64, text_hidden=128, text_intermediate=256)
+_TINY_STEP1X = replace(SMALL, double=1, single=2, connector_depth=1)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model of a family at given sizes.
+
+    Attributes:
+        family: axis rules of its tokens.
+        heads, head_dim: of the attention; their product is the width.
+        double, single: blocks of each kind.
+        feature_depth: l' over the number of blocks.
+        latent_channels: of a packed latent token.
+        text_dim, prompt_dim: widths of the text encoder and of what is made of it.
+        prompt_tokens: N_p.
+        real_tokens: how many of them are no padding; None where the transformer does not ask.
+        constants: draws what the timestep alone decides.
+        build: makes a `SingleStepDiT` around these constants.
+        into_stream: see `apply_precision`.
+        modulation: ends of the names of layers whose results shift, scale and gate.
+    """
+
+    family: FamilySpec
+    heads: int
+    head_dim: int
+    double: int
+    single: int
+    feature_depth: float
+    latent_channels: int
+    text_dim: int
+    prompt_dim: int
+    prompt_tokens: int
+    real_tokens: int | None
+    constants: Callable[[Draw, Precision], Constants]
+    build: Callable[[Constants, Precision], nn.Module]
+    into_stream: tuple[str, ...]
+    modulation: tuple[str, ...] = ()
+
+    @property
+    def feature_block(self) -> int:
+        """l'; not the last block, of which attention is all that is left, unless it is the only."""
+        blocks = self.double + self.single
+        return max(0, min(math.floor(self.feature_depth * blocks + 0.5), blocks - 2))
+
+
+def _klein(shape: Shape, *, prompt_tokens: int = 512) -> Sized:
+    """FLUX.2-klein: all modulation is constants."""
+    arguments, width = shape.transformer(), shape.heads * shape.head_dim
+
+    def constants(draw: Draw, precision: Precision) -> Constants:
+        # Shifts, scales and gates of the size that trained ones have.
+        return {
+            name: 0.3 * draw((1, parts * width), precision.stream)
+            for name, parts in zip(MODULATIONS, (6, 6, 3), strict=True)
+        }
+
+    def build(constants: Constants, _: Precision) -> nn.Module:
+        transformer = Flux2Transformer2DModel.from_config(arguments)
+        return Flux2SingleStep(transformer, FLUX2_KLEIN, constants)
+
+    return Sized(
+        family=FLUX2_KLEIN,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        double=shape.double,
+        single=shape.single,
+        feature_depth=20 / 32,
+        latent_channels=arguments["in_channels"],
+        text_dim=shape.text_hidden,
+        prompt_dim=arguments["joint_attention_dim"],
+        prompt_tokens=prompt_tokens,
+        real_tokens=None,
+        constants=constants,
+        build=build,
+        into_stream=FLUX2_INTO_STREAM,
+    )
+
+
+def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 350) -> Sized:
+    """Step1X-Edit 1.0: modulation is computed from the prompt, which a connector refines.
+
+    A picture's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
+    """
+    family = next(each for each in STEP1X_FAMILIES if STEP1X_PIPELINE in each.pipelines)
+    sizes = Step1XSizes(
+        in_channels=shape.channels,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        double=shape.double,
+        single=shape.single,
+        context=shape.connector,
+        connector=ConnectorSizes(
+            hidden=shape.text_width,
+            width=shape.connector,
+            pooled=shape.pooled,
+            heads=shape.connector_heads,
+            depth=shape.connector_depth,
+        ),
+        scaled=True,
+        mapping=0,
+    )
+
+    def constants(draw: Draw, _: Precision) -> Constants:
+        widths = {"time": shape.width, "connector_time": shape.connector}
+        return {name: draw((1, width), torch.float32) for name, width in widths.items()}
+
+    return Sized(
+        family=family,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        double=shape.double,
+        single=shape.single,
+        feature_depth=40 / 57,
+        latent_channels=shape.channels,
+        text_dim=shape.text_width,
+        prompt_dim=shape.text_width,
+        prompt_tokens=prompt_tokens,
+        real_tokens=real_tokens,
+        constants=constants,
+        build=lambda constants, precision: Step1XSingleStep(sizes, family, constants, precision),
+        into_stream=STEP1X_INTO_STREAM,
+        modulation=(
+            "norm.linear",
+            "norm1.linear",
+            "norm1_context.linear",
+            "last_modulation",
+            "adaLN_modulation.1",
+        ),
+    )
+
+
+def _of_blocks(blocks: int) -> Sized:
+    """A narrow klein of so many blocks, a quarter of them double-stream."""
+    double = blocks // 4
+    shape = Shape(double, blocks - double, 2, 32, text_hidden=16, text_intermediate=32)
+    return _klein(shape, prompt_tokens=64)
+
+
+# How cost grows is asked of models of every one of these depths.
+_DEPTHS = (1, 2, 4, 8, 16, 32, 57)
+
+MODELS = {
+    "tiny": _klein(_TINY, prompt_tokens=32),
+    "small": _klein(_SMALL, prompt_tokens=128),
+    **{f"blocks-{depth}": _of_blocks(depth) for depth in _DEPTHS},
+    "4b": _klein(SIZES["4b"]),
+    "9b": _klein(SIZES["9b"]),
+    "tiny-step1x": _step1x(_TINY_STEP1X, prompt_tokens=32, real_tokens=18),
+    "step1x-1.0": _step1x(STEP1X),
+}

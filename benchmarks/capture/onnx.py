@@ -1,0 +1,122 @@
+"""Time and memory of the same modules as ONNX graphs, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from benchmarks.capture.models import RandomModel
+from benchmarks.capture.pytorch import Check, Figure, forget
+from benchmarks.capture.variants import VARIANTS, Variant, capturing
+from benchmarks.harness.measure import repeat
+from rism.export.checkpoint.meta_modules import WeightRule
+from rism.export.graph.external_weights import WeightFile, store_weights
+from rism.export.graph.trace import trace
+from rism.runtime.engines.cpu_threads import cpu_count
+from rism.runtime.engines.onnxruntime import choose_provider
+from rism.runtime.engines.onnxruntime_session import open_session
+
+__all__ = ["run_graph", "write_graphs"]
+
+_WARM_UP = 3
+
+
+def write_graphs(model: RandomModel, names: list[str], folder: Path) -> dict[str, Path]:
+    """Export variants as rism does, weights straight from the device; all share one file.
+
+    Raises:
+        ProviderError: ONNX Runtime cannot run on this device; nothing is written.
+        ExportError: A variant cannot be traced.
+    """
+    choose_provider(model.device)
+    part = model.part()
+    files = {}
+    with WeightFile(folder / "transformer.weights") as weights:
+        for name in names:
+            variant = VARIANTS[name]
+            module = capturing(part.module, model.spec, variant, model.precision)
+            graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
+            store_weights(graph, _OnHost(part.rules), weights)
+            files[name] = folder / f"{name.replace(' ', '_')}.onnx"
+            ir.save(graph, files[name])
+    return files
+
+
+class _OnHost(Mapping[str, WeightRule]):
+    """Weights of a device, brought over one by one, under the names they have in a graph."""
+
+    def __init__(self, rules: Mapping[str, WeightRule]) -> None:
+        self._rules = {f"dit.{name}": rule for name, rule in rules.items()}
+
+    def __getitem__(self, name: str) -> WeightRule:
+        rule = self._rules[name]
+        return rule.cpu() if isinstance(rule, torch.Tensor) else rule
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+
+def run_graph(
+    file: Path,
+    feeds: Mapping[str, np.ndarray[Any, Any]],
+    variant: Variant,
+    *,
+    device: str,
+    runs: int,
+    warm_up: int = _WARM_UP,
+    check: Check | None = None,
+) -> Figure:
+    """Run a graph, inputs and outputs staying on the device.
+
+    Args:
+        file: the graph.
+        feeds: its inputs; those that it has no use for are left out.
+        variant: what it is.
+        device: "cpu" or "cuda".
+        runs: how often.
+        warm_up: untimed runs before.
+        check: asked of the first run's outputs.
+    """
+    forget()
+    before = _free(device)
+    # As the runtime opens it, and asked besides which provider runs which node.
+    recorded = {"session.record_ep_graph_assignment_info": "1"}
+    session = open_session(file, device, 0, cpu_count(), entries=recorded)
+    binding = session.io_binding()
+    for name in [value.name for value in session.get_inputs()]:
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0))
+    for name in variant.outputs:
+        binding.bind_output(name, device, 0)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    run()
+    found = dict(zip(variant.outputs, binding.copy_outputs_to_cpu(), strict=True))
+    if check is not None:
+        check(found)
+    timing = repeat(run, runs=runs, warm_up=warm_up)
+    memory = None if before is None else before - (_free(device) or 0)
+    return Figure(timing, memory, found, {"nodes": _nodes(session)})
+
+
+def _nodes(session: Any) -> dict[str, int]:
+    """How many nodes each provider runs: what is left to the CPU is not hidden."""
+    counts: dict[str, int] = {}
+    for graph in session.get_provider_graph_assignment_info():
+        counts[graph.ep_name] = counts.get(graph.ep_name, 0) + len(graph.get_nodes())
+    return counts
+
+
+def _free(device: str) -> int | None:
+    return None if device == "cpu" else torch.cuda.mem_get_info()[0]

@@ -1,0 +1,237 @@
+"""Timing and memory, the same way for every benchmark."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rism.export.checkpoint.malloc_trim import give_back
+from rism.runtime.distribution import DISTRIBUTION
+
+__all__ = [
+    "HostPeak",
+    "Timing",
+    "by_turns",
+    "environment",
+    "host_peak",
+    "peak_bytes",
+    "repeat",
+    "repeat_on_gpu",
+    "versions",
+]
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+_PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "pillow", "tokenizers")
+_GPU_FIELDS = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median, seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Fastest and slowest, seconds."""
+        return min(self.seconds), max(self.seconds)
+
+    def to_json_dict(self) -> dict[str, float]:
+        """Median, fastest, slowest in seconds, and the number of runs."""
+        low, high = self.spread
+        return {"median_s": self.median, "min_s": low, "max_s": high, "runs": len(self.seconds)}
+
+
+def repeat(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
+    """Time `run` after `warm_up` untimed calls."""
+    for _ in range(warm_up):
+        run()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return Timing(tuple(seconds))
+
+
+def by_turns(
+    ways: Mapping[str, Callable[[], object]], *, runs: int, warm_up: int = 1, settle: bool = True
+) -> dict[str, Timing]:
+    """Time several ways of one thing by turns, so that a busy minute is everybody's.
+
+    Args:
+        ways: by name.
+        runs: of each.
+        warm_up: untimed calls of each, before.
+        settle: take up to three turns of several runs each, and begin each by one that is not
+            timed: threads of another library wait by spinning for a while, and take the cores
+            from whoever comes next. Without it every run is a turn.
+    """
+    for run in ways.values():
+        for _ in range(warm_up):
+            run()
+    turns = min(3, runs) if settle else runs
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns):
+        for name, run in ways.items():
+            if settle:
+                run()
+            for _ in range(runs * turn // turns, runs * (turn + 1) // turns):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(each)) for name, each in seconds.items()}
+
+
+def repeat_on_gpu(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
+    """Time `run` by events on PyTorch's current CUDA stream, one run at a time."""
+    import torch
+
+    for _ in range(warm_up):
+        run()
+    seconds = []
+    for _ in range(runs):
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1000)
+    return Timing(tuple(seconds))
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Peak of what `run` allocates through Python and NumPy."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@dataclass
+class HostPeak:
+    """Memory of this process while something ran.
+
+    Attributes:
+        nbytes: what it held at most beyond what it held before, resident; None where the kernel
+            does not tell (anything but Linux).
+    """
+
+    nbytes: int | None = None
+
+
+@contextmanager
+def host_peak() -> Iterator[HostPeak]:
+    """Watch the kernel's own high-water mark, which is lowered first."""
+    found = HostPeak()
+    give_back()  # what was freed and kept would hide what is taken
+    try:
+        _CLEAR.write_text("5")
+        before: int | None = _resident("VmRSS")
+    except OSError:
+        before = None
+    yield found
+    if before is not None:
+        found.nbytes = max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"the kernel does not tell {field}")
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of the packages that every benchmark uses, and of others.
+
+    Args:
+        packages: others.
+    """
+    found = {}
+    for name in (*_PACKAGES, *packages):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def environment(*, packages: Sequence[str] = (), gpu: bool = False) -> dict[str, object]:
+    """What the figures were measured on.
+
+    Args:
+        packages: to name besides those that every benchmark uses.
+        gpu: say what the CUDA device is, and how fast it runs at this moment.
+    """
+    found: dict[str, object] = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "packages": versions(packages),
+    }
+    return found | {"gpu": _gpu()} if gpu else found
+
+
+def _processor() -> str:
+    """Name of the CPU, where the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _gpu() -> dict[str, object]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found: dict[str, object] = {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return found | {"nvidia-smi": "did not answer"}
+    # One line for each device; PyTorch's first is the driver's first unless told otherwise.
+    values = answer.stdout.splitlines()[0].split(", ")
+    return found | {"nvidia-smi": dict(zip(_GPU_FIELDS, values, strict=True))}

@@ -1,0 +1,176 @@
+"""What the probe must cost: its arithmetic and its bytes, over what a GPU's datasheet promises.
+
+Counts are of one picture (batch of one) over a whole forward pass. Docs: docs/probe.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GPUS", "SHAPES", "WAYS", "Cost", "Gpu", "Shape", "cost", "floor_s", "table"]
+
+_FLOAT32, _BFLOAT16 = 4, 2
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of a datasheet.
+
+    Attributes:
+        tensor: dense bfloat16 products accumulated in float32, FLOP/s.
+        memory: bytes/s.
+        processors: multiprocessors.
+        clock: boost, Hz.
+    """
+
+    tensor: float
+    memory: float
+    processors: int
+    clock: float
+
+    @property
+    def exponentials(self) -> float:
+        """Exponentials a second: 16 for each multiprocessor and cycle (CUDA C++ guide)."""
+        return 16 * self.processors * self.clock
+
+
+# NVIDIA's datasheets and architecture whitepapers: A100 SXM 80 GB, H100 and H200 SXM,
+# GeForce RTX 4090 (Ada) and RTX 5090 (Blackwell).
+GPUS = {
+    "A100": Gpu(312e12, 2.039e12, 108, 1.41e9),
+    "H100": Gpu(989.4e12, 3.35e12, 132, 1.83e9),
+    "H200": Gpu(989.4e12, 4.8e12, 132, 1.83e9),
+    "RTX 4090": Gpu(165.2e12, 1.008e12, 128, 2.52e9),
+    "RTX 5090": Gpu(209.5e12, 1.792e12, 170, 2.407e9),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model at a size.
+
+    Attributes:
+        heads, dim: of the attention.
+        prompt, clean: tokens; there are as many noisy ones as clean ones.
+        blocks: all of them; the last has no main attention to take statistics from.
+        flop: of a forward pass without capture, as `benchmarks.capture.models.count_flop` has it.
+    """
+
+    heads: int
+    dim: int
+    prompt: int
+    clean: int
+    blocks: int
+    flop: float
+
+    @property
+    def keys(self) -> int:
+        """Of the whole sequence."""
+        return self.prompt + 2 * self.clean
+
+
+SHAPES = {
+    "step1x-1.0@512": Shape(24, 128, 640, 1024, 57, 39.706655719424e12),
+    "9b@1024": Shape(32, 128, 512, 4096, 32, 156.667522056192e12),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all blocks.
+
+    Attributes:
+        flop: multiplications and additions in products.
+        exponentials: one a score.
+        bytes: that must come from or go to memory at least once.
+    """
+
+    flop: float
+    exponentials: float
+    bytes: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flop + other.flop,
+            self.exponentials + other.exponentials,
+            self.bytes + other.bytes,
+        )
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.flop * times, self.exponentials * times, self.bytes * times)
+
+
+def _pass(shape: Shape, keys: int, *, width: int = 0, kept: int = 0) -> Cost:
+    """One pass of the clean queries over so many keys.
+
+    Args:
+        shape: of the model.
+        keys: visited.
+        width: of the values that are multiplied on tensor cores, one set for all heads; 0 where
+            rows are summed up beside them.
+        kept: float32 numbers read or written for each row and head.
+    """
+    rows = shape.heads * shape.clean
+    numbers = shape.heads * shape.dim * (shape.clean + keys)
+    return Cost(
+        flop=2.0 * rows * keys * (shape.dim + width),
+        exponentials=float(rows * keys),
+        bytes=float(numbers * _BFLOAT16 + rows * kept * _FLOAT32),
+    )
+
+
+def cost(shape: Shape, way: str, *, weighted: int | None = None) -> Cost:
+    """Count one of `WAYS`.
+
+    Args:
+        shape: of the model.
+        way: which.
+        weighted: prompt tokens whose weight is not zero, of use to "fused"; None for all.
+    """
+    weighted = shape.prompt if weighted is None else weighted
+    propagation = _pass(shape, shape.clean, kept=3)
+    blind = _pass(shape, shape.keys, kept=2) + propagation
+    if way == "fused":
+        known = _pass(shape, weighted, kept=2) + propagation
+        return known * (shape.blocks - 1) + blind
+    if way == "fused blind":
+        return blind * shape.blocks
+    # Values are padded to a head's width, and so is what comes out, in 16 bits.
+    padded = {"width": shape.dim, "kept": shape.dim // 2}
+    whole = _pass(shape, shape.keys, **padded) + _pass(shape, shape.clean, **padded)
+    if way == "vectors":
+        return whole * shape.blocks
+    known = _pass(shape, shape.prompt, **padded) + _pass(shape, shape.clean, **padded)
+    return known * (shape.blocks - 1) + whole
+
+
+WAYS = ("vectors", "shares", "fused blind", "fused")
+
+
+def floor_s(cost: Cost, gpu: Gpu) -> float:
+    """Seconds that the busiest unit needs when all of them overlap."""
+    return max(
+        cost.flop / gpu.tensor, cost.exponentials / gpu.exponentials, cost.bytes / gpu.memory
+    )
+
+
+def table(weighted: int = 16) -> str:
+    """Return all floors as a table.
+
+    Args:
+        weighted: prompt tokens with a weight in the last line of each model.
+    """
+    lines = [
+        f"{'case':<16}{'way':<24}{'TFLOP':>8}{'share':>8}{'10^9 exp':>10}{'GB':>7}"
+        + "".join(f"{name + ' ms':>13}" for name in GPUS)
+    ]
+    for name, shape in SHAPES.items():
+        rows = [(way, cost(shape, way)) for way in WAYS]
+        rows.append((f"fused, {weighted} weights", cost(shape, "fused", weighted=weighted)))
+        for way, each in rows:
+            lines.append(
+                f"{name:<16}{way:<24}{each.flop / 1e12:8.3f}{each.flop / shape.flop:8.2%}"
+                f"{each.exponentials / 1e9:10.1f}{each.bytes / 1e9:7.2f}"
+                + "".join(f"{floor_s(each, gpu) * 1e3:13.2f}" for gpu in GPUS.values())
+            )
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""How far Step1X-Edit's graphs' modules are from what was published, piece by piece.
+
+The single step is compared with the literal transcription, connector and every block; the text
+side with the classes of transformers: token ids, pixels, positions and hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from rism.export.attention_capture import Capture, Spans
+from rism.export.families.step1x import reference as reference
+from rism.export.families.step1x.model import Step1XModel
+from rism.export.families.step1x.pipeline_reference import LiteralStep1XEdit
+from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
+from rism.export.precision import PRECISIONS
+from rism.export.spec import LiteralInputs, Picture, PromptTokens
+
+__all__ = ["TextComparison", "block_differences", "random_inputs"]
+
+FP32 = PRECISIONS["fp32"]
+
+
+def random_inputs(model: Step1XModel, grid_hw: tuple[int, int], *, batch: int = 2) -> LiteralInputs:
+    """Random latents and prompts; prompts are of several lengths where there is padding."""
+    spec = model.spec
+    generator = torch.Generator().manual_seed(grid_hw[0])
+    tokens, padded = grid_hw[0] * grid_hw[1], spec.prompt.padding == "zeros"
+    length = spec.prompt.max_length if padded else 21
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    embeds, mask = normal(batch, length, spec.prompt_dim), torch.ones(batch, length)
+    if padded:
+        mask[0, 30:] = 0
+        mask[1:, 17:] = 0
+        embeds = embeds * mask.unsqueeze(-1)
+    positions = normal(length, 3) * 9 if spec.prompt.positions == "grid" else None
+    return LiteralInputs(
+        clean_latents=normal(batch, tokens, spec.latent_channels),
+        noise=normal(1, tokens, spec.latent_channels),
+        prompt=PromptTokens(embeds, mask, positions),
+        prompt_weights=torch.rand((batch, length), generator=generator),
+        grid_hw=grid_hw,
+    )
+
+
+def block_differences(model: Step1XModel, given: LiteralInputs) -> dict[str, float]:
+    """Run both forms of the transformer in float32.
+
+    Returns:
+        Largest difference over the largest value, of the connector's two outputs and of the whole
+        stream after every block but the last, of which nobody asks more than where it looks.
+    """
+    wanted, found = _literal(model, given), _Tap(model).run(model, given)
+    assert wanted.tokens is not None
+    assert wanted.pooled is not None
+    expected = {"connector tokens": wanted.tokens, "connector pooled": wanted.pooled}
+    expected |= {f"block {i}": hidden for i, hidden in enumerate(wanted.blocks[:-1])}
+    return {
+        name: float((found[name] - value).abs().max() / value.abs().max())
+        for name, value in expected.items()
+    }
+
+
+def _literal(model: Step1XModel, given: LiteralInputs) -> reference.Step1XRecord:
+    tensors = reference.literal_tensors(model.files.transformer)
+    sizes = reference.literal_sizes(tensors, connector_heads=model.sizes.connector.heads)
+    embeds, hidden = given.prompt.embeds, model.sizes.connector.hidden
+    rows, columns = given.grid_hw
+    noisy = torch.tensor([[0.0, r, c] for r in range(rows) for c in range(columns)])
+    # As each version's code writes them down.
+    first = {"1.0": [0.0, 0.0, 0.0], "1.1": [1.0, 1.0, 1.0], "1.2": [1.0, 0.0, 0.0]}
+    own = given.prompt.positions
+    with torch.no_grad():
+        record: reference.Step1XRecord = reference.open_literal(sizes, tensors, FP32)(
+            given.clean_latents,
+            given.noise,
+            embeds[..., :hidden],
+            given.prompt.mask,
+            torch.zeros(embeds.shape[1], 3) if own is None else own,
+            noisy,
+            noisy + torch.tensor(first[model.version.name]),
+            1.0,
+            embeds[..., hidden:] if model.sizes.mapping else None,
+            keep_blocks=True,
+        )
+    return record
+
+
+class _Tap:
+    """What the single step computes on its way, by the names that the transcription has."""
+
+    def __init__(self, model: Step1XModel) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+        dit: Any = model.transformer(FP32).fill()
+        self.dit = dit
+        dit.connector.register_forward_hook(self._connector)
+        for index, block in enumerate(dit.transformer_blocks):
+            block.register_forward_hook(self._joined(index))
+        singles = [block.norm for block in dit.single_transformer_blocks]
+        for index, norm in enumerate([*singles, dit.last_norm], model.sizes.double - 1):
+            # What a single-stream block is given is what the one before it has left.
+            norm.register_forward_pre_hook(self._given(index))
+
+    def _connector(self, _module: Any, _args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.found["connector tokens"], self.found["connector pooled"] = out
+
+    def _joined(self, index: int) -> Callable[..., None]:
+        def keep(_module: Any, _args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+            self.found[f"block {index}"] = torch.cat(out, dim=1)
+
+        return keep
+
+    def _given(self, index: int) -> Callable[..., None]:
+        def keep(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+            self.found.setdefault(f"block {index}", args[0])
+
+        return keep
+
+    def run(self, model: Step1XModel, given: LiteralInputs) -> dict[str, torch.Tensor]:
+        tokens = given.noise.shape[1]
+        spans = Spans(given.prompt.embeds.shape[1], tokens, tokens)
+        capture = Capture(spans, given.prompt_weights, model.spec.feature_block)
+        grid = torch.from_numpy(np.indices(given.grid_hw).reshape(2, -1).T.copy()).float()
+        with torch.no_grad():
+            self.dit(given.clean_latents, given.noise, given.prompt, grid, capture)
+        return self.found
+
+
+class TextComparison:
+    """The lean runtime's steps and the traced modules, against the classes of transformers."""
+
+    def __init__(self, model: Step1XModel) -> None:
+        literal = model.literal(FP32)
+        assert isinstance(literal, LiteralStep1XEdit)
+        self.model, self.literal = model, literal
+        vision = model.vision_encoder(FP32)
+        self.vision, self.text = vision.fill(), model.text_encoder(FP32).fill()
+
+    def differences(self, picture: Picture, expression: str) -> dict[str, float]:
+        """Compare one expression about one picture, which is at the model's size.
+
+        Returns:
+            Of ids, pixels and positions the largest difference; of the two encoders' outputs over
+            their largest value. Infinity where a shape differs.
+        """
+        spec = self.model.spec
+        instruction = spec.prompt.template.replace("{expression}", expression)
+        size_wh = (picture.shape[1], picture.shape[0])
+        sample = Samples((0, 0), size_wh, picture, torch.zeros(0), (expression,), (instruction,))
+        pixels, _ = vision_feeds(spec, sample)
+        seen = self.literal.image_embeds(picture)
+        feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, seen)
+        wanted = self.literal.processed(instruction, picture)
+        with torch.no_grad():
+            looked = self.vision(**{k: torch.from_numpy(v) for k, v in pixels.items()})
+            read = self.text(**{k: torch.from_numpy(v) for k, v in feeds.items()})
+        (prompt,) = self.literal.text([instruction], picture)
+        length = int(encoded.lengths[0])
+        return {
+            "token ids": _far(feeds["input_ids"], wanted.input_ids),
+            "pixel patches": _far(pixels["pixel_values"], wanted.pixel_values),
+            "position ids": _far(feeds["position_ids"], wanted.position_ids),
+            "vision states": _far(looked, seen, relative=True),
+            "hidden states": _far(read[0], prompt.embeds[:length], relative=True),
+        }
+
+
+def _far(found: Any, wanted: torch.Tensor, *, relative: bool = False) -> float:
+    given = torch.as_tensor(found)
+    if given.shape != wanted.shape:
+        return float("inf")
+    worst = float((given.double() - wanted.double()).abs().max())
+    return worst / float(wanted.abs().max()) if relative else worst

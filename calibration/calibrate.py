@@ -1,0 +1,283 @@
+"""From a bundle and pictures to FP8 scales, block by block."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rism.calibration.blockwise_run import StreamedGraph
+from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
+from rism.calibration.histogram import Histogram
+from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
+from rism.calibration.open_graph import OpenGraph, open_graph, open_transformer
+from rism.calibration.qdq import quantise
+from rism.calibration.report import CalibrationReport, LayerReport, MaskAgreement
+from rism.calibration.samples import Sample, Samples, prepare
+from rism.calibration.scales import RULES, Scales
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Arrays
+from rism.runtime.errors import BundleError, InputError, one_line
+
+__all__ = ["CANDIDATES", "CalibrationOptions", "calibrate"]
+
+CANDIDATES = (100.0, 99.9999, 99.999, 99.99, 99.9)
+"""Percentiles that the rule "mask" tries, in the order in which they win a draw."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Steps(Protocol):
+    """Is told what goes on; the command line's `Console` shows it."""
+
+    def stage(self, text: str) -> None:
+        """Say what begins."""
+
+    def step(self, done: int, total: int) -> None:
+        """Say how far it is."""
+
+
+class _Silent:
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def step(self, done: int, total: int) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What a calibration can be asked for.
+
+    Attributes:
+        rule: "max" brings the largest activation to 448; "percentile" what `percentile` of the
+            activations do not pass; "mask" tries `CANDIDATES` and takes the one whose masks
+            agree best with those of the bundle as it is.
+        percentile: for the rule of that name, above 0 to 100.
+        keep: patterns of layers that are not quantised, besides those that never are.
+        threads: CPU threads; None for as many as this process may use.
+        scratch: a folder for temporary files; None for the system's.
+    """
+
+    rule: str = "max"
+    percentile: float = 99.99
+    keep: tuple[str, ...] = ()
+    threads: int | None = None
+    scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked for.
+
+        Raises:
+            InputError: it is no rule, or no percentile.
+        """
+        if self.rule not in RULES:
+            raise InputError(f"rule is '{one_line(self.rule)}', expected one of {', '.join(RULES)}")
+        if not 0 < self.percentile <= 100:
+            raise InputError(
+                f"percentile is {self.percentile:g}, expected above 0 to 100, such as 99.99"
+            )
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """Percentiles that are looked at."""
+        return {"max": (100.0,), "percentile": (self.percentile,), "mask": CANDIDATES}[self.rule]
+
+
+def calibrate(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    options: CalibrationOptions | None = None,
+    *,
+    steps: Steps | None = None,
+) -> CalibrationReport:
+    """Find the scales of a bundle's transformer.
+
+    Every block runs on all samples before the next one's weights are looked at; what goes from
+    block to block lies in a temporary folder.
+
+    Args:
+        bundle: an open bundle, in any precision.
+        samples: pictures with expressions.
+        options: how; None for the defaults.
+        steps: is told what goes on.
+
+    Returns:
+        The scales, and what they do to each layer.
+
+    Raises:
+        InputError: a picture, an expression or an option that cannot be used.
+        BundleError: the transformer computes numbers that are not finite.
+        ProviderError: onnxruntime failed.
+    """
+    options, steps = options or CalibrationOptions(), steps or _Silent()
+    if not samples:
+        raise InputError("there are no pictures to calibrate on, expected at least one")
+    layers = find_layers(open_transformer(bundle).model)
+    names = [layer.name for layer in layers]
+    always = kept_layers(names)
+    if len(always) == len(names) and OUTSIDE in always.values():
+        raise BundleError(
+            f"bundle '{bundle.path}' has {len(layers)} layers and no layer of a numbered block: "
+            "rism export --model MODEL -o DIR makes one that names them"
+        )
+    kept = kept_layers(names, options.keep)
+    if len(kept) == len(layers):
+        raise InputError(
+            f"all {len(layers)} layers stay unquantised, expected some to be left: fewer --keep"
+        )
+    with tempfile.TemporaryDirectory(prefix="rism-", dir=options.scratch) as scratch:
+        steps.stage(f"encoding {len(samples)} pictures and expressions")
+        folder = Path(scratch)
+        ready = prepare(bundle, samples, folder, threads=options.threads, on_step=steps.step)
+        run = _Run(bundle, ready, options, steps, kept)
+        steps.stage("measuring activations, block by block")
+        wanted = run.measure()
+        percentile, masks = options.candidates[0], {}
+        if options.rule == "mask":
+            masks = {each: _agreement(wanted, run.masks(each)) for each in options.candidates}
+            percentile = max(masks, key=lambda each: masks[each].mean_iou)
+        scales = run.scales(percentile)
+        steps.stage("measuring weights")
+        return CalibrationReport(scales, [*run.layers(scales)], masks)
+
+
+class _Run:
+    """One calibration, while it runs."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        samples: Samples,
+        options: CalibrationOptions,
+        steps: Steps,
+        kept: Mapping[str, str],
+    ) -> None:
+        self.bundle, self.samples, self.options = bundle, samples, options
+        self.steps, self.kept = steps, kept
+        self.capture = bundle.manifest.default_capture
+        # By layer; layers that multiply one tensor have one histogram.
+        self.histograms: dict[str, Histogram] = {}
+
+    def measure(self) -> dict[int, Mask]:
+        """Run the bundle's own graph; return its masks where they are compared later."""
+        masks: dict[int, Mask] = {}
+        for name, numbers in self.samples.by_graph(self.capture).items():
+            graph = open_graph(self.bundle, name)
+            tensors: dict[str, Histogram] = {}
+            for layer in self._quantised(graph.model):
+                tensor = layer.activation.name or ""
+                shared = tensors.get(tensor) or self.histograms.get(layer.name) or Histogram()
+                tensors[tensor] = self.histograms[layer.name] = shared
+            masks |= self._stream(graph, numbers, tensors, wanted=self.options.rule == "mask")
+        self.check()
+        return masks
+
+    def check(self) -> None:
+        """Refuse numbers that no scale can hold.
+
+        Raises:
+            BundleError: an activation was infinite or not a number.
+        """
+        for name, histogram in self.histograms.items():
+            if histogram.unsound:
+                raise BundleError(
+                    f"{histogram.unsound} values before '{one_line(name, limit=80)}' are not "
+                    "finite: the bundle cannot be calibrated; export it with --precision bf16"
+                )
+
+    def masks(self, percentile: float) -> dict[int, Mask]:
+        """Run the graph quantised at a percentile; return its masks."""
+        self.steps.stage(f"comparing masks at percentile {percentile:g}")
+        masks: dict[int, Mask] = {}
+        for name, numbers in self.samples.by_graph(self.capture).items():
+            graph = open_graph(self.bundle, name)
+            quantise(graph.model, self.scales(percentile), casts=True)
+            masks |= self._stream(graph, numbers, {}, wanted=True)
+        return masks
+
+    def scales(self, percentile: float) -> Scales:
+        """Return the scales at a percentile."""
+        manifest = self.bundle.manifest
+        scales = {
+            name: max(histogram.percentile(percentile) / E4M3_MAX, SMALLEST_SCALE)
+            for name, histogram in self.histograms.items()
+        }
+        return Scales(
+            fingerprint=fingerprint(self._layers()),
+            model=manifest.model.name,
+            precision=manifest.precision.compute,
+            rule=self.options.rule,
+            percentile=percentile,
+            samples=len(self.samples),
+            layers={name: float(np.float32(scale)) for name, scale in scales.items()},
+            kept=self.kept,
+        )
+
+    def layers(self, scales: Scales) -> Iterator[LayerReport]:
+        """Report what scales do to each layer."""
+        layers = self._layers()
+        for number, layer in enumerate(layers):
+            weight = values(layer.weight)
+            if layer.name in self.kept:
+                yield LayerReport(layer.name, weight.shape, self.kept[layer.name])
+                continue
+            histogram, scale = self.histograms[layer.name], scales.layers[layer.name]
+            error, axis = histogram.error(scale), layer.channel_axis
+            yield LayerReport(
+                layer.name,
+                weight.shape,
+                amax=histogram.largest,
+                scale=scale,
+                activation_error=error.relative,
+                saturated=error.saturated,
+                weight_error=weight_error(weight, channel_scales(weight, axis), axis),
+            )
+            self.steps.step(number + 1, len(layers))
+
+    def _stream(
+        self,
+        graph: OpenGraph,
+        numbers: Sequence[int],
+        tensors: Mapping[str, Histogram],
+        *,
+        wanted: bool,
+    ) -> dict[int, Mask]:
+        masks: dict[int, Mask] = {}
+
+        def finish(at: int, outputs: Arrays) -> None:
+            masks[numbers[at]] = self.samples.mask(numbers[at], self.capture, outputs)
+
+        streamed = StreamedGraph(graph, threads=self.options.threads, folder=self.options.scratch)
+        streamed.run_all(
+            lambda at: self.samples.feeds(numbers[at]),
+            len(numbers),
+            tapped=tensors,
+            on_tap=lambda tensor, array: tensors[tensor].add(array),
+            on_step=self.steps.step,
+            on_result=finish if wanted else None,
+        )
+        return masks
+
+    def _layers(self) -> list[Layer]:
+        return find_layers(open_transformer(self.bundle).model)
+
+    def _quantised(self, model: ir.Model) -> list[Layer]:
+        return [layer for layer in find_layers(model) if layer.name not in self.kept]
+
+
+def _agreement(wanted: Mapping[int, Mask], found: Mapping[int, Mask]) -> MaskAgreement:
+    ious = [_iou(mask, found[number]) for number, mask in wanted.items()]
+    return MaskAgreement(sum(ious) / len(ious), min(ious))
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    """Intersection over union; two empty masks agree."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0

@@ -1,0 +1,123 @@
+"""Graphs of a bundle, opened for edits: their weights stay on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rism.runtime.bundle.graph_spec import GraphSpec
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.errors import BundleError, one_line
+
+__all__ = ["OpenGraph", "open_graph", "open_transformer", "widen"]
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class OpenGraph:
+    """A graph in memory.
+
+    Attributes:
+        model: initializers that lie in the bundle's `.weights` are mapped when asked for.
+        folder: where those files are.
+        spec: what the manifest says about it.
+    """
+
+    model: ir.Model
+    folder: Path
+    spec: GraphSpec
+
+
+def open_transformer(
+    bundle: Bundle, *, capture: str | None = None, size_wh: tuple[int, int] | None = None
+) -> OpenGraph:
+    """Open a transformer graph; all of a bundle have the same layers.
+
+    Args:
+        bundle: an open bundle.
+        capture: the capture mode; None for the bundle's default.
+        size_wh: of the pictures, where sizes are fixed; None for the first.
+    """
+    manifest = bundle.manifest
+    if size_wh is None and manifest.geometry.sizes:
+        size_wh = manifest.geometry.sizes[0]
+    name = f"transformer.{capture or manifest.default_capture}"
+    return open_graph(bundle, manifest.at_size(name, size_wh))
+
+
+def open_graph(bundle: Bundle, name: str) -> OpenGraph:
+    """Open a graph by its name in the manifest.
+
+    Raises:
+        BundleError: it is no graph, or its weights are not in files of the bundle.
+    """
+    spec = bundle.manifest.graphs[name]
+    file = bundle.file(spec.file)
+    try:
+        model = ir.load(file)
+    except Exception as error:  # protobuf's and onnx_ir's errors share no base
+        raise BundleError(
+            f"'{spec.file}' is not a graph that can be read ({one_line(error, limit=120)}): "
+            "export the bundle again"
+        ) from None
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_place(bundle, spec.file, tensor)
+    return OpenGraph(model, file.parent, spec)
+
+
+def _check_place(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
+    listed = bundle.manifest.files.get(str(tensor.location))
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if listed is None or (tensor.offset or 0) < 0 or not tensor.nbytes <= end <= listed.size:
+        raise BundleError(
+            f"'{file}': weight '{one_line(tensor.name, limit=80)}' lies outside the bundle's "
+            f"files ('{one_line(tensor.location, limit=80)}'): export the bundle again"
+        )
+
+
+def widen(model: ir.Model) -> None:
+    """Compute in float32 what the graph computes in 16 bits.
+
+    Needs: weights as initializers. Leaves: the same graph on the same stored weights, each cast
+    up where it is used (rows of a table after they are looked up), so that what is left of a
+    difference to another implementation is not rounding.
+    """
+    graph = model.graph
+    for node in list(graph.all_nodes()):
+        if node.op_type == "Cast" and node.attributes.get_int("to") in _NARROW:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        for attribute in list(node.attributes.values()):
+            tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+            if tensor is not None and tensor.dtype in _NARROW:
+                wide = ir.tensor(tensor.numpy().astype("float32"))
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, wide)
+        for value in node.outputs:
+            if value.dtype in _NARROW:
+                value.dtype = ir.DataType.FLOAT
+    for weight in list(graph.initializers.values()):
+        if weight.dtype in _NARROW:
+            _cast_up(graph, weight)
+
+
+def _cast_up(graph: ir.Graph, weight: ir.Value) -> None:
+    for use in list(weight.uses()):
+        node = use.node
+        if node.op_type == "Cast":
+            continue
+        looked_up = node.op_type == "Gather" and use.idx == 0
+        source = node.outputs[0] if looked_up else weight
+        cast = ir.node("Cast", [source], attributes={"to": ir.DataType.FLOAT})
+        if looked_up:
+            assert weight.dtype is not None
+            source.dtype = weight.dtype
+            ir.convenience.replace_all_uses_with(source, cast.outputs[0])
+            cast.replace_input_with(0, source)
+            graph.insert_after(node, cast)
+        else:
+            node.replace_input_with(use.idx, cast.outputs[0])
+            graph.insert_before(node, cast)

@@ -1,0 +1,81 @@
+"""Graphs in memory, run by onnxruntime on the CPU on weights that lie in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from rism.runtime.distribution import install_hint
+from rism.runtime.engines.cpu_threads import cpu_count
+from rism.runtime.errors import ProviderError, one_line
+
+__all__ = ["open_session", "widened"]
+
+
+def open_session(
+    model: ir.Model, folder: Path, *, threads: int | None = None, keep_weights: bool = False
+) -> Any:
+    """Load a graph that is in memory.
+
+    Weights are mapped from their files; what the graph makes of them (a cast, FP8) is made in
+    each run and dropped again, so that of a block no more than one wide weight is in memory.
+
+    Args:
+        model: with external data in `folder`.
+        folder: where the weights' files are.
+        threads: CPU threads; None for as many as this process may use.
+        keep_weights: make what is made of the weights once, for graphs that run often.
+
+    Raises:
+        ProviderError: onnxruntime is not there, or cannot run the graph.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): {install_hint('cpu')}"
+        ) from None
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
+    options.intra_op_num_threads = threads or cpu_count()
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # every picture may have another size
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    # Its fusions of Q and DQ know 8-bit integers only, and would refuse FP8.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    disabled: list[str] = []
+    if not keep_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        # Memory that runs used is given back: blocks do not pile up.
+        options.enable_cpu_mem_arena = False
+        disabled = ["ConstantFolding"]
+    try:
+        return ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=disabled,
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base
+        raise ProviderError(
+            f"onnxruntime cannot load the graph ({one_line(error, limit=200)})"
+        ) from None
+
+
+def widened(model: ir.Model) -> ir.Model:
+    """Make a graph runnable on the CPU, which has no bfloat16: float32 in its place.
+
+    Graphs in other types are left as they are.
+    """
+    values = (value for node in model.graph.all_nodes() for value in node.outputs)
+    if any(value.dtype == ir.DataType.BFLOAT16 for value in values):
+        widen(model)
+        for node in model.graph.all_nodes():
+            if node.op_type == "Cast" and node.outputs[0].dtype is None:
+                node.outputs[0].dtype = ir.DataType(node.attributes.get_int("to"))
+    return model

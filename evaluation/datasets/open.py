@@ -1,0 +1,176 @@
+"""From what was asked for to a dataset, opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rism.evaluation.datasets.sample import Dataset
+from rism.evaluation.datasets.splits import DATASETS, DEFAULT_SPLIT_BY, SPLITS, partition_notes
+from rism.runtime.cli.extras import import_extra
+from rism.runtime.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from rism.evaluation.datasets.jsonl import Lines
+    from rism.evaluation.datasets.parquet import Parquet
+    from rism.evaluation.datasets.refcoco import Refer
+
+__all__ = ["Request", "open_dataset"]
+
+SPLIT_BYS = ("unc", "umd", "google")
+_FOLDER_NAMES = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "refcocog"}
+# Hubs' names for REFER's splits; "test" is testA only where there is no file of that name.
+_ALIASES = {"val": ("val", "validation"), "testA": ("testA", "test")}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which dataset.
+
+    Attributes:
+        source: "refcoco", "refcoco+", "refcocog", "scenes", or the path of a FILE.jsonl or
+            FILE.parquet.
+        root: where REFER's datasets are, or a folder of parquet files.
+        split_by: "unc", "umd" or "google"; left out, the one that papers report.
+        split: "val", "testA", "testB" or "test"; of scenes "tuning" or "test"; left out,
+            "val" and "test".
+        gt_merge: how several polygons become one mask, "legacy" or "union"
+            (`rism.evaluation.datasets.masks.decode_segmentation`).
+        limit: only the first so many samples.
+        kind: of scenes: "plain", "same-kind", "fine" or "absent".
+        offset, seed: of scenes; see `rism.evaluation.datasets.scenes.SceneSet`.
+        columns: of a FILE.parquet, by what they are for; see `rism.evaluation.datasets.parquet`.
+        wording: "raw", the sentences as people typed them, or "sent", REFER's cleaned ones.
+        command: who asks, as in `rism COMMAND`, for messages.
+    """
+
+    source: str
+    root: Path | None = None
+    split_by: str | None = None
+    split: str | None = None
+    gt_merge: str = "legacy"
+    limit: int | None = None
+    kind: str = "plain"
+    offset: int = 0
+    seed: int = 0
+    columns: Mapping[str, str] | None = None
+    wording: str = "raw"
+    command: str = "eval"
+
+
+def open_dataset(request: Request) -> Dataset:
+    """Open a dataset; its `problems` say what of it cannot be scored.
+
+    Raises:
+        InputError: it is not there, or nothing of it can be scored; the message says what was
+            expected where, and what is there.
+    """
+    _check_choice("--gt-merge", request.gt_merge, ("legacy", "union"))
+    _check_choice("--wording", request.wording, ("raw", "sent"))
+    if request.limit is not None and request.limit < 1:
+        raise InputError(f"--limit is {request.limit}, expected at least 1")
+    if request.source == "scenes":
+        return _open_scenes(request)
+    if request.source in DATASETS:
+        return _open_published(request)
+    file = Path(request.source)
+    if file.suffix in (".jsonl", ".parquet") and not file.is_file():
+        raise InputError(f"'{one_line(file)}' is not there: check the path")
+    if file.suffix == ".jsonl":
+        part = _part("lines", request)
+        lines: Lines = part.open_lines(file, merge=request.gt_merge, limit=request.limit)
+        return lines
+    if file.suffix == ".parquet":
+        return _open_parquet([file], request, name=file.stem)
+    raise InputError(
+        f"'{one_line(request.source)}' is no dataset, expected {', '.join(DATASETS)}, scenes, "
+        "or the path of a FILE.jsonl or FILE.parquet"
+    )
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"{flag} is '{one_line(value, limit=40)}', expected one of {', '.join(choices)}"
+        )
+
+
+def _open_scenes(request: Request) -> Dataset:
+    from rism.evaluation.datasets.scenes import SceneSet
+
+    return SceneSet(
+        kind=request.kind,
+        split=request.split or "test",
+        offset=request.offset,
+        seed=request.seed,
+        **({} if request.limit is None else {"count": request.limit}),
+    )
+
+
+def _open_published(request: Request) -> Dataset:
+    dataset = request.source
+    if request.root is None:
+        raise InputError(
+            f"{dataset} needs --root, the folder with {dataset}/ and COCO's pictures: "
+            "docs/datasets.md says what to put there"
+        )
+    split_by = request.split_by or DEFAULT_SPLIT_BY[dataset]
+    split = request.split or "val"
+    _check_choice("--split-by", split_by, SPLIT_BYS)
+    _check_choice("--split", split, SPLITS)
+    files = (
+        [] if (request.root / dataset).is_dir() else _parts(request.root, dataset, split_by, split)
+    )
+    if files:
+        opened = _open_parquet(files, request, name=f"{dataset} {split_by} {split}")
+        objects, sentences = opened.counts
+        notes = partition_notes(
+            dataset, split, split_by=split_by, objects=objects, sentences=sentences
+        )
+        return dataclasses.replace(opened, notes=(*opened.notes, *notes))
+    refer: Refer = _part("refer", request).open_refer(
+        dataset,
+        request.root,
+        split_by=split_by,
+        split=split,
+        merge=request.gt_merge,
+        wording=request.wording,
+        limit=request.limit,
+    )
+    return refer
+
+
+def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
+    """Parquet files of a split: SPLIT-*.parquet, under root or root/data, by several names."""
+    names = _ALIASES.get(split, (split,))
+    prefixes = [f"{_FOLDER_NAMES[dataset]}_{split_by}_{name}" for name in names]
+    for prefix in (*prefixes, *names):
+        for folder in (root / "data", root):
+            parts = sorted(folder.glob(f"{prefix}-*.parquet")) or sorted(
+                folder.glob(f"{prefix}.parquet")
+            )
+            if parts:
+                return parts
+    return []
+
+
+def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
+    root = request.root
+    opened: Parquet = _part("parquet", request).open_parquet(
+        files,
+        name=name,
+        merge=request.gt_merge,
+        wording=request.wording,
+        limit=request.limit,
+        columns=request.columns,
+        find_images=None if root is None else lambda: _part("refer", request).find_images(root),
+    )
+    return opened
+
+
+def _part(name: str, request: Request) -> Any:
+    """A module that needs pycocotools or pyarrow, or the error that says how to get them."""
+    return import_extra(f"rism.evaluation.{name}", command=request.command, extra="eval")

@@ -1,0 +1,56 @@
+"""The pixels of a mask that lie near its contour (Cheng et al. 2021, arXiv 2103.16562)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rism.evaluation.datasets.sample import Mask
+
+__all__ = ["boundary", "boundary_width", "eroded"]
+
+
+def boundary_width(shape_hw: tuple[int, int], ratio: float = 0.02) -> int:
+    """Return how many pixels from the contour still count, at least 1: a share of the diagonal."""
+    return max(1, round(ratio * math.hypot(*shape_hw)))
+
+
+def boundary(mask_hw: Mask, width: int) -> Mask:
+    """Return the pixels of a mask within `width` of what is not in it.
+
+    Distances are Chebyshev's, as of `width` erosions by a 3 x 3 square, and beyond the picture
+    there is background: a mask that runs out of the picture has a contour there.
+
+    Args:
+        mask_hw: (H, W) bool.
+        width: in pixels, at least 1.
+
+    Returns:
+        (H, W) bool, G_d intersected with G in the paper.
+    """
+    return mask_hw & ~eroded(mask_hw, width)
+
+
+def eroded(mask_hw: Mask, width: int) -> Mask:
+    """Return where the square of 2 width + 1 pixels around a pixel lies wholly in the mask."""
+    return _eroded_rows(_eroded_rows(mask_hw, width).T, width).T
+
+
+def _eroded_rows(mask_hw: Mask, width: int) -> Mask:
+    """Erode along the first axis: windows of 1, 2, 4, ... pixels, each from two of half its size.
+
+    Some log2(2 width + 1) passes over the mask, however wide the window.
+    """
+    window = 2 * width + 1
+    height = mask_hw.shape[0]
+    found = np.zeros((height, mask_hw.shape[1]), np.bool_)
+    if window > height:
+        return found
+    held, size = np.ascontiguousarray(mask_hw), 1
+    while size < window:
+        step = min(size, window - size)
+        held = held[:-step] & held[step:]
+        size += step
+    found[width : height - width] = held
+    return found

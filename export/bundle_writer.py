@@ -1,0 +1,213 @@
+"""Writing graphs and weights into a bundle, and comparing each with PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.checkpoint.malloc_trim import give_back
+from rism.export.checkpoint.meta_modules import Part, WeightRule
+from rism.export.errors import ExportError
+from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.external_weights import WeightFile, store_weights
+from rism.export.graph.signatures import (
+    Size,
+    graph_name,
+    trace_text,
+    trace_transformer,
+    trace_vae,
+    trace_vision,
+)
+from rism.export.options import ExportOptions
+from rism.export.parity.gate import Checks, Gate
+from rism.export.plan.checkpoint_plan import ExportPlan
+from rism.export.precision import Precision
+from rism.export.progress import Progress
+from rism.export.spec import OpenModel
+
+__all__ = ["BundleWriter", "Export"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export: everything that its steps share."""
+
+    checkpoint: Checkpoint
+    model: OpenModel
+    options: ExportOptions
+    precision: Precision
+    parts: dict[str, Part]
+    plan: ExportPlan
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        """Capture modes, each once."""
+        return tuple(dict.fromkeys(self.options.captures))
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Fixed sizes, or the one that is free."""
+        return list(self.model.spec.geometry.sizes) or [None]
+
+
+class BundleWriter:
+    """Writes graphs and weights, one part after the other, and compares each."""
+
+    def __init__(
+        self, export: Export, work: Path, noise: np.ndarray[Any, Any], progress: Progress
+    ) -> None:
+        self.export, self.work, self.noise, self.progress = export, work, noise, progress
+        self.graphs: dict[str, str] = {}
+        self.weights: dict[str, dict[str, Any]] = {}
+        self.parity: Checks = {}
+        lean = export.plan.parity == "blocks"
+        self.models = list(export.model.samples_of_blocks()) if lean else [export.model]
+        self.lean = lean
+        # One for each model: what PyTorch said of its samples serves several graphs.
+        self._gates: dict[int, Gate] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are: each graph traced and written, each part checked."""
+        export = self.export
+        per_size = len(export.sizes) * (1 + len(export.captures))  # the VAE, the transformer
+        encoders = len(export.parts) - 2
+        checks = len(export.parts) - 1 + len(self.models)
+        return 2 * (per_size + encoders) + checks
+
+    def text_encoder(self) -> None:
+        """Write and compare the text encoder."""
+        export, name = self.export, "text_encoder"
+        with self._file(name) as file:
+            self._say("the text encoder")
+            graph = trace_text(export.parts[name], export.model.spec)
+            self._save(graph, export.parts[name].rules, file, name)
+            model, compared = self.models[0], f"{name}.onnx"
+            if self.lean:
+                part = model.text_encoder(export.precision)
+                compared = self._sample(trace_text(part, model.spec), part.rules, file)
+        self.parity[name] = self._gate(model).text_encoder(compared)
+        self._done(name, file)
+
+    def vision_encoder(self) -> None:
+        """Write and compare the tower that looks at the picture for the text encoder."""
+        export, name = self.export, "vision_encoder"
+        with self._file(name) as file:
+            self._say("the vision encoder")
+            graph = trace_vision(export.parts[name], export.model.spec)
+            self._save(graph, export.parts[name].rules, file, name)
+            model, compared = self.models[0], f"{name}.onnx"
+            part = model.vision_encoder(export.precision)
+            if self.lean and part is not None:
+                compared = self._sample(trace_vision(part, model.spec), part.rules, file)
+        self.parity[name] = self._gate(model).vision_encoder(compared)
+        self._done(name, file)
+
+    def vae_encoder(self) -> None:
+        """Write and compare the VAE encoder, at every size."""
+        export, name = self.export, "vae_encoder"
+        with self._file(name) as file:
+            for size in export.sizes:
+                self._say("the VAE encoder", size)
+                graph = trace_vae(export.parts[name], export.model.spec, size)
+                self._save(graph, export.parts[name].rules, file, graph_name(name, size))
+            files = {size: self.graphs[graph_name(name, size)] for size in export.sizes}
+            if self.lean and None not in files:
+                # Pictures of a fixed size take gigabytes; the same module takes a small one.
+                graph = trace_vae(export.parts[name], export.model.spec, None)
+                files = {None: self._sample(graph, export.parts[name].rules, file, "vae")}
+        self.parity[name] = self._gate(export.model).vae_encoder(files)
+        self._done(name, file)
+
+    def transformer(self) -> None:
+        """Write and compare the transformer, with every capture mode at every size."""
+        export = self.export
+        with self._file("transformer") as file:
+            for size in export.sizes:
+                for mode in export.captures:
+                    self._say(f"the transformer, capture {mode}", size)
+                    graph, rules = self._captured(
+                        export.model, export.parts["transformer"], mode, size
+                    )
+                    name = graph_name(f"transformer.{mode}", size)
+                    self._save(graph, rules, file, name)
+            for model in self.models:
+                self._compare(model, file)
+        self._done("transformer", file)
+
+    def _compare(self, model: OpenModel, file: WeightFile) -> None:
+        """Compare one model's graphs: the bundle's own, or those of a few blocks."""
+        export = self.export
+        files: dict[Size, dict[str, str]] = {}
+        part = model.transformer(export.precision) if self.lean else None
+        # At a fixed size every attention matrix of the literal model would be stored.
+        sizes: list[Size] = [None] if self.lean else export.sizes
+        for size in sizes:
+            files[size] = {}
+            for mode in export.captures:
+                if part is None:
+                    files[size][mode] = self.graphs[graph_name(f"transformer.{mode}", size)]
+                else:
+                    graph, rules = self._captured(model, part, mode, size)
+                    files[size][mode] = self._sample(graph, rules, file, mode)
+        checked = self._gate(model).transformer(files, self.noise, export.options.feature_site)
+        for name, found in checked.items():
+            merged = self.parity.setdefault(name, {})
+            for output, check in found.items():
+                if output not in merged or check.error > merged[output].error:
+                    merged[output] = check
+
+    def _captured(
+        self, model: OpenModel, part: Part, mode: str, size: Size
+    ) -> tuple[ir.Model, dict[str, WeightRule]]:
+        options = self.export.options
+        capture = CaptureOptions(mode, options.feature_site, options.token_attention)
+        graph = trace_transformer(part, model.spec, capture, self.export.precision, size)
+        return graph, {f"dit.{name}": rule for name, rule in part.rules.items()}
+
+    def _gate(self, model: OpenModel) -> Gate:
+        give_back()
+        self.progress.stage("check against PyTorch")
+        fresh = Gate(model, self.work, self.export.precision, lean=self.lean)
+        return self._gates.setdefault(id(model), fresh)
+
+    def _say(self, what: str, size: Size = None) -> None:
+        self.progress.stage(f"trace {what}" + (f", {size[0]}x{size[1]}" if size else ""))
+
+    def _file(self, name: str) -> WeightFile:
+        return WeightFile(self.work / f"{name}.weights", self.progress.advance)
+
+    def _save(
+        self, graph: ir.Model, rules: dict[str, WeightRule], file: WeightFile, name: str
+    ) -> None:
+        self.progress.stage(f"write {name}")
+        store_weights(graph, rules, file)
+        file.flush()
+        self.graphs[name] = f"{name.replace('@', '.')}.onnx"
+        ir.save(graph, self.work / self.graphs[name])
+
+    def _sample(
+        self, graph: ir.Model, rules: dict[str, WeightRule], file: WeightFile, mode: str = "text"
+    ) -> str:
+        """Save a graph of a few blocks on the weights that are written already."""
+        before = file.size
+        store_weights(graph, rules, file)
+        file.flush()
+        if file.size > before:
+            raise ExportError(
+                f"{file.path.name}: a graph of a few blocks asks for weights that the whole has "
+                "not: this is a fault in the exporter"
+            )
+        name = f"sample.{mode}.onnx"
+        ir.save(graph, self.work / name)
+        return name
+
+    def _done(self, name: str, file: WeightFile) -> None:
+        for path in self.work.glob("sample.*"):
+            path.unlink()
+        self.weights[f"{name}.weights"] = {"sha256": file.sha256, "size": file.size}

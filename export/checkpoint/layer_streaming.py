@@ -1,0 +1,129 @@
+"""PyTorch models whose layers read their weights from the checkpoint each time they run.
+
+The parity gate runs these: the model's own code in float32, on weights rounded as the bundle
+stores them, in the memory of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rism.export.checkpoint.safetensors_store import AnyStored
+from rism.export.precision import Precision
+
+__all__ = ["stream_weights"]
+
+# Cast to float32 a piece is up to twice as large.
+_PIECE_BYTES = 16 * 2**20
+
+Round = Callable[[torch.Tensor], torch.Tensor]
+
+
+def stream_weights(
+    module: nn.Module,
+    tensors: Mapping[str, AnyStored],
+    precision: Precision,
+    *,
+    exact: tuple[str, ...] = (),
+) -> None:
+    """Make a module on the meta device runnable, in place.
+
+    Args:
+        module: built by `build_empty`.
+        tensors: by names of parameters and buffers in `module`.
+        precision: weights are rounded to the types this stores.
+        exact: beginnings of names that are not rounded.
+    """
+    for name, child in list(module.named_modules()):
+        kind = _STREAMED.get(type(child))
+        if kind is not None:
+            weight = tensors[f"{name}.weight"]
+            dtype = precision.storage(weight.dtype)
+            rounding = _rounding(None if name.startswith(exact or ("\0",)) else dtype)
+            module.set_submodule(name, kind(child, weight, rounding))
+    for name, tensor in _on_meta(module).items():
+        owner, _, last = name.rpartition(".")
+        parent = module.get_submodule(owner)
+        value = tensors[name].read()
+        if value.is_floating_point():
+            kept = value if name.startswith(exact or ("\0",)) else value.to(precision.stream)
+            value = kept.float()
+        if isinstance(tensor, nn.Parameter):
+            parent._parameters[last] = nn.Parameter(value, requires_grad=False)
+        else:
+            parent._buffers[last] = value
+    module.eval()
+
+
+def _on_meta(module: nn.Module) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = dict(module.named_parameters())
+    persistent = set(module.state_dict())
+    found |= {name: tensor for name, tensor in module.named_buffers() if name in persistent}
+    return found
+
+
+def _rounding(dtype: torch.dtype | None) -> Round:
+    if dtype is None:
+        return lambda weight: weight.float()
+    return lambda weight: weight.to(dtype).float()
+
+
+class _Linear(nn.Module):
+    def __init__(self, layer: nn.Linear, weight: AnyStored, rounding: Round) -> None:
+        super().__init__()
+        self.source, self.rounding = weight, rounding
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [F.linear(x, self.rounding(rows)) for rows in self.source.chunks(_PIECE_BYTES)]
+        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        return out if self.bias is None else out + self.bias
+
+
+class _Conv2d(nn.Module):
+    def __init__(self, layer: nn.Conv2d, weight: AnyStored, rounding: Round) -> None:
+        super().__init__()
+        self.source, self.rounding = weight, rounding
+        self.options: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.rounding(self.source.read()), self.bias, *self.options)
+
+
+class _Conv3d(nn.Module):
+    def __init__(self, layer: nn.Conv3d, weight: AnyStored, rounding: Round) -> None:
+        super().__init__()
+        self.source, self.rounding = weight, rounding
+        self.stride, self.bias = layer.stride, layer.bias
+        # transformers asks a patch embedding for the type of its weight.
+        self.weight = torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(x, self.rounding(self.source.read()), self.bias, self.stride)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, layer: nn.Embedding, weight: AnyStored, rounding: Round) -> None:
+        super().__init__()
+        del layer
+        self.source, self.rounding = weight, rounding
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found, places = torch.unique(ids, return_inverse=True)
+        rows = [self.source.rows(int(i), int(i) + 1).read() for i in found]
+        return self.rounding(torch.cat(rows))[places]
+
+
+_STREAMED: dict[type[nn.Module], Callable[[Any, AnyStored, Round], nn.Module]] = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Conv2d,
+    nn.Conv3d: _Conv3d,
+    nn.Embedding: _Embedding,
+}

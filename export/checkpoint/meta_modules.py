@@ -1,0 +1,124 @@
+"""Modules without weights: their shapes are traced, their values follow from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rism.export.checkpoint.safetensors_store import StoredTensor
+from rism.export.errors import ExportError
+from rism.export.precision import is_table
+
+__all__ = ["Part", "WeightRule", "build_empty", "weightless"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+WeightRule = StoredTensor | torch.Tensor
+"""Where a weight's values are: in the checkpoint, or computed already."""
+
+
+class Part:
+    """One graph to be: a module whose parameters have no values, and where these are.
+
+    Args:
+        name: of the bundle's files, such as "text_encoder".
+        module: parameters on the meta device; buffers may have values.
+        rules: for each parameter and buffer on the meta device its values.
+    """
+
+    def __init__(self, name: str, module: nn.Module, rules: Mapping[str, WeightRule]) -> None:
+        self.name, self.module = name, module.eval().requires_grad_(False)
+        self.rules = dict(rules)
+        for key, tensor in self.tensors():
+            if key not in self.rules:
+                if tensor.is_meta:
+                    raise ExportError(f"{name}: nothing says where '{key}' comes from")
+                self.rules[key] = tensor
+            if tuple(self.rules[key].shape) != tuple(tensor.shape):
+                raise ExportError(
+                    f"{name}: '{key}' is {list(tensor.shape)}, its source is "
+                    f"{list(self.rules[key].shape)}"
+                )
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters and buffers by name."""
+        yield from self.module.named_parameters()
+        yield from self.module.named_buffers()
+
+    def fill(self) -> nn.Module:
+        """Read the weights and return the module, ready to run as it is exported."""
+        for key, tensor in list(self.tensors()):
+            rule = self.rules[key]
+            value = rule.read() if isinstance(rule, StoredTensor) else rule
+            owner, _, name = key.rpartition(".")
+            parent = self.module.get_submodule(owner)
+            if isinstance(tensor, nn.Parameter):
+                parent._parameters[name] = nn.Parameter(value.to(tensor.dtype), requires_grad=False)
+            else:
+                parent._buffers[name] = value.to(tensor.dtype)
+        return self.module
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the graph holds."""
+        return sum(tensor.numel() for _, tensor in self.tensors())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the weights as the bundle stores them."""
+        return sum(tensor.numel() * tensor.dtype.itemsize for _, tensor in self.tensors())
+
+    @property
+    def source_nbytes(self) -> int:
+        """Size of what is read from the checkpoint for it."""
+        return sum(r.nbytes for r in self.rules.values() if isinstance(r, StoredTensor))
+
+    @property
+    def largest_nbytes(self) -> int:
+        """Size of the largest tensor that is held at once: tables are written in pieces."""
+        tables = {f"{n}.weight" for n, m in self.module.named_modules() if is_table(m)}
+        return max(
+            tensor.numel() * tensor.dtype.itemsize
+            for name, tensor in self.tensors()
+            if name not in tables
+        )
+
+
+def build_empty(build: Callable[[], Module]) -> Module:
+    """Build a module with parameters on the meta device and buffers with values."""
+    with init_empty_weights(include_buffers=False):
+        return build()
+
+
+@contextmanager
+def weightless(module: nn.Module) -> Iterator[FakeTensorMode]:
+    """Give every parameter and buffer a fake of its type on the CPU; undo it afterwards.
+
+    A fake has a shape and no storage: a graph of any size is traced in the memory of its nodes.
+    """
+    mode = FakeTensorMode()
+    before: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+    try:
+        for child in module.modules():
+            groups: tuple[dict[str, Any], ...] = (child._parameters, child._buffers)
+            for group in groups:
+                for name, tensor in list(group.items()):
+                    if tensor is not None:
+                        before.append((group, name, tensor))
+                        group[name] = _fake(mode, tensor)
+        yield mode
+    finally:
+        for group, name, tensor in before:
+            group[name] = tensor
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    with mode:
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake

@@ -1,0 +1,325 @@
+"""Tensors of a checkpoint, read from safetensors as they are needed, never all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from rism.export.checkpoint.json_files import list_files, read_json
+from rism.export.errors import CheckpointError
+from rism.runtime.errors import failures_as, one_line
+
+__all__ = [
+    "AnyStored",
+    "StackedTensor",
+    "StoredTensor",
+    "TensorStore",
+    "imagine",
+    "open_folder",
+    "read_headers",
+]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CHUNK_BYTES = 64 * 2**20
+_SHARDS = 512
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is: a safetensors file, its key there, or a run of its first axis.
+
+    Attributes:
+        file: the safetensors file; None where there is none yet, and values are zeros.
+        key: name in the file.
+        shape: of this tensor (after `start`).
+        dtype: as stored.
+        start: first row, where the file holds several tensors as one.
+    """
+
+    file: Path | None
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        size = self.dtype.itemsize
+        for extent in self.shape:
+            size *= extent
+        return size
+
+    def rows(self, start: int, stop: int) -> StoredTensor:
+        """Return rows [start, stop) as a tensor of its own."""
+        shape = (stop - start, *self.shape[1:])
+        return replace(self, shape=shape, start=self.start + start)
+
+    def squeezed(self) -> StoredTensor:
+        """Return it without axes of size one at its end: a 1 x 1 convolution as a matrix."""
+        shape = self.shape
+        while len(shape) > 2 and shape[-1] == 1:
+            shape = shape[:-1]
+        return replace(self, shape=shape)
+
+    def flattened(self) -> StoredTensor:
+        """Return it as a matrix: a convolution over whole patches is a product."""
+        columns = 1
+        for extent in self.shape[1:]:
+            columns *= extent
+        return replace(self, shape=(self.shape[0], columns))
+
+    def read(self) -> torch.Tensor:
+        """Read it whole, as stored."""
+        chunks = list(self.chunks())
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def chunks(self, nbytes: int = _CHUNK_BYTES) -> Iterator[torch.Tensor]:
+        """Read runs of rows of about `nbytes` each; together they are the tensor.
+
+        The file is mapped for one run at a time: pages that stay mapped count as memory of this
+        process.
+
+        Raises:
+            CheckpointError: The file changed or went away.
+        """
+        if not self.shape or self.nbytes <= nbytes:
+            yield self._read(0, self.shape[0] if self.shape else 0)
+            return
+        step = max(1, nbytes * self.shape[0] // self.nbytes)
+        for first in range(0, self.shape[0], step):
+            yield self._read(first, min(first + step, self.shape[0]))
+
+    def _read(self, first: int, last: int) -> torch.Tensor:
+        if self.file is None:
+            return torch.zeros((last - first, *self.shape[1:]), dtype=self.dtype)
+        damaged = failures_as(
+            lambda why: CheckpointError(
+                f"{self.file} cannot be read any more ({why}): "
+                "leave the checkpoint alone while it is exported"
+            )
+        )
+        with damaged, safe_open(self.file, framework="pt") as file:
+            if not self.shape:
+                scalar: torch.Tensor = file.get_tensor(self.key).clone()
+                return scalar
+            view = file.get_slice(self.key)
+            rows: torch.Tensor = view[self.start + first : self.start + last].clone()
+            return rows.reshape(last - first, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class StackedTensor:
+    """Several stored tensors as one, along their first axis.
+
+    Attributes:
+        parts: at least one; all of one type, and of one shape but for the first axis.
+    """
+
+    parts: tuple[StoredTensor, ...]
+
+    def __post_init__(self) -> None:
+        if len({(part.dtype, part.shape[1:]) for part in self.parts}) != 1:
+            names = ", ".join(part.key for part in self.parts)
+            raise CheckpointError(
+                f"{names} belong in one matrix, and differ in type or width: download them again"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.parts[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the files."""
+        return sum(part.nbytes for part in self.parts)
+
+    def rows(self, start: int, stop: int) -> StackedTensor:
+        """Return rows [start, stop) as a tensor of its own."""
+        found, before = [], 0
+        for part in self.parts:
+            first, last = max(start - before, 0), min(stop - before, part.shape[0])
+            if first < last:
+                found.append(part.rows(first, last))
+            before += part.shape[0]
+        return StackedTensor(tuple(found))
+
+    def read(self) -> torch.Tensor:
+        """Read it whole, as stored."""
+        return torch.cat(list(self.chunks()))
+
+    def chunks(self, nbytes: int = _CHUNK_BYTES) -> Iterator[torch.Tensor]:
+        """Read runs of rows of at most about `nbytes` each; together they are the tensor."""
+        for part in self.parts:
+            yield from part.chunks(nbytes)
+
+
+AnyStored = StoredTensor | StackedTensor
+
+
+class TensorStore(Mapping[str, StoredTensor]):
+    """The tensors of one part of a model, by parameter name."""
+
+    def __init__(self, part: str, tensors: Mapping[str, StoredTensor]) -> None:
+        self.part = part
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.part} has no tensor '{name}': download it again"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def expect(self, shapes: Mapping[str, Iterable[int]], *, optional: Iterable[str] = ()) -> None:
+        """Compare names and shapes with those of a model class.
+
+        Args:
+            shapes: every parameter and buffer of the model.
+            optional: names that may be absent (a tied output embedding).
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown or of another shape; it is named.
+        """
+        absent = sorted(set(shapes) - set(self._tensors) - set(optional))
+        if absent:
+            raise CheckpointError(
+                f"{self.part} lacks {len(absent)} of {len(shapes)} tensors its configuration asks "
+                f"for, such as {absent[0]}: download it again, or mend its config.json"
+            )
+        foreign = sorted(set(self._tensors) - set(shapes))
+        if foreign:
+            raise CheckpointError(
+                f"{self.part} holds {len(foreign)} tensors that its configuration has no place "
+                f"for, such as {one_line(foreign[0], limit=100)}: expected the model that "
+                "config.json describes"
+            )
+        for name, shape in shapes.items():
+            if name in self._tensors and self._tensors[name].shape != tuple(shape):
+                raise CheckpointError(
+                    f"{self.part}: tensor {name} has shape {list(self._tensors[name].shape)}, "
+                    f"config.json asks for {list(shape)}: the two are of different models"
+                )
+
+    def only(self, names: Iterable[str]) -> TensorStore:
+        """Return those of these tensors that are here."""
+        wanted = set(names)
+        return TensorStore(self.part, {k: t for k, t in self._tensors.items() if k in wanted})
+
+    def renamed(self, names: Mapping[str, str]) -> TensorStore:
+        """Return the tensors `names` maps to, under the names it maps from."""
+        return TensorStore(self.part, {new: self[old] for new, old in names.items()})
+
+
+def imagine(part: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorStore:
+    """Return bfloat16 tensors of these shapes that are in no file: enough to plan with."""
+    tensors = {k: StoredTensor(None, k, shape, torch.bfloat16) for k, shape in shapes.items()}
+    return TensorStore(part, tensors)
+
+
+def open_folder(folder: Path) -> TensorStore:
+    """Open a part's folder: one safetensors file, or shards with an index.
+
+    Only headers are read. Every shard the index names must be there and whole.
+
+    Raises:
+        CheckpointError: A file is missing, cut short, or not safetensors.
+    """
+    indices = list_files(folder, "*.safetensors.index.json")
+    files = list_files(folder, "*.safetensors") or sorted(folder.glob("*.safetensors"))
+    if len(indices) > 1 or (not indices and len(files) != 1):
+        found = f"{len(indices)} indices and {len(files)} .safetensors files"
+        raise CheckpointError(
+            f"{folder} holds {found if files else 'no .safetensors file'}: expected one "
+            "safetensors file, or shards and their index (pickled weights are never loaded)"
+        )
+    if not indices:
+        return TensorStore(folder.name, read_headers(files[0]))
+    index = read_json(indices[0])
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise CheckpointError(f"{indices[0]} has no weight_map: download it again")
+    shards = sorted(set(places.values()))
+    if len(shards) > _SHARDS or any(Path(name).name != name for name in shards):
+        raise CheckpointError(
+            f"{indices[0]} names files outside {folder}, or more than {_SHARDS}: do not use it"
+        )
+    absent = [name for name in shards if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of {len(shards)} shards, such as {absent[0]}: "
+            "the download is not complete, run it again"
+        )
+    headers = {name: read_headers(folder / name) for name in shards}
+    tensors = {}
+    for name, shard in places.items():
+        if name not in headers[shard]:
+            raise CheckpointError(
+                f"{folder / shard} has no tensor {one_line(name, limit=100)}, which "
+                f"{indices[0].name} places there: download it again"
+            )
+        tensors[name] = headers[shard][name]
+    return TensorStore(folder.name, tensors)
+
+
+def read_headers(file: Path) -> dict[str, StoredTensor]:
+    """Names, shapes and dtypes of one safetensors file; the library checks the file's length.
+
+    Raises:
+        CheckpointError: The file is cut short, damaged, or holds a type that is not known here.
+    """
+    found = {}
+    if file.name.startswith("._"):
+        raise CheckpointError(
+            f"{file} is no safetensors file, macOS keeps notes about one in it: give "
+            f"{file.name[2:]}"
+        )
+    damaged = failures_as(
+        lambda why: CheckpointError(
+            f"{file} is cut short or is no safetensors file ({why}): download it again"
+        )
+    )
+    with damaged, safe_open(file, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a mapping
+            view: Any = opened.get_slice(key)
+            found[key] = (tuple(view.get_shape()), str(view.get_dtype()))
+    unknown = sorted({dtype for _, dtype in found.values()} - set(DTYPES))
+    if unknown:
+        raise CheckpointError(
+            f"{file} holds {unknown[0]} tensors, expected one of {', '.join(DTYPES)}: "
+            "use the BF16 or FP16 release of this model"
+        )
+    return {
+        key: StoredTensor(file, key, shape, DTYPES[dtype]) for key, (shape, dtype) in found.items()
+    }

@@ -1,0 +1,211 @@
+"""Writing a bundle: open, plan, trace, stream, compare, rename (docs/bundle.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.export.bundle_writer import BundleWriter, Export
+from rism.export.checkpoint.locate import Checkpoint, content_digest, find_checkpoint, pipeline_name
+from rism.export.checkpoint.safetensors_store import read_headers
+from rism.export.errors import UnsupportedModelError
+from rism.export.families import FAMILIES
+from rism.export.manifest_writer import write_manifest
+from rism.export.options import ExportOptions, ExportReport
+from rism.export.output_folder import check_output, workplace
+from rism.export.parity.gate import Checks
+from rism.export.parity.test_vectors import store_vectors
+from rism.export.plan.checkpoint_plan import ExportPlan, make_plan
+from rism.export.precision import PRECISIONS
+from rism.export.progress import Progress
+from rism.export.spec import ModelSpec, OpenModel
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.errors import InputError, one_line
+
+__all__ = ["export_bundle", "fixed_noise", "open_model", "plan_export"]
+
+_NOISE_SEED = 0
+
+
+def plan_export(model: str, output: Path, options: ExportOptions | None = None) -> ExportPlan:
+    """Say what an export would read, write and need; nothing is written.
+
+    Args and errors as those of `export_bundle`; of a hub only small files are fetched.
+    """
+    return _open(model, output, options or ExportOptions(), weights=False).plan
+
+
+def export_bundle(
+    model: str,
+    output: Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a model as a bundle.
+
+    Graphs are traced without weights, and weights go from the checkpoint's files into the bundle
+    tensor by tensor: the memory needed is that of a few tensors.
+
+    Args:
+        model: "mini", a published model's short name, a folder, a single file, or a hub id.
+        output: the folder to make; it must not exist, or be empty.
+        options: how.
+        progress: told of stages and bytes.
+
+    Raises:
+        CheckpointError: The model cannot be found or read.
+        UnsupportedModelError: The method cannot work with it.
+        ParityError: A graph does not agree with PyTorch; nothing is left behind.
+        OutputError: The place cannot be written, or has no room.
+        InputError: An option is out of range.
+    """
+    progress = progress or Progress()
+    check_output(output)
+    options = options or ExportOptions()
+    export = _open(model, output, options, weights=False)
+    export.plan.check(output)
+    if not export.checkpoint.weights:
+        progress.stage(f"download {export.checkpoint.source}")
+        options = replace(options, revision=export.checkpoint.revision)
+        export = _open(model, output, options, weights=True)
+    try:
+        with workplace(output) as work:
+            parity = _write(export, work, progress)
+            if export.plan.parity == "full":
+                progress.stage("make test vectors")
+                store_vectors(work)
+            Bundle.open(work, verify=False)  # hashed as they were written
+    finally:
+        progress.close()
+    size = sum(path.stat().st_size for path in output.iterdir())
+    return ExportReport(output, size, parity, export.plan)
+
+
+def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) -> Export:
+    options.check()
+    checkpoint = find_checkpoint(
+        model, revision=options.revision, offline=options.offline, weights=weights
+    )
+    if options.vision_id is not None:
+        checkpoint = replace(checkpoint, settings={"vision_id": options.vision_id})
+    opened = open_model(checkpoint)
+    if options.size_level is not None:
+        opened.spec = opened.spec.at_level(options.size_level)
+    if options.sizes:
+        _check_sizes(options.sizes, opened.spec.geometry.multiple_px)
+        opened.spec = opened.spec.at_sizes(options.sizes)
+    if options.template is not None:
+        opened.spec = opened.spec.with_template(options.template)
+    precision = PRECISIONS[options.precision or opened.default_precision]
+    parts = {
+        "text_encoder": opened.text_encoder(precision),
+        "vae_encoder": opened.vae_encoder(precision),
+        "transformer": opened.transformer(precision),
+    }
+    if (vision := opened.vision_encoder(precision)) is not None:
+        parts = {"vision_encoder": vision} | parts
+    plan = make_plan(
+        opened,
+        tuple(parts.values()),
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        precision=precision,
+        captures=tuple(dict.fromkeys(options.captures)),
+        parity=options.parity,
+        output=output,
+    )
+    return Export(checkpoint, opened, options, precision, parts, plan)
+
+
+def _check_sizes(sizes: Sequence[tuple[int, int]], multiple: int) -> None:
+    for width, height in sizes:
+        if min(width, height) < multiple or width % multiple or height % multiple:
+            raise InputError(
+                f"size {width}x{height} cannot be exported, expected both sides a multiple of "
+                f"{multiple} for this model"
+            )
+
+
+def open_model(checkpoint: Checkpoint) -> OpenModel:
+    """Open a checkpoint by the family that it is of; only headers and small files are read.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as `export_bundle` does.
+    """
+    pipeline, file = pipeline_name(checkpoint), checkpoint.transformer_file
+    headers = {} if file is None else read_headers(file)
+    for family in FAMILIES:
+        if family.owns(file, headers) if file is not None else pipeline in family.pipelines:
+            return family.open(checkpoint)
+    if file is not None:
+        raise UnsupportedModelError(
+            f"{file.name} is no transformer that is known here, expected FLUX.2-klein's or "
+            "Step1X-Edit's, in their makers' layout"
+        )
+    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+    raise UnsupportedModelError(
+        f"{checkpoint.folder.name} is a {one_line(pipeline, limit=80)}, expected one of: {known}. "
+        "The method needs joint attention over prompt, noisy and clean image tokens"
+    )
+
+
+def fixed_noise(spec: ModelSpec) -> npt.NDArray[np.float32]:
+    """Draw the noise that every bundle of a model ships: (rows, C), the same on every machine."""
+    return np.random.default_rng(_NOISE_SEED).standard_normal(
+        (spec.noise_rows, spec.latent_channels), dtype=np.float32
+    )
+
+
+def _write(export: Export, work: Path, progress: Progress) -> Checks:
+    """Write the whole bundle into `work`, each graph compared with PyTorch."""
+    spec = export.model.spec
+    (work / spec.prompt.tokenizer).write_text(export.model.tokenizer_json, encoding="utf-8")
+    noise = fixed_noise(spec)
+    noise.astype("<f4").tofile(work / "noise.f32")
+    writer = BundleWriter(export, work, noise, progress)
+    vectors = export.plan.parity == "full"
+    progress.start(writer.steps + vectors, sum(part.write_bytes for part in export.plan.parts))
+    with _revision(export.checkpoint) as revision:
+        if "vision_encoder" in export.parts:
+            writer.vision_encoder()
+        writer.text_encoder()
+        writer.vae_encoder()
+        writer.transformer()
+        found = revision()
+    write_manifest(
+        work,
+        spec,
+        export.checkpoint,
+        graphs=writer.graphs,
+        weights=writer.weights,
+        revision=found,
+        precision=export.precision,
+        captures=export.captures,
+        feature_site=export.options.feature_site,
+        parity=writer.parity,
+        parity_depth=export.plan.parity,
+    )
+    return writer.parity
+
+
+@contextmanager
+def _revision(checkpoint: Checkpoint) -> Iterator[Callable[[], str]]:
+    """Find which version of the checkpoint this is, while tracing keeps one core busy."""
+    if checkpoint.revision:
+        yield lambda: checkpoint.revision
+        return
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(content_digest, checkpoint.folders, stop)
+        try:
+            yield digest.result
+        finally:
+            stop.set()

@@ -1,0 +1,250 @@
+"""FLUX.2's transformer at its first denoising step, with capture.
+
+Runs the blocks of diffusers' `Flux2Transformer2DModel` with modulation folded to constants at
+one timestep; the final norm and projection, and everything of the last block that no captured
+quantity depends on, are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2Attention,
+    Flux2Modulation,
+    Flux2ParallelSelfAttention,
+)
+from torch import nn
+
+from rism.export.attention_capture import Capture
+from rism.export.errors import UnsupportedModelError
+from rism.export.families.attention_processors import replaced_processors
+from rism.export.graph.rotary import RotaryTable, rotate
+from rism.export.spec import FamilySpec, PromptTokens
+
+__all__ = ["INTO_STREAM", "MODULATIONS", "Flux2SingleStep"]
+
+MODULATIONS = (
+    "double_stream_modulation_img",
+    "double_stream_modulation_txt",
+    "single_stream_modulation",
+)
+# Layers whose results are added to the residual stream, or begin it.
+INTO_STREAM = (
+    "x_embedder",
+    "context_embedder",
+    "attn.to_out",
+    "attn.to_out.0",
+    "attn.to_add_out",
+    "ff.linear_out",
+    "ff_context.linear_out",
+)
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class Flux2SingleStep(nn.Module):
+    """A `SingleStepDiT` over diffusers' FLUX.2 transformer.
+
+    Args:
+        transformer: the model, on any device; its modules are shared, not copied.
+        family: axis rules of the three kinds of token.
+        modulation: the output of each modulation layer at the step's timestep, (1, k D), by its
+            name in the transformer (`MODULATIONS`).
+    """
+
+    def __init__(
+        self,
+        transformer: Flux2Transformer2DModel,
+        family: FamilySpec,
+        modulation: Mapping[str, torch.Tensor],
+    ) -> None:
+        super().__init__()
+        if not transformer.single_transformer_blocks:
+            raise UnsupportedModelError(
+                "the transformer has no single-stream block, expected at least one: "
+                "this is not a FLUX.2 layout"
+            )
+        self.family = family
+        self.x_embedder = transformer.x_embedder
+        self.context_embedder = transformer.context_embedder
+        self.transformer_blocks = transformer.transformer_blocks
+        self.single_transformer_blocks = transformer.single_transformer_blocks[:-1]
+        last = transformer.single_transformer_blocks[-1]
+        self.last_norm = last.norm
+        self.last = _LastAttention(last.attn)
+        self.rotary = RotaryTable(
+            transformer.config.axes_dims_rope, float(transformer.config.rope_theta)
+        )
+        for name in MODULATIONS:
+            self.register_buffer(name, modulation[name], persistent=False)
+
+    def forward(
+        self,
+        clean_latents: torch.Tensor,
+        noise: torch.Tensor,
+        prompt: PromptTokens,
+        positions: torch.Tensor,
+        capture: Capture,
+    ) -> None:
+        """Run the step; see `rism.export.spec.SingleStepDiT`."""
+        batch = clean_latents.shape[0]
+        image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
+        text = self.context_embedder(prompt.embeds)
+        tables = [
+            self.rotary.prompt(self.family.prompt_axes, prompt.embeds.shape[1]),
+            self.rotary.image(self.family.noisy_axes, positions),
+            self.rotary.image(self.family.clean_axes, positions),
+        ]
+        rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
+        spans = capture.spans
+        doubles = len(self.transformer_blocks)
+
+        def processor(index: int) -> _DoubleProcessor | _SingleProcessor:
+            kind = _DoubleProcessor if index < doubles else _SingleProcessor
+            return kind(capture, index)
+
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        with replaced_processors(blocks, processor):
+            for index, block in enumerate(self.transformer_blocks):
+                text, image = block(
+                    hidden_states=image,
+                    encoder_hidden_states=text,
+                    temb_mod_img=self.double_stream_modulation_img,
+                    temb_mod_txt=self.double_stream_modulation_txt,
+                    image_rotary_emb=rotary,
+                )
+                capture.keep("block", index, image[:, spans.noisy :])
+            start = len(self.transformer_blocks)
+            hidden = torch.cat([text, image], dim=1)
+            for index, block in enumerate(self.single_transformer_blocks, start):
+                hidden = block(
+                    hidden_states=hidden,
+                    encoder_hidden_states=None,
+                    temb_mod=self.single_stream_modulation,
+                    image_rotary_emb=rotary,
+                )
+                capture.keep("block", index, hidden[:, spans.clean_start :])
+        self._last_block(hidden, rotary, capture)
+
+    def _last_block(self, hidden: torch.Tensor, rotary: Rotary, capture: Capture) -> None:
+        """Where it looks is all the last block is asked: no MLP, no output projection."""
+        shift, scale, _ = Flux2Modulation.split(self.single_stream_modulation, 1)[0]
+        normal = (1 + scale) * self.last_norm(hidden) + shift
+        index = len(self.transformer_blocks) + len(self.single_transformer_blocks)
+        start = capture.spans.clean_start
+        clean = normal[:, start:]
+        capture.keep("adaln", index, clean)
+        q = rotate(self.last.query(clean), (rotary[0][start:], rotary[1][start:]))
+        k = rotate(self.last.key(normal), rotary)
+        capture.probe(index, q, k)
+        if capture.feature_block == index and capture.feature_site == "mmsa":
+            capture.keep("mmsa", index, capture.attention(q, k, self.last.value(normal)))
+
+
+class _LastAttention(nn.Module):
+    """Query, key and value projections of a single-stream block, cut out of its fused one.
+
+    The fused weight's rows are those of q, k and v, in this order, then the MLP's.
+    """
+
+    def __init__(self, attn: Flux2ParallelSelfAttention) -> None:
+        super().__init__()
+        self.head_dim = attn.head_dim
+        sizes = (attn.query_dim, attn.inner_dim)
+        device = attn.to_qkv_mlp_proj.weight.device
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(*sizes, bias=False, device=device) for _ in range(3)
+        )
+        self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
+
+    def query(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(self.norm_q(_split(self.to_q(x), self.head_dim)))
+
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(self.norm_k(_split(self.to_k(x), self.head_dim)))
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        return _heads(_split(self.to_v(x), self.head_dim))
+
+
+def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """(B, N, heads * d) to (B, N, heads, d)."""
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, heads, d) to (B, heads, N, d)."""
+    return x.transpose(1, 2)
+
+
+class _DoubleProcessor:
+    """Attention of a double-stream block: separate projections for prompt and image."""
+
+    def __init__(self, capture: Capture, index: int) -> None:
+        self.capture, self.index = capture, index
+
+    def __call__(
+        self,
+        attn: Flux2Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
+        image_rotary_emb: Rotary,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, prompt = hidden_states, encoder_hidden_states
+        self.capture.keep("adaln", self.index, image[:, self.capture.spans.noisy :])
+        split = attn.head_dim
+        q = torch.cat(
+            [
+                attn.norm_added_q(_split(attn.add_q_proj(prompt), split)),
+                attn.norm_q(_split(attn.to_q(image), split)),
+            ],
+            dim=1,
+        )
+        k = torch.cat(
+            [
+                attn.norm_added_k(_split(attn.add_k_proj(prompt), split)),
+                attn.norm_k(_split(attn.to_k(image), split)),
+            ],
+            dim=1,
+        )
+        v = torch.cat([attn.add_v_proj(prompt), attn.to_v(image)], dim=1)
+        out = self.capture.attend(
+            self.index,
+            rotate(_heads(q), image_rotary_emb),
+            rotate(_heads(k), image_rotary_emb),
+            _heads(_split(v, split)),
+        )
+        length = prompt.shape[1]
+        return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
+
+
+class _SingleProcessor:
+    """Attention of a single-stream block: one projection for q, k, v and the MLP."""
+
+    def __init__(self, capture: Capture, index: int) -> None:
+        self.capture, self.index = capture, index
+
+    def __call__(
+        self,
+        attn: Flux2ParallelSelfAttention,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
+        image_rotary_emb: Rotary,
+    ) -> torch.Tensor:
+        clean_start = self.capture.spans.clean_start
+        self.capture.keep("adaln", self.index, hidden_states[:, clean_start:])
+        fused = attn.to_qkv_mlp_proj(hidden_states)
+        inner = attn.inner_dim
+        q, k, v, mlp = fused.split([inner, inner, inner, fused.shape[-1] - 3 * inner], dim=-1)
+        out = self.capture.attend(
+            self.index,
+            rotate(_heads(attn.norm_q(_split(q, attn.head_dim))), image_rotary_emb),
+            rotate(_heads(attn.norm_k(_split(k, attn.head_dim))), image_rotary_emb),
+            _heads(_split(v, attn.head_dim)),
+        )
+        result: torch.Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(mlp)], dim=-1))
+        return result

@@ -1,0 +1,235 @@
+"""FLUX.2-klein: diffusers' Flux2KleinPipeline, its sizes read from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from torch import nn
+from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+
+from rism.export.checkpoint.chat_template import open_tokenizer, tokenizer_json
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty
+from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.families.flux2.dit import INTO_STREAM, Flux2SingleStep
+from rism.export.families.flux2.files import KleinFiles, open_files
+from rism.export.families.flux2.modulation import fold_modulation
+from rism.export.families.flux2.reference import LiteralKlein
+from rism.export.families.flux2.single_file import is_flux2_file
+from rism.export.families.flux2.spec import check_parts, klein_settings, make_spec, out_layers
+from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
+from rism.export.precision import Precision, apply_precision
+from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
+
+__all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
+
+# Layers of Qwen3 and of the VAE whose results are added to the residual stream.
+_TEXT_INTO_STREAM = ("o_proj", "down_proj")
+_VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Which blocks of the checkpoint a model is made of."""
+
+    double: tuple[int, ...]
+    single: tuple[int, ...]
+    out_layers: tuple[int, ...]
+
+
+class KleinModel:
+    """A checkpoint, opened: an `OpenModel`."""
+
+    def __init__(
+        self,
+        files: KleinFiles,
+        spec: ModelSpec,
+        tokenizer: Qwen2TokenizerFast,
+        blocks: _Blocks,
+        default_precision: str,
+    ) -> None:
+        self.spec, self.files, self.tokenizer, self.blocks = spec, files, tokenizer, blocks
+        self.default_precision = default_precision
+        self.tokenizer_json = tokenizer_json(tokenizer)
+
+    def text_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        depth = max(self.blocks.out_layers)
+        model = build_empty(lambda: Qwen3ForCausalLM(self.files.text_config(depth)))
+        module = QwenPromptEncoder(
+            model,
+            self.blocks.out_layers,
+            length=self.spec.prompt.max_length,
+            precision=precision,
+        )
+        rules = _rules(module, self.files.text, lambda name: f"model.{name}")
+        _cast(module, precision, rules, _TEXT_INTO_STREAM)
+        return Part("text_encoder", module, rules)
+
+    def vision_encoder(self, precision: Precision) -> None:
+        """See `OpenModel`: its text encoder sees no picture."""
+
+    def vae_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        store = self.files.vae
+        vae = build_empty(lambda: AutoencoderKLFlux2.from_config(self.files.vae_config))
+        variance = store["bn.running_var"].read().float() + vae.config.batch_norm_eps
+        module = VaeEncoder(vae, store["bn.running_mean"].read().float(), 1 / variance.sqrt())
+        rules = _rules(module, store, lambda name: name)
+        _cast(module, precision, rules, _VAE_INTO_STREAM)
+        return Part("vae_encoder", module, rules)
+
+    def transformer(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        transformer = build_empty(self._empty_transformer)
+        modulation = {
+            name: folded.to(precision.stream) for name, folded in self._modulation.items()
+        }
+        module = Flux2SingleStep(transformer, FLUX2_KLEIN, modulation)
+        rules = _rules(module, self._transformer_store, self._stored_name)
+        width = self.spec.feature_dim
+        fused = self._transformer_store[
+            f"single_transformer_blocks.{len(self.blocks.single) - 1}.attn.to_qkv_mlp_proj.weight"
+        ]
+        for place, name in enumerate(("to_q", "to_k", "to_v")):
+            rules[f"last.{name}.weight"] = fused.rows(place * width, (place + 1) * width)
+        _cast(module, precision, rules, INTO_STREAM)
+        return Part("transformer", module, rules)
+
+    def literal(self, precision: Precision) -> LiteralModel:
+        """See `OpenModel`."""
+        return LiteralKlein(
+            transformer=self._empty_transformer,
+            vae=lambda: AutoencoderKLFlux2.from_config(self.files.vae_config),
+            text_config=lambda: self.files.text_config(max(self.blocks.out_layers) + 1),
+            stores={
+                "transformer": self._transformer_store,
+                "vae": self.files.vae,
+                "text": self.files.text,
+            },
+            tokenizer=self.tokenizer,
+            out_layers=self.blocks.out_layers,
+            max_length=self.spec.prompt.max_length,
+            timestep=self.spec.timestep,
+            precision=precision,
+        )
+
+    def samples_of_blocks(self) -> Sequence[OpenModel]:
+        """One double-stream block, and one single-stream block, each before the last one."""
+        last = self.blocks.single[-1]
+        kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        if self.blocks.double:
+            kept.append(((self.blocks.double[0],), (last,)))
+        if len(self.blocks.single) > 1:
+            kept.append(((), (self.blocks.single[0], last)))
+        kept = kept or [((), (last,))]
+        out_layers = tuple(range(len(self.blocks.out_layers)))
+        return [
+            KleinModel(
+                self.files,
+                replace(
+                    self.spec,
+                    double_blocks=len(double),
+                    single_blocks=len(single),
+                    feature_block=0,
+                ),
+                self.tokenizer,
+                _Blocks(double, single, out_layers),
+                self.default_precision,
+            )
+            for double, single in kept
+        ]
+
+    def _empty_transformer(self) -> Flux2Transformer2DModel:
+        config = self.files.transformer_config | {
+            "num_layers": len(self.blocks.double),
+            "num_single_layers": len(self.blocks.single),
+        }
+        return Flux2Transformer2DModel.from_config(config)
+
+    @cached_property
+    def _transformer_store(self) -> TensorStore:
+        """The tensors of these blocks, numbered as the model built of them numbers them."""
+        places = {"transformer_blocks": self.blocks.double} | {
+            "single_transformer_blocks": self.blocks.single
+        }
+        names = {}
+        for name in build_empty(self._empty_transformer).state_dict():
+            group, _, rest = name.partition(".")
+            index, _, tail = rest.partition(".")
+            old = f"{group}.{places[group][int(index)]}.{tail}" if group in places else name
+            if old in self.files.transformer:
+                names[name] = old
+        return self.files.transformer.renamed(names)
+
+    @cached_property
+    def _modulation(self) -> Mapping[str, Any]:
+        return fold_modulation(
+            self.files.transformer,
+            timestep=self.spec.timestep,
+            timestep_channels=self.files.transformer_config.get("timestep_guidance_channels", 256),
+            width=self.spec.feature_dim,
+        )
+
+    def _stored_name(self, name: str) -> str | None:
+        """Where a parameter of the single step is; None for rows of the last fused weight."""
+        if not name.startswith("last."):
+            return name
+        if name.startswith("last.to_"):
+            return None
+        last = len(self.blocks.single) - 1
+        return f"single_transformer_blocks.{last}.attn.{name.removeprefix('last.')}"
+
+
+def _rules(
+    module: nn.Module, store: TensorStore, stored_name: Callable[[str], str | None]
+) -> dict[str, WeightRule]:
+    """Values of the parameters that are on the meta device."""
+    names = {name: stored_name(name) for name, tensor in _tensors(module) if tensor.is_meta}
+    return {name: store[stored] for name, stored in names.items() if stored is not None}
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _cast(
+    module: nn.Module,
+    precision: Precision,
+    rules: Mapping[str, WeightRule],
+    into_stream: Sequence[str],
+) -> None:
+    apply_precision(module, precision, lambda name: rules[name].dtype, into_stream=into_stream)
+
+
+def open_klein(checkpoint: Checkpoint) -> OpenModel:
+    """Open a checkpoint in diffusers' or in its makers' layout; see `open_files`.
+
+    Raises:
+        CheckpointError: A part is missing or damaged, or the parts do not belong together.
+    """
+    files = open_files(checkpoint)
+    settings = klein_settings(checkpoint)
+    layers = out_layers(settings)
+    check_parts(files, layers)
+    files.check_tensors(max(layers) + 1)  # the literal model runs one block more
+    tokenizer = open_tokenizer(files.tokenizer)
+    spec = make_spec(FLUX2_KLEIN, settings, files, tokenizer)
+    blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
+    precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
+    return KleinModel(files, spec, tokenizer, blocks, precision)
+
+
+FLUX2_KLEIN = FamilySpec(
+    name="flux2-klein",
+    prompt_axes=(0.0, 0.0, 0.0, "index"),
+    noisy_axes=(0.0, "row", "column", 0.0),
+    clean_axes=(10.0, "row", "column", 0.0),
+    pipelines=("Flux2KleinPipeline",),
+    owns=lambda _file, headers: is_flux2_file(headers),
+    open=open_klein,
+)

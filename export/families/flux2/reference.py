@@ -1,0 +1,224 @@
+"""The literal capture of FLUX.2: the untouched diffusers forward, every matrix stored.
+
+Nothing here is shared with `flux2_dit` or `capture`: the parity gate compares two
+implementations, one the way the paper writes it (equations 1, 3 and 4), one the way it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.models.transformers import transformer_flux2 as flux2
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
+
+from rism.export.checkpoint.layer_streaming import stream_weights
+from rism.export.checkpoint.meta_modules import build_empty
+from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.families.flux2.dit import MODULATIONS
+from rism.export.precision import Precision
+from rism.export.spec import LiteralCapture, LiteralInputs, LiteralPrompt, Picture
+
+__all__ = ["LiteralKlein", "literal_capture"]
+
+# Folded into constants by the exporter from unrounded weights; the constants are rounded.
+_FOLDED = ("time_guidance_embed.", *(f"{name}." for name in MODULATIONS))
+
+
+@dataclass(frozen=True)
+class LiteralKlein:
+    """A `LiteralModel`: the classes of diffusers and transformers, weights streamed in.
+
+    Attributes:
+        transformer, vae, text: build the empty models (the text model's configuration).
+        stores: their tensors.
+        tokenizer, out_layers, max_length: as the pipeline is called with.
+        timestep: sigma.
+        precision: weights are rounded to what it stores; everything runs in float32.
+    """
+
+    transformer: Callable[[], Flux2Transformer2DModel]
+    vae: Callable[[], AutoencoderKLFlux2]
+    text_config: Callable[[], Qwen3Config]
+    stores: Mapping[str, TensorStore]
+    tokenizer: PreTrainedTokenizerBase
+    out_layers: tuple[int, ...]
+    max_length: int
+    timestep: float
+    precision: Precision
+
+    @torch.no_grad()
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+        """Encode instructions by the pipeline's own function; the picture plays no part."""
+        del picture
+        model = build_empty(lambda: Qwen3Model(self.text_config()))
+        store = self.stores["text"]
+        names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
+        model.norm = nn.Identity()  # only what follows the last hidden state that is used
+        stream_weights(model, store.renamed(names), self.precision)
+        stream = self.precision.stream
+        model.rotary_emb.register_forward_hook(  # tables are as narrow as what they turn
+            lambda _module, _args, tables: tuple(table.to(stream).float() for table in tables)
+        )
+        embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+            text_encoder=model,
+            tokenizer=self.tokenizer,
+            prompt=list(instructions),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            max_sequence_length=self.max_length,
+            hidden_states_layers=list(self.out_layers),
+        )
+        return [LiteralPrompt(each) for each in embeds]
+
+    def image_embeds(self, picture: Picture) -> None:
+        """See `LiteralModel`: the text encoder sees nothing."""
+
+    @torch.no_grad()
+    def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Pictures (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
+        vae = build_empty(self.vae)
+        vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
+        stream_weights(vae, self.stores["vae"], self.precision, exact=("bn.",))
+        found = []
+        for image in images:
+            packed = Flux2KleinPipeline._patchify_latents(vae.encode(image).latent_dist.mode())
+            mean = vae.bn.running_mean.view(1, -1, 1, 1)
+            std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+            found.append(Flux2KleinPipeline._pack_latents((packed - mean) / std))
+        return found
+
+    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+        """Run the whole transformer on each input."""
+        transformer = build_empty(self.transformer)
+        # What comes after the last block is not captured, and named otherwise in single files.
+        transformer.norm_out, transformer.proj_out = _Skipped(), nn.Identity()
+        stream_weights(transformer, self.stores["transformer"], self.precision, exact=_FOLDED)
+        stream = self.precision.stream
+        for name in MODULATIONS:
+            getattr(transformer, name).register_forward_hook(
+                lambda _module, _args, folded: folded.to(stream).float()
+            )
+        return [
+            literal_capture(
+                transformer,
+                clean_latents=given.clean_latents,
+                noise=given.noise,
+                prompt_embeds=given.prompt.embeds,
+                prompt_weights=given.prompt_weights,
+                grid_hw=given.grid_hw,
+                feature_block=feature_block,
+                timestep=self.timestep,
+            )
+            for given in inputs
+        ]
+
+
+class _Skipped(nn.Module):
+    """Stands for the final modulated norm."""
+
+    def forward(self, hidden_states: torch.Tensor, _temb: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
+@torch.no_grad()
+def literal_capture(
+    transformer: Flux2Transformer2DModel,
+    *,
+    clean_latents: torch.Tensor,
+    noise: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    grid_hw: tuple[int, int],
+    prompt_weights: torch.Tensor,
+    feature_block: int,
+    timestep: float,
+) -> LiteralCapture:
+    """Run the whole transformer and keep every attention matrix of the clean tokens.
+
+    Args:
+        transformer: the model as diffusers loads it.
+        clean_latents: (B, N_v, C) float32.
+        noise: (1, N_v, C).
+        prompt_embeds: (B, N_p, E).
+        grid_hw: N_h, N_w.
+        prompt_weights: w, (B, N_p).
+        feature_block: l'.
+        timestep: sigma.
+    """
+    batch, tokens, channels = clean_latents.shape
+    grid = torch.zeros(1, channels, *grid_hw)
+    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)
+    clean_ids = Flux2KleinPipeline._prepare_image_ids([grid])
+    recorder = _Recorder(
+        transformer, prompt=prompt_embeds.shape[1], clean=tokens, feature_block=feature_block
+    )
+    with recorder:
+        transformer(
+            hidden_states=torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1),
+            encoder_hidden_states=prompt_embeds,
+            timestep=torch.full((batch,), timestep),
+            img_ids=torch.cat([noisy_ids, clean_ids], dim=1),
+            txt_ids=Flux2KleinPipeline._prepare_text_ids(prompt_embeds),
+            return_dict=False,
+        )
+    to_prompt = torch.stack(recorder.to_prompt, dim=1)
+    to_clean = torch.stack(recorder.to_clean, dim=1)
+    return LiteralCapture(
+        attention_vectors=(to_prompt @ prompt_weights[:, None, :, None])[..., 0],
+        transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
+        features=recorder.features,
+        token_attention=to_prompt.sum(1),
+    )
+
+
+class _Recorder:
+    """Replaces diffusers' attention function by an explicit softmax that is kept."""
+
+    def __init__(
+        self, transformer: Flux2Transformer2DModel, *, prompt: int, clean: int, feature_block: int
+    ) -> None:
+        self.transformer, self.prompt, self.clean = transformer, prompt, clean
+        self.feature_block = feature_block
+        self.to_prompt: list[torch.Tensor] = []
+        self.to_clean: list[torch.Tensor] = []
+        self.features: dict[str, torch.Tensor] = {}
+        self._undo: list[Callable[[], object]] = []
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        """Equation 1 on (B, N, heads, d)."""
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+        probabilities = scores.softmax(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", probabilities, value)
+        rows = probabilities.mean(1)[:, -self.clean :]
+        if len(self.to_prompt) == self.feature_block:
+            self.features["mmsa"] = out[:, -self.clean :].flatten(2)
+        self.to_prompt.append(rows[:, :, : self.prompt])
+        self.to_clean.append(rows[:, :, -self.clean :])
+        return out
+
+    def _keep_adaln(self, _module: Any, _args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+        self.features["adaln"] = kwargs["hidden_states"][:, -self.clean :]
+
+    def _keep_block(self, _module: Any, _args: Any, output: Any) -> None:
+        hidden = output[1] if isinstance(output, tuple) else output
+        self.features["block"] = hidden[:, -self.clean :]
+
+    def __enter__(self) -> None:
+        original = flux2.dispatch_attention_fn
+        flux2.dispatch_attention_fn = self.attention
+        self._undo.append(lambda: setattr(flux2, "dispatch_attention_fn", original))
+        blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        block = blocks[self.feature_block]
+        hook = block.attn.register_forward_pre_hook(self._keep_adaln, with_kwargs=True)
+        self._undo += [hook.remove, block.register_forward_hook(self._keep_block).remove]
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()

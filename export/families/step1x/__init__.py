@@ -1,0 +1,1 @@
+"""export/families/step1x."""

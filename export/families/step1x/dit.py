@@ -1,0 +1,279 @@
+"""Step1X-Edit's transformer at its first denoising step, with capture.
+
+Runs the blocks of diffusers' Flux transformer, which are the same arithmetic, behind our own
+connector. What depends on the timestep alone is constants; the final norm and projection, and
+everything of the last block that no captured quantity depends on, are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers.models.transformers.transformer_flux import (
+    FluxAttention,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from rism.export.attention_capture import Capture
+from rism.export.errors import UnsupportedModelError
+from rism.export.families.attention_processors import replaced_processors
+from rism.export.families.step1x.connector import INTO_STREAM as _CONNECTOR_INTO_STREAM
+from rism.export.families.step1x.connector import Connector, ConnectorSizes
+from rism.export.graph.rotary import RotaryTable, rotate
+from rism.export.precision import Precision
+from rism.export.spec import FamilySpec, PromptTokens
+
+__all__ = ["INTO_STREAM", "Step1XSingleStep", "Step1XSizes"]
+
+# Layers whose results are added to the residual stream, begin it, or multiply into it.
+INTO_STREAM = (
+    "x_embedder",
+    "context_embedder",
+    "attn.to_out.0",
+    "attn.to_add_out",
+    "ff.net.2",
+    "ff_context.net.2",
+    "proj_out",
+    "norm.linear",
+    "norm1.linear",
+    "norm1_context.linear",
+    "last_modulation",
+    *_CONNECTOR_INTO_STREAM,
+)
+_THETA = 10000.0
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step1XSizes:
+    """Sizes of a transformer.
+
+    Attributes:
+        in_channels: of a packed latent token.
+        heads, head_dim: of the attention; their product is the width.
+        double, single: numbers of blocks.
+        context: width of the connector's tokens.
+        connector: its sizes.
+        scaled: whether it has a scale factor (version 1.0).
+        mapping: width of the quoted tokens' embeddings beside the hidden states, or 0.
+    """
+
+    in_channels: int
+    heads: int
+    head_dim: int
+    double: int
+    single: int
+    context: int
+    connector: ConnectorSizes
+    scaled: bool
+    mapping: int
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.heads * self.head_dim
+
+    @property
+    def axes_dims(self) -> tuple[int, int, int]:
+        """Share of a head that each rotary axis turns: (16, 56, 56) of 128."""
+        first = self.head_dim // 8
+        return first, (self.head_dim - first) // 2, (self.head_dim - first) // 2
+
+
+class Step1XSingleStep(nn.Module):
+    """A `SingleStepDiT`; names of its parameters are those of the diffusers layout.
+
+    Args:
+        sizes: of the model.
+        family: axis rules of the three kinds of token.
+        constants: "time", the timestep's part of the modulation's input (1, D), and
+            "connector_time" (1, C), float32.
+        precision: of the connector's attention.
+    """
+
+    time: torch.Tensor
+    connector_time: torch.Tensor
+
+    def __init__(
+        self,
+        sizes: Step1XSizes,
+        family: FamilySpec,
+        constants: Mapping[str, torch.Tensor],
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        if sizes.single < 1:
+            raise UnsupportedModelError(
+                "the transformer has no single-stream block, expected at least one: "
+                "this is not a Step1X-Edit layout"
+            )
+        self.family, self.sizes = family, sizes
+        width = sizes.width
+        self.connector = Connector(sizes.connector, scaled=sizes.scaled, precision=precision)
+        self.vec_embed = _MlpEmbedder(sizes.connector.pooled, width)
+        self.x_embedder = nn.Linear(sizes.in_channels, width)
+        self.context_embedder = nn.Linear(sizes.context, width)
+        self.transformer_blocks = nn.ModuleList(
+            FluxTransformerBlock(width, sizes.heads, sizes.head_dim) for _ in range(sizes.double)
+        )
+        singles = [
+            FluxSingleTransformerBlock(width, sizes.heads, sizes.head_dim)
+            for _ in range(sizes.single)
+        ]
+        self.single_transformer_blocks = nn.ModuleList(singles[:-1])
+        last = singles[-1]
+        self.last_attn, self.last_norm = last.attn, last.norm.norm
+        self.last_modulation = nn.Linear(width, 2 * width)
+        self.rotary = RotaryTable(sizes.axes_dims, _THETA)
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(
+        self,
+        clean_latents: torch.Tensor,
+        noise: torch.Tensor,
+        prompt: PromptTokens,
+        positions: torch.Tensor,
+        capture: Capture,
+    ) -> None:
+        """Run the step; see `rism.export.spec.SingleStepDiT`."""
+        batch, spans = clean_latents.shape[0], capture.spans
+        text, condition = self._connect(prompt)
+        image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
+        rotary = self._tables(prompt, positions)
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        with replaced_processors(blocks, partial(_Processor, capture)):
+            for index, block in enumerate(self.transformer_blocks):
+                text, image = block(
+                    hidden_states=image,
+                    encoder_hidden_states=text,
+                    temb=condition,
+                    image_rotary_emb=rotary,
+                )
+                capture.keep("block", index, image[:, spans.noisy :])
+            hidden = torch.cat([text, image], dim=1)
+            for index, block in enumerate(self.single_transformer_blocks, self.sizes.double):
+                hidden = _single(block, hidden, condition, rotary)
+                capture.keep("block", index, hidden[:, spans.clean_start :])
+        self._last_block(hidden, condition, rotary, capture)
+
+    def _connect(self, prompt: PromptTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt tokens (B, N_p, D), and what sets every block's modulation (B, D)."""
+        assert prompt.mask is not None, "the connector takes a mask"
+        hidden = prompt.embeds[..., : self.sizes.connector.hidden]
+        tokens, pooled = self.connector(hidden, prompt.mask, self.connector_time)
+        if self.sizes.mapping:
+            quoted = prompt.embeds[..., self.sizes.connector.hidden :]
+            tokens = tokens + quoted.to(tokens.dtype)
+        return self.context_embedder(tokens), self.time + self.vec_embed(pooled)
+
+    def _tables(self, prompt: PromptTokens, positions: torch.Tensor) -> Rotary:
+        if prompt.positions is None:
+            first = self.rotary.prompt(self.family.prompt_axes, prompt.embeds.shape[1])
+        else:
+            first = self.rotary(prompt.positions.unbind(1))
+        noisy = self.rotary.image(self.family.noisy_axes, positions)
+        clean = self.rotary.image(self.family.clean_axes, positions)
+        cos, sin = zip(first, noisy, clean, strict=True)
+        return torch.cat(cos), torch.cat(sin)
+
+    def _last_block(
+        self, hidden: torch.Tensor, condition: torch.Tensor, rotary: Rotary, capture: Capture
+    ) -> None:
+        """Where it looks is all the last block is asked: no MLP, no output projection."""
+        shift, scale = self.last_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
+        normal = self.last_norm(hidden) * (1 + scale) + shift
+        index, start = self.sizes.double + self.sizes.single - 1, capture.spans.clean_start
+        clean, attn = normal[:, start:], self.last_attn
+        capture.keep("adaln", index, clean)
+        q = rotate(_heads(attn.norm_q(_split(attn.to_q(clean), attn))), _from(rotary, start))
+        k = rotate(_heads(attn.norm_k(_split(attn.to_k(normal), attn))), rotary)
+        capture.probe(index, q, k)
+        if capture.feature_block == index and capture.feature_site == "mmsa":
+            v = _heads(_split(attn.to_v(normal), attn))
+            capture.keep("mmsa", index, capture.attention(q, k, v))
+
+
+class _MlpEmbedder(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.in_layer, self.out_layer = nn.Linear(channels, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.out_layer(F.silu(self.in_layer(x)))
+        return out
+
+
+def _single(
+    block: FluxSingleTransformerBlock,
+    hidden: torch.Tensor,
+    condition: torch.Tensor,
+    rotary: Rotary,
+) -> torch.Tensor:
+    """Run a single-stream block over the whole sequence.
+
+    The block's own forward takes the sequence in two pieces and joins them again each time.
+    """
+    normal, gate = block.norm(hidden, emb=condition)
+    attended = block.attn(hidden_states=normal, image_rotary_emb=rotary)
+    fed = block.act_mlp(block.proj_mlp(normal))
+    out = block.proj_out(torch.cat([attended, fed], dim=-1))
+    result: torch.Tensor = hidden + gate.unsqueeze(1) * out
+    return result
+
+
+def _split(x: torch.Tensor, attn: FluxAttention) -> torch.Tensor:
+    """(B, N, heads * d) to (B, N, heads, d)."""
+    return x.reshape(*x.shape[:-1], -1, attn.head_dim)
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, heads, d) to (B, heads, N, d)."""
+    return x.transpose(1, 2)
+
+
+def _from(rotary: Rotary, start: int) -> Rotary:
+    return rotary[0][start:], rotary[1][start:]
+
+
+class _Processor:
+    """Attention of either kind of block; double-stream ones project the prompt separately."""
+
+    def __init__(self, capture: Capture, index: int) -> None:
+        self.capture, self.index = capture, index
+
+    def __call__(
+        self,
+        attn: FluxAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
+        image_rotary_emb: Rotary,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        image, text, spans = hidden_states, encoder_hidden_states, self.capture.spans
+        clean = spans.clean_start if text is None else spans.noisy
+        self.capture.keep("adaln", self.index, image[:, clean:])
+        q = attn.norm_q(_split(attn.to_q(image), attn))
+        k = attn.norm_k(_split(attn.to_k(image), attn))
+        v = _split(attn.to_v(image), attn)
+        if text is not None:
+            q = torch.cat([attn.norm_added_q(_split(attn.add_q_proj(text), attn)), q], dim=1)
+            k = torch.cat([attn.norm_added_k(_split(attn.add_k_proj(text), attn)), k], dim=1)
+            v = torch.cat([_split(attn.add_v_proj(text), attn), v], dim=1)
+        out = self.capture.attend(
+            self.index,
+            rotate(_heads(q), image_rotary_emb),
+            rotate(_heads(k), image_rotary_emb),
+            _heads(v),
+        )
+        if text is None:
+            return out
+        length = spans.prompt
+        return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])

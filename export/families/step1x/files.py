@@ -1,0 +1,299 @@
+"""Finding and checking the files of a Step1X-Edit checkpoint; only headers are read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import transformers
+from diffusers import AutoencoderKL
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from rism.export.checkpoint.json_files import read_json
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.checkpoint.meta_modules import build_empty
+from rism.export.checkpoint.safetensors_store import TensorStore, imagine, open_folder, read_headers
+from rism.export.errors import CheckpointError
+from rism.export.families.step1x.connector import ConnectorSizes
+from rism.export.families.step1x.dit import Step1XSizes
+from rism.export.families.step1x.names import is_step1x_file, open_autoencoder, open_transformer
+from rism.export.families.step1x.shapes import expected_shapes, guess_vae, sizes_of
+from rism.runtime.errors import one_line
+
+__all__ = ["Step1XFiles", "open_files"]
+
+_AUTOENCODERS = ("vae.safetensors", "ae.safetensors")
+# What the FLUX.1 autoencoder's configuration says and its tensors do not.
+_VAE = {
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_PUBLISHED = Step1XSizes(
+    in_channels=64,
+    heads=24,
+    head_dim=128,
+    double=19,
+    single=38,
+    context=4096,
+    connector=ConnectorSizes(hidden=3584, width=4096, pooled=768, heads=32, depth=2),
+    scaled=True,
+    mapping=0,
+)
+_MOST_BLOCKS = 512
+
+
+@dataclass(frozen=True)
+class Step1XFiles:
+    """The three parts: where their tensors are, and their configurations.
+
+    Attributes:
+        transformer: tensors under the names of the diffusers layout.
+        sizes: of the transformer, but for the number of the connector's heads.
+        vae: tensors under diffusers' names.
+        vae_config: of `AutoencoderKL`.
+        text: tensors of `Qwen2_5_VLModel`.
+        text_values: of `Qwen2_5_VLConfig`.
+        processors: folders that hold the tokenizer and preprocessor_config.json.
+    """
+
+    transformer: TensorStore
+    sizes: Step1XSizes
+    vae: TensorStore
+    vae_config: dict[str, Any]
+    text: TensorStore
+    text_values: dict[str, Any]
+    processors: tuple[Path, ...]
+
+    def text_config(
+        self, *, blocks: int | None = None, vision_blocks: tuple[int, ...] | None = None
+    ) -> Qwen2_5_VLConfig:
+        """Return the language model's configuration, or that of a few of its blocks.
+
+        Args:
+            blocks: how many of the language model, from the first.
+            vision_blocks: which of the tower.
+        """
+        config = _quiet_config(self.text_values)
+        if blocks is not None:
+            config.text_config.num_hidden_layers = blocks
+            config.text_config.layer_types = config.text_config.layer_types[:blocks]
+        if vision_blocks is not None:
+            whole = set(config.vision_config.fullatt_block_indexes)
+            config.vision_config.depth = len(vision_blocks)
+            config.vision_config.fullatt_block_indexes = [
+                place for place, block in enumerate(vision_blocks) if block in whole
+            ]
+        return config
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the language model and its tower."""
+        try:
+            module = build_empty(lambda: Qwen2_5_VLModel(self.text_config()))
+        except Exception as error:  # the library's own kinds for a wrong value
+            raise CheckpointError(
+                f"text encoder: its configuration describes no model "
+                f"({one_line(error, limit=160)}): download config.json again"
+            ) from None
+        return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+    def check(self) -> None:
+        """Compare names and shapes of all tensors with what the sizes ask for.
+
+        Raises:
+            CheckpointError: They differ; the message names a tensor.
+        """
+        self.transformer.expect(expected_shapes(self.sizes))
+        vae = build_empty(lambda: AutoencoderKL.from_config(self.vae_config)).state_dict()
+        used = {name: tuple(t.shape) for name, t in vae.items() if name.startswith("encoder.")}
+        self.vae.only(used).expect(used)
+        self.text.expect(self.text_shapes())
+        width = self.text_config().text_config.hidden_size
+        if width != self.sizes.connector.hidden:
+            raise CheckpointError(
+                f"the connector takes hidden states of width {self.sizes.connector.hidden}, the "
+                f"text encoder's are {width}: the parts are of different models"
+            )
+        packed = 4 * int(self.vae_config["latent_channels"])
+        if self.sizes.in_channels != packed:
+            raise CheckpointError(
+                f"the transformer takes {self.sizes.in_channels} latent channels, the VAE packs "
+                f"{packed}: the parts are of different models"
+            )
+
+
+def _quiet_config(values: Mapping[str, Any]) -> Qwen2_5_VLConfig:
+    """Build a configuration; of older ones the library says in passing how it reads them."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        config: Qwen2_5_VLConfig = Qwen2_5_VLConfig.from_dict(copy.deepcopy(dict(values)))
+    finally:
+        transformers.logging.set_verbosity(before)
+    config._attn_implementation = "eager"
+    return config
+
+
+def open_files(checkpoint: Checkpoint) -> Step1XFiles:
+    """Open the parts of a checkpoint, in the makers' or in diffusers' layout.
+
+    Raises:
+        CheckpointError: A part is missing, cut short, or its configuration is wrong.
+    """
+    folder, makers = checkpoint.folder, checkpoint.transformer_file is not None
+    makers = makers or bool(checkpoint.pipeline)
+    language = _language(checkpoint) if makers else folder / "text_encoder"
+    files = Step1XFiles(
+        transformer=imagine("transformer", {}),
+        sizes=_PUBLISHED,
+        vae=imagine("vae", {}),
+        vae_config=_vae_config({} if makers else read_json(folder / "vae" / "config.json")),
+        text=imagine("text_encoder", {}),
+        text_values=read_json(language / "config.json"),
+        processors=(language,) if makers else (folder / "processor", folder / "tokenizer"),
+    )
+    _check_counts(files)
+    if not checkpoint.weights:
+        return _planned(files, None if makers else read_json(folder / "transformer/config.json"))
+    if checkpoint.transformer_file is not None:
+        headers = read_headers(checkpoint.transformer_file)
+        if not is_step1x_file(headers):
+            raise CheckpointError(
+                f"{checkpoint.transformer_file} is no Step1X-Edit transformer: expected the "
+                "makers' file, such as step1x-edit-i1258.safetensors"
+            )
+        transformer = open_transformer(checkpoint.transformer_file, headers)
+        vae = open_autoencoder(_autoencoder(folder))
+        files = replace(files, vae_config=_vae_config(guess_vae(vae)))
+        config: dict[str, Any] = {}
+    else:
+        transformer, vae = open_folder(folder / "transformer"), open_folder(folder / "vae")
+        config = read_json(folder / "transformer" / "config.json")
+    return replace(
+        files,
+        transformer=transformer,
+        sizes=sizes_of(transformer, config),
+        vae=vae,
+        text=_language_names(open_folder(language)),
+    )
+
+
+def _planned(files: Step1XFiles, config: Mapping[str, Any] | None) -> Step1XFiles:
+    """Configurations alone, with tensors that are not here yet."""
+    sizes = files.sizes if config is None else _sizes_said(config)
+    vae = build_empty(lambda: AutoencoderKL.from_config(files.vae_config)).state_dict()
+    return replace(
+        files,
+        sizes=sizes,
+        transformer=imagine("transformer", expected_shapes(sizes)),
+        vae=imagine("vae", {name: tuple(tensor.shape) for name, tensor in vae.items()}),
+        text=imagine("text_encoder", files.text_shapes()),
+    )
+
+
+def _sizes_said(config: Mapping[str, Any]) -> Step1XSizes:
+    try:
+        return replace(
+            _PUBLISHED,
+            in_channels=int(config.get("in_channels", 64)),
+            heads=int(config.get("num_attention_heads", 24)),
+            head_dim=int(config.get("attention_head_dim", 128)),
+            double=int(config.get("num_layers", 19)),
+            single=int(config.get("num_single_layers", 38)),
+            context=int(config.get("joint_attention_dim", 4096)),
+            scaled=False,
+            mapping=(
+                int(config.get("joint_attention_dim", 4096))
+                if config.get("enable_text_token_mapping")
+                else 0
+            ),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"transformer: its configuration describes no model ({error}): download it again"
+        ) from None
+
+
+def _vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what the class knows, and fill in FLUX.1's."""
+    known = signature(AutoencoderKL.__init__).parameters
+    given = {key: value for key, value in config.items() if key in known}
+    levels = len(given.get("block_out_channels", (128, 256, 512, 512)))
+    return {
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        **_VAE,
+        **given,
+    }
+
+
+def _autoencoder(folder: Path) -> Path:
+    for name in _AUTOENCODERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} lacks {_AUTOENCODERS[0]}: download the autoencoder too")
+
+
+def _language(checkpoint: Checkpoint) -> Path:
+    """Find Qwen2.5-VL: given, in the folder, or beside it."""
+    if checkpoint.language is not None:
+        return checkpoint.language
+    folder = checkpoint.folder.resolve()
+    for place in (folder, folder.parent):
+        found = sorted(
+            path
+            for path in place.iterdir()
+            if path.name.lower().startswith("qwen2.5-vl") and (path / "config.json").is_file()
+        )
+        if found:
+            return found[0]
+    raise CheckpointError(
+        f"{checkpoint.folder} has no folder Qwen2.5-VL-7B-Instruct in it or beside it: "
+        "download Qwen/Qwen2.5-VL-7B-Instruct there"
+    )
+
+
+def _language_names(store: TensorStore) -> TensorStore:
+    """Bring both layouts of Qwen2.5-VL's names to those of `Qwen2_5_VLModel`."""
+    names = {}
+    for name in store:
+        if name.startswith("lm_head."):
+            continue  # nothing is generated
+        if name.startswith("visual."):
+            names[name] = name
+        elif name.startswith(("model.visual.", "model.language_model.")):
+            names[name.removeprefix("model.")] = name
+        else:
+            names[f"language_model.{name.removeprefix('model.')}"] = name
+    return store.renamed(names)
+
+
+def _check_counts(files: Step1XFiles) -> None:
+    """Refuse absurd sizes before a model of them is built."""
+    try:
+        config = files.text_config()
+        counts = {
+            "num_hidden_layers": config.text_config.num_hidden_layers,
+            "vision depth": config.vision_config.depth,
+        }
+    except Exception as error:  # the library's own kinds for a wrong value
+        raise CheckpointError(
+            f"text encoder: its configuration describes no Qwen2.5-VL "
+            f"({one_line(error, limit=160)}): download config.json again"
+        ) from None
+    for key, value in counts.items():
+        if not isinstance(value, int) or not 1 <= value <= _MOST_BLOCKS:
+            raise CheckpointError(
+                f"text encoder: {key} is {one_line(value, limit=40)}, expected a number of "
+                f"blocks up to {_MOST_BLOCKS}: mend its config.json"
+            )

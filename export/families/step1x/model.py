@@ -1,0 +1,364 @@
+"""Step1X-Edit, in three versions: its checkpoints, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
+
+from rism.export.checkpoint.chat_template import open_tokenizer, tokenizer_json
+from rism.export.checkpoint.json_files import read_json
+from rism.export.checkpoint.locate import STEP1X, Checkpoint
+from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty
+from rism.export.checkpoint.safetensors_store import StoredTensor, TensorStore
+from rism.export.errors import CheckpointError
+from rism.export.families.step1x.connector import sinusoids
+from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, Step1XSizes
+from rism.export.families.step1x.files import Step1XFiles, open_files
+from rism.export.families.step1x.names import is_step1x_file
+from rism.export.families.step1x.pipeline_reference import LiteralParts, LiteralStep1XEdit
+from rism.export.families.step1x.shapes import SINUSOIDS, expected_shapes, read_linear
+from rism.export.families.step1x.spec import (
+    NOISY_AXES,
+    VERSIONS,
+    Version,
+    make_spec,
+    step1x_settings,
+)
+from rism.export.graph.encoders import VaeEncoder
+from rism.export.graph.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
+from rism.export.precision import Precision, apply_precision
+from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
+
+__all__ = ["STEP1X_FAMILIES", "Step1XModel"]
+
+_TEXT_INTO_STREAM = ("o_proj", "down_proj")
+_VISION_INTO_STREAM = ("patch_embed", "attn.proj", "mlp.down_proj")
+_VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
+_REFINER = "connector.S.individual_token_refiner.blocks"
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Which blocks of the checkpoint a model is made of."""
+
+    double: tuple[int, ...]
+    single: tuple[int, ...]
+    refiner: tuple[int, ...]
+    text: int
+    vision: tuple[int, ...]
+
+
+class Step1XModel:
+    """A checkpoint, opened: an `OpenModel`."""
+
+    default_precision: str
+
+    def __init__(
+        self,
+        files: Step1XFiles,
+        version: Version,
+        spec: ModelSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        preprocessor: Mapping[str, Any],
+        blocks: _Blocks,
+        default_precision: str,
+    ) -> None:
+        self.files, self.version, self.spec = files, version, spec
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+        self.preprocessor, self.blocks = preprocessor, blocks
+        self.default_precision = default_precision
+        self.tokenizer_json = tokenizer_json(tokenizer)
+
+    @property
+    def sizes(self) -> Step1XSizes:
+        """Sizes of the transformer made of these blocks."""
+        blocks, sizes = self.blocks, self.files.sizes
+        connector = replace(sizes.connector, depth=len(blocks.refiner))
+        return replace(
+            sizes, double=len(blocks.double), single=len(blocks.single), connector=connector
+        )
+
+    def vision_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        model = build_empty(lambda: Qwen2_5_VLModel(self._text_config()))
+        module = QwenVisionEncoder(model.visual, precision)
+        rules = {
+            name: self._text_store[f"visual.{name}"]
+            for name in module.state_dict()
+            if name != "patch_embed.weight"
+        }
+        rules["patch_embed.weight"] = self._text_store["visual.patch_embed.proj.weight"].flattened()
+        return _part("vision_encoder", module, rules, precision, _VISION_INTO_STREAM)
+
+    def text_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        config, sizes = self._text_config(), self.sizes
+        model = build_empty(lambda: Qwen2_5_VLModel(config))
+        mapping = None
+        if sizes.mapping:
+            hidden = sizes.connector.hidden
+            mapping = build_empty(lambda: nn.Linear(hidden, sizes.mapping))
+        module = QwenVlPromptEncoder(
+            model.language_model,
+            image_token_id=config.image_token_id,
+            drop=self.spec.prompt.drop,
+            flash=self.version.flash,
+            precision=precision,
+            mapping=mapping,
+        )
+        rules: dict[str, WeightRule] = {}
+        for name in module.state_dict():
+            _, own, rest = name.partition("mapping.")
+            rules[name] = (
+                self.files.transformer[f"text_token_mapping.{rest}"]
+                if own
+                else self._text_store[f"language_model.{name}"]
+            )
+        return _part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
+
+    def vae_encoder(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        vae = build_empty(lambda: AutoencoderKL.from_config(self.files.vae_config))
+        module = VaeEncoder(vae, vae.config.shift_factor or 0.0, vae.config.scaling_factor)
+        rules = {name: self.files.vae[name] for name in module.state_dict()}
+        return _part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
+
+    def transformer(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        store, last = self._transformer_store, len(self.blocks.single) - 1
+        module = build_empty(
+            lambda: Step1XSingleStep(self.sizes, self.spec.family, self._constants, precision)
+        )
+        rules: dict[str, WeightRule] = {}
+        for name in module.state_dict():
+            if name.startswith("last_attn."):
+                rest = name.removeprefix("last_")
+                rules[name] = store[f"single_transformer_blocks.{last}.{rest}"]
+            elif name.startswith("last_modulation."):
+                whole = store[
+                    f"single_transformer_blocks.{last}.norm.linear.{name.rpartition('.')[2]}"
+                ]
+                # Shift, scale and gate, in this order; nothing passes the last gate.
+                rules[name] = whole.rows(0, 2 * self.sizes.width)
+            else:
+                rules[name] = store[name]
+        return _part("transformer", module, rules, precision, INTO_STREAM)
+
+    def literal(self, precision: Precision) -> LiteralModel:
+        """See `OpenModel`."""
+        return LiteralStep1XEdit(
+            LiteralParts(
+                sizes=self.sizes,
+                transformer=self._transformer_store,
+                vae=self.files.vae,
+                vae_config=self.files.vae_config,
+                text=self._text_store,
+                text_config=self._text_config,
+                mapping=self.files.transformer,
+            ),
+            version=self.version,
+            spec=self.spec,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template,
+            preprocessor=self.preprocessor,
+            precision=precision,
+        )
+
+    def samples_of_blocks(self) -> Sequence[OpenModel]:
+        """One double-stream block, and one single-stream block, each before the last one."""
+        last = self.blocks.single[-1]
+        kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        if self.blocks.double:
+            kept.append(((self.blocks.double[0],), (last,)))
+        if len(self.blocks.single) > 1:
+            kept.append(((), (self.blocks.single[0], last)))
+        whole = self._text_config().vision_config.fullatt_block_indexes
+        windowed = [index for index in self.blocks.vision if index not in whole]
+        vision = tuple(sorted({*windowed[:1], *list(whole)[:1]}))
+        return [
+            Step1XModel(
+                self.files,
+                self.version,
+                replace(
+                    self.spec, double_blocks=len(double), single_blocks=len(single), feature_block=0
+                ),
+                self.tokenizer,
+                self.chat_template,
+                self.preprocessor,
+                # The refiner's block goes with the smaller of the two kinds.
+                _Blocks(double, single, () if double else self.blocks.refiner[:1], 1, vision),
+                self.default_precision,
+            )
+            for double, single in kept or [((), (last,))]
+        ]
+
+    def _text_config(self) -> Any:
+        return self.files.text_config(blocks=self.blocks.text, vision_blocks=self.blocks.vision)
+
+    @cached_property
+    def _text_store(self) -> TensorStore:
+        """The tensors of these blocks, numbered as the model built of them numbers them."""
+        module = build_empty(lambda: Qwen2_5_VLModel(self._text_config()))
+        places = {"visual.blocks": self.blocks.vision}
+        return _renumbered(self.files.text, module.state_dict(), places)
+
+    @cached_property
+    def _transformer_store(self) -> TensorStore:
+        """Likewise."""
+        places = {
+            "transformer_blocks": self.blocks.double,
+            "single_transformer_blocks": self.blocks.single,
+            _REFINER: self.blocks.refiner,
+        }
+        return _renumbered(self.files.transformer, expected_shapes(self.sizes), places)
+
+    @cached_property
+    def _constants(self) -> dict[str, torch.Tensor]:
+        """What the timestep alone decides."""
+        store = self.files.transformer
+        steps = sinusoids(1000 * self.spec.timestep, SINUSOIDS)
+        found = {}
+        for name, first, second in (
+            ("time", "time_embed.in_layer", "time_embed.out_layer"),
+            ("connector_time", "connector.S.t_embedder.mlp.0", "connector.S.t_embedder.mlp.2"),
+        ):
+            inner = F.silu(read_linear(store, first, steps))
+            found[name] = read_linear(store, second, inner)
+        return found
+
+
+def _renumbered(
+    store: TensorStore, names: Mapping[str, object], places: Mapping[str, tuple[int, ...]]
+) -> TensorStore:
+    """Give a few blocks' tensors the numbers they have in a model of these blocks alone."""
+    found = {}
+    for name in names:
+        old = name
+        for group, blocks in places.items():
+            if name.startswith(f"{group}."):
+                index, _, rest = name.removeprefix(f"{group}.").partition(".")
+                old = f"{group}.{blocks[int(index)]}.{rest}"
+        found[name] = old
+    return store.renamed(found)
+
+
+def _part(
+    name: str,
+    module: nn.Module,
+    rules: Mapping[str, WeightRule],
+    precision: Precision,
+    into_stream: Sequence[str],
+) -> Part:
+    def stored(weight: str) -> torch.dtype:
+        rule = rules[weight]
+        return rule.dtype
+
+    apply_precision(module, precision, stored, into_stream=into_stream)
+    return Part(name, module, rules)
+
+
+def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
+    """Open a checkpoint of a version; see `open_files`."""
+    files = open_files(checkpoint)
+    settings = step1x_settings(checkpoint, version)
+    version = replace(version, vision_id=settings["vision_id"])
+    if settings["connector_heads"] is not None:
+        connector = replace(files.sizes.connector, heads=settings["connector_heads"])
+        files = replace(files, sizes=replace(files.sizes, connector=connector))
+    files.check()
+    tokenizer, chat_template = _tokenizer(files.processors)
+    preprocessor = read_json(_first(files.processors, "preprocessor_config.json"))
+    levels = len(files.vae_config["block_out_channels"])
+    spec = make_spec(
+        _FAMILY[version.name],
+        version,
+        settings,
+        sizes=files.sizes,
+        text_dim=files.text_config().text_config.hidden_size,
+        token_px=2**levels,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        preprocessor=preprocessor,
+        saved=checkpoint.transformer_file is None and not checkpoint.pipeline,
+    )
+    config, sizes = files.text_config(), files.sizes
+    blocks = _Blocks(
+        tuple(range(sizes.double)),
+        tuple(range(sizes.single)),
+        tuple(range(sizes.connector.depth)),
+        config.text_config.num_hidden_layers,
+        tuple(range(config.vision_config.depth)),
+    )
+    precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
+    return Step1XModel(
+        files, version, spec, tokenizer, chat_template, preprocessor, blocks, precision
+    )
+
+
+def _tokenizer(folders: Sequence[Path]) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer, and the chat template: the processor's where it has one of its own."""
+    folder = _first(folders, "tokenizer.json", "vocab.json").parent
+    tokenizer = open_tokenizer(folder)
+    template: object = tokenizer.chat_template
+    if (folder / "chat_template.json").is_file():
+        template = read_json(folder / "chat_template.json").get("chat_template")
+    if not isinstance(template, str):
+        raise CheckpointError(
+            f"{folder} has no chat template, expected chat_template.json or one in "
+            "tokenizer_config.json: download it again"
+        )
+    return tokenizer, template
+
+
+def _first(folders: Sequence[Path], *names: str) -> Path:
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise CheckpointError(
+        f"{folders[0]} lacks {names[0]}: download the text encoder's processor too"
+    )
+
+
+def _version_of_file(file: Path, headers: Mapping[str, StoredTensor]) -> str | None:
+    """Tell the version of a file in the makers' layout.
+
+    Only 1.0's connector has a scale factor, only 1.2 may have a mapping of quoted tokens.
+    """
+    if not is_step1x_file(headers):
+        return None
+    if any(name.endswith("connector.scale_factor") for name in headers):
+        return "1.0"
+    if any("text_token_mapping." in name for name in headers) or "v1p2" in file.name.lower():
+        return "1.2"
+    return "1.1"
+
+
+def _family(version: Version, pipeline: str) -> FamilySpec:
+    return FamilySpec(
+        name="step1x-edit",
+        prompt_axes=version.prompt_axes,
+        noisy_axes=NOISY_AXES,
+        clean_axes=version.clean_axes,
+        pipelines=(pipeline,),
+        owns=lambda file, headers: _version_of_file(file, headers) == version.name,
+        open=partial(_open, version),
+    )
+
+
+_FAMILY = {
+    "1.0": _family(VERSIONS["1.0"], STEP1X),
+    "1.1": _family(VERSIONS["1.1"], "Step1XEditPipeline"),
+    "1.2": _family(VERSIONS["1.2"], "Step1XEditPipelineV1P2"),
+}
+STEP1X_FAMILIES: tuple[FamilySpec, ...] = tuple(_FAMILY.values())

@@ -1,0 +1,362 @@
+"""The literal Step1X-Edit: the libraries' own text encoder and autoencoder, the transcribed DiT.
+
+The conditioner's steps follow the published ones with the classes of transformers, not with the
+lean runtime's: the parity gate compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
+
+from rism.export.checkpoint.chat_template import tokenizer_json
+from rism.export.checkpoint.layer_streaming import stream_weights
+from rism.export.checkpoint.meta_modules import build_empty
+from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.families.step1x import reference as reference
+from rism.export.families.step1x.dit import Step1XSizes
+from rism.export.families.step1x.spec import IMAGE_TOKEN, Version, content, prefix_text
+from rism.export.precision import Precision
+from rism.export.spec import (
+    LiteralCapture,
+    LiteralInputs,
+    LiteralPrompt,
+    ModelSpec,
+    Picture,
+)
+from rism.runtime.bundle.prompt_spec import VisionRules
+from rism.runtime.prompt.encoder import Instruction, PromptEncoder
+
+__all__ = ["LiteralParts", "LiteralStep1XEdit", "Processed"]
+
+_QUOTES = "\"'“”"
+# Folded into constants by the exporter from unrounded weights, and not rounded after.
+_FOLDED = ("time_in.", "connector.S.t_embedder.")
+
+
+@dataclass(frozen=True)
+class LiteralParts:
+    """Where the parts' tensors are, and what builds the libraries' models of them.
+
+    Attributes:
+        sizes: of the transformer.
+        transformer, vae, text: tensors; of the transformer under the diffusers layout's names.
+        vae_config: of `AutoencoderKL`.
+        text_config: makes the configuration of `Qwen2_5_VLModel`.
+        mapping: holds "text_token_mapping", where there is one.
+    """
+
+    sizes: Step1XSizes
+    transformer: TensorStore
+    vae: TensorStore
+    vae_config: Mapping[str, Any]
+    text: TensorStore
+    text_config: Callable[[], Any]
+    mapping: TensorStore
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What transformers' processor and model make of one instruction about one picture.
+
+    Attributes:
+        input_ids: (1, S) int64.
+        seen: (1, S) int64, one on tokens that are not masked.
+        quoted: (1, S) int64, one on tokens of quoted characters.
+        position_ids: (3, 1, S) int64.
+        pixel_values: (P, values) float32.
+        grid_thw: (1, 3) int64.
+    """
+
+    input_ids: torch.Tensor
+    seen: torch.Tensor
+    quoted: torch.Tensor
+    position_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+
+
+class LiteralStep1XEdit:
+    """A `LiteralModel`; weights are read from the checkpoint when a layer runs."""
+
+    def __init__(
+        self,
+        parts: LiteralParts,
+        *,
+        version: Version,
+        spec: ModelSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        preprocessor: Mapping[str, Any],
+        precision: Precision,
+    ) -> None:
+        self.parts, self.version, self.spec = parts, version, spec
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+        self.preprocessor, self.precision = preprocessor, precision
+
+    @torch.no_grad()
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+        """Encode instructions, one at a time, as the version's conditioner does."""
+        return [self._prompt(instruction, picture) for instruction in instructions]
+
+    @torch.no_grad()
+    def image_embeds(self, picture: Picture) -> torch.Tensor:
+        """What takes the place of the picture's tokens, (V, E)."""
+        pixels, grid = self._pixels(picture)
+        found: torch.Tensor = self._language.visual(pixels, grid_thw=grid).pooler_output
+        return found
+
+    @torch.no_grad()
+    def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Pictures (1, 3, H, W) in [-1, 1] to shifted, scaled and packed latents (1, N_v, C)."""
+        vae = build_empty(lambda: AutoencoderKL.from_config(dict(self.parts.vae_config)))
+        vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
+        stream_weights(vae, self.parts.vae, self.precision)
+        found = []
+        for image in images:
+            latents = vae.encode(image).latent_dist.mode()
+            latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+            _, channels, height, width = latents.shape
+            rows = latents.unfold(2, 2, 2).unfold(3, 2, 2)  # (1, c, h, w, 2, 2)
+            packed = rows.permute(0, 2, 3, 1, 4, 5)
+            found.append(packed.reshape(1, height * width // 4, 4 * channels))
+        return found
+
+    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+        """Run the whole transformer on each input."""
+        ours = self.parts.sizes
+        sizes = reference.Step1XSizes(
+            in_channels=ours.in_channels,
+            width=ours.width,
+            heads=ours.heads,
+            double=ours.double,
+            single=ours.single,
+            context_dim=ours.context,
+            vector_dim=ours.connector.pooled,
+            connector_in=ours.connector.hidden,
+            connector_heads=ours.connector.heads,
+            connector_depth=ours.connector.depth,
+            axes=ours.axes_dims,
+            scale_factor=ours.scaled,
+        )
+        tensors = reference.literal_tensors(self.parts.transformer)
+        model = reference.open_literal(sizes, tensors, self.precision, exact=_FOLDED)
+        return [self._capture(model, given, feature_block) for given in inputs]
+
+    def _capture(
+        self, model: reference.LiteralStep1X, given: LiteralInputs, feature_block: int
+    ) -> LiteralCapture:
+        prompt = given.prompt
+        assert prompt.mask is not None, "prompts of this model have a mask"
+        embeds, hidden = prompt.embeds, self.parts.sizes.connector.hidden
+        grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in given.grid_hw))
+        noisy = torch.nn.functional.pad(grid, (1, 0))
+        clean = {
+            "1.0": noisy,
+            "1.1": noisy + 1,
+            "1.2": torch.nn.functional.pad(grid, (1, 0), value=1.0),
+        }[self.version.name]
+        own = prompt.positions
+        return reference.literal_step1x(
+            model,
+            clean_latents=given.clean_latents,
+            noise=given.noise,
+            prompt_embeds=embeds[..., :hidden],
+            prompt_mask=prompt.mask,
+            prompt_positions=torch.zeros(embeds.shape[1], 3) if own is None else own,
+            noisy_positions=noisy,
+            clean_positions=clean,
+            prompt_weights=given.prompt_weights,
+            feature_block=feature_block,
+            timestep=self.spec.timestep,
+            extra=embeds[..., hidden:] if self.parts.sizes.mapping else None,
+        )
+
+    @cached_property
+    def _language(self) -> Qwen2_5_VLModel:
+        model = build_empty(lambda: Qwen2_5_VLModel(self.parts.text_config()))
+        stream_weights(model, self.parts.text, self.precision)
+        return model
+
+    def _pixels(self, picture: Picture) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the processor makes of a picture at the model's size: values, and their grid."""
+        rules = self._rules
+        image = Image.fromarray(picture)
+        if self.version.align:
+            image = image.resize(_aligned(image.size, rules.cell_px))
+        given = {k: v for k, v in self.preprocessor.items() if k in _PROCESSOR_KEYS}
+        limits = {"shortest_edge": rules.min_pixels, "longest_edge": rules.max_pixels}
+        ours = self.version.arithmetic == "torchvision"
+        processor = Qwen2VLImageProcessorPil(**given, size=limits, do_resize=not ours)
+        if ours:
+            image = _resized(image, rules)
+        found = processor(images=[image], return_tensors="pt")
+        return found["pixel_values"], found["image_grid_thw"]
+
+    @property
+    def _rules(self) -> VisionRules:
+        rules = self.spec.prompt.vision
+        assert rules is not None, "this family's text encoder looks at the picture"
+        return rules
+
+    def _ids(self, instruction: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (1, S) with the picture's among them, and which are of quoted characters."""
+        parts = content(self.version, prefix_text(self.version), instruction)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+            add_vision_id=self.version.vision_id,
+        )
+        quotes = self.spec.prompt.quotes
+        if quotes is not None and any(mark in text[quotes.start :] for mark in _QUOTES):
+            # How quoted words are cut has an oracle of its own, in tests/runtime/prompt/test_quotes.py.
+            encoder = PromptEncoder(self.spec.prompt, tokenizer_json(self.tokenizer).encode())
+            said = Instruction(instruction, instruction, 0)
+            found = encoder.tokenize([said], image_tokens=tokens)
+            return torch.from_numpy(found.input_ids), torch.from_numpy(found.quoted_mask)
+        ids = self.tokenizer(
+            text.replace(IMAGE_TOKEN, tokens * IMAGE_TOKEN), return_tensors="pt"
+        ).input_ids
+        return ids, torch.zeros_like(ids)
+
+    def processed(self, instruction: str, picture: Picture) -> Processed:
+        """Return what the library's own classes make of an instruction about a picture."""
+        pixels, grid = self._pixels(picture)
+        tokens = int(grid.prod()) // self._rules.merge**2
+        ids, quoted = self._ids(instruction, tokens)
+        pictured = (ids == self._language.config.image_token_id).int()
+        seen = (ids > 0).long()
+        positions, _ = self._language.get_rope_index(
+            ids, mm_token_type_ids=pictured, image_grid_thw=grid, attention_mask=seen
+        )
+        # What the pinned releases fill with 1, this one leaves 0.
+        return Processed(ids, seen, quoted, positions.where(seen > 0, 1), pixels, grid)
+
+    def _prompt(self, instruction: str, picture: Picture) -> LiteralPrompt:
+        rules, given = self.spec.prompt, self.processed(instruction, picture)
+        with _left_out(self._language, given.seen if self.version.flash else None):
+            hidden = self._language(
+                input_ids=given.input_ids,
+                attention_mask=given.seen if self.version.masks_attention else None,
+                position_ids=given.position_ids,
+                pixel_values=given.pixel_values,
+                image_grid_thw=given.grid_thw,
+            ).last_hidden_state[0, rules.drop :]
+        if self.parts.sizes.mapping:
+            mapped = self._mapped(given.input_ids, given.quoted)
+            hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
+        length = len(hidden)
+        padding = rules.max_length - length if rules.padding == "zeros" else 0
+        return LiteralPrompt(
+            torch.nn.functional.pad(hidden, (0, 0, 0, padding)),
+            torch.cat([torch.ones(length), torch.zeros(padding)]),
+            self._places(given, picture) if rules.positions == "grid" else None,
+        )
+
+    def _mapped(self, ids: torch.Tensor, quoted: torch.Tensor) -> torch.Tensor:
+        """The mapped embeddings of quoted tokens, zeros elsewhere: (S, W)."""
+        dtype = self.precision.storage(torch.bfloat16)
+        weight, bias = (
+            self.parts.mapping[f"text_token_mapping.{kind}"].read() for kind in ("weight", "bias")
+        )
+        bias = bias.to(self.precision.stream).float()
+        words = self._language.get_input_embeddings()(ids)[0]
+        mapped = torch.nn.functional.linear(words, weight.to(dtype).float(), bias)
+        return mapped * quoted[0, :, None]
+
+    def _places(self, given: Processed, picture: Picture) -> torch.Tensor:
+        """Positions of the prompt on the transformer's axes, by the published matrices."""
+        positions, grid = given.position_ids[:, 0], given.grid_thw[0]
+        pictured = given.input_ids[0] == self._language.config.image_token_id
+        drop, cell = self.spec.prompt.drop, float(self._rules.cell_px)
+        places = torch.zeros(positions.shape[1] - drop, 3, dtype=torch.float64)
+        times = positions[0, drop:]
+        places[:, 0] = times - (times.max() + 1)
+        rows, columns = (int(n) // self._rules.merge for n in grid[1:])
+        height, width = picture.shape[:2]
+        seen = torch.tensor([columns * cell, rows * cell], dtype=torch.float64)
+        source = torch.tensor([width, height], dtype=torch.float64)
+        scale = (seen - 1) / (source - 1)
+        to_cells = torch.tensor(
+            [
+                [scale[0] / cell, 0, -(cell - 1) / 2 / cell],
+                [0, scale[1] / cell, -(cell - 1) / 2 / cell],
+                [0, 0, 1],
+            ],
+            dtype=torch.float64,
+        )
+        to_tokens = torch.tensor(
+            [[1 / 16, 0, -11 / 16], [0, 1 / 16, -11 / 16], [0, 0, 1]], dtype=torch.float64
+        )
+        cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+        points = torch.cat([torch.from_numpy(cells).double(), torch.ones(len(cells), 1)], 1)
+        x, y, _ = (to_tokens @ to_cells.inverse() @ points.T).unbind(0)
+        places[pictured[drop:], 1:] = torch.stack([y, x], 1)
+        return places.float()
+
+
+@contextmanager
+def _left_out(model: Qwen2_5_VLModel, seen: torch.Tensor | None) -> Iterator[None]:
+    """Give zeros for masked tokens' attention, as flash attention does; None for no such thing."""
+
+    def zeroed(_module: Any, _args: Any, out: tuple[torch.Tensor, Any]) -> Any:
+        assert seen is not None
+        return out[0].masked_fill(seen[..., None] == 0, 0.0), *out[1:]
+
+    layers = [] if seen is None else list(model.language_model.layers)
+    hooks = [layer.self_attn.register_forward_hook(zeroed) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _resized(image: Image.Image, rules: VisionRules) -> Image.Image:
+    """Bring a picture within the limits as torchvision does: by torch's resize of 8 bits."""
+    size = smart_resize(
+        image.height,
+        image.width,
+        factor=rules.cell_px,
+        min_pixels=rules.min_pixels,
+        max_pixels=rules.max_pixels,
+    )
+    if size == (image.height, image.width):
+        return image
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    found = torch.nn.functional.interpolate(planes, size, mode=rules.resample, antialias=True)
+    return Image.fromarray(found[0].permute(1, 2, 0).numpy())
+
+
+_PROCESSOR_KEYS = (
+    "patch_size",
+    "merge_size",
+    "temporal_patch_size",
+    "image_mean",
+    "image_std",
+    "resample",
+)
+
+
+def _aligned(size_wh: tuple[int, int], cell: int) -> tuple[int, int]:
+    """Sides as whole cells, as the conditioner makes them of pictures of ordinary size."""
+    width, height = (max(cell, round(side / cell) * cell) for side in size_wh)
+    if width * height < 4 * cell * cell:
+        scale = (4 * cell * cell / (size_wh[0] * size_wh[1])) ** 0.5
+        width, height = (int(np.ceil(side * scale / cell)) * cell for side in size_wh)
+    return width, height

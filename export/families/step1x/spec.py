@@ -1,0 +1,341 @@
+"""Step1X-Edit's versions: everything that differs between them, as data.
+
+Read off the published sources (stepfun-ai/Step1X-Edit; Peyton-Chen/diffusers, branches step1xedit
+and step1xedit_v1p2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rism.export.checkpoint.chat_template import TEMPLATE, cut_at_mark
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.errors import CheckpointError
+from rism.export.families.settings import (
+    COMMON,
+    feature_block,
+    flag,
+    nullable,
+    read_settings,
+    whole,
+)
+from rism.export.families.step1x.dit import Step1XSizes
+from rism.export.spec import Axis, FamilySpec, ModelSpec
+from rism.runtime.bundle.manifest import Geometry
+from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, QuoteRules, VisionRules
+
+__all__ = [
+    "IMAGE_TOKEN",
+    "NOISY_AXES",
+    "VERSIONS",
+    "Version",
+    "content",
+    "make_spec",
+    "prefix_text",
+    "step1x_settings",
+]
+
+# l' of the paper is block 40 of 57; other depths keep the proportion.
+_FEATURE_DEPTH = 40 / 57
+_MAX_ASPECT = 8.0
+_LICENCES = {
+    "hub:stepfun-ai/Step1X-Edit": "Apache-2.0",
+    "hub:stepfun-ai/Step1X-Edit-v1p1-diffusers": "Apache-2.0",
+    "hub:stepfun-ai/Step1X-Edit-v1p2": "Apache-2.0",
+}
+_TEXTS = Path(__file__).parent / "step1x"
+# Pillow's numbers, as preprocessor_config.json has them.
+_FILTERS = dict(zip((0, 4, 2, 5, 3, 1), RESAMPLES, strict=True))
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Version:
+    """What one version does otherwise than the others.
+
+    Attributes:
+        name: as its makers count.
+        prompt_axes, clean_axes: rotary positions; none where the prompt's are an input.
+        prefix: file with the text that stands before the instruction.
+        picture_first: whether the picture comes between that text and the instruction.
+        drop: tokens at the beginning that the transformer does not see.
+        max_length: most tokens that it sees.
+        padding: as `PromptRules` has it.
+        vision_id: whether "Picture 1: " stands before the picture.
+        masks_attention: whether the token with id 0 is not attended to ("!", by an accident of
+            the published code); its position is 1 in every version.
+        flash: whether a token that is not attended to does not attend, either: flash attention
+            leaves it out.
+        quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
+            length.
+        cells: least and most merged patches of the picture.
+        saved_cells: whether a processor that was saved with the model says so itself.
+        align: as `VisionRules` has it.
+        size_level: pixels of the picture are about its square.
+        resample, resize_in: how the VAE's picture is made.
+        view_resample: how the text encoder's is.
+        arithmetic: as `VisionRules` has it.
+    """
+
+    name: str
+    prompt_axes: tuple[Axis, ...]
+    clean_axes: tuple[Axis, ...]
+    prefix: str
+    picture_first: bool
+    drop: int
+    max_length: int
+    padding: str
+    vision_id: bool
+    masks_attention: bool
+    flash: bool
+    quotes: tuple[str, int | None]
+    cells: tuple[int, int]
+    saved_cells: bool
+    align: bool
+    size_level: int
+    resample: str
+    resize_in: str
+    view_resample: str
+    arithmetic: str
+
+
+NOISY_AXES: tuple[Axis, ...] = (0.0, "row", "column")
+_FIRST = Version(
+    name="1.0",
+    prompt_axes=(0.0, 0.0, 0.0),
+    clean_axes=NOISY_AXES,
+    prefix="prefix-1.0.txt",
+    picture_first=True,
+    drop=217,
+    max_length=640,
+    padding="zeros",
+    # Asked for, and dropped in silence by the release that is pinned (docs/step1x.md).
+    vision_id=False,
+    masks_attention=True,
+    flash=True,
+    quotes=("toggle", 156),
+    cells=(256, 324),
+    saved_cells=False,
+    align=True,
+    size_level=512,
+    resample="bicubic",
+    resize_in="uint8",
+    view_resample="bicubic",
+    arithmetic="pillow",
+)
+_SECOND = replace(
+    _FIRST,
+    name="1.1",
+    clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
+    vision_id=True,
+    flash=False,
+    saved_cells=True,
+    size_level=1024,
+    resample="lanczos",
+    view_resample="lanczos",
+    arithmetic="torchvision",
+)
+_THIRD = Version(
+    name="1.2",
+    prompt_axes=(),
+    clean_axes=(1.0, "row", "column"),
+    prefix="prefix-1.2.txt",
+    picture_first=False,
+    drop=90,
+    max_length=2048,
+    padding="none",
+    vision_id=True,
+    masks_attention=False,
+    flash=False,
+    quotes=("paired", None),
+    cells=(256, 400),
+    saved_cells=False,
+    align=False,
+    size_level=1024,
+    resample="bilinear",
+    resize_in="float32",
+    view_resample="lanczos",
+    arithmetic="torchvision",
+)
+VERSIONS = {version.name: version for version in (_FIRST, _SECOND, _THIRD)}
+
+
+def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
+    """The published defaults of a version, and what the checkpoint says of itself."""
+    known = COMMON | {
+        "size_level": whole(version.size_level, 8, 8192),
+        "max_sequence_length": whole(version.max_length, 1, 8192),
+        "drop_tokens": whole(version.drop, 0, 8192),
+        "min_pixels": nullable(whole(None, 1, 2**24)),
+        "max_pixels": nullable(whole(None, 1, 2**24)),
+        "connector_heads": nullable(whole(None, 1, 1024)),
+        "vision_id": flag(version.vision_id),
+    }
+    return read_settings(checkpoint, known, _LICENCES)
+
+
+def make_spec(
+    family: FamilySpec,
+    version: Version,
+    settings: Mapping[str, Any],
+    *,
+    sizes: Step1XSizes,
+    text_dim: int,
+    token_px: int,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str,
+    preprocessor: Mapping[str, Any],
+    saved: bool,
+) -> ModelSpec:
+    """Put a version's rules, a checkpoint's sizes and its settings together.
+
+    Args:
+        family: of the version.
+        version: likewise.
+        settings: of `step1x_settings`.
+        sizes: of the transformer.
+        text_dim: width of the language model.
+        token_px: side of a token of the VAE's, packed, in pixels.
+        tokenizer: of the language model.
+        chat_template: likewise.
+        preprocessor: its preprocessor_config.json.
+        saved: whether that was saved with the model, and is not Qwen's own.
+
+    Raises:
+        CheckpointError: Parts that do not go together, or a configuration that says nothing.
+    """
+    return ModelSpec(
+        name=settings["name"],
+        family=family,
+        licence=settings["licence"],
+        demonstrator=settings["demonstrator"],
+        geometry=Geometry(
+            size_level=settings["size_level"],
+            resize="always",
+            remainder="stretch",
+            multiple_px=token_px,
+            token_px=token_px,
+            resample=version.resample,
+            max_aspect=_MAX_ASPECT,
+            mean=0.5,
+            std=0.5,
+            rounding="ceil",
+            resize_in=version.resize_in,
+        ),
+        prompt=_prompt(
+            version,
+            settings,
+            tokenizer,
+            chat_template,
+            _vision(version, settings, preprocessor, saved=saved),
+        ),
+        text_dim=text_dim,
+        prompt_dim=sizes.connector.hidden + sizes.mapping,
+        latent_channels=sizes.in_channels,
+        double_blocks=sizes.double,
+        single_blocks=sizes.single,
+        feature_block=feature_block(
+            settings, depth=_FEATURE_DEPTH, blocks=sizes.double + sizes.single
+        ),
+        feature_dim=sizes.width,
+        prompt_mask=True,
+        tau=settings["tau"],
+        confidence=settings["confidence"],
+        scope=settings["scope"],
+    )
+
+
+def _prompt(
+    version: Version,
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str,
+    vision: VisionRules,
+) -> PromptRules:
+    before = prefix_text(version)
+    prefix, suffix = cut_at_mark(
+        tokenizer,
+        lambda mark: content(version, before, mark),
+        chat_template=chat_template,
+        add_vision_id=version.vision_id,
+    )
+    if (prefix + suffix).count(IMAGE_TOKEN) != 1:
+        raise CheckpointError(
+            f"the chat template does not put one {IMAGE_TOKEN} where the picture is: "
+            "expected that of Qwen2.5-VL"
+        )
+    style, start = version.quotes
+    return PromptRules(
+        template=TEMPLATE,
+        prefix=prefix,
+        suffix=suffix,
+        max_length=settings["max_sequence_length"],
+        pad_id=int(tokenizer.pad_token_id or 0),
+        tokenizer="tokenizer.json",
+        drop=settings["drop_tokens"],
+        padding=version.padding,
+        unseen_id=0,
+        unseen_attended=not version.masks_attention,
+        unseen_position=1,
+        positions="none" if version.prompt_axes else "grid",
+        grid_offset_px=0.0 if version.prompt_axes else 11.0,
+        quotes=QuoteRules(style, len(before) if start is None else start),
+        vision=vision,
+    )
+
+
+def prefix_text(version: Version) -> str:
+    """Return the text that stands before every instruction."""
+    return (_TEXTS / version.prefix).read_bytes().decode("utf-8")
+
+
+def content(version: Version, before: str, instruction: str) -> list[dict[str, str]]:
+    """Return a message's parts, in the version's order."""
+    picture = {"type": "image"}
+    if version.picture_first:
+        texts = [{"type": "text", "text": text} for text in (before, instruction)]
+        return [texts[0], picture, texts[1]]
+    return [{"type": "text", "text": f"{before} {instruction}"}, picture]
+
+
+def _vision(
+    version: Version,
+    settings: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    *,
+    saved: bool,
+) -> VisionRules:
+    try:
+        patch, merge = int(preprocessor["patch_size"]), int(preprocessor["merge_size"])
+        least, most = (cells * (patch * merge) ** 2 for cells in version.cells)
+        if version.saved_cells and saved:
+            size = preprocessor.get("size") or {}
+            least = preprocessor.get("min_pixels") or size["shortest_edge"]
+            most = preprocessor.get("max_pixels") or size["longest_edge"]
+        red, green, blue = (float(value) for value in preprocessor["image_mean"])
+        mean = (red, green, blue)
+        red, green, blue = (float(value) for value in preprocessor["image_std"])
+        return VisionRules(
+            image_token=IMAGE_TOKEN,
+            view_resample=version.view_resample,
+            align=version.align,
+            resample=_FILTERS[int(preprocessor.get("resample", 3))],
+            min_pixels=settings["min_pixels"] or int(least),
+            max_pixels=settings["max_pixels"] or int(most),
+            patch_px=patch,
+            merge=merge,
+            frames=int(preprocessor["temporal_patch_size"]),
+            mean=mean,
+            std=(red, green, blue),
+            arithmetic=version.arithmetic,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"preprocessor_config.json does not describe Qwen2.5-VL's pictures "
+            f"({type(error).__name__}: {error}): download it again"
+        ) from None

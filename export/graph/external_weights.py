@@ -1,0 +1,219 @@
+"""Weights as ONNX external data: from the checkpoint into the bundle, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import onnx_ir as ir
+import torch
+
+from rism.export.checkpoint.malloc_trim import give_back
+from rism.export.checkpoint.meta_modules import WeightRule
+from rism.export.checkpoint.safetensors_store import StoredTensor
+from rism.export.errors import ExportError
+from rism.export.graph.passes import TRANSPOSED
+
+__all__ = ["WeightFile", "store_weights"]
+
+_INLINE_BYTES = 1024
+_GIVE_BACK_BYTES = 256 * 2**20
+_PAGE = 4096
+_LINE = 64
+_TORCH_TYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.BOOL: torch.bool,
+}
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class _Place:
+    offset: int
+    length: int
+
+
+class WeightFile:
+    """One `.weights` file: tensors at aligned offsets, each written once.
+
+    Large tensors start on a page, so that readers can map them. The file is hashed as it grows;
+    it is never read again.
+
+    Args:
+        path: a file that does not exist yet.
+        on_bytes: told how many bytes were written, after each piece.
+    """
+
+    def __init__(self, path: Path, on_bytes: OnBytes | None = None) -> None:
+        self.path, self.size = path, 0
+        self._given_back = 0
+        self._on_bytes = on_bytes or (lambda _count: None)
+        self._hash = hashlib.sha256()
+        self._places: dict[object, _Place] = {}
+        self._file: BinaryIO = path.open("xb")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written so far, in hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def flush(self) -> None:
+        """Let readers see what was written."""
+        self._file.flush()
+
+    def add(self, key: object, length: int, chunks: Callable[[], Iterable[torch.Tensor]]) -> _Place:
+        """Write a tensor under `key`, unless it is there.
+
+        Args:
+            key: what makes the tensor the same one: its name and form, or a digest.
+            length: its bytes.
+            chunks: its runs of rows, contiguous, asked for only if they are needed.
+        """
+        if key in self._places:
+            return self._places[key]
+        align = _PAGE if length >= _PAGE else _LINE
+        self._write(memoryview(bytes(-self.size % align)))
+        place = _Place(self.size, length)
+        for chunk in chunks():
+            self._write(_raw(chunk))
+        if self.size != place.offset + length:
+            raise ExportError(
+                f"{self.path.name}: {self.size - place.offset} bytes for {key}, expected {length}"
+            )
+        self._places[key] = place
+        if self.size - self._given_back > _GIVE_BACK_BYTES:
+            self._given_back = self.size
+            give_back()
+        return place
+
+    def _write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        self._on_bytes(len(data))
+
+
+def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: WeightFile) -> None:
+    """Give a traced graph its weights: small ones inline, the others in `file`.
+
+    Args:
+        model: initializers as `rism.export.graph.trace.trace` left them: their types and shapes are
+            those to be stored.
+        rules: values by the names of the initializers.
+        file: may hold them already, from another graph.
+
+    Raises:
+        ExportError: A weight is not finite in the type that it is stored in.
+        CheckpointError: The checkpoint cannot be read any more.
+    """
+    for name, value in model.graph.initializers.items():
+        given = value.const_value
+        if given is not None:
+            # A pass made it: the same content in every graph, under names that differ.
+            if given.nbytes < _INLINE_BYTES:
+                continue
+            # As bytes: NumPy and torch do not agree on what a bfloat16 is.
+            tensor = torch.frombuffer(bytearray(given.tobytes()), dtype=torch.uint8)
+            key: object = hashlib.sha256(_raw(tensor)).digest()
+            place = file.add(key, given.nbytes, lambda tensor=tensor: [tensor])  # type: ignore[misc]
+            dtype, shape = given.dtype, ir.Shape(given.shape.numpy())
+        else:
+            assert value.shape is not None
+            assert value.dtype is not None
+            dtype, shape = value.dtype, ir.Shape(value.shape)
+            wanted = _TORCH_TYPES[dtype]
+            turned = bool(value.meta.get(TRANSPOSED))
+            length = wanted.itemsize * _count(shape)
+            pieces = _Pieces(name, rules[name], wanted, turned=turned)
+            if length < _INLINE_BYTES:
+                whole = torch.cat([piece.reshape(-1) for piece in pieces()])
+                value.const_value = _inline(whole, dtype, shape, name)
+                continue
+            # A graph of a few blocks numbers them otherwise: where it comes from is what counts.
+            source = rules[name] if isinstance(rules[name], StoredTensor) else name
+            place = file.add((source, str(wanted), turned), length, pieces)
+        value.const_value = ir.ExternalTensor(
+            location=file.path.name,
+            offset=place.offset,
+            length=place.length,
+            dtype=dtype,
+            shape=shape,
+            name=name,
+            base_dir=str(file.path.parent),
+        )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The values of one weight in the type and form that are stored, in runs of rows."""
+
+    name: str
+    rule: WeightRule
+    dtype: torch.dtype
+    turned: bool
+
+    def __call__(self) -> Iterator[torch.Tensor]:
+        if self.turned:
+            yield self._cast(_read(self.rule)).t().contiguous()
+            return
+        parts = self.rule.chunks() if isinstance(self.rule, StoredTensor) else [self.rule]
+        for part in parts:
+            yield self._cast(part)
+
+    def _cast(self, part: torch.Tensor) -> torch.Tensor:
+        narrow = part.to(self.dtype)
+        if self.dtype == torch.float16 and part.dtype != self.dtype and narrow.isinf().any():
+            raise ExportError(
+                f"{self.name} holds {float(part.abs().max()):.3g}, more than float16 can: export "
+                "with --precision bf16 or fp32"
+            )
+        return narrow
+
+
+def _read(rule: WeightRule) -> torch.Tensor:
+    return rule.read() if isinstance(rule, StoredTensor) else rule
+
+
+def _count(shape: ir.Shape) -> int:
+    count = 1
+    for size in shape.numpy():
+        count *= size
+    return count
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, row-major (little-endian on every machine torch runs on)."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    # NumPy's arrays are buffers; its types do not say so.
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _inline(
+    tensor: torch.Tensor, dtype: ir.DataType, shape: ir.Shape, name: str
+) -> ir.TensorProtocol:
+    array = tensor.view(torch.uint8).numpy().view(dtype.numpy())
+    return ir.Tensor(array.reshape(shape.numpy()), dtype=dtype, name=name)

@@ -1,0 +1,188 @@
+"""Writing a bundle's manifest (docs/bundle.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import rism
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.errors import ExportError
+from rism.export.parity.gate import Checks
+from rism.export.precision import Precision
+from rism.export.spec import ModelSpec
+from rism.runtime.bundle.reader import is_companion
+
+__all__ = ["graph_entry", "write_manifest"]
+
+# The oldest format that can say everything: readers of it need no more than that.
+_SCHEMAS = {
+    "1.3": {"unseen_position", "arithmetic"},
+    # of the geometry, and of the prompt
+    "1.2": {"rounding", "resize_in"}
+    | {"drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision"},
+    "1.1": set[str](),
+}
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+
+
+def write_manifest(
+    folder: Path,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    *,
+    graphs: Mapping[str, str],
+    weights: Mapping[str, dict[str, Any]],
+    revision: str,
+    precision: Precision,
+    captures: tuple[str, ...],
+    feature_site: str,
+    parity: Checks,
+    parity_depth: str,
+) -> None:
+    """Write manifest.json over everything that is in the folder.
+
+    Args:
+        folder: the bundle.
+        spec: the model.
+        checkpoint: where it is from.
+        graphs: files by graph name.
+        weights: size and digest of the large files, known since they were written.
+        revision: which version of the checkpoint.
+        precision: of the graphs.
+        captures: the default one first.
+        feature_site: where features are read.
+        parity: errors by graph and output.
+        parity_depth: "full" or "blocks".
+    """
+    first = next(name for name in graphs if name.startswith(f"transformer.{captures[0]}"))
+    geometry, prompt = _said(spec.geometry), _said(spec.prompt)
+    said = {*geometry, *prompt, *prompt.get("vision", ())}
+    manifest = {
+        "format": "rism-bundle",
+        "schema_version": next((v for v, keys in _SCHEMAS.items() if keys & said), "1.1"),
+        "model": {
+            "name": spec.name,
+            "family": spec.family.name,
+            "source": checkpoint.source,
+            "revision": revision,
+            "licence": spec.licence,
+            "demonstrator": spec.demonstrator,
+        }
+        | ({} if spec.scope is None else {"scope": dict(spec.scope)}),
+        "created_with": {"rism": rism.__version__} | _versions(),
+        "precision": {
+            "compute": str(precision.compute).removeprefix("torch."),
+            "storage": _storage(folder / graphs[first]),
+        },
+        "geometry": geometry,
+        "prompt": prompt,
+        "method": {
+            "tau": spec.tau,
+            "timestep": spec.timestep,
+            "double_blocks": spec.double_blocks,
+            "single_blocks": spec.single_blocks,
+            "feature_block": spec.feature_block,
+            "feature_site": feature_site,
+            "feature_dim": spec.feature_dim,
+            "prototype": "equation",
+        }
+        | ({} if spec.confidence is None else {"confidence": dict(spec.confidence)}),
+        "noise": {
+            "file": "noise.f32",
+            "dtype": "float32",
+            "shape": [spec.noise_rows, spec.latent_channels],
+        },
+        "default_capture": captures[0],
+        "graphs": {name: graph_entry(folder / file) for name, file in graphs.items()},
+        "files": {
+            path.name: weights.get(path.name) or _file_entry(path)
+            for path in sorted(folder.iterdir())
+            if path.suffix != ".lock" and not is_companion(path)
+        },
+        "parity": {"depth": parity_depth}
+        | {
+            graph: {
+                name: {"max_error": float(f"{check.error:.3g}"), "limit": check.limit}
+                for name, check in checks.items()
+            }
+            for graph, checks in parity.items()
+        },
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def _said(rules: Any) -> dict[str, Any]:
+    """Rules as JSON has them, without what a reader takes for granted."""
+    return {
+        each.name: _plain(getattr(rules, each.name))
+        for each in fields(rules)
+        if each.default is MISSING or getattr(rules, each.name) != each.default
+    }
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _said(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _storage(path: Path) -> str:
+    """The float type that holds most of the transformer's weights."""
+    sizes: dict[str, int] = {}
+    for value in ir.load(path).graph.initializers.values():
+        if (
+            value.const_value is not None
+            and value.dtype is not None
+            and value.dtype.is_floating_point()
+        ):
+            name = _dtype(value)
+            sizes[name] = sizes.get(name, 0) + value.const_value.size
+    if not sizes:
+        raise ExportError(f"{path.name} holds no weights: this is a fault in the exporter")
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def graph_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of an ONNX file: its name, inputs and outputs."""
+    graph = ir.load(path).graph
+    return {
+        "file": path.name,
+        "inputs": {value.name: _tensor_entry(value) for value in graph.inputs},
+        "outputs": {value.name: _tensor_entry(value) for value in graph.outputs},
+    }
+
+
+def _tensor_entry(value: ir.Value) -> dict[str, Any]:
+    assert value.shape is not None
+    shape = [size if isinstance(size, int) else str(size.value or "?") for size in value.shape]
+    return {"name": value.name, "dtype": _dtype(value), "shape": shape}
+
+
+def _dtype(value: ir.Value) -> str:
+    assert value.dtype is not None
+    return str(value.dtype.numpy())
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "size": path.stat().st_size}

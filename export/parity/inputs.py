@@ -1,0 +1,176 @@
+"""What the parity gate feeds to graphs and to PyTorch: pictures, prompts, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rism.export.spec import LiteralInputs, LiteralPrompt, ModelSpec, Picture, PromptTokens
+from rism.runtime.image import vision_patches
+from rism.runtime.prompt import position_ids
+from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
+
+__all__ = ["Samples", "draw", "inputs_of", "text_feeds", "transformer_feeds", "vision_feeds"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_EXPRESSIONS = ("the green van", "the small red dog on the left")
+_GRIDS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.7))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A picture at the model's size, and what is asked of it."""
+
+    grid_hw: tuple[int, int]
+    size_wh: tuple[int, int]
+    picture: Picture
+    image: torch.Tensor  # (1, 3, h, w), normalised
+    expressions: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+
+def draw(spec: ModelSpec, *, lean: bool) -> list[Samples]:
+    """Smooth random pictures of three aspect ratios, a fraction of the model's own size.
+
+    Args:
+        spec: the model.
+        lean: one small picture only.
+    """
+    geometry = spec.geometry
+    if geometry.sizes and not lean:
+        sizes = list(geometry.sizes)
+    else:
+        side = min(geometry.size_level, (8 if lean else 16) * geometry.token_px)
+        sizes = [_sized(side, ratio, geometry.multiple_px) for ratio in _GRIDS]
+    if lean:
+        sizes = sizes[-1:]
+    count = 1 if lean or geometry.sizes else len(_EXPRESSIONS)
+    return [_sample(spec, number, size, count) for number, size in enumerate(sizes)]
+
+
+def _sized(side: int, ratio: tuple[float, float], multiple: int) -> tuple[int, int]:
+    scale = side / (ratio[0] * ratio[1]) ** 0.5
+    width, height = (max(2, int(scale * part) // multiple) * multiple for part in ratio)
+    return width, height
+
+
+def _sample(spec: ModelSpec, number: int, size_wh: tuple[int, int], count: int) -> Samples:
+    geometry = spec.geometry
+    rng = np.random.default_rng(number)
+    coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 3, 6, 6)).astype(np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, size=size_wh[::-1], mode="bicubic")
+    picture = ((smooth.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)[0].permute(1, 2, 0)
+    image = (picture.permute(2, 0, 1)[None].float() / 255 - geometry.mean) / geometry.std
+    texts = _EXPRESSIONS[:count]
+    return Samples(
+        (size_wh[1] // geometry.token_px, size_wh[0] // geometry.token_px),
+        size_wh,
+        picture.numpy(),
+        image,
+        texts,
+        tuple(spec.prompt.template.replace("{expression}", text) for text in texts),
+    )
+
+
+def vision_feeds(spec: ModelSpec, sample: Samples) -> tuple[Arrays, tuple[int, int]]:
+    """Return what the vision encoder is given of a picture, and the grid of its patches."""
+    rules = spec.prompt.vision
+    assert rules is not None, "only models whose text encoder looks are asked"
+    view = vision_patches.view(sample.picture, sample.size_wh, rules)
+    feeds: Arrays = {
+        "pixel_values": vision_patches.pixel_values(view, rules),
+        "patch_positions": vision_patches.patch_positions(view.grid_hw, rules),
+    }
+    return feeds, view.grid_hw
+
+
+def text_feeds(
+    spec: ModelSpec,
+    tokenizer_json: str,
+    sample: Samples,
+    image_embeds: torch.Tensor | None,
+) -> tuple[Arrays, EncodedPrompts]:
+    """Return what the lean runtime gives the text encoder for a sample's expressions."""
+    rules = spec.prompt
+    prompts = PromptEncoder(rules, tokenizer_json.encode())
+    said = [prompts.instruct(text) for text in sample.expressions]
+    if rules.vision is None or image_embeds is None:
+        encoded = prompts.tokenize(said)
+        return {
+            "input_ids": encoded.input_ids,
+            "attention_mask": encoded.attention_mask,
+        }, encoded
+    _, grid_hw = vision_feeds(spec, sample)
+    encoded = prompts.tokenize(said, image_tokens=len(image_embeds))
+    assert prompts.image_token_id is not None, "an encoder with rules for pictures has it"
+    feeds: Arrays = {
+        "input_ids": encoded.input_ids,
+        "attention_mask": encoded.attention_mask,
+        "position_ids": position_ids.position_ids(
+            encoded.input_ids,
+            encoded.seen_mask,
+            image_token_id=prompts.image_token_id,
+            grid_hw=grid_hw,
+            merge=rules.vision.merge,
+            unseen_position=rules.unseen_position,
+        ),
+        "image_embeds": image_embeds.numpy(),
+    }
+    if spec.prompt_dim != spec.text_dim:
+        feeds["quoted_mask"] = encoded.quoted_mask
+    return feeds, encoded
+
+
+def inputs_of(
+    sample: Samples,
+    clean: torch.Tensor,
+    prompts: Sequence[LiteralPrompt],
+    noise: npt.NDArray[np.float32],
+) -> list[LiteralInputs]:
+    """Put a sample's latents and prompts together; prompts of one length make one batch."""
+    by_length: dict[int, list[LiteralPrompt]] = {}
+    for prompt in prompts:
+        by_length.setdefault(len(prompt.embeds), []).append(prompt)
+    found = []
+    for length, some in by_length.items():
+        rng = np.random.default_rng(7)
+        # Uneven weights: an output that ignored them would not pass.
+        weights = rng.uniform(0.5, 1, (len(some), length)).astype(np.float32)
+        masks = [prompt.mask for prompt in some if prompt.mask is not None]
+        found.append(
+            LiteralInputs(
+                clean_latents=clean.expand(len(some), -1, -1).contiguous(),
+                noise=torch.from_numpy(noise[None, : clean.shape[1]].copy()),
+                prompt=PromptTokens(
+                    torch.stack([prompt.embeds for prompt in some]),
+                    torch.stack(masks) if masks else None,
+                    some[0].positions,
+                ),
+                prompt_weights=torch.from_numpy(weights),
+                grid_hw=sample.grid_hw,
+            )
+        )
+    return found
+
+
+def transformer_feeds(inputs: LiteralInputs, tau: float | None) -> Arrays:
+    """Return the same inputs under the names of docs/bundle.md, step 5."""
+    rows, columns = np.indices(inputs.grid_hw)
+    feeds = {
+        "clean_latents": inputs.clean_latents.numpy(),
+        "noise": inputs.noise.numpy(),
+        "prompt_embeds": inputs.prompt.embeds.numpy(),
+        "prompt_weights": inputs.prompt_weights.numpy(),
+        "positions": np.stack([rows, columns], -1).reshape(-1, 2).astype(np.float32),
+    }
+    if inputs.prompt.mask is not None:
+        feeds["prompt_mask"] = inputs.prompt.mask.numpy()
+    if inputs.prompt.positions is not None:
+        feeds["prompt_positions"] = inputs.prompt.positions.numpy()
+    return feeds if tau is None else feeds | {"tau": np.array([tau], np.float32)}

@@ -1,0 +1,105 @@
+"""What a run of the refiner is given: pictures, settings, and whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.export.checkpoint.chat_template import TEMPLATE
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.prompt.encoder import check_template, clean_expression
+
+__all__ = ["MAX_NEW_TOKENS", "Asked", "RefineProgress", "RefineSettings"]
+
+PRECISIONS = ("bf16", "fp32")
+PROVIDERS = ("auto", "cpu", "cuda")
+MAX_NEW_TOKENS = 128
+_MOST_NEW_TOKENS = 2048
+_MARK = "{expression}"
+
+
+class RefineProgress(Protocol):
+    """Who is told of a run while it goes on."""
+
+    def reading(self, done: int, total: int, name: str) -> None:
+        """`done` of `total` pictures are known by their pixels, `name` is the next one."""
+
+    def stage(self, text: str) -> None:
+        """Something long begins, or is worth knowing."""
+
+    def step(self, done: int, total: int, name: str) -> None:
+        """`done` of `total` answers are there, `name` is the next picture."""
+
+    def failed(self, text: str) -> None:
+        """A picture or an instruction is left out, and why."""
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How instructions are made and answered.
+
+    Attributes:
+        template: the instruction, with {expression} in it; None for "remove {expression}".
+        revision: branch, tag or commit on the hub.
+        offline: use only what the hub's cache already holds.
+        max_new_tokens: an answer is cut there.
+        precision: "bf16" or "fp32"; None for what the weights are published in.
+        provider: "cpu", "cuda", or "auto" for CUDA where it is; the report says which.
+
+    Raises:
+        InputError: One of them cannot be used.
+    """
+
+    template: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+    precision: str | None = None
+    provider: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be used before anything is read."""
+        if self.template is not None:
+            check_template(self.template)
+        if not 1 <= self.max_new_tokens <= _MOST_NEW_TOKENS:
+            raise InputError(
+                f"max_new_tokens is {self.max_new_tokens}, expected 1 to {_MOST_NEW_TOKENS}"
+            )
+        if self.precision not in (None, *PRECISIONS):
+            raise InputError(
+                f"precision is '{one_line(self.precision)}', expected one of "
+                f"{', '.join(PRECISIONS)} (float16 is too narrow for this model)"
+            )
+        if self.provider not in PROVIDERS:
+            raise InputError(
+                f"provider is '{one_line(self.provider)}', expected one of {', '.join(PROVIDERS)}"
+            )
+
+    def instruct(self, expression: str) -> str:
+        """Return what is said for an expression, as a segmenter with this template says it.
+
+        Raises:
+            InputError: The expression cannot be used.
+        """
+        template = TEMPLATE if self.template is None else check_template(self.template)
+        return template.replace(_MARK, clean_expression(expression))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture, and what is to be found in it.
+
+    Attributes:
+        name: its file, or its name in a dataset.
+        read: returns its pixels as a segmenter will be given them, (H, W, 3) uint8 RGB; raises
+            InputError where it cannot.
+        expressions: what is to be found.
+    """
+
+    name: str
+    read: Callable[[], npt.NDArray[np.uint8]]
+    expressions: Sequence[str]

@@ -1,0 +1,165 @@
+"""The graphs of a manifest: which there must be, and what goes in and out of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.prompt_spec import PromptRules
+
+__all__ = [
+    "CAPTURES",
+    "SIZELESS",
+    "GraphSpec",
+    "TensorSpec",
+    "listed",
+    "parse_graphs",
+    "same_shape",
+    "size_suffix",
+]
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+CAPTURES = ("vectors", "matrices", "scores")
+
+_TRANSFORMER_INPUTS = (
+    "clean_latents",
+    "noise",
+    "prompt_embeds",
+    "prompt_weights",
+    "prompt_mask",
+    "prompt_positions",
+    "positions",
+)
+# What this reader can feed, and what it must get back, by graph.
+GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": (
+        "input_ids",
+        "attention_mask",
+        "quoted_mask",
+        "position_ids",
+        "image_embeds",
+    ),
+    "vision_encoder": ("pixel_values", "patch_positions"),
+    "vae_encoder": ("image",),
+    "transformer.vectors": _TRANSFORMER_INPUTS,
+    "transformer.matrices": _TRANSFORMER_INPUTS,
+    "transformer.scores": (*_TRANSFORMER_INPUTS, "tau"),
+}
+GRAPH_OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("prompt_embeds",),
+    "vision_encoder": ("image_embeds",),
+    "vae_encoder": ("clean_latents",),
+    "transformer.vectors": ("attention_vectors", "propagated_vectors", "features"),
+    "transformer.matrices": ("attention_vectors", "transition_matrices", "features"),
+    "transformer.scores": ("scores", "coarse_attention", "refined_attention", "separability"),
+}
+# There is one of each, whatever sizes there are.
+SIZELESS = ("text_encoder", "vision_encoder")
+# What can be fed only where the prompt's rules make it.
+_FROM_VISION = ("position_ids", "image_embeds")
+_FROM_POSITIONS = ("prompt_positions",)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a graph: its name in the file, dtype, and sizes or dimension names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its file, and its tensors by logical name."""
+
+    file: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+def parse_graphs(
+    node: Node, sizes: tuple[tuple[int, int], ...], prompt: PromptRules
+) -> dict[str, GraphSpec]:
+    """Read the object "graphs" of a manifest.
+
+    Args:
+        node: that object.
+        sizes: (width, height) of each fixed size; none where graphs take any size.
+        prompt: the rules for prompts, which say what there is to be fed.
+
+    Raises:
+        BundleError: a graph is missing, or has tensors that a reader cannot feed or find.
+    """
+    suffixes = [size_suffix(size_wh) for size_wh in sizes] or [""]
+    names = ["text_encoder"] if prompt.vision is None else ["text_encoder", "vision_encoder"]
+    for suffix in suffixes:
+        names.append(f"vae_encoder{suffix}")
+        # What one size has, each must have.
+        names += [
+            f"transformer.{capture}{suffix}"
+            for capture in CAPTURES
+            if any(node.has(f"transformer.{capture}{other}") for other in suffixes)
+        ]
+    if not any(name.startswith("transformer.") for name in names):
+        node.refuse(f"transformer.vectors{suffixes[0]}", "a graph for at least one capture mode")
+    for name in GRAPH_INPUTS:
+        if sizes and name not in SIZELESS and node.has(name):
+            node.refuse(name, f"graphs by size, such as '{name}{suffixes[0]}', for 'sizes'")
+    missing: tuple[str, ...] = () if prompt.vision is not None else _FROM_VISION
+    missing += () if prompt.positions != "none" else _FROM_POSITIONS
+    return {name: _graph(node, name, missing) for name in names}
+
+
+def _graph(node: Node, name: str, missing: tuple[str, ...]) -> GraphSpec:
+    """Read one graph; inputs that are `missing` cannot be fed."""
+    if not node.has(name):
+        node.refuse(name, "a graph")
+    entry, kind = node.node(name), name.partition("@")[0]
+    graph = GraphSpec(
+        file=entry.file_name("file"),
+        inputs=_tensors(entry.node("inputs")),
+        outputs=_tensors(entry.node("outputs")),
+    )
+    fed = tuple(logical for logical in GRAPH_INPUTS[kind] if logical not in missing)
+    for logical in graph.inputs:
+        if logical not in fed:
+            entry.node("inputs").refuse(logical, f"only {listed(fed)}")
+    for logical in GRAPH_OUTPUTS[kind]:
+        if logical not in graph.outputs:
+            entry.node("outputs").refuse(logical, "a tensor")
+    return graph
+
+
+def _tensors(node: Node) -> dict[str, TensorSpec]:
+    tensors: dict[str, TensorSpec] = {}
+    for logical in node.names():
+        entry = node.node(logical)
+        shape: list[int | str] = []
+        for size in entry.items("shape", most=8):
+            if isinstance(size, bool) or not isinstance(size, (int, str)) or size == "":
+                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
+            if isinstance(size, int) and not 1 <= size <= 2**31:
+                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
+            shape.append(size)
+        tensors[logical] = TensorSpec(
+            entry.text("name"), entry.choice("dtype", DTYPES), tuple(shape)
+        )
+    return tensors
+
+
+def same_shape(expected: Sequence[int | str], actual: Sequence[object]) -> bool:
+    """Tell whether two shapes can be one: a named dimension on either side may be any size."""
+    return len(expected) == len(actual) and all(
+        want == have or not isinstance(want, int) or not isinstance(have, int)
+        for want, have in zip(expected, actual, strict=True)
+    )
+
+
+def size_suffix(size_wh: tuple[int, int]) -> str:
+    """Return what the name of a graph of fixed size ends in: "@512x768"."""
+    return f"@{size_wh[0]}x{size_wh[1]}"
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """Join names for a message."""
+    return ", ".join(names) or "none"

@@ -1,0 +1,392 @@
+"""The manifest of a bundle (docs/bundle.md), as frozen dataclasses.
+
+`parse_manifest` is the only way in: it treats the JSON as hostile, names the key in every
+refusal, ignores unknown keys, and refuses formats newer than it can read.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rism.runtime.bundle.confidence_rule import ConfidenceRule
+from rism.runtime.bundle.engine_spec import (
+    EngineVariant,
+    SelfTest,
+    parse_calibration,
+    parse_engines,
+    parse_self_test,
+)
+from rism.runtime.bundle.file_spec import FileInfo, parse_files
+from rism.runtime.bundle.graph_spec import (
+    CAPTURES,
+    GraphSpec,
+    TensorSpec,
+    listed,
+    parse_graphs,
+    same_shape,
+    size_suffix,
+)
+from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
+from rism.runtime.bundle.scope import Scope
+from rism.runtime.distribution import DISTRIBUTION
+from rism.runtime.errors import BundleError, one_line
+
+__all__ = [
+    "CAPTURES",
+    "FileInfo",
+    "Geometry",
+    "GraphSpec",
+    "Manifest",
+    "Method",
+    "ModelInfo",
+    "NoiseInfo",
+    "Precision",
+    "PromptRules",
+    "TensorSpec",
+    "parse_manifest",
+]
+
+READS_MAJOR = 1
+PROTOTYPES = ("equation", "cosine")
+MAX_NOISE_VALUES = 2**26
+MAX_SIZES = 64
+MAX_SIDE_PX = 8192
+MAX_NOUNS = 1000
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights came from.
+
+    `scope` is what a demonstrator can be asked, None where nothing is known of it.
+    """
+
+    name: str
+    family: str
+    source: str
+    revision: str
+    licence: str
+    demonstrator: bool
+    scope: Scope | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the graphs compute in and what their weights are stored as."""
+
+    compute: str
+    storage: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture is brought to the model's size; see docs/bundle.md, step 2.
+
+    `sizes` are the (width, height) in pixels that graphs were exported at; none where graphs
+    take any size. `rounding` is "floor" or "ceil"; `resize_in` is the type that the resize
+    rounds to, "uint8" or "float32".
+    """
+
+    size_level: int
+    resize: str
+    remainder: str
+    multiple_px: int
+    token_px: int
+    resample: str
+    max_aspect: float
+    mean: float
+    std: float
+    sizes: tuple[tuple[int, int], ...] = ()
+    rounding: str = "floor"
+    resize_in: str = "uint8"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Defaults of the method and the place that its features come from.
+
+    `confidence` is None where nobody has fitted one: then nothing is called absent.
+    """
+
+    tau: float
+    timestep: float
+    double_blocks: int
+    single_blocks: int
+    feature_block: int
+    feature_site: str
+    feature_dim: int
+    prototype: str
+    confidence: ConfidenceRule | None = None
+
+
+@dataclass(frozen=True)
+class NoiseInfo:
+    """The fixed noise: raw little-endian float32, row-major, (rows, channels)."""
+
+    file: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that manifest.json says and this reader uses."""
+
+    schema_version: str
+    model: ModelInfo
+    created_with: Mapping[str, str]
+    precision: Precision
+    geometry: Geometry
+    prompt: PromptRules
+    method: Method
+    noise: NoiseInfo
+    default_capture: str
+    graphs: Mapping[str, GraphSpec]
+    files: Mapping[str, FileInfo]
+    engines: tuple[EngineVariant, ...] = ()
+    self_test: SelfTest | None = None
+    calibration: str | None = None
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        """Capture modes that this bundle has a graph for, at every size if sizes are fixed."""
+        first = self.geometry.sizes[0] if self.geometry.sizes else None
+        return tuple(c for c in CAPTURES if self.at_size(f"transformer.{c}", first) in self.graphs)
+
+    def at_size(self, name: str, size_wh: tuple[int, int] | None) -> str:
+        """Name the graph for pictures of a size: with "@WxH" where sizes are fixed."""
+        if not self.geometry.sizes or size_wh is None:
+            return name
+        return name + size_suffix(size_wh)
+
+    def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
+        """Return a graph, for pictures of a size where that matters.
+
+        Args:
+            name: "text_encoder", "vision_encoder", "vae_encoder" or "transformer.<capture>".
+            size_wh: what pictures are resized to, pixels; None for the first two.
+        """
+        return self.graphs[self.at_size(name, size_wh)]
+
+
+def parse_manifest(data: object) -> Manifest:
+    """Check a parsed manifest.json and turn it into a `Manifest`.
+
+    Args:
+        data: what `json.loads` returned.
+
+    Raises:
+        BundleError: not a bundle, a newer format, or a key that is missing, of the wrong type
+            or out of range; the message names the key.
+    """
+    top = Node(data)
+    if top.raw("format") != "rism-bundle":
+        top.refuse("format", "'rism-bundle'")
+    version = _check_version(top)
+    geometry = _geometry(top.node("geometry"))
+    prompt = parse_prompt(top.node("prompt"))
+    graphs = parse_graphs(top.node("graphs"), geometry.sizes, prompt)
+    files = parse_files(top.node("files"))
+    manifest = Manifest(
+        schema_version=version,
+        model=_model(top.node("model")),
+        created_with=_created_with(top.node_or_empty("created_with")),
+        precision=_precision(top.node("precision")),
+        geometry=geometry,
+        prompt=prompt,
+        method=_method(top.node("method")),
+        noise=_noise(top.node("noise")),
+        default_capture=top.choice("default_capture", CAPTURES),
+        graphs=graphs,
+        files=files,
+        engines=parse_engines(top, graphs, files),
+        self_test=parse_self_test(top, graphs, files),
+        calibration=parse_calibration(top, files),
+    )
+    if manifest.default_capture not in manifest.captures:
+        top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")
+    _check_listed(manifest)
+    _check_sizes(manifest)
+    return manifest
+
+
+def _check_version(top: Node) -> str:
+    version = top.text("schema_version")
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version, re.ASCII)
+    if match is None:
+        top.refuse("schema_version", "a version such as '1.0'")
+    if int(match[1]) > READS_MAJOR:
+        raise BundleError(
+            f"the bundle was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
+            f"install a newer {DISTRIBUTION}, or export again"
+        )
+    if int(match[1]) < READS_MAJOR:
+        top.refuse("schema_version", f"{READS_MAJOR}.x")
+    return version
+
+
+def _model(node: Node) -> ModelInfo:
+    demonstrator = node.boolean("demonstrator", default=False)
+    if node.has("scope") and not demonstrator:
+        node.refuse("scope", "none where 'demonstrator' is not true")
+    return ModelInfo(
+        name=node.text("name"),
+        family=node.text("family"),
+        source=node.text("source", default="unknown"),
+        revision=node.text("revision", default="unknown"),
+        licence=node.text("licence", default="unknown"),
+        demonstrator=demonstrator,
+        scope=_scope(node.node("scope")) if node.has("scope") else None,
+    )
+
+
+def _scope(node: Node) -> Scope:
+    given = node.items("nouns", most=MAX_NOUNS)
+    nouns = [each for each in given if isinstance(each, str) and each.isalpha() and each.islower()]
+    if not nouns or len(nouns) != len(given):
+        node.refuse("nouns", f"1 to {MAX_NOUNS} words in lower case")
+    return Scope(tuple(nouns), node.number("flatness", 0.0, 1.0))
+
+
+def _created_with(node: Node) -> dict[str, str]:
+    # Only shown to people, so what is not text is left out rather than refused.
+    return {
+        one_line(key, limit=60): one_line(node.raw(key), limit=60)
+        for key in node.names()[:64]
+        if isinstance(node.raw(key), str)
+    }
+
+
+def _precision(node: Node) -> Precision:
+    return Precision(node.text("compute"), node.text("storage"))
+
+
+def _geometry(node: Node) -> Geometry:
+    geometry = Geometry(
+        size_level=node.integer("size_level", 8, 8192),
+        resize=node.choice("resize", ("always", "shrink")),
+        remainder=node.choice("remainder", ("stretch", "crop")),
+        multiple_px=node.integer("multiple_px", 1, 512),
+        token_px=node.integer("token_px", 1, 64),
+        resample=node.choice("resample", RESAMPLES),
+        max_aspect=node.number("max_aspect", 1.0, 1000.0),
+        mean=node.number("mean", -1000.0, 1000.0),
+        std=node.number("std", 1e-6, 1000.0),
+        sizes=_sizes(node, node.integer("multiple_px", 1, 512)),
+        rounding=node.choice("rounding", ("floor", "ceil"), default="floor"),
+        resize_in=node.choice("resize_in", ("uint8", "float32"), default="uint8"),
+    )
+    if geometry.multiple_px % geometry.token_px:
+        node.refuse("multiple_px", f"a multiple of token_px ({geometry.token_px})")
+    if geometry.rounding == "ceil" and geometry.resize != "always":
+        node.refuse("rounding", "'floor' where 'resize' is not 'always'")
+    return geometry
+
+
+def _sizes(node: Node, multiple: int) -> tuple[tuple[int, int], ...]:
+    if not node.has("sizes"):
+        return ()
+    entries = node.items("sizes", most=MAX_SIZES)
+    sizes = {
+        (entry[0], entry[1]): None
+        for entry in entries
+        if isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in entry)
+        and all(0 < side <= MAX_SIDE_PX and side % multiple == 0 for side in entry)
+    }
+    if not sizes or len(sizes) != len(entries):
+        node.refuse(
+            "sizes",
+            f"1 to {MAX_SIZES} different [width, height] in pixels, multiples of multiple_px "
+            f"({multiple}) up to {MAX_SIDE_PX}",
+        )
+    return tuple(sizes)
+
+
+def _method(node: Node) -> Method:
+    method = Method(
+        tau=node.number("tau", 0.0, 1.0),
+        timestep=node.number("timestep", 0.0, 1.0),
+        double_blocks=node.integer("double_blocks", 0, 1024),
+        single_blocks=node.integer("single_blocks", 0, 1024),
+        feature_block=node.integer("feature_block", 0, 2048),
+        feature_site=node.text("feature_site"),
+        feature_dim=node.integer("feature_dim", 1, 2**17),
+        prototype=node.choice("prototype", PROTOTYPES, default="equation"),
+        confidence=None if node.raw("confidence") is None else _confidence(node.node("confidence")),
+    )
+    if method.tau >= 1.0:
+        node.refuse("tau", "a number from 0 to below 1")
+    return method
+
+
+def _confidence(node: Node) -> ConfidenceRule:
+    most = 1e6
+    return ConfidenceRule(
+        separability=node.number("separability", -most, most),
+        concentration=node.number("concentration", -most, most),
+        agreement=node.number("agreement", -most, most),
+        bias=node.number("bias", -most, most),
+        threshold=node.number("threshold", 0.0, 1.0),
+    )
+
+
+def _noise(node: Node) -> NoiseInfo:
+    node.choice("dtype", ("float32",))
+    shape = [
+        v
+        for v in node.items("shape", most=8)
+        if isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= MAX_NOISE_VALUES
+    ]
+    whole = len(shape) == 2 and len(node.items("shape", most=8)) == 2
+    if not whole or shape[0] * shape[1] > MAX_NOISE_VALUES:
+        node.refuse("shape", f"[rows, channels] with at most {MAX_NOISE_VALUES} values")
+    return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
+
+
+def _check_listed(manifest: Manifest) -> None:
+    """Refuse a manifest that uses a file without giving its size and hash."""
+    used = {f"graphs.{name}.file": graph.file for name, graph in manifest.graphs.items()}
+    used["noise.file"] = manifest.noise.file
+    used["prompt.tokenizer"] = manifest.prompt.tokenizer
+    for key, name in used.items():
+        if name not in manifest.files:
+            raise BundleError(
+                f"manifest.json: key '{key}' names '{name}', which 'files' does not list: "
+                "export the bundle again"
+            )
+    rows, channels = manifest.noise.shape
+    size = manifest.files[manifest.noise.file].size
+    if size != rows * channels * 4:
+        raise BundleError(
+            f"manifest.json: '{manifest.noise.file}' is {size} bytes, expected "
+            f"{rows * channels * 4} for noise.shape [{rows}, {channels}]: export the bundle again"
+        )
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse a fixed size with too little noise, or a graph made for another size."""
+    for width, height in manifest.geometry.sizes:
+        token_px = manifest.geometry.token_px
+        tokens = (width // token_px) * (height // token_px)
+        if tokens > manifest.noise.shape[0]:
+            raise BundleError(
+                f"manifest.json: size {width} x {height} makes {tokens} tokens, expected at most "
+                f"{manifest.noise.shape[0]} (noise.shape): export the bundle again"
+            )
+        wanted: dict[tuple[str, str], tuple[int | str, ...]] = {
+            ("vae_encoder", "image"): (1, 3, height, width)
+        }
+        for capture in manifest.captures:
+            wanted[f"transformer.{capture}", "clean_latents"] = (
+                "batch", tokens, manifest.noise.shape[1],
+            )  # fmt: skip
+        for (name, logical), shape in wanted.items():
+            tensor = manifest.graph(name, (width, height)).inputs.get(logical)
+            if tensor is not None and not same_shape(shape, tensor.shape):
+                raise BundleError(
+                    f"manifest.json: graph '{manifest.at_size(name, (width, height))}' takes "
+                    f"'{logical}' of shape {one_line(list(tensor.shape), limit=80)}, expected "
+                    f"{list(shape)}: export the bundle again"
+                )

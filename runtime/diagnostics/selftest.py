@@ -1,0 +1,361 @@
+"""Numbers that say whether an engine computes what the model does.
+
+A bundle may store, for each graph, inputs and what one engine made of them ("vectors"). Every
+other engine is fed the same and compared: engines have been silently wrong on some pairs of GPU
+and library, by far more than rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle.engine_spec import StoredTensor
+from rism.runtime.bundle.graph_spec import GRAPH_OUTPUTS
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.engines import rtx_plugin
+from rism.runtime.engines.base import Arrays, Engine
+from rism.runtime.engines.onnxruntime import ort_load
+from rism.runtime.engines.onnxruntime_cuda import ort_engine
+from rism.runtime.engines.selection import Route, Wish, first_that_starts, variant_loads
+from rism.runtime.errors import BundleError, OutputError, ProviderError
+from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.segmenter import Segmenter
+
+__all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record", "store", "vectors"]
+
+FILE = "selftest.bin"
+EXPRESSION = "the green square"
+# Sides of the picture in tokens where pictures may be small; engines are built for no smaller.
+SIDE_TOKENS = 16
+MAX_OUTPUT_BYTES = 64 * 2**20
+_ALIGNMENT = 64
+Loads: TypeAlias = Mapping[str, Callable[[], Engine]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision may cost.
+
+    Attributes:
+        output: largest error over the reference's largest value.
+        region: the same for what depends on which tokens are above tau: `scores`, separability.
+        mask: share of tokens that may change sides.
+    """
+
+    output: float
+    region: float
+    mask: float
+
+
+# Of one rounding unit and depth; measured figures are in docs/engines.md. What the test is for,
+# a kernel that computes something else, is off by about 1.
+LIMITS: Mapping[str, Limits] = {
+    "float32": Limits(output=2e-3, region=2e-2, mask=0.01),
+    "float16": Limits(output=3e-2, region=0.1, mask=0.03),
+    "bfloat16": Limits(output=0.1, region=0.2, mask=0.06),
+    "fp8": Limits(output=0.25, region=0.4, mask=0.1),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one graph against the stored one; `mask` stands for the masks of both."""
+
+    graph: str
+    output: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit; NaN is not."""
+        return self.error <= self.limit
+
+
+def check(bundle: Bundle, loads: Loads, *, precision: str) -> list[Comparison]:
+    """Run engines on the stored inputs and compare what they return with the stored outputs.
+
+    Args:
+        bundle: an open bundle with vectors.
+        loads: what loads the engine of each graph, by name of the manifest's graph; one is
+            loaded at a time. Graphs without vectors are left out.
+        precision: what the engines compute in, as results name it: a key of `LIMITS`; others
+            are held to float32.
+
+    Raises:
+        BundleError: the bundle has no vectors, or an engine is not what the manifest says.
+        ProviderError: an engine cannot run.
+        InputError: the stored shapes are outside of those that a plan was built for.
+    """
+    test = bundle.manifest.self_test
+    if test is None:
+        raise BundleError(
+            f"bundle '{bundle.path}' has no test vectors: rism doctor {bundle.path} --record"
+        )
+    limits, found = LIMITS.get(precision, LIMITS["float32"]), []
+    for graph, stored in test.graphs.items():
+        if graph not in loads:
+            continue
+        feeds = {name: _read(bundle, test.file, each) for name, each in stored.inputs.items()}
+        wanted = {name: _read(bundle, test.file, each) for name, each in stored.outputs.items()}
+        outputs = loads[graph]().run(feeds)
+        for name, reference in wanted.items():
+            own = limits.region if name in ("scores", "separability") else limits.output
+            found.append(Comparison(graph, name, _error(outputs[name], reference), own))
+        share = _mask_error(bundle.manifest, graph, feeds, outputs, wanted)
+        if share is not None:
+            found.append(Comparison(graph, "mask", share, limits.mask))
+    return found
+
+
+def check_variant(bundle: Bundle, name: str, *, device: int = 0) -> list[Comparison]:
+    """Check an engine variant of a bundle, on this machine.
+
+    Raises:
+        ProviderError: it cannot run here; the message says why.
+        InputError, BundleError: see `check`; or there is no variant of that name.
+    """
+    loads, precision = variant_loads(bundle, Wish(device=device, engine=name))
+    return check(bundle, loads, precision=precision)
+
+
+def record(folder: Path, wish: Wish | None = None) -> str:
+    """Make vectors with the engines at hand and store them in a bundle.
+
+    Args:
+        folder: the bundle.
+        wish: what is to make them; None for onnxruntime on the CPU.
+
+    Returns:
+        What made them, such as "onnxruntime-cpu 1.31.1".
+
+    Raises:
+        ProviderError: the engines cannot run here, or do not return finite numbers.
+        BundleError, OutputError: see `amend_bundle`.
+    """
+    bundle = Bundle.open(folder)
+    entry, data = vectors(bundle, wish)
+    store(bundle.path, entry, data)
+    return str(entry["made_by"])
+
+
+def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
+    """Put vectors into a bundle, in the place of those that it has.
+
+    Args:
+        folder: the bundle.
+        entry: the manifest's "self_test", as `vectors` returns it.
+        data: its file.
+
+    Raises:
+        BundleError, OutputError: see `amend_bundle`.
+    """
+    # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
+    temporary = folder / f".selftest.tmp-{secrets.token_hex(6)}"
+    try:
+        try:
+            temporary.write_bytes(data)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {temporary}: {error.strerror or error}; expected a bundle in a "
+                "folder to write to"
+            ) from error
+        amend_bundle(
+            folder, lambda manifest: manifest.update(self_test=entry), files={FILE: temporary}
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], bytes]:
+    """Return the manifest's "self_test" and the bytes of its file; writes nothing.
+
+    One picture, as small as the bundle's engines are built for, and one expression go through
+    the whole bundle; what each graph was given and returned is kept, but for outputs of more
+    than 64 MiB (the transition matrices of large models).
+
+    Args:
+        bundle: an open bundle; only its graphs and the manifest are used.
+        wish: what is to make them; None for onnxruntime on the CPU.
+
+    Raises:
+        ProviderError: the engines cannot run here, or do not return finite numbers.
+    """
+    wish = wish or Wish(provider="onnxruntime-cpu")
+    manifest, seen = bundle.manifest, dict[str, tuple[Arrays, Arrays]]()
+
+    def start(route: Route) -> tuple[Route, dict[str, Engine]]:
+        return route, route.load()
+
+    capture = manifest.default_capture
+    route, engines = first_that_starts(bundle, capture, wish, start)
+    spies = {key: _Recorder(engine, seen, key) for key, engine in engines.items()}
+    segmenter = Segmenter(route.bundle, spies, capture=capture)
+    segmenter.segment(_picture(_size(manifest)), EXPRESSION)
+    del segmenter, engines, spies
+    first = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
+    feeds = seen.pop(manifest.at_size("transformer", first))[0]
+    for mode in manifest.captures:
+        graph = manifest.at_size(f"transformer.{mode}", first)
+        one = first_that_starts(bundle, mode, wish, lambda route: route)
+        engine = one.loads[manifest.at_size("transformer", first)][1]()
+        seen[graph] = feeds, engine.run(feeds)
+    return _pack(manifest, seen, _made_by(route))
+
+
+def ort_loads(bundle: Bundle, provider: str, wish: Wish) -> dict[str, Callable[[], Engine]]:
+    """Return what loads each graph that onnxruntime's "cpu", "cuda" or "rtx" runs."""
+    every = provider != "rtx"
+    graphs = {name: name for name in bundle.manifest.graphs if every or rtx_plugin.runs(name)}
+    engine, _ = ort_engine(provider, wish.device)
+    loads = ort_load(
+        bundle,
+        graphs,
+        provider=provider,
+        device=wish.device,
+        threads=wish.threads,
+        engine=engine,
+    )
+    return {graph: load for graph, (_, load) in loads.items()}
+
+
+class _Recorder:
+    """An engine that keeps what it was given and what it returned, the first time."""
+
+    def __init__(self, engine: Engine, seen: dict[str, tuple[Arrays, Arrays]], graph: str) -> None:
+        self._engine, self._seen, self._graph = engine, seen, graph
+
+    @property
+    def provider(self) -> str:
+        return self._engine.provider
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        outputs = self._engine.run(feeds)
+        self._seen.setdefault(self._graph, (dict(feeds), dict(outputs)))
+        return outputs
+
+
+def _size(manifest: Manifest) -> tuple[int, int]:
+    """Return the (width, height) in pixels of a picture that engines are built for.
+
+    That is a square of the model's area, and where small pictures stay small a small one.
+    """
+    geometry = manifest.geometry
+    if geometry.sizes:
+        return geometry.sizes[0]
+    side = geometry.size_level
+    if geometry.resize == "shrink":
+        step = math.lcm(geometry.multiple_px, geometry.token_px)
+        side = step * max(1, min(side, SIDE_TOKENS * geometry.token_px) // step)
+    return side, side
+
+
+def _picture(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Draw a green square on a gradient: (height, width, 3) uint8."""
+    width, height = size_wh
+    rows, columns = np.indices((height, width))
+    channels = [columns * 255 // width, np.full_like(rows, 90), 255 - rows * 255 // height]
+    picture = np.stack(channels, axis=-1).astype(np.uint8)
+    picture[height // 4 : height * 5 // 8, width // 4 : width * 5 // 8] = (30, 200, 40)
+    return picture
+
+
+def _pack(
+    manifest: Manifest, seen: Mapping[str, tuple[Arrays, Arrays]], made_by: str
+) -> tuple[dict[str, Any], bytes]:
+    data, graphs = bytearray(), dict[str, Any]()
+
+    def put(array: npt.NDArray[Any], dtype: str) -> dict[str, Any]:
+        data.extend(bytes(-len(data) % _ALIGNMENT))
+        stored = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<"))
+        offset = len(data)
+        data.extend(stored.tobytes())
+        return {"dtype": dtype, "shape": list(stored.shape), "offset": offset}
+
+    for graph, (feeds, outputs) in seen.items():
+        spec = manifest.graphs[graph]
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ProviderError(
+                    f"graph '{graph}' returned '{name}' with NaN or infinity on {made_by}, which "
+                    "is no reference: record with another --provider"
+                )
+        graphs[graph] = {
+            "inputs": {name: put(feeds[name], each.dtype) for name, each in spec.inputs.items()},
+            "outputs": {
+                name: put(outputs[name], each.dtype)
+                for name, each in spec.outputs.items()
+                if outputs[name].nbytes <= MAX_OUTPUT_BYTES
+            },
+        }
+    entry = {"file": FILE, "made_by": made_by, "graphs": graphs}
+    return json.loads(json.dumps(entry)), bytes(data)
+
+
+def _made_by(route: Route) -> str:
+    """Name the engine of the transformer, and its library's version."""
+    provider = next(name for key, (name, _) in route.loads.items() if "transformer" in key)
+    if provider != "cpu" and not provider.startswith("cuda"):
+        return f"{provider.partition(':')[0]} ({route.reason.rpartition(': ')[2]})"
+    import onnxruntime
+
+    return f"onnxruntime-{provider.partition(':')[0]} {onnxruntime.__version__}"
+
+
+def _read(bundle: Bundle, file: str, tensor: StoredTensor) -> npt.NDArray[Any]:
+    dtype = np.dtype(tensor.dtype).newbyteorder("<")
+    with bundle.file(file).open("rb") as handle:
+        handle.seek(tensor.offset, os.SEEK_SET)
+        raw = handle.read(tensor.nbytes)
+    if len(raw) != tensor.nbytes:
+        raise BundleError(
+            f"bundle '{bundle.path}': '{file}' ends at a tensor of {tensor.nbytes} bytes: "
+            f"rism doctor {bundle.path} --record"
+        )
+    return np.frombuffer(raw, dtype).reshape(tensor.shape)
+
+
+def _error(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """Return the largest error over the reference's largest value; NaN for what is not finite."""
+    if found.shape != reference.shape:
+        return math.inf
+    if found.size == 0:
+        return 0.0
+    wanted = reference.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(found.astype(np.float64) - wanted).max()
+    return float(error / max(float(np.abs(wanted).max()), 1e-12))
+
+
+def _mask_error(
+    manifest: Manifest, graph: str, feeds: Arrays, outputs: Arrays, wanted: Arrays
+) -> float | None:
+    """Return the share of tokens that change sides; None where no mask can be made of both."""
+    kind, _, capture = graph.partition("@")[0].partition(".")
+    needed = GRAPH_OUTPUTS[graph.partition("@")[0]] if kind == "transformer" else ()
+    if not needed or set(needed) - set(wanted):
+        return None
+    tau = float(feeds["tau"][0]) if "tau" in feeds else manifest.method.tau
+    sides = []
+    for arrays in (outputs, wanted):
+        if any(
+            array.shape != wanted[name].shape for name, array in arrays.items() if name in wanted
+        ):
+            return 1.0
+        last = {name: array[-1].astype(np.float32) for name, array in arrays.items()}
+        with np.errstate(all="ignore"):
+            found = localise_outputs(capture, last, tau=tau, prototype=manifest.method.prototype)
+        sides.append(found.scores > 0)
+    return float(np.mean(sides[0] != sides[1]))

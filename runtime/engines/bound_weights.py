@@ -1,0 +1,142 @@
+"""Weights that an engine takes as inputs: where in the bundle they lie, and on the device.
+
+A plan of this kind holds kernels and no weights. The bundle's own weights are copied to the
+device once, whatever number of plans (capture modes, fixed sizes) is bound to them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.cuda_device import Device, DeviceArray
+from rism.runtime.errors import BundleError, one_line
+
+__all__ = ["BoundWeight", "OnDevice", "read_bound_weights", "upload"]
+
+# Names as ONNX and ml_dtypes have them.
+_BYTES: Mapping[str, int] = MappingProxyType(
+    {
+        "float32": 4,
+        "float16": 2,
+        "bfloat16": 2,
+        "float8_e4m3fn": 1,
+        "int64": 8,
+        "int32": 4,
+        "bool": 1,
+    }
+)
+_MAX_JSON_BYTES = 2**24
+_MEND = "build the engine again"
+
+
+@dataclass(frozen=True)
+class BoundWeight:
+    """One weight: its file in the bundle, offset and length in bytes, type and shape."""
+
+    file: str
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class OnDevice:
+    """A weight on a device, shared for as long as somebody holds it."""
+
+    def __init__(self, array: DeviceArray) -> None:
+        """Keep the array: of bytes, since NumPy has no bfloat16."""
+        self.array = array
+
+
+# (bundle's digest, file, offset, length, device) to what is there already.
+_SHARED: WeakValueDictionary[tuple[str, str, int, int, int], OnDevice] = WeakValueDictionary()
+
+
+def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
+    """Read which weights a plan takes.
+
+    Args:
+        bundle: an open bundle.
+        name: the JSON file beside the plan, which the manifest lists.
+
+    Returns:
+        Weights by name of the plan's input.
+
+    Raises:
+        BundleError: it is not such a file, or names what the bundle has not.
+    """
+    size = bundle.manifest.files[name].size
+    if size > _MAX_JSON_BYTES:
+        raise BundleError(f"{name} has {size} bytes, expected at most {_MAX_JSON_BYTES}: {_MEND}")
+    try:
+        data = json.loads(bundle.read(name))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{name} is not readable JSON ({one_line(error, limit=80)}): {_MEND}"
+        ) from None
+    top = Node(data, document=name, mend=_MEND)
+    return {each: _weight(top.node(each), bundle) for each in top.names()}
+
+
+def _weight(node: Node, bundle: Bundle) -> BoundWeight:
+    file = node.file_name("file")
+    if file not in bundle.manifest.files:
+        node.refuse("file", "a file that manifest.json lists")
+    size = bundle.manifest.files[file].size
+    dtype = node.choice("dtype", tuple(_BYTES))
+    offset, length = node.integer("offset", 0, size), node.integer("length", 1, size)
+    shape = node.sizes("shape")
+    if math.prod(shape) * _BYTES[dtype] != length:
+        node.refuse("shape", f"sizes that make {length} bytes of {dtype}")
+    if offset + length > size:
+        node.refuse("offset", f"{length} bytes inside a file of {size}")
+    return BoundWeight(file, offset, length, dtype, shape)
+
+
+def upload(
+    bundle: Bundle, weights: Mapping[str, BoundWeight], device: Device
+) -> dict[str, OnDevice]:
+    """Copy weights to a device, but for those that are there.
+
+    Args:
+        bundle: that they are of; its files are read where they lie.
+        weights: by name of the plan's input.
+        device: the GPU.
+
+    Returns:
+        What is on the device, by name; it stays there as long as somebody holds it.
+
+    Raises:
+        BundleError: a file is no longer what it was when the bundle was opened.
+        MemoryError: the device has too little of it.
+    """
+    found = {}
+    for name, weight in weights.items():
+        key = (bundle.digest, weight.file, weight.offset, weight.length, device.number)
+        there = _SHARED.get(key)
+        if there is None:
+            array = device.empty((weight.length,), "uint8")
+            device.copy(_mapped(bundle, weight), into=array)
+            there = _SHARED[key] = OnDevice(array)
+        found[name] = there
+    return found
+
+
+def _mapped(bundle: Bundle, weight: BoundWeight) -> npt.NDArray[np.uint8]:
+    try:
+        return np.memmap(bundle.file(weight.file), np.uint8, "r", weight.offset, weight.length)
+    except (OSError, ValueError) as error:  # ValueError: it is shorter than that
+        raise BundleError(
+            f"bundle '{bundle.path}': '{weight.file}' cannot be read "
+            f"({one_line(error, limit=80)}): copy it again"
+        ) from None

@@ -1,0 +1,126 @@
+"""A graph in onnxruntime on a GPU, its inputs and outputs where CuPy has them.
+
+The session works on the device's one stream: what is queued there before it and behind it needs
+no synchronisation, and memory that nobody refers to any more is used again in that order.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from rism.runtime.engines.base import Arrays, Engine
+from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
+from rism.runtime.engines.device_engine import held
+from rism.runtime.engines.onnxruntime import OrtEngine
+from rism.runtime.engines.onnxruntime_session import import_onnxruntime
+from rism.runtime.errors import ProviderError
+
+__all__ = ["CudaEngine", "ort_engine"]
+
+# Of onnxruntime's: what a graph reads there is not read by the GPU.
+_HOST_MEMORY = ("Cpu", "CudaPinned")
+
+
+class CudaEngine(OrtEngine):
+    """An `OrtEngine` that is a `DeviceEngine`."""
+
+    def __init__(self, file: Path, spec: GraphSpec, *, there: Device, **how: Any) -> None:
+        """Load a graph.
+
+        Args:
+            file: see `OrtEngine`.
+            spec: see `OrtEngine`.
+            there: the GPU, of the number that `how` says.
+            how: see `OrtEngine`; runs take turns by the GPU's lock.
+        """
+        super().__init__(file, spec, stream=there.stream, **how)
+        self._device = there
+        given, lies = self._session.get_inputs(), self._session.get_input_memory_infos()
+        self._read_by_host = {
+            tensor.name
+            for tensor, info in zip(given, lies, strict=True)
+            if info.name in _HOST_MEMORY
+        }
+        # Otherwise each run would end with the host waiting for the stream.
+        self._how = import_onnxruntime().RunOptions()
+        self._how.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    @property
+    def device(self) -> Device:
+        """The GPU."""
+        return self._device
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph and bring its outputs to the host, as `OrtEngine.run` does."""
+        with self._device.lock:
+            outputs = self.run_on_device(feeds)
+            return {logical: self._device.download(array) for logical, array in outputs.items()}
+
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, borrow: bool = False
+    ) -> dict[str, DeviceArray]:
+        """Queue a run, see `DeviceEngine`; each has outputs of its own, so none are borrowed.
+
+        Raises:
+            ProviderError: see `OrtEngine.run`.
+        """
+        del borrow
+        outputs = self._spec.outputs
+        with held(self._device):
+            binding = self._session.io_binding()
+            try:
+                kept = [
+                    self._bind(binding, spec, feeds[logical])
+                    for logical, spec in self._spec.inputs.items()
+                ]
+                for spec in outputs.values():
+                    binding.bind_output(spec.name, "cuda", self._device.number)
+                self._session.run_with_iobinding(binding, self._how)
+            except Exception as error:  # onnxruntime's exceptions share no base
+                raise self._failure(error) from None
+            del kept  # of CuPy's memory, which is used again in the stream's order
+            return {
+                logical: self._device.wrap(
+                    value.data_ptr(), tuple(value.shape()), spec.dtype, (binding, value)
+                )
+                for (logical, spec), value in zip(
+                    outputs.items(), binding.get_outputs(), strict=True
+                )
+            }
+
+    def _bind(self, binding: Any, spec: TensorSpec, feed: Any) -> Any:
+        """Tell a run of an input; the result has to outlive the run's queueing."""
+        device = self._device
+        if spec.name in self._read_by_host:
+            host = device.download(feed) if device.holds(feed) else feed
+            host = np.ascontiguousarray(host, dtype=np.dtype(spec.dtype))
+            binding.bind_cpu_input(spec.name, host)
+            return host
+        array = feed
+        usable = device.holds(feed) and feed.dtype == spec.dtype and feed.flags.c_contiguous
+        if not usable:
+            array = device.empty(tuple(feed.shape), spec.dtype)
+            device.copy(feed, into=array)
+        dtype, where = np.dtype(spec.dtype).type, device.pointer(array)
+        binding.bind_input(spec.name, "cuda", device.number, dtype, tuple(array.shape), where)
+        return array
+
+
+def ort_engine(provider: str, number: int) -> tuple[Callable[..., Engine], list[str]]:
+    """Return what runs a graph in onnxruntime, and why outputs leave a GPU where they have to.
+
+    Args:
+        provider: "cpu", "cuda" or "rtx".
+        number: of the GPU.
+    """
+    if provider != "cuda":
+        return OrtEngine, []
+    try:
+        return partial(CudaEngine, there=open_device(number)), []
+    except ProviderError as error:
+        return OrtEngine, [f"its outputs are copied to the host and post-processed there: {error}"]

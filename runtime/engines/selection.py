@@ -1,0 +1,354 @@
+"""From what a caller asks for to engines that run: which graph is run by what, and why.
+
+A route is decided before anything is loaded. What is asked for by name is tried and nothing
+else; "auto" tries what a bundle and a machine have, best first, and keeps the reasons.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from rism.runtime.bundle.engine_spec import PRECISIONS, EngineVariant
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.distribution import DISTRIBUTION
+from rism.runtime.engines import rtx_plugin
+from rism.runtime.engines.base import Engine, Load
+from rism.runtime.engines.cuda_device import open_device
+from rism.runtime.engines.kernel_cache import RuntimeCache
+from rism.runtime.engines.nvidia_driver import find_driver
+from rism.runtime.engines.onnxruntime import (
+    check_precision,
+    choose_provider,
+    full_name,
+    load_all,
+    needed_graphs,
+    ort_load,
+)
+from rism.runtime.engines.onnxruntime_cuda import ort_engine
+from rism.runtime.engines.providers import is_tensorrt, ort_name, parse_provider
+from rism.runtime.engines.shape_profiles import BATCH
+from rism.runtime.engines.tensorrt import TensorRtEngine
+from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver, find_library
+from rism.runtime.engines.variants import (
+    COMPUTES_IN,
+    Machine,
+    build_command,
+    choose_variant,
+    largest_batch,
+    this_platform,
+)
+from rism.runtime.errors import InputError, ProviderError, one_line
+
+__all__ = ["Route", "Wish", "first_that_starts", "route", "variant_loads"]
+
+T = TypeVar("T")
+_PLUGIN = "onnxruntime-tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller asks for.
+
+    Attributes:
+        provider: see `providers.parse_provider`.
+        device: number of the GPU.
+        threads: CPU threads; None for as many as this process may use.
+        precision: "fp32", "fp16", "bf16" or "fp8"; None for whatever there is.
+        engine: name of an engine variant; None for the one that fits best.
+        workers: threads of the caller that will run at once; see `engines.ort_load`.
+    """
+
+    provider: str = "auto"
+    device: int = 0
+    threads: int | None = None
+    precision: str | None = None
+    engine: str | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which graph is run by what.
+
+    Attributes:
+        bundle: the bundle, its manifest with the batch sizes of plans that were built for one.
+        loads: by name of `load_engines`: what it will run on, and what loads it.
+        reason: why these were chosen.
+        text_by: names what computes prompt embeddings, for caches of them.
+        precision: what the transformer computes in.
+        max_batch: expressions that a run can hold, or None where that is free.
+    """
+
+    bundle: Bundle
+    loads: Mapping[str, Load]
+    reason: str
+    text_by: str
+    precision: str
+    max_batch: int | None
+
+    def load(self, *, lazy_text: bool = False) -> dict[str, Engine]:
+        """Load the engines, see `load_engines`."""
+        return load_all(
+            self.loads, sized=bool(self.bundle.manifest.geometry.sizes), lazy_text=lazy_text
+        )
+
+
+def first_that_starts(bundle: Bundle, capture: str, wish: Wish, start: Callable[[Route], T]) -> T:
+    """Start what was asked for, or with "auto" the first of what there is.
+
+    Args:
+        bundle: an open bundle.
+        capture: a capture mode that it has.
+        wish: what is asked for.
+        start: loads a route; where it raises `ProviderError`, "auto" goes on.
+
+    Raises:
+        InputError: no such provider, precision or engine.
+        ProviderError: nothing that was asked for can run here.
+    """
+    names = parse_provider(wish.provider)
+    if wish.precision not in (None, *PRECISIONS):
+        raise InputError(
+            f"precision is '{one_line(wish.precision, limit=40)}', expected one of "
+            f"{', '.join(PRECISIONS)}"
+        )
+    if names != ("auto",):
+        return start(route(bundle, capture, names, wish))
+    notes: list[str] = []
+    failure: ProviderError | None = None
+    for names, why in _candidates(bundle.manifest, wish):
+        reason = "auto: " + "; ".join([*notes, why])
+        last = names == ("onnxruntime-cpu",)
+        try:
+            return start(route(bundle, capture, names, wish, reason=reason))
+        except ProviderError as error:
+            if last:
+                raise
+            shown = "CUDA" if names == ("onnxruntime-cuda",) else names[0]
+            notes.append(f"{shown} did not start ({error})")
+            failure = error
+    raise failure or ProviderError(
+        f"this bundle computes in {bundle.manifest.precision.compute} and has no engine in "
+        f"{wish.precision}: {build_command(bundle.path, 'tensorrt-rtx', precision=wish.precision)}"
+    )
+
+
+def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield what "auto" tries, best first, each with a reason to take it."""
+    targets = {v.target: None for v in manifest.engines if wish.engine in (None, v.name)}
+    if wish.engine is not None and not targets:
+        targets = {"tensorrt-rtx": None}  # which will say what there is
+    try:
+        ort: tuple[str, str] | None = choose_ort()
+    except ProviderError:
+        if not targets:
+            raise
+        ort = None  # engines may have all graphs
+    for target in targets:
+        if target in LIBRARIES:
+            # What has no plan runs on the best onnxruntime; results name both.
+            yield (target, *([] if ort is None else [ort[0]])), "an engine of the bundle fits"
+    own = COMPUTES_IN.get(wish.precision or "") in (None, manifest.precision.compute)
+    if ort is None or wish.engine is not None or wish.precision == "fp8" or not own:
+        return
+    name, why = ort
+    if rtx_plugin.installed():
+        # After engines, whose layers were checked; before CUDA's kernels, which are one a node.
+        yield (_PLUGIN, name), f"{rtx_plugin.PACKAGE} is installed"
+    yield (name,), why
+    if name != "onnxruntime-cpu":
+        yield ("onnxruntime-cpu",), "the CPU is left"
+
+
+def choose_ort() -> tuple[str, str]:
+    """Return the best provider of onnxruntime, and why."""
+    name, why = choose_provider("auto")
+    return f"onnxruntime-{name}", why.removeprefix("auto: ")
+
+
+def route(
+    bundle: Bundle,
+    capture: str,
+    names: Sequence[str],
+    wish: Wish,
+    *,
+    reason: str = "asked for",
+) -> Route:
+    """Decide which graph is run by which of some providers, the first that has it.
+
+    Raises:
+        InputError: no engine of the name asked for.
+        ProviderError: a provider is not there, or no engine fits.
+    """
+    manifest = bundle.manifest
+    graphs = needed_graphs(manifest, capture)
+    loads: dict[str, Load] = {}
+    text_by, precision = "", manifest.precision.compute
+    batches: list[int | None] = []
+    for name in names:
+        left = {key: graph for key, graph in graphs.items() if key not in loads}
+        if not left:
+            break
+        if not is_tensorrt(name):
+            provider, _ = choose_provider(ort_name(name))
+            check_precision(manifest.precision, provider, reason)
+            if len(left) == len(graphs):
+                _check_own(manifest, provider, wish, bundle, reason)
+            if name == _PLUGIN:
+                left = _for_plugin(left, wish.device, last=name == names[-1])
+                batches.append(BATCH[-1])
+            engine, copies = ort_engine(provider, wish.device)
+            reason = "; ".join([reason, *copies])
+            loads |= ort_load(
+                bundle,
+                left,
+                provider=provider,
+                device=wish.device,
+                threads=wish.threads,
+                workers=wish.workers,
+                engine=engine,
+            )
+            text_by = text_by or provider
+            continue
+        transformer = [graph for key, graph in left.items() if key.startswith("transformer")]
+        needed = list(left.values()) if name == names[-1] else transformer
+        library, variant, rebuild = _variant(bundle, name, wish, needed, list(left.values()))
+        mine = {key: graph for key, graph in left.items() if graph in variant.graphs}
+        reason = f"{reason}: engine '{variant.name}'"
+        loads |= _tensorrt_loads(bundle, variant, mine, library, wish.device, rebuild)
+        if any(graph in mine.values() for graph in transformer):
+            precision = COMPUTES_IN.get(variant.precision, variant.precision)
+        if "text_encoder" in mine:
+            digest = manifest.files[variant.graphs["text_encoder"].file].sha256
+            text_by = f"{name} {variant.version} {digest}"
+        batches.append(largest_batch(variant, list(mine.values())))
+        manifest = _with_fixed(manifest, variant, list(mine.values()))
+    ordered = {key: loads[key] for key in graphs}
+    limit = min((size for size in batches if size is not None), default=None)
+    return Route(replace(bundle, manifest=manifest), ordered, reason, text_by, precision, limit)
+
+
+def _for_plugin(graphs: Mapping[str, str], device: int, *, last: bool) -> dict[str, str]:
+    """Return the graphs that the plugin runs, if it and the GPU are there."""
+    rtx_plugin.find_device(device)
+    mine = {key: graph for key, graph in graphs.items() if rtx_plugin.runs(graph)}
+    if last and len(mine) < len(graphs):
+        others = ", ".join(graph for key, graph in graphs.items() if key not in mine)
+        raise ProviderError(
+            f"provider {_PLUGIN} does not run {others}, whose attention has no kernel in TensorRT "
+            "for RTX (it can run elsewhere: add +onnxruntime-cuda, or +onnxruntime-cpu, to "
+            "--provider)"
+        )
+    return mine
+
+
+def _variant(
+    bundle: Bundle, target: str, wish: Wish, needed: Sequence[str], optional: Sequence[str]
+) -> tuple[Library, EngineVariant, str]:
+    """Return the library, the variant to run with it, and the command that rebuilds it."""
+    engines = bundle.manifest.engines
+    if not engines or not any(v.target == target for v in engines):
+        others = ", ".join(f"'{v.name}' for {one_line(v.target)}" for v in engines) or "none"
+        command = build_command(bundle.path, target, precision=wish.precision)
+        raise ProviderError(f"this bundle has no engine for {target} (it has {others}): {command}")
+    if target not in LIBRARIES:
+        raise ProviderError(
+            f"this rism runs no engines for {one_line(target)}: install a newer {DISTRIBUTION}"
+        )
+    library = find_library(target)
+    driver = find_driver()
+    check_driver(library, driver)
+    gpu = driver.gpu(wish.device)
+    variant = choose_variant(
+        bundle.manifest,
+        bundle.path,
+        Machine(target, library.version, this_platform(), gpu),
+        needed=needed,
+        optional=optional,
+        precision=wish.precision,
+        engine=wish.engine,
+    )
+    rebuild = build_command(bundle.path, target, gpu=gpu, precision=variant.precision)
+    return library, variant, rebuild
+
+
+def variant_loads(bundle: Bundle, wish: Wish) -> tuple[dict[str, Callable[[], Engine]], str]:
+    """Return what loads each plan of the variant `wish.engine`, by graph, and its precision.
+
+    Raises:
+        InputError: no engine of that name.
+        ProviderError: it cannot run here.
+    """
+    targets = [v.target for v in bundle.manifest.engines if v.name == wish.engine]
+    target = targets[0] if targets else "tensorrt-rtx"
+    library, variant, rebuild = _variant(bundle, target, wish, (), ())
+    graphs = {graph: graph for graph in variant.graphs}
+    loads = _tensorrt_loads(bundle, variant, graphs, library, wish.device, rebuild)
+    named = COMPUTES_IN.get(variant.precision, variant.precision)
+    return {graph: load for graph, (_, load) in loads.items()}, named
+
+
+def _tensorrt_loads(
+    bundle: Bundle,
+    variant: EngineVariant,
+    graphs: Mapping[str, str],
+    library: Library,
+    device: int,
+    rebuild: str,
+) -> dict[str, Load]:
+    def load(graph: str) -> Engine:
+        cache = None
+        if library.target == "tensorrt-rtx":
+            driver = find_driver()
+            gpu = driver.gpu(device)
+            plan = bundle.manifest.files[variant.graphs[graph].file].sha256
+            cuda = ".".join(map(str, driver.cuda))
+            cache = RuntimeCache([plan, library.version, cuda, gpu.name, gpu.compute_capability])
+        return TensorRtEngine(
+            bundle,
+            variant,
+            graph,
+            library=library,
+            device=open_device(device),
+            rebuild=rebuild,
+            cache=cache,
+        )
+
+    name = full_name(library.target, device)
+    return {key: (name, partial(load, graph)) for key, graph in graphs.items()}
+
+
+def _with_fixed(manifest: Manifest, variant: EngineVariant, graphs: Sequence[str]) -> Manifest:
+    """Return the manifest with batches that a plan was built for in place of free ones."""
+    changed = dict(manifest.graphs)
+    for graph in graphs:
+        inputs = dict(changed[graph].inputs)
+        for logical, each in variant.graphs[graph].shapes.items():
+            if each.min[:1] == each.max[:1]:
+                shape = (*each.min[:1], *inputs[logical].shape[1:])
+                inputs[logical] = replace(inputs[logical], shape=shape)
+        changed[graph] = replace(changed[graph], inputs=inputs)
+    return replace(manifest, graphs=changed)
+
+
+def _check_own(manifest: Manifest, provider: str, wish: Wish, bundle: Bundle, reason: str) -> None:
+    """Refuse a GPU where there is none in use, and what an ONNX graph cannot give."""
+    own = manifest.precision.compute
+    if provider == "cpu" and wish.device:
+        raise ProviderError(
+            f"device {wish.device} is a GPU, and provider cpu ({reason}) uses none: leave the "
+            "device out, or choose a provider that runs here on a GPU (rism doctor)"
+        )
+    if wish.engine is not None:
+        raise InputError(
+            f"engine '{one_line(wish.engine, limit=60)}' was asked for, provider {provider} runs "
+            "the bundle's ONNX graphs: leave one of them out"
+        )
+    if wish.precision is not None and COMPUTES_IN.get(wish.precision) != own:
+        command = build_command(bundle.path, "tensorrt-rtx", precision=wish.precision)
+        raise ProviderError(
+            f"provider {provider} computes in {own}, as the bundle was exported, expected "
+            f"{wish.precision}: {command}, or export with --precision"
+        )

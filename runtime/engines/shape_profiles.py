@@ -1,0 +1,192 @@
+"""Optimisation profiles: which sizes of its inputs a graph is compiled for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rism.runtime.bundle.engine_spec import ShapeRange
+from rism.runtime.bundle.graph_spec import TensorSpec
+from rism.runtime.bundle.manifest import Geometry
+from rism.runtime.bundle.prompt_spec import PromptRules
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.image import geometry
+
+__all__ = ["BATCH", "profile", "ranges"]
+
+BATCH = (1, 1, 8)
+"""Fewest, usual and most expressions of a run, unless something else is asked for."""
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_SMALLEST_PX = 256
+# Tokens of an expression and what stands around it, beside those of the picture.
+_USUAL_WORDS = 24
+
+
+@dataclass(frozen=True)
+class _Range:
+    min: int
+    opt: int
+    max: int
+
+    def times(self, factor: int) -> _Range:
+        return _Range(self.min * factor, self.opt * factor, self.max * factor)
+
+    def plus(self, count: int) -> _Range:
+        return _Range(self.min + count, self.opt + count, self.max + count)
+
+
+def ranges(
+    rules: Geometry,
+    prompt: PromptRules,
+    noise_rows: int,
+    *,
+    shapes: str | None = None,
+    batch: tuple[int, int, int] = BATCH,
+) -> dict[str, _Range]:
+    """Say how large each named dimension of a bundle's graphs can be.
+
+    Args:
+        rules: the bundle's geometry.
+        prompt: the bundle's rules for prompts.
+        noise_rows: most tokens that it has noise for.
+        shapes: "MIN/OPT/MAX", one size, "static", or None for what the geometry can ask for; see
+            `rism build --shapes`.
+        batch: fewest, usual and most expressions of a run.
+
+    Raises:
+        InputError: shapes that are none, or that the bundle cannot have.
+    """
+    sizes = _pictures(rules, noise_rows, shapes)
+    token = rules.token_px
+    areas = [(w // token) * (h // token) for w, h in sizes]
+    found = {
+        "batch": _Range(*batch),
+        "tokens": _Range(*areas),
+        "width": _Range(*(w for w, _ in sizes)),
+        "height": _Range(*(h for _, h in sizes)),
+    }
+    if shapes is None and not rules.sizes:
+        found |= _by_geometry(rules, noise_rows)
+    seen = _Range(0, 0, 0)
+    if prompt.vision is not None:
+        cell = prompt.vision.cell_px**2
+        low, high = prompt.vision.min_pixels // cell, -(-prompt.vision.max_pixels // cell)
+        seen = _Range(max(1, low), (max(1, low) + high) // 2, high)
+        found["picture_tokens"] = seen
+        found["patches"] = seen.times(prompt.vision.merge**2)
+    longest = prompt.max_length
+    own = _Range(1, min(longest, seen.opt + _USUAL_WORDS), longest)
+    found["prompt_tokens"] = own
+    found["sequence"] = own.plus(prompt.drop)
+    return found
+
+
+def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> dict[str, ShapeRange]:
+    """Turn sizes of dimensions into shapes of a graph's inputs.
+
+    Args:
+        inputs: of the graph, by logical name.
+        known: as `ranges` gives them.
+
+    Raises:
+        InputError: a dimension has a name that is not known.
+    """
+    found = {}
+    for logical, tensor in inputs.items():
+        sides: list[_Range] = []
+        for size in tensor.shape:
+            if isinstance(size, int):
+                sides.append(_Range(size, size, size))
+            elif size in known:
+                sides.append(known[size])
+            else:
+                raise InputError(
+                    f"input '{logical}' of a graph has a dimension '{one_line(size)}', "
+                    f"expected one of {', '.join(known)}: export the bundle again"
+                )
+        found[logical] = ShapeRange(
+            tuple(side.min for side in sides),
+            tuple(side.opt for side in sides),
+            tuple(side.max for side in sides),
+        )
+    return found
+
+
+def _pictures(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tuple[int, int]]:
+    """The smallest, the usual and the largest picture that the model is to see, pixels."""
+    if shapes == "static" or (shapes is None and rules.sizes):
+        if not rules.sizes:
+            raise InputError(
+                "--shapes static needs a bundle of fixed sizes, and this one takes any: export it "
+                "with --sizes 1024x1024, or pass one size, --shapes 1024x1024"
+            )
+        return [rules.sizes[0]] * 3
+    if rules.sizes:
+        raise InputError(
+            f"--shapes is '{one_line(shapes)}', this bundle has fixed sizes, expected static or "
+            "nothing: export it again with other --sizes"
+        )
+    if shapes is None:
+        level = rules.size_level
+        square = geometry.plan((level, level), rules)
+        side = square.grid_hw[0] * rules.token_px
+        return [(side, side)] * 3
+    parts = shapes.split("/")
+    matches = [_SIZE.fullmatch(part.strip()) for part in parts]
+    if len(parts) not in (1, 3) or not all(matches):
+        raise InputError(
+            f"--shapes is '{one_line(shapes)}', expected MIN/OPT/MAX, such as "
+            "512x512/1024x1024/1536x1536, one such size, or static"
+        )
+    sizes = [(int(match[1]), int(match[2])) for match in matches if match is not None]
+    sizes = sizes * 3 if len(sizes) == 1 else sizes
+    for width, height in sizes:
+        if min(width, height) < 1 or width % rules.multiple_px or height % rules.multiple_px:
+            raise InputError(
+                f"--shapes has {width}x{height}, expected both sides a multiple of "
+                f"{rules.multiple_px} pixels for this model"
+            )
+        tokens = (width // rules.token_px) * (height // rules.token_px)
+        if tokens > noise_rows:
+            raise InputError(
+                f"--shapes has {width}x{height}, which makes {tokens} tokens, expected at most "
+                f"{noise_rows} for this bundle"
+            )
+    for small, large in pairwise(sizes):
+        if small[0] > large[0] or small[1] > large[1]:
+            raise InputError(f"--shapes is '{one_line(shapes)}', expected growing sizes")
+    return sizes
+
+
+def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
+    """What pictures of every shape become by the bundle's rules."""
+    plans = [geometry.plan(size, rules) for size in _extreme_pictures(rules)]
+    square = geometry.plan((rules.size_level, rules.size_level), rules)
+    rows = [each.grid_hw[0] * rules.token_px for each in plans]
+    columns = [each.grid_hw[1] * rules.token_px for each in plans]
+    usual = square.grid_hw[0] * rules.token_px
+    tokens = [each.tokens for each in plans]
+    return {
+        # What lies between two steps may round to a few tokens less.
+        "tokens": _Range(min(tokens) * 15 // 16, square.tokens, max(noise_rows, *tokens)),
+        "height": _Range(min(rows), usual, max(rows)),
+        "width": _Range(min(columns), usual, max(columns)),
+    }
+
+
+def _extreme_pictures(rules: Geometry) -> Iterator[tuple[int, int]]:
+    """Pictures of the model's area in every aspect ratio, and small ones where they stay small."""
+    # Large ones, whose sides round to no other aspect ratio than the one that is meant.
+    level, steps = 16 * rules.size_level, 512
+    for step in range(-steps, steps + 1):
+        aspect = rules.max_aspect ** (abs(step) / steps)
+        short = math.ceil(level / aspect**0.5)
+        long = min(int(level * aspect**0.5), int(short * rules.max_aspect))
+        yield (short, long) if step < 0 else (long, short)
+    if rules.resize == "shrink":
+        smallest = min(rules.size_level, _SMALLEST_PX)
+        yield (smallest, smallest)

@@ -1,0 +1,101 @@
+"""Which words of an expression say what the object is: word lists and a few rules, no parser.
+
+English only; of another language every word is content, and the last one the head.
+"""
+
+import re
+from typing import TypeAlias
+
+from rism.runtime.expression.spatial_words import PLACES, RELATION
+
+__all__ = ["STOP_WORDS", "content_words", "head_noun", "noun_phrase"]
+
+Span: TypeAlias = tuple[int, int]
+
+_FUNCTION_WORDS = """
+a an the this that these those some any each every
+i you he she it we they me him her us them my your his its our their
+who whom whose which what there here
+and or but nor so if then than as
+of in on at to from by with for into onto off about
+am is are was were be been being has have had having do does did
+can could will would shall should may might must
+not no very just only also too
+"""
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Words that say nothing of what an object is. Words of place ("above") and size stay."""
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# A noun phrase ends before one of these, or before a relation to another object.
+_END = re.compile(
+    r"\b(?:in|on|at|of|from|to|into|onto|inside|against|around|across|along|through|for|"
+    r"and|or|but|is|are|was|has|have|whose|where|standing|sitting|lying|facing|looking|riding|"
+    r"eating|carrying)\b|[,;:.!?()/]",
+    re.IGNORECASE,
+)
+
+
+def content_words(expression: str) -> list[Span]:
+    """Find the words that are no stop words.
+
+    Args:
+        expression: as it was asked.
+
+    Returns:
+        First and end of each in characters; of every word where all are stop words.
+
+    >>> [expression[a:b] for a, b in content_words(expression := "the dog on the left")]
+    ['dog', 'left']
+    """
+    words = _words(expression, 0, len(expression))
+    content = [span for span in words if _lower(expression, span) not in STOP_WORDS]
+    return content or words
+
+
+def head_noun(expression: str) -> Span | None:
+    """Find the word that names the object: the last of the first noun phrase.
+
+    Words of place and stop words at its end do not count ("man left"), unless it has no others.
+
+    Args:
+        expression: as it was asked.
+
+    Returns:
+        First and end in characters; None where there is no word.
+
+    >>> [text[a:b] for text in ("small red dog left of the car",) for a, b in [head_noun(text)]]
+    ['dog']
+    """
+    words = noun_phrase(expression)
+    named = [span for span in words if _lower(expression, span) not in PLACES | STOP_WORDS]
+    words = named or words
+    return words[-1] if words else None
+
+
+def noun_phrase(expression: str) -> list[Span]:
+    """Find the words of the first noun phrase, which speak of the object itself.
+
+    It ends before the first preposition, relation, auxiliary or comma; where nothing is left of
+    it, the whole expression is taken.
+
+    Args:
+        expression: as it was asked.
+
+    Returns:
+        First and end of each word in characters.
+
+    >>> text = "small red dog left of the car"
+    >>> [text[a:b] for a, b in noun_phrase(text)]
+    ['small', 'red', 'dog']
+    """
+    ends = [found.start() for rule in (_END, RELATION) if (found := rule.search(expression))]
+    words = _words(expression, 0, min(ends, default=len(expression)))
+    return words or _words(expression, 0, len(expression))
+
+
+def _words(text: str, first: int, end: int) -> list[Span]:
+    return [found.span() for found in _WORD.finditer(text, first, end)]
+
+
+def _lower(text: str, span: Span) -> str:
+    return text[span[0] : span[1]].lower()

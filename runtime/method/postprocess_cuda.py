@@ -1,0 +1,384 @@
+"""The method and the mask on the GPU where a graph's outputs lie, by a few kernels.
+
+`kernels/postprocess.cu` has the arithmetic, which is that of method.py and geometry.upsample,
+and the floor of each kernel; docs/performance.md has what that comes to. Everything is queued on
+the device's stream for all expressions of a run at once. The host waits once, for one transfer:
+three maps on the token grid and a few numbers, and with the published masks these. Masks that the
+picture or words choose are the host's, made while the GPU is free for others.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle.graph_spec import GraphSpec
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.engines.base import Engine
+from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels
+from rism.runtime.engines.device_engine import DeviceEngine
+from rism.runtime.engines.onnxruntime import needed_graphs
+from rism.runtime.errors import ProviderError, one_line
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.confidence import evidence
+from rism.runtime.method.equations import (
+    ATTENTION_CONSTANT,
+    ATTENTION_NOT_FINITE,
+    FEATURES_NOT_FINITE,
+    Localisation,
+)
+from rism.runtime.method.graph_outputs import expect_outputs, localise_outputs
+from rism.runtime.method.postprocess import Answer, Wanted
+
+__all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
+
+# What the kernels are compiled with.
+THREADS = 256
+MAP_THREADS = 1024  # of `attention_maps`
+PIXEL_ROWS = 8
+# Tokens of a block of threads, at least: fewer, and its sums outweigh what it reads.
+_LEAST_ROWS = 8
+_CLASS_MEANS_CHANNELS = 32
+_MAPS = 3
+
+# `Answer` of the kernels, and their `Reason`.
+_SAID = np.dtype(
+    [
+        ("reason", "<i4"),
+        ("pixels", "<i4"),
+        ("separability", "<f4"),
+        ("unused", "<i4"),
+        ("tokens", "<i4", (2, 2)),
+        ("not_zero", "<i4", (2, 2)),
+    ]
+)
+_REASONS = (None, ATTENTION_NOT_FINITE, ATTENTION_CONSTANT, FEATURES_NOT_FINITE)
+
+
+def kernel_source() -> str:
+    """Return the kernels, CUDA C++."""
+    return (files("rism.runtime") / "kernels/postprocess.cu").read_text(encoding="utf-8")
+
+
+def kernel_macros(channels: int) -> dict[str, int]:
+    """Return what the kernels are to be compiled with for D channels."""
+    held = max(1, -(-channels // THREADS))
+    fixed = {"THREADS": THREADS, "MAP_THREADS": MAP_THREADS, "PIXEL_ROWS": PIXEL_ROWS}
+    return {**fixed, "HELD": held}
+
+
+@dataclass(frozen=True)
+class _Results:
+    """One block of the device's memory that is brought to the host whole, by its parts.
+
+    `masks` have no rows where the host is to make them.
+    """
+
+    said: Any
+    maps: Any
+    masks: Any
+
+    @classmethod
+    def of(cls, whole: Any, wanted: Wanted) -> "_Results":
+        """Divide bytes, of the device or of the host."""
+        count, (height, width) = wanted.count, cls._mask_hw(wanted)
+        maps = count * _SAID.itemsize
+        masks = maps + count * _MAPS * wanted.plan.tokens * 4
+        return cls(
+            whole[:maps].view(np.int32).reshape(count, -1),
+            whole[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
+            whole[masks : masks + count * height * width].reshape(count, height, width),
+        )
+
+    @classmethod
+    def nbytes(cls, wanted: Wanted) -> int:
+        height, width = cls._mask_hw(wanted)
+        each = _SAID.itemsize + _MAPS * wanted.plan.tokens * 4 + height * width
+        return wanted.count * each
+
+    @staticmethod
+    def _mask_hw(wanted: Wanted) -> tuple[int, int]:
+        width, height = wanted.plan.size_wh
+        return height if wanted.published else 0, width
+
+
+def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> None:
+    """Compile what the runs of transformers on a GPU will need, so that their start can fail.
+
+    CuPy remembers what it compiled, on disk too.
+
+    Args:
+        engines: by the names of `load_engines`; those that are loaded later are left out.
+        manifest: the bundle's.
+        capture: the capture mode.
+
+    Raises:
+        ProviderError: the kernels cannot be compiled here.
+    """
+    for key, graph in needed_graphs(manifest, capture).items():
+        engine = engines[key]
+        if graph.startswith("transformer.") and isinstance(engine, DeviceEngine):
+            CudaPostprocess(engine.device).prepare(manifest.graphs[graph])
+
+
+class CudaPostprocess:
+    """The kernels on one device, compiled for as many channels as were seen."""
+
+    def __init__(self, device: Device) -> None:
+        """Compile nothing yet."""
+        self._device = device
+        self._compiled: dict[int, Kernels] = {}
+
+    def prepare(self, graph: GraphSpec) -> None:
+        """Compile for a transformer graph, unless only its runs say how many channels it has.
+
+        Raises:
+            ProviderError: the kernels cannot be compiled here.
+        """
+        features = graph.outputs.get("features")
+        channels = 0 if features is None else features.shape[-1]
+        if isinstance(channels, int):
+            self._kernels(channels)
+
+    def answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
+        """Queue the kernels, wait for them and return what they say; see `queue`."""
+        return self.queue(outputs, wanted)()
+
+    def queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
+        """Queue the kernels and the way of what they say to the host, without waiting.
+
+        Args:
+            outputs: of the graph, by logical name, ready in the order of the device's stream.
+            wanted: what is to be made of them.
+
+        Returns:
+            What waits, and finishes on the host; call it without `device.lock`, so that others
+            can queue meanwhile.
+
+        Raises:
+            BundleError: an output is not of the shape that the bundle promised.
+            ProviderError: the kernels cannot be compiled here, or there is too little memory.
+        """
+        expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
+        try:
+            return self._queue(outputs, wanted)
+        except MemoryError as error:  # CuPy's OutOfMemoryError is one
+            raise ProviderError(
+                f"post-processing found too little memory on GPU {self._device.number} "
+                f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
+                "picture"
+            ) from None
+
+    def _queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
+        device = self._device
+        with device.lock, device.current():
+            # Named only: an array that is float32 already is not copied.
+            outputs = {k: each.astype(np.float32, copy=False) for k, each in outputs.items()}
+            marks = [device.mark()]
+            whole = device.empty((_Results.nbytes(wanted),), "uint8")
+            results = _Results.of(whole, wanted)
+            if wanted.capture == "scores":
+                self._copy_maps(outputs, results)
+                kernels, means, channels = self._kernels(0), whole, 0
+            else:
+                channels = outputs["features"].shape[2]
+                kernels = self._kernels(channels)
+                means = self._queue_method(kernels, outputs, wanted, results)
+            marks.append(device.mark())
+            if wanted.published:
+                self._queue_masks(kernels, means, channels, wanted, results)
+            elif channels:
+                arguments = (means, results.said, np.int32(channels))
+                kernels.launch("separabilities", (wanted.count, 1, 1), THREADS, arguments)
+            fetched = device.fetch(whole)
+            tokens = outputs.get("token_attention")
+            attention = None if tokens is None else device.fetch(tokens[: wanted.count])
+            marks.append(device.mark())
+
+        def finish() -> list[Answer]:
+            host = _Results.of(fetched(), wanted)
+            of_tokens = None if attention is None else attention()
+            times = [device.elapsed_ms(*ends) / wanted.count for ends in pairwise(marks)]
+            return [_answer(host, row, wanted, of_tokens, times) for row in range(wanted.count)]
+
+        return finish
+
+    def _kernels(self, channels: int) -> Kernels:
+        macros = kernel_macros(channels)
+        if macros["HELD"] not in self._compiled:
+            self._compiled[macros["HELD"]] = self._device.kernels(kernel_source(), macros)
+        return self._compiled[macros["HELD"]]
+
+    def _queue_method(
+        self,
+        kernels: Kernels,
+        outputs: dict[str, DeviceArray],
+        wanted: Wanted,
+        results: _Results,
+    ) -> DeviceArray:
+        """Equations 3 to 6; returns the class means (B, 2, D) of `scores > 0`."""
+        count, features = wanted.count, outputs["features"]
+        vectors = outputs["attention_vectors"]
+        blocks, tokens, channels = vectors.shape[1], vectors.shape[2], features.shape[2]
+        rows, groups = self._shares(count, tokens)
+        matrices = wanted.capture == "matrices"
+        inverse, sums, means, *more = self._scratch(
+            count * tokens,
+            count * groups * 2 * channels,
+            count * 2 * channels,
+            *([count * blocks * tokens] if matrices else []),
+        )
+        n, d = np.int32(tokens), np.int32(channels)
+        if matrices:
+            (propagated,) = more
+            kernels.launch(
+                "propagate",
+                (tokens, blocks, count),
+                THREADS,
+                (outputs["transition_matrices"], vectors, propagated, n),
+            )
+        else:
+            propagated = outputs["propagated_vectors"]
+        maps, said = results.maps, results.said
+        kernels.launch(
+            "attention_maps",
+            (2, count, 1),
+            MAP_THREADS,
+            (vectors, propagated, maps, said, np.int32(blocks), n),
+        )
+        published = self._weigh(maps, wanted)
+        sizes, tau = (n, d, np.int32(rows)), np.float32(wanted.tau)
+        cosine = np.int32(wanted.prototype == "cosine")
+        slices = (-(-channels // _CLASS_MEANS_CHANNELS), count, 1)
+        for at, (name, arrays, option) in enumerate(
+            (
+                ("sums_by_region", (features, maps, inverse, sums, said), tau),
+                ("scores_and_sums", (features, means, maps, inverse, sums, said), cosine),
+            )
+        ):
+            kernels.launch(name, (groups, count, 1), THREADS, (*arrays, *sizes, option))
+            kernels.launch(
+                "class_means",
+                slices,
+                THREADS,
+                (sums, means, said, np.int32(groups), d, np.int32(at)),
+            )
+        for row, refined in published.items():
+            maps[row, 1] = refined
+        return means
+
+    def _weigh(self, maps: DeviceArray, wanted: Wanted) -> dict[int, DeviceArray]:
+        """Put refined maps by their spatial prior in place of the published ones, returned."""
+        published = {}
+        for row in range(wanted.count):
+            prior = wanted.prior(row)
+            if prior is not None:
+                published[row] = maps[row, 1].copy()
+                there = self._device.empty(prior.shape, "float32")
+                self._device.copy(prior, into=there)
+                weighed = maps[row, 1] * there
+                # Already 0 to 1, and all zero where there is no answer: no min-max can fail.
+                low, high = weighed.min(), weighed.max()
+                maps[row, 1] = (weighed - low) / (high - low).clip(1e-30)
+        return published
+
+    def _shares(self, count: int, tokens: int) -> tuple[int, int]:
+        """Tokens of each block of threads, and how many blocks: two for each multiprocessor."""
+        groups = max(1, 2 * self._device.multiprocessors // count)
+        rows = max(_LEAST_ROWS, -(-tokens // groups))
+        rows = -(-rows // _LEAST_ROWS) * _LEAST_ROWS
+        return rows, -(-tokens // rows)
+
+    def _scratch(self, *floats: int) -> list[DeviceArray]:
+        memory = self._device.scratch(4 * sum(floats))
+        parts, begin = [], 0
+        for each in floats:
+            parts.append(memory[begin : begin + 4 * each].view(np.float32))
+            begin += 4 * each
+        return parts
+
+    def _copy_maps(self, outputs: dict[str, DeviceArray], results: _Results) -> None:
+        """Of a graph that has the method inside: its maps go where the kernels leave theirs."""
+        results.said.fill(0)
+        count = len(results.said)
+        results.said.view(np.float32)[:, 2] = outputs["separability"][:count]
+        for at, name in enumerate(("coarse_attention", "refined_attention", "scores")):
+            results.maps[:, at] = outputs[name][:count]
+
+    def _queue_masks(
+        self,
+        kernels: Kernels,
+        means: DeviceArray,
+        channels: int,
+        wanted: Wanted,
+        results: _Results,
+    ) -> None:
+        """Step 7 of docs/bundle.md, and how far apart the classes are where there are means."""
+        tokens, (width, height) = wanted.plan.tokens, wanted.plan.size_wh
+        scores = results.maps.reshape(-1)[2 * tokens :]
+        sizes = (np.int32(_MAPS * tokens), np.int32(channels), np.int32(width), np.int32(height))
+        kernels.launch(
+            "mask_pixels",
+            (-(-width // THREADS), -(-height // PIXEL_ROWS), wanted.count),
+            THREADS,
+            (scores, means, results.said, results.masks, *sizes, *_axes(wanted.plan)),
+        )
+
+
+def _axes(plan: Plan) -> list[Any]:
+    """Return what `Axis` of the kernels is made of, across and down; see geometry.upsample."""
+    arguments: list[Any] = []
+    for axis in (0, 1):
+        start, stop = plan.crop_xyxy[axis], plan.crop_xyxy[axis + 2]
+        cells = plan.grid_hw[1 - axis]
+        scale = plan.resized_wh[axis] / plan.size_wh[axis]
+        arguments += [np.float64(scale), np.float64(start), np.float64(cells / (stop - start))]
+        arguments.append(np.int32(cells))
+    return arguments
+
+
+def _answer(
+    host: _Results,
+    row: int,
+    wanted: Wanted,
+    attention: npt.NDArray[np.float32] | None,
+    times_ms: list[float],
+) -> Answer:
+    """Copy one expression's part out of page-locked memory, and make its mask where it has none."""
+    said = host.said[row].view(_SAID)[0]
+    coarse, refined, scores = host.maps[row].copy()
+    if wanted.capture == "scores":
+        outputs = {"coarse_attention": coarse, "refined_attention": refined, "scores": scores}
+        outputs["separability"] = said["separability"]
+        found = localise_outputs("scores", outputs, tau=wanted.tau, prototype=wanted.prototype)
+    else:
+        reason = _REASONS[said["reason"]]
+        if reason is not None:
+            scores = np.zeros_like(scores)
+        found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
+    seen, finish_ms = evidence(found), 0.0
+    if wanted.published:
+        empty = found.reason is not None or not said["pixels"]
+        mask_hw = host.masks[row].view(np.bool_).copy()
+        if empty:
+            mask_hw[...] = False
+    else:
+        start = perf_counter()
+        found = wanted.finished(found, row)
+        mask_hw = wanted.mask(found.scores)
+        empty = not mask_hw.any()
+        finish_ms = (perf_counter() - start) * 1e3
+    return Answer(
+        found,
+        mask_hw,
+        empty=empty,
+        evidence=seen,
+        token_attention=None if attention is None else attention[row].copy(),
+        method_ms=times_ms[0],
+        mask_ms=times_ms[1] + finish_ms,
+    )

@@ -1,0 +1,360 @@
+"""From an expression to token ids, with the bundle's own tokenizer and template."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.bundle.manifest import PromptRules
+from rism.runtime.engines.device_engine import Mirrored
+from rism.runtime.errors import BundleError, InputError, one_line
+from rism.runtime.prompt.tokenizer import PromptTokenizer, TokenRow
+
+__all__ = [
+    "EncodedPrompts",
+    "Instruction",
+    "PromptEncoder",
+    "PromptState",
+    "check_template",
+    "clean_expression",
+    "expression_list",
+]
+
+MAX_EXPRESSION_CHARACTERS = 4096
+_MARK = "{expression}"
+# Unicode's default ignorable code points and white space. Variation selectors and tags at an end
+# are part of the emoji before them.
+_IGNORABLE = (
+    r"\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+_UNSEEN = re.compile(rf"^[{_IGNORABLE}\ufe00-\ufe0f\U000e0000-\U000e0fff]+|[{_IGNORABLE}]+$")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the model is told for one expression.
+
+    Attributes:
+        expression: as it was asked, white space collapsed.
+        text: the template with the expression in it, or what a refiner made of that, and then
+            the magnets.
+        start: where in `text` the expression begins; None where it is not there word for word.
+        magnets: how many characters at the end of `text` are magnets, with the space before
+            them; see `PromptEncoder.append`.
+    """
+
+    expression: str
+    text: str
+    start: int | None
+    magnets: int = 0
+
+    @property
+    def told(self) -> int:
+        """How many characters of `text` are no magnets."""
+        return len(self.text) - self.magnets
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """One encoded instruction; of one picture where the text encoder looks at it, else of any.
+
+    Attributes:
+        instruction: what the model is told.
+        embeds: (N_p, E) float32, on the GPU where they were made on one; `numpy.asarray` brings
+            them.
+        attention_mask: (N_p,) int64, one where the transformer has a token.
+        instruction_mask: (N_p,) bool, true on the tokens of the instruction but its magnets.
+        expression_mask: (N_p,) bool, true on the expression's own tokens.
+        tokens: text of each token, without padding.
+        spans: for each of them the characters of `instruction.text` that it covers, as (first,
+            end); the model's own prefix and suffix lie outside.
+        positions: (N_p, 3) float32, where the bundle gives prompt tokens positions; else None.
+    """
+
+    instruction: Instruction
+    embeds: npt.NDArray[np.float32] | Mirrored
+    attention_mask: npt.NDArray[np.int64]
+    instruction_mask: npt.NDArray[np.bool_]
+    expression_mask: npt.NDArray[np.bool_]
+    tokens: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    positions: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts as the text encoder takes them, S tokens each, and what the transformer gets.
+
+    The transformer's N_p columns begin after the first `drop` of the text encoder's S.
+
+    Attributes:
+        input_ids: (B, S) int64, padded on the right.
+        attention_mask: (B, S) int64, one on each token that the text encoder attends to.
+        seen_mask: (B, S) int64, one on each token that has a position of its own.
+        quoted_mask: (B, S) int64, one on the tokens of characters in quotes.
+        lengths: (B,) int64, the tokens that the transformer gets, without padding.
+        token_mask: (B, N_p) bool, true where the transformer has a token.
+        instruction_mask: (B, N_p) bool, true on the tokens of the instruction: neither the
+            model's own prefix and suffix, nor magnets, nor padding.
+        expression_mask: (B, N_p) bool, true on the tokens that carry the expression itself.
+        tokens: for each prompt the text of each token that the transformer gets, without padding.
+        spans: for each of these tokens the characters of the instruction that it covers; see
+            `PromptState`.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    seen_mask: npt.NDArray[np.int64]
+    quoted_mask: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    token_mask: npt.NDArray[np.bool_]
+    instruction_mask: npt.NDArray[np.bool_]
+    expression_mask: npt.NDArray[np.bool_]
+    tokens: tuple[tuple[str, ...], ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+
+class PromptEncoder:
+    """Renders and tokenises expressions (docs/bundle.md, step 4)."""
+
+    def __init__(
+        self, rules: PromptRules, tokenizer_json: bytes, *, template: str | None = None
+    ) -> None:
+        """Load the tokenizer.
+
+        Args:
+            rules: template, prefix, suffix, length and padding.
+            tokenizer_json: bytes of a Hugging Face `tokenizers` file.
+            template: text with {expression} in it once, instead of the bundle's.
+
+        Raises:
+            BundleError: the tokenizer file is not one, or has no token for the picture.
+            InputError: the template cannot be used.
+        """
+        self.rules = rules
+        self._tokenizer = PromptTokenizer(rules, tokenizer_json)
+        self.template = rules.template
+        if template is not None:
+            self.template = check_template(template)
+            self._refuse_control_tokens(self.template, "the template")
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the token that stands for the picture; None where there is none."""
+        return self._tokenizer.image_id
+
+    def encode(self, expressions: Sequence[str], *, image_tokens: int = 0) -> EncodedPrompts:
+        """Tokenise expressions, each inside the template.
+
+        Args:
+            expressions: what is asked.
+            image_tokens: see `tokenize`.
+
+        Raises:
+            InputError: see `instruct` and `tokenize`.
+        """
+        instructions = [self.instruct(expression) for expression in expressions]
+        return self.tokenize(instructions, image_tokens=image_tokens)
+
+    def instruct(self, expression: str) -> Instruction:
+        """Put an expression into the template.
+
+        Raises:
+            InputError: it is empty, or has control characters or the tokenizer's control
+                tokens in it.
+        """
+        cleaned = clean_expression(expression)
+        self._refuse_control_tokens(cleaned, "the expression")
+        head, tail = self.template.split(_MARK)
+        return Instruction(cleaned, head + cleaned + tail, len(head))
+
+    def reword(self, instruction: Instruction, text: str, *, image_tokens: int = 0) -> Instruction:
+        """Put other words into an instruction, and look for its expression among them.
+
+        Args:
+            instruction: what was to be said.
+            text: what is said instead.
+            image_tokens: see `tokenize`.
+
+        Raises:
+            InputError: the text is not usable, by the rules for expressions.
+        """
+        cleaned = clean_expression(text, what="the instruction")
+        self._refuse_control_tokens(cleaned, "the instruction")
+        start = cleaned.find(instruction.expression)
+        reworded = Instruction(instruction.expression, cleaned, None if start < 0 else start)
+        self.tokenize([reworded], image_tokens=image_tokens)
+        return reworded
+
+    def append(self, instruction: Instruction, magnets: str) -> Instruction:
+        """Put magnets after an instruction: words for attention that belongs nowhere.
+
+        RefAM's idea (arXiv 2509.22650). `weigh` gives them no weight.
+
+        Args:
+            instruction: what is said, after any refiner.
+            magnets: words; none for an empty text.
+
+        Raises:
+            InputError: they are not usable, by the rules for expressions.
+        """
+        if not magnets:
+            return instruction
+        added = " " + clean_expression(magnets, what="the text of magnets")
+        self._refuse_control_tokens(added, "the text of magnets")
+        return replace(instruction, text=instruction.text + added, magnets=len(added))
+
+    def tokenize(
+        self, instructions: Sequence[Instruction], *, image_tokens: int = 0
+    ) -> EncodedPrompts:
+        """Tokenise instructions between prefix and suffix.
+
+        Args:
+            instructions: what is said.
+            image_tokens: how many tokens stand for the picture; for bundles whose text encoder
+                looks at it.
+
+        Returns:
+            With padding "tokens" S is `drop` + `max_length`, otherwise the length of the longest
+            prompt. N_p is `max_length`, or with padding "none" that of the longest without
+            `drop`.
+
+        Raises:
+            InputError: an instruction is too long.
+            BundleError: `drop` leaves nothing of a prompt, or the picture is not in it once.
+        """
+        rules = self.rules
+        rows = [self._row(instruction, image_tokens) for instruction in instructions]
+        lengths = np.array([len(row.ids) - rules.drop for row in rows], np.int64)
+        longest = int(lengths.max(initial=0))
+        width = longest if rules.padding == "none" else rules.max_length
+        total = rules.drop + (rules.max_length if rules.padding == "tokens" else longest)
+        ids = np.full((len(rows), total), rules.pad_id, np.int64)
+        there, quoted = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.int64)
+        told = np.zeros((len(rows), width), np.bool_)
+        asked = np.zeros_like(told)
+        tokens: list[tuple[str, ...]] = []
+        spans: list[tuple[tuple[int, int], ...]] = []
+        for at, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
+            count, first = len(row.ids), len(rules.prefix)
+            kept = row.offsets[rules.drop :]
+            ids[at, :count] = row.ids
+            there[at, :count] = 1
+            quoted[at, :count] = row.quoted
+            told[at, : len(kept)] = _within(kept, first, instruction.told)
+            if instruction.start is not None:
+                start = first + instruction.start
+                asked[at, : len(kept)] = _within(kept, start, len(instruction.expression))
+            rendered = self._render(instruction)
+            tokens.append(tuple(rendered[a:b] for a, b in kept))
+            spans.append(tuple((a - first, b - first) for a, b in kept))
+        seen = there if rules.unseen_id is None else there * (ids != rules.unseen_id)
+        attended = there if rules.unseen_attended else seen
+        in_use = np.arange(width) < lengths[:, None]
+        return EncodedPrompts(
+            ids, attended, seen, quoted, lengths, in_use, told, asked, tuple(tokens), tuple(spans)
+        )
+
+    def _render(self, instruction: Instruction) -> str:
+        return self.rules.prefix + instruction.text + self.rules.suffix
+
+    def _row(self, instruction: Instruction, image_tokens: int) -> TokenRow:
+        """Tokenise one instruction; its length is known before the picture's tokens are made."""
+        row = self._tokenizer.encode(self._render(instruction))
+        pictured = 0 if row.image_at is None else image_tokens - 1
+        count, length = len(row.ids) + pictured - self.rules.drop, self.rules.max_length
+        if count > length:
+            whose = f" ({image_tokens} of the picture)" if row.image_at is not None else ""
+            mend = "use fewer magnets, or shorten it" if instruction.magnets else "shorten it"
+            raise InputError(
+                f"the instruction '{one_line(instruction.text, limit=40)}' makes a prompt of "
+                f"{count} tokens{whose}, expected at most {length}: {mend}"
+            )
+        if count < 1 and (self.rules.drop or self.rules.padding != "tokens"):
+            raise BundleError(
+                f"the prompt has {count + self.rules.drop} tokens, expected more than "
+                f"'prompt.drop' ({self.rules.drop}): export the bundle again"
+            )
+        return row.expanded(image_tokens)
+
+    def _refuse_control_tokens(self, text: str, what: str) -> None:
+        """Keep a text from closing the template's turn and opening another."""
+        seen = self._tokenizer.forms(text)
+        for token in self._tokenizer.control:
+            if any(token in form for form in seen):
+                raise InputError(
+                    f"{what} contains '{one_line(token)}', a control token of this model: "
+                    "take it out"
+                )
+
+
+def expression_list(expressions: str | Sequence[str]) -> list[str]:
+    """Return what was asked for, one expression or several, as a list.
+
+    Raises:
+        InputError: it is neither text nor something to go through.
+    """
+    if isinstance(expressions, str):
+        return [expressions]
+    if isinstance(expressions, (bytes, Mapping)) or not isinstance(expressions, Iterable):
+        raise InputError(
+            f"the expressions are of type {type(expressions).__name__}, expected text or a list "
+            "of texts"
+        )
+    return list(expressions)
+
+
+def clean_expression(expression: str, *, what: str = "the expression") -> str:
+    """Check an expression, collapse its white space, take off what nobody sees around it.
+
+    Files and web pages leave byte order marks, zero-width spaces and marks of direction at the
+    ends of a text; tokens of their own, they would change the answer. Within it all are kept:
+    emoji and some scripts need them.
+
+    Args:
+        expression: what somebody wants segmented, or another text from outside.
+        what: what messages call it.
+
+    Raises:
+        InputError: not text, empty, too many characters, or control characters in it.
+    """
+    if not isinstance(expression, str):
+        raise InputError(f"{what} is of type {type(expression).__name__}, expected text")
+    if len(expression) > MAX_EXPRESSION_CHARACTERS:
+        raise InputError(
+            f"{what} has {len(expression)} characters, expected at most "
+            f"{MAX_EXPRESSION_CHARACTERS}: shorten it"
+        )
+    cleaned = " ".join(_UNSEEN.sub("", expression).split())
+    if not cleaned:
+        raise InputError(f"{what} is empty, expected words such as 'the red cup'")
+    for character in cleaned:
+        # Cc are control characters, Cs lone halves of surrogate pairs; Cf stays, emoji use it.
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise InputError(
+                f"{what} contains the control character U+{ord(character):04X}: take it out"
+            )
+    return cleaned
+
+
+def check_template(template: str) -> str:
+    """Check a template as an expression is checked, and that there is one place for one in it.
+
+    Raises:
+        InputError: not text with {expression} in it once.
+    """
+    if not isinstance(template, str) or template.count(_MARK) != 1:
+        raise InputError(
+            f"template is '{one_line(template, limit=60)}', expected text with {_MARK} in it "
+            f"once, such as 'remove {_MARK}'"
+        )
+    return clean_expression(template, what="the template")
+
+
+def _within(offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[bool]:
+    """Say which tokens overlap a piece of the text."""
+    return [a < start + length and b > start for a, b in offsets]

@@ -1,0 +1,318 @@
+"""Reworded instructions in a file: written by `rism refine`, looked up by picture and words.
+
+The format is docs/refine.md. A file may come from anybody: sizes, types and counts are checked,
+what the reader does not know is ignored, and a newer major version is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.prompt.encoder import clean_expression
+
+__all__ = [
+    "MAX_ENTRIES",
+    "Fact",
+    "InstructionFile",
+    "Origin",
+    "RefinedInstruction",
+    "picture_digest",
+]
+
+FORMAT = "rism-instructions"
+SCHEMA_VERSION = "1.0"
+READS_MAJOR = 1
+MAX_ENTRIES = 100_000
+_MAX_BYTES = 64 * 2**20
+_MAX_TEXT = 1024
+_MAX_FACTS = 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAKE = "make it again with rism refine"
+
+Fact: TypeAlias = str | int | bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who reworded the instructions of a file.
+
+    Attributes:
+        model: the hub repository or the folder, for people.
+        revision: the commit, or a digest over the files of a folder.
+        refiner: everything else that decides an answer: prompt, decoding, picture sizes.
+    """
+
+    model: str = ""
+    revision: str = ""
+    refiner: Mapping[str, Fact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RefinedInstruction:
+    """One instruction in other words, for one picture.
+
+    Attributes:
+        picture: what `picture_digest` says of it.
+        image: its file's name, for people.
+        expression: what was asked for.
+        instruction: the template with the expression in it.
+        refined: what to say instead.
+    """
+
+    picture: str
+    image: str
+    expression: str
+    instruction: str
+    refined: str
+
+
+def picture_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
+    """Name a picture by its pixels: SHA-256 of "WIDTHxHEIGHT" and a newline, then of RGB rows.
+
+    Args:
+        image_hwc: (H, W, 3) uint8, upright, as `load_image` returns it.
+    """
+    height, width = image_hwc.shape[:2]
+    digest = hashlib.sha256(f"{width}x{height}\n".encode(), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(image_hwc).data)
+    return digest.hexdigest()
+
+
+class InstructionFile:
+    """Answers a segmenter's instructions from a file: a `Refiner`.
+
+    >>> refiner = InstructionFile.open("instructions.json")
+    >>> segmenter = Segmenter.from_bundle("step1x/", refiner=refiner)
+
+    What is not in the file is an error; nothing is left as it is silently.
+    """
+
+    def __init__(
+        self, name: str, origin: Origin, entries: Iterable[RefinedInstruction] = ()
+    ) -> None:
+        """Hold entries that are known to be sound; `open` reads those of a file.
+
+        Args:
+            name: of the file, for messages.
+            origin: who reworded them.
+            entries: those that there are.
+        """
+        self.name = name
+        self.origin = origin
+        self._entries: dict[tuple[str, str], RefinedInstruction] = {}
+        for entry in entries:
+            self.add(entry)
+
+    @classmethod
+    def open(cls, path: str | Path) -> InstructionFile:
+        """Read a file that `rism refine` wrote.
+
+        Raises:
+            InputError: it is missing, not such a file, damaged, or newer than this reader.
+        """
+        name = one_line(Path(path).name, limit=60)
+        data = _parse(_read(Path(path), name), name)
+        origin = Origin(
+            _text(data, "model", name, default=""),
+            _text(data, "revision", name, default=""),
+            _facts(data.get("refiner", {}), name),
+        )
+        found = cls(name, origin)
+        for number, entry in enumerate(_entries(data, name)):
+            added = _entry(entry, f"{name}: entry {number + 1}")
+            known = found.get(added.picture, added.instruction)
+            if known is not None and known.refined != added.refined:
+                raise InputError(
+                    f"{name} has two answers to '{one_line(added.instruction, limit=80)}' for "
+                    f"the picture {one_line(added.image, limit=60)}, expected one: remove the other"
+                )
+            found.add(added)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __call__(self, instruction: str, image_hwc: npt.NDArray[np.uint8], /) -> str:
+        """Look up an instruction.
+
+        Args:
+            instruction: the template with the expression in it.
+            image_hwc: (H, W, 3) uint8, the picture in RGB, upright.
+
+        Returns:
+            The instruction in the words of the file.
+
+        Raises:
+            InputError: it is not in the file for this picture; says how to add it.
+        """
+        digest = picture_digest(image_hwc)
+        entry = self.get(digest, instruction)
+        if entry is not None:
+            return entry.refined
+        height, width = image_hwc.shape[:2]
+        known = {entry.image for entry in self._entries.values() if entry.picture == digest}
+        picture = one_line(min(known), limit=24) if known else f"{digest[:12]}, {width} x {height}"
+        name = one_line(self.name, limit=24)
+        # The segmenter quotes at most 200 characters of what a refiner raises.
+        raise InputError(
+            f"{name} lacks '{one_line(instruction, limit=40)}' for the picture ({picture}), "
+            f"add it: rism refine IMAGE EXPRESSION --model MODEL -o {name}"
+        )
+
+    def get(self, picture: str, instruction: str) -> RefinedInstruction | None:
+        """Return the entry of a picture's digest and an instruction, or None."""
+        return self._entries.get((picture, " ".join(instruction.split())))
+
+    @property
+    def instructions(self) -> frozenset[str]:
+        """Instructions that there are entries of, for any picture; white space collapsed."""
+        return frozenset(instruction for _, instruction in self._entries)
+
+    def add(self, entry: RefinedInstruction) -> None:
+        """Add an entry, or replace the one for the same picture and instruction."""
+        self._entries[entry.picture, " ".join(entry.instruction.split())] = entry
+
+    def to_json(self) -> str:
+        """Write all of it as JSON, with a final newline."""
+        data = {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "model": self.origin.model,
+            "revision": self.origin.revision,
+            "refiner": dict(self.origin.refiner),
+            "instructions": [
+                {
+                    "picture": entry.picture,
+                    "image": entry.image,
+                    "expression": entry.expression,
+                    "instruction": entry.instruction,
+                    "refined": entry.refined,
+                }
+                for entry in self._entries.values()
+            ],
+        }
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            raise InputError(f"{name} is not a plain file, expected one that rism refine wrote")
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(
+            f"{one_line(path)} is not there, expected a file of instructions: make it with "
+            "rism refine IMAGE EXPRESSION --model MODEL -o FILE"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(reason)}") from None
+    if len(raw) > _MAX_BYTES:
+        raise InputError(
+            f"{name} is larger than {_MAX_BYTES >> 20} MiB, expected a small JSON file: "
+            "use several files"
+        )
+    return raw
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        data: object = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{name} is not readable JSON ({one_line(error, limit=120)}): {_MAKE}"
+        ) from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(
+            f"{name} is not a file of instructions, expected key 'format' to be '{FORMAT}': {_MAKE}"
+        )
+    version = data.get("schema_version")
+    match = re.fullmatch(r"(\d{1,4})\.\d{1,4}", version) if isinstance(version, str) else None
+    if match is None:
+        raise InputError(
+            f"{name}: key 'schema_version' is {_shown(version)}, expected a version such as "
+            f"'{SCHEMA_VERSION}': {_MAKE}"
+        )
+    if int(match[1]) > READS_MAJOR:
+        raise InputError(
+            f"{name} was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
+            "update rism, or make it again with this one"
+        )
+    if int(match[1]) < 1:
+        raise InputError(f"{name} has format {version}, expected {READS_MAJOR}.x: {_MAKE}")
+    return data
+
+
+def _entries(data: Mapping[str, Any], name: str) -> list[object]:
+    value = data.get("instructions")
+    if not isinstance(value, list) or len(value) > MAX_ENTRIES:
+        raise InputError(
+            f"{name}: key 'instructions' is {_shown(value)}, expected a list of at most "
+            f"{MAX_ENTRIES} entries: {_MAKE}"
+        )
+    return value
+
+
+def _entry(value: object, where: str) -> RefinedInstruction:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {_shown(value)}, expected an object: {_MAKE}")
+    picture = value.get("picture")
+    if not isinstance(picture, str) or _DIGEST.fullmatch(picture) is None:
+        raise InputError(
+            f"{where}: key 'picture' is {_shown(picture)}, expected 64 hexadecimal digits: {_MAKE}"
+        )
+    words = {}
+    for key in ("expression", "instruction", "refined"):
+        try:
+            words[key] = clean_expression(value.get(key, ""), what=f"key '{key}'")
+        except InputError as error:
+            raise InputError(f"{where}: {error}, or {_MAKE}") from None
+    return RefinedInstruction(picture, _text(value, "image", where, default=""), **words)
+
+
+def _facts(value: object, name: str) -> dict[str, Fact]:
+    if not isinstance(value, dict) or len(value) > _MAX_FACTS:
+        raise InputError(
+            f"{name}: key 'refiner' is {_shown(value)}, expected an object of at most "
+            f"{_MAX_FACTS} entries: {_MAKE}"
+        )
+    return {
+        one_line(key): fact
+        for key, fact in value.items()
+        if isinstance(fact, int) or (isinstance(fact, str) and len(fact) <= _MAX_TEXT)
+    }
+
+
+def _text(data: Mapping[str, Any], key: str, where: str, *, default: str) -> str:
+    value = data.get(key, default)
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+        raise InputError(
+            f"{where}: key '{key}' is {_shown(value)}, expected printable text of at most "
+            f"{_MAX_TEXT} characters: {_MAKE}"
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    """Describe a wrong value shortly enough for a message."""
+    if value is None:
+        return "missing"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > 10**18:
+        return "a huge integer"
+    return one_line(repr(value), limit=60)

@@ -1,0 +1,115 @@
+"""Quoted words, a character at a time: the pieces in which a prompt is tokenised.
+
+Editors that write what stands in quotes on a sign are trained with prompts whose quoted words
+the tokenizer gets as single characters. Two such rules are published; where they are odd, so is
+this (docs/bundle.md, step 4).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rism.runtime.bundle.prompt_spec import QuoteRules
+
+__all__ = ["CLOSING", "OPENING", "Piece", "pieces"]
+
+OPENING, CLOSING = "\u201c", "\u201d"  # the Chinese quotes
+_TOGGLES = str.maketrans({"'": '"', OPENING: '"', CLOSING: '"'})
+_PAIRS = {'"': '"', OPENING: CLOSING}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a rendered prompt that is tokenised by itself.
+
+    Attributes:
+        text: what the tokenizer gets.
+        start: where in the rendered prompt it begins.
+        quoted: whether it is a character that stood in quotes.
+        wrapped: whether `text` has an opening and a closing quote around that character.
+    """
+
+    text: str
+    start: int
+    quoted: bool
+    wrapped: bool = False
+
+
+def pieces(rendered: str, rules: QuoteRules, special: Sequence[str] = ()) -> list[Piece]:
+    """Cut a rendered prompt into what is tokenised piece by piece.
+
+    Args:
+        rendered: prefix, instruction and suffix, with one image token in them.
+        rules: the bundle's.
+        special: the tokenizer's added tokens; the style "paired" looks for quotes between them.
+    """
+    if rules.style == "toggle":
+        return list(_toggled(rendered.translate(_TOGGLES), rules.start))
+    cut: list[Piece] = []
+    at = 0
+    for part in _parts(rendered, tuple(special)):
+        cut += _paired(part, at, max(0, rules.start - at))
+        at += len(part)
+    return cut
+
+
+def _toggled(text: str, first: int) -> Iterator[Piece]:
+    """Let every quote from `first` on open or close in turn; quotes belong to what is outside.
+
+    What was opened and not closed is quoted to the end.
+    """
+    begin, opened = 0, text.find('"', first)
+    while opened >= 0:
+        yield Piece(text[begin : opened + 1], begin, quoted=False)
+        closed = text.find('"', opened + 1)
+        end = len(text) if closed < 0 else closed
+        for at in range(opened + 1, end):
+            yield Piece(OPENING + text[at] + CLOSING, at, quoted=True, wrapped=True)
+        if closed < 0:
+            return
+        begin, opened = closed, text.find('"', closed + 1)
+    if text:
+        yield Piece(text[begin:], begin, quoted=False)
+
+
+def _paired(part: str, offset: int, first: int) -> list[Piece]:
+    """Let each kind of quote end with its own kind; quotes belong to what is outside.
+
+    Args:
+        part: text between two special tokens.
+        offset: where in the rendered prompt it begins.
+        first: where in it quotes begin to count.
+    """
+    cut: list[Piece] = []
+    begin, opened = 0, _find_opening(part, first)
+    while opened >= 0:
+        # A Chinese quote that opens a part is left out, by the published rule.
+        if part[opened] != OPENING or begin < opened:
+            cut.append(Piece(part[begin : opened + 1], offset + begin, quoted=False))
+        closed = part.find(_PAIRS[part[opened]], opened + 1)
+        if closed < 0:
+            # Never closed: no quote at all, and one piece with the text before it.
+            start = cut.pop().start - offset if cut else opened + 1
+            return [*cut, Piece(part[start:], offset + start, quoted=False)]
+        cut += [Piece(part[at], offset + at, quoted=True) for at in range(opened + 1, closed)]
+        begin, opened = closed, _find_opening(part, closed + 1)
+    if begin < len(part):
+        cut.append(Piece(part[begin:], offset + begin, quoted=False))
+    return cut
+
+
+def _find_opening(part: str, first: int) -> int:
+    found = [at for at in (part.find(quote, first) for quote in _PAIRS) if at >= 0]
+    return min(found, default=-1)
+
+
+def _parts(text: str, special: tuple[str, ...]) -> list[str]:
+    pattern = _pattern(special)
+    return [text] if pattern is None else [part for part in pattern.split(text) if part]
+
+
+@lru_cache(maxsize=4)
+def _pattern(special: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted({token for token in special if token}, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None

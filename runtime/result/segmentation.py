@@ -1,0 +1,173 @@
+"""What a segmentation returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rism.runtime.errors import one_line
+from rism.runtime.image.geometry import Plan
+from rism.runtime.method.upsampling import upsample
+from rism.runtime.result.rle import decode_rle, encode_rle
+
+__all__ = ["Segmentation"]
+
+_DOUBTFUL = 0.5  # as likely absent as present
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """The answer for one expression on one image; it can be pickled, with its mask compressed.
+
+    Attributes:
+        expression: the expression as it was asked, white space collapsed.
+        instruction: what the model was told: the template with the expression in it, or what a
+            refiner made of that, and then the magnets.
+        mask_hw: (H, W) bool at the size of the picture.
+        score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
+            upsampling. Zeros where there is no answer, but not where the confidence is too low.
+        coarse: (N_h, N_w) float32 in [0, 1], the coarse attention map (CAM).
+        refined: (N_h, N_w) float32 in [0, 1], the refined attention map (RAM).
+        score: mean of the positive values of `score_map`, the margin by which the tokens of the
+            object are nearer to it than to the rest; 0 where the mask is empty.
+        separability: Fisher's score between mask and rest; larger is surer.
+        concentration: how concentrated the coarse map is, 0 (even) to 1 (one token).
+        agreement: correlation of the refined map and the score map, -1 to 1.
+        confidence: the probability that what was asked for is in the picture, by the bundle's
+            rule for the three above; None where the bundle's was never fitted, and where it
+            cannot know (`outside`).
+        reason: why the mask is empty, or None where it is not.
+        demonstrator: whether the model is one: small, and made for drawn scenes.
+        outside: why a demonstrator cannot know: none of its nouns is in the expression, or the
+            image is unlike what it was made for. None for other models.
+        provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; where not all
+            of them ran on one, the transformer's first: "tensorrt-rtx:0+cuda:0".
+        precision: what the transformer computed in, such as "float32" or "fp8".
+        model: name of the bundle's model.
+        timings_ms: wall time by stage. Stages shared by the expressions of one call are divided
+            evenly, so the results of a call add up to its duration.
+        tokens: text of each prompt token, where the bundle captures token attention.
+        token_attention: (len(tokens), N_h, N_w) float32, or None: how much each place looks at
+            each prompt token, summed over blocks.
+        sinks: places in the prompt of the attention sinks that were weighed out, from 0; see
+            `find_sinks`. Empty where there are none, or they were not asked for.
+        plan: how the picture was brought to the model's grid.
+    """
+
+    expression: str
+    instruction: str
+    mask_hw: npt.NDArray[np.bool_]
+    score_map: npt.NDArray[np.float32]
+    coarse: npt.NDArray[np.float32]
+    refined: npt.NDArray[np.float32]
+    score: float
+    separability: float
+    concentration: float
+    agreement: float
+    confidence: float | None
+    reason: str | None
+    provider: str
+    precision: str
+    model: str
+    timings_ms: Mapping[str, float]
+    plan: Plan = field(repr=False)
+    tokens: tuple[str, ...] = ()
+    token_attention: npt.NDArray[np.float32] | None = None
+    sinks: tuple[int, ...] = ()
+    demonstrator: bool = False
+    outside: str | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why a mask is doubtful: a confidence below 0.5, or `outside`; of an empty one None."""
+        if self.reason is not None:
+            return None
+        if self.outside is None and self.confidence is not None and self.confidence < _DOUBTFUL:
+            return f"confidence {self.confidence:.3f} is below {_DOUBTFUL}"
+        return self.outside
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """The mask, (H, W) bool: another name of `mask_hw`."""
+        return self.mask_hw
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height of the picture, pixels."""
+        return self.plan.size_wh
+
+    @property
+    def scores_hw(self) -> npt.NDArray[np.float32]:
+        """The score map at the size of the picture: (H, W) float32, bilinear; made when asked for.
+
+        The mask is where it is positive if it was made so too (`upsample="bilinear"`).
+        """
+        return np.asarray(upsample(self.score_map, self.plan))
+
+    @property
+    def refined_hw(self) -> npt.NDArray[np.float32]:
+        """The refined map at the size of the picture: (H, W) float32, computed when asked for."""
+        return np.asarray(upsample(self.refined, self.plan))
+
+    @cached_property
+    def area_px(self) -> int:
+        """Pixels in the mask."""
+        return int(np.count_nonzero(self.mask_hw))
+
+    @property
+    def area_share(self) -> float:
+        """Share of the picture in the mask, 0 to 1."""
+        return self.area_px / self.mask_hw.size
+
+    @cached_property
+    def box_xyxy(self) -> tuple[int, int, int, int] | None:
+        """Tight box around the mask in pixels, right and bottom exclusive; None where empty."""
+        rows = np.flatnonzero(self.mask_hw.any(axis=1))
+        if rows.size == 0:
+            return None
+        columns = np.flatnonzero(self.mask_hw.any(axis=0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def __repr__(self) -> str:
+        size = f"{self.size_wh[0]}x{self.size_wh[1]}"
+        found = f"box_xyxy={self.box_xyxy}" if self.reason is None else f"reason={self.reason!r}"
+        sure = "" if self.confidence is None else f", confidence={self.confidence:.2f}"
+        return f"Segmentation({one_line(self.expression, limit=80)!r}, {size}, {found}{sure})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        state["timings_ms"] = dict(self.timings_ms)
+        state["mask_hw"] = (encode_rle(self.mask_hw), self.mask_hw.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, mask_hw=decode_rle(*state["mask_hw"]))
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: everything but the arrays and the token texts."""
+        return {
+            "expression": self.expression,
+            "instruction": self.instruction,
+            "width": self.size_wh[0],
+            "height": self.size_wh[1],
+            "box_xyxy": None if self.box_xyxy is None else list(self.box_xyxy),
+            "area_px": self.area_px,
+            "area_share": self.area_share,
+            "score": self.score,
+            "separability": self.separability,
+            "concentration": self.concentration,
+            "agreement": self.agreement,
+            "confidence": self.confidence,
+            "reason": self.reason,
+            "doubt": self.doubt,
+            "demonstrator": self.demonstrator,
+            "outside": self.outside,
+            "sinks": list(self.sinks),
+            "model": self.model,
+            "provider": self.provider,
+            "precision": self.precision,
+            "timings_ms": dict(self.timings_ms),
+        }

@@ -1,0 +1,210 @@
+"""Random checkpoints of Step1X-Edit are what the published ones are, but for their numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
+
+from benchmarks.synthetic.qwen_files import SPECIAL_TOKENS
+from benchmarks.synthetic.step1x_checkpoint import (
+    SMALL,
+    STEP1X,
+    tensors_nbytes,
+    write_diffusers,
+    write_original,
+)
+from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors, vae_tensors_diffusers
+from benchmarks.synthetic.step1x_tensors import transformer_tensors, transformer_tensors_diffusers
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_original(tmp_path_factory.mktemp("step1x") / "original", SMALL).parent
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_diffusers(tmp_path_factory.mktemp("step1x") / "diffusers", SMALL, version="1.2")
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files that lie in a folder, or of one file."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]:
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def test_published_sizes() -> None:
+    first = transformer_tensors(STEP1X, scale_factor=True)
+    assert len(first) == 817
+    assert tensors_nbytes(first, "BF16") == 24_855_600_770
+    assert first["double_blocks.18.img_attn.qkv.weight"].shape == (9216, 3072)
+    assert first["single_blocks.37.linear1.weight"].shape == (21504, 3072)
+    assert first["single_blocks.37.linear2.weight"].shape == (3072, 15360)
+    assert first["connector.S.input_embedder.weight"].shape == (4096, 3584)
+    divided = transformer_tensors_diffusers(STEP1X, mapping=False)
+    assert tensors_nbytes(divided, "BF16") == tensors_nbytes(first, "BF16") - 2
+    assert divided["single_transformer_blocks.37.proj_mlp.weight"].shape == (12288, 3072)
+    assert tensors_nbytes(vae_tensors(STEP1X), "F32") == 335_278_732
+    texts = language_tensors(STEP1X)
+    assert (len(texts), tensors_nbytes(texts, "BF16")) == (729, 16_584_333_312)
+    assert STEP1X.axes == (16, 56, 56)
+
+
+@pytest.mark.parametrize("shape", [SMALL, STEP1X])
+def test_the_classes_ask_for_these_names(shape: Any) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(shape.vae_widths),
+            up_block_types=("UpDecoderBlock2D",) * len(shape.vae_widths),
+            block_out_channels=shape.vae_widths,
+            layers_per_block=shape.vae_layers,
+            latent_channels=shape.vae_latent,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    asked = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    assert {name: laid.shape for name, laid in vae_tensors_diffusers(shape).items()} == asked
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_makers_file(tmp_path: Path, version: str) -> None:
+    file = write_original(tmp_path / "model", SMALL, version=version)
+    names = {"1.0": "step1x-edit-i1258", "1.1": "step1x-edit-v1p1-official"}
+    assert file == tmp_path / "model" / f"{names[version]}.safetensors"
+    found = read(file)
+    assert ("connector.scale_factor" in found) == (version == "1.0")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    matrix = found["double_blocks.1.img_mlp.2.weight"].float()
+    assert matrix.std() * matrix.shape[1] ** 0.5 == pytest.approx(1, rel=0.05)
+    assert found["single_blocks.0.norm.key_norm.scale"].float().mean() == pytest.approx(1, abs=0.1)
+    vae = read(tmp_path / "model" / "vae.safetensors")
+    assert vae["encoder.mid.attn_1.q.weight"].shape == (32, 32, 1, 1)
+    assert {tensor.dtype for tensor in vae.values()} == {torch.float32}
+
+
+def test_numbers_follow_from_the_seed(tmp_path: Path, original: Path) -> None:
+    same = write_original(tmp_path / "same", SMALL)
+    other = write_original(tmp_path / "other", SMALL, seed=1)
+    assert same.read_bytes() == (original / same.name).read_bytes() != other.read_bytes()
+
+
+def test_both_layouts_hold_the_same_numbers(original: Path, converted: Path) -> None:
+    first = read(original / "step1x-edit-v1p1-official.safetensors")
+    second = read(converted / "transformer")
+    block = "single_transformer_blocks.2"
+    parts = [second[f"{block}.attn.to_{part}.weight"] for part in "qkv"]
+    parts.append(second[f"{block}.proj_mlp.weight"])
+    assert torch.equal(torch.cat(parts), first["single_blocks.2.linear1.weight"])
+    shift, scale = first["final_layer.adaLN_modulation.1.weight"].chunk(2)
+    assert torch.equal(torch.cat([scale, shift]), second["norm_out.linear.weight"])
+    assert second["text_token_mapping.weight"].shape == (SMALL.connector, SMALL.text_width)
+    config = json.loads((converted / "transformer" / "config.json").read_text())
+    assert config["enable_text_token_mapping"] is True and config["connector_heads_num"] == 2
+    index = json.loads((converted / "transformer" / _INDEX).read_text())
+    assert set(index["weight_map"]) == set(second)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in second.values())
+
+
+_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def test_the_pipeline_of_each_version(tmp_path: Path, converted: Path) -> None:
+    older = write_diffusers(tmp_path / "older", SMALL, version="1.1")
+    for folder, name in ((older, "Step1XEditPipeline"), (converted, "Step1XEditPipelineV1P2")):
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["_class_name"] == name
+        assert {part.name for part in folder.iterdir() if part.is_dir()} <= set(index)
+    assert "enable_text_token_mapping" not in (older / "transformer/config.json").read_text()
+    assert "text_token_mapping.weight" not in read(older / "transformer")
+
+
+def test_libraries_load_the_other_parts(original: Path, converted: Path) -> None:
+    _, info = AutoencoderKL.from_pretrained(converted / "vae", output_loading_info=True)
+    assert not any(info.values())
+    for folder in (original / "Qwen2.5-VL-7B-Instruct", converted / "text_encoder"):
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, output_loading_info=True
+        )
+        assert not any(info.values())
+        assert model.config.text_config.rope_parameters["mrope_section"] == list(SMALL.mrope)
+        assert model.config.vision_config.fullatt_block_indexes == list(SMALL.vision_full)
+        names = {name for name in language_tensors(SMALL) if name.startswith("visual.")}
+        assert len(names) == len(model.model.visual.state_dict())
+
+
+@pytest.mark.parametrize("place", ["original", "converted"])
+def test_the_tokenizer(place: str, request: pytest.FixtureRequest) -> None:
+    parts = {"original": "Qwen2.5-VL-7B-Instruct", "converted": "processor"}
+    folder = request.getfixturevalue(place) / parts[place]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    core = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = "<|im_start|>user\nIt's  “a”\n\n 42 zwölf 漢字<|vision_start|><|image_pad|>!"
+    assert tokenizer(text).input_ids == core.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    for token in SPECIAL_TOKENS:
+        assert tokenizer(token).input_ids == [tokenizer.convert_tokens_to_ids(token)]
+    assert len(tokenizer) <= SMALL.vocabulary
+    turns = [{"role": "user", "content": [
+        {"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " remove"},
+    ]}]  # fmt: skip
+    rendered = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, add_vision_id=True
+    )
+    assert rendered == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nLook: Picture 1: <|vision_start|><|image_pad|><|vision_end|> remove"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert tokenizer.apply_chat_template(system, tokenize=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+    )
+
+
+class _PicturesOnly(Qwen2_5_VLProcessor):  # type: ignore[misc, unused-ignore]
+    """Its part for videos needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor":
+            return type(argument)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def test_the_processor(original: Path) -> None:
+    folder = original / "Qwen2.5-VL-7B-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    processor = _PicturesOnly(pictures, tokenizer, None)
+    text = "<|vision_start|><|image_pad|><|vision_end|>remove"
+    picture = Image.new("RGB", (140, 90))
+    made = processor(text=[text], images=[picture], return_tensors="pt")
+    rows, columns = made.image_grid_thw[0, 1:].tolist()
+    assert (rows, columns) == (6, 10) and made.pixel_values.shape == (60, 3 * 2 * 14 * 14)
+    config = json.loads((folder / "config.json").read_text())
+    assert (made.input_ids == config["image_token_id"]).sum() == 15
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states = model(**made, output_hidden_states=True).hidden_states[-1]
+    assert states.shape == (1, made.input_ids.shape[1], SMALL.text_width)
+    assert states.isfinite().all()

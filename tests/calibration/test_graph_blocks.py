@@ -1,0 +1,128 @@
+"""Graphs cut at their blocks: the same numbers, one block's weights at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks.synthetic.step1x_checkpoint import SMALL, write_original
+from benchmarks.synthetic.step1x_parity import random_inputs
+from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
+from rism.calibration import Scales, quantise
+from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
+from rism.calibration.graph_blocks import cut
+from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.open_graph import OpenGraph, open_transformer
+from rism.export.parity.inputs import transformer_feeds
+from rism.export.spec import OpenModel
+from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from rism.runtime.bundle.reader import Bundle
+from tests.calibration.conftest import write_transformer
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def traced(model: OpenModel, precision: str, folder: Path) -> OpenGraph:
+    """A transformer's graph as it is in a bundle, without all the rest."""
+    write_transformer(model, precision, folder)
+    graph = ir.load(folder / "transformer.vectors.onnx")
+
+    def specs(values: Sequence[ir.Value]) -> dict[str, TensorSpec]:
+        return {v.name or "": TensorSpec(v.name or "", "float32", ()) for v in values}
+
+    spec = GraphSpec("", specs(graph.graph.inputs), specs(graph.graph.outputs))
+    return OpenGraph(graph, folder, spec)
+
+
+def reopened(graph: OpenGraph) -> OpenGraph:
+    return OpenGraph(ir.load(graph.folder / "transformer.vectors.onnx"), graph.folder, graph.spec)
+
+
+def assert_near(found: Arrays, wanted: Arrays, tolerance: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert np.abs(found[name] - value).max() <= tolerance * np.abs(value).max(), name
+
+
+def blocks_of(model: ir.Model) -> set[str]:
+    names = (re.search(r"(\w+_blocks\.\d+)\.", name) for name in model.graph.initializers)
+    return {match[1] for match in names if match}
+
+
+def some_scales(graph: OpenGraph) -> Scales:
+    layers = find_layers(graph.model)
+    kept = kept_layers([layer.name for layer in layers])
+    own = {layer.name: 0.02 for layer in layers if layer.name not in kept}
+    return Scales(fingerprint(layers), "m", "p", "max", 100.0, 1, own, kept)
+
+
+def test_mini_block_by_block(mini_bundle: Bundle) -> None:
+    bundle = mini_bundle
+    rng = np.random.default_rng(0)
+    given = {
+        "clean_latents": rng.standard_normal((1, 30, 128), dtype=np.float32),
+        "noise": rng.standard_normal((1, 30, 128), dtype=np.float32),
+        "prompt_embeds": rng.standard_normal((1, 40, 192), dtype=np.float32),
+        "prompt_weights": np.ones((1, 40), np.float32),
+        "positions": np.indices((5, 6), dtype=np.float32).reshape(2, -1).T.copy(),
+        "tau": np.float32([0.8]),
+    }
+    for capture in bundle.manifest.captures:
+        whole = LoadedGraph(open_transformer(bundle, capture=capture)).run(given)
+        found = StreamedGraph(open_transformer(bundle, capture=capture)).run(given)
+        assert_near(found, whole, 1e-4 if capture == "scores" else 1e-5)
+    stages = cut(open_transformer(bundle).model)
+    assert [len(blocks_of(stage.model)) for stage in stages] == [0] + [1] * 7
+    taken = {name for stage in stages for name in stage.inputs}
+    freed = [name for stage in stages for name in stage.done]
+    assert sorted(freed) == sorted(taken), "every value is forgotten after its last use, once"
+
+
+def test_step1x(tmp_path: Path) -> None:
+    write_original(tmp_path / "model", replace(SMALL, double=1, single=2), version="1.0")
+    settings = SETTINGS | {"drop_tokens": DROP["1.0"], "connector_heads": SMALL.connector_heads}
+    (tmp_path / "model/rism.json").write_text(json.dumps(settings))
+    model = open_step1x(tmp_path / "model")
+    graph = traced(model, "bf16", tmp_path)
+    scales = some_scales(graph)
+    reasons = {name.split(".")[0]: reason for name, reason in scales.kept.items()}
+    assert reasons["connector"] == "text"
+    assert reasons["vec_embed"] == "conditioning"
+    assert reasons["last_attn"] == "probe"
+    assert reasons["last_modulation"] == "modulation"
+    norms = {name for name in scales.kept if re.match(r".*transformer_blocks\.\d+\.norm", name)}
+    assert norms, "every block's modulation"
+    assert {*scales.kept.values()} == {"text", "conditioning", "modulation", "embedder", "probe"}
+    assert {name.split(".", 2)[2] for name in scales.layers} == {
+        *(f"attn.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")),
+        *(f"attn.add_{part}_proj" for part in "qkv"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        *("proj_mlp", "proj_out"),
+    }
+    given = transformer_feeds(random_inputs(model, (4, 6), batch=1), None)
+    whole = LoadedGraph(reopened(graph)).run(given)
+    tapped = {layer.activation.name or "": layer for layer in find_layers(graph.model)}
+    shown: dict[str, list[int]] = {}
+    StreamedGraph(graph).run_all(
+        lambda _sample: given,
+        2,
+        tapped=[name for name, layer in tapped.items() if layer.name in scales.layers],
+        on_tap=lambda name, array: shown.setdefault(name, []).append(array.shape[-1]),
+        on_result=lambda _sample, found: assert_near(found, whole, 1e-4),
+    )
+    for name, widths in shown.items():
+        weight = tapped[name].weight.const_value
+        assert weight is not None
+        assert widths == [weight.shape.numpy()[0]] * 2
+    quantised = reopened(graph)
+    assert quantise(quantised.model, scales, casts=True) == [*scales.layers]
+    assert_near(StreamedGraph(quantised).run(given), whole, 0.5)

@@ -1,0 +1,224 @@
+"""The makers' own layout gives the same model as diffusers' folders."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLFlux2
+from safetensors.torch import load_file, save_file
+
+from rism.export import (
+    CheckpointError,
+    ExportOptions,
+    ExportReport,
+    UnsupportedModelError,
+    export_bundle,
+    plan_export,
+)
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.checkpoint.safetensors_store import StoredTensor, read_headers
+from rism.export.families.flux2.klein import KleinModel, open_klein
+from rism.export.families.flux2.single_file import open_autoencoder, open_transformer
+from rism.export.parity.gate import run_graph
+from rism.runtime.bundle.reader import Bundle
+from tests.export.small import feeds
+
+# diffusers' names to the makers', the other way round than the exporter's table.
+NAMES = [
+    (r"^transformer_blocks\.(\d+)\.", r"double_blocks.\1."),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+    (
+        r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight",
+        r"single_blocks.\1.norm.query_norm.scale",
+    ),
+    (
+        r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight",
+        r"single_blocks.\1.norm.key_norm.scale",
+    ),
+    (r"\.attn\.norm_q\.weight", ".img_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_k\.weight", ".img_attn.norm.key_norm.scale"),
+    (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
+    (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"\.ff\.linear_in\.", ".img_mlp.0."),
+    (r"\.ff\.linear_out\.", ".img_mlp.2."),
+    (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+    (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+    (r"^x_embedder\.", "img_in."),
+    (r"^context_embedder\.", "txt_in."),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_1\.", "time_in.in_layer."),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_2\.", "time_in.out_layer."),
+    (r"^((?:double|single)_stream_modulation\w*)\.linear\.", r"\1.lin."),
+    (r"^proj_out\.", "final_layer.linear."),
+]
+FUSED = {"to_q": "img_attn", "add_q_proj": "txt_attn"}
+
+
+def makers_transformer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        part = name.split(".")[-2]
+        if part in ("to_k", "to_v", "add_k_proj", "add_v_proj"):
+            continue
+        if part in FUSED:
+            others = [name.replace(part, part.replace("q", letter)) for letter in "kv"]
+            fused = torch.cat([tensor, *(tensors[other] for other in others)])
+            block = name.split(".")[1]
+            found[f"double_blocks.{block}.{FUSED[part]}.qkv.weight"] = fused
+            continue
+        if name == "norm_out.linear.weight":
+            scale, shift = tensor.chunk(2)
+            found["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+            continue
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
+    return found
+
+
+def makers_autoencoder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        if ".attentions.0.to_" in name and name.endswith("weight"):
+            tensor = tensor[..., None, None]
+        for pattern, replacement in (
+            (r"^(encoder)\.down_blocks\.(\d)\.resnets\.(\d)\.", r"\1.down.\2.block.\3."),
+            (r"^(encoder)\.down_blocks\.(\d)\.downsamplers\.0\.", r"\1.down.\2.downsample."),
+            (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+            (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+            (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+            (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+            (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+            (r"\.conv_norm_out\.", ".norm_out."),
+            (r"\.conv_shortcut\.", ".nin_shortcut."),
+            (r"^quant_conv\.", "encoder.quant_conv."),
+            (r"^post_quant_conv\.", "decoder.post_quant_conv."),
+        ):
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor.contiguous()
+    return found
+
+
+@pytest.fixture
+def single(checkpoint: Path, tmp_path: Path) -> Path:
+    """The small checkpoint with its transformer as one file, under the makers' names."""
+    folder = tmp_path / "single"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("transformer"))
+    (folder / "model_index.json").unlink()
+    tensors = load_file(next((checkpoint / "transformer").glob("*.safetensors")))
+    save_file(makers_transformer(tensors), folder / "flux-2-klein-tiny.safetensors")
+    return folder
+
+
+def opened(path: Path) -> KleinModel:
+    model = open_klein(find_checkpoint(str(path)))
+    assert isinstance(model, KleinModel)
+    return model
+
+
+def same(one: StoredTensor, other: StoredTensor) -> bool:
+    return torch.equal(one.read(), other.read())
+
+
+def test_it_is_the_model_of_the_folders(single: Path, checkpoint: Path) -> None:
+    ours, folders = opened(single), opened(checkpoint)
+    file = single / "flux-2-klein-tiny.safetensors"
+    for path in (ours, opened(file)):
+        for name, tensor in folders.files.transformer.items():
+            if name != "norm_out.linear.weight":  # not in any graph
+                assert same(path.files.transformer[name], tensor), name
+    config = ours.files.transformer_config
+    for key, value in folders.files.transformer_config.items():
+        if key not in ("out_channels", "patch_size"):
+            found = config[key]
+            assert (list(found) if isinstance(found, tuple) else found) == (
+                list(value) if isinstance(value, tuple) else value
+            ), key
+
+
+def test_its_bundle_computes_the_same(single: Path, exported: ExportReport, tmp_path: Path) -> None:
+    file = single / "flux-2-klein-tiny.safetensors"
+    report = export_bundle(str(file), tmp_path / "b", ExportOptions(token_attention=True))
+    bundle = Bundle.open(report.path)
+    assert bundle.manifest.model.name == "flux-2-klein-tiny"
+    assert bundle.manifest.model.source == "file"
+    given = feeds(opened(file).spec, (5, 7))
+    found, wanted = (
+        run_graph(path / "transformer.vectors.onnx", given) for path in (report.path, exported.path)
+    )
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6)
+    for part in ("text_encoder", "vae_encoder"):
+        names = f"{part}.weights"
+        assert (report.path / names).read_bytes() == (exported.path / names).read_bytes()
+
+
+def test_it_is_what_diffusers_own_conversion_gives(single: Path) -> None:
+    from diffusers.loaders.single_file_utils import (
+        convert_flux2_transformer_checkpoint_to_diffusers,
+    )
+
+    file = single / "flux-2-klein-tiny.safetensors"
+    theirs = convert_flux2_transformer_checkpoint_to_diffusers(load_file(file))
+    store, _ = open_transformer(file, read_headers(file))
+    assert set(store) == set(theirs) - {"norm_out.linear.weight"}
+    for name in store:
+        assert torch.equal(store[name].read(), theirs[name]), name
+
+
+def test_the_makers_autoencoder(single: Path) -> None:
+    before = {n: t.read() for n, t in opened(single).files.vae.items()}
+    weights = load_file(next((single / "vae").glob("*.safetensors")))
+    save_file(makers_autoencoder(weights), single / "ae.safetensors")
+    shutil.rmtree(single / "vae")
+    after = open_autoencoder(single / "ae.safetensors")
+    encoder = [n for n in before if n.startswith(("encoder.", "quant_conv.", "bn."))]
+    assert set(after) == set(encoder)
+    for name in encoder:
+        assert torch.equal(after[name].read(), before[name]), name
+    # A lone file is read with the published sizes; those of the small one differ.
+    with pytest.raises(CheckpointError, match="16 latent channels, the VAE packs 128"):
+        opened(single)
+
+
+def test_the_published_autoencoder(single: Path) -> None:
+    """Its names and shapes are those of the class's own sizes."""
+    with init_empty_weights():
+        vae = AutoencoderKLFlux2()
+    shapes = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in vae.state_dict().items()}
+    kept = {k: v for k, v in shapes.items() if not k.startswith("decoder.")}
+    save_file(makers_autoencoder(kept), single / "ae.safetensors")
+    store = open_autoencoder(single / "ae.safetensors")
+    wanted = {k: v.shape for k, v in kept.items() if not k.startswith("post_quant_conv")}
+    store.expect(wanted)
+
+
+def test_what_is_no_transformer_file(single: Path, tmp_path: Path) -> None:
+    file = single / "flux-2-klein-tiny.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"double_blocks.0.img_attn.qkv.weight_scale": torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match=r"that FLUX\.2's layout does not have"):
+        plan_export(str(file), tmp_path / "b")
+    save_file({"a": torch.ones(1)}, file)
+    with pytest.raises(UnsupportedModelError, match=r"expected FLUX\.2-klein's or Step1X-Edit's"):
+        plan_export(str(file), tmp_path / "b")
+    kv = file.rename(file.with_name("flux-2-klein-9b-kv.safetensors"))
+    with pytest.raises(UnsupportedModelError, match="attend only to themselves"):
+        plan_export(str(kv), tmp_path / "b")
+    shutil.rmtree(single / "text_encoder")
+    with pytest.raises(UnsupportedModelError, match="attend only to themselves"):
+        plan_export(str(kv), tmp_path / "b")
+
+
+def test_parts_that_are_not_beside_the_file(single: Path, tmp_path: Path) -> None:
+    shutil.rmtree(single / "text_encoder")
+    with pytest.raises(CheckpointError, match="text_encoder is missing, expected it beside"):
+        plan_export(str(single / "flux-2-klein-tiny.safetensors"), tmp_path / "b")

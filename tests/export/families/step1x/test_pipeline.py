@@ -1,0 +1,206 @@
+"""The lean runtime on Step1X-Edit's bundles, against the published steps at each version.
+
+Pictures are prepared here as the makers' code prepares them, text is encoded by transformers'
+own classes, attention comes from the literal transcription.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from PIL import Image
+
+from rism.export import ExportOptions, export_bundle
+from rism.export.families.step1x.model import Step1XModel
+from rism.export.parity.inputs import transformer_feeds
+from rism.export.precision import PRECISIONS
+from rism.export.spec import LiteralInputs, LiteralPrompt, PromptTokens
+from rism.export.triton import TritonOptions, export_triton
+from rism.runtime import Segmenter
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.onnxruntime import load_engines
+from rism.runtime.method import equations
+from rism.runtime.method.upsampling import upsample
+from tests.export.families.step1x.small_model import make_step1x, open_step1x, picture
+from tests.export.triton.client import recorded, request, same
+from tests.export.triton.server import Server
+
+EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there!']
+FP32 = PRECISIONS["fp32"]
+SIZES = [(64, 48), (131, 97), (90, 241)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint, opened, and its bundle."""
+
+    model: Step1XModel
+    bundle: Path
+
+
+@pytest.fixture(scope="module", params=["1.0", "1.2"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("step1x")
+    checkpoint = make_step1x(folder / "model", request.param)
+    export_bundle(str(checkpoint), folder / "bundle", ExportOptions())
+    return Exported(open_step1x(checkpoint), folder / "bundle")
+
+
+def test_what_it_needs_of_a_reader(exported: Exported) -> None:
+    manifest = json.loads((exported.bundle / "manifest.json").read_text())
+    assert manifest["schema_version"] == "1.3"
+    assert manifest["prompt"]["unseen_position"] == 1
+    torchvision = exported.model.version.name == "1.2"
+    assert manifest["prompt"]["vision"].get("arithmetic") == (
+        "torchvision" if torchvision else None
+    )
+
+
+def published_size(width: int, height: int, level: int) -> tuple[int, int]:
+    """The longer side first, both rounded up, then down to whole tokens."""
+    ratio = width / height
+    if width > height:
+        wide = math.ceil(math.sqrt(level * level * ratio))
+        high = math.ceil(wide / ratio)
+    else:
+        high = math.ceil(math.sqrt(level * level / ratio))
+        wide = math.ceil(high * ratio)
+    return wide // 16 * 16, high // 16 * 16
+
+
+def published_picture(
+    pixels: np.ndarray, version: str, size_wh: tuple[int, int]
+) -> tuple[np.ndarray, torch.Tensor]:
+    """What the text encoder is shown, and what the VAE is: (h, w, 3) uint8, (1, 3, h, w)."""
+    image = Image.fromarray(pixels)
+    kind = Image.Resampling.BICUBIC if version == "1.0" else Image.Resampling.LANCZOS
+    shown = np.asarray(image.resize(size_wh, kind))
+    planes = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None].float() / 255
+    if version == "1.2":
+        planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        planes = torch.nn.functional.interpolate(
+            planes, size_wh[::-1], mode="bilinear", antialias=True
+        )
+    return shown, planes * 2 - 1
+
+
+def literal_batch(
+    given: LiteralPrompt, clean: torch.Tensor, noise: torch.Tensor, grid_hw: tuple[int, int]
+) -> LiteralInputs:
+    assert given.mask is not None
+    return LiteralInputs(
+        clean,
+        noise,
+        PromptTokens(given.embeds[None], given.mask[None], given.positions),
+        torch.ones(1, len(given.embeds)),
+        grid_hw,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size_wh", SIZES)
+def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[int, int]) -> None:
+    model, version = exported.model, exported.model.version.name
+    pixels, literal = picture(*size_wh), model.literal(FP32)
+    level = model.spec.geometry.size_level
+    wide, high = published_size(*size_wh, level)
+    shown, planes = published_picture(pixels, version, (wide, high))
+
+    segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
+    state = segmenter.set_image(pixels)
+    assert state.plan.resized_wh == (wide, high)
+    (clean,) = literal.vae_latents([planes])
+    np.testing.assert_allclose(state.clean_latents, clean.numpy(), atol=5e-5)
+
+    results = segmenter.segment(state, EXPRESSIONS, paper=True)
+    told = [f"remove {expression}" for expression in EXPRESSIONS]
+    prompts = literal.text(told, shown)
+    grid_hw = (high // 16, wide // 16)
+    noise = torch.from_numpy(np.array(segmenter.bundle.noise()[None, : grid_hw[0] * grid_hw[1]]))
+    engine = load_engines(segmenter.bundle, "vectors", provider="cpu")["transformer"]
+    states, _ = segmenter._embedder.embed(
+        [segmenter._encoder.instruct(e) for e in EXPRESSIONS], state
+    )
+    for expression, result, ours, theirs in zip(EXPRESSIONS, results, states, prompts, strict=True):
+        assert ours.embeds.shape == tuple(theirs.embeds.shape), expression
+        scale = float(theirs.embeds.abs().max())
+        np.testing.assert_allclose(ours.embeds, theirs.embeds.numpy(), atol=2e-5 * scale)
+        assert theirs.mask is not None
+        np.testing.assert_array_equal(ours.attention_mask, theirs.mask.numpy())
+        if theirs.positions is not None:
+            assert ours.positions is not None
+            np.testing.assert_allclose(ours.positions, theirs.positions.numpy(), atol=1e-5)
+        batch = literal_batch(theirs, clean, noise, grid_hw)
+        (capture,) = literal.dit([batch], model.spec.feature_block)
+        vectors, matrices = capture.attention_vectors, capture.transition_matrices
+        propagated = (matrices @ vectors.unsqueeze(-1))[..., 0]
+        found = engine.run(transformer_feeds(batch, None))
+        np.testing.assert_allclose(found["attention_vectors"], vectors.numpy(), atol=2e-5)
+        np.testing.assert_allclose(found["propagated_vectors"], propagated.numpy(), atol=2e-5)
+        wanted = equations.segment_tokens(
+            vectors[0].numpy(), propagated[0].numpy(), capture.features["mmsa"][0].numpy(),
+            tau=model.spec.tau,
+        )  # fmt: skip
+        mask = upsample(wanted.scores.reshape(grid_hw), state.plan) > 0
+        assert result.mask_hw.shape == size_wh[::-1]
+        assert (result.mask_hw == mask).mean() > 0.995, expression
+
+
+@pytest.mark.slow
+def test_one_at_a_time_is_the_same(exported: Exported) -> None:
+    segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
+    state = segmenter.set_image(picture(100, 80))
+    for together, expression in zip(
+        segmenter.segment(state, EXPRESSIONS), EXPRESSIONS, strict=True
+    ):
+        alone = segmenter.segment(picture(100, 80), expression)
+        assert together.expression == expression
+        np.testing.assert_allclose(together.score_map, alone.score_map, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_the_picture_and_every_token_set_matter(exported: Exported) -> None:
+    segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
+    state = segmenter.set_image(picture(100, 80))
+    maps = [
+        segmenter.segment(state, "the red dog", prompt_weights=tokens).coarse
+        for tokens in ("all", "valid", "instruction", "expression")
+    ]
+    # Without padding there is nothing that "valid" leaves out.
+    distinct = 3 if exported.model.version.name == "1.2" else 4
+    assert len({one.tobytes() for one in maps}) == distinct
+    other = segmenter.segment(picture(80, 100), "the red dog")
+    assert other.coarse.shape != maps[0].shape
+
+
+@pytest.mark.slow
+def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> None:
+    names = set(ir.load(exported.bundle / "transformer.vectors.onnx").graph.initializers)
+    gone = ("time_embed.", "connector.S.t_embedder.", "norm_out.", "proj_out.")
+    assert not [name for name in names if name.removeprefix("dit.").startswith(gone)]
+    # The prompt's part of the modulation stays, of the last block without its gate.
+    width = exported.model.sizes.width
+    assert "dit.transformer_blocks.0.norm1.linear.weight" in names
+    graph = ir.load(exported.bundle / "transformer.vectors.onnx").graph
+    modulation = graph.initializers["dit.last_modulation.weight"].shape
+    assert modulation is not None
+    assert sorted(modulation.numpy()) == [width, 2 * width]
+
+
+@pytest.mark.slow
+def test_a_server_gives_the_same(exported: Exported, tmp_path: Path) -> None:
+    bundle = Bundle.open(exported.bundle)
+    server = Server(export_triton(bundle, tmp_path / "out", TritonOptions(link=True)).path)
+    joins = exported.model.version.name == "1.0"
+    assert server.configs["transformer_vectors"].max_batch_size == (8 if joins else 0)
+    asked = EXPRESSIONS if joins else ["the small red car", "the red small car"]
+    _, engines, _ = recorded(bundle, picture(131, 97), asked, "vectors")
+    [answer] = server.infer("rism_vectors", request(server, "rism_vectors", engines))
+    same(answer, engines["transformer"].gave[-1])

@@ -1,0 +1,72 @@
+"""Qwen2.5-VL's two halves, as they are traced, against transformers on pictures of many sizes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.synthetic.step1x_parity import TextComparison
+from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
+
+EXPRESSIONS = (
+    "the green van",
+    "the man's hat",
+    'the sign "STOP!" there',
+    "“two words” and more!",
+    "the dog on the left of the woman, behind the red car",
+)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def comparison(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TextComparison:
+    folder = tmp_path_factory.mktemp("step1x") / "model"
+    settings: dict[str, object] = {"max_sequence_length": 400}
+    return TextComparison(open_step1x(make_step1x(folder, request.param, settings=settings)))
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def check(comparison: TextComparison, size_wh: tuple[int, int], expression: str) -> None:
+    found = comparison.differences(picture(*size_wh), expression)
+    assert found["token ids"] == found["position ids"] == 0
+    assert found["pixel patches"] < 1e-6
+    assert found["vision states"] < 1e-5
+    assert found["hidden states"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "size_wh",
+    [
+        (16, 16),
+        (28, 28),
+        (96, 80),
+        (112, 112),
+        (113, 80),
+        (64, 144),
+        (208, 48),
+        (32, 272),
+        (500, 70),
+    ],
+)
+def test_pictures_of_many_sizes(comparison: TextComparison, size_wh: tuple[int, int]) -> None:
+    check(comparison, size_wh, EXPRESSIONS[0])
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_of_many_kinds(comparison: TextComparison, expression: str) -> None:
+    check(comparison, (96, 64), expression)
+
+
+def test_more_windows_than_one(comparison: TextComparison) -> None:
+    """Patches of one window do not see those of the next, but in the blocks that see all."""
+    rules = comparison.model.spec.prompt.vision
+    assert rules is not None
+    grown = math.isqrt(rules.max_pixels) // rules.cell_px
+    assert grown * rules.merge > 8, "the largest picture must have several windows"
+    check(comparison, (160, 160), EXPRESSIONS[0])

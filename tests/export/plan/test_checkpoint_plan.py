@@ -1,0 +1,186 @@
+"""What an export says before it begins: sizes, disk, memory; and a hub that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rism.export import (
+    CheckpointError,
+    ExportError,
+    ExportOptions,
+    ExportReport,
+    export_bundle,
+    plan_export,
+)
+from rism.export.plan import checkpoint_plan
+from rism.runtime import InputError, OutputError
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def rism(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rism", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def test_the_plan_is_what_happens(checkpoint: Path, exported: ExportReport) -> None:
+    planned = plan_export(str(checkpoint), exported.path.parent / "new")
+    for part in planned.parts:
+        written = (exported.path / f"{part.name}.weights").stat().st_size
+        # Small weights are in the graph, and large ones begin on a page.
+        assert 0.5 * part.write_bytes < written < part.write_bytes + 1_000_000
+    assert planned.parity == "full"
+    assert planned.blocks == "2 + 3 blocks"
+
+
+def test_a_dry_run_prints_sizes_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "b"
+    shown = rism("export", "--model", checkpoint, "-o", output, "--dry-run", "--precision", "bf16")
+    assert shown.returncode == 0, shown.stderr
+    for text in ("text_encoder", "vae_encoder", "transformer", "bf16", "disk", "memory", "free"):
+        assert text in shown.stdout
+    assert not output.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_size_is_planned_from_its_configuration(tmp_path: Path) -> None:
+    """The numbers of FLUX.2-klein 9B, without its weights."""
+    from benchmarks.synthetic.flux2_checkpoint import SIZES, write_configuration
+
+    cache = tmp_path / "cache"
+    folder = cache / "models--black-forest-labs--FLUX.2-klein-9B"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    write_configuration(folder / "snapshots" / COMMIT, SIZES["9b"])
+    command = ("export", "--model", "flux2-klein-9b", "-o", tmp_path / "b", "--offline")
+    shown = rism(*command, "--dry-run", HF_HUB_CACHE=str(cache))
+    assert "8 + 24 blocks" in shown.stdout, shown.stderr
+    assert "FLUX.2-klein-9B (flux2-klein) from hub:black-forest-labs/" in shown.stdout
+    assert "17.2 GB" in shown.stdout
+    assert "11.7 GB" in shown.stdout
+    # Without the dry run the weights are asked for, and they are not there.
+    failed = rism(*command, HF_HUB_CACHE=str(cache))
+    assert failed.returncode == 1
+    assert "no .safetensors file" in failed.stderr or "needs" in failed.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_offline_finds_what_was_downloaded(checkpoint: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    folder = cache / "models--someone--tiny-klein"
+    shutil.copytree(checkpoint, folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    command = ("export", "--model", "someone/tiny-klein", "-o", tmp_path / "b", "--dry-run")
+    found = rism(*command, "--offline", HF_HUB_CACHE=str(cache))
+    assert "hub:someone/tiny-klein" in found.stdout, found.stderr
+    by_commit = rism(*command, "--offline", "--revision", COMMIT, HF_HUB_CACHE=str(cache))
+    assert by_commit.returncode == 0, by_commit.stderr
+    other = rism(*command, "--offline", "--revision", "v2", HF_HUB_CACHE=str(cache))
+    assert other.returncode == 1
+    assert other.stderr.count("\n") == 1
+    assert "cannot be had from the model hub" in other.stderr
+
+
+def test_not_enough_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage(10**12, 10**12, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(checkpoint_plan.shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(OutputError, match=r"b needs .* its disk has 1\.0 kB free"):
+        export_bundle(str(checkpoint), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_enough_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_plan, "free_memory", lambda: 10**8)
+    with pytest.raises(ExportError, match=r"of memory, 100\.0 MB are free: close other programs"):
+        export_bundle(str(checkpoint), tmp_path / "b")
+    with pytest.raises(ExportError, match="ask for --parity blocks"):
+        export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(parity="full"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_is_chosen_by_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = plan_export(str(checkpoint), tmp_path / "b")
+    assert small.parity == "full"
+    monkeypatch.setattr(checkpoint_plan, "free_memory", lambda: 2 * small.memory_bytes - 2)
+    assert plan_export(str(checkpoint), tmp_path / "b").parity == "blocks"
+
+
+def test_options_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
+    good = ExportOptions()
+    for bad, message in (
+        (replace(good, precision="int4"), "precision int4 is not known, expected some of fp32"),
+        (replace(good, parity="none"), "parity none is not known"),
+        (replace(good, captures=()), "capture nothing is not known"),
+        (replace(good, feature_site="middle"), "feature site middle is not known"),
+        (replace(good, size_level=3), "size level is 3, expected pixels from 8 to 8192"),
+        (replace(good, size_level=512, sizes=((64, 64),)), "exclude each other"),
+        (replace(good, template="remove it"), "expected text with {expression}"),
+        (replace(good, sizes=((50, 64),)), "multiple"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_bundle(str(checkpoint), tmp_path / "b", bad)
+    wrong = rism("export", "--model", checkpoint, "-o", tmp_path / "b", "--sizes", "1024")
+    assert wrong.returncode == 2
+    assert "expected WIDTHxHEIGHT, such as 1024x768" in wrong.stderr
+
+
+def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns("text_encoder"))
+    with pytest.raises(CheckpointError, match="text_encoder is missing"):
+        plan_export(str(copy), tmp_path / "b")
+    (copy / "rism.json").write_text(json.dumps({"colour": "red"}))
+    shutil.copytree(checkpoint / "text_encoder", copy / "text_encoder")
+    with pytest.raises(CheckpointError, match=r"rism\.json has unknown keys \['colour'\]"):
+        plan_export(str(copy), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size_level", "large", "size_level is large, expected a whole number from 8 to 8192"),
+        ("size_level", True, "size_level is True"),
+        ("tau", 1.5, "tau is 1.5, expected a number from 0"),
+        ("text_encoder_out_layers", [1, -2], r"expected a list of block numbers"),
+        ("feature_block", 7, "feature_block is 7, the transformer has 5 blocks"),
+        ("precision", "fp8", "precision is fp8, expected one of fp32, bf16, fp16"),
+        ("name", "a\nb", "name is a b, expected printable text"),
+        ("confidence", {"bias": 1.0}, "expected an object of the numbers separability, concen"),
+        (
+            "confidence",
+            dict.fromkeys(("separability", "concentration", "agreement", "bias"), 1.0)
+            | {"threshold": 1.5},
+            "confidence is .* expected an object",
+        ),
+        ("scope", {"nouns": ["Car"], "flatness": 0.5}, "expected an object of nouns, words in lo"),
+        ("resize", ["always"], "resize is .* expected always or shrink"),
+    ],
+)
+def test_settings_that_cannot_be(
+    checkpoint: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    settings = json.loads((copy / "rism.json").read_text())
+    (copy / "rism.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        plan_export(str(copy), tmp_path / "b")
+    assert "\n" not in str(caught.value)

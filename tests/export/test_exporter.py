@@ -1,0 +1,249 @@
+"""The exported bundle: parity, dynamic sizes, what is in the graphs and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+
+from rism.export import ExportOptions, ExportReport, ParityError, export_bundle, exporter
+from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.flux2.dit import Flux2SingleStep
+from rism.export.families.flux2.klein import open_klein
+from rism.export.families.flux2.reference import literal_capture
+from rism.export.parity import gate
+from rism.export.parity.gate import run_graph
+from rism.export.spec import ModelSpec
+from rism.runtime import Segmenter
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.errors import InputError, OutputError
+from rism.runtime.method import equations
+from tests.export.small import feeds
+
+GRIDS = [(6, 6), (4, 9), (11, 3)]
+
+
+@pytest.fixture(scope="module")
+def spec(checkpoint: Path) -> ModelSpec:
+    return open_klein(find_checkpoint(str(checkpoint))).spec
+
+
+@pytest.fixture(scope="module")
+def transformer(checkpoint: Path) -> Flux2Transformer2DModel:
+    """The model as diffusers loads it: nothing of the exporter's."""
+    return Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
+
+
+@pytest.mark.parametrize("grid_hw", GRIDS)
+def test_every_mode_agrees_with_the_untouched_model(
+    exported: ExportReport,
+    spec: ModelSpec,
+    transformer: Flux2Transformer2DModel,
+    grid_hw: tuple[int, int],
+) -> None:
+    given = feeds(spec, grid_hw)
+    inputs = {name: torch.from_numpy(value) for name, value in given.items()}
+    inputs.pop("positions")
+    literal = literal_capture(
+        transformer, grid_hw=grid_hw, feature_block=spec.feature_block, timestep=1.0, **inputs
+    )
+    vectors = literal.attention_vectors.numpy()
+    propagated = equations.propagate(literal.transition_matrices.numpy(), vectors)
+    features = literal.features["mmsa"].numpy()
+    got = {
+        mode: run_graph(
+            exported.path / f"transformer.{mode}.onnx",
+            given | ({"tau": np.array([0.8], np.float32)} if mode == "scores" else {}),
+        )
+        for mode in ("vectors", "matrices", "scores")
+    }
+    for mode in ("vectors", "matrices"):
+        np.testing.assert_allclose(got[mode]["attention_vectors"], vectors, atol=1e-5)
+        np.testing.assert_allclose(got[mode]["features"], features, atol=1e-5)
+    np.testing.assert_allclose(got["vectors"]["propagated_vectors"], propagated, atol=1e-5)
+    np.testing.assert_allclose(
+        got["matrices"]["transition_matrices"], literal.transition_matrices.numpy(), atol=1e-5
+    )
+    for mode in got:
+        np.testing.assert_allclose(
+            got[mode]["token_attention"], literal.token_attention.numpy(), atol=1e-5
+        )
+    for item in range(2):
+        answer = equations.segment_tokens(vectors[item], propagated[item], features[item], tau=0.8)
+        np.testing.assert_allclose(got["scores"]["scores"][item], answer.scores, atol=1e-3)
+        fisher = float(got["scores"]["separability"][item])
+        assert answer.separability == pytest.approx(fisher, rel=1e-2)
+
+
+def test_token_attention_times_weights_is_the_sum_of_the_vectors(
+    exported: ExportReport, spec: ModelSpec
+) -> None:
+    given = feeds(spec, (5, 5))
+    got = run_graph(exported.path / "transformer.vectors.onnx", given)
+    weighted = (got["token_attention"] @ given["prompt_weights"][..., None])[..., 0]
+    np.testing.assert_allclose(weighted, got["attention_vectors"].sum(1), atol=1e-5)
+
+
+def all_shapes(path: Path, given: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Shapes of every tensor that a run of the graph makes."""
+    model = ir.load(path)
+    present = {value.name for value in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name not in present and value.dtype is not None:
+                model.graph.outputs.append(value)
+    probed = path.with_name("probed.onnx")
+    try:
+        ir.save(model, probed)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(probed, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        arrays = session.run(names, given)
+    finally:
+        probed.unlink()
+    return {name: np.shape(array) for name, array in zip(names, arrays, strict=True)}
+
+
+@pytest.mark.parametrize("mode", ["vectors", "scores"])
+def test_no_matrix_over_image_tokens_is_ever_made(
+    exported: ExportReport, spec: ModelSpec, mode: str
+) -> None:
+    grid_hw = (7, 11)
+    tokens = 77
+    whole = spec.prompt.max_length + 2 * tokens
+    given = feeds(spec, grid_hw)
+    if mode == "scores":
+        given["tau"] = np.array([0.8], np.float32)
+    shapes = all_shapes(exported.path / f"transformer.{mode}.onnx", given)
+    assert len(shapes) > 100
+    large = {n: s for n, s in shapes.items() if sum(size in (tokens, whole) for size in s) > 1}
+    assert not large
+
+
+def test_what_the_mask_does_not_need_is_not_in_the_graph(
+    exported: ExportReport, spec: ModelSpec
+) -> None:
+    graph = ir.load(exported.path / "transformer.vectors.onnx").graph
+    names = " ".join(graph.initializers)
+    for absent in ("time_guidance_embed", "modulation.linear", "norm_out", "proj_out"):
+        assert absent not in names
+    inner = spec.feature_dim
+    # Each single-stream block but the last has an MLP of 3 x 2 widths beside q, k and v.
+    fused = [
+        value
+        for value in graph.initializers.values()
+        if value.shape is not None and sorted(value.shape.numpy()) == [inner, 9 * inner]
+    ]
+    assert len(fused) == spec.single_blocks - 1
+
+
+def test_weights_are_stored_once_for_all_modes(exported: ExportReport) -> None:
+    places = {}
+    for mode in ("vectors", "matrices", "scores"):
+        graph = ir.load(exported.path / f"transformer.{mode}.onnx").graph
+        places[mode] = {
+            (value.const_value.offset, value.const_value.length)
+            for name, value in graph.initializers.items()
+            if name.startswith("dit.")
+            and isinstance(value.const_value, ir.ExternalTensor)
+            and value.const_value.length >= 4096
+        }
+    assert places["vectors"] == places["matrices"] == places["scores"]
+    assert len(places["vectors"]) > 20
+    assert all(offset % 4096 == 0 for offset, _ in places["vectors"])
+
+
+def test_graphs_say_nothing_of_where_they_were_made(exported: ExportReport) -> None:
+    for path in exported.path.glob("*.onnx"):
+        content = path.read_bytes()
+        assert b".py" not in content
+        assert str(Path(exporter.__file__).parent).encode() not in content
+
+
+@pytest.mark.parametrize("site", ["adaln", "block"])
+def test_the_sites_of_table_3(checkpoint: Path, tmp_path: Path, site: str) -> None:
+    report = export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(feature_site=site))
+    assert report.parity["transformer.vectors"]["features"].error < 1e-5
+
+
+def test_the_runtime_segments_with_it(exported: ExportReport) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
+    masks = []
+    for capture in ("vectors", "matrices", "scores"):
+        segmenter = Segmenter.from_bundle(exported.path, provider="cpu", capture=capture)
+        masks.append(segmenter.segment(image, "the red car", paper=True).mask)
+    assert masks[0].shape == (90, 130)
+    assert (masks[0] != masks[1]).mean() < 1e-3
+    assert (masks[0] != masks[2]).mean() < 1e-3
+
+
+def test_a_graph_that_differs_leaves_no_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Flux2SingleStep.__init__
+
+    def bent(self: Flux2SingleStep, *arguments: object) -> None:
+        honest(self, *arguments)
+        self.rotary.frequencies.mul_(1.01)
+
+    monkeypatch.setattr(Flux2SingleStep, "__init__", bent)
+    with pytest.raises(ParityError, match=r"transformer\.vectors: output .* differs .* no bundle"):
+        export_bundle(str(checkpoint), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_take_a_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("precious")
+    with pytest.raises(OutputError, match="not empty"):
+        export_bundle(str(checkpoint), full)
+    assert (full / "mine.txt").read_text() == "precious"
+    with pytest.raises(OutputError, match="not a folder"):
+        export_bundle(str(checkpoint), full / "mine.txt")
+    with pytest.raises(InputError, match="capture everything is not known"):
+        export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(captures=("everything",)))
+
+
+def test_the_revision_names_the_weights(
+    checkpoint: Path, exported: ExportReport, tmp_path: Path
+) -> None:
+    again = export_bundle(str(checkpoint), tmp_path / "again")
+    first, second = (Bundle.open(r.path).manifest.model.revision for r in (exported, again))
+    assert first.startswith("sha256:")
+    assert first == second
+
+
+def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportReport) -> None:
+    manifest = Bundle.open(exported.path).manifest
+    sizes = {
+        size
+        for graph in manifest.graphs.values()
+        for tensor in [*graph.inputs.values(), *graph.outputs.values()]
+        for size in tensor.shape
+        if isinstance(size, str)
+    }
+    assert sizes == {"batch", "tokens", "height", "width"}
+
+
+def test_an_output_that_nothing_was_compared_with_does_not_pass() -> None:
+    checks: dict[str, gate.Check] = {}
+    gate.worst(checks, "", "features", 1e-7)
+    gate.gate("transformer.vectors", checks)
+    gate.worst(checks, "", "features", float("nan"))
+    gate.worst(checks, "", "features", 1e-7)
+    with pytest.raises(ParityError, match=r"'features' differs .* by inf"):
+        gate.gate("transformer.vectors", checks)
+
+
+def test_every_output_is_in_the_report(exported: ExportReport) -> None:
+    for name, graph in Bundle.open(exported.path).manifest.graphs.items():
+        assert set(graph.outputs) <= set(exported.parity[name])
+        assert all(check.passed for check in exported.parity[name].values())

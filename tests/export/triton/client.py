@@ -1,0 +1,59 @@
+"""What a client of a model repository sends, taken from what the segmenter feeds its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rism.runtime import Segmenter
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines.base import Arrays, Engine
+from rism.runtime.engines.onnxruntime import load_engines
+from rism.runtime.result.segmentation import Segmentation
+from tests.export.triton.server import NUMPY, Server, schema
+
+__all__ = ["Recorder", "recorded", "request", "same"]
+
+
+class Recorder:
+    """An engine that keeps what goes through it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.provider = engine, engine.provider
+        self.fed: list[dict[str, Any]] = []
+        self.gave: list[Arrays] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        self.fed.append(dict(feeds))
+        self.gave.append(self.engine.run(feeds))
+        return self.gave[-1]
+
+
+def recorded(
+    bundle: Bundle, picture: Any, expressions: Sequence[str], capture: str = "scores"
+) -> tuple[list[Segmentation], dict[str, Recorder], Segmenter]:
+    """Segment, and keep what the graphs were fed and gave."""
+    engines = {k: Recorder(e) for k, e in load_engines(bundle, capture, provider="cpu").items()}
+    segmenter = Segmenter(bundle, engines, capture=capture)
+    results = segmenter.segment(picture, list(expressions), paper=True)
+    return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter
+
+
+def request(server: Server, name: str, engines: Mapping[str, Recorder]) -> dict[str, np.ndarray]:
+    """What a client sends: of all that the segmenter fed, what the ensemble asks for."""
+    fed = {k: v for engine in engines.values() for k, v in engine.fed[-1].items()}
+    return {
+        tensor.name: np.ascontiguousarray(
+            fed[tensor.name], NUMPY[schema().DataType.Name(tensor.data_type)]
+        )
+        for tensor in server.configs[name].input
+    }
+
+
+def same(answer: Arrays, wanted: Arrays) -> None:
+    for name, array in wanted.items():
+        found = answer[name].reshape(array.shape)
+        scale = max(float(np.abs(array).max()), 1e-6)
+        np.testing.assert_allclose(found, array, atol=2e-4 * scale, rtol=0, err_msg=name)

@@ -1,0 +1,232 @@
+"""The model of the Python backend: a recorded edge of the server, and real graphs behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rism.export.triton import TritonOptions, export_triton
+from rism.runtime import BundleError, Segmenter
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.bundle.update import amend_bundle
+from tests.export.triton.server import RefusedError, Server
+
+ROOT = Path(__file__).parents[2]
+STREET = (ROOT / "examples/street.png").read_bytes()
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name, self.array = name, array
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError:
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, text: str, code: str = "INTERNAL") -> None:
+        self.text, self.code = text, code
+
+    def message(self) -> str:
+        return self.text
+
+
+class Response:
+    def __init__(self, tensors: Sequence[Tensor] = (), error: TritonError | None = None) -> None:
+        self.tensors, self.problem = {t.name: t.array for t in tensors}, error
+
+    def has_error(self) -> bool:
+        return self.problem is not None
+
+    def error(self) -> TritonError | None:
+        return self.problem
+
+
+def backend(server: Server) -> ModuleType:
+    """`triton_python_backend_utils`: names and order of arguments as its documentation has them."""
+
+    class InferenceRequest:
+        def __init__(
+            self,
+            *,
+            model_name: str,
+            requested_output_names: list[str],
+            inputs: list[Tensor],
+            preferred_memory: str,
+        ) -> None:
+            assert preferred_memory == "on the CPU"
+            self.model, self.wanted = model_name, requested_output_names
+            self.inputs = {tensor.name: tensor.array for tensor in inputs}
+
+        def exec(self) -> Response:
+            try:
+                [answer] = server.infer(self.model, self.inputs)
+            except RefusedError as error:
+                return Response(error=TritonError(str(error)))
+            return Response([Tensor(name, answer[name]) for name in self.wanted])
+
+    module = ModuleType("triton_python_backend_utils")
+    edge: dict[str, Any] = {
+        "Tensor": Tensor,
+        "TritonError": TritonError,
+        "InferenceRequest": InferenceRequest,
+        "InferenceResponse": Response,
+        "PreferredMemory": lambda kind: f"on the {kind}",
+        "TRITONSERVER_MEMORY_CPU": "CPU",
+        "get_input_tensor_by_name": lambda request, name: Tensor(name, request[name]),
+        "get_output_tensor_by_name": lambda given, name: Tensor(name, given.tensors[name]),
+    }
+    vars(module).update(edge)
+    return module
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("triton") / "out"
+    bundle = Bundle.open(resolve_bundle())
+    report = export_triton(bundle, output, TritonOptions(segmenter=True, link=True, prefix="s_"))
+    assert report.segmenter == "s_rism"
+    return output
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Any, Server]]:
+    """Load model.py as the backend does."""
+
+    def start(folder: Path) -> tuple[Any, Server]:
+        server = Server(folder)
+        name = "triton_python_backend_utils"
+        monkeypatch.setitem(sys.modules, name, backend(server))
+        spec = importlib.util.spec_from_file_location("model", folder / "s_rism/1/model.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.TritonPythonModel()
+        place = {"model_repository": str(folder / "s_rism"), "model_version": "1"}
+        model.initialize(place)
+        return model, server
+
+    return start
+
+
+def asks(*rows: tuple[bytes, str | bytes]) -> dict[str, np.ndarray]:
+    texts = [text.encode() if isinstance(text, str) else text for _, text in rows]
+    return {
+        "image": np.array([[picture] for picture, _ in rows], np.object_),
+        "expression": np.array([[text] for text in texts], np.object_),
+    }
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
+    model, server = load(repository)
+    config = server.configs["s_rism"]
+    assert (config.backend, config.max_batch_size) == ("python", 8)
+    assert config.HasField("dynamic_batching")
+    other = png(np.random.default_rng(0).integers(0, 255, (70, 120, 3), dtype=np.uint8))
+    requests = [
+        asks((STREET, "the green van")),
+        asks((other, "the red car"), (STREET, "the red car")),
+        asks((STREET, "the green van")),
+        asks((STREET, "the orange boat")),
+    ]
+    server.runs.clear()
+    answers = model.execute(requests)
+    # Four requests, two pictures, four different questions: a run for each picture.
+    assert server.runs["s_vae_encoder"] == [0, 0]
+    assert server.runs["s_transformer_scores"] == [3, 1]
+    assert [answer.error() for answer in answers] == [None] * 4
+    said = answers[3].tensors["reason"][0, 0].decode()
+    assert said.startswith("nothing in the picture seems to fit: confidence 0.0")
+    segmenter = Segmenter.from_bundle(provider="cpu", capture="scores")
+    for request, answer in zip(requests, answers, strict=True):
+        dims = {o.name: list(o.dims) for o in config.output}
+        assert {k: list(v.shape[1:]) for k, v in answer.tensors.items()} == dims
+        rows = zip(request["image"][:, 0], request["expression"][:, 0], strict=True)
+        for row, (picture, text) in enumerate(rows):
+            wanted = segmenter.segment(picture, text.decode())
+            mask = np.asarray(Image.open(io.BytesIO(answer.tensors["mask"][row, 0]))) > 0
+            assert mask.shape == wanted.mask_hw.shape
+            assert (mask == wanted.mask_hw).mean() > 0.9999
+            found = answer.tensors["separability"][row, 0]
+            assert found == pytest.approx(wanted.separability, rel=1e-3)
+            assert answer.tensors["area_share"][row, 0] == pytest.approx(
+                wanted.area_share, abs=1e-3
+            )
+            sure = np.nan if wanted.confidence is None else wanted.confidence
+            found = answer.tensors["confidence"][row, 0]
+            assert found == pytest.approx(sure, abs=1e-3, nan_ok=True)
+            reason = answer.tensors["reason"][row, 0].decode()
+            assert (reason == "") == mask.any() == (wanted.reason is None)
+            assert reason.split(":")[0] == (wanted.reason or "").split(":")[0]
+            if wanted.box_xyxy is not None:
+                np.testing.assert_allclose(answer.tensors["box_xyxy"][row], wanted.box_xyxy, atol=1)
+
+
+def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> None:
+    bundle = Bundle.open(Path(shutil.copytree(resolve_bundle(), tmp_path / "mini")))
+    amend_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
+    options = TritonOptions(segmenter=True, link=True, prefix="s_")
+    export_triton(Bundle.open(bundle.path), tmp_path / "out", options)
+    [answer] = load(tmp_path / "out")[0].execute([asks((STREET, "the orange boat"))])
+    assert np.isnan(answer.tensors["confidence"]).tolist() == [[True]]
+    assert answer.tensors["reason"].tolist() == [[b""]]
+
+
+def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:
+    model, _ = load(repository)
+    answers = model.execute(
+        [
+            asks((b"no picture", "the van")),
+            asks((STREET, "the green van")),
+            asks((STREET, "word " * 100)),
+            asks((STREET, b"\xff\xfe")),
+            asks((STREET, "the red car")),
+        ]
+    )
+    said = [answer.error() for answer in answers]
+    assert [problem is None for problem in said] == [False, True, False, False, True]
+    for problem, words in (
+        (said[0], "is not an image rism can read"),
+        (said[2], "tokens"),
+        (said[3], "an expression is not UTF-8"),
+    ):
+        assert problem.code == "INVALID_ARG"
+        assert words in problem.message() and "\n" not in problem.message()
+
+
+def test_a_model_of_the_server_that_fails(repository: Path, load: Any) -> None:
+    model, server = load(repository)
+    server.configs["s_transformer_scores"].max_batch_size = 1
+    [first, second] = model.execute([asks((STREET, "the van")), asks((STREET, "the red car"))])
+    assert first.error() is None and second.error() is None  # run again, one by one
+    both = [asks((STREET, "the van"), (STREET, "the red car"))]
+    problem = model.execute(both)[0].error()
+    assert problem.code == "INTERNAL"
+    assert problem.message().startswith("model s_transformer_scores failed (")
+
+
+def test_other_words_than_the_bundles(repository: Path, load: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(repository, folder)
+    tokenizer = folder / "s_rism/1/tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    with pytest.raises(BundleError, match=r"'tokenizer\.json' is not the one that the manifest"):
+        load(folder)

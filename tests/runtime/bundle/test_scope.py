@@ -1,0 +1,128 @@
+"""What a demonstrator cannot know is said, not answered with a number."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rism.evaluation.scenes import judged_scene
+from rism.runtime import BundleError, Segmenter
+from rism.runtime.bundle.manifest import parse_manifest
+from rism.runtime.bundle.scope import Scope, flatness
+
+STREET = Path(__file__).parents[2] / "examples/street.png"
+SCOPE = {"nouns": ["car", "one"], "flatness": 0.5}
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.from_bundle(provider="cpu", threads=1)
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """Blurred noise with grain: no two neighbours are alike, as in a photograph of leaves."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((320, 240))
+    grain = rng.normal(0, 12, (240, 320, 3))
+    return np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("expression", "known"),
+    [
+        ("the red car", True),
+        ("Car on the left", True),
+        ("the small one next to the house", True),
+        ("on the left the car", True),
+        ("car, red", True),
+        ("the zebra", False),
+        ("the zebra next to the car", False),
+        ("the carpet", False),
+        ("the green", False),
+        ("!", False),
+    ],
+)
+def test_the_thing_itself_is_named_by_a_known_noun(expression: str, known: bool) -> None:
+    said = Scope(("car", "one"), 0.5).unknown(expression, f"remove {expression}")
+    assert (said is None) is known
+    if not known:
+        assert said == f"the demonstrator knows nothing that '{expression}' names, only car, one"
+
+
+def test_what_a_template_or_a_refiner_names_counts() -> None:
+    scope = Scope(("car",), 0.5)
+    assert scope.unknown("it", "remove the red car") is None
+    assert scope.unknown("red", "remove the car that is red") is None
+    assert scope.unknown("it", "remove it") is not None
+
+
+def test_flatness_of_known_images() -> None:
+    half = np.zeros((9, 9, 3), np.uint8)
+    half[:, 4:, 1] = np.arange(5) * 5  # columns 3 and 4 are alike, 4 to 8 differ by 5
+    assert flatness(half) == 0.5
+    assert flatness(half.astype(np.float32)) == 0.5
+    assert flatness(half * np.uint8(0)) == flatness(half[:1]) == 1.0
+
+
+def test_words_and_images_that_a_demonstrator_does_not_know(
+    segmenter: Segmenter, photograph: np.ndarray
+) -> None:
+    for image, expression, why in (
+        (STREET, "the zebra", "the demonstrator knows nothing that 'the zebra' names, only ball, "),
+        (photograph, "the cup", "the image is unlike the drawn scenes that the demonstrator was "),
+    ):
+        result = segmenter.segment(image, expression)
+        assert result.reason == result.outside and result.outside.startswith(why)
+        assert not result.mask.any() and result.score == 0 and result.doubt is None
+        kept = segmenter.segment(image, expression, always=True)
+        assert kept.mask.any() and kept.reason is None and kept.doubt == result.outside
+        assert result.confidence is kept.confidence is None and kept.demonstrator
+        assert kept.to_json_dict()["doubt"] == kept.to_json_dict()["outside"] == result.outside
+
+
+def test_drawn_scenes_are_known(segmenter: Segmenter) -> None:
+    for kind in ("plain", "same-kind", "fine"):
+        for index in range(4):
+            scene, expression = judged_scene(index, kind=kind)
+            found = segmenter.segment(scene.image_hwc, expression.text)
+            assert found.outside is None and found.confidence is not None
+
+
+def test_little_confidence_is_doubtful_and_can_be_refused(segmenter: Segmenter) -> None:
+    doubtful = segmenter.segment(STREET, "the red car", always=True)
+    assert doubtful.confidence < 0.5 and doubtful.mask.any()
+    assert doubtful.doubt == f"confidence {doubtful.confidence:.3f} is below 0.5"
+    refused = segmenter.segment(STREET, "the red car", confidence=0.5)
+    assert refused.reason.endswith("expected at least 0.500") and not refused.mask.any()
+    sure = segmenter.segment(STREET, "the green van", confidence=0.5)
+    assert sure.mask.any() and sure.doubt is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"demonstrator": False}, "'model.scope' is .*, expected none where 'demonstrator' is not"),
+        ({"scope": []}, "'model.scope' is .*, expected an object"),
+        ({"scope": SCOPE | {"nouns": []}}, r"'model.scope.nouns' is .*, expected 1 to 1000 words"),
+        ({"scope": SCOPE | {"nouns": ["Car"]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
+        ({"scope": SCOPE | {"nouns": ["a", 1]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
+        ({"scope": SCOPE | {"nouns": ["a\n"]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
+        ({"scope": SCOPE | {"flatness": 2}}, r"'model.scope.flatness' is 2, expected a number fr"),
+        ({"scope": {"nouns": ["car"]}}, r"'model.scope.flatness' is missing, expected a number"),
+    ],
+)
+def test_hostile_scopes_are_refused(
+    manifest_data: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    manifest_data["model"] |= {"demonstrator": True, "scope": SCOPE} | change
+    with pytest.raises(BundleError, match=message):
+        parse_manifest(manifest_data)
+
+
+def test_a_scope_is_read(manifest_data: dict[str, Any]) -> None:
+    assert parse_manifest(manifest_data).model.scope is None
+    manifest_data["model"] |= {"demonstrator": True, "scope": SCOPE}
+    assert parse_manifest(manifest_data).model.scope == Scope(("car", "one"), 0.5)

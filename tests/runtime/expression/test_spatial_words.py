@@ -1,0 +1,124 @@
+"""Words of place and size, as people write them to tell one object from others."""
+
+import pytest
+
+from rism.runtime.expression.spatial_words import Cues, read_cues
+
+NOTHING = Cues()
+LEFT, RIGHT, TOP, BOTTOM = Cues(across=-1), Cues(across=1), Cues(down=-1), Cues(down=1)
+SMALL, LARGE = Cues(size=-1), Cues(size=1)
+
+SAID = {
+    "left guy": LEFT,
+    "man on the right": RIGHT,
+    "on the left of the picture": LEFT,
+    "far left": LEFT,
+    "left side": LEFT,
+    "left side of the pic": LEFT,
+    "left hand side": LEFT,
+    "right-hand corner": RIGHT,
+    "the right most": RIGHT,
+    "leftmost zebra": LEFT,
+    "the left one of the two": LEFT,
+    "the smaller of the two dogs": SMALL,
+    "the two cups on the left": Cues(across=-1, several=True),
+    "both small dogs": Cues(size=-1, several=True),
+    "man on the left with two dogs": LEFT,
+    "first from left": LEFT,
+    "the dog that is on the left": LEFT,
+    "the one that's on the right": RIGHT,
+    "guy on left not right": LEFT,
+    "guy on right next to the fence": RIGHT,
+    "woman with umbrella on the left": LEFT,
+    "man in white shirt on right": RIGHT,
+    "guy holding a bat, left": LEFT,
+    "LEFT GUY!": LEFT,
+    "(right) zebra": RIGHT,
+    "right\N{NO-BREAK SPACE}one\N{HORIZONTAL ELLIPSIS}": RIGHT,
+    "upper bunk": TOP,
+    "the one on top": TOP,
+    "the sandwich at the top of the image": TOP,
+    "lower": BOTTOM,
+    "lowest shelf": BOTTOM,
+    "top left pizza": Cues(across=-1, down=-1),
+    "upper left": Cues(across=-1, down=-1),
+    "top-left": Cues(across=-1, down=-1),
+    "bottom right corner": Cues(across=1, down=1),
+    "middle one": Cues(middle=True),
+    "donut in the centre of the photo": Cues(middle=True),
+    "biggest": LARGE,
+    "the largest elephant": LARGE,
+    "the little girl": SMALL,
+    "small": SMALL,
+    "the dog which is small": SMALL,
+    "small dog on the left": Cues(across=-1, size=-1),
+    "big guy in blue on the right": Cues(across=1, size=1),
+}
+NOT_SAID = {
+    "another object's place": [
+        "the person to the left of the tv",
+        "the dog left of the big car",
+        "person on left side of table",
+        "the top right of the cake",
+        "in the middle of the table",
+        "the cat on top of the small box",
+        "man behind the left car",
+        "the bird that eats left over food",
+        "left of the tv",
+    ],
+    "another object's size": [
+        "girl with a big umbrella",
+        "man in the large hat",
+        "dog on a huge sofa",
+    ],
+    "neither first nor last": [
+        "second from left",
+        "2nd guy from the right",
+        "the third zebra on the left",
+        "two from right",
+        "second biggest",
+    ],
+    "denied": ["not the left one", "the dog that isn't small", "anyone except the right guy"],
+    "a side of its own": ["right hand", "his left arm", "the right eye of the cat"],
+    "where it looks": ["zebra facing left", "man looking to the right", "cow facing to right"],
+    "of distance": ["guy right behind the girl", "the cup right next to the plate", "right there"],
+    "worn": ["girl in pink top", "woman in the light blue top", "man wearing a top", "tank top"],
+    "contradictory": ["the left one on the right", "top bottom", "the big small dog"],
+    "of depth": ["girl in front", "front", "back"],
+    "no words of place": [
+        "",
+        "!?",
+        "laptop",
+        "cleft rock",
+        "\u00e9left",
+        "brightest",
+        "le chien \u00e0 gauche",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", SAID)
+def test_what_is_said(expression: str) -> None:
+    assert read_cues(expression) == SAID[expression]
+
+
+@pytest.mark.parametrize(
+    "expression", [each for some in NOT_SAID.values() for each in some], ids=repr
+)
+def test_what_is_not_said(expression: str) -> None:
+    assert read_cues(expression) == NOTHING
+
+
+@pytest.mark.parametrize("cues", [LEFT, RIGHT, TOP, BOTTOM, Cues(middle=True)])
+def test_places(cues: Cues) -> None:
+    assert cues.place
+
+
+def test_a_size_is_no_place() -> None:
+    assert not SMALL.place and not NOTHING.place
+
+
+def test_long_expressions_take_no_time() -> None:
+    """Rules that look back would take minutes for these."""
+    for word in ("left ", "right ", "in a ", "with the ", "to the far ", "1 from ", "that is "):
+        read_cues(word * 4000)

@@ -1,0 +1,213 @@
+"""Instructions from a file: what it may hold, what is looked up, what is said where it is not."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from rism.runtime import InputError, InstructionFile, Segmenter, load_image
+from rism.runtime.cli.app import app
+from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, picture_digest
+
+ROOT = Path(__file__).parents[2]
+STREET = ROOT / "examples/street.png"
+runner = CliRunner()
+
+
+def entry(picture: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
+    expression = instruction.removeprefix("remove ")
+    return RefinedInstruction(picture_digest(picture), "a.png", expression, instruction, refined)
+
+
+def write(path: Path, *entries: RefinedInstruction) -> Path:
+    origin = Origin("owner/model", "abc", {"decoding": "greedy", "max_new_tokens": 128})
+    path.write_text(InstructionFile(path.name, origin, entries).to_json(), encoding="utf-8")
+    return path
+
+
+def document(colours: np.ndarray) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(
+        InstructionFile("x", Origin(), [entry(colours, "remove red", "cut red")]).to_json()
+    )
+    return data
+
+
+def test_what_is_written_is_read_again(tmp_path: Path, colours: np.ndarray) -> None:
+    entries = [
+        entry(colours, "remove the red", "Remove the “red” half, 把红色去掉."),
+        entry(colours, "remove the blue", "remove the blue"),
+        entry(colours[:50], "remove the red", "something else"),
+    ]
+    path = write(tmp_path / "i.json", *entries)
+    found = InstructionFile.open(path)
+    assert len(found) == 3
+    assert found.origin == Origin(
+        "owner/model", "abc", {"decoding": "greedy", "max_new_tokens": 128}
+    )
+    assert found.to_json() == path.read_text(encoding="utf-8")
+    for one in entries:
+        assert found.get(one.picture, one.instruction) == one
+    assert found("remove the red", colours) == entries[0].refined
+    assert found("remove the red", colours[:50]) == "something else"
+
+
+def test_a_picture_is_known_by_size_and_pixels() -> None:
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert picture_digest(image) == hashlib.sha256(b"4x2\n" + image.tobytes()).hexdigest()
+    assert picture_digest(image) != picture_digest(image.reshape(4, 2, 3))
+    assert picture_digest(image[:, ::2]) == picture_digest(image[:, ::2].copy())
+
+
+def test_what_the_reader_does_not_know_is_ignored(tmp_path: Path, colours: np.ndarray) -> None:
+    data = document(colours) | {"schema_version": "1.7", "comment": [1, {"a": None}]}
+    data["refiner"] = {"temperature": 0.5, "nested": {}, "precision": "bf16"}
+    data["instructions"][0]["cut"] = True
+    (tmp_path / "i.json").write_text(json.dumps(data))
+    found = InstructionFile.open(tmp_path / "i.json")
+    assert found("remove red", colours) == "cut red"
+    assert found.origin.refiner == {"precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format": "coco"}, "is not a file of instructions, expected key 'format' to be"),
+        ({"schema_version": "2.0"}, r"by a newer rism \(format 2.0, this reads 1.x\): update rism"),
+        ({"schema_version": 1.0}, "key 'schema_version' is 1.0, expected a version such as '1.0'"),
+        ({"schema_version": "0.9"}, "has format 0.9, expected 1.x"),
+        ({"model": "a\nb"}, "key 'model' is 'a.nb', expected printable text"),
+        ({"revision": "x" * 5000}, "key 'revision' is 'xxx"),
+        ({"refiner": []}, "key 'refiner' is a list of 0, expected an object"),
+        ({"refiner": dict.fromkeys(map(str, range(100)), 1)}, "expected an object of at most 64"),
+        ({"instructions": {}}, "key 'instructions' is an object, expected a list"),
+        ({"instructions": None}, "key 'instructions' is missing, expected a list"),
+        ({"instructions": [7]}, "entry 1 is 7, expected an object"),
+        ({"instructions": [10**40]}, "entry 1 is a huge integer, expected an object"),
+    ],
+)
+def test_a_file_that_is_not_one(
+    tmp_path: Path, colours: np.ndarray, change: dict[str, Any], expected: str
+) -> None:
+    (tmp_path / "i.json").write_text(json.dumps(document(colours) | change))
+    with pytest.raises(InputError, match=expected) as error:
+        InstructionFile.open(tmp_path / "i.json")
+    assert str(error.value).startswith("i.json")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"picture": "../etc"}, "key 'picture' is '../etc', expected 64 hexadecimal digits"),
+        ({"picture": 7}, "key 'picture' is 7, expected 64 hexadecimal digits"),
+        ({"refined": ["a"]}, "key 'refined' is of type list, expected text"),
+        ({"refined": " "}, "key 'refined' is empty, expected words"),
+        ({"refined": "a\0b"}, r"key 'refined' contains the control character U\+0000"),
+        ({"refined": "x" * 5000}, "key 'refined' has 5000 characters, expected at most 4096"),
+        ({"instruction": None}, "key 'instruction' is of type NoneType"),
+        ({"expression": 1}, "key 'expression' is of type int"),
+        ({"image": "a\nb"}, "key 'image' is"),
+    ],
+)
+def test_an_entry_that_is_none(
+    tmp_path: Path, colours: np.ndarray, change: dict[str, Any], expected: str
+) -> None:
+    data = document(colours)
+    data["instructions"][0] |= change
+    (tmp_path / "i.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"^i.json: entry 1: {expected}.* again with rism refine"):
+        InstructionFile.open(tmp_path / "i.json")
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"[" * 200_000, b"[]", b"null", b'{"format"'])
+def test_bytes_that_are_no_object(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "i.json").write_bytes(raw)
+    with pytest.raises(InputError, match=r"^i.json is not .* make it again with rism refine"):
+        InstructionFile.open(tmp_path / "i.json")
+
+
+def test_places_that_hold_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not there, .* make it with rism refine IMAGE"):
+        InstructionFile.open(tmp_path / "missing.json")
+    with pytest.raises(InputError, match="is not a plain file"):
+        InstructionFile.open(tmp_path)
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(InputError, match=r"large\.json is larger than 64 MiB"):
+        InstructionFile.open(tmp_path / "large.json")
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path: Path, colours: np.ndarray) -> None:
+    data = document(colours)
+    data["instructions"] *= 2
+    (tmp_path / "i.json").write_text(json.dumps(data))
+    assert len(InstructionFile.open(tmp_path / "i.json")) == 1
+    data["instructions"][1] = data["instructions"][1] | {"refined": "another"}
+    (tmp_path / "i.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"two answers to 'remove red' for the picture a\.png"):
+        InstructionFile.open(tmp_path / "i.json")
+
+
+def test_what_is_missing_is_said_whole_through_the_segmenter(
+    tiny_master: Path, tmp_path: Path, colours: np.ndarray
+) -> None:
+    path = write(tmp_path / f"{'long' * 20}.json", entry(colours, "remove red", "remove the red"))
+    refiner = InstructionFile.open(path)
+    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1, refiner=refiner)
+    assert segmenter.segment(colours, "red").instruction == "remove the red"
+    with pytest.raises(
+        InputError, match=r"lacks 'remove blue' for the picture \(a\.png\)"
+    ) as known:
+        segmenter.segment(colours, "blue")
+    with pytest.raises(InputError, match=r"for the picture \([0-9a-f]{12}, 160 x 90\)") as unknown:
+        segmenter.segment(colours[:90], "the " * 30 + "red")
+    for error in (known, unknown):
+        assert "add it: rism refine IMAGE EXPRESSION --model MODEL -o longlong" in str(error.value)
+
+
+def test_run_with_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("i.json"), entry(load_image(STREET), "remove it", "remove the green van"))
+    flags = ["--provider", "cpu", "--json"]
+    shown = runner.invoke(app, ["run", str(STREET), "it", "--instructions", "i.json", *flags])
+    assert shown.exit_code == 0, shown.output
+    (told,) = json.loads(shown.stdout)
+    assert told["expression"] == "it"
+    assert told["instruction"] == "remove the green van"
+    plain = runner.invoke(app, ["run", str(STREET), "the green van", *flags])
+    assert told["rle"] == json.loads(plain.stdout)[0]["rle"]
+
+
+def test_run_goes_on_past_a_picture_that_the_file_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("street.png", "colour-2.png"):
+        Path("in", name).write_bytes((ROOT / "examples" / name).read_bytes())
+    write(Path("i.json"), entry(load_image(STREET), "remove it", "remove the green van"))
+    flags = ["--instructions", "i.json", "--provider", "cpu", "-o", "out", "--save", "mask"]
+    shown = runner.invoke(app, ["run", "in", "it", *flags])
+    assert shown.exit_code == 1
+    errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert errors[0].startswith("error: in/colour-2.png: i.json lacks 'remove it' for the picture")
+    assert errors[1] == "error: 1 of 2 images failed, the others are written"
+    with Image.open("out/street.it.mask.png") as mask:
+        assert mask.getextrema() == (0, 255)
+
+
+def test_two_that_reword_are_wrong_usage(tmp_path: Path, colours: np.ndarray) -> None:
+    path = write(tmp_path / "i.json", entry(colours, "remove red", "cut red"))
+    flags = ["--instructions", str(path), "--refiner", "a:b", "-o", str(tmp_path / "m.png")]
+    shown = runner.invoke(app, ["run", str(STREET), "red", *flags])
+    assert shown.exit_code == 2
+    assert "--instructions and --refiner both reword, expected one of them" in shown.stderr
+    assert "is not there" in (
+        runner.invoke(app, ["run", str(STREET), "red", "--instructions", "none.json"]).stderr
+    )

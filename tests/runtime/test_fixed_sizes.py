@@ -1,0 +1,236 @@
+"""Bundles whose graphs have fixed sizes and a fixed batch."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rism.runtime import BundleError, Segmenter
+from rism.runtime.bundle.reader import Bundle
+
+
+@pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
+def test_the_same_answer_as_without_sizes(
+    tiny_master: Path,
+    static_bundle: Path,
+    tmp_path: Path,
+    colours: np.ndarray,
+    reseal: Callable[..., Path],
+    capture: str,
+) -> None:
+    """A picture of a listed size is not resized, so a bundle that keeps sizes agrees."""
+    folder = tmp_path / "free"
+    folder.mkdir()
+    for file in tiny_master.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    free = reseal(folder, lambda data: data["geometry"].update(resize="shrink", size_level=999))
+    words = ["red", "the green", "blue"]
+    wanted = Segmenter.from_bundle(free, provider="cpu", capture=capture).segment(colours, words)
+    fixed = Segmenter.from_bundle(static_bundle, provider="cpu", capture=capture)
+    found = fixed.segment(colours, words)
+    assert fixed.manifest.captures == ("vectors", "matrices", "scores")
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.plan == theirs.plan
+        np.testing.assert_allclose(ours.score_map, theirs.score_map, atol=1e-6)
+        assert ours.provider == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "grid_hw"),
+    [((160, 96), (12, 20)), ((100, 300), (20, 12)), ((90, 80), (16, 16)), ((9, 9), (16, 16))],
+)
+def test_any_picture_goes_to_the_nearest_size_and_back(
+    static_bundle: Path, size_wh: tuple[int, int], grid_hw: tuple[int, int]
+) -> None:
+    width, height = size_wh
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, : width // 2] = (220, 20, 20)
+    picture[:, width // 2 :] = (20, 20, 220)
+    result = Segmenter.from_bundle(static_bundle, provider="cpu").segment(picture, "red")
+    assert result.score_map.shape == grid_hw
+    assert result.mask.shape == (height, width)
+    wrong = result.mask != (picture[..., 0] > 128)
+    assert wrong.mean() < 0.15
+
+
+def test_a_batch_is_filled_up_and_the_surplus_dropped(
+    static_bundle: Path, colours: np.ndarray
+) -> None:
+    segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", max_batch=1)
+    fed: list[tuple[int, ...]] = []
+    name = "transformer@160x96"
+    engine = segmenter._engines[name]
+
+    class Spy:
+        provider = "cpu"
+
+        def run(self, feeds: Any) -> Any:
+            fed.append(
+                tuple(len(feeds[x]) for x in ("clean_latents", "prompt_embeds", "prompt_weights"))
+            )
+            return engine.run(feeds)
+
+    segmenter._engines[name] = Spy()
+    words = ["red", "green", "blue"]
+    together = segmenter.segment(colours, words)
+    assert fed == [(2, 2, 2), (2, 2, 2)]
+    assert [result.expression for result in together] == words
+    for result in together:
+        alone = segmenter.segment(colours, result.expression)
+        np.testing.assert_allclose(alone.score_map, result.score_map, atol=1e-6)
+        assert alone.token_attention is not None and alone.token_attention.shape[0] == 4
+
+
+def test_a_text_encoder_of_a_fixed_batch(
+    tiny_master: Path, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    import onnx
+
+    model = onnx.load(tiny_bundle / "text_encoder.onnx", load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    (tiny_bundle / "text_encoder.onnx").write_bytes(model.SerializeToString())
+
+    def change(data: dict[str, Any]) -> None:
+        graph = data["graphs"]["text_encoder"]
+        for spec in (*graph["inputs"].values(), *graph["outputs"].values()):
+            spec["shape"][0] = 3
+
+    words = ["red", "green", "blue", "the red", "the blue"]
+    wanted = Segmenter.from_bundle(tiny_master, provider="cpu").segment(colours, words)
+    fixed = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu", max_batch=2)
+    found = fixed.segment(colours, words)
+    assert [result.expression for result in found] == words
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours.score_map, theirs.score_map, atol=1e-6)
+
+
+def test_a_batch_nobody_could_fill(
+    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["graphs"]["text_encoder"]["inputs"]["input_ids"]["shape"][0] = 2**31
+
+    with pytest.raises(BundleError, match=r"'input_ids' has a fixed batch of 2147483648, expected"):
+        Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+
+
+def test_a_size_is_loaded_when_a_picture_needs_it(
+    static_bundle: Path, colours: np.ndarray, opened: list[str]
+) -> None:
+    segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", threads=1)
+    assert opened == ["text_encoder.onnx"]
+    assert segmenter.provider == "cpu"
+    segmenter.segment(colours, "red")
+    one = ["vae_encoder.160x96.onnx", "transformer.vectors.160x96.onnx"]
+    assert opened[1:] == one
+    segmenter.segment(colours[:, ::-1].copy(), "red")
+    assert opened[1:] == one
+    segmenter.segment(colours.transpose(1, 0, 2).copy(), "red")
+    assert opened[3:] == ["vae_encoder.96x160.onnx", "transformer.vectors.96x160.onnx"]
+
+
+def test_threads_load_a_size_once(
+    static_bundle: Path, colours: np.ndarray, opened: list[str]
+) -> None:
+    segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", threads=1)
+    barrier = threading.Barrier(8)
+    found: list[bytes] = []
+
+    def work() -> None:
+        barrier.wait()
+        found.append(segmenter.segment(colours, "green").mask.tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1
+    assert sorted(opened) == sorted(set(opened))
+
+
+def test_a_broken_size_is_an_error_when_it_is_needed(
+    static_bundle: Path, colours: np.ndarray, reseal: Callable[..., Path]
+) -> None:
+    (static_bundle / "vae_encoder.96x160.onnx").write_bytes(b"no graph")
+    segmenter = Segmenter.from_bundle(reseal(static_bundle), provider="cpu")
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"'vae_encoder.96x160.onnx' is not a graph that"):
+            segmenter.segment(colours.transpose(1, 0, 2).copy(), "red")
+    assert segmenter.segment(colours, "red").mask.any()
+
+
+def test_a_bundle_without_sizes_loads_everything_at_once(
+    tiny_master: Path, opened: list[str]
+) -> None:
+    Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+    assert sorted(opened) == ["text_encoder.onnx", "transformer.vectors.onnx", "vae_encoder.onnx"]
+
+
+def _drop(data: dict[str, Any], graph: str) -> None:
+    del data["graphs"][graph]
+
+
+def _reshape(data: dict[str, Any], graph: str, tensor: str, shape: list[Any]) -> None:
+    data["graphs"][graph]["inputs"][tensor]["shape"] = shape
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: _drop(d, "vae_encoder@96x160"), "'graphs.vae_encoder@96x160' is missing, exp"),
+        (lambda d: _drop(d, "transformer.vectors@160x96"), "vectors@160x96' is missing, expected"),
+        (
+            lambda d: d["graphs"].update(vae_encoder=d["graphs"]["vae_encoder@128x128"]),
+            "'graphs.vae_encoder' is an object, expected graphs by size, such as "
+            "'vae_encoder@128x128', for 'sizes'",
+        ),
+        (
+            lambda d: _reshape(d, "vae_encoder@160x96", "image", [1, 3, 160, 96]),
+            "graph 'vae_encoder@160x96' takes 'image' of shape [1, 3, 160, 96], expected "
+            "[1, 3, 96, 160]: export the bundle again",
+        ),
+        (
+            lambda d: _reshape(d, "transformer.scores@96x160", "clean_latents", [2, 256, 3]),
+            "takes 'clean_latents' of shape [2, 256, 3], expected ['batch', 240, 3]",
+        ),
+        (lambda d: d["geometry"].update(sizes=[]), "expected 1 to 64 different [width, height]"),
+        (lambda d: d["geometry"].update(sizes=[[128, 100]]), "multiples of multiple_px (8) up to"),
+        (lambda d: d["geometry"].update(sizes=[[128, 128]] * 2), "expected 1 to 64 different"),
+        (lambda d: d["geometry"].update(sizes=[[128]]), "expected 1 to 64 different"),
+        (lambda d: d["geometry"].update(sizes=[[True, 8]]), "expected 1 to 64 different"),
+        (lambda d: d["geometry"].update(sizes=[[8, 10**9]]), "expected 1 to 64 different"),
+        (lambda d: d["geometry"].update(sizes=[[8, 8]] * 65), "a list of at most 64 entries"),
+        (lambda d: d["geometry"].update(sizes="128x128"), "a list of at most 64 entries"),
+        (
+            lambda d: d["geometry"].update(token_px=4),
+            "size 128 x 128 makes 1024 tokens, expected at most 300 (noise.shape): export",
+        ),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_sizes(
+    static_bundle: Path,
+    reseal: Callable[..., Path],
+    change: Callable[[dict[str, Any]], object],
+    expected: str,
+) -> None:
+    with pytest.raises(BundleError) as error:
+        Bundle.open(reseal(static_bundle, change))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_named_dimensions_are_left_to_the_graph(
+    static_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        _reshape(data, "vae_encoder@160x96", "image", [1, 3, "h", "w"])
+
+    bundle = reseal(static_bundle, change)
+    assert json.loads((bundle / "manifest.json").read_text())["schema_version"] == "1.1"
+    assert Segmenter.from_bundle(bundle, provider="cpu").segment(colours, "red").mask.any()

@@ -1,0 +1,71 @@
+"""Which prompts share a run of the transformer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rism.runtime import InputError
+from rism.runtime.prompt.encoder import Instruction, PromptState
+from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.transformer_inputs import batches
+from tests.runtime.vision_language import make_bundle, spied
+
+Reseal = Callable[..., Path]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, reseal: Reseal) -> Path:
+    return reseal(make_bundle(tmp_path / "looking"))
+
+
+def test_batches_keep_together_what_is_alike() -> None:
+    def prompt(length: int, at: float | None) -> PromptState:
+        placed = None if at is None else np.full((length, 3), at, np.float32)
+        mask = np.ones(length, np.int64)
+        none = np.zeros(length, np.bool_)
+        embeds = np.zeros((length, 2), np.float32)
+        return PromptState(Instruction("a", "a", 0), embeds, mask, none, none, (), (), placed)
+
+    plain = [prompt(n, None) for n in (4, 3, 4, 4, 3)]
+    assert batches(plain, 2) == [[0, 2], [3], [1, 4]]
+    placed = [prompt(n, at) for n, at in ((4, 0.0), (4, 1.0), (4, 0.0), (3, 0.0))]
+    assert batches(placed, 8) == [[0, 2], [1], [3]]
+    assert weigh(None, plain).shape == (5, 4)
+    assert weigh("valid", plain).sum(1).tolist() == [4, 3, 4, 4, 3]
+    assert weigh([1, 2, 3, 4], plain)[1].tolist() == [1, 2, 3, 4]
+    with pytest.raises(InputError, match=r"have shape \(3,\), expected \(4,\) or \(5, 4\), finite"):
+        weigh([1, 2, 3], plain)
+
+
+def test_weights_of_prompts_of_different_lengths(bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(bundle)
+    words = ["the green van", "a hat"]
+    segmenter.segment(colours, words, prompt_weights="expression")
+    for feeds, word in zip(spies["transformer"].fed, words, strict=True):
+        told = segmenter._encoder.encode([word], image_tokens=9)
+        assert feeds["prompt_weights"].shape[1] >= told.expression_mask.sum() > 0
+        assert feeds["prompt_weights"].sum() == told.expression_mask.sum()
+
+
+def test_one_run_holds_prompts_of_one_length(bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(bundle, max_batch=2)
+    words = ["a van", "the green van", "a hat", "the hat", "a sun", "a van"]
+    lengths = [len(segmenter._encoder.encode([word], image_tokens=9).tokens[0]) for word in words]
+    assert len(set(lengths)) > 1 and len(set(lengths)) < len(words)
+    together = segmenter.segment(colours, words)
+    assert [result.expression for result in together] == words
+    fed = [feeds["prompt_embeds"].shape for feeds in spies["transformer"].fed]
+    assert sum(shape[0] for shape in fed) == len(words)
+    assert all(shape[0] <= 2 for shape in fed)
+    for feeds in spies["transformer"].fed:
+        count = feeds["prompt_embeds"].shape[1]
+        assert feeds["prompt_positions"].shape == (count, 3)
+        assert feeds["prompt_mask"].shape == feeds["prompt_weights"].shape == (
+            len(feeds["prompt_embeds"]), count,
+        )  # fmt: skip
+        assert feeds["prompt_mask"].all()
+    rows = [feeds["input_ids"].shape for feeds in spies["text_encoder"].fed]
+    assert [shape[0] for shape in rows] == [2, 2, 1]  # one of six was asked twice
+    assert len({shape[1] for shape in rows}) > 1  # no longer than the longest of each run

@@ -1,0 +1,332 @@
+"""A tokenizer and a bundle of a text encoder that looks at pictures, made on the spot."""
+
+import json
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+from onnx import numpy_helper
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import pre_tokenizers as pre
+
+from rism.runtime import Segmenter
+from rism.runtime.bundle.prompt_spec import PromptRules, QuoteRules, VisionRules
+from rism.runtime.engines.base import Arrays, Engine
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+SPECIAL += ["<|image_pad|>"]
+PLAIN = ["<tool_call>", "</tool_call>"]
+PREFIX = "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\nEnhance \"it\": 'now'"
+PICTURE = "Picture 1: <|vision_start|><|image_pad|><|vision_end|>"
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+CUTS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+CUTS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEXT = [
+    "remove the man's hat and the \u201csign\u201d that says \u201cSTOP\u201d",
+    'Picture 1: the "green" van 招牌 \u201c停\u201d system user assistant helpful enhance',
+    "\u201c \u201d \u201c \u201d \u201ca\u201d \u201cb\u201d",
+] * 5
+
+VISION = VisionRules(
+    image_token="<|image_pad|>",
+    view_resample="lanczos",
+    align=False,
+    resample="bicubic",
+    min_pixels=4 * 28 * 28,
+    max_pixels=9 * 28 * 28,
+    patch_px=14,
+    merge=2,
+    frames=2,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.3, 0.2, 0.1),
+)
+
+
+@cache
+def tokenizer_json() -> bytes:
+    """Byte-level, with the model family's own way of cutting words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre.Sequence([pre.Split(Regex(CUTS), "isolated"), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = ["!", *(c for c in pre.ByteLevel.alphabet() if c != "!")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, show_progress=False, initial_alphabet=alphabet, special_tokens=[]
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in PLAIN])
+    return tokenizer.to_str().encode()
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_buffer(tokenizer_json())
+
+
+def rules(**changes: Any) -> PromptRules:
+    """Like the first generation of editors: the picture before the instruction."""
+    given: dict[str, Any] = {
+        "template": "remove {expression}",
+        "prefix": PREFIX + PICTURE,
+        "suffix": SUFFIX,
+        "max_length": 300,
+        "pad_id": 3,
+        "tokenizer": "tokenizer.json",
+        "drop": 5,
+        "padding": "zeros",
+        "unseen_id": 0,
+        "unseen_attended": False,
+        "quotes": QuoteRules("toggle", len(PREFIX)),
+        "vision": VISION,
+    }
+    return PromptRules(**{**given, **changes})
+
+
+def later_rules(**changes: Any) -> PromptRules:
+    """Like the second generation: the picture after it, and positions on the grid."""
+    given: dict[str, Any] = {
+        "prefix": PREFIX + " ",
+        "suffix": PICTURE + SUFFIX,
+        "padding": "none",
+        "unseen_attended": True,
+        "positions": "grid",
+        "grid_offset_px": 11.0,
+        "quotes": QuoteRules("paired", len(PREFIX)),
+    }
+    return rules(**{**given, **changes})
+
+
+# A whole bundle: graphs that are small, real, and sensitive to every input.
+WIDTH = 3
+SMALL_VISION = replace(VISION, patch_px=4, min_pixels=8 * 64, max_pixels=12 * 64)
+SMALL = later_rules(vision=SMALL_VISION, max_length=90)
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+VISION_BODY = """
+    by_channel = Reshape(pixel_values, channels)
+    colours = ReduceMean<axes=[2], keepdims=0>(by_channel)
+    places = Cast<to=1>(patch_positions)
+    place = ReduceMean<axes=[1], keepdims=1>(places)
+    small = Mul(place, hundredth)
+    patches = Add(colours, small)
+    cells = Reshape(patches, blocks)
+    image_embeds = ReduceMean<axes=[1], keepdims=0>(cells)
+"""
+TEXT_BODY = """
+    words = Gather(table, input_ids)
+    pictured = Equal(input_ids, image)
+    one = Cast<to=7>(pictured)
+    counted = CumSum(one, axis)
+    before = Sub(counted, single)
+    which = Max(before, none)
+    seen = Gather(image_embeds, which)
+    shown = Cast<to=1>(pictured)
+    shown_3 = Unsqueeze(shown, last)
+    looked = Mul(seen, shown_3)
+    places = Cast<to=1>(position_ids)
+    weighted = Mul(places, axes)
+    place = ReduceSum<keepdims=0>(weighted, first)
+    quoted = Cast<to=1>(quoted_mask)
+    scalar = Add(place, quoted)
+    scalar_3 = Unsqueeze(scalar, last)
+    w_1 = Add(words, looked)
+    w_2 = Add(w_1, scalar_3)
+    there = Cast<to=1>(attention_mask)
+    there_3 = Unsqueeze(there, last)
+    all = Mul(w_2, there_3)
+    prompt_embeds = Slice(all, drop, end, axis_1)
+"""
+TRANSFORMER_BODY = """
+    weights = Mul(w, mask)
+    w3 = Unsqueeze(weights, last)
+    stand = ReduceMean<axes=[1], keepdims=1>(placed)
+    small = Mul(stand, hundredth)
+    moved = Add(embeds, small)
+    lit = Add(moved, light)
+    words = Mul(lit, w3)
+    want = ReduceSum<keepdims=1>(words, axis_1)
+    want_t = Transpose<perm=[0, 2, 1]>(want)
+    a_n = MatMul(clean, want_t)
+    a = Transpose<perm=[0, 2, 1]>(a_n)
+    clean_t = Transpose<perm=[0, 2, 1]>(clean)
+    like = MatMul(clean, clean_t)
+    t = Softmax<axis=-1>(like)
+    ta_n = MatMul(t, a_n)
+    ta = Transpose<perm=[0, 2, 1]>(ta_n)
+    far = ReduceMean<axes=[1], keepdims=1>(positions)
+    far_small = Mul(far, hundredth)
+    noise_small = Mul(noise, hundredth)
+    f_0 = Add(clean, noise_small)
+    features = Add(f_0, far_small)
+    words_t = Transpose<perm=[0, 2, 1]>(words)
+    per_token = MatMul(clean, words_t)
+"""
+
+
+def table() -> np.ndarray:
+    size = tokenizer().get_vocab_size()
+    return np.random.default_rng(5).standard_normal((size, WIDTH), dtype=np.float32)
+
+
+def make_bundle(folder: Path, given: PromptRules = SMALL, **geometry: Any) -> Path:
+    """Write everything but the list of files: `reseal` makes that."""
+    folder.mkdir()
+    _write_graphs(folder, given)
+    (folder / "tokenizer.json").write_bytes(tokenizer_json())
+    noise = np.random.default_rng(0).standard_normal((400, WIDTH), dtype=np.float32)
+    (folder / "noise.f32").write_bytes(noise.astype("<f4").tobytes())
+    prompt = {key: value for key, value in asdict(given).items() if value is not None}
+    made = {
+        "size_level": 128, "resize": "always", "remainder": "stretch", "multiple_px": 8,
+        "token_px": 8, "resample": "bilinear", "max_aspect": 8.0, "mean": 0.5, "std": 0.5,
+        "rounding": "ceil", "resize_in": "float32", **geometry,
+    }  # fmt: skip
+    manifest = {
+        "format": "rism-bundle",
+        "schema_version": "1.2",
+        "model": {"name": "looking", "family": "test"},
+        "created_with": {},
+        "precision": {"compute": "float32", "storage": "float32"},
+        "geometry": made,
+        "prompt": prompt,
+        "method": {
+            "tau": 0.8, "timestep": 1.0, "double_blocks": 1, "single_blocks": 0,
+            "feature_block": 0, "feature_site": "mmsa", "feature_dim": WIDTH,
+        },
+        "noise": {"file": "noise.f32", "dtype": "float32", "shape": [400, WIDTH]},
+        "default_capture": "vectors",
+        "graphs": _graphs(),
+        "files": {},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _entry(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def _graphs() -> dict[str, Any]:
+    row = ("int64", "batch", "s")
+    return {
+        "vision_encoder": {
+            "file": "vision_encoder.onnx",
+            "inputs": {
+                "pixel_values": _entry("pixel_values", "float32", "p", "k"),
+                "patch_positions": _entry("patch_positions", "int64", "p", 2),
+            },
+            "outputs": {"image_embeds": _entry("image_embeds", "float32", "v", WIDTH)},
+        },
+        "text_encoder": {
+            "file": "text_encoder.onnx",
+            "inputs": {
+                "input_ids": _entry("input_ids", *row),
+                "attention_mask": _entry("attention_mask", *row),
+                "quoted_mask": _entry("quoted_mask", *row),
+                "position_ids": _entry("position_ids", "int64", 3, "batch", "s"),
+                "image_embeds": _entry("image_embeds", "float32", "v", WIDTH),
+            },
+            "outputs": {"prompt_embeds": _entry("prompt_embeds", "float32", "batch", "n_p", WIDTH)},
+        },
+        "vae_encoder": {
+            "file": "vae_encoder.onnx",
+            "inputs": {"image": _entry("image", "float32", 1, 3, "h", "w")},
+            "outputs": {"clean_latents": _entry("clean_latents", "float32", 1, "n_v", WIDTH)},
+        },
+        "transformer.vectors": {
+            "file": "transformer.onnx",
+            "inputs": {
+                "clean_latents": _entry("clean", "float32", "batch", "n_v", WIDTH),
+                "noise": _entry("noise", "float32", 1, "n_v", WIDTH),
+                "prompt_embeds": _entry("embeds", "float32", "batch", "n_p", WIDTH),
+                "prompt_weights": _entry("w", "float32", "batch", "n_p"),
+                "prompt_mask": _entry("mask", "float32", "batch", "n_p"),
+                "prompt_positions": _entry("placed", "float32", "n_p", 3),
+                "positions": _entry("positions", "float32", "n_v", 2),
+            },
+            "outputs": {
+                "attention_vectors": _entry("a", "float32", "batch", 1, "n_v"),
+                "propagated_vectors": _entry("ta", "float32", "batch", 1, "n_v"),
+                "features": _entry("features", "float32", "batch", "n_v", WIDTH),
+                "token_attention": _entry("per_token", "float32", "batch", "n_v", "n_p"),
+            },
+        },
+    }
+
+
+def _write_graphs(folder: Path, given: PromptRules) -> None:
+    assert given.vision is not None
+    rules = given.vision
+    k = 3 * rules.frames * rules.patch_px**2
+    image = tokenizer().token_to_id(rules.image_token)
+    some = {"hundredth": np.float32(0.01), "last": np.array([2]), "axis_1": np.array([1])}
+    _write(
+        folder / "vision_encoder.onnx",
+        f"(float[p, {k}] pixel_values, int64[p, 2] patch_positions)"
+        " => (float[v, 3] image_embeds)",
+        VISION_BODY,
+        {"hundredth": some["hundredth"], "channels": np.array([-1, 3, k // 3]),
+         "blocks": np.array([-1, rules.merge**2, 3])},
+    )  # fmt: skip
+    _write(
+        folder / "text_encoder.onnx",
+        "(int64[batch, s] input_ids, int64[batch, s] attention_mask, int64[batch, s] quoted_mask,"
+        " int64[3, batch, s] position_ids, float[v, 3] image_embeds)"
+        " => (float[batch, n_p, 3] prompt_embeds)",
+        TEXT_BODY,
+        {"table": table(), "image": np.array(image), "axis": np.array(1), "single": np.array(1),
+         "none": np.array(0), "last": some["last"], "first": np.array([0]), "axes": AXES,
+         "drop": np.array([given.drop]), "end": np.array([2**31]), "axis_1": some["axis_1"]},
+    )  # fmt: skip
+    _write(
+        folder / "vae_encoder.onnx",
+        "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
+        """pooled = AveragePool<kernel_shape=[8, 8], strides=[8, 8]>(image)
+           rows = Reshape(pooled, flat)
+           clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
+        {"flat": np.array([1, 3, -1])},
+    )
+    _write(
+        folder / "transformer.onnx",
+        "(float[batch, n_v, 3] clean, float[1, n_v, 3] noise, float[batch, n_p, 3] embeds,"
+        " float[batch, n_p] w, float[batch, n_p] mask, float[n_p, 3] placed,"
+        " float[n_v, 2] positions) => (float[batch, 1, n_v] a, float[batch, 1, n_v] ta,"
+        " float[batch, n_v, 3] features, float[batch, n_v, n_p] per_token)",
+        TRANSFORMER_BODY,
+        {**some, "light": LIGHT},
+    )
+
+
+def _write(file: Path, signature: str, body: str, weights: dict[str, Any]) -> None:
+    model = onnx.parser.parse_model(f"{HEADER} {file.stem} {signature} {{ {body} }}")
+    for key, value in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
+    onnx.save_model(model, file)
+
+
+AXES = np.array([0.01, 0.02, 0.03], np.float32).reshape(3, 1, 1)
+LIGHT = np.array([0.1, -0.2, 0.3], np.float32)  # a column that counts shows, even where it is 0
+WORDS = ["the green van", 'the "STOP" sign', "a van", "wow ! a", "the man's hat", "a hat"]
+
+
+class Spy:
+    """An engine that notes what each run was fed."""
+
+    provider = "spy:0"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.fed = engine, list[Arrays]()
+
+    def run(self, feeds: Any) -> Arrays:
+        self.fed.append(dict(feeds))
+        return self.engine.run(feeds)
+
+
+def spied(folder: Path, **options: Any) -> tuple[Segmenter, dict[str, Spy]]:
+    own = Segmenter.from_bundle(folder, provider="cpu", threads=1)
+    spies = {name: Spy(engine) for name, engine in own._engines.items()}
+    return Segmenter(own.bundle, spies, capture="vectors", **options), spies
