@@ -3,7 +3,8 @@ r"""`python -m benchmarks.pinned_release`: what the makers' own code makes of a 
 Step1X-Edit's makers pin their libraries (transformers 4.49.0 for 1.0, 4.55.0 for the diffusers
 fork of 1.1 and 1.2), and what a prompt becomes depends on them. This runs the makers' files, read
 from a checkout, on those releases and on small random checkpoints, and records token ids,
-positions and hidden states; tests/export/families/step1x/test_pinned_release.py holds rism's against them.
+positions and hidden states; rism's are held against them by
+tests/export/families/step1x/test_pinned_release.py.
 
     pip install --no-deps --target T449 transformers==4.49.0 tokenizers==0.21.4 \
         huggingface_hub==0.36.2 qwen_vl_utils==0.0.10 torchvision==0.28.0

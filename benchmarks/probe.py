@@ -6,7 +6,7 @@ T_l a_l: the two attentions that are exported, the same arithmetic with statisti
 attention, and the Triton kernels with and without statistics, for all prompt tokens and for a
 few. Each is held against float64. Beside the times stand the floors of a datasheet
 (`--floors` prints those alone, and needs no GPU). What capture costs a whole forward pass is
-measured by `python -m benchmarks.capture.__main__ --variants fused,vectors`.
+measured by `python -m benchmarks.capture --variants fused,vectors`.
 
 It needs an NVIDIA GPU, a CUDA build of PyTorch and Triton (the extra `probe`).
 """

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rism.calibration.open_graph import widen
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import ProviderError, one_line

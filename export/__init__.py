@@ -6,8 +6,9 @@ What reads a checkpoint needs the `export` extra.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rism.export.errors import (
@@ -35,28 +36,19 @@ __all__ = [
     "plan_export",
 ]
 
-_HOMES = {
-    "CheckpointError": "errors",
-    "ExportError": "errors",
-    "ExportOptions": "options",
-    "ExportPlan": "plan",
-    "ExportReport": "options",
-    "ParityError": "errors",
-    "Progress": "progress",
-    "TerminalProgress": "progress",
-    "UnsupportedModelError": "errors",
-    "export_bundle": "bundle",
-    "plan_export": "bundle",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CheckpointError": "errors",
+        "ExportError": "errors",
+        "ExportOptions": "options",
+        "ExportPlan": "plan.checkpoint_plan",
+        "ExportReport": "options",
+        "ParityError": "errors",
+        "Progress": "progress",
+        "TerminalProgress": "progress",
+        "UnsupportedModelError": "errors",
+        "export_bundle": "exporter",
+        "plan_export": "exporter",
+    },
+)

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rism.runtime import (
@@ -44,15 +45,4 @@ _ROOT = Path(__file__).resolve().parent.parent
 if not (_ROOT / "rism" / "runtime").is_dir() and (_ROOT / "runtime" / "__init__.py").is_file():
     __path__.append(str(_ROOT))
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for: `rism --help` needs none of them."""
-    if name not in __all__:
-        raise AttributeError(f"module 'rism' has no attribute {name!r}")
-    value: object = getattr(import_module("rism.runtime"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "runtime"))

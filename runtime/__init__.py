@@ -3,8 +3,9 @@
 Names are imported when first asked for, so that importing this package costs nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rism.runtime.bundle.reader import Bundle
@@ -35,28 +36,19 @@ __all__ = [
     "load_image",
 ]
 
-_HOMES = {
-    "Bundle": "bundle",
-    "BundleError": "errors",
-    "InputError": "errors",
-    "InstructionFile": "instructions",
-    "OutputError": "errors",
-    "ProviderError": "errors",
-    "Refiner": "refine",
-    "RismError": "errors",
-    "Segmentation": "result",
-    "Segmenter": "segmenter",
-    "load_image": "images",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Bundle": "bundle.reader",
+        "BundleError": "errors",
+        "InputError": "errors",
+        "InstructionFile": "prompt.instruction_file",
+        "OutputError": "errors",
+        "ProviderError": "errors",
+        "Refiner": "prompt.refiner",
+        "RismError": "errors",
+        "Segmentation": "result.segmentation",
+        "Segmenter": "segmenter",
+        "load_image": "image.loading",
+    },
+)

@@ -29,8 +29,8 @@ from rism.export.spec import LiteralCapture
 __all__ = ["CHECKPOINT", "NOISE", "PytorchPipeline"]
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "export" / "checkpoints" / "mini"
-NOISE = ROOT / "runtime" / "bundles" / "mini" / "noise.f32"
+CHECKPOINT = ROOT / "export" / "builtin" / "mini"
+NOISE = ROOT / "runtime" / "builtin" / "mini" / "noise.f32"
 
 Mask = npt.NDArray[np.bool_]
 

@@ -1,1 +1,1 @@
-"""benchmarks/capture."""
+"""What capturing attention costs, in PyTorch and in ONNX."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.capture.__main__`: what reading the method's quantities costs a forward pass.
+"""`python -m benchmarks.capture`: what reading the method's quantities costs a forward pass.
 
 Transformers of random weights at full size, on one picture: no capture (the baseline), capture
 as rism exports it, capture as the paper writes it; in PyTorch, in torch.compile and in ONNX
@@ -60,9 +60,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.capture.__main__", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--models", default=_MODELS, help="or tiny@128,tiny-step1x@128, on a CPU")
     parser.add_argument("--precision", choices=[*PRECISIONS], help="bf16; fp32 on a CPU")

@@ -1,4 +1,4 @@
-"""What stands behind the names of `benchmarks.capture.__main__`: a builder for each family, and a table.
+"""What stands behind the names of `benchmarks.capture`: a builder for each family, and a table.
 
 Sizes are the published ones, and small ones to try the benchmark on a CPU; nothing is read.
 """

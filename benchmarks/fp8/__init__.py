@@ -1,1 +1,1 @@
-"""benchmarks/fp8."""
+"""How far FP8 moves masks, and what calibration costs."""

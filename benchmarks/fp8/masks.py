@@ -40,7 +40,7 @@ __all__ = ["CALIBRATION_SCENES", "Agreement", "Scored", "agreement", "scenes", "
 
 # Far from the scenes that are scored, and like them never trained on.
 CALIBRATION_SCENES = 10_000
-MODELOPT = Path(__file__).parent / "modelopt_fp8.py"
+MODELOPT = Path(__file__).parent / "modelopt.py"
 RULES = {rule: CalibrationOptions(rule=rule) for rule in ("max", "percentile", "mask")}
 # Which of mini's layers are quantised alone, to tell what each kind costs.
 PARTS = {

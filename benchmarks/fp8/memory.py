@@ -23,7 +23,7 @@ from benchmarks.synthetic.flux2_checkpoint import SIZES, write_checkpoint
 from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
 from rism.export import ExportOptions, export_bundle
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 _LEVEL = 256
 
 

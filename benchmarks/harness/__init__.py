@@ -1,1 +1,1 @@
-"""benchmarks/harness."""
+"""What every benchmark uses: rows, plots, peaks of memory, checks."""

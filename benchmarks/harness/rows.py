@@ -26,7 +26,7 @@ __all__ = [
     "timed",
 ]
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "street.png"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "street.png"
 
 NOT_REACHED = "not reached"
 """Why a row that is announced has no values yet; who ends its process puts a better reason."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.harness.with_peak FILE export ...`: run rism, write its peak memory to FILE.
+"""`python -m benchmarks.harness.with_peak FILE export ...`: run rism, write its peak memory.
 
 The kernel's own high-water mark of this process; `getrusage` would count what the parent held
 when it started it.

@@ -1,1 +1,1 @@
-"""benchmarks/rooflines."""
+"""The least time that a stage can take on a card."""

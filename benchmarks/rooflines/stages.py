@@ -1,4 +1,4 @@
-"""`python -m benchmarks.rooflines.stages`: the least time that each stage can take, from datasheet rates.
+"""`python -m benchmarks.rooflines.stages`: the least time of each stage by datasheet rates.
 
 A stage takes at least its operations over the arithmetic rate, and at least its bytes over the
 memory's bandwidth; weights are read once a run. docs/performance.md derives the formulas.

@@ -1,1 +1,1 @@
-"""benchmarks/synthetic."""
+"""Checkpoints of random weights in the published layouts."""

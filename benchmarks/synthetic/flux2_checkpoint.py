@@ -25,7 +25,7 @@ from benchmarks.synthetic.sparse_files import write_holes
 
 __all__ = ["SIZES", "Shape", "write_checkpoint", "write_configuration"]
 
-MINI = Path(__file__).parent.parent / "export" / "checkpoints" / "mini"
+MINI = Path(__file__).parents[2] / "export" / "builtin" / "mini"
 _SHARD_BYTES = 1_500_000_000
 _POOL = 64 * 2**20
 
@@ -88,7 +88,7 @@ def write_checkpoint(folder: Path, shape: Shape, *, seed: int | None = 0) -> Non
     Args:
         folder: must not exist.
         shape: sizes of the model.
-        seed: of the weights; None for holes instead of weights (`benchmarks.synthetic.sparse_files`).
+        seed: of the weights; None for sparse files (`benchmarks.synthetic.sparse_files`).
     """
     parts = write_configuration(folder, shape)
     if seed is None:

@@ -71,7 +71,8 @@ CHAT_TEMPLATE = (
 )
 
 # What stands before every instruction: with it the counts of tokens come near the published ones.
-_PREFIXES = sorted((Path(rism.export.__file__).parent / "families" / "step1x").glob("prefix-*.txt"))
+_TEXTS = Path(rism.export.__file__).parent / "families" / "step1x" / "texts"
+_PREFIXES = sorted(_TEXTS.glob("prefix-*.txt"))
 _CORPUS = (
     *(path.read_text(encoding="utf-8") for path in _PREFIXES),
     "remove the red car",

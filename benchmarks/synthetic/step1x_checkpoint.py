@@ -57,7 +57,7 @@ def write_original(
         folder: must not exist.
         shape: sizes of the model.
         version: "1.0" or "1.1".
-        seed: of the weights; None for holes instead of weights (`benchmarks.synthetic.sparse_files`).
+        seed: of the weights; None for sparse files (`benchmarks.synthetic.sparse_files`).
 
     Returns:
         The transformer's file.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.synthetic.step1x_small`: a small random Step1X-Edit, from its files to a mask.
+"""`python -m benchmarks.synthetic.step1x_small`: a small random Step1X-Edit, files to mask.
 
 Writes a checkpoint in the makers' layout (1.2: in diffusers'), prints how far the exporter's
 modules are from what was published, exports it with every capture mode through the parity gate,

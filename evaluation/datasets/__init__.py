@@ -1,1 +1,1 @@
-"""evaluation/datasets."""
+"""Datasets: RefCOCO, parquet, JSON lines and drawn scenes, as one kind of sample."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rism.evaluation.datasets.sample import Dataset
 from rism.evaluation.datasets.splits import DATASETS, DEFAULT_SPLIT_BY, SPLITS, partition_notes
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.extras import import_extra
 
 if TYPE_CHECKING:
     from rism.evaluation.datasets.jsonl import Lines
@@ -80,7 +80,7 @@ def open_dataset(request: Request) -> Dataset:
     if file.suffix in (".jsonl", ".parquet") and not file.is_file():
         raise InputError(f"'{one_line(file)}' is not there: check the path")
     if file.suffix == ".jsonl":
-        part = _part("lines", request)
+        part = _part("jsonl", request)
         lines: Lines = part.open_lines(file, merge=request.gt_merge, limit=request.limit)
         return lines
     if file.suffix == ".parquet":
@@ -131,7 +131,7 @@ def _open_published(request: Request) -> Dataset:
             dataset, split, split_by=split_by, objects=objects, sentences=sentences
         )
         return dataclasses.replace(opened, notes=(*opened.notes, *notes))
-    refer: Refer = _part("refer", request).open_refer(
+    refer: Refer = _part("refcoco", request).open_refer(
         dataset,
         request.root,
         split_by=split_by,
@@ -166,11 +166,11 @@ def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
         wording=request.wording,
         limit=request.limit,
         columns=request.columns,
-        find_images=None if root is None else lambda: _part("refer", request).find_images(root),
+        find_images=None if root is None else lambda: _part("refcoco", request).find_images(root),
     )
     return opened
 
 
 def _part(name: str, request: Request) -> Any:
     """A module that needs pycocotools or pyarrow, or the error that says how to get them."""
-    return import_extra(f"rism.evaluation.{name}", command=request.command, extra="eval")
+    return import_extra(f"rism.evaluation.datasets.{name}", command=request.command, extra="eval")

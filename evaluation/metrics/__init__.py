@@ -1,1 +1,1 @@
-"""evaluation/metrics."""
+"""IoU and boundary IoU."""

@@ -1,1 +1,1 @@
-"""evaluation/report."""
+"""Scores as a table, JSON and a page, beside the published ones."""

@@ -1,1 +1,1 @@
-"""evaluation/run."""
+"""Scoring a dataset with a bundle, sample by sample, so that it can be resumed."""

@@ -1,1 +1,1 @@
-"""export/checkpoint."""
+"""Reading checkpoints: where they are, their files, and weights layer by layer."""

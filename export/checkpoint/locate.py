@@ -27,7 +27,7 @@ __all__ = [
     "refuse_two_meanings",
 ]
 
-BUILT_IN = {"mini": Path(__file__).parent / "checkpoints" / "mini"}
+BUILT_IN = {"mini": Path(__file__).parents[1] / "builtin" / "mini"}
 HUB_IDS = {
     "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
     "flux2-klein-9b": "black-forest-labs/FLUX.2-klein-9B",

@@ -47,7 +47,7 @@ class QwenVisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, patch_positions: torch.Tensor) -> torch.Tensor:
         """(P, 3 * frames * patch_px ** 2) float32 and (P, 2) int64 rows and columns to (V, E).
 
-        Patches come in blocks of merge x merge, as `rism.runtime.image.vision_patches.pixel_values` has them.
+        Patches come in blocks of merge x merge, see `vision_patches.pixel_values`.
         """
         hidden = self.patch_embed(pixel_values)
         angles = (patch_positions.float().unsqueeze(-1) * self.frequencies).flatten(1)

@@ -1,1 +1,1 @@
-"""export/plan."""
+"""What an export will read, write and need, before it starts."""

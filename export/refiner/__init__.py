@@ -1,1 +1,1 @@
-"""export/refiner."""
+"""`rism refine`: instructions rewritten by the vision-language model of a checkpoint."""

@@ -1,7 +1,7 @@
 """The Qwen2.5-VL of a checkpoint: loaded, and asked as Step1X-Edit's makers ask it.
 
 Source: the "think" step of Step1X-Edit v1.2 (ReasonEdit, arXiv 2511.22625) in diffusers; the
-words are data, families/step1x/refiner.txt. Its makers sample; here the likeliest token is taken
+words are families/step1x/texts/refiner.txt. Its makers sample; here the likeliest token is taken
 every time, so that an answer can be had again.
 """
 
@@ -41,7 +41,7 @@ LONGEST_SIDE = 1024
 _FACTOR = 28  # pixels per token, along a side
 _MOST_TOKENS, _LEAST_TOKENS = 16_384, 4
 _MOST_ELONGATED = 200
-_PROMPT_FILE = Path(__file__).parent / "families" / "step1x" / "refiner.txt"
+_PROMPT_FILE = Path(__file__).parents[1] / "families" / "step1x" / "texts" / "refiner.txt"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _IMAGE_TOKEN = "<|image_pad|>"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

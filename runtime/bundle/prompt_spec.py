@@ -17,7 +17,7 @@ ARITHMETICS = ("pillow", "torchvision")
 
 @dataclass(frozen=True)
 class QuoteRules:
-    """Which quoted words the tokenizer gets a character at a time; see `rism.runtime.prompt.quotes`.
+    """Which quoted words the tokenizer gets a character at a time; see `runtime/prompt/quotes`.
 
     Attributes:
         style: "toggle" or "paired".
@@ -31,7 +31,7 @@ class QuoteRules:
 
 @dataclass(frozen=True)
 class VisionRules:
-    """How a text encoder that looks at the picture sees it; see `rism.runtime.image.vision_patches`.
+    """How a text encoder that looks at the picture sees it; see `runtime/image/vision_patches`.
 
     Attributes:
         image_token: text of the token that stands for the picture, once in prefix or suffix.

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 BUILT_IN = "mini"
-BUILT_INS = Path(__file__).parent / "bundles"
+BUILT_INS = Path(__file__).parents[1] / "builtin"
 MAX_MANIFEST_BYTES = 2**20
 # While files of a change move to their places (amend.py), and what is left of one that was killed.
 AMENDING = ".amending"

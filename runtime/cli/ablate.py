@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.errors import OutputError, RismError
+from rism.runtime.extras import import_extra
 from rism.runtime.prompt.instruction_file import InstructionFile
 from rism.runtime.prompt.refiner import Refiner
 

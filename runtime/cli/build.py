@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.cli.extras import import_extra
+from rism.runtime.extras import import_extra
 
 __all__ = ["BuildFlags", "build", "check_engine", "default_engine"]
 

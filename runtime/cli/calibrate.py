@@ -13,10 +13,10 @@ from rism.runtime.atomic_write import write_atomically
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
 from rism.runtime.cli.console import Console, UsageError
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.sources import find_sources
 from rism.runtime.errors import InputError, OutputError
+from rism.runtime.extras import import_extra
 
 __all__ = ["CalibrateFlags", "calibrate_bundle"]
 

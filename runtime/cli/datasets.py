@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.cli.console import UsageError
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import one_line
+from rism.runtime.extras import import_extra
 
 __all__ = ["DatasetFlags"]
 
@@ -59,7 +59,7 @@ class DatasetFlags:
             about = {"source": "scenes", "kind": self.kind, "split": self.split or "test"}
             drawn = {"offset": self.offset, "seed": self.seed}
             return about | {name: value for name, value in drawn.items() if value}
-        default = _module("partitions", command).DEFAULT_SPLIT_BY
+        default = _module("datasets.splits", command).DEFAULT_SPLIT_BY
         if self.source in default:
             return {
                 "source": self.source,
@@ -74,7 +74,7 @@ class DatasetFlags:
         Raises:
             RismError: it is not there, nothing of it can be used, or packages are missing.
         """
-        opening, about = _module("opening", command), self.about(command)
+        opening, about = _module("datasets.open", command), self.about(command)
         return opening.open_dataset(
             opening.Request(
                 source=self.source,

@@ -12,10 +12,10 @@ from typing import Any
 from rism import __version__
 from rism.runtime.cli.console import Console, Countdown, UsageError, write_stdout
 from rism.runtime.cli.datasets import DatasetFlags
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.report import DEMONSTRATOR
 from rism.runtime.errors import InputError, RismError, one_line
+from rism.runtime.extras import import_extra
 from rism.runtime.prompt.instruction_file import InstructionFile
 from rism.runtime.prompt.refiner import Refiner
 from rism.runtime.segmenter import Segmenter
@@ -63,11 +63,11 @@ def evaluate_bundle(flags: EvalFlags, console: Console) -> None:
     """
     shard = _check(flags)
     about, dataset = flags.about("eval"), flags.open("eval")
-    outcome = _module("outcome")
+    outcome = _module("report.outcome")
     for note in dataset.notes:
         console.note(f"note: {one_line(note)}")
     if flags.merge:
-        header = _module("journal").read_run(flags.shards[0])
+        header = _module("run.record_log").read_run(flags.shards[0])
         folder = flags.output or _folder(dataset.name, header.bundle, (1, 1))
         _keep_inputs(flags, folder)
         problems = outcome.merge(dataset, flags.shards, folder, replacing=flags.restart)
@@ -110,7 +110,11 @@ def _check(flags: EvalFlags) -> tuple[int, int]:
 def _score(
     flags: EvalFlags, dataset: Any, shard: tuple[int, int], console: Console
 ) -> tuple[Path, Sequence[Any]]:
-    runner, records, outcome = _module("runner"), _module("records"), _module("outcome")
+    runner, records, outcome = (
+        _module("run.runner"),
+        _module("run.records"),
+        _module("report.outcome"),
+    )
     said = None if flags.instructions is None else InstructionFile.open(flags.instructions)
     segmenter = _load(flags, None if said is None else runner.except_grey(said), console)
     if said is not None:
@@ -156,7 +160,7 @@ def _score(
 
 def _keep_inputs(flags: EvalFlags, folder: Path) -> None:
     """Refuse a folder in which the dataset's own file has the name of a result."""
-    journal = _module("journal")
+    journal = _module("run.record_log")
     written = [folder / name for name in (journal.RECORDS, journal.RESULT, journal.REPORT)]
     instructions = [] if flags.instructions is None else [flags.instructions]
     check_outputs(written, [Path(flags.source), *instructions])
@@ -214,7 +218,7 @@ def _folder(dataset: str, bundle: str, shard: tuple[int, int]) -> Path:
 
 def _table(result: Mapping[str, Any]) -> str:
     """Write the figures in percent, for people."""
-    metrics = _module("metrics").METRICS
+    metrics = _module("metrics.iou").METRICS
     rows = {**result["metrics"], **result["groups"]}
     wide = max(len(one_line(name, limit=40)) for name in rows)
     widths = {metric: max(6, len(metric)) for metric in metrics}

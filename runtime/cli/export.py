@@ -13,7 +13,7 @@ from typing import Any
 from rism.runtime.bundle.manifest import CAPTURES
 from rism.runtime.cli.build import check_engine, default_engine
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.cli.extras import import_extra
+from rism.runtime.extras import import_extra
 
 __all__ = ["ExportFlags", "export_model"]
 

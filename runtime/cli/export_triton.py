@@ -8,7 +8,7 @@ from typing import Any
 
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, write_stdout
-from rism.runtime.cli.extras import import_extra
+from rism.runtime.extras import import_extra
 
 __all__ = ["TritonFlags", "write_repository"]
 

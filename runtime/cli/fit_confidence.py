@@ -10,8 +10,8 @@ from typing import Any
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
 from rism.runtime.cli.console import Console
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.extras import import_extra
 
 __all__ = ["fit_bundle"]
 

@@ -130,7 +130,7 @@ class TritonDevice(StrEnum):
 
 
 class CalibrationRule(StrEnum):
-    """How FP8 scales are chosen; rism.calibration.calibrate."""
+    """How FP8 scales are chosen; rism.calibration.ranges."""
 
     max = "max"
     percentile = "percentile"

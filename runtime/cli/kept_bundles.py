@@ -16,8 +16,8 @@ from rism import __version__
 from rism.runtime.bundle.hub import bundles_folder, import_hub
 from rism.runtime.bundle.reader import Bundle, read_manifest_json, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.errors import InputError, OutputError, RismError, one_line
+from rism.runtime.extras import import_extra
 
 __all__ = ["exported_bundle", "list_bundles", "mark_used", "push_bundle", "remove_bundle"]
 

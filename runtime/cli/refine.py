@@ -10,11 +10,11 @@ from typing import Any
 
 from rism.runtime.cli.console import Console, Countdown, UsageError
 from rism.runtime.cli.datasets import DatasetFlags
-from rism.runtime.cli.extras import import_extra
 from rism.runtime.cli.names import as_text
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.sources import STDIN, find_sources, sort_arguments
 from rism.runtime.errors import RismError, one_line
+from rism.runtime.extras import import_extra
 
 __all__ = ["RefineFlags", "refine_to_file"]
 

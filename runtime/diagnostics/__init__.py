@@ -1,1 +1,1 @@
-"""runtime/diagnostics."""
+"""What this machine has, and whether its engines compute what the model does."""

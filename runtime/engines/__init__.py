@@ -1,1 +1,1 @@
-"""runtime/engines."""
+"""Running one graph in ONNX Runtime, TensorRT or TensorRT for RTX, and choosing among them."""

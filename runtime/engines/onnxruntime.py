@@ -22,6 +22,7 @@ from rism.runtime.bundle.manifest import Manifest, Precision
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines import rtx_plugin
+from rism.runtime.engines.base import Arrays, Engine, LazyEngine, Load
 from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime, open_session
 from rism.runtime.errors import BundleError, InputError, ProviderError, one_line

@@ -1,1 +1,1 @@
-"""runtime/expression."""
+"""What an English expression says: its head noun, and words of place and size. Word lists only."""

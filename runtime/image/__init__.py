@@ -1,1 +1,1 @@
-"""runtime/image."""
+"""From an image file to the pixels that the model takes."""

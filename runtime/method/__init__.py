@@ -1,1 +1,1 @@
-"""runtime/method."""
+"""The method: propagation, thresholding, classification, upsampling, in NumPy and in CUDA."""

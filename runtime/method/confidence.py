@@ -6,6 +6,7 @@ lie near each other, and the refined map and the score map agree less.
 
 import numpy as np
 
+from rism.runtime.bundle.confidence_rule import Evidence
 from rism.runtime.method.equations import Localisation
 
 __all__ = ["evidence"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rism.runtime.engines.base import Arrays
+from rism.runtime.engines.tensor_checks import expect_shape
 from rism.runtime.method.equations import (
     FEATURES_NOT_FINITE,
     Array,

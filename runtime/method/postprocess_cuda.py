@@ -1,6 +1,6 @@
 """The method and the mask on the GPU where a graph's outputs lie, by a few kernels.
 
-`kernels/postprocess.cu` has the arithmetic, which is that of method.py and geometry.upsample,
+`kernels/postprocess.cu` has the arithmetic, which is that of equations.py and upsampling.upsample,
 and the floor of each kernel; docs/performance.md has what that comes to. Everything is queued on
 the device's stream for all expressions of a run at once. The host waits once, for one transfer:
 three maps on the token grid and a few numbers, and with the published masks these. Masks that the
@@ -62,7 +62,7 @@ _REASONS = (None, ATTENTION_NOT_FINITE, ATTENTION_CONSTANT, FEATURES_NOT_FINITE)
 
 def kernel_source() -> str:
     """Return the kernels, CUDA C++."""
-    return (files("rism.runtime") / "kernels/postprocess.cu").read_text(encoding="utf-8")
+    return (files("rism.runtime") / "method/kernels/postprocess.cu").read_text(encoding="utf-8")
 
 
 def kernel_macros(channels: int) -> dict[str, int]:
@@ -331,7 +331,7 @@ class CudaPostprocess:
 
 
 def _axes(plan: Plan) -> list[Any]:
-    """Return what `Axis` of the kernels is made of, across and down; see geometry.upsample."""
+    """Return what `Axis` of the kernels is made of, across and down; see `upsampling.upsample`."""
     arguments: list[Any] = []
     for axis in (0, 1):
         start, stop = plan.crop_xyxy[axis], plan.crop_xyxy[axis + 2]

@@ -1,1 +1,1 @@
-"""runtime/prompt."""
+"""From an expression to prompt embeddings, and the tokens whose attention counts."""

@@ -1,1 +1,1 @@
-"""runtime/result."""
+"""What a segmentation returns: the mask, and how it is drawn and encoded."""

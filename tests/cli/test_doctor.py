@@ -34,7 +34,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Any:
         raise ProviderError("there is no NVIDIA driver here: install it")
 
-    for module in (environment, start):
+    for module in (environment, selection):
         monkeypatch.setattr(module, "find_driver", absent)
 
 
@@ -42,7 +42,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """A machine with a GPU and TensorRT for RTX, as far as the edge to both."""
     fake, host = FakeTensorRt(), HostDevice()
-    for module in (environment, start):
+    for module in (environment, selection):
         monkeypatch.setattr(module, "find_driver", lambda: ADA)
         monkeypatch.setattr(module, "open_device", lambda _: host)
 

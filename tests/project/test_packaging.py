@@ -36,7 +36,7 @@ def test_types_and_bundles_travel(pyproject: dict[str, Any]) -> None:
     data = pyproject["tool"]["setuptools"]["package-data"]
     assert data["rism"] == ["py.typed"]
     assert (ROOT / "rism/py.typed").is_file()
-    assert {"bundles/mini/*", "kernels/*.cu"} <= set(data["rism.runtime"])
+    assert {"builtin/mini/*", "method/kernels/*.cu"} <= set(data["rism.runtime"])
 
 
 def test_public_names() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
-from rism.runtime.engines import onnxruntime
+from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.errors import BundleError
 
 
@@ -96,10 +96,10 @@ class _Spy:
 
     provider = "spy:0"
 
-    def __init__(self, engine: onnxruntime.Engine, seen: list[int]) -> None:
+    def __init__(self, engine: Engine, seen: list[int]) -> None:
         self._engine, self._seen = engine, seen
 
-    def run(self, feeds: Any) -> onnxruntime.Arrays:
+    def run(self, feeds: Any) -> Arrays:
         self._seen.append(
             len(feeds.get("clean_latents", feeds.get("image", feeds.get("input_ids"))))
         )

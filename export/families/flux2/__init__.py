@@ -1,1 +1,1 @@
-"""export/families/flux2."""
+"""FLUX.2-klein."""

@@ -1,7 +1,7 @@
 """FLUX.2's own file layout: one safetensors file for the transformer, one for the autoencoder.
 
-Names were read off published files; tests/export/families/flux2/test_single_file.py compares the mapping with
-diffusers' own conversion, tensor by tensor.
+Names were read off published files; tests/export/families/flux2/test_single_file.py compares the
+mapping with diffusers' own conversion, tensor by tensor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Step1X-Edit's own file layout: one safetensors file for the transformer, one for the VAE.
 
-The names are those of FLUX.1's makers, and a connector's. tests/export/families/step1x/test_files.py
-holds the mapping against the literal transcription, which uses the makers' names.
+The names are those of FLUX.1's makers, and a connector's. The mapping is tested against the
+reference transcription, which uses the makers' names (tests/export/families/step1x/test_files.py).
 """
 
 from __future__ import annotations

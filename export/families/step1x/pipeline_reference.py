@@ -224,7 +224,7 @@ class LiteralStep1XEdit:
         )
         quotes = self.spec.prompt.quotes
         if quotes is not None and any(mark in text[quotes.start :] for mark in _QUOTES):
-            # How quoted words are cut has an oracle of its own, in tests/runtime/prompt/test_quotes.py.
+            # How quoted words are cut is tested in tests/runtime/prompt/test_quotes.py.
             encoder = PromptEncoder(self.spec.prompt, tokenizer_json(self.tokenizer).encode())
             said = Instruction(instruction, instruction, 0)
             found = encoder.tokenize([said], image_tokens=tokens)

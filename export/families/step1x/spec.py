@@ -48,7 +48,7 @@ _LICENCES = {
     "hub:stepfun-ai/Step1X-Edit-v1p1-diffusers": "Apache-2.0",
     "hub:stepfun-ai/Step1X-Edit-v1p2": "Apache-2.0",
 }
-_TEXTS = Path(__file__).parent / "step1x"
+_TEXTS = Path(__file__).parent / "texts"
 # Pillow's numbers, as preprocessor_config.json has them.
 _FILTERS = dict(zip((0, 4, 2, 5, 3, 1), RESAMPLES, strict=True))
 IMAGE_TOKEN = "<|image_pad|>"

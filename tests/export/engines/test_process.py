@@ -13,7 +13,7 @@ from rism.export.engines.process import Job, run_job
 from rism.export.engines.targets import gpus_here
 from rism.runtime.bundle.engine_spec import ShapeRange
 
-TINY = Path(__file__).parents[3] / "runtime" / "bundles" / "mini"
+TINY = Path(__file__).parents[3] / "runtime" / "builtin" / "mini"
 
 
 def job(folder: Path, **changes: object) -> Job:

@@ -23,7 +23,7 @@ from rism.export import (
 from rism.export.plan import checkpoint_plan
 from rism.runtime import InputError, OutputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -28,7 +28,7 @@ from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 from tests.export.small_vlm import make_vlm, real_processor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STREET, OTHER = ROOT / "examples/street.png", ROOT / "examples/colour-2.png"
 PROMPT = (Path(families).parent / "step1x/refiner.txt").read_text(encoding="utf-8")
 runner = CliRunner()
@@ -415,7 +415,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     def absent(name: str) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("rism.runtime.cli.extras.import_module", absent)
+    monkeypatch.setattr("rism.runtime.extras.import_module", absent)
     shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
     assert shown.exit_code == 1
     assert shown.stderr == (

@@ -26,7 +26,7 @@ from rism.runtime.result.rle import encode_rle
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
 from tests.export.small_vlm import make_vlm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNT = 7  # samples, of two pictures
 TURNED = f"COCO_train2014_{1:012d}.jpg"
 # Three answers, each written at once, and then none.

@@ -16,7 +16,7 @@ from rism.runtime.method.upsampling import upsample
 from tests.export.triton.client import recorded, request, same
 from tests.export.triton.server import RefusedError, Server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STREET = ROOT / "examples/street.png"
 EXPRESSIONS = ["the green van", "the red car", "the biggest cup"]
 

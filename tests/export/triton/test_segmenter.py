@@ -21,7 +21,7 @@ from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import amend_bundle
 from tests.export.triton.server import RefusedError, Server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STREET = (ROOT / "examples/street.png").read_bytes()
 
 

@@ -12,7 +12,7 @@ from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.bundle.scope import Scope, flatness
 
-STREET = Path(__file__).parents[2] / "examples/street.png"
+STREET = Path(__file__).parents[3] / "examples/street.png"
 SCOPE = {"nouns": ["car", "one"], "flatness": 0.5}
 
 

@@ -16,7 +16,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import amend_bundle, mend_bundle
 from rism.runtime.errors import BundleError, InputError, OutputError, RismError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from rism.runtime.engines.selection import Wish, route
 from rism.runtime.errors import RismWarning
 
 Reseal = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RTX = "onnxruntime-tensorrt-rtx"
 TWO = Driver((13, 0), (Gpu(0, "RTX 4060", "8.9", 8 << 30), Gpu(1, "RTX 5090", "12.0", 32 << 30)))
 
@@ -75,7 +75,7 @@ def test_the_real_package_without_a_driver() -> None:
     """A process of its own: the package loads its libraries for all that follows."""
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
     code = (
-        "from rism.runtime import plugin_provider as p, driver as d\n"
+        "from rism.runtime.engines import nvidia_driver as d, rtx_plugin as p\n"
         "try: print('a driver', d.find_driver())\n"
         "except Exception:\n"
         "  p.find_driver = lambda: d.Driver((13, 4), (d.Gpu(0, 'RTX 4060', '8.9', 0),))\n"

@@ -17,7 +17,7 @@ from rism.runtime.errors import ProviderError
 
 pytest.importorskip("tensorrt_rtx")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # A plan needs no GPU to be built. All of it in a child: the library has crashed in builds, and
 # once did not return while a runtime was made.

@@ -9,6 +9,7 @@ from PIL import Image
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.errors import InputError
 from rism.runtime.image import geometry
+from rism.runtime.method.upsampling import upsample
 
 STRETCH = Geometry(
     size_level=128,
@@ -236,7 +237,7 @@ def pixelwise(map_hw: np.ndarray, plan: geometry.Plan) -> np.ndarray:
 def test_upsample_against_a_loop(rules: Geometry, size_wh: tuple[int, int]) -> None:
     plan = geometry.plan(size_wh, rules)
     map_hw = np.random.default_rng(4).standard_normal(plan.grid_hw, dtype=np.float32)
-    found = geometry.upsample(map_hw, plan)
+    found = upsample(map_hw, plan)
     assert found.shape == (size_wh[1], size_wh[0])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, pixelwise(map_hw, plan), atol=1e-5)
@@ -246,14 +247,14 @@ def test_cut_off_border_takes_the_nearest_value() -> None:
     plan = geometry.plan((50, 40), CROP)
     assert plan.crop_xyxy == (1, 4, 49, 36)
     map_hw = np.arange(6, dtype=np.float32).reshape(2, 3)
-    found = geometry.upsample(map_hw, plan)
+    found = upsample(map_hw, plan)
     assert (found[:4, 0] == 0).all()
     assert (found[-4:, -1] == 5).all()
 
 
 def test_one_token_fills_the_picture() -> None:
     plan = geometry.plan((5, 3), replace(STRETCH, resize="shrink"))
-    assert (geometry.upsample(np.full((1, 1), 7, np.float32), plan) == 7).all()
+    assert (upsample(np.full((1, 1), 7, np.float32), plan) == 7).all()
 
 
 def test_positions_are_row_and_column() -> None:
@@ -263,11 +264,11 @@ def test_positions_are_row_and_column() -> None:
 def test_upsampling_is_fast() -> None:
     plan = geometry.Plan((1024, 1024), (1024, 1024), (0, 0, 1024, 1024), (64, 64))
     map_hw = np.ones((64, 64), np.float32)
-    geometry.upsample(map_hw, plan)
+    upsample(map_hw, plan)
     best = math.inf
     for _ in range(10):
         start = thread_time()
-        geometry.upsample(map_hw, plan)
+        upsample(map_hw, plan)
         best = min(best, thread_time() - start)
     # A few milliseconds on one core; a per-pixel path would take hundreds.
     assert best < 0.05

@@ -10,6 +10,7 @@ from PIL import Image
 
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image import geometry
+from rism.runtime.method.upsampling import upsample
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -126,7 +127,7 @@ def test_the_answer_comes_back_to_the_pictures_size(size_wh: tuple[int, int]) ->
     assert (right - left, bottom - top) != plan.resized_wh
     rng = np.random.default_rng(3)
     map_hw = rng.standard_normal((rows, columns), dtype=np.float32)
-    found = geometry.upsample(map_hw, plan)
+    found = upsample(map_hw, plan)
     assert found.shape == (height, width)
     # Pixels whose centre the crop cut off, or that lie before the centre of the first token.
     scale_x, scale_y = plan.resized_wh[0] / width, plan.resized_wh[1] / height

@@ -413,7 +413,7 @@ def test_nothing_is_read_past_the_end_of_an_array() -> None:
     """In a process of its own, which would not come back."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     code = "from tests.runtime.method.test_postprocess_cuda import *; read_fenced_arrays()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False

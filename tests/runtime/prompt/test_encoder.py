@@ -12,6 +12,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, InputError, failures_as
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder, PromptState, clean_expression
 from rism.runtime.prompt.token_weights import weigh
+from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import VISION, later_rules, rules, tokenizer_json
 
 
@@ -176,22 +177,6 @@ def test_rewording_looks_for_the_expression(encoder: PromptEncoder) -> None:
 @pytest.fixture
 def prompts(encoder: PromptEncoder) -> list[PromptState]:
     return states(encoder, [encoder.instruct("the red"), encoder.instruct("blue")])
-
-
-def states(encoder: PromptEncoder, instructions: list[Instruction]) -> list[PromptState]:
-    encoded = encoder.tokenize(instructions)
-    return [
-        PromptState(
-            instruction,
-            np.zeros((8, 3), np.float32),
-            encoded.attention_mask[i],
-            encoded.instruction_mask[i],
-            encoded.expression_mask[i],
-            encoded.tokens[i],
-            encoded.spans[i],
-        )
-        for i, instruction in enumerate(instructions)
-    ]
 
 
 def test_weights(prompts: list[PromptState]) -> None:

@@ -14,7 +14,7 @@ from rism.runtime import InputError, InstructionFile, Segmenter, load_image
 from rism.runtime.cli.app import app
 from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, picture_digest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STREET = ROOT / "examples/street.png"
 runner = CliRunner()
 

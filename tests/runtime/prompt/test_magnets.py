@@ -9,7 +9,7 @@ import pytest
 from rism.runtime import InputError, Segmenter
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 from rism.runtime.prompt.token_weights import TOKEN_SETS, weigh
-from tests.runtime.prompt.test_encoder import states
+from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import PICTURE, later_rules, make_bundle, tokenizer_json
 from tests.runtime.vision_language import spied as looking
 

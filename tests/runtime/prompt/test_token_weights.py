@@ -10,7 +10,7 @@ from rism.runtime import InputError, Segmenter
 from rism.runtime.expression.head_noun import content_words, head_noun
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.token_weights import weigh
-from tests.runtime.prompt.test_encoder import states
+from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import later_rules, tokenizer_json
 
 

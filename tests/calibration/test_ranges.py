@@ -13,12 +13,12 @@ pytest.importorskip("torch")
 from benchmarks.fp8.masks import CALIBRATION_SCENES, agreement, scenes, score
 from rism.calibration import CalibrationOptions, CalibrationReport, calibrate
 from rism.calibration.blockwise_run import LoadedGraph
-from rism.calibration.calibrate import _Run
 from rism.calibration.e4m3 import E4M3_MAX
 from rism.calibration.emulate import emulated
 from rism.calibration.histogram import Histogram
 from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
+from rism.calibration.ranges import _Run
 from rism.calibration.samples import Sample, prepare
 from rism.runtime import BundleError, InputError, Segmenter
 from rism.runtime.bundle.graph_spec import TensorSpec
