@@ -4,7 +4,7 @@ PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check -c constraints
 DEMO_IMAGE = examples/street.png
 DEMO_EXPRESSION = the green van
 
-.PHONY: demo test check lint types docs dist lean gpu-kit clean
+.PHONY: demo test check lint types layers build/types docs dist lean gpu-kit clean
 
 # A lean install, as a service would have it, and one picture.
 demo: .venv/installed
@@ -26,14 +26,16 @@ lint: .venv-dev/installed
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 
-# mypy does not follow the package-dir mapping of pyproject.toml; links lay the package out
-# as a wheel would.
-types: .venv-dev/installed
+# Neither mypy nor import-linter follows the package-dir mapping of pyproject.toml; links lay the
+# package out as a wheel would.
+build/types: .venv-dev/installed
 	rm -rf build/types
 	mkdir -p build/types/rism
 	cd build/types/rism && ln -s ../../../rism/* ../../../runtime ../../../export ../../../calibration \
 		../../../evaluation .
 	cd build/types && ln -s ../../mini ../../benchmarks .
+
+types: build/types
 	cd build/types && ../../.venv-dev/bin/mypy --config-file ../../pyproject.toml \
 		-p rism -p mini -p benchmarks
 
@@ -41,6 +43,10 @@ types: .venv-dev/installed
 docs: .venv-dev/installed
 	.venv-dev/bin/python -m sphinx -E -W --keep-going --quiet docs \
 		build/docs/$$(.venv-dev/bin/python -c 'import rism; print(rism.__version__)')
+
+# Who may import whom: the contracts in pyproject.toml.
+layers: build/types
+	cd build/types && PYTHONPATH=. ../../.venv-dev/bin/lint-imports ../../pyproject.toml
 
 .venv-dev/installed: pyproject.toml constraints.txt
 	test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev

@@ -35,7 +35,8 @@ from rism.export.engines.weights import weights_to_inputs
 from rism.export.progress import Progress
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.manifest import Manifest
-from rism.runtime.bundle.reader import Bundle, read_manifest_json
+from rism.runtime.bundle.manifest_file import read_manifest_json
+from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
 from rism.runtime.engines.shape_profiles import profile, ranges
 from rism.runtime.engines.variants import this_platform

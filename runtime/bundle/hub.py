@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.bundle.manifest_file import parse_manifest_file
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, one_line
 from rism.runtime.user_cache import user_cache
@@ -106,8 +107,6 @@ def _snapshot(repository: str, revision: str | None, names: list[str]) -> Path:
 
 def _listed(snapshot: Path) -> list[str]:
     """Names of a bundle's files, as a manifest from a stranger lists them."""
-    from rism.runtime.bundle.reader import parse_manifest_file
-
     return list(parse_manifest_file(_inside(snapshot, _MANIFEST)).files)
 
 

@@ -4,36 +4,31 @@ The reader checks sizes before reading and hashes before trusting. The format is
 """
 
 import hashlib
-import json
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle.hub import fetch_bundle, is_hub_id
 from rism.runtime.bundle.manifest import FileInfo, Manifest, parse_manifest
+from rism.runtime.bundle.manifest_file import parse_json, read_manifest_bytes
 from rism.runtime.errors import BundleError, one_line
 
 __all__ = [
     "AMENDING",
     "BUILT_IN",
     "BUILT_INS",
-    "MAX_MANIFEST_BYTES",
     "Bundle",
     "is_companion",
-    "parse_manifest_file",
-    "read_manifest_json",
     "resolve_bundle",
 ]
 
 BUILT_IN = "mini"
 BUILT_INS = Path(__file__).parents[1] / "builtin"
-MAX_MANIFEST_BYTES = 2**20
-# While files of a change move to their places (amend.py), and what is left of one that was killed.
+# While files of a change move to their places (update.py), and what is left of one that was killed.
 AMENDING = ".amending"
 _PATIENCE_S = 2.0
 # Files that an engine could be led to read: lying in the folder unlisted, they are suspect.
@@ -74,12 +69,12 @@ class Bundle:
             )
         folder, end = folder.resolve(), time.monotonic() + _PATIENCE_S
         while True:
-            raw = _read_manifest(folder)
+            raw = read_manifest_bytes(folder)
             try:
                 return cls._checked(folder, raw, verify=verify)
             except BundleError as error:
                 amending = (folder / AMENDING).exists()
-                if not amending and raw == _read_manifest(folder):
+                if not amending and raw == read_manifest_bytes(folder):
                     raise
                 if time.monotonic() > end:
                     raise BundleError(
@@ -90,7 +85,7 @@ class Bundle:
 
     @classmethod
     def _checked(cls, folder: Path, raw: bytes, *, verify: bool) -> "Bundle":
-        manifest = parse_manifest(_parse_json(raw))
+        manifest = parse_manifest(parse_json(raw))
         _refuse_unlisted(folder, manifest)
         for name, info in manifest.files.items():
             _check_file(folder, name, info, verify=verify)
@@ -173,68 +168,6 @@ def _built_in_names(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     return sorted(p.name for p in root.iterdir() if (p / "manifest.json").is_file())
-
-
-def read_manifest_json(folder: Path) -> dict[str, Any]:
-    """Return a bundle's manifest.json as it is, only known to be a JSON object.
-
-    Raises:
-        BundleError: it is missing, a link, too large or not a JSON object.
-    """
-    data = _parse_json(_read_manifest(folder))
-    if not isinstance(data, dict):
-        raise BundleError("manifest.json is not a JSON object: export the bundle again")
-    return data
-
-
-def parse_manifest_file(file: Path) -> Manifest:
-    """Parse a manifest that is not in its bundle's folder.
-
-    Raises:
-        BundleError: it is too large, or none.
-    """
-    with file.open("rb") as handle:
-        raw = handle.read(MAX_MANIFEST_BYTES + 1)
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file} is larger than 1 MiB, expected a bundle's manifest.json")
-    return parse_manifest(_parse_json(raw))
-
-
-def _read_manifest(folder: Path) -> bytes:
-    file = folder / "manifest.json"
-    try:
-        mode = file.lstat().st_mode
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle '{folder}' has no manifest.json: pass a folder that rism export wrote"
-        ) from None
-    if not stat.S_ISREG(mode):
-        raise BundleError(
-            f"bundle '{folder}': manifest.json is not a plain file (a link or a folder): "
-            "copy the bundle with its files"
-        )
-    with file.open("rb") as handle:
-        raw = handle.read(MAX_MANIFEST_BYTES + 1)
-    if not raw:
-        raise BundleError(
-            f"bundle '{folder}': manifest.json is empty (0 bytes): copy the bundle again"
-        )
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"bundle '{folder}': manifest.json is larger than 1 MiB: export the bundle again"
-        )
-    return raw
-
-
-def _parse_json(raw: bytes) -> object:
-    try:
-        data: object = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"manifest.json is not readable JSON ({one_line(error, limit=120)}): "
-            "export the bundle again"
-        ) from None
-    return data
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 
 from rism.runtime.bundle.json_reader import is_safe_name
 from rism.runtime.bundle.manifest import parse_manifest
-from rism.runtime.bundle.reader import AMENDING, BUILT_INS, MAX_MANIFEST_BYTES, read_manifest_json
+from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_json
+from rism.runtime.bundle.reader import AMENDING, BUILT_INS
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
 __all__ = ["amend_bundle", "expect_own_bundle", "mend_bundle"]

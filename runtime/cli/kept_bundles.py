@@ -14,7 +14,8 @@ from typing import Any
 
 from rism import __version__
 from rism.runtime.bundle.hub import bundles_folder, import_hub
-from rism.runtime.bundle.reader import Bundle, read_manifest_json, resolve_bundle
+from rism.runtime.bundle.manifest_file import read_manifest_json
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.errors import InputError, OutputError, RismError, one_line
 from rism.runtime.extras import import_extra
