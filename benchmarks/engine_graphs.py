@@ -27,7 +27,7 @@ from rism.export.graph.signatures import trace_text, trace_transformer, trace_va
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 
-__all__ = ["MODELS", "Holes", "open_holes", "quantise_holes"]
+__all__ = ["MODELS", "SparseWeights", "open_sparse", "quantise_sparse"]
 
 _SCALE = 1 / 64  # of every activation; what it is does not change the engine
 
@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[Callable[[Path, int, int], None], tuple[int, int]]] = {
 
 
 @dataclass(frozen=True)
-class Holes:
+class SparseWeights:
     """A model without weights, and a folder for what its graphs name."""
 
     model: OpenModel
@@ -101,8 +101,8 @@ class Holes:
         return traced
 
 
-def open_holes(name: str, folder: Path, blocks: tuple[int, int] | None = None) -> Holes:
-    """Write and open a model of holes.
+def open_sparse(name: str, folder: Path, blocks: tuple[int, int] | None = None) -> SparseWeights:
+    """Write and open a model whose weight files are all holes.
 
     Args:
         name: one of `MODELS`.
@@ -111,10 +111,10 @@ def open_holes(name: str, folder: Path, blocks: tuple[int, int] | None = None) -
     """
     write, published = MODELS[name]
     write(folder / "checkpoint", *(blocks or published))
-    return Holes(open_model(find_checkpoint(str(folder / "checkpoint"))), folder)
+    return SparseWeights(open_model(find_checkpoint(str(folder / "checkpoint"))), folder)
 
 
-def quantise_holes(graph: ir.Model, file: Path) -> int:
+def quantise_sparse(graph: ir.Model, file: Path) -> int:
     """Quantise a transformer as `rism build --precision fp8` does, with the default layers.
 
     Args:
@@ -140,7 +140,7 @@ def quantise_holes(graph: ir.Model, file: Path) -> int:
 
 
 def _dig(graph: ir.Model, file: Path) -> None:
-    """Give every initializer without values a place in a file of holes."""
+    """Give every initializer without values a place in a file that is all holes."""
     end = 0
     for value in graph.graph.initializers.values():
         if value.const_value is not None:

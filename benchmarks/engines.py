@@ -22,7 +22,7 @@ from typing import Any
 import onnx_ir as ir
 import psutil
 
-from benchmarks.engine_graphs import MODELS, Holes, open_holes, quantise_holes
+from benchmarks.engine_graphs import MODELS, SparseWeights, open_sparse, quantise_sparse
 from benchmarks.harness.measure import environment
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import Attentions, bring_into_form
@@ -38,16 +38,18 @@ from rism.export.engines.weights import weights_to_inputs
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.engines.shape_profiles import profile, ranges
 
-__all__ = ["Prepared", "build_holes", "main", "prepare"]
+__all__ = ["Prepared", "build_sparse", "main", "prepare"]
 
 TARGET = TARGETS["tensorrt-rtx"]
 ENCODERS = ("text_encoder", "vae_encoder", "vision_encoder")
 MODES = ("transformer.vectors", "transformer.scores", "transformer.matrices")
 
 
-def build_holes(holes: Holes, graph: str, precision: str, work: Path, **how: Any) -> dict[str, Any]:
-    """Build one engine of a model of holes: `prepare`, then `Prepared.build`."""
-    return prepare(holes, graph, precision, **how).build(work)
+def build_sparse(
+    sparse: SparseWeights, graph: str, precision: str, work: Path, **how: Any
+) -> dict[str, Any]:
+    """Build one engine of a model of empty files: `prepare`, then `Prepared.build`."""
+    return prepare(sparse, graph, precision, **how).build(work)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Prepared:
 
 
 def prepare(
-    holes: Holes,
+    sparse: SparseWeights,
     graph: str,
     precision: str,
     *,
@@ -108,7 +110,7 @@ def prepare(
     """Trace a graph of a model of holes and bring it into the form that is built.
 
     Args:
-        holes: the model.
+        sparse: the model.
         graph: as in a manifest.
         precision: "fp32", "fp16", "bf16", or "fp8" over `base`.
         gpus: as `--gpu` takes them; None for all.
@@ -118,17 +120,17 @@ def prepare(
         base: what an FP8 graph computes in otherwise.
     """
     start = time.perf_counter()
-    model = holes.graph(graph, base if precision == "fp8" else precision)
+    model = sparse.graph(graph, base if precision == "fp8" else precision)
     inputs = _inputs(model)
     attentions = bring_into_form(model, form_for(TARGET.name, installed_version(TARGET)))
     quantised = 0
     if precision == "fp8":
-        stored = holes.folder / f"{graph}.e4m3.weights"
+        stored = sparse.folder / f"{graph}.e4m3.weights"
         stored.unlink(missing_ok=True)
-        quantised = quantise_holes(model, stored)
+        quantised = quantise_sparse(model, stored)
     if weights == "bound":
         weights_to_inputs(model)
-    spec = holes.model.spec
+    spec = sparse.model.spec
     known = ranges(spec.geometry, spec.prompt, spec.noise_rows, shapes=shapes, batch=batch)
     asked = () if gpus is None else parse_gpus(gpus)
     request = Request(
@@ -139,7 +141,7 @@ def prepare(
         weights=weights,
         profile=profile(inputs, known),
         names={name: name for name in inputs},
-        weights_beside=holes.folder / "any",
+        weights_beside=sparse.folder / "any",
     )
     return Prepared(model, request, attentions, quantised, time.perf_counter() - start)
 
@@ -158,37 +160,37 @@ def _inputs(model: ir.Model) -> dict[str, TensorSpec]:
 def _widths(work: Path, models: list[str], blocks: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Every graph in every precision, with a few blocks."""
     for name in models:
-        holes = open_holes(name, work / f"{name}.few", blocks)
+        sparse = open_sparse(name, work / f"{name}.few", blocks)
         for precision in ("fp16", "bf16", "fp8"):
             graphs = MODES if precision == "fp8" else (*MODES, *ENCODERS)
             for graph in graphs:
-                if graph == "vision_encoder" and holes.model.spec.prompt.vision is None:
+                if graph == "vision_encoder" and sparse.model.spec.prompt.vision is None:
                     continue
-                yield _row(holes, name, graph, precision, work, blocks=list(blocks))
-        shutil.rmtree(holes.folder)
+                yield _row(sparse, name, graph, precision, work, blocks=list(blocks))
+        shutil.rmtree(sparse.folder)
 
 
 def _whole(work: Path, models: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
     """The transformers with all blocks."""
     for name in models:
-        holes = open_holes(name, work / f"{name}.whole")
+        sparse = open_sparse(name, work / f"{name}.whole")
         for precision in precisions:
             for graph in ("transformer.vectors", "transformer.scores"):
-                yield _row(holes, name, graph, precision, work, blocks=list(MODELS[name][1]))
-        shutil.rmtree(holes.folder)
+                yield _row(sparse, name, graph, precision, work, blocks=list(MODELS[name][1]))
+        shutil.rmtree(sparse.folder)
 
 
 def _growth(work: Path, name: str) -> Iterator[dict[str, Any]]:
     """Weights inside the engine, with more and more blocks, until memory ends."""
     factor = 0.0
     for blocks in ((1, 2), (2, 4), (3, 6), (4, 8), (6, 12), (8, 24)):
-        holes = open_holes(name, work / f"{name}.grows", blocks)
+        sparse = open_sparse(name, work / f"{name}.grows", blocks)
         row = _row(
-            holes, name, MODES[0], "bf16", work, blocks=list(blocks), weights="plan", gpus="sm89"
+            sparse, name, MODES[0], "bf16", work, blocks=list(blocks), weights="plan", gpus="sm89"
         )
-        size = (holes.folder / f"{MODES[0]}.bf16.weights").stat().st_size
+        size = (sparse.folder / f"{MODES[0]}.bf16.weights").stat().st_size
         row["weight_bytes"] = size
-        shutil.rmtree(holes.folder)
+        shutil.rmtree(sparse.folder)
         yield row
         if "refused" in row:
             return
@@ -201,13 +203,13 @@ def _growth(work: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _row(
-    holes: Holes, name: str, graph: str, precision: str, work: Path, **more: Any
+    sparse: SparseWeights, name: str, graph: str, precision: str, work: Path, **more: Any
 ) -> dict[str, Any]:
     row = {"model": name, "graph": graph, "precision": precision, "blocks": more.pop("blocks")}
     if "weights" in more:
         row["weights"] = more["weights"]
     try:
-        row |= build_holes(holes, graph, precision, work, **more)
+        row |= build_sparse(sparse, graph, precision, work, **more)
         answers = "; ".join(
             f"{question}: {answer.partition(':')[0]}" for question, answer in row["checks"].items()
         )

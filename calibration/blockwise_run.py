@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rism.calibration.graph_blocks import Stage, cut
+from rism.calibration.graph_blocks import Stage, split_at_blocks
 from rism.calibration.open_graph import OpenGraph
 from rism.calibration.ort_sessions import open_session, widened
 from rism.runtime.engines.base import Arrays
@@ -138,7 +138,7 @@ class StreamedGraph:
         Raises:
             ProviderError: onnxruntime failed.
         """
-        stages = cut(self._model, tapped)
+        stages = split_at_blocks(self._model, tapped)
         spec = self._graph.spec
         asked = {} if on_result is None else spec.outputs
         outputs = {tensor.name for tensor in asked.values()}

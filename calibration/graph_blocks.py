@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["Stage", "cut"]
+__all__ = ["Stage", "split_at_blocks"]
 
 # A numbered part of the model, by the names of its weights: "dit.transformer_blocks.3".
 _BLOCK = re.compile(r"[\w.]*?\.\d+(?=\.)")
@@ -37,7 +37,7 @@ class Stage:
     done: tuple[str, ...]
 
 
-def cut(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
+def split_at_blocks(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
     """Cut a graph before each of its numbered blocks.
 
     A node belongs to the block of its weight, or where it has none to the latest block that it

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.malloc_trim import give_back
+from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.export.checkpoint.meta_modules import Part, WeightRule
 from rism.export.errors import ExportError
 from rism.export.graph.capture_graph import CaptureOptions
@@ -145,7 +145,7 @@ class BundleWriter:
         export = self.export
         files: dict[Size, dict[str, str]] = {}
         part = model.transformer(export.precision) if self.lean else None
-        # At a fixed size every attention matrix of the literal model would be stored.
+        # At a fixed size every attention matrix of the reference model would be stored.
         sizes: list[Size] = [None] if self.lean else export.sizes
         for size in sizes:
             files[size] = {}
@@ -171,7 +171,7 @@ class BundleWriter:
         return graph, {f"dit.{name}": rule for name, rule in part.rules.items()}
 
     def _gate(self, model: OpenModel) -> Gate:
-        give_back()
+        trim_malloc()
         self.progress.stage("check against PyTorch")
         fresh = Gate(model, self.work, self.export.precision, lean=self.lean)
         return self._gates.setdefault(id(model), fresh)

@@ -19,7 +19,7 @@ from rism.export.errors import UnsupportedModelError
 from rism.export.families import FAMILIES
 from rism.export.manifest_writer import write_manifest
 from rism.export.options import ExportOptions, ExportReport
-from rism.export.output_folder import check_output, workplace
+from rism.export.output_folder import atomic_folder, check_output
 from rism.export.parity.gate import Checks
 from rism.export.parity.test_vectors import store_vectors
 from rism.export.plan.checkpoint_plan import ExportPlan, make_plan
@@ -77,7 +77,7 @@ def export_bundle(
         options = replace(options, revision=export.checkpoint.revision)
         export = _open(model, output, options, weights=True)
     try:
-        with workplace(output) as work:
+        with atomic_folder(output) as work:
             parity = _write(export, work, progress)
             if export.plan.parity == "full":
                 progress.stage("make test vectors")

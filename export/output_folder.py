@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from rism.runtime.errors import OutputError
 
-__all__ = ["check_output", "workplace"]
+__all__ = ["atomic_folder", "check_output"]
 
 _LOCK = "exporting.lock"
 
@@ -33,7 +33,7 @@ def check_output(output: Path) -> None:
 
 
 @contextmanager
-def workplace(output: Path) -> Iterator[Path]:
+def atomic_folder(output: Path) -> Iterator[Path]:
     """Give a hidden folder beside `output`, which takes its name if all goes well.
 
     Whatever raises inside removes it. A process that is killed leaves it behind, locked by

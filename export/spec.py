@@ -25,13 +25,13 @@ from rism.runtime.bundle.manifest import Geometry, PromptRules
 __all__ = [
     "Axis",
     "FamilySpec",
-    "LiteralCapture",
-    "LiteralModel",
-    "LiteralPrompt",
     "ModelSpec",
     "OpenModel",
     "Picture",
     "PromptTokens",
+    "ReferenceCapture",
+    "ReferenceModel",
+    "ReferencePrompt",
     "SingleStepDiT",
 ]
 
@@ -156,8 +156,8 @@ class SingleStepDiT(Protocol):
 
 
 @dataclass(frozen=True)
-class LiteralCapture:
-    """The same quantities from the untouched PyTorch model, every attention matrix stored."""
+class ReferenceCapture:
+    """The same quantities from the reference PyTorch model, every attention matrix stored."""
 
     attention_vectors: torch.Tensor  # (B, L, N_v)
     transition_matrices: torch.Tensor  # (B, L, N_v, N_v)
@@ -165,13 +165,13 @@ class LiteralCapture:
     token_attention: torch.Tensor  # (B, N_v, N_p)
 
 
-class LiteralModel(Protocol):
-    """The untouched PyTorch model in float32 on weights rounded as the bundle stores them.
+class ReferenceModel(Protocol):
+    """The reference PyTorch model in float32 on weights rounded as the bundle stores them.
 
     Each function loads its part when it is called and lets it go again.
     """
 
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
         """Encode instructions about a picture at the model's size, as the pipeline does."""
         ...
 
@@ -183,13 +183,13 @@ class LiteralModel(Protocol):
         """Pictures (1, 3, H, W) in [-1, 1] to latents (1, N_v, C), likewise."""
         ...
 
-    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+    def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         ...
 
 
 @dataclass(frozen=True)
-class LiteralPrompt:
+class ReferencePrompt:
     """One encoded instruction, as the pipeline gives it to its transformer."""
 
     embeds: torch.Tensor  # (N_p, E)
@@ -198,7 +198,7 @@ class LiteralPrompt:
 
 
 @dataclass(frozen=True)
-class LiteralInputs:
+class ReferenceInputs:
     """What the transformer is run on."""
 
     clean_latents: torch.Tensor  # (B, N_v, C)
@@ -231,7 +231,7 @@ class OpenModel(Protocol):
         """A `SingleStepDiT`."""
         ...
 
-    def literal(self, precision: Precision) -> LiteralModel:
+    def reference(self, precision: Precision) -> ReferenceModel:
         """The model that the graphs are compared with."""
         ...
 

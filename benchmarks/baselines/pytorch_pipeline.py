@@ -23,8 +23,8 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from benchmarks.baselines.literal_mask import literal_mask
-from rism.export.families.flux2.reference import literal_capture
-from rism.export.spec import LiteralCapture
+from rism.export.families.flux2.reference import reference_capture
+from rism.export.spec import ReferenceCapture
 
 __all__ = ["CHECKPOINT", "NOISE", "PytorchPipeline"]
 
@@ -90,9 +90,9 @@ class PytorchPipeline:
 
     def capture(
         self, latents: torch.Tensor, embeds: torch.Tensor, grid_hw: tuple[int, int]
-    ) -> LiteralCapture:
+    ) -> ReferenceCapture:
         """One forward pass, every block's attention of the clean tokens stored."""
-        return literal_capture(
+        return reference_capture(
             self.transformer,
             clean_latents=latents,
             noise=self.noise[None, : latents.shape[1]],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rism.export.checkpoint.malloc_trim import give_back
+from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.runtime.distribution import DISTRIBUTION
 
 __all__ = [
@@ -152,7 +152,7 @@ class HostPeak:
 def host_peak() -> Iterator[HostPeak]:
     """Watch the kernel's own high-water mark, which is lowered first."""
     found = HostPeak()
-    give_back()  # what was freed and kept would hide what is taken
+    trim_malloc()  # what was freed and kept would hide what is taken
     try:
         _CLEAR.write_text("5")
         before: int | None = _resident("VmRSS")

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.synthetic.sparse_files import write_holes
+from benchmarks.synthetic.sparse_files import write_sparse
 
 __all__ = ["SIZES", "Shape", "write_checkpoint", "write_configuration"]
 
@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path, shape: Shape, *, seed: int | None = 0) -> Non
                 for name, meta in _tensors(module, shape)
                 if not name.endswith("num_batches_tracked")
             }
-            write_holes(folder / part / f"{stem}.safetensors", shapes)
+            write_sparse(folder / part / f"{stem}.safetensors", shapes)
         return
     pool = torch.empty(_POOL, dtype=torch.bfloat16).normal_(
         generator=torch.Generator().manual_seed(seed)

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["write_holes"]
+__all__ = ["write_sparse"]
 
 _SIZES = {"F32": 4, "BF16": 2}
 
 
-def write_holes(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> None:
+def write_sparse(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> None:
     """Write a safetensors file of tensors of zeros.
 
     Args:

@@ -22,7 +22,7 @@ from benchmarks.synthetic.qwen_files import (
     write_preprocessor,
     write_tokenizer,
 )
-from benchmarks.synthetic.sparse_files import write_holes
+from benchmarks.synthetic.sparse_files import write_sparse
 from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors, vae_tensors_diffusers
 from benchmarks.synthetic.step1x_tensors import (
     SMALL,
@@ -232,7 +232,7 @@ def _write_shards(
 
 def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool | None) -> None:
     if pool is None:
-        write_holes(file, {name: laid.shape for name, laid in tensors.items()}, dtype)
+        write_sparse(file, {name: laid.shape for name, laid in tensors.items()}, dtype)
         return
     with file.open("wb") as out:
         out.write(_header(tensors, dtype))

@@ -1,6 +1,6 @@
 """How far Step1X-Edit's graphs' modules are from what was published, piece by piece.
 
-The single step is compared with the literal transcription, connector and every block; the text
+The single step is compared with the reference transcription, connector and every block; the text
 side with the classes of transformers: token ids, pixels, positions and hidden states.
 """
 
@@ -15,17 +15,19 @@ import torch
 from rism.export.attention_capture import Capture, Spans
 from rism.export.families.step1x import reference as reference
 from rism.export.families.step1x.model import Step1XModel
-from rism.export.families.step1x.pipeline_reference import LiteralStep1XEdit
+from rism.export.families.step1x.pipeline_reference import ReferenceStep1XEdit
 from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
 from rism.export.precision import PRECISIONS
-from rism.export.spec import LiteralInputs, Picture, PromptTokens
+from rism.export.spec import Picture, PromptTokens, ReferenceInputs
 
 __all__ = ["TextComparison", "block_differences", "random_inputs"]
 
 FP32 = PRECISIONS["fp32"]
 
 
-def random_inputs(model: Step1XModel, grid_hw: tuple[int, int], *, batch: int = 2) -> LiteralInputs:
+def random_inputs(
+    model: Step1XModel, grid_hw: tuple[int, int], *, batch: int = 2
+) -> ReferenceInputs:
     """Random latents and prompts; prompts are of several lengths where there is padding."""
     spec = model.spec
     generator = torch.Generator().manual_seed(grid_hw[0])
@@ -41,7 +43,7 @@ def random_inputs(model: Step1XModel, grid_hw: tuple[int, int], *, batch: int = 
         mask[1:, 17:] = 0
         embeds = embeds * mask.unsqueeze(-1)
     positions = normal(length, 3) * 9 if spec.prompt.positions == "grid" else None
-    return LiteralInputs(
+    return ReferenceInputs(
         clean_latents=normal(batch, tokens, spec.latent_channels),
         noise=normal(1, tokens, spec.latent_channels),
         prompt=PromptTokens(embeds, mask, positions),
@@ -50,7 +52,7 @@ def random_inputs(model: Step1XModel, grid_hw: tuple[int, int], *, batch: int = 
     )
 
 
-def block_differences(model: Step1XModel, given: LiteralInputs) -> dict[str, float]:
+def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, float]:
     """Run both forms of the transformer in float32.
 
     Returns:
@@ -68,9 +70,9 @@ def block_differences(model: Step1XModel, given: LiteralInputs) -> dict[str, flo
     }
 
 
-def _literal(model: Step1XModel, given: LiteralInputs) -> reference.Step1XRecord:
-    tensors = reference.literal_tensors(model.files.transformer)
-    sizes = reference.literal_sizes(tensors, connector_heads=model.sizes.connector.heads)
+def _literal(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRecord:
+    tensors = reference.makers_tensors(model.files.transformer)
+    sizes = reference.makers_sizes(tensors, connector_heads=model.sizes.connector.heads)
     embeds, hidden = given.prompt.embeds, model.sizes.connector.hidden
     rows, columns = given.grid_hw
     noisy = torch.tensor([[0.0, r, c] for r in range(rows) for c in range(columns)])
@@ -78,7 +80,7 @@ def _literal(model: Step1XModel, given: LiteralInputs) -> reference.Step1XRecord
     first = {"1.0": [0.0, 0.0, 0.0], "1.1": [1.0, 1.0, 1.0], "1.2": [1.0, 0.0, 0.0]}
     own = given.prompt.positions
     with torch.no_grad():
-        record: reference.Step1XRecord = reference.open_literal(sizes, tensors, FP32)(
+        record: reference.Step1XRecord = reference.open_reference(sizes, tensors, FP32)(
             given.clean_latents,
             given.noise,
             embeds[..., :hidden],
@@ -123,7 +125,7 @@ class _Tap:
 
         return keep
 
-    def run(self, model: Step1XModel, given: LiteralInputs) -> dict[str, torch.Tensor]:
+    def run(self, model: Step1XModel, given: ReferenceInputs) -> dict[str, torch.Tensor]:
         tokens = given.noise.shape[1]
         spans = Spans(given.prompt.embeds.shape[1], tokens, tokens)
         capture = Capture(spans, given.prompt_weights, model.spec.feature_block)
@@ -137,9 +139,9 @@ class TextComparison:
     """The lean runtime's steps and the traced modules, against the classes of transformers."""
 
     def __init__(self, model: Step1XModel) -> None:
-        literal = model.literal(FP32)
-        assert isinstance(literal, LiteralStep1XEdit)
-        self.model, self.literal = model, literal
+        reference = model.reference(FP32)
+        assert isinstance(reference, ReferenceStep1XEdit)
+        self.model, self.reference = model, reference
         vision = model.vision_encoder(FP32)
         self.vision, self.text = vision.fill(), model.text_encoder(FP32).fill()
 
@@ -155,13 +157,13 @@ class TextComparison:
         size_wh = (picture.shape[1], picture.shape[0])
         sample = Samples((0, 0), size_wh, picture, torch.zeros(0), (expression,), (instruction,))
         pixels, _ = vision_feeds(spec, sample)
-        seen = self.literal.image_embeds(picture)
+        seen = self.reference.image_embeds(picture)
         feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, seen)
-        wanted = self.literal.processed(instruction, picture)
+        wanted = self.reference.processed(instruction, picture)
         with torch.no_grad():
             looked = self.vision(**{k: torch.from_numpy(v) for k, v in pixels.items()})
             read = self.text(**{k: torch.from_numpy(v) for k, v in feeds.items()})
-        (prompt,) = self.literal.text([instruction], picture)
+        (prompt,) = self.reference.text([instruction], picture)
         length = int(encoded.lengths[0])
         return {
             "token ids": _far(feeds["input_ids"], wanted.input_ids),

@@ -87,7 +87,7 @@ def main() -> None:
         checkpoint = make_step1x(folder / "checkpoint", args.version)
         _compare(open_step1x(checkpoint))
         options = ExportOptions(captures=("vectors", "matrices", "scores"))
-        print("\ngraphs in onnxruntime, against the literal model")
+        print("\ngraphs in onnxruntime, against the reference model")
         print(export_bundle(str(checkpoint), folder / "bundle", options).parity_table())
         segmenter = Segmenter.from_bundle(folder / "bundle", provider="cpu")
         result = segmenter.segment(args.picture, args.expression)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["give_back"]
+__all__ = ["trim_malloc"]
 
 
-def give_back() -> None:
+def trim_malloc() -> None:
     """Return what was freed and is kept for later.
 
     The C library of most Linux systems keeps freed blocks of some tens of MB, the size of a

@@ -19,7 +19,7 @@ __all__ = [
     "StackedTensor",
     "StoredTensor",
     "TensorStore",
-    "imagine",
+    "fake_store",
     "open_folder",
     "read_headers",
 ]
@@ -242,7 +242,7 @@ class TensorStore(Mapping[str, StoredTensor]):
         return TensorStore(self.part, {new: self[old] for new, old in names.items()})
 
 
-def imagine(part: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorStore:
+def fake_store(part: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorStore:
     """Return bfloat16 tensors of these shapes that are in no file: enough to plan with."""
     tensors = {k: StoredTensor(None, k, shape, torch.bfloat16) for k, shape in shapes.items()}
     return TensorStore(part, tensors)

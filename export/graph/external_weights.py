@@ -13,7 +13,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 import torch
 
-from rism.export.checkpoint.malloc_trim import give_back
+from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
@@ -107,7 +107,7 @@ class WeightFile:
         self._places[key] = place
         if self.size - self._given_back > _GIVE_BACK_BYTES:
             self._given_back = self.size
-            give_back()
+            trim_malloc()
         return place
 
     def _write(self, data: memoryview) -> None:

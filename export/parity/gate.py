@@ -32,7 +32,7 @@ from rism.export.parity.inputs import (
     vision_feeds,
 )
 from rism.export.precision import Precision
-from rism.export.spec import LiteralInputs, LiteralModel, LiteralPrompt, OpenModel
+from rism.export.spec import OpenModel, ReferenceInputs, ReferenceModel, ReferencePrompt
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method import equations
 from rism.runtime.method.upsampling import upsample
@@ -97,23 +97,23 @@ class Gate:
         return draw(self.model.spec, lean=self.lean)
 
     @cached_property
-    def literal(self) -> LiteralModel:
+    def reference(self) -> ReferenceModel:
         """What the graphs are compared with."""
-        return self.model.literal(self.precision)
+        return self.model.reference(self.precision)
 
     @cached_property
     def latents(self) -> list[torch.Tensor]:
         """What the pipeline makes of the samples' pictures."""
-        return self.literal.vae_latents([sample.image for sample in self.samples])
+        return self.reference.vae_latents([sample.image for sample in self.samples])
 
     @cached_property
-    def prompts(self) -> list[list[LiteralPrompt]]:
+    def prompts(self) -> list[list[ReferencePrompt]]:
         """How the pipeline encodes each sample's instructions."""
         if self.model.spec.prompt.vision:
-            return [self.literal.text(each.instructions, each.picture) for each in self.samples]
+            return [self.reference.text(each.instructions, each.picture) for each in self.samples]
         # Who does not look at the picture is asked once for what is the same.
         asked = {each.instructions: each for each in self.samples}
-        said = {text: self.literal.text(text, each.picture) for text, each in asked.items()}
+        said = {text: self.reference.text(text, each.picture) for text, each in asked.items()}
         return [said[each.instructions] for each in self.samples]
 
     def vision_encoder(self, file: str) -> dict[str, Check]:
@@ -121,7 +121,7 @@ class Gate:
         checks: dict[str, Check] = {}
         for sample in self.samples:
             feeds, _ = vision_feeds(self.model.spec, sample)
-            wanted = self.literal.image_embeds(sample.picture)
+            wanted = self.reference.image_embeds(sample.picture)
             assert wanted is not None, "a model with this graph has this function"
             for name, got, limits in self._runs(file, [feeds]):
                 error = difference(got["image_embeds"], wanted.numpy())
@@ -133,13 +133,13 @@ class Gate:
         spec, checks = self.model.spec, dict[str, Check]()
         samples = self.samples if spec.prompt.vision else self.samples[:1]
         for sample, wanted in zip(samples, self.prompts, strict=False):
-            embeds = self.literal.image_embeds(sample.picture)
+            embeds = self.reference.image_embeds(sample.picture)
             feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, embeds)
             for name, got, limits in self._runs(file, [feeds]):
-                for row, literal in enumerate(wanted):
+                for row, reference in enumerate(wanted):
                     length = int(encoded.lengths[row])
                     rows = got["prompt_embeds"][row, :length]
-                    error = difference(rows, literal.embeds[:length].numpy())
+                    error = difference(rows, reference.embeds[:length].numpy())
                     worst(checks, name, "prompt_embeds", error, limits.output)
         return gate("text_encoder", checks)
 
@@ -159,12 +159,12 @@ class Gate:
         noise: npt.NDArray[np.float32],
         feature_site: str,
     ) -> Checks:
-        """Compare each capture mode with the literal one: its outputs, its maps and its mask."""
-        spec, literal = self.model.spec, self.literal
-        given: list[tuple[Samples, LiteralInputs]] = []
+        """Compare each capture mode with the reference one: its outputs, its maps and its mask."""
+        spec, reference = self.model.spec, self.reference
+        given: list[tuple[Samples, ReferenceInputs]] = []
         for sample, clean, prompts in zip(self.samples, self.latents, self.prompts, strict=True):
             given += [(sample, each) for each in inputs_of(sample, clean, prompts, noise)]
-        captures = literal.dit([inputs for _, inputs in given], spec.feature_block)
+        captures = reference.dit([inputs for _, inputs in given], spec.feature_block)
         checks: Checks = {}
         for (sample, inputs), capture in zip(given, captures, strict=True):
             vectors, matrices = capture.attention_vectors, capture.transition_matrices
@@ -210,12 +210,12 @@ class Gate:
         wanted: Arrays,
         limits: _Limits,
     ) -> None:
-        """Masks at twice the picture's size: share of pixels that differ from the literal's."""
+        """Masks at twice the picture's size: share of pixels that differ from the reference's."""
         spec = self.model.spec
         size = (2 * sample.size_wh[0], 2 * sample.size_wh[1])
         view = Plan(size, sample.size_wh, (0, 0, *sample.size_wh), sample.grid_hw)
         for item in range(len(wanted["features"])):
-            literal = equations.segment_tokens(
+            reference = equations.segment_tokens(
                 wanted["attention_vectors"][item],
                 wanted["propagated_vectors"][item],
                 wanted["features"][item],
@@ -225,12 +225,12 @@ class Gate:
                 scores = got["scores"][item]
                 # Min-max stretches rounding by one over the map's span.
                 for name, value in (
-                    ("scores", literal.scores),
-                    ("coarse_attention", literal.coarse),
-                    ("refined_attention", literal.refined),
+                    ("scores", reference.scores),
+                    ("coarse_attention", reference.coarse),
+                    ("refined_attention", reference.refined),
                 ):
                     worst(checks, prefix, name, difference(got[name][item], value), limits.map)
-                fisher = np.array([literal.separability], np.float32)
+                fisher = np.array([reference.separability], np.float32)
                 error = difference(got["separability"][item : item + 1], fisher)
                 worst(checks, prefix, "separability", error, limits.map)
             else:
@@ -247,7 +247,7 @@ class Gate:
                 ).scores
             masks = [
                 upsample(np.asarray(s).reshape(view.grid_hw), view) > 0
-                for s in (scores, literal.scores)
+                for s in (scores, reference.scores)
             ]
             share = float((masks[0] != masks[1]).mean())
             worst(checks, prefix, "mask", share, limits.mask)

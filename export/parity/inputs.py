@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rism.export.spec import LiteralInputs, LiteralPrompt, ModelSpec, Picture, PromptTokens
+from rism.export.spec import ModelSpec, Picture, PromptTokens, ReferenceInputs, ReferencePrompt
 from rism.runtime.image import vision_patches
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
@@ -130,11 +130,11 @@ def text_feeds(
 def inputs_of(
     sample: Samples,
     clean: torch.Tensor,
-    prompts: Sequence[LiteralPrompt],
+    prompts: Sequence[ReferencePrompt],
     noise: npt.NDArray[np.float32],
-) -> list[LiteralInputs]:
+) -> list[ReferenceInputs]:
     """Put a sample's latents and prompts together; prompts of one length make one batch."""
-    by_length: dict[int, list[LiteralPrompt]] = {}
+    by_length: dict[int, list[ReferencePrompt]] = {}
     for prompt in prompts:
         by_length.setdefault(len(prompt.embeds), []).append(prompt)
     found = []
@@ -144,7 +144,7 @@ def inputs_of(
         weights = rng.uniform(0.5, 1, (len(some), length)).astype(np.float32)
         masks = [prompt.mask for prompt in some if prompt.mask is not None]
         found.append(
-            LiteralInputs(
+            ReferenceInputs(
                 clean_latents=clean.expand(len(some), -1, -1).contiguous(),
                 noise=torch.from_numpy(noise[None, : clean.shape[1]].copy()),
                 prompt=PromptTokens(
@@ -159,7 +159,7 @@ def inputs_of(
     return found
 
 
-def transformer_feeds(inputs: LiteralInputs, tau: float | None) -> Arrays:
+def transformer_feeds(inputs: ReferenceInputs, tau: float | None) -> Arrays:
     """Return the same inputs under the names of docs/bundle.md, step 5."""
     rows, columns = np.indices(inputs.grid_hw)
     feeds = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from rism.export.output_folder import check_output, workplace
+from rism.export.output_folder import atomic_folder, check_output
 from rism.export.triton.config import chain_config, model_config
 from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
 from rism.export.triton.models import FREE, Model, Tensor, chains, models_of
@@ -53,7 +53,7 @@ def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> Trito
     )
     tau = manifest.method.tau if options.tau is None else options.tau
     models = tuple(models_of(found))
-    with workplace(output) as work:
+    with atomic_folder(output) as work:
         writer = _Writer(bundle, work, options, tau)
         writer.expect_room(models, output)
         for chain in found:

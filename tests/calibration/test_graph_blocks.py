@@ -19,7 +19,7 @@ from benchmarks.synthetic.step1x_parity import random_inputs
 from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
 from rism.calibration import Scales, quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
-from rism.calibration.graph_blocks import cut
+from rism.calibration.graph_blocks import split_at_blocks
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
 from rism.export.parity.inputs import transformer_feeds
@@ -80,7 +80,7 @@ def test_mini_block_by_block(mini_bundle: Bundle) -> None:
         whole = LoadedGraph(open_transformer(bundle, capture=capture)).run(given)
         found = StreamedGraph(open_transformer(bundle, capture=capture)).run(given)
         assert_near(found, whole, 1e-4 if capture == "scores" else 1e-5)
-    stages = cut(open_transformer(bundle).model)
+    stages = split_at_blocks(open_transformer(bundle).model)
     assert [len(blocks_of(stage.model)) for stage in stages] == [0] + [1] * 7
     taken = {name for stage in stages for name in stage.inputs}
     freed = [name for stage in stages for name in stage.done]

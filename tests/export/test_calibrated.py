@@ -9,7 +9,7 @@ import pytest
 
 from rism.calibration import Scales, quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
-from rism.calibration.graph_blocks import cut
+from rism.calibration.graph_blocks import split_at_blocks
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.open_graph import open_transformer
 from rism.export import ExportReport
@@ -60,7 +60,7 @@ def test_block_by_block_it_is_the_whole_graph(
         if quantised:
             for graph in graphs:
                 assert quantise(graph.model, scales, casts=True) == [*scales.layers]
-        assert len(cut(graphs[0].model)) > 4
+        assert len(split_at_blocks(graphs[0].model)) > 4
         whole, found = LoadedGraph(graphs[0]).run(given), StreamedGraph(graphs[1]).run(given)
         for name, value in whole.items():
             difference = np.abs(found[name] - value).max() / np.abs(value).max()

@@ -15,7 +15,7 @@ from rism.export import ExportOptions, ExportReport, ParityError, export_bundle,
 from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.families.flux2.dit import Flux2SingleStep
 from rism.export.families.flux2.klein import open_klein
-from rism.export.families.flux2.reference import literal_capture
+from rism.export.families.flux2.reference import reference_capture
 from rism.export.parity import gate
 from rism.export.parity.gate import run_graph
 from rism.export.spec import ModelSpec
@@ -40,7 +40,7 @@ def transformer(checkpoint: Path) -> Flux2Transformer2DModel:
 
 
 @pytest.mark.parametrize("grid_hw", GRIDS)
-def test_every_mode_agrees_with_the_untouched_model(
+def test_every_mode_agrees_with_the_reference(
     exported: ExportReport,
     spec: ModelSpec,
     transformer: Flux2Transformer2DModel,
@@ -49,12 +49,12 @@ def test_every_mode_agrees_with_the_untouched_model(
     given = feeds(spec, grid_hw)
     inputs = {name: torch.from_numpy(value) for name, value in given.items()}
     inputs.pop("positions")
-    literal = literal_capture(
+    reference = reference_capture(
         transformer, grid_hw=grid_hw, feature_block=spec.feature_block, timestep=1.0, **inputs
     )
-    vectors = literal.attention_vectors.numpy()
-    propagated = equations.propagate(literal.transition_matrices.numpy(), vectors)
-    features = literal.features["mmsa"].numpy()
+    vectors = reference.attention_vectors.numpy()
+    propagated = equations.propagate(reference.transition_matrices.numpy(), vectors)
+    features = reference.features["mmsa"].numpy()
     got = {
         mode: run_graph(
             exported.path / f"transformer.{mode}.onnx",
@@ -67,11 +67,11 @@ def test_every_mode_agrees_with_the_untouched_model(
         np.testing.assert_allclose(got[mode]["features"], features, atol=1e-5)
     np.testing.assert_allclose(got["vectors"]["propagated_vectors"], propagated, atol=1e-5)
     np.testing.assert_allclose(
-        got["matrices"]["transition_matrices"], literal.transition_matrices.numpy(), atol=1e-5
+        got["matrices"]["transition_matrices"], reference.transition_matrices.numpy(), atol=1e-5
     )
     for mode in got:
         np.testing.assert_allclose(
-            got[mode]["token_attention"], literal.token_attention.numpy(), atol=1e-5
+            got[mode]["token_attention"], reference.token_attention.numpy(), atol=1e-5
         )
     for item in range(2):
         answer = equations.segment_tokens(vectors[item], propagated[item], features[item], tau=0.8)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from rism.export import ExportOptions, ExportReport, Progress, export_bundle
-from rism.export.output_folder import workplace
+from rism.export.output_folder import atomic_folder
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from tests.export.small import make_checkpoint
@@ -88,7 +88,7 @@ def test_fixed_sizes_segment_as_the_free_one_does(
 def test_fixed_sizes_are_compared_on_a_small_picture_where_blocks_are(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """At 1024 x 1024 the literal model would store 10 GB per block."""
+    """At 1024 x 1024 the reference model would store 10 GB per block."""
     options = ExportOptions(sizes=((512, 512),), parity="blocks")
     report = export_bundle(str(checkpoint), tmp_path / "b", options)
     assert {"vae_encoder", "transformer.vectors"} <= set(report.parity)
@@ -152,10 +152,10 @@ def test_what_a_killed_export_left_is_no_bundle_and_is_removed_by_the_next(
         Bundle.open(left)
     foreign = tmp_path / ".b.mine"
     foreign.mkdir()
-    with workplace(tmp_path / "b") as work:
+    with atomic_folder(tmp_path / "b") as work:
         assert not left.exists()
         # Another export to the same place, while this one is at work.
-        with workplace(tmp_path / "b") as other:
+        with atomic_folder(tmp_path / "b") as other:
             assert work.exists()
             assert other != work
         assert work.exists()

@@ -14,7 +14,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import build_empty
-from rism.export.checkpoint.safetensors_store import TensorStore, imagine, open_folder, read_headers
+from rism.export.checkpoint.safetensors_store import (
+    TensorStore,
+    fake_store,
+    open_folder,
+    read_headers,
+)
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2.single_file import is_flux2_file, open_autoencoder, open_transformer
 from rism.runtime.errors import one_line
@@ -158,20 +163,20 @@ def _plan_files(folder: Path) -> KleinFiles:
         for part in ("transformer", "vae", "text_encoder")
     }
     empty = KleinFiles(
-        transformer=imagine("transformer", {}),
+        transformer=fake_store("transformer", {}),
         transformer_config=_complete(Flux2Transformer2DModel, configs["transformer"]),
-        vae=imagine("vae", {}),
+        vae=fake_store("vae", {}),
         vae_config=_complete(AutoencoderKLFlux2, configs["vae"]),
-        text=imagine("text_encoder", {}),
+        text=fake_store("text_encoder", {}),
         text_values=configs["text_encoder"],
         tokenizer=folder / "tokenizer",
     )
     _check_counts(empty)
     return replace(
         empty,
-        transformer=imagine("transformer", empty.transformer_shapes()),
-        vae=imagine("vae", empty.vae_shapes()),
-        text=imagine("text_encoder", empty.text_shapes()),
+        transformer=fake_store("transformer", empty.transformer_shapes()),
+        vae=fake_store("vae", empty.vae_shapes()),
+        text=fake_store("text_encoder", empty.text_shapes()),
     )
 
 

@@ -18,12 +18,12 @@ from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.flux2.dit import INTO_STREAM, Flux2SingleStep
 from rism.export.families.flux2.files import KleinFiles, open_files
 from rism.export.families.flux2.modulation import fold_modulation
-from rism.export.families.flux2.reference import LiteralKlein
+from rism.export.families.flux2.reference import ReferenceKlein
 from rism.export.families.flux2.single_file import is_flux2_file
 from rism.export.families.flux2.spec import check_parts, klein_settings, make_spec, out_layers
 from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
 from rism.export.precision import Precision, apply_precision
-from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
+from rism.export.spec import FamilySpec, ModelSpec, OpenModel, ReferenceModel
 
 __all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
 
@@ -100,9 +100,9 @@ class KleinModel:
         _cast(module, precision, rules, INTO_STREAM)
         return Part("transformer", module, rules)
 
-    def literal(self, precision: Precision) -> LiteralModel:
+    def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""
-        return LiteralKlein(
+        return ReferenceKlein(
             transformer=self._empty_transformer,
             vae=lambda: AutoencoderKLFlux2.from_config(self.files.vae_config),
             text_config=lambda: self.files.text_config(max(self.blocks.out_layers) + 1),
@@ -216,7 +216,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     settings = klein_settings(checkpoint)
     layers = out_layers(settings)
     check_parts(files, layers)
-    files.check_tensors(max(layers) + 1)  # the literal model runs one block more
+    files.check_tensors(max(layers) + 1)  # the reference model runs one block more
     tokenizer = open_tokenizer(files.tokenizer)
     spec = make_spec(FLUX2_KLEIN, settings, files, tokenizer)
     blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)

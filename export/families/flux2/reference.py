@@ -1,4 +1,4 @@
-"""The literal capture of FLUX.2: the untouched diffusers forward, every matrix stored.
+"""The reference capture of FLUX.2: the untouched diffusers forward, every matrix stored.
 
 Nothing here is shared with `flux2_dit` or `capture`: the parity gate compares two
 implementations, one the way the paper writes it (equations 1, 3 and 4), one the way it runs.
@@ -22,17 +22,17 @@ from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.flux2.dit import MODULATIONS
 from rism.export.precision import Precision
-from rism.export.spec import LiteralCapture, LiteralInputs, LiteralPrompt, Picture
+from rism.export.spec import Picture, ReferenceCapture, ReferenceInputs, ReferencePrompt
 
-__all__ = ["LiteralKlein", "literal_capture"]
+__all__ = ["ReferenceKlein", "reference_capture"]
 
 # Folded into constants by the exporter from unrounded weights; the constants are rounded.
 _FOLDED = ("time_guidance_embed.", *(f"{name}." for name in MODULATIONS))
 
 
 @dataclass(frozen=True)
-class LiteralKlein:
-    """A `LiteralModel`: the classes of diffusers and transformers, weights streamed in.
+class ReferenceKlein:
+    """A `ReferenceModel`: the classes of diffusers and transformers, weights streamed in.
 
     Attributes:
         transformer, vae, text: build the empty models (the text model's configuration).
@@ -53,7 +53,7 @@ class LiteralKlein:
     precision: Precision
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
         """Encode instructions by the pipeline's own function; the picture plays no part."""
         del picture
         model = build_empty(lambda: Qwen3Model(self.text_config()))
@@ -74,10 +74,10 @@ class LiteralKlein:
             max_sequence_length=self.max_length,
             hidden_states_layers=list(self.out_layers),
         )
-        return [LiteralPrompt(each) for each in embeds]
+        return [ReferencePrompt(each) for each in embeds]
 
     def image_embeds(self, picture: Picture) -> None:
-        """See `LiteralModel`: the text encoder sees nothing."""
+        """See `ReferenceModel`: the text encoder sees nothing."""
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -93,7 +93,7 @@ class LiteralKlein:
             found.append(Flux2KleinPipeline._pack_latents((packed - mean) / std))
         return found
 
-    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+    def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         transformer = build_empty(self.transformer)
         # What comes after the last block is not captured, and named otherwise in single files.
@@ -105,7 +105,7 @@ class LiteralKlein:
                 lambda _module, _args, folded: folded.to(stream).float()
             )
         return [
-            literal_capture(
+            reference_capture(
                 transformer,
                 clean_latents=given.clean_latents,
                 noise=given.noise,
@@ -127,7 +127,7 @@ class _Skipped(nn.Module):
 
 
 @torch.no_grad()
-def literal_capture(
+def reference_capture(
     transformer: Flux2Transformer2DModel,
     *,
     clean_latents: torch.Tensor,
@@ -137,7 +137,7 @@ def literal_capture(
     prompt_weights: torch.Tensor,
     feature_block: int,
     timestep: float,
-) -> LiteralCapture:
+) -> ReferenceCapture:
     """Run the whole transformer and keep every attention matrix of the clean tokens.
 
     Args:
@@ -168,7 +168,7 @@ def literal_capture(
         )
     to_prompt = torch.stack(recorder.to_prompt, dim=1)
     to_clean = torch.stack(recorder.to_clean, dim=1)
-    return LiteralCapture(
+    return ReferenceCapture(
         attention_vectors=(to_prompt @ prompt_weights[:, None, :, None])[..., 0],
         transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
         features=recorder.features,

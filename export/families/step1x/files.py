@@ -16,7 +16,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import build_empty
-from rism.export.checkpoint.safetensors_store import TensorStore, imagine, open_folder, read_headers
+from rism.export.checkpoint.safetensors_store import (
+    TensorStore,
+    fake_store,
+    open_folder,
+    read_headers,
+)
 from rism.export.errors import CheckpointError
 from rism.export.families.step1x.connector import ConnectorSizes
 from rism.export.families.step1x.dit import Step1XSizes
@@ -151,11 +156,11 @@ def open_files(checkpoint: Checkpoint) -> Step1XFiles:
     makers = makers or bool(checkpoint.pipeline)
     language = _language(checkpoint) if makers else folder / "text_encoder"
     files = Step1XFiles(
-        transformer=imagine("transformer", {}),
+        transformer=fake_store("transformer", {}),
         sizes=_PUBLISHED,
-        vae=imagine("vae", {}),
+        vae=fake_store("vae", {}),
         vae_config=_vae_config({} if makers else read_json(folder / "vae" / "config.json")),
-        text=imagine("text_encoder", {}),
+        text=fake_store("text_encoder", {}),
         text_values=read_json(language / "config.json"),
         processors=(language,) if makers else (folder / "processor", folder / "tokenizer"),
     )
@@ -192,9 +197,9 @@ def _planned(files: Step1XFiles, config: Mapping[str, Any] | None) -> Step1XFile
     return replace(
         files,
         sizes=sizes,
-        transformer=imagine("transformer", expected_shapes(sizes)),
-        vae=imagine("vae", {name: tuple(tensor.shape) for name, tensor in vae.items()}),
-        text=imagine("text_encoder", files.text_shapes()),
+        transformer=fake_store("transformer", expected_shapes(sizes)),
+        vae=fake_store("vae", {name: tuple(tensor.shape) for name, tensor in vae.items()}),
+        text=fake_store("text_encoder", files.text_shapes()),
     )
 
 

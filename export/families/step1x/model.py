@@ -24,7 +24,7 @@ from rism.export.families.step1x.connector import sinusoids
 from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, Step1XSizes
 from rism.export.families.step1x.files import Step1XFiles, open_files
 from rism.export.families.step1x.names import is_step1x_file
-from rism.export.families.step1x.pipeline_reference import LiteralParts, LiteralStep1XEdit
+from rism.export.families.step1x.pipeline_reference import ReferenceParts, ReferenceStep1XEdit
 from rism.export.families.step1x.shapes import SINUSOIDS, expected_shapes, read_linear
 from rism.export.families.step1x.spec import (
     NOISY_AXES,
@@ -36,7 +36,7 @@ from rism.export.families.step1x.spec import (
 from rism.export.graph.encoders import VaeEncoder
 from rism.export.graph.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
 from rism.export.precision import Precision, apply_precision
-from rism.export.spec import FamilySpec, LiteralModel, ModelSpec, OpenModel
+from rism.export.spec import FamilySpec, ModelSpec, OpenModel, ReferenceModel
 
 __all__ = ["STEP1X_FAMILIES", "Step1XModel"]
 
@@ -154,10 +154,10 @@ class Step1XModel:
                 rules[name] = store[name]
         return _part("transformer", module, rules, precision, INTO_STREAM)
 
-    def literal(self, precision: Precision) -> LiteralModel:
+    def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""
-        return LiteralStep1XEdit(
-            LiteralParts(
+        return ReferenceStep1XEdit(
+            ReferenceParts(
                 sizes=self.sizes,
                 transformer=self._transformer_store,
                 vae=self.files.vae,

@@ -1,4 +1,4 @@
-"""The literal Step1X-Edit: the libraries' own text encoder and autoencoder, the transcribed DiT.
+"""The reference Step1X-Edit: the libraries' own text encoder and autoencoder, the transcribed DiT.
 
 The conditioner's steps follow the published ones with the classes of transformers, not with the
 lean runtime's: the parity gate compares the two.
@@ -31,16 +31,16 @@ from rism.export.families.step1x.dit import Step1XSizes
 from rism.export.families.step1x.spec import IMAGE_TOKEN, Version, content, prefix_text
 from rism.export.precision import Precision
 from rism.export.spec import (
-    LiteralCapture,
-    LiteralInputs,
-    LiteralPrompt,
     ModelSpec,
     Picture,
+    ReferenceCapture,
+    ReferenceInputs,
+    ReferencePrompt,
 )
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
-__all__ = ["LiteralParts", "LiteralStep1XEdit", "Processed"]
+__all__ = ["Processed", "ReferenceParts", "ReferenceStep1XEdit"]
 
 _QUOTES = "\"'“”"
 # Folded into constants by the exporter from unrounded weights, and not rounded after.
@@ -48,7 +48,7 @@ _FOLDED = ("time_in.", "connector.S.t_embedder.")
 
 
 @dataclass(frozen=True)
-class LiteralParts:
+class ReferenceParts:
     """Where the parts' tensors are, and what builds the libraries' models of them.
 
     Attributes:
@@ -89,12 +89,12 @@ class Processed:
     grid_thw: torch.Tensor
 
 
-class LiteralStep1XEdit:
-    """A `LiteralModel`; weights are read from the checkpoint when a layer runs."""
+class ReferenceStep1XEdit:
+    """A `ReferenceModel`; weights are read from the checkpoint when a layer runs."""
 
     def __init__(
         self,
-        parts: LiteralParts,
+        parts: ReferenceParts,
         *,
         version: Version,
         spec: ModelSpec,
@@ -108,7 +108,7 @@ class LiteralStep1XEdit:
         self.preprocessor, self.precision = preprocessor, precision
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[LiteralPrompt]:
+    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
         """Encode instructions, one at a time, as the version's conditioner does."""
         return [self._prompt(instruction, picture) for instruction in instructions]
 
@@ -135,7 +135,7 @@ class LiteralStep1XEdit:
             found.append(packed.reshape(1, height * width // 4, 4 * channels))
         return found
 
-    def dit(self, inputs: Sequence[LiteralInputs], feature_block: int) -> list[LiteralCapture]:
+    def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         ours = self.parts.sizes
         sizes = reference.Step1XSizes(
@@ -152,13 +152,13 @@ class LiteralStep1XEdit:
             axes=ours.axes_dims,
             scale_factor=ours.scaled,
         )
-        tensors = reference.literal_tensors(self.parts.transformer)
-        model = reference.open_literal(sizes, tensors, self.precision, exact=_FOLDED)
+        tensors = reference.makers_tensors(self.parts.transformer)
+        model = reference.open_reference(sizes, tensors, self.precision, exact=_FOLDED)
         return [self._capture(model, given, feature_block) for given in inputs]
 
     def _capture(
-        self, model: reference.LiteralStep1X, given: LiteralInputs, feature_block: int
-    ) -> LiteralCapture:
+        self, model: reference.ReferenceStep1X, given: ReferenceInputs, feature_block: int
+    ) -> ReferenceCapture:
         prompt = given.prompt
         assert prompt.mask is not None, "prompts of this model have a mask"
         embeds, hidden = prompt.embeds, self.parts.sizes.connector.hidden
@@ -170,7 +170,7 @@ class LiteralStep1XEdit:
             "1.2": torch.nn.functional.pad(grid, (1, 0), value=1.0),
         }[self.version.name]
         own = prompt.positions
-        return reference.literal_step1x(
+        return reference.reference_step1x(
             model,
             clean_latents=given.clean_latents,
             noise=given.noise,
@@ -247,7 +247,7 @@ class LiteralStep1XEdit:
         # What the pinned releases fill with 1, this one leaves 0.
         return Processed(ids, seen, quoted, positions.where(seen > 0, 1), pixels, grid)
 
-    def _prompt(self, instruction: str, picture: Picture) -> LiteralPrompt:
+    def _prompt(self, instruction: str, picture: Picture) -> ReferencePrompt:
         rules, given = self.spec.prompt, self.processed(instruction, picture)
         with _left_out(self._language, given.seen if self.version.flash else None):
             hidden = self._language(
@@ -262,7 +262,7 @@ class LiteralStep1XEdit:
             hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
         length = len(hidden)
         padding = rules.max_length - length if rules.padding == "zeros" else 0
-        return LiteralPrompt(
+        return ReferencePrompt(
             torch.nn.functional.pad(hidden, (0, 0, 0, padding)),
             torch.cat([torch.ones(length), torch.zeros(padding)]),
             self._places(given, picture) if rules.positions == "grid" else None,

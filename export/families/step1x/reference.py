@@ -1,4 +1,4 @@
-"""The literal form of Step1X-Edit's transformer: every step as published, every matrix stored.
+"""The reference form of Step1X-Edit's transformer: every step as published, every matrix stored.
 
 Written from the makers' description of the model and for comparison alone. It shares nothing
 with the modules that are traced, holds its parameters under the makers' names with queries, keys
@@ -24,19 +24,19 @@ from rism.export.families.step1x.reference_blocks import (
     TwoLayers,
     rotary_turns,
 )
-from rism.export.families.step1x.reference_connector import LiteralConnector, sinusoid
+from rism.export.families.step1x.reference_connector import ReferenceConnector, sinusoid
 from rism.export.precision import Precision
-from rism.export.spec import LiteralCapture
+from rism.export.spec import ReferenceCapture
 
 __all__ = [
-    "LiteralStep1X",
+    "ReferenceStep1X",
     "Step1XRecord",
     "Step1XSizes",
-    "literal_names",
-    "literal_sizes",
-    "literal_step1x",
-    "literal_tensors",
-    "open_literal",
+    "makers_names",
+    "makers_sizes",
+    "makers_tensors",
+    "open_reference",
+    "reference_step1x",
 ]
 
 Names = Mapping[str, tuple[str, ...]]
@@ -80,7 +80,7 @@ _SINGLE_SCALES = {
 _SAME = ("connector.", "text_token_mapping.")
 
 
-class LiteralStep1X(nn.Module):
+class ReferenceStep1X(nn.Module):
     """Connector and all blocks; the final projection, which nothing is read after, is left out."""
 
     def __init__(self, sizes: Step1XSizes) -> None:
@@ -92,7 +92,7 @@ class LiteralStep1X(nn.Module):
         self.txt_in = nn.Linear(sizes.context_dim, sizes.width)
         self.double_blocks = nn.ModuleList(DoubleBlock(sizes) for _ in range(sizes.double))
         self.single_blocks = nn.ModuleList(SingleBlock(sizes) for _ in range(sizes.single))
-        self.connector = LiteralConnector(
+        self.connector = ReferenceConnector(
             inputs=sizes.connector_in,
             width=sizes.context_dim,
             heads=sizes.connector_heads,
@@ -166,29 +166,29 @@ class LiteralStep1X(nn.Module):
         return record
 
 
-def open_literal(
+def open_reference(
     sizes: Step1XSizes,
     tensors: Mapping[str, AnyStored],
     precision: Precision,
     *,
     exact: tuple[str, ...] = (),
-) -> LiteralStep1X:
+) -> ReferenceStep1X:
     """Build the model; each layer reads its weights from the checkpoint when it runs.
 
     Args:
         sizes: of the checkpoint.
-        tensors: by the makers' names (`literal_tensors`).
+        tensors: by the makers' names (`makers_tensors`).
         precision: weights are rounded to what it stores.
         exact: beginnings of names that are not rounded.
     """
-    model = build_empty(lambda: LiteralStep1X(sizes))
+    model = build_empty(lambda: ReferenceStep1X(sizes))
     stream_weights(model, tensors, precision, exact=exact)
     return model
 
 
 @torch.no_grad()
-def literal_step1x(
-    model: LiteralStep1X,
+def reference_step1x(
+    model: ReferenceStep1X,
     *,
     clean_latents: torch.Tensor,
     noise: torch.Tensor,
@@ -201,7 +201,7 @@ def literal_step1x(
     feature_block: int,
     timestep: float = 1.0,
     extra: torch.Tensor | None = None,
-) -> LiteralCapture:
+) -> ReferenceCapture:
     """Run the whole transformer and keep every attention matrix of the clean tokens.
 
     Args:
@@ -233,7 +233,7 @@ def literal_step1x(
     return record.capture(prompt_weights)
 
 
-def literal_names(store_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def makers_names(store_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return, for each of the makers' tensors, the diffusers tensors it is stacked of.
 
     Args:
@@ -267,7 +267,7 @@ def _numbers(blocks: str, names: Iterable[str]) -> Iterator[int]:
     yield from sorted({int(found[1]) for name in names if (found := pattern.match(name))})
 
 
-def literal_tensors(store: Mapping[str, StoredTensor]) -> dict[str, AnyStored]:
+def makers_tensors(store: Mapping[str, StoredTensor]) -> dict[str, AnyStored]:
     """Return a checkpoint's tensors under the makers' names.
 
     Args:
@@ -276,17 +276,17 @@ def literal_tensors(store: Mapping[str, StoredTensor]) -> dict[str, AnyStored]:
     if "img_in.weight" in store:
         return {name: store[name] for name in store if not name.startswith("final_layer.")}
     found: dict[str, AnyStored] = {}
-    for name, parts in literal_names(store).items():
+    for name, parts in makers_names(store).items():
         stored = tuple(store[part] for part in parts)
         found[name] = stored[0] if len(stored) == 1 else StackedTensor(stored)
     return found
 
 
-def literal_sizes(tensors: Mapping[str, AnyStored], *, connector_heads: int = 32) -> Step1XSizes:
+def makers_sizes(tensors: Mapping[str, AnyStored], *, connector_heads: int = 32) -> Step1XSizes:
     """Read sizes off shapes; the connector's heads are the one thing shapes do not say.
 
     Args:
-        tensors: of `literal_tensors`.
+        tensors: of `makers_tensors`.
         connector_heads: as in the configuration.
     """
     width, channels = tensors["img_in.weight"].shape

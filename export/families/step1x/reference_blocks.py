@@ -1,4 +1,4 @@
-"""Blocks of the literal form of Step1X-Edit's transformer, and what is kept of a run.
+"""Blocks of the reference form of Step1X-Edit's transformer, and what is kept of a run.
 
 See `step1x_reference`.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rism.export.spec import LiteralCapture
+from rism.export.spec import ReferenceCapture
 
 __all__ = [
     "DoubleBlock",
@@ -90,7 +90,7 @@ class Step1XRecord:
     to_clean: list[torch.Tensor] = field(default_factory=list)
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def capture(self, prompt_weights: torch.Tensor) -> LiteralCapture:
+    def capture(self, prompt_weights: torch.Tensor) -> ReferenceCapture:
         """Equations 3 and 4 on the stored matrices.
 
         Args:
@@ -98,7 +98,7 @@ class Step1XRecord:
         """
         to_prompt = torch.stack(self.to_prompt, dim=1)
         to_clean = torch.stack(self.to_clean, dim=1)
-        return LiteralCapture(
+        return ReferenceCapture(
             attention_vectors=(to_prompt @ prompt_weights[:, None, :, None])[..., 0],
             transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
             features=self.features,

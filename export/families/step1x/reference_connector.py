@@ -1,4 +1,4 @@
-"""The literal form of Step1X-Edit's connector: hidden states to prompt tokens and one vector.
+"""The reference form of Step1X-Edit's connector: hidden states to prompt tokens and one vector.
 
 Parameters have the makers' names. See `step1x_reference`.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["LiteralConnector", "allowed_pairs", "sinusoid"]
+__all__ = ["ReferenceConnector", "allowed_pairs", "sinusoid"]
 
 _LONGEST_PERIOD = 10000.0
 _FREQUENCIES = 128
@@ -130,7 +130,7 @@ class _Refiner(nn.Module):
         return x
 
 
-class LiteralConnector(nn.Module):
+class ReferenceConnector(nn.Module):
     """Hidden states (B, N, inputs) to tokens (B, N, width) and a pooled vector (B, pooled)."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The whole model, every step of it: against the bundle, diffusers and the literal models."""
+"""The whole model, every step of it: against the bundle, diffusers and the reference models."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from rism.evaluation.ablate.model import AblationModel, ModelOptions, Pass
 from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans
-from rism.export.families.flux2.reference import literal_capture
-from rism.export.families.step1x.reference import literal_sizes, literal_tensors, open_literal
+from rism.export.families.flux2.reference import reference_capture
+from rism.export.families.step1x.reference import makers_sizes, makers_tensors, open_reference
 from rism.export.precision import PRECISIONS
-from rism.export.spec import LiteralInputs, PromptTokens
+from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
 from rism.runtime.cli.app import app
 from rism.runtime.errors import InputError, ProviderError
@@ -106,7 +106,7 @@ def test_every_step_is_the_pipelines(model: AblationModel, segmenter: Segmenter)
     ]
     for found, timestep in zip(passes, scheduler.timesteps, strict=True):
         block = (7, 0, 5, 7)[found.timestep]
-        literal = literal_capture(
+        reference = reference_capture(
             transformer,
             clean_latents=clean,
             noise=latents,
@@ -116,12 +116,12 @@ def test_every_step_is_the_pipelines(model: AblationModel, segmenter: Segmenter)
             feature_block=block,
             timestep=float(timestep) / 1000,
         )
-        vectors, matrices = literal.attention_vectors[0], literal.transition_matrices[0]
+        vectors, matrices = reference.attention_vectors[0], reference.transition_matrices[0]
         assert far(found.attention_vectors, vectors) < OUTPUT
         assert far(found.propagated_vectors, (matrices @ vectors[..., None])[..., 0]) < OUTPUT
         for site in SITES:
             # Differences of the earlier steps have gone through the whole model again.
-            assert far(found.features[site, block], literal.features[site][0]) < 10 * OUTPUT
+            assert far(found.features[site, block], reference.features[site][0]) < 10 * OUTPUT
         velocity = transformer(
             hidden_states=torch.cat([latents, clean], dim=1),
             encoder_hidden_states=embeds,
@@ -195,8 +195,8 @@ def test_step1x_is_the_literal_one(tmp_path: Path, version: str) -> None:
     seen = Image.fromarray(picture(96, 80)).resize(
         state.plan.resized_wh, BICUBIC if version == "1.0" else LANCZOS
     )
-    literal = opened.literal(PRECISIONS["fp32"])
-    [encoded] = literal.text(["remove the green van"], np.asarray(seen))
+    reference = opened.reference(PRECISIONS["fp32"])
+    [encoded] = reference.text(["remove the green van"], np.asarray(seen))
     assert far(prompt.embeds, encoded.embeds) < OUTPUT
     blocks = opened.spec.blocks
     passes = list(
@@ -211,27 +211,27 @@ def test_step1x_is_the_literal_one(tmp_path: Path, version: str) -> None:
     noise = torch.from_numpy(model._noise[None, :tokens].copy())
     clean = torch.from_numpy(state.clean_latents)
     weights = torch.ones(1, given.embeds.shape[1])
-    inputs = LiteralInputs(clean, noise, given, weights, state.plan.grid_hw)
-    [wanted] = literal.dit([inputs], blocks - 1)
+    inputs = ReferenceInputs(clean, noise, given, weights, state.plan.grid_hw)
+    [wanted] = reference.dit([inputs], blocks - 1)
     vectors, matrices = wanted.attention_vectors[0], wanted.transition_matrices[0]
     assert far(passes[0].attention_vectors, vectors) < OUTPUT
     assert far(passes[0].propagated_vectors, (matrices @ vectors[..., None])[..., 0]) < OUTPUT
     for site in SITES:
         assert far(passes[0].features[site, blocks - 1], wanted.features[site][0]) < OUTPUT
     latents, sigmas = noise, model.sigmas(tokens)
-    predict = _literal_prediction(opened, given, clean, state.plan.grid_hw)
+    predict = _reference_prediction(opened, given, clean, state.plan.grid_hw)
     for step, found in enumerate(passes):
         velocity = predict(latents, sigmas[step])
         assert far(found.velocity, velocity[0]) < 10 * OUTPUT
         latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
 
 
-def _literal_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw: Any) -> Any:
+def _reference_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw: Any) -> Any:
     """The transcribed blocks, then diffusers' final norm and the stored projection."""
     store = opened.files.transformer
-    tensors = literal_tensors(store)
-    sizes = literal_sizes(tensors, connector_heads=SMALL.connector_heads)
-    blocks = open_literal(sizes, tensors, PRECISIONS["fp32"])
+    tensors = makers_tensors(store)
+    sizes = makers_sizes(tensors, connector_heads=SMALL.connector_heads)
+    blocks = open_reference(sizes, tensors, PRECISIONS["fp32"])
     norm = AdaLayerNormContinuous(sizes.width, sizes.width, elementwise_affine=False, eps=1e-6)
     weight, bias = (store[f"norm_out.linear.{kind}"].read().float() for kind in ("weight", "bias"))
     if opened.version.name == "1.0":  # the makers' file has the shift first

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
-from benchmarks.engine_graphs import Holes, open_holes
+from benchmarks.engine_graphs import SparseWeights, open_sparse
 from benchmarks.engines import prepare
 from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
@@ -42,18 +42,18 @@ CASES = [
 ]
 
 
-def open_model_of(name: str, folder: Path) -> Holes:
+def open_model_of(name: str, folder: Path) -> SparseWeights:
     if name != "mini":
-        return open_holes(name, folder, BLOCKS)
+        return open_sparse(name, folder, BLOCKS)
     folder.mkdir()
-    return Holes(open_model(find_checkpoint(name)), folder)
+    return SparseWeights(open_model(find_checkpoint(name)), folder)
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[dict[str, Any]]]]:
     """What became of each case: one is built while the next is traced."""
     place = tmp_path_factory.mktemp("widths")
-    opened: dict[str, Holes] = {}
+    opened: dict[str, SparseWeights] = {}
     with ThreadPoolExecutor(1) as builder:
         found = []
         for number, (name, graph, precision) in enumerate(CASES):

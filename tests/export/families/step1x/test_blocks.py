@@ -1,4 +1,4 @@
-"""Step1X-Edit's single step against the literal transcription: connector, every block, capture."""
+"""Step1X-Edit's single step against its reference: connector, every block, capture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_connector_and_every_block(model: Step1XModel) -> None:
 @pytest.mark.parametrize("block", [1, 3])
 def test_what_is_captured(model: Step1XModel, site: str, block: int) -> None:
     given = random_inputs(model, GRID)
-    wanted = model.literal(FP32).dit([given], block)[0]
+    wanted = model.reference(FP32).dit([given], block)[0]
     spec = replace(model.spec, feature_block=block)
     options = CaptureOptions("vectors", feature_site=site, token_attention=True)
     graph = CaptureGraph(model.transformer(FP32).fill(), spec, options, FP32)

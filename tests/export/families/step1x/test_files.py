@@ -127,7 +127,7 @@ def test_the_string_before_the_picture_is_a_choice(
             rules = model.spec.prompt
             assert ("Picture 1: " in rules.prefix + rules.suffix) == choice
         assert (other.spec.prompt == own.spec.prompt) == (choice == (version != "1.0"))
-        assert other.version.vision_id == choice  # what the literal model asks
+        assert other.version.vision_id == choice  # what the reference model asks
     with pytest.raises(InputError, match="mini is of a family of models that has no option 'vi"):
         plan_export("mini", tmp_path / "b", ExportOptions(vision_id=True))
 

@@ -1,7 +1,7 @@
 """The lean runtime on Step1X-Edit's bundles, against the published steps at each version.
 
 Pictures are prepared here as the makers' code prepares them, text is encoded by transformers'
-own classes, attention comes from the literal transcription.
+own classes, attention comes from the reference transcription.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rism.export import ExportOptions, export_bundle
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
-from rism.export.spec import LiteralInputs, LiteralPrompt, PromptTokens
+from rism.export.spec import PromptTokens, ReferenceInputs, ReferencePrompt
 from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
@@ -91,11 +91,11 @@ def published_picture(
     return shown, planes * 2 - 1
 
 
-def literal_batch(
-    given: LiteralPrompt, clean: torch.Tensor, noise: torch.Tensor, grid_hw: tuple[int, int]
-) -> LiteralInputs:
+def reference_batch(
+    given: ReferencePrompt, clean: torch.Tensor, noise: torch.Tensor, grid_hw: tuple[int, int]
+) -> ReferenceInputs:
     assert given.mask is not None
-    return LiteralInputs(
+    return ReferenceInputs(
         clean,
         noise,
         PromptTokens(given.embeds[None], given.mask[None], given.positions),
@@ -108,7 +108,7 @@ def literal_batch(
 @pytest.mark.parametrize("size_wh", SIZES)
 def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[int, int]) -> None:
     model, version = exported.model, exported.model.version.name
-    pixels, literal = picture(*size_wh), model.literal(FP32)
+    pixels, reference = picture(*size_wh), model.reference(FP32)
     level = model.spec.geometry.size_level
     wide, high = published_size(*size_wh, level)
     shown, planes = published_picture(pixels, version, (wide, high))
@@ -116,12 +116,12 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
     segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
     state = segmenter.set_image(pixels)
     assert state.plan.resized_wh == (wide, high)
-    (clean,) = literal.vae_latents([planes])
+    (clean,) = reference.vae_latents([planes])
     np.testing.assert_allclose(state.clean_latents, clean.numpy(), atol=5e-5)
 
     results = segmenter.segment(state, EXPRESSIONS, paper=True)
     told = [f"remove {expression}" for expression in EXPRESSIONS]
-    prompts = literal.text(told, shown)
+    prompts = reference.text(told, shown)
     grid_hw = (high // 16, wide // 16)
     noise = torch.from_numpy(np.array(segmenter.bundle.noise()[None, : grid_hw[0] * grid_hw[1]]))
     engine = load_engines(segmenter.bundle, "vectors", provider="cpu")["transformer"]
@@ -137,8 +137,8 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
         if theirs.positions is not None:
             assert ours.positions is not None
             np.testing.assert_allclose(ours.positions, theirs.positions.numpy(), atol=1e-5)
-        batch = literal_batch(theirs, clean, noise, grid_hw)
-        (capture,) = literal.dit([batch], model.spec.feature_block)
+        batch = reference_batch(theirs, clean, noise, grid_hw)
+        (capture,) = reference.dit([batch], model.spec.feature_block)
         vectors, matrices = capture.attention_vectors, capture.transition_matrices
         propagated = (matrices @ vectors.unsqueeze(-1))[..., 0]
         found = engine.run(transformer_feeds(batch, None))

@@ -1,4 +1,4 @@
-"""The literal form of Step1X-Edit reads both layouts, and is the arithmetic that was published."""
+"""The reference of Step1X-Edit reads both layouts and computes what was published."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from rism.export.checkpoint.safetensors_store import (
 )
 from rism.export.errors import CheckpointError
 from rism.export.families.step1x.reference import (
-    LiteralStep1X,
+    ReferenceStep1X,
     Step1XRecord,
     Step1XSizes,
-    literal_names,
-    literal_sizes,
-    literal_step1x,
-    literal_tensors,
-    open_literal,
+    makers_names,
+    makers_sizes,
+    makers_tensors,
+    open_reference,
+    reference_step1x,
 )
 from rism.export.families.step1x.reference_blocks import rotary_turns
 from rism.export.families.step1x.reference_connector import allowed_pairs, sinusoid
@@ -45,7 +45,7 @@ GRID = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(4.0)
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AnyStored]:
     file = write_original(tmp_path_factory.mktemp("step1x") / "model", SMALL, version="1.0")
-    return literal_tensors(TensorStore("transformer", read_headers(file)))
+    return makers_tensors(TensorStore("transformer", read_headers(file)))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> TensorStore:
     return open_folder(folder / "transformer")
 
 
-def opened(tensors: dict[str, AnyStored], **sizes: Any) -> LiteralStep1X:
-    found = replace(literal_sizes(tensors, connector_heads=SMALL.connector_heads), **sizes)
-    return open_literal(found, tensors, PRECISIONS["fp32"])
+def opened(tensors: dict[str, AnyStored], **sizes: Any) -> ReferenceStep1X:
+    found = replace(makers_sizes(tensors, connector_heads=SMALL.connector_heads), **sizes)
+    return open_reference(found, tensors, PRECISIONS["fp32"])
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
@@ -78,13 +78,13 @@ def inputs(**changes: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def run(model: LiteralStep1X, given: dict[str, Any], **options: Any) -> Step1XRecord:
+def run(model: ReferenceStep1X, given: dict[str, Any], **options: Any) -> Step1XRecord:
     record: Step1XRecord = model(**given, timestep=1.0, keep_blocks=True, **options)
     return record
 
 
 def test_sizes_are_read_off_shapes(original: dict[str, AnyStored]) -> None:
-    sizes = literal_sizes(original, connector_heads=2)
+    sizes = makers_sizes(original, connector_heads=2)
     assert sizes == Step1XSizes(
         in_channels=16,
         width=96,
@@ -105,14 +105,14 @@ def test_both_layouts_are_the_same_model(
 ) -> None:
     given = inputs()
     plain = run(opened(original, scale_factor=False), given)
-    stacked = run(opened(literal_tensors(converted)), given)
+    stacked = run(opened(makers_tensors(converted)), given)
     assert len(plain.blocks) == SMALL.double + SMALL.single
     for one, other in zip(plain.blocks, stacked.blocks, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
 
 
 def test_names_cover_a_checkpoint(converted: TensorStore) -> None:
-    names = literal_names(converted)
+    names = makers_names(converted)
     used = {old for parts in names.values() for old in parts}
     assert set(converted) - used == {
         f"{layer}.{kind}"
@@ -129,7 +129,7 @@ def test_names_cover_a_checkpoint(converted: TensorStore) -> None:
 def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
     """The blocks are FLUX.1's, of which diffusers has its own implementation."""
     given = inputs()
-    record = run(opened(literal_tensors(converted)), given)
+    record = run(opened(makers_tensors(converted)), given)
     flux = FluxTransformer2DModel(
         in_channels=SMALL.channels,
         num_layers=SMALL.double,
@@ -170,7 +170,7 @@ def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
 def test_what_is_captured(original: dict[str, AnyStored]) -> None:
     model, given = opened(original), inputs()
     weights = torch.rand(BATCH, PROMPT, generator=torch.Generator().manual_seed(1))
-    found = literal_step1x(model, **given, prompt_weights=weights, feature_block=3)
+    found = reference_step1x(model, **given, prompt_weights=weights, feature_block=3)
     blocks = SMALL.double + SMALL.single
     ones = torch.ones(BATCH, blocks, CLEAN)
     torch.testing.assert_close(found.transition_matrices.sum(-1), ones)
@@ -228,7 +228,7 @@ def test_only_the_first_version_scales_the_mean(original: dict[str, AnyStored]) 
 
 
 def test_quoted_tokens_are_added(converted: TensorStore) -> None:
-    model, given = opened(literal_tensors(converted)), inputs()
+    model, given = opened(makers_tensors(converted)), inputs()
     assert model.sizes.mapping
     embeds = torch.randn(BATCH, PROMPT, SMALL.text_width)
     quoted = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
@@ -273,12 +273,12 @@ def test_tensors_stacked_of_several(original: dict[str, AnyStored]) -> None:
 
 
 def test_weights_are_rounded_but_for_the_exact(tmp_path: Path, converted: TensorStore) -> None:
-    key, tensors = "time_in.in_layer.weight", literal_tensors(converted)
+    key, tensors = "time_in.in_layer.weight", makers_tensors(converted)
     weight = torch.randn(SMALL.width, 256)
     save_file({key: weight}, tmp_path / "wide.safetensors")
     tensors |= read_headers(tmp_path / "wide.safetensors")
-    sizes = literal_sizes(tensors, connector_heads=SMALL.connector_heads)
+    sizes = makers_sizes(tensors, connector_heads=SMALL.connector_heads)
     x = torch.randn(1, 256)
     for exact, used in (((), weight.bfloat16().float()), (("time_in.",), weight)):
-        layer = open_literal(sizes, tensors, PRECISIONS["bf16"], exact=exact).time_in.in_layer
+        layer = open_reference(sizes, tensors, PRECISIONS["bf16"], exact=exact).time_in.in_layer
         torch.testing.assert_close(layer(x), x @ used.T + layer.bias)
