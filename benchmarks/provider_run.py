@@ -21,7 +21,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import check, check_variant, ort_loads
 from rism.runtime.engines.onnxruntime import check_precision
 from rism.runtime.engines.providers import ort_name
-from rism.runtime.engines.selection import Wish
+from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import RismError
 
 __all__ = ["Job", "Measured", "measure"]
@@ -162,7 +162,7 @@ def _self_test(job: Job) -> tuple[str, list[dict[str, Any]]]:
             precision = bundle.manifest.precision
             provider = ort_name(job.provider.partition("+")[0])
             check_precision(precision, provider, "asked for")
-            loads = ort_loads(bundle, provider, Wish(job.provider, job.device))
+            loads = ort_loads(bundle, provider, EngineRequest(job.provider, job.device))
             found = check(bundle, loads, precision=precision.compute)
     except RismError as error:
         return f"could not run: {error}", []

@@ -27,7 +27,7 @@ from rism.runtime.diagnostics import selftest
 from rism.runtime.diagnostics.environment import NAMES, probe, the_driver
 from rism.runtime.engines.nvidia_driver import Driver
 from rism.runtime.engines.providers import is_tensorrt
-from rism.runtime.engines.selection import Wish
+from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import RismError, one_line
 
 __all__ = ["Row", "find_rows", "main", "report"]
@@ -205,7 +205,7 @@ def _prepared(given: Path | None, scratch: Path, device: int) -> tuple[Path, str
     problems = []
     for provider in ("onnxruntime-cpu", "onnxruntime-cuda"):  # the latter for bfloat16
         try:
-            selftest.record(folder, Wish(provider, device))
+            selftest.record(folder, EngineRequest(provider, device))
         except RismError as error:
             problems.append(str(error))
         else:

@@ -13,7 +13,7 @@ from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.device_engine import Mirrored, device_engine
 from rism.runtime.engines.providers import parse_provider
-from rism.runtime.engines.selection import Route, Wish, first_that_starts
+from rism.runtime.engines.selection import EngineRequest, EngineSelection, start_first_available
 from rism.runtime.engines.tensor_checks import fixed_batch
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.expression.spatial_words import read_cues
@@ -162,26 +162,28 @@ class Segmenter:
                 f"{', '.join(bundle.manifest.captures)}: export again with --capture {mode}"
             )
 
-        def start(route: Route) -> tuple[Route, dict[str, Engine], EmbeddingCache | None]:
+        def start(
+            selection: EngineSelection,
+        ) -> tuple[EngineSelection, dict[str, Engine], EmbeddingCache | None]:
             cache = None
             if cache_dir is not None:
                 # Before the engines: what is wrong with a folder is known at once.
                 cache = EmbeddingCache(
-                    cache_dir, bundle.manifest, provider=route.text_by, warn=warn
+                    cache_dir, bundle.manifest, provider=selection.text_by, warn=warn
                 )
-            engines = route.load(lazy_text=cache is not None)
-            prepare(engines, route.bundle.manifest, mode)
-            return route, engines, cache
+            engines = selection.load(lazy_text=cache is not None)
+            prepare(engines, selection.bundle.manifest, mode)
+            return selection, engines, cache
 
-        wish = Wish(provider, device, threads, precision, engine, workers)
-        route, engines, cache = first_that_starts(bundle, mode, wish, start)
+        request = EngineRequest(provider, device, threads, precision, engine, workers)
+        selection, engines, cache = start_first_available(bundle, mode, request, start)
         return cls(
-            route.bundle,
+            selection.bundle,
             engines,
             capture=mode,
-            max_batch=min(max_batch, route.max_batch or max_batch),
-            provider_reason=route.reason,
-            precision=route.precision,
+            max_batch=min(max_batch, selection.max_batch or max_batch),
+            provider_reason=selection.reason,
+            precision=selection.precision,
             template=template,
             refiner=refiner,
             cache=cache,

@@ -37,7 +37,7 @@ from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.manifest_file import read_manifest_json
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
+from rism.runtime.bundle.update import expect_own_bundle, update_bundle
 from rism.runtime.engines.shape_profiles import profile, ranges
 from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
@@ -331,7 +331,7 @@ class _Build:
             manifest["engines"] = [*others, variant]
 
         old = files_of(self.bundle.manifest, self.name)
-        amend_bundle(
+        update_bundle(
             self.bundle.path,
             change,
             files=self.files,

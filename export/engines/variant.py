@@ -8,7 +8,7 @@ from typing import Any
 from rism.export.engines.errors import BuildError
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from rism.runtime.diagnostics.selftest import check_variant
 from rism.runtime.errors import InputError, ProviderError
 
@@ -60,7 +60,7 @@ def remove_variant(bundle: Bundle, name: str) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["engines"] = [each for each in manifest["engines"] if each["name"] != name]
 
-    amend_bundle(bundle.path, change, remove=files_of(bundle.manifest, name))
+    update_bundle(bundle.path, change, remove=files_of(bundle.manifest, name))
 
 
 def files_of(manifest: Manifest, variant: str) -> list[str]:

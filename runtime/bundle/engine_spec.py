@@ -21,10 +21,10 @@ __all__ = [
     "TARGETS",
     "EngineVariant",
     "PlanSpec",
+    "RecordedGraph",
+    "RecordedTensor",
     "SelfTest",
     "ShapeRange",
-    "StoredGraph",
-    "StoredTensor",
     "parse_calibration",
     "parse_engines",
     "parse_self_test",
@@ -111,7 +111,7 @@ class EngineVariant:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class RecordedTensor:
     """A tensor in the file of test vectors: little-endian, row-major, at a byte offset."""
 
     dtype: str
@@ -125,11 +125,11 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class StoredGraph:
+class RecordedGraph:
     """Inputs of one graph and what it made of them, by logical name."""
 
-    inputs: Mapping[str, StoredTensor]
-    outputs: Mapping[str, StoredTensor]
+    inputs: Mapping[str, RecordedTensor]
+    outputs: Mapping[str, RecordedTensor]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class SelfTest:
 
     file: str
     made_by: str
-    graphs: Mapping[str, StoredGraph]
+    graphs: Mapping[str, RecordedGraph]
 
 
 def parse_engines(
@@ -245,12 +245,12 @@ def parse_self_test(
     size = files[file].size
     if size > MAX_SELF_TEST_BYTES:
         node.refuse("file", f"a file of at most {MAX_SELF_TEST_BYTES} bytes")
-    stored: dict[str, StoredGraph] = {}
+    stored: dict[str, RecordedGraph] = {}
     for name in node.node("graphs").names():
         if name not in graphs:
             continue
         entry = node.node("graphs").node(name)
-        stored[name] = StoredGraph(
+        stored[name] = RecordedGraph(
             inputs=_stored(entry.node("inputs"), graphs[name].inputs, size),
             outputs=_stored(entry.node("outputs"), graphs[name].outputs, size),
         )
@@ -262,13 +262,13 @@ def parse_self_test(
     return SelfTest(file, node.text("made_by"), stored)
 
 
-def _stored(node: Node, declared: Mapping[str, TensorSpec], size: int) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
+def _stored(node: Node, declared: Mapping[str, TensorSpec], size: int) -> dict[str, RecordedTensor]:
+    tensors: dict[str, RecordedTensor] = {}
     for logical in node.names():
         if logical not in declared:
             node.refuse(logical, f"only tensors of the graph ({', '.join(declared)})")
         entry, spec = node.node(logical), declared[logical]
-        tensor = StoredTensor(
+        tensor = RecordedTensor(
             entry.choice("dtype", DTYPES), entry.sizes("shape"), entry.integer("offset", 0, size)
         )
         if tensor.dtype != spec.dtype:

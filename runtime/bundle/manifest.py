@@ -41,7 +41,7 @@ __all__ = [
     "Method",
     "ModelInfo",
     "NoiseInfo",
-    "Precision",
+    "PrecisionInfo",
     "PromptRules",
     "TensorSpec",
     "parse_manifest",
@@ -72,7 +72,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Precision:
+class PrecisionInfo:
     """What the graphs compute in and what their weights are stored as."""
 
     compute: str
@@ -135,7 +135,7 @@ class Manifest:
     schema_version: str
     model: ModelInfo
     created_with: Mapping[str, str]
-    precision: Precision
+    precision: PrecisionInfo
     geometry: Geometry
     prompt: PromptRules
     method: Method
@@ -257,8 +257,8 @@ def _created_with(node: Node) -> dict[str, str]:
     }
 
 
-def _precision(node: Node) -> Precision:
-    return Precision(node.text("compute"), node.text("storage"))
+def _precision(node: Node) -> PrecisionInfo:
+    return PrecisionInfo(node.text("compute"), node.text("storage"))
 
 
 def _geometry(node: Node) -> Geometry:

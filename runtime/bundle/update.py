@@ -27,14 +27,14 @@ from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_
 from rism.runtime.bundle.reader import AMENDING, BUILT_INS
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
-__all__ = ["amend_bundle", "expect_own_bundle", "mend_bundle"]
+__all__ = ["expect_own_bundle", "mend_bundle", "update_bundle"]
 
 LOCK = ".amending.lock"
 PATIENCE_S = 30.0
 _NO_FILES: Mapping[str, Path] = MappingProxyType({})
 
 
-def amend_bundle(
+def update_bundle(
     folder: Path,
     change: Callable[[dict[str, Any]], None],
     *,
@@ -91,7 +91,7 @@ def amend_bundle(
 def expect_own_bundle(folder: Path) -> None:
     """Refuse to change a bundle inside the package: every program here that uses rism shares it.
 
-    Commands ask before their work, `amend_bundle` whatever asks nothing.
+    Commands ask before their work, `update_bundle` whatever asks nothing.
 
     Raises:
         OutputError: it is one of the built-in bundles.

@@ -11,7 +11,7 @@ from typing import Any
 
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
+from rism.runtime.bundle.update import expect_own_bundle, update_bundle
 from rism.runtime.cli.console import Console, UsageError
 from rism.runtime.cli.outputs import check_outputs
 from rism.runtime.cli.sources import find_sources
@@ -148,7 +148,7 @@ def _store(folder: Path, scales: bytes) -> None:
         def record(manifest: dict[str, Any]) -> None:
             manifest["calibration"] = {"file": "scales.json", "graph": "transformer"}
 
-        amend_bundle(folder, record, files={"scales.json": temporary})
+        update_bundle(folder, record, files={"scales.json": temporary})
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from rism.runtime.distribution import install_hint
 from rism.runtime.engines.nvidia_driver import Driver
 from rism.runtime.engines.onnxruntime import check_precision
 from rism.runtime.engines.providers import is_tensorrt, ort_name, parse_provider
-from rism.runtime.engines.selection import Wish, variant_loads
+from rism.runtime.engines.selection import EngineRequest, variant_loads
 from rism.runtime.engines.variants import COMPUTES_IN
 from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 
@@ -89,15 +89,17 @@ def examine(flags: DoctorFlags, console: Console) -> None:
     if mend_bundle(folder) and not flags.as_json:
         write_stdout("mended       a change of the bundle that was interrupted\n")
     bundle = Bundle.open(folder, verify=True)
-    wish = Wish(asked or "onnxruntime-cpu", flags.device, flags.threads, engine=flags.engine)
+    request = EngineRequest(
+        asked or "onnxruntime-cpu", flags.device, flags.threads, engine=flags.engine
+    )
     if flags.record:
         console.status("recording ...")
-        made_by = selftest.record(folder, wish)
+        made_by = selftest.record(folder, request)
         console.clear()
         bundle = Bundle.open(folder, verify=False)
         if not flags.as_json:
             write_stdout(f"recorded     vectors of {len(_test(bundle))} graphs by {made_by}\n")
-    trials = list(_trials(bundle, probes, asked, wish, console)) if _test(bundle) else []
+    trials = list(_trials(bundle, probes, asked, request, console)) if _test(bundle) else []
     if flags.as_json:
         write_stdout(
             json.dumps(_record(driver, probes, bundle, trials, flags.device), indent=2) + "\n"
@@ -122,20 +124,20 @@ def _judge(probes: list[Probe], asked: str | None, trials: list[_Trial]) -> None
 
 
 def _trials(
-    bundle: Bundle, probes: list[Probe], asked: str | None, wish: Wish, console: Console
+    bundle: Bundle, probes: list[Probe], asked: str | None, request: EngineRequest, console: Console
 ) -> Iterator[_Trial]:
     """Run the self-test with each engine and each provider that can start, or with the one."""
     ready = {each.provider for each in probes if each.ready}
     for variant in bundle.manifest.engines:
-        named = wish.engine == variant.name
-        if named or (wish.engine is None and asked in (None, variant.target)):
+        named = request.engine == variant.name
+        if named or (request.engine is None and asked in (None, variant.target)):
             trial = _Trial(f"engine '{variant.name}' ({variant.target}, {variant.precision})")
-            own = Wish(device=wish.device, engine=variant.name)
+            own = EngineRequest(device=request.device, engine=variant.name)
             precision = COMPUTES_IN.get(variant.precision, variant.precision)
             console.status(f"testing {trial.name} ...")
             _try(trial, lambda own=own: variant_loads(bundle, own)[0], bundle, precision, named)
             yield trial
-    if wish.engine is not None:
+    if request.engine is not None:
         return
     for name in NAMES:
         if not is_tensorrt(name) and name in ready and asked in (None, name):
@@ -145,7 +147,7 @@ def _trials(
 
             def loads(provider: str = provider) -> dict[str, Any]:
                 check_precision(bundle.manifest.precision, provider, "self-test")
-                return ort_loads(bundle, provider, wish)
+                return ort_loads(bundle, provider, request)
 
             _try(trial, loads, bundle, compute, name == asked)
             yield trial
@@ -192,7 +194,7 @@ def _providers(probes: list[Probe]) -> Iterator[str]:
 def _misfit_here(bundle: Bundle, engine: str, device: int) -> str | None:
     """Say why an engine cannot run on this machine; None where it should."""
     try:
-        variant_loads(bundle, Wish(device=device, engine=engine))
+        variant_loads(bundle, EngineRequest(device=device, engine=engine))
     except RismError as error:
         return str(error)
     return None

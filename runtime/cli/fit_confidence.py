@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.bundle.update import amend_bundle, expect_own_bundle
+from rism.runtime.bundle.update import expect_own_bundle, update_bundle
 from rism.runtime.cli.console import Console
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.extras import import_extra
@@ -74,5 +74,5 @@ def fit_bundle(
     def change(manifest: dict[str, Any]) -> None:
         manifest["method"]["confidence"] = rule
 
-    amend_bundle(opened.path, change)
+    update_bundle(opened.path, change)
     console.note(f"stored in {opened.path}")

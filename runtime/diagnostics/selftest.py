@@ -19,16 +19,21 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.bundle.engine_spec import StoredTensor
+from rism.runtime.bundle.engine_spec import RecordedTensor
 from rism.runtime.bundle.graph_spec import GRAPH_OUTPUTS
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from rism.runtime.engines import rtx_plugin
 from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.engines.onnxruntime import ort_load
 from rism.runtime.engines.onnxruntime_cuda import ort_engine
-from rism.runtime.engines.selection import Route, Wish, first_that_starts, variant_loads
+from rism.runtime.engines.selection import (
+    EngineRequest,
+    EngineSelection,
+    start_first_available,
+    variant_loads,
+)
 from rism.runtime.errors import BundleError, OutputError, ProviderError
 from rism.runtime.method.graph_outputs import localise_outputs
 from rism.runtime.segmenter import Segmenter
@@ -127,26 +132,26 @@ def check_variant(bundle: Bundle, name: str, *, device: int = 0) -> list[Compari
         ProviderError: it cannot run here; the message says why.
         InputError, BundleError: see `check`; or there is no variant of that name.
     """
-    loads, precision = variant_loads(bundle, Wish(device=device, engine=name))
+    loads, precision = variant_loads(bundle, EngineRequest(device=device, engine=name))
     return check(bundle, loads, precision=precision)
 
 
-def record(folder: Path, wish: Wish | None = None) -> str:
+def record(folder: Path, request: EngineRequest | None = None) -> str:
     """Make vectors with the engines at hand and store them in a bundle.
 
     Args:
         folder: the bundle.
-        wish: what is to make them; None for onnxruntime on the CPU.
+        request: what is to make them; None for onnxruntime on the CPU.
 
     Returns:
         What made them, such as "onnxruntime-cpu 1.31.1".
 
     Raises:
         ProviderError: the engines cannot run here, or do not return finite numbers.
-        BundleError, OutputError: see `amend_bundle`.
+        BundleError, OutputError: see `update_bundle`.
     """
     bundle = Bundle.open(folder)
-    entry, data = vectors(bundle, wish)
+    entry, data = vectors(bundle, request)
     store(bundle.path, entry, data)
     return str(entry["made_by"])
 
@@ -160,7 +165,7 @@ def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
         data: its file.
 
     Raises:
-        BundleError, OutputError: see `amend_bundle`.
+        BundleError, OutputError: see `update_bundle`.
     """
     # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
     temporary = folder / f".selftest.tmp-{secrets.token_hex(6)}"
@@ -172,14 +177,14 @@ def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
                 f"cannot write {temporary}: {error.strerror or error}; expected a bundle in a "
                 "folder to write to"
             ) from error
-        amend_bundle(
+        update_bundle(
             folder, lambda manifest: manifest.update(self_test=entry), files={FILE: temporary}
         )
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], bytes]:
+def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[str, Any], bytes]:
     """Return the manifest's "self_test" and the bytes of its file; writes nothing.
 
     One picture, as small as the bundle's engines are built for, and one expression go through
@@ -188,44 +193,46 @@ def vectors(bundle: Bundle, wish: Wish | None = None) -> tuple[dict[str, Any], b
 
     Args:
         bundle: an open bundle; only its graphs and the manifest are used.
-        wish: what is to make them; None for onnxruntime on the CPU.
+        request: what is to make them; None for onnxruntime on the CPU.
 
     Raises:
         ProviderError: the engines cannot run here, or do not return finite numbers.
     """
-    wish = wish or Wish(provider="onnxruntime-cpu")
+    request = request or EngineRequest(provider="onnxruntime-cpu")
     manifest, seen = bundle.manifest, dict[str, tuple[Arrays, Arrays]]()
 
-    def start(route: Route) -> tuple[Route, dict[str, Engine]]:
-        return route, route.load()
+    def start(selection: EngineSelection) -> tuple[EngineSelection, dict[str, Engine]]:
+        return selection, selection.load()
 
     capture = manifest.default_capture
-    route, engines = first_that_starts(bundle, capture, wish, start)
+    selection, engines = start_first_available(bundle, capture, request, start)
     spies = {key: _Recorder(engine, seen, key) for key, engine in engines.items()}
-    segmenter = Segmenter(route.bundle, spies, capture=capture)
+    segmenter = Segmenter(selection.bundle, spies, capture=capture)
     segmenter.segment(_picture(_size(manifest)), EXPRESSION)
     del segmenter, engines, spies
     first = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     feeds = seen.pop(manifest.at_size("transformer", first))[0]
     for mode in manifest.captures:
         graph = manifest.at_size(f"transformer.{mode}", first)
-        one = first_that_starts(bundle, mode, wish, lambda route: route)
+        one = start_first_available(bundle, mode, request, lambda selection: selection)
         engine = one.loads[manifest.at_size("transformer", first)][1]()
         seen[graph] = feeds, engine.run(feeds)
-    return _pack(manifest, seen, _made_by(route))
+    return _pack(manifest, seen, _made_by(selection))
 
 
-def ort_loads(bundle: Bundle, provider: str, wish: Wish) -> dict[str, Callable[[], Engine]]:
+def ort_loads(
+    bundle: Bundle, provider: str, request: EngineRequest
+) -> dict[str, Callable[[], Engine]]:
     """Return what loads each graph that onnxruntime's "cpu", "cuda" or "rtx" runs."""
     every = provider != "rtx"
     graphs = {name: name for name in bundle.manifest.graphs if every or rtx_plugin.runs(name)}
-    engine, _ = ort_engine(provider, wish.device)
+    engine, _ = ort_engine(provider, request.device)
     loads = ort_load(
         bundle,
         graphs,
         provider=provider,
-        device=wish.device,
-        threads=wish.threads,
+        device=request.device,
+        threads=request.threads,
         engine=engine,
     )
     return {graph: load for graph, (_, load) in loads.items()}
@@ -304,17 +311,17 @@ def _pack(
     return json.loads(json.dumps(entry)), bytes(data)
 
 
-def _made_by(route: Route) -> str:
+def _made_by(selection: EngineSelection) -> str:
     """Name the engine of the transformer, and its library's version."""
-    provider = next(name for key, (name, _) in route.loads.items() if "transformer" in key)
+    provider = next(name for key, (name, _) in selection.loads.items() if "transformer" in key)
     if provider != "cpu" and not provider.startswith("cuda"):
-        return f"{provider.partition(':')[0]} ({route.reason.rpartition(': ')[2]})"
+        return f"{provider.partition(':')[0]} ({selection.reason.rpartition(': ')[2]})"
     import onnxruntime
 
     return f"onnxruntime-{provider.partition(':')[0]} {onnxruntime.__version__}"
 
 
-def _read(bundle: Bundle, file: str, tensor: StoredTensor) -> npt.NDArray[Any]:
+def _read(bundle: Bundle, file: str, tensor: RecordedTensor) -> npt.NDArray[Any]:
     dtype = np.dtype(tensor.dtype).newbyteorder("<")
     with bundle.file(file).open("rb") as handle:
         handle.seek(tensor.offset, os.SEEK_SET)

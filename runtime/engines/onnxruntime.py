@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle.graph_spec import SIZELESS, GraphSpec, TensorSpec, same_shape
-from rism.runtime.bundle.manifest import Manifest, Precision
+from rism.runtime.bundle.manifest import Manifest, PrecisionInfo
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines import rtx_plugin
@@ -158,7 +158,7 @@ def choose_provider(provider: str) -> tuple[str, str]:
     return "cpu", "auto: this onnxruntime has no CUDA"
 
 
-def check_precision(precision: Precision, provider: str, why: str) -> None:
+def check_precision(precision: PrecisionInfo, provider: str, why: str) -> None:
     """Refuse what a provider cannot compute in, before anything is loaded.
 
     Args:

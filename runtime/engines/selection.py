@@ -1,6 +1,6 @@
 """From what a caller asks for to engines that run: which graph is run by what, and why.
 
-A route is decided before anything is loaded. What is asked for by name is tried and nothing
+A selection is decided before anything is loaded. What is asked for by name is tried and nothing
 else; "auto" tries what a bundle and a machine have, best first, and keeps the reasons.
 """
 
@@ -41,14 +41,20 @@ from rism.runtime.engines.variants import (
 )
 from rism.runtime.errors import InputError, ProviderError, one_line
 
-__all__ = ["Route", "Wish", "first_that_starts", "route", "variant_loads"]
+__all__ = [
+    "EngineRequest",
+    "EngineSelection",
+    "select_engines",
+    "start_first_available",
+    "variant_loads",
+]
 
 T = TypeVar("T")
 _PLUGIN = "onnxruntime-tensorrt-rtx"
 
 
 @dataclass(frozen=True)
-class Wish:
+class EngineRequest:
     """What a caller asks for.
 
     Attributes:
@@ -69,7 +75,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Route:
+class EngineSelection:
     """Which graph is run by what.
 
     Attributes:
@@ -95,53 +101,58 @@ class Route:
         )
 
 
-def first_that_starts(bundle: Bundle, capture: str, wish: Wish, start: Callable[[Route], T]) -> T:
+def start_first_available(
+    bundle: Bundle, capture: str, request: EngineRequest, start: Callable[[EngineSelection], T]
+) -> T:
     """Start what was asked for, or with "auto" the first of what there is.
 
     Args:
         bundle: an open bundle.
         capture: a capture mode that it has.
-        wish: what is asked for.
-        start: loads a route; where it raises `ProviderError`, "auto" goes on.
+        request: what is asked for.
+        start: loads a selection; where it raises `ProviderError`, "auto" goes on.
 
     Raises:
         InputError: no such provider, precision or engine.
         ProviderError: nothing that was asked for can run here.
     """
-    names = parse_provider(wish.provider)
-    if wish.precision not in (None, *PRECISIONS):
+    names = parse_provider(request.provider)
+    if request.precision not in (None, *PRECISIONS):
         raise InputError(
-            f"precision is '{one_line(wish.precision, limit=40)}', expected one of "
+            f"precision is '{one_line(request.precision, limit=40)}', expected one of "
             f"{', '.join(PRECISIONS)}"
         )
     if names != ("auto",):
-        return start(route(bundle, capture, names, wish))
+        return start(select_engines(bundle, capture, names, request))
     notes: list[str] = []
     failure: ProviderError | None = None
-    for names, why in _candidates(bundle.manifest, wish):
+    for names, why in _candidates(bundle.manifest, request):
         reason = "auto: " + "; ".join([*notes, why])
         last = names == ("onnxruntime-cpu",)
         try:
-            return start(route(bundle, capture, names, wish, reason=reason))
+            return start(select_engines(bundle, capture, names, request, reason=reason))
         except ProviderError as error:
             if last:
                 raise
             shown = "CUDA" if names == ("onnxruntime-cuda",) else names[0]
             notes.append(f"{shown} did not start ({error})")
             failure = error
+    command = build_command(bundle.path, "tensorrt-rtx", precision=request.precision)
     raise failure or ProviderError(
         f"this bundle computes in {bundle.manifest.precision.compute} and has no engine in "
-        f"{wish.precision}: {build_command(bundle.path, 'tensorrt-rtx', precision=wish.precision)}"
+        f"{request.precision}: {command}"
     )
 
 
-def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...], str]]:
+def _candidates(
+    manifest: Manifest, request: EngineRequest
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield what "auto" tries, best first, each with a reason to take it."""
-    targets = {v.target: None for v in manifest.engines if wish.engine in (None, v.name)}
-    if wish.engine is not None and not targets:
+    targets = {v.target: None for v in manifest.engines if request.engine in (None, v.name)}
+    if request.engine is not None and not targets:
         targets = {"tensorrt-rtx": None}  # which will say what there is
     try:
-        ort: tuple[str, str] | None = choose_ort()
+        ort: tuple[str, str] | None = best_onnxruntime_provider()
     except ProviderError:
         if not targets:
             raise
@@ -150,8 +161,8 @@ def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...
         if target in LIBRARIES:
             # What has no plan runs on the best onnxruntime; results name both.
             yield (target, *([] if ort is None else [ort[0]])), "an engine of the bundle fits"
-    own = COMPUTES_IN.get(wish.precision or "") in (None, manifest.precision.compute)
-    if ort is None or wish.engine is not None or wish.precision == "fp8" or not own:
+    own = COMPUTES_IN.get(request.precision or "") in (None, manifest.precision.compute)
+    if ort is None or request.engine is not None or request.precision == "fp8" or not own:
         return
     name, why = ort
     if rtx_plugin.installed():
@@ -162,20 +173,20 @@ def _candidates(manifest: Manifest, wish: Wish) -> Iterator[tuple[tuple[str, ...
         yield ("onnxruntime-cpu",), "the CPU is left"
 
 
-def choose_ort() -> tuple[str, str]:
+def best_onnxruntime_provider() -> tuple[str, str]:
     """Return the best provider of onnxruntime, and why."""
     name, why = choose_provider("auto")
     return f"onnxruntime-{name}", why.removeprefix("auto: ")
 
 
-def route(
+def select_engines(
     bundle: Bundle,
     capture: str,
     names: Sequence[str],
-    wish: Wish,
+    request: EngineRequest,
     *,
     reason: str = "asked for",
-) -> Route:
+) -> EngineSelection:
     """Decide which graph is run by which of some providers, the first that has it.
 
     Raises:
@@ -195,29 +206,29 @@ def route(
             provider, _ = choose_provider(ort_name(name))
             check_precision(manifest.precision, provider, reason)
             if len(left) == len(graphs):
-                _check_own(manifest, provider, wish, bundle, reason)
+                _check_own(manifest, provider, request, bundle, reason)
             if name == _PLUGIN:
-                left = _for_plugin(left, wish.device, last=name == names[-1])
+                left = _for_plugin(left, request.device, last=name == names[-1])
                 batches.append(BATCH[-1])
-            engine, copies = ort_engine(provider, wish.device)
+            engine, copies = ort_engine(provider, request.device)
             reason = "; ".join([reason, *copies])
             loads |= ort_load(
                 bundle,
                 left,
                 provider=provider,
-                device=wish.device,
-                threads=wish.threads,
-                workers=wish.workers,
+                device=request.device,
+                threads=request.threads,
+                workers=request.workers,
                 engine=engine,
             )
             text_by = text_by or provider
             continue
         transformer = [graph for key, graph in left.items() if key.startswith("transformer")]
         needed = list(left.values()) if name == names[-1] else transformer
-        library, variant, rebuild = _variant(bundle, name, wish, needed, list(left.values()))
+        library, variant, rebuild = _variant(bundle, name, request, needed, list(left.values()))
         mine = {key: graph for key, graph in left.items() if graph in variant.graphs}
         reason = f"{reason}: engine '{variant.name}'"
-        loads |= _tensorrt_loads(bundle, variant, mine, library, wish.device, rebuild)
+        loads |= _tensorrt_loads(bundle, variant, mine, library, request.device, rebuild)
         if any(graph in mine.values() for graph in transformer):
             precision = COMPUTES_IN.get(variant.precision, variant.precision)
         if "text_encoder" in mine:
@@ -227,7 +238,9 @@ def route(
         manifest = _with_fixed(manifest, variant, list(mine.values()))
     ordered = {key: loads[key] for key in graphs}
     limit = min((size for size in batches if size is not None), default=None)
-    return Route(replace(bundle, manifest=manifest), ordered, reason, text_by, precision, limit)
+    return EngineSelection(
+        replace(bundle, manifest=manifest), ordered, reason, text_by, precision, limit
+    )
 
 
 def _for_plugin(graphs: Mapping[str, str], device: int, *, last: bool) -> dict[str, str]:
@@ -245,13 +258,17 @@ def _for_plugin(graphs: Mapping[str, str], device: int, *, last: bool) -> dict[s
 
 
 def _variant(
-    bundle: Bundle, target: str, wish: Wish, needed: Sequence[str], optional: Sequence[str]
+    bundle: Bundle,
+    target: str,
+    request: EngineRequest,
+    needed: Sequence[str],
+    optional: Sequence[str],
 ) -> tuple[Library, EngineVariant, str]:
     """Return the library, the variant to run with it, and the command that rebuilds it."""
     engines = bundle.manifest.engines
     if not engines or not any(v.target == target for v in engines):
         others = ", ".join(f"'{v.name}' for {one_line(v.target)}" for v in engines) or "none"
-        command = build_command(bundle.path, target, precision=wish.precision)
+        command = build_command(bundle.path, target, precision=request.precision)
         raise ProviderError(f"this bundle has no engine for {target} (it has {others}): {command}")
     if target not in LIBRARIES:
         raise ProviderError(
@@ -260,32 +277,34 @@ def _variant(
     library = find_library(target)
     driver = find_driver()
     check_driver(library, driver)
-    gpu = driver.gpu(wish.device)
+    gpu = driver.gpu(request.device)
     variant = choose_variant(
         bundle.manifest,
         bundle.path,
         Machine(target, library.version, this_platform(), gpu),
         needed=needed,
         optional=optional,
-        precision=wish.precision,
-        engine=wish.engine,
+        precision=request.precision,
+        engine=request.engine,
     )
     rebuild = build_command(bundle.path, target, gpu=gpu, precision=variant.precision)
     return library, variant, rebuild
 
 
-def variant_loads(bundle: Bundle, wish: Wish) -> tuple[dict[str, Callable[[], Engine]], str]:
-    """Return what loads each plan of the variant `wish.engine`, by graph, and its precision.
+def variant_loads(
+    bundle: Bundle, request: EngineRequest
+) -> tuple[dict[str, Callable[[], Engine]], str]:
+    """Return what loads each plan of the variant `request.engine`, by graph, and its precision.
 
     Raises:
         InputError: no engine of that name.
         ProviderError: it cannot run here.
     """
-    targets = [v.target for v in bundle.manifest.engines if v.name == wish.engine]
+    targets = [v.target for v in bundle.manifest.engines if v.name == request.engine]
     target = targets[0] if targets else "tensorrt-rtx"
-    library, variant, rebuild = _variant(bundle, target, wish, (), ())
+    library, variant, rebuild = _variant(bundle, target, request, (), ())
     graphs = {graph: graph for graph in variant.graphs}
-    loads = _tensorrt_loads(bundle, variant, graphs, library, wish.device, rebuild)
+    loads = _tensorrt_loads(bundle, variant, graphs, library, request.device, rebuild)
     named = COMPUTES_IN.get(variant.precision, variant.precision)
     return {graph: load for graph, (_, load) in loads.items()}, named
 
@@ -333,22 +352,24 @@ def _with_fixed(manifest: Manifest, variant: EngineVariant, graphs: Sequence[str
     return replace(manifest, graphs=changed)
 
 
-def _check_own(manifest: Manifest, provider: str, wish: Wish, bundle: Bundle, reason: str) -> None:
+def _check_own(
+    manifest: Manifest, provider: str, request: EngineRequest, bundle: Bundle, reason: str
+) -> None:
     """Refuse a GPU where there is none in use, and what an ONNX graph cannot give."""
     own = manifest.precision.compute
-    if provider == "cpu" and wish.device:
+    if provider == "cpu" and request.device:
         raise ProviderError(
-            f"device {wish.device} is a GPU, and provider cpu ({reason}) uses none: leave the "
+            f"device {request.device} is a GPU, and provider cpu ({reason}) uses none: leave the "
             "device out, or choose a provider that runs here on a GPU (rism doctor)"
         )
-    if wish.engine is not None:
+    if request.engine is not None:
         raise InputError(
-            f"engine '{one_line(wish.engine, limit=60)}' was asked for, provider {provider} runs "
-            "the bundle's ONNX graphs: leave one of them out"
+            f"engine '{one_line(request.engine, limit=60)}' was asked for, provider {provider} "
+            "runs the bundle's ONNX graphs: leave one of them out"
         )
-    if wish.precision is not None and COMPUTES_IN.get(wish.precision) != own:
-        command = build_command(bundle.path, "tensorrt-rtx", precision=wish.precision)
+    if request.precision is not None and COMPUTES_IN.get(request.precision) != own:
+        command = build_command(bundle.path, "tensorrt-rtx", precision=request.precision)
         raise ProviderError(
             f"provider {provider} computes in {own}, as the bundle was exported, expected "
-            f"{wish.precision}: {command}, or export with --precision"
+            f"{request.precision}: {command}, or export with --precision"
         )

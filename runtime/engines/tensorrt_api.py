@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 __all__ = [
-    "CudaEngine",
+    "EngineObject",
     "ExecutionContext",
     "OnnxParserRefitterObject",
     "RefitterObject",
@@ -70,7 +70,7 @@ class RuntimeConfig(Protocol):
         """Use a cache in contexts that are made with this config."""
 
 
-class CudaEngine(Protocol):
+class EngineObject(Protocol):
     """ICudaEngine."""
 
     @property
@@ -109,7 +109,7 @@ class CudaEngine(Protocol):
 class RuntimeObject(Protocol):
     """Runtime."""
 
-    def deserialize_cuda_engine(self, serialized_engine: bytes, /) -> CudaEngine | None:
+    def deserialize_cuda_engine(self, serialized_engine: bytes, /) -> EngineObject | None:
         """Read a plan; None when it failed."""
 
 
@@ -157,7 +157,7 @@ class TensorRt(Protocol):
     def Runtime(self, logger: Any, /) -> RuntimeObject:  # noqa: N802
         """Make what reads plans."""
 
-    def Refitter(self, engine: CudaEngine, logger: Any, /) -> RefitterObject:  # noqa: N802
+    def Refitter(self, engine: EngineObject, logger: Any, /) -> RefitterObject:  # noqa: N802
         """Make what gives weights to an engine."""
 
     def OnnxParserRefitter(  # noqa: N802

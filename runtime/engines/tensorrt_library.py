@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines.nvidia_driver import Driver
-from rism.runtime.engines.tensorrt_api import CudaEngine, TensorRt
+from rism.runtime.engines.tensorrt_api import EngineObject, TensorRt
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
 __all__ = ["LIBRARIES", "Library", "ReadPlan", "check_driver", "find_library", "read_plan"]
@@ -57,7 +57,7 @@ class Library:
 class ReadPlan:
     """A plan in memory, and what has to live as long: its library's objects need each other."""
 
-    engine: CudaEngine
+    engine: EngineObject
     logger: Any
     runtime: Any
 

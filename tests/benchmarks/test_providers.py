@@ -15,7 +15,7 @@ from benchmarks import providers
 from benchmarks.provider_run import Job, Measured, _device_memory
 from benchmarks.providers import Row, as_json, find_rows, measure, report
 from rism.runtime.bundle.reader import resolve_bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from rism.runtime.diagnostics.environment import NAMES
 
 JOB = Job(picture=str(providers.PICTURE), runs=1, warm_up=0, expressions=2)
@@ -76,7 +76,7 @@ def test_an_engine_without_its_machine(mini: Path) -> None:
         "platform": "linux-x86_64", "compute_capabilities": ["8.9"], "precision": "fp16",
         "stripped": False, "graphs": {"text_encoder": graph},
     }  # fmt: skip
-    amend_bundle(mini, lambda manifest: manifest.update(engines=[engine]), files={file: plan})
+    update_bundle(mini, lambda manifest: manifest.update(engines=[engine]), files={file: plan})
     listed = find_rows(mini, build=True)
     [row] = [row for row in listed if row.provider.startswith("tensorrt-rtx")]
     assert (row.engine, row.precision) == ("rtx-fp16", "fp16")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rism.calibration import load_scales
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 
@@ -197,7 +197,7 @@ def test_bundles_of_an_older_exporter_are_refused(pictures: Path, tmp_path: Path
             node.input[:] = [names.get(name, name) for name in node.input]
         renamed[file.name] = tmp_path / file.name
         onnx.save(model, renamed[file.name])
-    amend_bundle(older, lambda _: None, files=renamed)
+    update_bundle(older, lambda _: None, files=renamed)
     code, output = run(older, "--images", pictures, "-o", pictures / "scales.json")
     assert code == 1
     assert "no layer of a numbered block: rism export --model MODEL -o DIR" in output

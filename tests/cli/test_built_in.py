@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.runtime.bundle.reader import resolve_bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from rism.runtime.cli.app import app
 from rism.runtime.errors import OutputError
 
@@ -43,5 +43,5 @@ def test_commands_refuse_before_they_work(line: list[str]) -> None:
 def test_and_so_does_what_all_changes_go_through() -> None:
     before = _state()
     with pytest.raises(OutputError, match=SAYS):
-        amend_bundle(BUILT_IN, lambda data: data.update(note="changed"))
+        update_bundle(BUILT_IN, lambda data: data.update(note="changed"))
     assert _state() == before

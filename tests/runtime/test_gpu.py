@@ -14,7 +14,7 @@ from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import check, check_variant, ort_loads, record
 from rism.runtime.engines.nvidia_driver import find_driver
-from rism.runtime.engines.selection import Wish
+from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.engines.tensorrt_library import LIBRARIES
 from rism.runtime.engines.variants import this_platform
 from tests.runtime.engines.fake_tensorrt import variant
@@ -114,7 +114,7 @@ def test_onnxruntimes_masks_are_those_of_the_cpu(tiny_bundle: Path, colours: np.
             assert (found.mask != true.mask).mean() < 0.01
             np.testing.assert_allclose(found.refined, true.refined, atol=0.01)
             assert found.provider == "cuda:0"
-    loads = ort_loads(Bundle.open(tiny_bundle), "cuda", Wish())
+    loads = ort_loads(Bundle.open(tiny_bundle), "cuda", EngineRequest())
     compared = check(Bundle.open(tiny_bundle), loads, precision="float32")
     assert compared and all(each.passed for each in compared)
 

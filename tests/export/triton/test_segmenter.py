@@ -18,7 +18,7 @@ from PIL import Image
 from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 from tests.export.triton.server import RefusedError, Server
 
 ROOT = Path(__file__).parents[3]
@@ -182,7 +182,7 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
 
 def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> None:
     bundle = Bundle.open(Path(shutil.copytree(resolve_bundle(), tmp_path / "mini")))
-    amend_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
+    update_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
     options = TritonOptions(segmenter=True, link=True, prefix="s_")
     export_triton(Bundle.open(bundle.path), tmp_path / "out", options)
     [answer] = load(tmp_path / "out")[0].execute([asks((STREET, "the orange boat"))])

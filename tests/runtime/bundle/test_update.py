@@ -13,7 +13,7 @@ import pytest
 from rism.runtime.bundle import reader as bundle_module
 from rism.runtime.bundle import update
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.update import amend_bundle, mend_bundle
+from rism.runtime.bundle.update import mend_bundle, update_bundle
 from rism.runtime.errors import BundleError, InputError, OutputError, RismError
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ def test_files_come_with_the_manifest(tiny_bundle: Path, new: Path) -> None:
         seen.append(data["files"]["engines/a/b.plan"])
         note(data)
 
-    amend_bundle(tiny_bundle, change, files={"engines/a/b.plan": new})
+    update_bundle(tiny_bundle, change, files={"engines/a/b.plan": new})
     assert seen[0]["size"] == 15
     bundle = Bundle.open(tiny_bundle)
     assert bundle.manifest.files["engines/a/b.plan"].sha256 == seen[0]["sha256"]
@@ -56,17 +56,17 @@ def test_files_come_with_the_manifest(tiny_bundle: Path, new: Path) -> None:
 
 
 def test_what_is_removed_goes_last_and_leaves_no_folder(tiny_bundle: Path, new: Path) -> None:
-    amend_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
-    amend_bundle(tiny_bundle, note, remove=["engines/a/b.plan", "never/was.plan"])
+    update_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
+    update_bundle(tiny_bundle, note, remove=["engines/a/b.plan", "never/was.plan"])
     assert "engines/a/b.plan" not in Bundle.open(tiny_bundle).manifest.files
     assert not (tiny_bundle / "engines").exists()
 
 
 def test_a_file_is_replaced(tiny_bundle: Path, tmp_path: Path, new: Path) -> None:
-    amend_bundle(tiny_bundle, note, files={"selftest.bin": new})
+    update_bundle(tiny_bundle, note, files={"selftest.bin": new})
     second = tmp_path / "second"
     second.write_bytes(b"other")
-    amend_bundle(tiny_bundle, note, files={"selftest.bin": second})
+    update_bundle(tiny_bundle, note, files={"selftest.bin": second})
     assert Bundle.open(tiny_bundle).file("selftest.bin").read_bytes() == b"other"
 
 
@@ -95,7 +95,7 @@ def test_a_refusal_changes_nothing(
     before = snapshot(tiny_bundle)
     given = {name: new if file is None else new.parent / file for name, file in files.items()}
     with pytest.raises(error) as refusal:
-        amend_bundle(tiny_bundle, change, files=given)
+        update_bundle(tiny_bundle, change, files=given)
     assert says in str(refusal.value)
     assert snapshot(tiny_bundle) == before
     assert new.exists()
@@ -105,7 +105,7 @@ def test_no_file_through_a_link(tiny_bundle: Path, new: Path, tmp_path: Path) ->
     (tmp_path / "elsewhere").mkdir()
     (tiny_bundle / "engines").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match=r"'engines/a.plan' is a link or behind one"):
-        amend_bundle(tiny_bundle, note, files={"engines/a.plan": new})
+        update_bundle(tiny_bundle, note, files={"engines/a.plan": new})
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -113,7 +113,7 @@ def test_no_file_through_a_link(tiny_bundle: Path, new: Path, tmp_path: Path) ->
 KILLED = """
 import os, sys
 from pathlib import Path
-from rism.runtime.bundle.update import amend_bundle
+from rism.runtime.bundle.update import update_bundle
 left, real = int(sys.argv[2]), Path.replace
 def replace(self, target):
     global left
@@ -127,7 +127,7 @@ names = ["noise.f32", "engines/a/b.plan"]
 files = {name: folder.parent / f"new-{at}" for at, name in enumerate(names)}
 for file in files.values():
     file.write_bytes(bytes(3600))
-amend_bundle(folder, lambda data: data.update(killed=True), files=files)
+update_bundle(folder, lambda data: data.update(killed=True), files=files)
 os._exit(9)
 """
 
@@ -145,7 +145,7 @@ def test_killed_in_between(tiny_bundle: Path, moves: int) -> None:
     """The next change finds the old bundle, or, once the manifest was there, the new one."""
     before = snapshot(tiny_bundle)
     killed(tiny_bundle, moves)
-    amend_bundle(tiny_bundle, note)
+    update_bundle(tiny_bundle, note)
     found = snapshot(Bundle.open(tiny_bundle).path)
     data = json.loads(found.pop("manifest.json"))
     if moves == 3:  # both files and the manifest had their names
@@ -185,7 +185,7 @@ def test_a_reader_waits_for_a_change_to_end(tiny_bundle: Path, new: Path) -> Non
     reader = threading.Thread(target=lambda: opened.append(Bundle.open(tiny_bundle)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", replace)
-        amend_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
+        update_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
     reader.join()
     assert "engines/a/b.plan" in opened[0].manifest.files
 
@@ -195,10 +195,10 @@ def test_one_writer_at_a_time(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 
     def change(data: dict[str, Any]) -> None:
         with pytest.raises(OutputError, match=r"is being changed by another command: wait"):
-            amend_bundle(tiny_bundle, note)
+            update_bundle(tiny_bundle, note)
         data["outer"] = True
 
-    amend_bundle(tiny_bundle, change)
+    update_bundle(tiny_bundle, change)
     data = json.loads((tiny_bundle / "manifest.json").read_text())
     assert data["outer"] is True and "note" not in data
 
@@ -211,12 +211,12 @@ def test_a_folder_that_cannot_be_written(tiny_bundle: Path, new: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(OutputError, match=r"cannot be changed \(No space left on device\)"):
-            amend_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
+            update_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
     assert snapshot(tiny_bundle) == before
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"has no manifest.json"):
-        amend_bundle(tmp_path, note)
+        update_bundle(tmp_path, note)
     with pytest.raises(BundleError, match=r"is not a folder"):
-        amend_bundle(tmp_path / "none", note)
+        update_bundle(tmp_path / "none", note)

@@ -16,7 +16,7 @@ from rism.runtime.diagnostics import selftest
 from rism.runtime.diagnostics.selftest import Comparison, check, check_variant, ort_loads, record
 from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.onnxruntime import OrtEngine
-from rism.runtime.engines.selection import Wish
+from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import BundleError, InputError
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, variant
 from tests.runtime.engines.profiles import ALL, transformer
@@ -26,7 +26,7 @@ Reseal = Callable[..., Path]
 
 def compare(folder: Path, **options: Any) -> list[Comparison]:
     bundle = Bundle.open(folder)
-    loads = options.pop("loads", None) or ort_loads(bundle, "cpu", Wish(threads=1))
+    loads = options.pop("loads", None) or ort_loads(bundle, "cpu", EngineRequest(threads=1))
     return check(bundle, loads, **{"precision": "float32", **options})
 
 
@@ -72,7 +72,7 @@ def test_huge_outputs_are_not_kept(tiny_bundle: Path, monkeypatch: pytest.Monkey
 
 def test_it_is_the_same_each_time(recorded: Path) -> None:
     before = (recorded / "selftest.bin").read_bytes()
-    record(recorded, Wish(provider="cpu", threads=1))
+    record(recorded, EngineRequest(provider="cpu", threads=1))
     assert (recorded / "selftest.bin").read_bytes() == before
 
 
@@ -118,7 +118,7 @@ class _Changed:
     provider = "changed"
 
     def __init__(self, folder: Path, change: Callable[[Arrays], None]) -> None:
-        loads = ort_loads(Bundle.open(folder), "cpu", Wish(threads=1))
+        loads = ort_loads(Bundle.open(folder), "cpu", EngineRequest(threads=1))
         self._change, self._real = change, loads["transformer.vectors"]()
 
     def run(self, feeds: Any) -> Arrays:
@@ -205,7 +205,7 @@ class TestVariants:
         plans = {f"transformer.{mode}": transformer() for mode in modes}
         entry = variant(tiny_bundle, plans)
         reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
-        made_by = record(tiny_bundle, Wish(provider="tensorrt-rtx+onnxruntime-cpu"))
+        made_by = record(tiny_bundle, EngineRequest(provider="tensorrt-rtx+onnxruntime-cpu"))
         assert made_by == "tensorrt-rtx (engine 'rtx-fp16')"
         assert all(each.passed for each in compare(tiny_bundle))
 

@@ -19,7 +19,7 @@ from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.engines import rtx_plugin
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
-from rism.runtime.engines.selection import Wish, route
+from rism.runtime.engines.selection import EngineRequest, select_engines
 from rism.runtime.errors import RismWarning
 
 Reseal = Callable[..., Path]
@@ -159,7 +159,7 @@ def test_no_place_for_kernels_is_a_warning(package: None, tmp_path: Path) -> Non
 
 def test_the_vae_encoder_runs_elsewhere(package: None, half: Path) -> None:
     bundle = Bundle.open(half)
-    found = route(bundle, "vectors", (RTX, "onnxruntime-cpu"), Wish(device=1))
+    found = select_engines(bundle, "vectors", (RTX, "onnxruntime-cpu"), EngineRequest(device=1))
     assert {key: name for key, (name, _) in found.loads.items()} == {
         "text_encoder": "rtx:1",
         "vae_encoder": "cpu",

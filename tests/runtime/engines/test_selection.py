@@ -68,7 +68,7 @@ def test_engines_of_all_graphs_need_no_onnxruntime(
     def absent() -> Any:
         raise ProviderError("onnxruntime cannot be imported")
 
-    monkeypatch.setattr(selection, "choose_ort", absent)
+    monkeypatch.setattr(selection, "best_onnxruntime_provider", absent)
     assert Segmenter.from_bundle(bundle).provider == "tensorrt-rtx:0"
     trt.fails = {"create_execution_context"}
     with pytest.raises(ProviderError, match="gives no context"):

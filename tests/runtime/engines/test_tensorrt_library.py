@@ -95,7 +95,7 @@ def test_the_library_names_itself(library: Library) -> None:
         ("RuntimeObject", "Runtime"),
         ("RefitterObject", "Refitter"),
         ("OnnxParserRefitterObject", "OnnxParserRefitter"),
-        ("CudaEngine", "ICudaEngine"),
+        ("EngineObject", "ICudaEngine"),
         ("ExecutionContext", "IExecutionContext"),
         ("RuntimeConfig", "IRuntimeConfig"),
         ("RuntimeCacheObject", "IRuntimeCache"),
