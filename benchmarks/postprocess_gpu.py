@@ -31,7 +31,7 @@ from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels, open_
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.graph_outputs import localise_outputs
-from rism.runtime.method.postprocess import Wanted, answers_on_host
+from rism.runtime.method.postprocess import PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import CudaPostprocess
 from rism.runtime.method.upsampling import upsample
 
@@ -57,11 +57,11 @@ class Case:
         """N."""
         return self.grid_hw[0] * self.grid_hw[1]
 
-    def wanted(self, capture: str, count: int) -> Wanted:
+    def wanted(self, capture: str, count: int) -> PostprocessRequest:
         """What post-processing is asked for."""
         resized = self.grid_hw[1] * 16, self.grid_hw[0] * 16
         plan = Plan(self.size_wh, resized, (0, 0, *resized), self.grid_hw)
-        return Wanted(capture, count, count, plan, TAU, "equation")
+        return PostprocessRequest(capture, count, count, plan, TAU, "equation")
 
     def floor_bytes(self, kernel: str) -> int:
         """What a launch has to read from memory or write to it for one expression."""
@@ -182,7 +182,7 @@ def _outputs(case: Case, capture: str, count: int) -> dict[str, np.ndarray]:
     return outputs
 
 
-def _array_code(there: dict[str, DeviceArray], wanted: Wanted, device: Device) -> Masks:
+def _array_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:
     with device.lock, device.current():
         masks = []
         for row in range(wanted.count):
@@ -193,9 +193,9 @@ def _array_code(there: dict[str, DeviceArray], wanted: Wanted, device: Device) -
         return masks
 
 
-def _host_code(there: dict[str, DeviceArray], wanted: Wanted, device: Device) -> Masks:
+def _host_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:
     outputs = {name: device.download(each) for name, each in there.items()}
-    return [each.mask_hw for each in answers_on_host(outputs, wanted)]
+    return [each.mask_hw for each in postprocess_numpy(outputs, wanted)]
 
 
 def _settle(device: Device, flush: DeviceArray) -> None:

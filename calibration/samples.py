@@ -21,13 +21,13 @@ from rism.runtime.engines.tensor_checks import fixed_batch
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.image.loading import ImageSource
-from rism.runtime.image_encoder import ImageState, PictureEncoder
+from rism.runtime.image_encoder import ImageEncoder, ImageState
 from rism.runtime.method.graph_outputs import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
-from rism.runtime.prompt.token_weights import weigh
-from rism.runtime.prompt.vision_encoder import open_eye
+from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.transformer_inputs import transformer_feeds
 
 __all__ = ["EXPRESSIONS", "Sample", "Samples", "in_turn", "prepare", "read_expressions"]
@@ -210,24 +210,24 @@ def prepare(
         if name.startswith("vae_encoder")
     }
     noise = bundle.noise()
-    pictures = PictureEncoder(bundle, engines, noise_shape=noise.shape, keep_pixels=False)
+    pictures = ImageEncoder(bundle, engines, noise_shape=noise.shape, keep_pixels=False)
     encoder = PromptEncoder(manifest.prompt, bundle.tokenizer_json())
-    eye = open_eye(manifest, encoder, engines)
+    vision_encoder = open_vision_encoder(manifest, encoder, engines)
     embedder = PromptEmbedder(
         encoder,
         engines["text_encoder"],
         max_batch=_TEXT_BATCH,
         fixed_batch=fixed_batch(manifest.graph("text_encoder").inputs, "input_ids"),
-        eye=eye,
+        vision_encoder=vision_encoder,
     )
     instructions = [encoder.instruct(sample.expression) for sample in samples]
     prompts: list[PromptState] = []
-    if eye is None:  # together, so that the encoder's blocks are read once for several
+    if vision_encoder is None:  # together, so that the encoder's blocks are read once for several
         prompts, _ = embedder.embed(instructions)
     ready = Samples(bundle, Spool(folder))
     for number, sample in enumerate(samples):
         state = pictures.encode(sample.image)
-        if eye is None:
+        if vision_encoder is None:
             prompt = prompts[number]
         else:
             prompt = embedder.embed([instructions[number]], state)[0][0]
@@ -248,7 +248,7 @@ def _feeds(
     return transformer_feeds(
         state,
         [prompt],
-        weights=weigh(None, [prompt])[:, : len(prompt.embeds)],
+        weights=prompt_token_weights(None, [prompt])[:, : len(prompt.embeds)],
         noise=noise,
         tau=manifest.method.tau,
         fixed=fixed_batch(graph.inputs, "clean_latents"),

@@ -19,7 +19,7 @@ from rism.runtime.image import geometry, vision_patches
 from rism.runtime.image.loading import ImageSource, load_image
 from rism.runtime.lru_cache import LruCache
 
-__all__ = ["ImageState", "PictureEncoder"]
+__all__ = ["ImageEncoder", "ImageState"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Uint8: TypeAlias = npt.NDArray[np.uint8]
@@ -84,7 +84,7 @@ class _Encoded:
         return self.latents.nbytes + (0 if self.view is None else self.view.image_hwc.nbytes)
 
 
-class PictureEncoder:
+class ImageEncoder:
     """Reads and resizes pictures, and encodes those that were not seen before."""
 
     def __init__(

@@ -11,12 +11,12 @@ from rism.runtime.bundle.manifest import PROTOTYPES, Method
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.token_weights import PromptWeights
 
-__all__ = ["UPSAMPLES", "Choices", "Settings", "given", "settle"]
+__all__ = ["UPSAMPLES", "ResolvedOptions", "SegmentOptions", "drop_unset", "resolve_options"]
 
 UPSAMPLES = ("guided", "bilinear")
 
 
-class Choices(TypedDict, total=False):
+class SegmentOptions(TypedDict, total=False):
     """Keywords of `Segmenter.segment`; what is left out, or None, is the default.
 
     Keys:
@@ -27,7 +27,7 @@ class Choices(TypedDict, total=False):
             stop words, "head" for the head noun in full and the rest of the expression at half
             weight, or an array (N_p,) or (B, N_p), N_p that of the longest prompt; "all".
         magnets: words to put after the instruction, as a text or one by one, so that attention
-            which belongs nowhere goes there; they are weighed out (`weigh`); none.
+            which belongs nowhere goes there; they are weighed out (`prompt_token_weights`); none.
         sinks: find prompt tokens that all of the picture looks at (`find_sinks`) and weigh them
             out in a second pass of the transformer; needs a bundle exported with
             --token-attention; False.
@@ -59,8 +59,8 @@ class Choices(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Choices, complete and checked; see `Choices`."""
+class ResolvedOptions:
+    """SegmentOptions, complete and checked; see `SegmentOptions`."""
 
     tau: float
     prototype: str
@@ -73,12 +73,12 @@ class Settings:
     sinks: bool
 
 
-def given(**choices: Unpack[Choices]) -> Choices:
+def drop_unset(**choices: Unpack[SegmentOptions]) -> SegmentOptions:
     """Keep what was chosen, leave out what is None."""
-    return cast(Choices, {key: value for key, value in choices.items() if value is not None})
+    return cast(SegmentOptions, {key: value for key, value in choices.items() if value is not None})
 
 
-def settle(choices: Choices, method: Method, capture: str) -> Settings:
+def resolve_options(choices: SegmentOptions, method: Method, capture: str) -> ResolvedOptions:
     """Complete what was chosen with defaults.
 
     Args:
@@ -92,10 +92,10 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
     """
     own: dict[str, object] = {key: each for key, each in choices.items() if each is not None}
     for name in own:
-        if name not in Choices.__annotations__:
+        if name not in SegmentOptions.__annotations__:
             raise InputError(
                 f"there is no option '{one_line(name, limit=40)}', expected some of "
-                f"{', '.join(Choices.__annotations__)}"
+                f"{', '.join(SegmentOptions.__annotations__)}"
             )
     paper = _flag(own, "paper", default=False)
     tau = _number(own.get("tau", method.tau))
@@ -121,7 +121,7 @@ def settle(choices: Choices, method: Method, capture: str) -> Settings:
     if always and least is not None:
         raise InputError("always and confidence exclude each other: drop one of them")
     default = "bilinear" if paper else "guided"
-    return Settings(
+    return ResolvedOptions(
         tau=tau,
         prototype=prototype,
         upsample=_one_of(own.get("upsample", default), UPSAMPLES, "upsample"),

@@ -18,17 +18,17 @@ from rism.runtime.engines.tensor_checks import fixed_batch
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.expression.spatial_words import read_cues
 from rism.runtime.image.loading import ImageSource
-from rism.runtime.image_encoder import ImageState, PictureEncoder
+from rism.runtime.image_encoder import ImageEncoder, ImageState
 from rism.runtime.method.attention_sinks import expect_token_attention, without_sinks
-from rism.runtime.method.postprocess import Answer, Wanted, answers_on_host
+from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import CudaPostprocess, prepare
-from rism.runtime.options import Choices, Settings, settle
+from rism.runtime.options import ResolvedOptions, SegmentOptions, resolve_options
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState, check_template, expression_list
 from rism.runtime.prompt.refiner import Refiner, refine
-from rism.runtime.prompt.token_weights import weigh
-from rism.runtime.prompt.vision_encoder import open_eye
+from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.transformer_inputs import batches, transformer_feeds
 
@@ -87,18 +87,18 @@ class Segmenter:
         self._noise = Mirrored(bundle.noise())
         self._max_batch = max(1, max_batch)
         self._refiner = refiner
-        self._pictures = PictureEncoder(bundle, self._engines, noise_shape=self._noise.shape)
+        self._pictures = ImageEncoder(bundle, self._engines, noise_shape=self._noise.shape)
         self._encoder = PromptEncoder(
             self.manifest.prompt, bundle.tokenizer_json(), template=template
         )
-        self._eye = open_eye(self.manifest, self._encoder, engines)
+        self._vision_encoder = open_vision_encoder(self.manifest, self._encoder, engines)
         self._embedder = PromptEmbedder(
             self._encoder,
             engines["text_encoder"],
             max_batch=self._max_batch,
             fixed_batch=fixed_batch(self.manifest.graph("text_encoder").inputs, "input_ids"),
             disk=cache,
-            eye=self._eye,
+            vision_encoder=self._vision_encoder,
         )
 
     @classmethod
@@ -202,7 +202,7 @@ class Segmenter:
 
     @overload
     def segment(
-        self, image: ImageSource | ImageState, expressions: str, **choices: Unpack[Choices]
+        self, image: ImageSource | ImageState, expressions: str, **choices: Unpack[SegmentOptions]
     ) -> Segmentation: ...
 
     @overload
@@ -210,14 +210,14 @@ class Segmenter:
         self,
         image: ImageSource | ImageState,
         expressions: list[str] | tuple[str, ...],
-        **choices: Unpack[Choices],
+        **choices: Unpack[SegmentOptions],
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
         image: ImageSource | ImageState,
         expressions: str | Sequence[str],
-        **choices: Unpack[Choices],
+        **choices: Unpack[SegmentOptions],
     ) -> Segmentation | list[Segmentation]:
         """Segment what each expression refers to.
 
@@ -225,7 +225,7 @@ class Segmenter:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same picture (answered in order, batched).
             choices: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
-                instances, confidence, always, paper: see `Choices`.
+                instances, confidence, always, paper: see `SegmentOptions`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
@@ -236,7 +236,7 @@ class Segmenter:
         """
         single = isinstance(expressions, str)
         asked = expression_list(expressions)
-        settings = settle(choices, self.manifest.method, self.capture)
+        settings = resolve_options(choices, self.manifest.method, self.capture)
         if settings.sinks:
             sizes = self.manifest.geometry.sizes
             graph = self.manifest.graph(f"transformer.{self.capture}", sizes[0] if sizes else None)
@@ -247,18 +247,18 @@ class Segmenter:
         fresh = not isinstance(image, ImageState)
         shared: dict[str, float] = {}
         state: ImageState | None = None
-        if self._refiner is not None or self._eye is not None:
+        if self._refiner is not None or self._vision_encoder is not None:
             state = self._state(image)
         if self._refiner is not None and state is not None:
             start = perf_counter()
-            tokens = 0 if self._eye is None else self._eye.image_tokens(state)
+            tokens = 0 if self._vision_encoder is None else self._vision_encoder.image_tokens(state)
             instructions = refine(
                 self._refiner, instructions, state.pixels, self._encoder, image_tokens=tokens
             )
             shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
         instructions = [self._encoder.append(said, settings.magnets) for said in instructions]
         prompts, timings = self._embedder.embed(instructions, state)
-        weights = weigh(choices.get("prompt_weights"), prompts)
+        weights = prompt_token_weights(choices.get("prompt_weights"), prompts)
         state = state or self._state(image)
         if fresh:
             timings |= state.timings_ms
@@ -278,7 +278,7 @@ class Segmenter:
         prompts: Sequence[PromptState],
         *,
         weights: Float32,
-        settings: Settings,
+        settings: ResolvedOptions,
         shared_ms: Mapping[str, float],
     ) -> list[Segmentation]:
         """Run the transformer once for a few expressions and finish each."""
@@ -287,7 +287,7 @@ class Segmenter:
         sinks: list[tuple[int, ...]] = [()] * len(prompts)
         if settings.sinks:
 
-            def again(rows: list[int], own: Float32) -> list[Answer]:
+            def again(rows: list[int], own: Float32) -> list[ExpressionOutput]:
                 return self._answers(state, [prompts[row] for row in rows], own, settings)
 
             answers, sinks = without_sinks(answers, weights, again)
@@ -319,8 +319,8 @@ class Segmenter:
         state: ImageState,
         prompts: Sequence[PromptState],
         weights: Float32,
-        settings: Settings,
-    ) -> list[Answer]:
+        settings: ResolvedOptions,
+    ) -> list[ExpressionOutput]:
         """Run the transformer, and post-process where it leaves its outputs."""
         fixed = self._fixed_batch(state)
         engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
@@ -334,7 +334,7 @@ class Segmenter:
             fixed=fixed,
             device=None if there is None else there.device,
         )
-        wanted = Wanted(
+        wanted = PostprocessRequest(
             self.capture,
             batch=fixed or len(prompts),
             count=len(prompts),
@@ -347,7 +347,7 @@ class Segmenter:
             guide=state.guide() if settings.upsample == "guided" else None,
         )
         if there is None:
-            return answers_on_host(engine.run(feeds), wanted)
+            return postprocess_numpy(engine.run(feeds), wanted)
         with there.device.lock:
             if self._cuda is None:
                 self._cuda = CudaPostprocess(there.device)
@@ -357,10 +357,10 @@ class Segmenter:
     def _result(
         self,
         state: ImageState,
-        answer: Answer,
+        answer: ExpressionOutput,
         prompt: PromptState,
         timings: dict[str, float],
-        settings: Settings,
+        settings: ResolvedOptions,
     ) -> Segmentation:
         found, grid_hw = answer.found, state.plan.grid_hw
         score_map = found.scores.reshape(grid_hw)
@@ -373,7 +373,7 @@ class Segmenter:
         outside = state.unlike
         if scope is not None and outside is None:
             said = prompt.instruction
-            outside = scope.unknown(said.expression, said.text[: said.told])
+            outside = scope.unknown(said.expression, said.text[: said.length_without_magnets])
         confidence, doubt = None, None
         if rule is not None and outside is None:
             confidence, doubt = rule.judge(seen, settings.confidence)

@@ -33,8 +33,8 @@ from rism.runtime.image_encoder import ImageState
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.refiner import Refiner, refine
-from rism.runtime.prompt.token_weights import weigh
-from rism.runtime.prompt.vision_encoder import Eye
+from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.prompt.vision_encoder import VisionEncoder
 from rism.runtime.transformer_inputs import transformer_feeds
 
 __all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
@@ -174,10 +174,10 @@ class AblationModel:
         precision, rules = self.precision, opened.spec.prompt
         self._vae = engine(opened.vae_encoder(precision), "clean_latents", self.device)
         self._encoder = PromptEncoder(rules, opened.tokenizer_json.encode())
-        eye = None
+        vision_encoder = None
         tower, token = opened.vision_encoder(precision), self._encoder.image_token_id
         if tower is not None and rules.vision is not None and token is not None:
-            eye = Eye(
+            vision_encoder = VisionEncoder(
                 rules,
                 rules.vision,
                 engine(tower, "image_embeds", text_device),
@@ -185,8 +185,10 @@ class AblationModel:
                 token_px=opened.spec.geometry.token_px,
             )
         text = engine(opened.text_encoder(precision), "prompt_embeds", text_device)
-        self._eye = eye
-        self._embedder = PromptEmbedder(self._encoder, text, max_batch=1, fixed_batch=None, eye=eye)
+        self._vision_encoder = vision_encoder
+        self._embedder = PromptEmbedder(
+            self._encoder, text, max_batch=1, fixed_batch=None, vision_encoder=vision_encoder
+        )
 
     @property
     def storage(self) -> torch.dtype:
@@ -194,7 +196,7 @@ class AblationModel:
         return torch.float32 if self.precision.compute == torch.float32 else torch.float16
 
     def state(self, image_hwc: npt.NDArray[np.uint8]) -> ImageState:
-        """Bring a picture (H, W, 3) to the model, as `PictureEncoder` does.
+        """Bring a picture (H, W, 3) to the model, as `ImageEncoder` does.
 
         Raises:
             InputError: too long, too small, or too large for the noise.
@@ -210,7 +212,7 @@ class AblationModel:
     def _view(
         self, pixels: npt.NDArray[np.uint8], resized: geometry.Resized, plan: geometry.Plan
     ) -> vision_patches.View | None:
-        """Return what the text encoder sees, as `PictureEncoder` has it."""
+        """Return what the text encoder sees, as `ImageEncoder` has it."""
         rules, own = self.spec.prompt.vision, self.spec.geometry
         if rules is None:
             return None
@@ -242,7 +244,7 @@ class AblationModel:
         """
         said = self._encoder.instruct(expression)
         if refiner is not None:
-            tokens = 0 if self._eye is None else self._eye.image_tokens(state)
+            tokens = 0 if self._vision_encoder is None else self._vision_encoder.image_tokens(state)
             [said] = refine(refiner, [said], image_hwc, self._encoder, image_tokens=tokens)
         return self._embedder.embed([said], state)[0][0]
 
@@ -277,7 +279,7 @@ class AblationModel:
         feeds = transformer_feeds(
             state,
             [prompt],
-            weights=weigh(None, [prompt]),
+            weights=prompt_token_weights(None, [prompt]),
             noise=self._noise,
             tau=self.spec.tau,
             fixed=None,

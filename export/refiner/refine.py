@@ -21,7 +21,7 @@ from rism.runtime.prompt.instruction_file import (
     MAX_ENTRIES,
     Origin,
     RefinedInstruction,
-    picture_digest,
+    image_digest,
 )
 
 __all__ = [
@@ -244,7 +244,7 @@ class _Run:
         for number, picture in enumerate(pictures):
             self.progress.reading(number, len(pictures), Path(picture.name).name)
             try:
-                found.append((picture, picture_digest(picture.read())))
+                found.append((picture, image_digest(picture.read())))
             except InputError as error:
                 if len(pictures) == 1:
                     raise
@@ -311,7 +311,7 @@ class _Run:
                 f"--max-new-tokens asks: {one_line(refined, limit=80)}"
             )
         return RefinedInstruction(
-            picture_digest(image_hwc),
+            image_digest(image_hwc),
             one_line(Path(one.picture.name).name, limit=255),
             one.expression,
             one.instruction,

@@ -15,7 +15,7 @@ from rism.runtime.cli.report import result_record, summary_line
 from rism.runtime.cli.sources import Source
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import load_image
-from rism.runtime.options import Choices
+from rism.runtime.options import SegmentOptions
 from rism.runtime.result.rendering import Uint8, encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
@@ -61,7 +61,7 @@ class Question:
 
     segmenter: Segmenter
     expressions: tuple[str, ...]
-    choices: Choices
+    choices: SegmentOptions
     reworded: bool
     destination: Destination
     slugs: tuple[str, ...]

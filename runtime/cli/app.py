@@ -169,7 +169,7 @@ def run(
     """Segment what each EXPRESSION refers to in each IMAGE."""
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.run import RunOptions, run_pictures
-    from rism.runtime.options import given
+    from rism.runtime.options import drop_unset
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
@@ -189,7 +189,7 @@ def run(
             precision=None if precision is None else precision.value,
             engine=engine,
             capture=None if capture is None else capture.value,
-            choices=given(
+            choices=drop_unset(
                 tau=tau,
                 prompt_weights=tokens.value,
                 magnets=magnets,

@@ -133,7 +133,7 @@ def evaluate(
     """Score a bundle on a dataset: records, result.json and a report page."""
     from rism.runtime.cli.console import Console
     from rism.runtime.cli.eval import EvalFlags, evaluate_bundle
-    from rism.runtime.options import given
+    from rism.runtime.options import drop_unset
 
     console = Console(quiet=quiet, verbose=verbose)
     with console.reporting():
@@ -168,7 +168,7 @@ def evaluate(
             maps=maps,
             # What `Segmenter.segment` takes: an option is a flag above and a word here.
             options=dict(
-                given(
+                drop_unset(
                     tau=tau,
                     prompt_weights=None if tokens is None else tokens.value,
                     magnets=magnets,

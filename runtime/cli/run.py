@@ -21,7 +21,7 @@ from rism.runtime.cli.sources import Source, Sources, find_sources, sort_argumen
 from rism.runtime.engines.cpu_threads import MOST_WORKERS, cpu_count
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.image.loading import pixel_count
-from rism.runtime.options import Choices
+from rism.runtime.options import SegmentOptions
 from rism.runtime.pipeline import in_order
 from rism.runtime.prompt.instruction_file import InstructionFile
 from rism.runtime.prompt.refiner import Refiner
@@ -52,7 +52,7 @@ class RunOptions:
     precision: str | None = None
     engine: str | None = None
     capture: str | None = None
-    choices: Choices = field(default_factory=Choices)
+    choices: SegmentOptions = field(default_factory=SegmentOptions)
     template: str | None = None
     refiner: str | None = None
     instructions: Path | None = None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, InputError
-from rism.runtime.method.postprocess import Answer
+from rism.runtime.method.postprocess import ExpressionOutput
 
 __all__ = ["expect_token_attention", "find_sinks", "without_sinks"]
 
@@ -52,11 +52,11 @@ def find_sinks(
 
 
 def without_sinks(
-    answers: Sequence[Answer],
+    answers: Sequence[ExpressionOutput],
     weights: Float32,
-    again: Callable[[list[int], Float32], Sequence[Answer]],
-) -> tuple[list[Answer], list[tuple[int, ...]]]:
-    """Answer once more, without sinks, for the prompts that have some.
+    again: Callable[[list[int], Float32], Sequence[ExpressionOutput]],
+) -> tuple[list[ExpressionOutput], list[tuple[int, ...]]]:
+    """ExpressionOutput once more, without sinks, for the prompts that have some.
 
     Args:
         answers: of the first pass, with token attention.

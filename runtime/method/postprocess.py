@@ -16,11 +16,11 @@ from rism.runtime.method.graph_outputs import expect_outputs, localise_outputs
 from rism.runtime.method.instances import one_instance, spatial_prior
 from rism.runtime.method.upsampling import guided_upsample, upsample
 
-__all__ = ["Answer", "Wanted", "answers_on_host"]
+__all__ = ["ExpressionOutput", "PostprocessRequest", "postprocess_numpy"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PostprocessRequest:
     """What is to be made of a graph's outputs.
 
     Attributes:
@@ -84,7 +84,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ExpressionOutput:
     """What is said of one expression; arrays of the host.
 
     Attributes:
@@ -106,7 +106,7 @@ class Answer:
     mask_ms: float
 
 
-def answers_on_host(outputs: Arrays, wanted: Wanted) -> list[Answer]:
+def postprocess_numpy(outputs: Arrays, wanted: PostprocessRequest) -> list[ExpressionOutput]:
     """Apply the method and upsample, with NumPy.
 
     Raises:
@@ -132,7 +132,7 @@ def answers_on_host(outputs: Arrays, wanted: Wanted) -> list[Answer]:
         empty = not mask_hw.any()
         after_mask = perf_counter()
         answers.append(
-            Answer(
+            ExpressionOutput(
                 found,
                 mask_hw,
                 empty,

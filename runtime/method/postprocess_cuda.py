@@ -33,7 +33,7 @@ from rism.runtime.method.equations import (
     Localisation,
 )
 from rism.runtime.method.graph_outputs import expect_outputs, localise_outputs
-from rism.runtime.method.postprocess import Answer, Wanted
+from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest
 
 __all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
 
@@ -84,7 +84,7 @@ class _Results:
     masks: Any
 
     @classmethod
-    def of(cls, whole: Any, wanted: Wanted) -> "_Results":
+    def of(cls, whole: Any, wanted: PostprocessRequest) -> "_Results":
         """Divide bytes, of the device or of the host."""
         count, (height, width) = wanted.count, cls._mask_hw(wanted)
         maps = count * _SAID.itemsize
@@ -96,13 +96,13 @@ class _Results:
         )
 
     @classmethod
-    def nbytes(cls, wanted: Wanted) -> int:
+    def nbytes(cls, wanted: PostprocessRequest) -> int:
         height, width = cls._mask_hw(wanted)
         each = _SAID.itemsize + _MAPS * wanted.plan.tokens * 4 + height * width
         return wanted.count * each
 
     @staticmethod
-    def _mask_hw(wanted: Wanted) -> tuple[int, int]:
+    def _mask_hw(wanted: PostprocessRequest) -> tuple[int, int]:
         width, height = wanted.plan.size_wh
         return height if wanted.published else 0, width
 
@@ -145,11 +145,15 @@ class CudaPostprocess:
         if isinstance(channels, int):
             self._kernels(channels)
 
-    def answers(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> list[Answer]:
+    def answers(
+        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
+    ) -> list[ExpressionOutput]:
         """Queue the kernels, wait for them and return what they say; see `queue`."""
         return self.queue(outputs, wanted)()
 
-    def queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
+    def queue(
+        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
+    ) -> Callable[[], list[ExpressionOutput]]:
         """Queue the kernels and the way of what they say to the host, without waiting.
 
         Args:
@@ -174,7 +178,9 @@ class CudaPostprocess:
                 "picture"
             ) from None
 
-    def _queue(self, outputs: dict[str, DeviceArray], wanted: Wanted) -> Callable[[], list[Answer]]:
+    def _queue(
+        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
+    ) -> Callable[[], list[ExpressionOutput]]:
         device = self._device
         with device.lock, device.current():
             # Named only: an array that is float32 already is not copied.
@@ -200,7 +206,7 @@ class CudaPostprocess:
             attention = None if tokens is None else device.fetch(tokens[: wanted.count])
             marks.append(device.mark())
 
-        def finish() -> list[Answer]:
+        def finish() -> list[ExpressionOutput]:
             host = _Results.of(fetched(), wanted)
             of_tokens = None if attention is None else attention()
             times = [device.elapsed_ms(*ends) / wanted.count for ends in pairwise(marks)]
@@ -218,7 +224,7 @@ class CudaPostprocess:
         self,
         kernels: Kernels,
         outputs: dict[str, DeviceArray],
-        wanted: Wanted,
+        wanted: PostprocessRequest,
         results: _Results,
     ) -> DeviceArray:
         """Equations 3 to 6; returns the class means (B, 2, D) of `scores > 0`."""
@@ -272,7 +278,7 @@ class CudaPostprocess:
             maps[row, 1] = refined
         return means
 
-    def _weigh(self, maps: DeviceArray, wanted: Wanted) -> dict[int, DeviceArray]:
+    def _weigh(self, maps: DeviceArray, wanted: PostprocessRequest) -> dict[int, DeviceArray]:
         """Put refined maps by their spatial prior in place of the published ones, returned."""
         published = {}
         for row in range(wanted.count):
@@ -315,7 +321,7 @@ class CudaPostprocess:
         kernels: Kernels,
         means: DeviceArray,
         channels: int,
-        wanted: Wanted,
+        wanted: PostprocessRequest,
         results: _Results,
     ) -> None:
         """Step 7 of docs/bundle.md, and how far apart the classes are where there are means."""
@@ -345,10 +351,10 @@ def _axes(plan: Plan) -> list[Any]:
 def _answer(
     host: _Results,
     row: int,
-    wanted: Wanted,
+    wanted: PostprocessRequest,
     attention: npt.NDArray[np.float32] | None,
     times_ms: list[float],
-) -> Answer:
+) -> ExpressionOutput:
     """Copy one expression's part out of page-locked memory, and make its mask where it has none."""
     said = host.said[row].view(_SAID)[0]
     coarse, refined, scores = host.maps[row].copy()
@@ -373,7 +379,7 @@ def _answer(
         mask_hw = wanted.mask(found.scores)
         empty = not mask_hw.any()
         finish_ms = (perf_counter() - start) * 1e3
-    return Answer(
+    return ExpressionOutput(
         found,
         mask_hw,
         empty=empty,

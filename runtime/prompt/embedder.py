@@ -18,7 +18,7 @@ from rism.runtime.lru_cache import LruCache
 from rism.runtime.method.equations import Array, array_namespace
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import EncodedPrompts, Instruction, PromptEncoder, PromptState
-from rism.runtime.prompt.vision_encoder import Eye, Sight
+from rism.runtime.prompt.vision_encoder import VisionContext, VisionEncoder
 
 __all__ = ["PromptEmbedder"]
 
@@ -39,7 +39,7 @@ class PromptEmbedder:
         max_batch: int,
         fixed_batch: int | None,
         disk: EmbeddingCache | None = None,
-        eye: Eye | None = None,
+        vision_encoder: VisionEncoder | None = None,
     ) -> None:
         """Put a tokenizer and a text encoder together.
 
@@ -49,7 +49,7 @@ class PromptEmbedder:
             max_batch: instructions per run, where the graph leaves it free.
             fixed_batch: instructions per run that the graph was exported for, or None.
             disk: embeddings of earlier runs; None for none.
-            eye: what the text encoder looks at pictures with; None where it does not.
+            vision_encoder: what the text encoder looks at pictures with; None where it does not.
         """
         self._encoder = encoder
         self._rules = encoder.rules
@@ -57,7 +57,7 @@ class PromptEmbedder:
         self._batch = fixed_batch or max_batch
         self._fixed = fixed_batch
         self._disk = disk
-        self._eye = eye
+        self._vision_encoder = vision_encoder
         self._kept: LruCache[Embeds] = LruCache(INSTRUCTIONS_KEPT)
         self._turn = Lock()
 
@@ -82,45 +82,49 @@ class PromptEmbedder:
         self, instructions: Sequence[Instruction], picture: ImageState | None
     ) -> tuple[list[PromptState], dict[str, float]]:
         start = perf_counter()
-        sight, looked = Sight(), 0.0
-        if self._eye is None:
+        context, looked = VisionContext(), 0.0
+        if self._vision_encoder is None:
             encoded = self._encoder.tokenize(instructions)
         else:
             picture = _needed(picture)
-            tokens = self._eye.image_tokens(picture)
+            tokens = self._vision_encoder.image_tokens(picture)
             encoded = self._encoder.tokenize(instructions, image_tokens=tokens)
-            sight = self._eye.see(encoded, picture)
+            context = self._vision_encoder.place_tokens(encoded, picture)
         rows = {said.text: row for row, said in enumerate(instructions)}
         found = {
             text: embeds
             for text, row in rows.items()
-            if (embeds := self._known(text, sight, self._kept_rows(encoded, row))) is not None
+            if (embeds := self._known(text, context, self._kept_rows(encoded, row))) is not None
         }
         missing = {text: row for text, row in rows.items() if text not in found}
-        feeds = _feeds(encoded, sight)
-        if missing and self._eye is not None:
+        feeds = _feeds(encoded, context)
+        if missing and self._vision_encoder is not None:
             before = perf_counter()
-            feeds["image_embeds"] = self._eye.look(_needed(picture))
+            feeds["image_embeds"] = self._vision_encoder.encode(_needed(picture))
             looked = perf_counter() - before
-        found |= self._make(missing, encoded, feeds, sight)
+        found |= self._make(missing, encoded, feeds, context)
         prompts = [
-            self._state(said, found[said.text], encoded, row, sight)
+            self._state(said, found[said.text], encoded, row, context)
             for row, said in enumerate(instructions)
         ]
-        timings = {} if self._eye is None else {"vision": looked * 1e3}
+        timings = {} if self._vision_encoder is None else {"vision": looked * 1e3}
         return prompts, {**timings, "text": (perf_counter() - start - looked) * 1e3}
 
-    def _known(self, text: str, sight: Sight, rows: int) -> Embeds | None:
+    def _known(self, text: str, context: VisionContext, rows: int) -> Embeds | None:
         """Look in memory, then on disk: (rows, E) or None."""
-        embeds = self._kept.get(f"{sight.digest}\0{text}")
+        embeds = self._kept.get(f"{context.digest}\0{text}")
         if embeds is None and self._disk is not None:
-            embeds = self._disk.get(text, picture=sight.digest, rows=rows)
+            embeds = self._disk.get(text, picture=context.digest, rows=rows)
             if embeds is not None:
-                self._kept.put(f"{sight.digest}\0{text}", embeds)
+                self._kept.put(f"{context.digest}\0{text}", embeds)
         return embeds
 
     def _make(
-        self, missing: dict[str, int], encoded: EncodedPrompts, feeds: dict[str, Any], sight: Sight
+        self,
+        missing: dict[str, int],
+        encoded: EncodedPrompts,
+        feeds: dict[str, Any],
+        context: VisionContext,
     ) -> dict[str, Embeds]:
         """Embed what is missing, each text with its row, and remember it."""
         made: dict[str, Embeds] = {}
@@ -134,9 +138,9 @@ class PromptEmbedder:
                 own = at, slice(self._kept_rows(encoded, row))
                 embeds = changed(whole, partial(_copied, where=own))
                 made[text] = embeds
-                self._kept.put(f"{sight.digest}\0{text}", embeds)
+                self._kept.put(f"{context.digest}\0{text}", embeds)
                 if self._disk is not None:
-                    self._disk.put(text, np.asarray(embeds), picture=sight.digest)
+                    self._disk.put(text, np.asarray(embeds), picture=context.digest)
         return made
 
     def _run(self, rows: list[int], encoded: EncodedPrompts, feeds: dict[str, Any]) -> Embeds:
@@ -162,7 +166,12 @@ class PromptEmbedder:
         return int(encoded.lengths[row])
 
     def _state(
-        self, said: Instruction, embeds: Embeds, encoded: EncodedPrompts, row: int, sight: Sight
+        self,
+        said: Instruction,
+        embeds: Embeds,
+        encoded: EncodedPrompts,
+        row: int,
+        context: VisionContext,
     ) -> PromptState:
         """Put together what the transformer gets of one prompt: N_p columns of each."""
         length = int(encoded.lengths[row])
@@ -177,18 +186,18 @@ class PromptEmbedder:
             encoded.expression_mask[row, :width],
             encoded.tokens[row],
             encoded.spans[row],
-            _filled_up(sight.positions[row], width) if sight.positions else None,
+            _filled_up(context.positions[row], width) if context.positions else None,
         )
 
 
-def _feeds(encoded: EncodedPrompts, sight: Sight) -> dict[str, Any]:
+def _feeds(encoded: EncodedPrompts, context: VisionContext) -> dict[str, Any]:
     feeds: dict[str, Any] = {
         "input_ids": encoded.input_ids,
         "attention_mask": encoded.attention_mask,
         "quoted_mask": encoded.quoted_mask,
     }
-    if sight.position_ids is not None:
-        feeds["position_ids"] = sight.position_ids
+    if context.position_ids is not None:
+        feeds["position_ids"] = context.position_ids
     return feeds
 
 

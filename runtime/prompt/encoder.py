@@ -53,7 +53,7 @@ class Instruction:
     magnets: int = 0
 
     @property
-    def told(self) -> int:
+    def length_without_magnets(self) -> int:
         """How many characters of `text` are no magnets."""
         return len(self.text) - self.magnets
 
@@ -193,7 +193,7 @@ class PromptEncoder:
     def append(self, instruction: Instruction, magnets: str) -> Instruction:
         """Put magnets after an instruction: words for attention that belongs nowhere.
 
-        RefAM's idea (arXiv 2509.22650). `weigh` gives them no weight.
+        RefAM's idea (arXiv 2509.22650). `prompt_token_weights` gives them no weight.
 
         Args:
             instruction: what is said, after any refiner.
@@ -245,7 +245,7 @@ class PromptEncoder:
             ids[at, :count] = row.ids
             there[at, :count] = 1
             quoted[at, :count] = row.quoted
-            told[at, : len(kept)] = _within(kept, first, instruction.told)
+            told[at, : len(kept)] = _within(kept, first, instruction.length_without_magnets)
             if instruction.start is not None:
                 start = first + instruction.start
                 asked[at, : len(kept)] = _within(kept, start, len(instruction.expression))

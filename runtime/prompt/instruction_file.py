@@ -27,7 +27,7 @@ __all__ = [
     "InstructionFile",
     "Origin",
     "RefinedInstruction",
-    "picture_digest",
+    "image_digest",
 ]
 
 FORMAT = "rism-instructions"
@@ -63,7 +63,7 @@ class RefinedInstruction:
     """One instruction in other words, for one picture.
 
     Attributes:
-        picture: what `picture_digest` says of it.
+        picture: what `image_digest` says of it.
         image: its file's name, for people.
         expression: what was asked for.
         instruction: the template with the expression in it.
@@ -77,7 +77,7 @@ class RefinedInstruction:
     refined: str
 
 
-def picture_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
+def image_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
     """Name a picture by its pixels: SHA-256 of "WIDTHxHEIGHT" and a newline, then of RGB rows.
 
     Args:
@@ -156,7 +156,7 @@ class InstructionFile:
         Raises:
             InputError: it is not in the file for this picture; says how to add it.
         """
-        digest = picture_digest(image_hwc)
+        digest = image_digest(image_hwc)
         entry = self.get(digest, instruction)
         if entry is not None:
             return entry.refined

@@ -10,7 +10,7 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.expression.head_noun import content_words, head_noun
 from rism.runtime.prompt.encoder import PromptState
 
-__all__ = ["TOKEN_SETS", "PromptWeights", "weigh"]
+__all__ = ["TOKEN_SETS", "PromptWeights", "prompt_token_weights"]
 
 PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float] | None
 
@@ -20,7 +20,9 @@ TOKEN_SETS = ("all", "valid", "instruction", "expression", "content", "head")
 _BESIDE_HEAD = 0.5  # weight of the expression's tokens that are not of the head noun
 
 
-def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray[np.float32]:
+def prompt_token_weights(
+    weights: PromptWeights, prompts: Sequence[PromptState]
+) -> npt.NDArray[np.float32]:
     """Make the prompt weights w of a_l = A_vp w.
 
     Magnets weigh nothing, whatever was chosen: they are there to take attention away.
@@ -48,7 +50,7 @@ def weigh(weights: PromptWeights, prompts: Sequence[PromptState]) -> npt.NDArray
     for row, prompt in enumerate(prompts):
         said = prompt.instruction
         if said.magnets:
-            chosen[row, _covered(prompt, [(said.told, len(said.text))])] = 0
+            chosen[row, _covered(prompt, [(said.length_without_magnets, len(said.text))])] = 0
     return chosen
 
 

@@ -19,7 +19,7 @@ from rism.runtime.lru_cache import LruCache
 from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
 from rism.runtime.prompt.position_ids import position_ids, prompt_positions
 
-__all__ = ["Eye", "Sight", "open_eye"]
+__all__ = ["VisionContext", "VisionEncoder", "open_vision_encoder"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ VIEWS_KEPT = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class VisionContext:
     """What a few prompts get of one picture, apart from its embeddings.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sight:
     positions: tuple[Float32, ...] = ()
 
 
-class Eye:
+class VisionEncoder:
     """Shows pictures to the bundle's "vision_encoder", and remembers what it made of them."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Eye:
         rows, columns = merged_grid(_view_of(picture), self._vision)
         return rows * columns
 
-    def look(self, picture: ImageState) -> Float32 | Mirrored:
+    def encode(self, picture: ImageState) -> Float32 | Mirrored:
         """Return a picture's embeddings, one for each of its tokens: (V, E) float32.
 
         Raises:
@@ -95,7 +95,7 @@ class Eye:
             self._kept.put(view.digest, embeds)
         return embeds
 
-    def see(self, encoded: EncodedPrompts, picture: ImageState) -> Sight:
+    def place_tokens(self, encoded: EncodedPrompts, picture: ImageState) -> VisionContext:
         """Say where the tokens of prompts about a picture stand.
 
         Raises:
@@ -111,7 +111,7 @@ class Eye:
             unseen_position=self._rules.unseen_position,
         )
         if self._rules.positions == "none":
-            return Sight(view.digest, ids)
+            return VisionContext(view.digest, ids)
         left, top, right, bottom = picture.plan.crop_xyxy
         placed = []
         for row, length in enumerate(encoded.lengths.tolist()):
@@ -126,12 +126,12 @@ class Eye:
                 token_px=self._token_px,
             )
             placed.append(where)
-        return Sight(view.digest, ids, tuple(placed))
+        return VisionContext(view.digest, ids, tuple(placed))
 
 
-def open_eye(
+def open_vision_encoder(
     manifest: Manifest, encoder: PromptEncoder, engines: Mapping[str, Engine]
-) -> Eye | None:
+) -> VisionEncoder | None:
     """Return what a bundle's text encoder looks at pictures with; None where it does not.
 
     Args:
@@ -142,7 +142,7 @@ def open_eye(
     vision, token = manifest.prompt.vision, encoder.image_token_id
     if vision is None or token is None:
         return None
-    return Eye(
+    return VisionEncoder(
         manifest.prompt,
         vision,
         engines["vision_encoder"],

@@ -22,7 +22,7 @@ from rism.runtime.prompt.instruction_file import (
     InstructionFile,
     Origin,
     RefinedInstruction,
-    picture_digest,
+    image_digest,
 )
 from rism.runtime.result.rle import encode_rle
 
@@ -163,7 +163,7 @@ def write_instructions(workplace: Path, *, template: str = "remove {expression}"
     scenes = SceneSet("plain", "test", 2)
     told = [
         RefinedInstruction(
-            picture_digest(scenes.image(sample)),
+            image_digest(scenes.image(sample)),
             "scene",
             sample.expression,
             template.replace("{expression}", sample.expression),

@@ -9,13 +9,13 @@ import pytest
 
 from rism.runtime import InputError, Segmenter
 from rism.runtime.bundle.manifest import Method
-from rism.runtime.options import Choices, Settings, given, settle
+from rism.runtime.options import ResolvedOptions, SegmentOptions, drop_unset, resolve_options
 
 METHOD = Method(
     tau=0.7, timestep=1.0, double_blocks=1, single_blocks=1, feature_block=1, feature_site="mmsa",
     feature_dim=3, prototype="equation",
 )  # fmt: skip
-DEFAULTS = Settings(
+DEFAULTS = ResolvedOptions(
     tau=0.7, prototype="equation", upsample="guided", spatial_prior=True, instances=True,
     confidence=None, always=False, magnets="", sinks=False,
 )  # fmt: skip
@@ -24,8 +24,8 @@ PUBLISHED = replace(
 )
 
 
-def settled(capture: str = "vectors", **choices: Any) -> Settings:
-    return settle(Choices(**choices), METHOD, capture)
+def settled(capture: str = "vectors", **choices: Any) -> ResolvedOptions:
+    return resolve_options(SegmentOptions(**choices), METHOD, capture)
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
@@ -39,16 +39,16 @@ def test_defaults(capture: str) -> None:
 def test_defaults_are_the_bundles() -> None:
     method = replace(METHOD, tau=0.35, prototype="cosine")
     for paper in (False, True):
-        found = settle(Choices(paper=paper), method, "vectors")
+        found = resolve_options(SegmentOptions(paper=paper), method, "vectors")
         assert (found.tau, found.prototype) == (0.35, "cosine")
 
 
 def test_none_is_the_default() -> None:
-    nothing = dict.fromkeys(Choices.__annotations__)
+    nothing = dict.fromkeys(SegmentOptions.__annotations__)
     for capture in ("vectors", "scores"):
         assert settled(capture, **nothing) == settled(capture)
     assert settled(**nothing | {"paper": True}) == PUBLISHED
-    assert given(**nothing) == {}
+    assert drop_unset(**nothing) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from rism.runtime import InputError
 from rism.runtime.prompt.encoder import Instruction, PromptState
-from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.transformer_inputs import batches
 from tests.runtime.vision_language import make_bundle, spied
 
@@ -32,11 +32,11 @@ def test_batches_keep_together_what_is_alike() -> None:
     assert batches(plain, 2) == [[0, 2], [3], [1, 4]]
     placed = [prompt(n, at) for n, at in ((4, 0.0), (4, 1.0), (4, 0.0), (3, 0.0))]
     assert batches(placed, 8) == [[0, 2], [1], [3]]
-    assert weigh(None, plain).shape == (5, 4)
-    assert weigh("valid", plain).sum(1).tolist() == [4, 3, 4, 4, 3]
-    assert weigh([1, 2, 3, 4], plain)[1].tolist() == [1, 2, 3, 4]
+    assert prompt_token_weights(None, plain).shape == (5, 4)
+    assert prompt_token_weights("valid", plain).sum(1).tolist() == [4, 3, 4, 4, 3]
+    assert prompt_token_weights([1, 2, 3, 4], plain)[1].tolist() == [1, 2, 3, 4]
     with pytest.raises(InputError, match=r"have shape \(3,\), expected \(4,\) or \(5, 4\), finite"):
-        weigh([1, 2, 3], plain)
+        prompt_token_weights([1, 2, 3], plain)
 
 
 def test_weights_of_prompts_of_different_lengths(bundle: Path, colours: np.ndarray) -> None:

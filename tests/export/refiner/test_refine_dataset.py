@@ -21,7 +21,7 @@ from rism.evaluation.datasets.open import Request, open_dataset
 from rism.export.refiner.qwen_model import LanguageModel
 from rism.runtime import InstructionFile, Segmenter
 from rism.runtime.cli.app import app
-from rism.runtime.prompt.instruction_file import picture_digest
+from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
 from tests.export.small_vlm import make_vlm
@@ -113,7 +113,7 @@ def say(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
 def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
     dataset = open_dataset(Request("refcoco", root=data, limit=COUNT))
     pairs = {
-        (picture_digest(dataset.image(one)), f"remove {one.expression}") for one in dataset.samples
+        (image_digest(dataset.image(one)), f"remove {one.expression}") for one in dataset.samples
     }
     found = json.loads(refined.read_text())["instructions"]
     assert {(one["picture"], one["instruction"]) for one in found} == pairs
@@ -132,7 +132,7 @@ def test_eval_finds_them_and_says_them(data: Path, refined: Path, tmp_path: Path
     assert len(records) == len(dataset.samples) == COUNT
     for sample in dataset.samples[::3]:
         found = segmenter.segment(dataset.image(sample), sample.expression)
-        entry = said.get(picture_digest(dataset.image(sample)), f"remove {sample.expression}")
+        entry = said.get(image_digest(dataset.image(sample)), f"remove {sample.expression}")
         assert entry is not None and found.instruction == entry.refined
         assert records[sample.key]["rle"]["counts"] == encode_rle(found.mask_hw)
     other = [key for key, one in records.items() if one["rle"] != plain[key]["rle"]]

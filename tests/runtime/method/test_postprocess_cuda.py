@@ -19,7 +19,7 @@ from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import segment_tokens
-from rism.runtime.method.postprocess import Answer, Wanted, answers_on_host
+from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import (
     MAP_THREADS,
     CudaPostprocess,
@@ -34,7 +34,7 @@ GRID_HW, L, B = (9, 13), 3, 3
 N = GRID_HW[0] * GRID_HW[1]
 STRETCHED = Plan((301, 67), (13 * 8, 9 * 8), (0, 0, 13 * 8, 9 * 8), GRID_HW)
 CROPPED = Plan((120, 93), (109, 85), (3, 6, 3 + 13 * 8, 6 + 9 * 8), GRID_HW)
-WANTED = Wanted("vectors", B, B, STRETCHED, 0.6, "equation")
+WANTED = PostprocessRequest("vectors", B, B, STRETCHED, 0.6, "equation")
 Arrays = dict[str, np.ndarray]
 
 
@@ -120,7 +120,7 @@ def _ordered(outputs: Arrays) -> list[np.ndarray]:
     return [outputs[k] for k in ("attention_vectors", "propagated_vectors", "features")]
 
 
-def answers(device: Any, outputs: Arrays, wanted: Wanted) -> list[Answer]:
+def answers(device: Any, outputs: Arrays, wanted: PostprocessRequest) -> list[ExpressionOutput]:
     """Bring outputs to the device and have the kernels answer; without NumPy's warnings."""
     there = {}
     for name, each in outputs.items():
@@ -131,7 +131,9 @@ def answers(device: Any, outputs: Arrays, wanted: Wanted) -> list[Answer]:
     return found
 
 
-def expect_same(found: Answer, true: Answer, wanted: Wanted) -> None:
+def expect_same(
+    found: ExpressionOutput, true: ExpressionOutput, wanted: PostprocessRequest
+) -> None:
     """Maps to the last bit where sums have an order; masks but where scores are all but zero."""
     exact = wanted.capture != "matrices"
     for name in ("coarse", "refined"):
@@ -164,7 +166,7 @@ def expect_same(found: Answer, true: Answer, wanted: Wanted) -> None:
 def test_answers_are_those_of_numpy(device: Any, channels: int, changes: dict[str, Any]) -> None:
     wanted = replace(WANTED, **changes)
     outputs = scenes(wanted.capture, channels=channels)
-    expected = answers_on_host(outputs, wanted)
+    expected = postprocess_numpy(outputs, wanted)
     found = answers(device, outputs, wanted)
     assert len(found) == wanted.count
     for ours, numpys in zip(found, expected, strict=True):
@@ -200,8 +202,8 @@ def test_words_and_contours_are_those_of_numpy(
 ) -> None:
     wanted = replace(WANTED, capture=capture, cues=SAID, **changes)
     outputs = scenes(capture, channels=5)
-    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
-    plain = answers_on_host(outputs, replace(WANTED, capture=capture, plan=wanted.plan))
+    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
+    plain = postprocess_numpy(outputs, replace(WANTED, capture=capture, plan=wanted.plan))
     assert len(found) == wanted.count
     differ = 0
     for ours, numpys, published in zip(found, expected, plain, strict=False):
@@ -240,7 +242,7 @@ def test_a_prior_does_not_hide_a_reason(device: Any, name: str, value: float) ->
     said = (Cues(across=1),) * B
     wanted = replace(WANTED, cues=said, spatial_prior=True, instances=True, guide=guide(STRETCHED))
     outputs = _broken(name, value)
-    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
+    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
     assert found[1].found.reason is not None and not found[1].mask_hw.any()
     assert not found[1].found.scores.any() and not found[1].found.refined.any()
     for ours, numpys in zip(found, expected, strict=True):
@@ -277,7 +279,7 @@ def test_reasons_are_those_of_numpy(
     device: Any, name: str, value: float, reason: str | None
 ) -> None:
     outputs = _broken(name, value)
-    expected = answers_on_host(outputs, WANTED)
+    expected = postprocess_numpy(outputs, WANTED)
     found = answers(device, outputs, WANTED)
     assert [each.found.reason for each in found] == [None, reason, None]
     for ours, numpys in zip(found, expected, strict=True):
@@ -292,7 +294,7 @@ def test_reasons_of_graphs_with_the_method_inside(device: Any, spoilt: str) -> N
     outputs = scenes("scores")
     outputs[spoilt][2, 5] = np.nan
     wanted = replace(WANTED, capture="scores")
-    expected, found = answers_on_host(outputs, wanted), answers(device, outputs, wanted)
+    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
     assert found[2].found.reason is not None
     for ours, numpys in zip(found, expected, strict=True):
         expect_same(ours, numpys, wanted)
@@ -309,7 +311,7 @@ def test_rounding_noise_is_constant(device: Any) -> None:
 def test_a_zero_feature_vector_is_nobodys(device: Any) -> None:
     outputs = scenes()
     outputs["features"][:, 4] = 0
-    expected = answers_on_host(outputs, WANTED)
+    expected = postprocess_numpy(outputs, WANTED)
     for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
         assert ours.found.scores[4] == 0
         expect_same(ours, numpys, WANTED)
@@ -319,7 +321,7 @@ def test_features_that_tell_nothing_apart(device: Any) -> None:
     """Scores of exactly zero: one class has no tokens, and nothing is in the mask."""
     outputs = scenes()
     outputs["features"][...] = np.eye(24, dtype=np.float32)[0]
-    expected = answers_on_host(outputs, WANTED)
+    expected = postprocess_numpy(outputs, WANTED)
     for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
         expect_same(ours, numpys, WANTED)
         assert ours.empty and ours.found.reason is None and ours.found.separability == 0.0
@@ -335,7 +337,7 @@ def test_token_attention_comes_along(device: Any) -> None:
 
 def test_half_precision_outputs_are_widened(device: Any) -> None:
     outputs = {name: each.astype(np.float16) for name, each in scenes().items()}
-    expected = answers_on_host(outputs, WANTED)
+    expected = postprocess_numpy(outputs, WANTED)
     for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
         expect_same(ours, numpys, WANTED)
 

@@ -11,7 +11,7 @@ from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, InputError, failures_as
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder, PromptState, clean_expression
-from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.token_weights import prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import VISION, later_rules, rules, tokenizer_json
 
@@ -180,14 +180,14 @@ def prompts(encoder: PromptEncoder) -> list[PromptState]:
 
 
 def test_weights(prompts: list[PromptState]) -> None:
-    assert (weigh(None, prompts) == np.ones((2, 8))).all()
-    assert (weigh("all", prompts) == np.ones((2, 8))).all()
-    assert weigh("valid", prompts).sum(1).tolist() == [5, 4]
-    assert weigh("valid", prompts).dtype == np.float32
-    assert weigh("instruction", prompts).tolist()[0] == [0, 1, 1, 1, 0, 0, 0, 0]
-    assert weigh("instruction", prompts).tolist()[1] == [0, 1, 1, 0, 0, 0, 0, 0]
-    assert weigh("expression", prompts).tolist()[1] == [0, 0, 1, 0, 0, 0, 0, 0]
-    assert weigh([0, 1, 2, 3, 4, 5, 6, 7], prompts)[1].tolist() == list(range(8))
+    assert (prompt_token_weights(None, prompts) == np.ones((2, 8))).all()
+    assert (prompt_token_weights("all", prompts) == np.ones((2, 8))).all()
+    assert prompt_token_weights("valid", prompts).sum(1).tolist() == [5, 4]
+    assert prompt_token_weights("valid", prompts).dtype == np.float32
+    assert prompt_token_weights("instruction", prompts).tolist()[0] == [0, 1, 1, 1, 0, 0, 0, 0]
+    assert prompt_token_weights("instruction", prompts).tolist()[1] == [0, 1, 1, 0, 0, 0, 0, 0]
+    assert prompt_token_weights("expression", prompts).tolist()[1] == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert prompt_token_weights([0, 1, 2, 3, 4, 5, 6, 7], prompts)[1].tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -206,15 +206,15 @@ def test_weights(prompts: list[PromptState]) -> None:
 )
 def test_wrong_weights(prompts: list[PromptState], weights: object, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        weigh(weights, prompts)  # type: ignore[arg-type]
+        prompt_token_weights(weights, prompts)  # type: ignore[arg-type]
 
 
 def test_the_expressions_tokens_must_be_there(encoder: PromptEncoder) -> None:
     instruction = encoder.instruct("the red")
     prompts = states(encoder, [instruction, encoder.reword(instruction, "remove red")])
-    assert weigh("instruction", prompts)[1].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
+    assert prompt_token_weights("instruction", prompts)[1].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
     with pytest.raises(InputError) as error:
-        weigh("expression", prompts)
+        prompt_token_weights("expression", prompts)
     assert str(error.value) == (
         "the instruction 'remove red' does not contain 'the red' word for word, expected it for "
         "the tokens 'expression': use 'instruction', or have the refiner keep it"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rism.runtime import InputError, InstructionFile, Segmenter, load_image
 from rism.runtime.cli.app import app
-from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, picture_digest
+from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, image_digest
 
 ROOT = Path(__file__).parents[3]
 STREET = ROOT / "examples/street.png"
@@ -21,7 +21,7 @@ runner = CliRunner()
 
 def entry(picture: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
     expression = instruction.removeprefix("remove ")
-    return RefinedInstruction(picture_digest(picture), "a.png", expression, instruction, refined)
+    return RefinedInstruction(image_digest(picture), "a.png", expression, instruction, refined)
 
 
 def write(path: Path, *entries: RefinedInstruction) -> Path:
@@ -58,9 +58,9 @@ def test_what_is_written_is_read_again(tmp_path: Path, colours: np.ndarray) -> N
 
 def test_a_picture_is_known_by_size_and_pixels() -> None:
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    assert picture_digest(image) == hashlib.sha256(b"4x2\n" + image.tobytes()).hexdigest()
-    assert picture_digest(image) != picture_digest(image.reshape(4, 2, 3))
-    assert picture_digest(image[:, ::2]) == picture_digest(image[:, ::2].copy())
+    assert image_digest(image) == hashlib.sha256(b"4x2\n" + image.tobytes()).hexdigest()
+    assert image_digest(image) != image_digest(image.reshape(4, 2, 3))
+    assert image_digest(image[:, ::2]) == image_digest(image[:, ::2].copy())
 
 
 def test_what_the_reader_does_not_know_is_ignored(tmp_path: Path, colours: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rism.runtime import InputError, Segmenter
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
-from rism.runtime.prompt.token_weights import TOKEN_SETS, weigh
+from rism.runtime.prompt.token_weights import TOKEN_SETS, prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import PICTURE, later_rules, make_bundle, tokenizer_json
 from tests.runtime.vision_language import spied as looking
@@ -43,10 +43,10 @@ def test_exact_weights(segmenter: Segmenter) -> None:
     }
     assert set(expected) == set(TOKEN_SETS)
     for name, weights in expected.items():
-        assert weigh(name, [prompt]).tolist() == [weights], name
-    assert weigh(None, [prompt]).tolist() == [expected["all"]]
+        assert prompt_token_weights(name, [prompt]).tolist() == [weights], name
+    assert prompt_token_weights(None, [prompt]).tolist() == [expected["all"]]
     given = np.arange(8, dtype=np.float32)
-    assert weigh(given, [prompt]).tolist() == [[0, 1, 2, 3, 0, 0, 6, 7]]
+    assert prompt_token_weights(given, [prompt]).tolist() == [[0, 1, 2, 3, 0, 0, 6, 7]]
     assert given.tolist() == list(range(8))
 
 
@@ -55,7 +55,9 @@ def test_pieces_of_words_and_a_picture_after_them() -> None:
     told = encoder.append(encoder.instruct("the van"), "helpful sign")
     found = encoder.tokenize([told], image_tokens=4)
     tokens = np.array(found.tokens[0])
-    magnets = np.array([a < len(told.text) and b > told.told for a, b in found.spans[0]])
+    magnets = np.array(
+        [a < len(told.text) and b > told.length_without_magnets for a, b in found.spans[0]]
+    )
     assert "".join(tokens[magnets]) == " helpful sign"
     assert "".join(tokens[found.expression_mask[0]]) == " the van"
     assert not (found.instruction_mask[0] & magnets).any()

@@ -9,7 +9,7 @@ import pytest
 from rism.runtime import InputError, Segmenter
 from rism.runtime.expression.head_noun import content_words, head_noun
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
-from rism.runtime.prompt.token_weights import weigh
+from rism.runtime.prompt.token_weights import prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import later_rules, tokenizer_json
 
@@ -88,10 +88,10 @@ def said(prompt: PromptState, weights: np.ndarray, value: float) -> str:
 
 def test_weights_by_word(prompt: Callable[[str], PromptState]) -> None:
     one = prompt("the green van on the sign")
-    weights = weigh("content", [one])[0]
+    weights = prompt_token_weights("content", [one])[0]
     assert set(weights.tolist()) == {0, 1}
     assert said(one, weights, 1) == "greenvansign"
-    weights = weigh("head", [one])[0]
+    weights = prompt_token_weights("head", [one])[0]
     assert set(weights.tolist()) == {0, 0.5, 1}
     assert (said(one, weights, 1), said(one, weights, 0.5)) == ("van", "thegreenonthesign")
     assert weights.dtype == np.float32
@@ -109,13 +109,13 @@ def test_exact_weights(tiny_master: Path) -> None:
     segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
     encoder = segmenter._encoder
     told = [encoder.instruct(text) for text in ("the red", "the red green", "the", "\U0001f436")]
-    assert weigh("content", states(encoder, told)).tolist() == [
+    assert prompt_token_weights("content", states(encoder, told)).tolist() == [
         [0, 0, 0, 1, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 0, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0],
     ]
-    assert weigh("head", states(encoder, told)).tolist() == [
+    assert prompt_token_weights("head", states(encoder, told)).tolist() == [
         [0, 0, 0.5, 1, 0, 0, 0, 0],
         [0, 0, 0.5, 0.5, 1, 0, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0],
@@ -141,4 +141,4 @@ def test_a_refiner_may_leave_no_expression(tiny_master: Path, name: str) -> None
     encoder = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)._encoder
     reworded = encoder.reword(encoder.instruct("the red"), "remove blue")
     with pytest.raises(InputError, match=f"word for word, expected it for the tokens '{name}': u"):
-        weigh(name, states(encoder, [reworded]))
+        prompt_token_weights(name, states(encoder, [reworded]))
