@@ -18,7 +18,7 @@ __all__ = ["expect_token_attention", "find_sinks", "without_sinks"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-# Chosen on the tuning split of drawn scenes; docs/neighbours.md.
+# Chosen on the tuning split of drawn scenes; docs/quality.md.
 _HIGH = 5.0  # times the median over tokens
 _EVEN = 0.75  # standard deviation over mean
 

@@ -16,7 +16,7 @@ PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float]
 
 TOKEN_SETS = ("all", "valid", "instruction", "expression", "content", "head")
 
-# Chosen on the tuning split of drawn scenes; docs/neighbours.md.
+# Chosen on the tuning split of drawn scenes; docs/quality.md.
 _BESIDE_HEAD = 0.5  # weight of the expression's tokens that are not of the head noun
 
 
