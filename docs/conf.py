@@ -10,6 +10,7 @@ html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 default_role = "py:obj"
+smartquotes = False  # flags such as --token-attention stay as they are
 autoclass_content = "both"
 autodoc_default_options = {"special-members": "__call__"}
 autodoc_typehints = "description"

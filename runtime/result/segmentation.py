@@ -82,7 +82,7 @@ class Segmentation:
 
     @property
     def doubt(self) -> str | None:
-        """Why a mask is doubtful: a confidence below 0.5, or `outside`; of an empty one None."""
+        """Why the mask is doubtful (a confidence below 0.5, or `outside`); None where it is empty."""
         if self.reason is not None:
             return None
         if self.outside is None and self.confidence is not None and self.confidence < _DOUBTFUL:
@@ -91,7 +91,7 @@ class Segmentation:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """The mask, (H, W) bool: another name of `mask_hw`."""
+        """The mask, (H, W) bool; another name of `mask_hw`."""
         return self.mask_hw
 
     @property
@@ -101,15 +101,15 @@ class Segmentation:
 
     @property
     def scores_hw(self) -> npt.NDArray[np.float32]:
-        """The score map at the size of the picture: (H, W) float32, bilinear; made when asked for.
+        """The score map at the size of the image, (H, W) float32, bilinear; computed when asked for.
 
-        The mask is where it is positive if it was made so too (`upsample="bilinear"`).
+        With `upsample="bilinear"` the mask is where it is positive.
         """
         return np.asarray(upsample(self.score_map, self.plan))
 
     @property
     def refined_hw(self) -> npt.NDArray[np.float32]:
-        """The refined map at the size of the picture: (H, W) float32, computed when asked for."""
+        """The refined map at the size of the image, (H, W) float32; computed when asked for."""
         return np.asarray(upsample(self.refined, self.plan))
 
     @cached_property
