@@ -82,7 +82,7 @@ class Segmentation:
 
     @property
     def doubt(self) -> str | None:
-        """Why the mask is doubtful (a confidence below 0.5, or `outside`); None where it is empty."""
+        """Why the mask is doubtful (confidence below 0.5, or `outside`); None where it is empty."""
         if self.reason is not None:
             return None
         if self.outside is None and self.confidence is not None and self.confidence < _DOUBTFUL:
@@ -101,7 +101,7 @@ class Segmentation:
 
     @property
     def scores_hw(self) -> npt.NDArray[np.float32]:
-        """The score map at the size of the image, (H, W) float32, bilinear; computed when asked for.
+        """The score map at the size of the image, (H, W) float32, bilinear; computed on access.
 
         With `upsample="bilinear"` the mask is where it is positive.
         """
@@ -109,7 +109,7 @@ class Segmentation:
 
     @property
     def refined_hw(self) -> npt.NDArray[np.float32]:
-        """The refined map at the size of the image, (H, W) float32; computed when asked for."""
+        """The refined map at the size of the image, (H, W) float32; computed on access."""
         return np.asarray(upsample(self.refined, self.plan))
 
     @cached_property
