@@ -16,6 +16,7 @@ from rism.runtime import Segmenter
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/bundle.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples/cpp/README.md"])
 
 
 @pytest.mark.parametrize("picture", ["street.png", "colour-2.png"])
@@ -51,17 +52,25 @@ def test_the_map_has_every_package() -> None:
 
 
 def test_models_that_are_named_exist() -> None:
-    pages = [ROOT / "README.md", ROOT / "examples/cpp/README.md", *(ROOT / "docs").glob("*.md")]
     named = {
-        name for page in pages for name in re.findall(r"--model ([a-z][\w.-]*)", page.read_text())
+        name for page in PAGES for name in re.findall(r"--model ([a-z][\w.-]*)", page.read_text())
     }
     assert named and named <= {*BUILT_IN, *HUB_IDS}
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_points_to_is_there(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if heading:
+            assert heading in _anchors(file.read_text()), f"{target}#{heading}"
+
+
+def _anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings as GitHub and the docs site make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 def test_the_c_plus_plus_readme_says_how_its_mask_differs() -> None:

@@ -55,8 +55,3 @@ def test_block(language: str, code: str, place: Path) -> None:
         [*shell, code], cwd=place, env=env, capture_output=True, text=True, timeout=900, check=False
     )
     assert run.returncode == 0, run.stderr
-
-
-def test_what_it_points_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
