@@ -24,9 +24,9 @@ from benchmarks.harness.measure import environment
 from benchmarks.provider_run import Job, Measured
 from rism.runtime.bundle.reader import BUILT_IN, Bundle, resolve_bundle
 from rism.runtime.diagnostics import selftest
-from rism.runtime.diagnostics.environment import NAMES, probe, the_driver
+from rism.runtime.diagnostics.environment import probe, the_driver
 from rism.runtime.engines.nvidia_driver import Driver
-from rism.runtime.engines.providers import is_tensorrt
+from rism.runtime.engines.providers import PROVIDERS
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import RismError, one_line
 
@@ -72,12 +72,12 @@ def find_rows(folder: Path, *, build: bool, device: int = 0) -> list[Row]:
     """
     own = _SHORT[Bundle.open(folder, verify=False).manifest.precision.compute]
     rows = []
-    probes = {name: probe(name, device=device) for name in NAMES}
+    probes = {name: probe(each, device=device) for name, each in PROVIDERS.items()}
     # What an engine's variant, or the plugin, does not have runs on the best onnxruntime that does.
-    others = [name for name in ("onnxruntime-cuda", "onnxruntime-cpu") if probes[name].ready]
+    others = [name for name, each in PROVIDERS.items() if each.every_graph and probes[name].ready]
     for provider, found in reversed(probes.items()):
-        if not is_tensorrt(provider):
-            more = others[:1] if found.ready and provider == "onnxruntime-tensorrt-rtx" else []
+        if not PROVIDERS[provider].built:
+            more = others[:1] if found.ready and not PROVIDERS[provider].every_graph else []
             names = "+".join([provider, *more])
             rows.append(Row(names, own, reason=None if found.ready else found.text))
             continue

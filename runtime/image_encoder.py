@@ -99,7 +99,7 @@ class ImageEncoder:
 
         Args:
             bundle: an open bundle.
-            engines: those of `load_engines`.
+            engines: those of `EngineSelection.load`.
             noise_shape: (rows, channels): how many tokens there may be, and their channels.
             keep_pixels: whether states carry their pixels.
         """

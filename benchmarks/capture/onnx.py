@@ -19,8 +19,8 @@ from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.trace import trace
 from rism.runtime.engines.cpu_threads import cpu_count
-from rism.runtime.engines.onnxruntime import choose_provider
 from rism.runtime.engines.onnxruntime_session import open_session
+from rism.runtime.engines.providers import check_provider, find_provider
 
 __all__ = ["run_graph", "write_graphs"]
 
@@ -34,7 +34,7 @@ def write_graphs(model: RandomModel, names: list[str], folder: Path) -> dict[str
         ProviderError: ONNX Runtime cannot run on this device; nothing is written.
         ExportError: A variant cannot be traced.
     """
-    choose_provider(model.device)
+    check_provider(model.device)
     part = model.part()
     files = {}
     with WeightFile(folder / "transformer.weights") as weights:
@@ -90,7 +90,7 @@ def run_graph(
     before = _free(device)
     # As the runtime opens it, and asked besides which provider runs which node.
     recorded = {"session.record_ep_graph_assignment_info": "1"}
-    session = open_session(file, device, 0, cpu_count(), entries=recorded)
+    session = open_session(file, find_provider(device).backend, 0, cpu_count(), entries=recorded)
     binding = session.io_binding()
     for name in [value.name for value in session.get_inputs()]:
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0))

@@ -35,7 +35,7 @@ from benchmarks.harness.errors import ConfigError, NoRoomError, ScenarioError
 from benchmarks.harness.measure import host_peak
 from benchmarks.harness.rows import Job, Row, absent, failed, pending, timed
 from rism.export.precision import PRECISIONS
-from rism.runtime.engines.onnxruntime import choose_provider
+from rism.runtime.engines.providers import check_provider
 from rism.runtime.errors import ProviderError, RismError, one_line
 
 __all__ = ["ENGINES", "measure"]
@@ -72,7 +72,7 @@ def measure(job: Job) -> Iterator[Row]:
     for engine in engines:
         try:
             if "onnx" in engine:
-                choose_provider(device)  # before minutes go into its graphs
+                check_provider(device)  # before minutes go into its graphs
         except ProviderError as error:
             yield from each(absent, str(error), engines=[engine])
         else:

@@ -18,7 +18,7 @@ from rism.export.triton.options import TritonOptions, TritonReport
 from rism.export.triton.segmenter import write_segmenter
 from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.engines.onnxruntime import check_precision
+from rism.runtime.engines.providers import check_precision, find_provider
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
 __all__ = ["export_triton"]
@@ -46,7 +46,7 @@ def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> Trito
     if options.serving.device == "cpu":
         if engine is not None:
             raise InputError("engines run on GPUs, but the device is cpu: leave out one of both")
-        check_precision(manifest.precision, "cpu", "--device cpu")
+        check_precision(manifest.precision, find_provider("cpu"), "--device cpu")
     check_output(output)
     found = chains(
         manifest, capture, max_batch=options.max_batch, engine=engine, prefix=options.prefix

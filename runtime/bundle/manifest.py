@@ -19,6 +19,7 @@ from rism.runtime.bundle.engine_spec import (
 from rism.runtime.bundle.file_spec import FileInfo, parse_files
 from rism.runtime.bundle.graph_spec import (
     CAPTURES,
+    SIZELESS,
     GraphSpec,
     TensorSpec,
     listed,
@@ -158,6 +159,19 @@ class Manifest:
         if not self.geometry.sizes or size_wh is None:
             return name
         return name + size_suffix(size_wh)
+
+    def graphs_of(self, capture: str) -> dict[str, str]:
+        """Return the graphs that a capture mode needs, by what their engines are called.
+
+        Those of a transformer are called "transformer", of fixed sizes "transformer@512x512".
+        """
+        names = {name: name for name in SIZELESS if name in self.graphs}
+        for size_wh in self.geometry.sizes or (None,):
+            names[self.at_size("vae_encoder", size_wh)] = self.at_size("vae_encoder", size_wh)
+            names[self.at_size("transformer", size_wh)] = self.at_size(
+                f"transformer.{capture}", size_wh
+            )
+        return names
 
     def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
         """Return a graph, for pictures of a size where that matters.

@@ -12,18 +12,16 @@ from rism.runtime.bundle.update import expect_own_bundle, mend_bundle
 from rism.runtime.cli.console import Console, UsageError, write_stdout
 from rism.runtime.diagnostics import selftest
 from rism.runtime.diagnostics.environment import (
-    NAMES,
     Probe,
     packages,
     probe,
     python_line,
     the_driver,
 )
-from rism.runtime.diagnostics.selftest import Comparison, check, ort_loads
+from rism.runtime.diagnostics.selftest import Comparison, check, onnx_loads
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines.nvidia_driver import Driver
-from rism.runtime.engines.onnxruntime import check_precision
-from rism.runtime.engines.providers import is_tensorrt, ort_name, parse_provider
+from rism.runtime.engines.providers import PROVIDERS, parse_provider
 from rism.runtime.engines.selection import EngineRequest, variant_loads
 from rism.runtime.engines.variants import COMPUTES_IN
 from rism.runtime.errors import InputError, ProviderError, RismError, one_line
@@ -81,7 +79,7 @@ def examine(flags: DoctorFlags, console: Console) -> None:
     if asked == "onnxruntime-cpu" and flags.device:
         raise UsageError(f"--device {flags.device} is a GPU, the CPU has no number: leave it out")
     driver = the_driver()
-    probes = [probe(name, device=flags.device) for name in NAMES]
+    probes = [probe(each, device=flags.device) for each in PROVIDERS.values()]
     if not flags.as_json:
         write_stdout("\n".join([*_environment(driver), *_providers(probes)]) + "\n")
     # Whatever is wrong with the bundle ends it here, in the words of its reader.
@@ -139,17 +137,17 @@ def _trials(
             yield trial
     if request.engine is not None:
         return
-    for name in NAMES:
-        if not is_tensorrt(name) and name in ready and asked in (None, name):
-            trial, provider = _Trial(name), ort_name(name)
-            compute = bundle.manifest.precision.compute
+    for name, provider in PROVIDERS.items():
+        if not provider.built and name in ready and asked in (None, name):
+            trial, compute = _Trial(name), bundle.manifest.precision.compute
             console.status(f"testing {name} ...")
-
-            def loads(provider: str = provider) -> dict[str, Any]:
-                check_precision(bundle.manifest.precision, provider, "self-test")
-                return ort_loads(bundle, provider, request)
-
-            _try(trial, loads, bundle, compute, name == asked)
+            _try(
+                trial,
+                lambda name=name: onnx_loads(bundle, name, request),
+                bundle,
+                compute,
+                name == asked,
+            )
             yield trial
     console.clear()
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.engines import rtx_plugin
+from rism.runtime.engines import nvidia_driver, rtx_plugin
 from rism.runtime.engines.cpu_threads import cpu_count
-from rism.runtime.engines.cuda_device import open_device
-from rism.runtime.engines.nvidia_driver import Driver, find_driver
-from rism.runtime.engines.onnxruntime import choose_provider
-from rism.runtime.engines.onnxruntime_cuda import ort_engine
-from rism.runtime.engines.providers import is_tensorrt, ort_name
-from rism.runtime.engines.tensorrt_library import check_driver, find_library
+from rism.runtime.engines.nvidia_driver import Driver
+from rism.runtime.engines.providers import Provider
 from rism.runtime.errors import ProviderError, RismError
 
-__all__ = ["NAMES", "Probe", "packages", "probe", "python_line", "the_driver"]
+__all__ = ["Probe", "packages", "probe", "python_line", "the_driver"]
 
-# Best first.
-NAMES = (
-    "tensorrt-rtx", "tensorrt", "onnxruntime-tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu",
-)  # fmt: skip
 # Whatever of these is installed is shown; what is not may be right.
 _PACKAGES = (
     DISTRIBUTION, "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt",
@@ -63,61 +54,19 @@ def python_line() -> str:
 def the_driver() -> Driver | str:
     """Return NVIDIA's driver, or why there is none."""
     try:
-        return find_driver()
+        return nvidia_driver.find_driver()
     except ProviderError as error:
         return str(error)
 
 
-def probe(provider: str, *, device: int = 0) -> Probe:
+def probe(provider: Provider, *, device: int = 0) -> Probe:
     """Try everything that a provider needs, short of a graph.
 
     Args:
-        provider: one of `NAMES`.
+        provider: one of `PROVIDERS`.
         device: number of the GPU.
     """
-    checks: dict[str, Callable[[int], str]] = {
-        "onnxruntime-cpu": _onnxruntime,
-        "onnxruntime-cuda": _onnxruntime_cuda,
-        "onnxruntime-tensorrt-rtx": _plugin,
-    }
     try:
-        if is_tensorrt(provider):
-            return Probe(provider, True, _tensorrt(provider, device))
-        return Probe(provider, True, checks[provider](device))
+        return Probe(provider.name, True, provider.probe(device))
     except RismError as error:
-        return Probe(provider, False, str(error))
-
-
-def _onnxruntime(_: int = 0) -> str:
-    choose_provider(ort_name("onnxruntime-cpu"))
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"
-
-
-def _onnxruntime_cuda(device: int) -> str:
-    choose_provider("cuda")
-    ready = f"{_onnxruntime()} on {_gpu(find_driver(), device)}"
-    return "; ".join([ready, *ort_engine("cuda", device)[1]])
-
-
-def _plugin(device: int) -> str:
-    rtx_plugin.find_device(device)
-    return (
-        f"{rtx_plugin.PACKAGE} {rtx_plugin.plugin_version()} in {_onnxruntime()} on "
-        f"{_gpu(find_driver(), device)}"
-    )
-
-
-def _tensorrt(provider: str, device: int) -> str:
-    library = find_library(provider)
-    driver = find_driver()
-    check_driver(library, driver)
-    name = _gpu(driver, device)
-    open_device(device)
-    return f"{library.title} {library.version} on {name}"
-
-
-def _gpu(driver: Driver, device: int) -> str:
-    gpu = driver.gpu(device)
-    return f"GPU {gpu.number} ({gpu.name}, {gpu.compute_capability})"
+        return Probe(provider.name, False, str(error))

@@ -24,10 +24,10 @@ from rism.runtime.bundle.graph_spec import GRAPH_OUTPUTS
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import update_bundle
-from rism.runtime.engines import rtx_plugin
 from rism.runtime.engines.base import Arrays, Engine
-from rism.runtime.engines.onnxruntime import ort_load
-from rism.runtime.engines.onnxruntime_cuda import ort_engine
+from rism.runtime.engines.onnxruntime import ort_loads
+from rism.runtime.engines.onnxruntime_session import import_onnxruntime
+from rism.runtime.engines.providers import PROVIDERS, check_precision, find_provider
 from rism.runtime.engines.selection import (
     EngineRequest,
     EngineSelection,
@@ -220,20 +220,17 @@ def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[
     return _pack(manifest, seen, _made_by(selection))
 
 
-def ort_loads(
-    bundle: Bundle, provider: str, request: EngineRequest
-) -> dict[str, Callable[[], Engine]]:
-    """Return what loads each graph that onnxruntime's "cpu", "cuda" or "rtx" runs."""
-    every = provider != "rtx"
-    graphs = {name: name for name in bundle.manifest.graphs if every or rtx_plugin.runs(name)}
-    engine, _ = ort_engine(provider, request.device)
-    loads = ort_load(
-        bundle,
-        graphs,
-        provider=provider,
-        device=request.device,
-        threads=request.threads,
-        engine=engine,
+def onnx_loads(bundle: Bundle, provider: str, request: EngineRequest) -> Loads:
+    """Return what loads each graph that a provider of onnxruntime runs.
+
+    Raises:
+        ProviderError: it cannot compute in the bundle's precision.
+    """
+    found = find_provider(provider)
+    check_precision(bundle.manifest.precision, found, "self-test")
+    graphs = {name: name for name in bundle.manifest.graphs if found.backend.runs(name)}
+    loads, _ = ort_loads(
+        bundle, graphs, found.backend, device=request.device, threads=request.threads
     )
     return {graph: load for graph, (_, load) in loads.items()}
 
@@ -314,11 +311,11 @@ def _pack(
 def _made_by(selection: EngineSelection) -> str:
     """Name the engine of the transformer, and its library's version."""
     provider = next(name for key, (name, _) in selection.loads.items() if "transformer" in key)
-    if provider != "cpu" and not provider.startswith("cuda"):
-        return f"{provider.partition(':')[0]} ({selection.reason.rpartition(': ')[2]})"
-    import onnxruntime
-
-    return f"onnxruntime-{provider.partition(':')[0]} {onnxruntime.__version__}"
+    label = provider.partition(":")[0]
+    for each in PROVIDERS.values():
+        if each.label == label and each.every_graph:
+            return f"{each.name} {import_onnxruntime().__version__}"
+    return f"{label} ({selection.reason.rpartition(': ')[2]})"
 
 
 def _read(bundle: Bundle, file: str, tensor: RecordedTensor) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from functools import cache
 
 from rism.runtime.errors import ProviderError
 
-__all__ = ["Driver", "Gpu", "find_driver", "sm"]
+__all__ = ["Driver", "Gpu", "describe_gpu", "find_driver", "sm"]
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -26,6 +26,10 @@ class Gpu:
     name: str
     compute_capability: str
     memory: int
+
+    def __str__(self) -> str:
+        """Name it as messages do: "GPU 0 (RTX 4090, 8.9)"."""
+        return f"GPU {self.number} ({self.name}, {self.compute_capability})"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Driver:
             f"there is no GPU {number}, this machine has {there}: pass --device with one of them, "
             "or see CUDA_VISIBLE_DEVICES and nvidia-smi"
         )
+
+
+def describe_gpu(number: int) -> str:
+    """Name a GPU of this machine, such as "GPU 0 (RTX 4090, 8.9)".
+
+    Raises:
+        ProviderError: there is no driver, or no GPU of that number.
+    """
+    return str(find_driver().gpu(number))
 
 
 def sm(compute_capability: str) -> str:

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from rism.runtime.distribution import install_hint
 from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
 from rism.runtime.engines.device_engine import held
-from rism.runtime.engines.onnxruntime import OrtEngine
+from rism.runtime.engines.nvidia_driver import describe_gpu
+from rism.runtime.engines.onnxruntime import OnnxRuntime, OrtEngine
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime
-from rism.runtime.errors import ProviderError
+from rism.runtime.errors import ProviderError, RismError
 
-__all__ = ["CudaEngine", "ort_engine"]
+__all__ = ["CudaEngine", "OnnxRuntimeCuda"]
 
 # Of onnxruntime's: what a graph reads there is not read by the GPU.
 _HOST_MEMORY = ("Cpu", "CudaPinned")
@@ -111,16 +113,64 @@ class CudaEngine(OrtEngine):
         return array
 
 
-def ort_engine(provider: str, number: int) -> tuple[Callable[..., Engine], list[str]]:
-    """Return what runs a graph in onnxruntime, and why outputs leave a GPU where they have to.
+class OnnxRuntimeCuda(OnnxRuntime):
+    """How onnxruntime runs graphs on a GPU by its own CUDA kernels."""
 
-    Args:
-        provider: "cpu", "cuda" or "rtx".
-        number: of the GPU.
-    """
-    if provider != "cuda":
-        return OrtEngine, []
-    try:
-        return partial(CudaEngine, there=open_device(number)), []
-    except ProviderError as error:
-        return OrtEngine, [f"its outputs are copied to the host and post-processed there: {error}"]
+    execution_provider = "CUDAExecutionProvider"
+    gpu = True
+
+    def available(self) -> str | None:
+        """Say that this build of onnxruntime has CUDA; None where it has not."""
+        there = self.execution_provider in import_onnxruntime().get_available_providers()
+        return "onnxruntime has CUDA" if there else None
+
+    def check(self, device: int) -> None:
+        """Refuse a build of onnxruntime without CUDA; a GPU is first asked for by a session."""
+        if self.available() is None:
+            raise ProviderError(
+                f"provider {self.label} is not in this onnxruntime, expected onnxruntime-gpu: "
+                f"pip uninstall onnxruntime && {install_hint('gpu')}, or use --provider cpu"
+            )
+
+    def probe(self, device: int) -> str:
+        """Name onnxruntime and the GPU, and say whether outputs have to leave it."""
+        ready = f"{super().probe(device)} on {describe_gpu(device)}"
+        return "; ".join([ready, *self.engine(device)[1]])
+
+    def configure(
+        self, options: Any, device: int, *, stream: int | None, settings: Mapping[str, str]
+    ) -> list[Any]:
+        """Return the provider's options.
+
+        Names and values: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
+        """
+        ort = import_onnxruntime()
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        ours = {
+            **({} if stream is None else {"user_compute_stream": str(stream)}),
+            "device_id": device,
+            "use_tf32": 0,  # a float32 bundle would miss its own parity figures
+            # Its default, EXHAUSTIVE, times every algorithm of each convolution at each new size.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Its default takes the next power of two, up to twice what a run needs.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        return [(self.execution_provider, ours)]
+
+    def load_error(self, file: str, device: int, reason: str) -> RismError:
+        """Tell CUDA's failures from graphs that are none."""
+        if "cuda" not in reason.lower():
+            return super().load_error(file, device, reason)
+        return ProviderError(
+            f"provider {self.label} could not start on device {device} ({reason}): check "
+            "nvidia-smi, or use --provider cpu"
+        )
+
+    def engine(self, device: int) -> tuple[Callable[..., Engine], list[str]]:
+        """Return what leaves its outputs on the GPU, or why they are copied to the host."""
+        try:
+            return partial(CudaEngine, there=open_device(device)), []
+        except ProviderError as error:
+            why = f"its outputs are copied to the host and post-processed there: {error}"
+            return OrtEngine, [why]

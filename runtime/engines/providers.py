@@ -1,62 +1,204 @@
-"""The names of what runs graphs.
+"""The providers: what can run a bundle's graphs. To add one, add it to `PROVIDERS`.
 
-Imports nothing heavy: the command line checks a flag against these.
+Importing this module imports nothing heavy: the command line reads the names from it. What an
+entry needs is imported when it is used.
 """
 
-from rism.runtime.errors import InputError, one_line
+from __future__ import annotations
 
-__all__ = ["PROVIDERS", "is_tensorrt", "ort_name", "parse_provider"]
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_ALIASES = {
-    "cpu": "onnxruntime-cpu",
-    "cuda": "onnxruntime-cuda",
-    "rtx": "onnxruntime-tensorrt-rtx",
+from rism.runtime.errors import InputError, ProviderError, one_line
+
+if TYPE_CHECKING:
+    from rism.runtime.bundle.manifest import PrecisionInfo
+    from rism.runtime.engines.onnxruntime import OnnxRuntime
+
+__all__ = [
+    "PROVIDERS",
+    "Provider",
+    "check_precision",
+    "check_provider",
+    "find_provider",
+    "parse_provider",
+    "provider_names",
+]
+
+_EXPORTED = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """One provider.
+
+    Attributes:
+        name: what `--provider` takes and reports show, such as "onnxruntime-cuda".
+        label: a shorter name for it: `--provider` takes it too, and results call engines by it,
+            such as "cuda" of "cuda:0".
+        make: returns how onnxruntime runs graphs with it, given the label; None for a provider
+            that runs engines built into the bundle (`rism build`).
+        every_graph: whether it runs all graphs of a bundle, so that no other need follow it.
+        computes: what it can compute ONNX graphs in.
+        auto: whether "auto" may choose it.
+    """
+
+    name: str
+    label: str
+    make: Callable[[str], OnnxRuntime] | None = None
+    every_graph: bool = False
+    computes: tuple[str, ...] = tuple(_EXPORTED)
+    auto: bool = True
+
+    @property
+    def built(self) -> bool:
+        """Whether it runs built engines rather than ONNX graphs."""
+        return self.make is None
+
+    @property
+    def backend(self) -> OnnxRuntime:
+        """How onnxruntime runs graphs with it; not for built engines."""
+        assert self.make is not None, f"{self.name} does not run ONNX graphs"
+        return self.make(self.label)
+
+    def probe(self, device: int) -> str:
+        """Try everything that it needs, short of a graph, and say in what versions it is there.
+
+        Raises:
+            ProviderError: something is missing, or does not fit the rest.
+        """
+        if not self.built:
+            return self.backend.probe(device)
+        from rism.runtime.engines.tensorrt_library import probe
+
+        return probe(self.name, device)
+
+
+def _cpu(label: str) -> OnnxRuntime:
+    from rism.runtime.engines.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(label)
+
+
+def _cuda(label: str) -> OnnxRuntime:
+    from rism.runtime.engines.onnxruntime_cuda import OnnxRuntimeCuda
+
+    return OnnxRuntimeCuda(label)
+
+
+def _rtx(label: str) -> OnnxRuntime:
+    from rism.runtime.engines.rtx_plugin import OnnxRuntimeRtx
+
+    return OnnxRuntimeRtx(label)
+
+
+# Best first: "auto" tries them in this order, and `rism doctor` lists them in it.
+PROVIDERS: dict[str, Provider] = {
+    each.name: each
+    for each in (
+        Provider(name="tensorrt-rtx", label="tensorrt-rtx"),
+        Provider(name="tensorrt", label="tensorrt"),
+        Provider(
+            name="onnxruntime-tensorrt-rtx",
+            label="rtx",
+            make=_rtx,
+            # Of release 1.7 in float32: its attention has no kernel, and a transformer ends the
+            # process.
+            computes=("float16", "bfloat16"),
+        ),
+        Provider(name="onnxruntime-cuda", label="cuda", make=_cuda, every_graph=True),
+        Provider(
+            name="onnxruntime-cpu",
+            label="cpu",
+            make=_cpu,
+            every_graph=True,
+            computes=("float32", "float16"),
+        ),
+    )
 }
-_NAMES = (*_ALIASES.values(), "tensorrt", "tensorrt-rtx")
-PROVIDERS = ("auto", *_ALIASES, *_NAMES)
+
+
+def provider_names() -> tuple[str, ...]:
+    """Return what `--provider` takes: "auto", then labels, then names."""
+    labels = (each.label for each in reversed(PROVIDERS.values()))
+    return tuple(dict.fromkeys(["auto", *labels, *reversed(PROVIDERS)]))
+
+
+def find_provider(name: str) -> Provider:
+    """Return a provider by its name or label.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    for provider in PROVIDERS.values():
+        if name in (provider.name, provider.label):
+            return provider
+    raise InputError(
+        f"provider is '{one_line(name, limit=60)}', expected one of "
+        f"{', '.join(provider_names())}, or some joined by +"
+    )
 
 
 def parse_provider(text: str) -> tuple[str, ...]:
     """Read what `--provider` says.
 
     Args:
-        text: one of `PROVIDERS`, or several joined by "+": each graph is run by the first of
+        text: one of `provider_names`, or several joined by "+": each graph is run by the first of
             them that has it, such as "tensorrt-rtx+onnxruntime-cuda" where only the transformer
             was built.
 
     Returns:
-        Names without aliases, or ("auto",).
+        Names of `PROVIDERS`, or ("auto",).
 
     Raises:
-        InputError: no such provider, one twice, or "auto" among others.
+        InputError: there is no such provider, one stands there twice, or "auto" is among others.
     """
+    if text == "auto":
+        return ("auto",)
     parts = text.split("+")
-    names = tuple(_ALIASES.get(part, part) for part in parts)
-    for part in parts:
-        if part not in PROVIDERS:
-            raise InputError(
-                f"provider is '{one_line(part, limit=60)}', expected one of "
-                f"{', '.join(PROVIDERS)}, or some joined by +"
-            )
-    # These run every graph, so what stands after them would run none.
-    whole = ("onnxruntime-cpu", "onnxruntime-cuda")
-    if len(set(names)) != len(names) or any(name in whole for name in names[:-1]):
-        raise InputError(
-            f"provider is '{one_line(text, limit=80)}', expected different ones joined by +, "
-            f"{' or '.join(whole)} only as the last, such as tensorrt-rtx+onnxruntime-cuda"
-        )
-    if len(names) > 1 and "auto" in names:
+    found = [find_provider(part) for part in parts if part != "auto"]
+    if len(found) < len(parts):
         raise InputError(
             f"provider is '{one_line(text, limit=80)}', expected auto by itself, or names"
+        )
+    names = tuple(each.name for each in found)
+    # What stands after one that runs every graph would run none.
+    if len(set(names)) != len(names) or any(each.every_graph for each in found[:-1]):
+        last = " or ".join(each.name for each in reversed(PROVIDERS.values()) if each.every_graph)
+        raise InputError(
+            f"provider is '{one_line(text, limit=80)}', expected different ones joined by +, "
+            f"{last} only as the last, such as tensorrt-rtx+onnxruntime-cuda"
         )
     return names
 
 
-def is_tensorrt(name: str) -> bool:
-    """Tell whether a provider runs built engines rather than ONNX graphs."""
-    return name.startswith("tensorrt")
+def check_provider(name: str, *, device: int = 0) -> None:
+    """Refuse a provider of onnxruntime that is not installed or does not work on this machine.
+
+    Raises:
+        ProviderError: with the way to install it.
+    """
+    find_provider(name).backend.check(device)
 
 
-def ort_name(name: str) -> str:
-    """Return what `OrtEngine` calls one of its providers: "cpu", "cuda" or "rtx"."""
-    return next(alias for alias, whole in _ALIASES.items() if whole == name)
+def check_precision(precision: PrecisionInfo, provider: Provider, why: str) -> None:
+    """Refuse what a provider cannot compute in, before anything is loaded.
+
+    Args:
+        precision: the bundle's.
+        provider: one that runs ONNX graphs.
+        why: how that provider came to be chosen, for the message.
+
+    Raises:
+        ProviderError: it cannot compute in the bundle's precision.
+    """
+    if precision.compute in provider.computes:
+        return
+    flags = " or ".join(_EXPORTED[each] for each in provider.computes)
+    others = [p for p in PROVIDERS.values() if p.every_graph and precision.compute in p.computes]
+    raise ProviderError(
+        f"provider {provider.label} ({why}) cannot run this bundle, which computes in "
+        f"{one_line(precision.compute)}, expected {' or '.join(provider.computes)}: export with "
+        f"--precision {flags}" + "".join(f", or use --provider {p.label}" for p in others[:1])
+    )

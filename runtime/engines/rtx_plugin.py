@@ -8,6 +8,7 @@ registered with onnxruntime once in a process, then offers one device a GPU. Opt
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -15,27 +16,17 @@ from typing import Any
 
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import install_hint
+from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.kernel_cache import cache_folder
-from rism.runtime.engines.nvidia_driver import Gpu, find_driver
-from rism.runtime.engines.shape_profiles import profile, ranges
-from rism.runtime.errors import ProviderError, RismWarning, one_line
+from rism.runtime.engines.nvidia_driver import Gpu, describe_gpu
+from rism.runtime.engines.onnxruntime import OnnxRuntime
+from rism.runtime.engines.shape_profiles import BATCH, profile, ranges
+from rism.runtime.errors import ProviderError, RismError, RismWarning, one_line
 
-__all__ = [
-    "COMPUTES",
-    "EP_NAME",
-    "PACKAGE",
-    "check_installed",
-    "find_device",
-    "installed",
-    "plugin_version",
-    "runs",
-    "settings",
-]
+__all__ = ["PACKAGE", "OnnxRuntimeRtx", "find_device"]
 
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 EP_NAME = "NvTensorRTRTXExecutionProvider"
-# Products of 1.7 in float32: its attention has no kernel, and a transformer ends the process.
-COMPUTES = ("float16", "bfloat16")
 _MODULE = PACKAGE.replace("-", "_")
 _CUDA_MAJORS = (12, 13, 14)
 
@@ -45,53 +36,77 @@ def installed() -> bool:
     return find_spec(_MODULE) is not None
 
 
-def check_installed() -> None:
-    """Refuse where the package is missing.
-
-    Raises:
-        ProviderError: with the command that installs it.
-    """
-    if not installed():
-        raise ProviderError(
-            f"provider onnxruntime-tensorrt-rtx needs the package {PACKAGE}, which is not "
-            f"installed: pip uninstall onnxruntime && {install_hint('rtx')}"
-        )
-
-
 def plugin_version() -> str:
     """Return the version of the package, such as "0.5.0"."""
     return str(import_module(_MODULE).__version__)
 
 
-def runs(graph: str) -> bool:
-    """Tell whether the plugin is for a graph of a manifest.
+class OnnxRuntimeRtx(OnnxRuntime):
+    """How onnxruntime runs graphs with the plugin."""
 
-    Not for the VAE encoder: its attention, in float32 or of one head of 512 channels, has no
-    kernel in TensorRT for RTX. `rism build` writes it out as products.
-    """
-    return not graph.startswith("vae_encoder")
+    execution_provider = EP_NAME
+    gpu = True
+    max_batch = BATCH[-1]
 
+    def available(self) -> str | None:
+        """Say that the package is installed; None where it is not. Nothing is imported."""
+        return f"{PACKAGE} is installed" if installed() else None
 
-def settings(bundle: Bundle, graph: str) -> dict[str, str]:
-    """Return the plugin's options for one graph.
+    def check(self, device: int) -> None:
+        """Refuse a machine that the plugin does not run on, see `find_device`."""
+        find_device(device)
 
-    A graph of free sizes gets the range of what the bundle's geometry and prompts can ask for, as
-    `rism build` does; without one the plugin assumes any size, and refuses some graphs. CUDA
-    graphs (`enable_cuda_graph`) are left out: they replay the addresses of one run, and
-    onnxruntime copies each run's arrays to new ones.
-    """
-    manifest = bundle.manifest
-    inputs = manifest.graphs[graph].inputs
-    known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0])
-    shapes = {inputs[key].name: each for key, each in profile(inputs, known).items()}
-    found = _cache_option(bundle)
-    if all(each.min == each.max for each in shapes.values()):
+    def probe(self, device: int) -> str:
+        """Name the package, onnxruntime and the GPU."""
+        found = super().probe(device)
+        return f"{PACKAGE} {plugin_version()} in {found} on {describe_gpu(device)}"
+
+    def configure(
+        self, options: Any, device: int, *, stream: int | None, settings: Mapping[str, str]
+    ) -> list[Any]:
+        """Give the options the plugin's device; there are no providers beside those."""
+        options.add_provider_for_devices([find_device(device)], settings)
+        # One node that the plugin leaves to the CPU, and there is no session.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return []
+
+    def load_error(self, file: str, device: int, reason: str) -> RismError:
+        """Blame the plugin: it refuses graphs that onnxruntime runs."""
+        return ProviderError(
+            f"TensorRT for RTX cannot run '{file}' ({reason}): see rism doctor, or use "
+            "--provider onnxruntime-cuda"
+        )
+
+    def runs(self, graph: str) -> bool:
+        """Tell whether the plugin is for a graph of a manifest.
+
+        Not for the VAE encoder: its attention, in float32 or of one head of 512 channels, has no
+        kernel in TensorRT for RTX. `rism build` writes it out as products.
+        """
+        return not graph.startswith("vae_encoder")
+
+    def settings(self, bundle: Bundle, graph: str) -> dict[str, str]:
+        """Return the plugin's options for one graph.
+
+        A graph of free sizes gets the range of what the bundle's geometry and prompts can ask for,
+        as `rism build` does; without one the plugin assumes any size, and refuses some graphs.
+        CUDA graphs (`enable_cuda_graph`) are left out: they replay the addresses of one run, and
+        onnxruntime copies each run's arrays to new ones.
+        """
+        manifest = bundle.manifest
+        inputs = manifest.graphs[graph].inputs
+        known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0])
+        shapes = {inputs[key].name: each for key, each in profile(inputs, known).items()}
+        found = _cache_option(bundle)
+        if all(each.min == each.max for each in shapes.values()):
+            return found
+        for key in ("min", "opt", "max"):
+            # Commas, whatever the header says: after ";" the plugin drops the inputs that follow.
+            sizes = (
+                f"{name}:{'x'.join(map(str, getattr(each, key)))}" for name, each in shapes.items()
+            )
+            found[f"nv_profile_{key}_shapes"] = ",".join(sizes)
         return found
-    for key in ("min", "opt", "max"):
-        # Commas, whatever the header says: after ";" the plugin drops the inputs that follow.
-        sizes = (f"{name}:{_times(getattr(each, key))}" for name, each in shapes.items())
-        found[f"nv_profile_{key}_shapes"] = ",".join(sizes)
-    return found
 
 
 def find_device(number: int) -> Any:
@@ -104,8 +119,12 @@ def find_device(number: int) -> Any:
         ProviderError: the package, the driver or the GPU is missing, does not fit the others, or
             onnxruntime cannot load the plugin.
     """
-    check_installed()
-    driver = find_driver()
+    if not installed():
+        raise ProviderError(
+            f"provider onnxruntime-tensorrt-rtx needs the package {PACKAGE}, which is not "
+            f"installed: pip uninstall onnxruntime && {install_hint('rtx')}"
+        )
+    driver = nvidia_driver.find_driver()
     gpu = driver.gpu(number)
     _check_driver(driver.cuda)
     _check_gpu(gpu)
@@ -122,7 +141,7 @@ def find_device(number: int) -> Any:
     if number not in found:
         there = ", ".join(map(str, sorted(found))) or "none"
         raise ProviderError(
-            f"{PACKAGE} {plugin_version()} offers no device for {_shown(gpu)} (its devices: "
+            f"{PACKAGE} {plugin_version()} offers no device for {gpu} (its devices: "
             f"{there}): update it, or use --provider onnxruntime-cuda"
         )
     return found[number]
@@ -160,7 +179,7 @@ def _check_gpu(gpu: Gpu) -> None:
     major, minor = (int(part) for part in gpu.compute_capability.split("."))
     if (major, minor) not in ((8, 6), (8, 9)) and major < 12:
         raise ProviderError(
-            f"{PACKAGE} does not run on {_shown(gpu)}, expected an RTX GPU of compute capability "
+            f"{PACKAGE} does not run on {gpu}, expected an RTX GPU of compute capability "
             "8.6, 8.9, or 12.0 and above: use --provider onnxruntime-cuda"
         )
 
@@ -179,11 +198,3 @@ def _cache_option(bundle: Bundle) -> dict[str, str]:
         )
         return {}
     return {"nv_runtime_cache_path": str(folder)}
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _shown(gpu: Gpu) -> str:
-    return f"GPU {gpu.number} ({gpu.name}, {gpu.compute_capability})"

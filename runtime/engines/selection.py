@@ -1,43 +1,39 @@
 """From what a caller asks for to engines that run: which graph is run by what, and why.
 
-A selection is decided before anything is loaded. What is asked for by name is tried and nothing
+A selection is made before anything is loaded. What is asked for by name is tried and nothing
 else; "auto" tries what a bundle and a machine have, best first, and keeps the reasons.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from rism.runtime.bundle.engine_spec import PRECISIONS, EngineVariant
+from rism.runtime.bundle.graph_spec import SIZELESS
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.engines import rtx_plugin
-from rism.runtime.engines.base import Engine, Load
-from rism.runtime.engines.cuda_device import open_device
+from rism.runtime.engines import cuda_device, nvidia_driver, tensorrt_library, variants
+from rism.runtime.engines.base import Engine, LazyEngine, Load
 from rism.runtime.engines.kernel_cache import RuntimeCache
-from rism.runtime.engines.nvidia_driver import find_driver
-from rism.runtime.engines.onnxruntime import (
+from rism.runtime.engines.onnxruntime import ort_loads
+from rism.runtime.engines.providers import (
+    PROVIDERS,
+    Provider,
     check_precision,
-    choose_provider,
-    full_name,
-    load_all,
-    needed_graphs,
-    ort_load,
+    find_provider,
+    parse_provider,
 )
-from rism.runtime.engines.onnxruntime_cuda import ort_engine
-from rism.runtime.engines.providers import is_tensorrt, ort_name, parse_provider
-from rism.runtime.engines.shape_profiles import BATCH
 from rism.runtime.engines.tensorrt import TensorRtEngine
-from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver, find_library
+from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver
 from rism.runtime.engines.variants import (
     COMPUTES_IN,
     Machine,
     build_command,
     choose_variant,
     largest_batch,
-    this_platform,
 )
 from rism.runtime.errors import InputError, ProviderError, one_line
 
@@ -50,7 +46,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_PLUGIN = "onnxruntime-tensorrt-rtx"
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class EngineRequest:
         threads: CPU threads; None for as many as this process may use.
         precision: "fp32", "fp16", "bf16" or "fp8"; None for whatever there is.
         engine: name of an engine variant; None for the one that fits best.
-        workers: threads of the caller that will run at once; see `engines.ort_load`.
+        workers: threads of the caller that will run at once; see `ort_loads`.
     """
 
     provider: str = "auto"
@@ -80,7 +75,8 @@ class EngineSelection:
 
     Attributes:
         bundle: the bundle, its manifest with the batch sizes of plans that were built for one.
-        loads: by name of `load_engines`: what it will run on, and what loads it.
+        loads: what each engine will run on and what loads it, by "text_encoder", "vae_encoder",
+            "transformer" and "vision_encoder"; with sizes by "transformer@512x512".
         reason: why these were chosen.
         text_by: names what computes prompt embeddings, for caches of them.
         precision: what the transformer computes in.
@@ -95,10 +91,24 @@ class EngineSelection:
     max_batch: int | None
 
     def load(self, *, lazy_text: bool = False) -> dict[str, Engine]:
-        """Load the engines, see `load_engines`."""
-        return load_all(
-            self.loads, sized=bool(self.bundle.manifest.geometry.sizes), lazy_text=lazy_text
-        )
+        """Load the engines, by the names of `loads`.
+
+        All at once: parsing and weight packing are mostly single-threaded. Graphs of fixed sizes
+        are each loaded when first needed.
+
+        Args:
+            lazy_text: load the text encoder and the vision encoder, too, when first needed.
+        """
+        sized = bool(self.bundle.manifest.geometry.sizes)
+
+        def prepare(key: str) -> Engine:
+            provider, load = self.loads[key]
+            if lazy_text if key in SIZELESS else sized:
+                return LazyEngine(load, provider=provider)
+            return load()
+
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            return dict(zip(self.loads, pool.map(prepare, self.loads), strict=True))
 
 
 def start_first_available(
@@ -124,21 +134,18 @@ def start_first_available(
         )
     if names != ("auto",):
         return start(select_engines(bundle, capture, names, request))
+    candidates = list(_candidates(bundle.manifest, request))
     notes: list[str] = []
-    failure: ProviderError | None = None
-    for names, why in _candidates(bundle.manifest, request):
+    for names, why in candidates:
         reason = "auto: " + "; ".join([*notes, why])
-        last = names == ("onnxruntime-cpu",)
         try:
             return start(select_engines(bundle, capture, names, request, reason=reason))
         except ProviderError as error:
-            if last:
+            if names == candidates[-1][0]:
                 raise
-            shown = "CUDA" if names == ("onnxruntime-cuda",) else names[0]
-            notes.append(f"{shown} did not start ({error})")
-            failure = error
+            notes.append(f"{names[0]} did not start ({error})")
     command = build_command(bundle.path, "tensorrt-rtx", precision=request.precision)
-    raise failure or ProviderError(
+    raise ProviderError(
         f"this bundle computes in {bundle.manifest.precision.compute} and has no engine in "
         f"{request.precision}: {command}"
     )
@@ -150,33 +157,50 @@ def _candidates(
     """Yield what "auto" tries, best first, each with a reason to take it."""
     targets = {v.target: None for v in manifest.engines if request.engine in (None, v.name)}
     if request.engine is not None and not targets:
-        targets = {"tensorrt-rtx": None}  # which will say what there is
+        targets = {"tensorrt-rtx": None}  # its error says which engines there are
     try:
-        ort: tuple[str, str] | None = best_onnxruntime_provider()
+        best = best_onnxruntime_provider()
     except ProviderError:
         if not targets:
             raise
-        ort = None  # engines may have all graphs
+        best = None  # engines may have all graphs
     for target in targets:
         if target in LIBRARIES:
             # What has no plan runs on the best onnxruntime; results name both.
-            yield (target, *([] if ort is None else [ort[0]])), "an engine of the bundle fits"
+            yield (target, *([] if best is None else [best[0]])), "an engine of the bundle fits"
     own = COMPUTES_IN.get(request.precision or "") in (None, manifest.precision.compute)
-    if ort is None or request.engine is not None or request.precision == "fp8" or not own:
+    if best is None or request.engine is not None or request.precision == "fp8" or not own:
         return
-    name, why = ort
-    if rtx_plugin.installed():
+    name, why = best
+    for provider in _onnx_providers(every_graph=False):
         # After engines, whose layers were checked; before CUDA's kernels, which are one a node.
-        yield (_PLUGIN, name), f"{rtx_plugin.PACKAGE} is installed"
+        reason = provider.backend.available()
+        if reason is not None:
+            yield (provider.name, name), reason
     yield (name,), why
     if name != "onnxruntime-cpu":
         yield ("onnxruntime-cpu",), "the CPU is left"
 
 
-def best_onnxruntime_provider() -> tuple[str, str]:
-    """Return the best provider of onnxruntime, and why."""
-    name, why = choose_provider("auto")
-    return f"onnxruntime-{name}", why.removeprefix("auto: ")
+def best_onnxruntime_provider() -> tuple[str, str] | None:
+    """Return the best provider of onnxruntime that runs every graph, and why.
+
+    Raises:
+        ProviderError: onnxruntime is not installed.
+    """
+    for provider in _onnx_providers(every_graph=True):
+        reason = provider.backend.available()
+        if reason is not None:
+            return provider.name, reason
+    return None
+
+
+def _onnx_providers(*, every_graph: bool) -> list[Provider]:
+    return [
+        each
+        for each in PROVIDERS.values()
+        if each.auto and not each.built and each.every_graph is every_graph
+    ]
 
 
 def select_engines(
@@ -194,7 +218,7 @@ def select_engines(
         ProviderError: a provider is not there, or no engine fits.
     """
     manifest = bundle.manifest
-    graphs = needed_graphs(manifest, capture)
+    graphs = manifest.graphs_of(capture)
     loads: dict[str, Load] = {}
     text_by, precision = "", manifest.precision.compute
     batches: list[int | None] = []
@@ -202,26 +226,26 @@ def select_engines(
         left = {key: graph for key, graph in graphs.items() if key not in loads}
         if not left:
             break
-        if not is_tensorrt(name):
-            provider, _ = choose_provider(ort_name(name))
+        provider = find_provider(name)
+        if not provider.built:
+            backend = provider.backend
+            backend.check(request.device)
             check_precision(manifest.precision, provider, reason)
             if len(left) == len(graphs):
-                _check_own(manifest, provider, request, bundle, reason)
-            if name == _PLUGIN:
-                left = _for_plugin(left, request.device, last=name == names[-1])
-                batches.append(BATCH[-1])
-            engine, copies = ort_engine(provider, request.device)
-            reason = "; ".join([reason, *copies])
-            loads |= ort_load(
+                _check_own(bundle, provider, request, reason)
+            left = _part(left, provider, last=name == names[-1])
+            batches.append(backend.max_batch)
+            found, notes = ort_loads(
                 bundle,
                 left,
-                provider=provider,
+                backend,
                 device=request.device,
                 threads=request.threads,
                 workers=request.workers,
-                engine=engine,
             )
-            text_by = text_by or provider
+            loads |= found
+            reason = "; ".join([reason, *notes])
+            text_by = text_by or provider.label
             continue
         transformer = [graph for key, graph in left.items() if key.startswith("transformer")]
         needed = list(left.values()) if name == names[-1] else transformer
@@ -243,18 +267,16 @@ def select_engines(
     )
 
 
-def _for_plugin(graphs: Mapping[str, str], device: int, *, last: bool) -> dict[str, str]:
-    """Return the graphs that the plugin runs, if it and the GPU are there."""
-    rtx_plugin.find_device(device)
-    mine = {key: graph for key, graph in graphs.items() if rtx_plugin.runs(graph)}
-    if last and len(mine) < len(graphs):
-        others = ", ".join(graph for key, graph in graphs.items() if key not in mine)
+def _part(graphs: Mapping[str, str], provider: Provider, *, last: bool) -> dict[str, str]:
+    """Return the graphs that a provider runs; as the last provider it has to run them all."""
+    runs = provider.backend.runs
+    others = [graph for graph in graphs.values() if not runs(graph)]
+    if last and others:
         raise ProviderError(
-            f"provider {_PLUGIN} does not run {others}, whose attention has no kernel in TensorRT "
-            "for RTX (it can run elsewhere: add +onnxruntime-cuda, or +onnxruntime-cpu, to "
-            "--provider)"
+            f"provider {provider.name} does not run {', '.join(others)} (it can run elsewhere: "
+            "add +onnxruntime-cuda, or +onnxruntime-cpu, to --provider)"
         )
-    return mine
+    return {key: graph for key, graph in graphs.items() if runs(graph)}
 
 
 def _variant(
@@ -274,14 +296,14 @@ def _variant(
         raise ProviderError(
             f"this rism runs no engines for {one_line(target)}: install a newer {DISTRIBUTION}"
         )
-    library = find_library(target)
-    driver = find_driver()
+    library = tensorrt_library.find_library(target)
+    driver = nvidia_driver.find_driver()
     check_driver(library, driver)
     gpu = driver.gpu(request.device)
     variant = choose_variant(
         bundle.manifest,
         bundle.path,
-        Machine(target, library.version, this_platform(), gpu),
+        Machine(target, library.version, variants.this_platform(), gpu),
         needed=needed,
         optional=optional,
         precision=request.precision,
@@ -320,7 +342,7 @@ def _tensorrt_loads(
     def load(graph: str) -> Engine:
         cache = None
         if library.target == "tensorrt-rtx":
-            driver = find_driver()
+            driver = nvidia_driver.find_driver()
             gpu = driver.gpu(device)
             plan = bundle.manifest.files[variant.graphs[graph].file].sha256
             cuda = ".".join(map(str, driver.cuda))
@@ -330,12 +352,12 @@ def _tensorrt_loads(
             variant,
             graph,
             library=library,
-            device=open_device(device),
+            device=cuda_device.open_device(device),
             rebuild=rebuild,
             cache=cache,
         )
 
-    name = full_name(library.target, device)
+    name = f"{library.target}:{device}"
     return {key: (name, partial(load, graph)) for key, graph in graphs.items()}
 
 
@@ -352,24 +374,22 @@ def _with_fixed(manifest: Manifest, variant: EngineVariant, graphs: Sequence[str
     return replace(manifest, graphs=changed)
 
 
-def _check_own(
-    manifest: Manifest, provider: str, request: EngineRequest, bundle: Bundle, reason: str
-) -> None:
+def _check_own(bundle: Bundle, provider: Provider, request: EngineRequest, reason: str) -> None:
     """Refuse a GPU where there is none in use, and what an ONNX graph cannot give."""
-    own = manifest.precision.compute
-    if provider == "cpu" and request.device:
+    own = bundle.manifest.precision.compute
+    if request.device and not provider.backend.gpu:
         raise ProviderError(
-            f"device {request.device} is a GPU, and provider cpu ({reason}) uses none: leave the "
-            "device out, or choose a provider that runs here on a GPU (rism doctor)"
+            f"device {request.device} is a GPU, and provider {provider.label} ({reason}) uses "
+            "none: leave the device out, or choose a provider that runs here on a GPU (rism doctor)"
         )
     if request.engine is not None:
         raise InputError(
-            f"engine '{one_line(request.engine, limit=60)}' was asked for, provider {provider} "
-            "runs the bundle's ONNX graphs: leave one of them out"
+            f"engine '{one_line(request.engine, limit=60)}' was asked for, provider "
+            f"{provider.label} runs the bundle's ONNX graphs: leave one of them out"
         )
     if request.precision is not None and COMPUTES_IN.get(request.precision) != own:
         command = build_command(bundle.path, "tensorrt-rtx", precision=request.precision)
         raise ProviderError(
-            f"provider {provider} computes in {own}, as the bundle was exported, expected "
+            f"provider {provider.label} computes in {own}, as the bundle was exported, expected "
             f"{request.precision}: {command}, or export with --precision"
         )

@@ -13,11 +13,12 @@ from importlib import import_module
 from typing import Any, cast
 
 from rism.runtime.distribution import install_hint
-from rism.runtime.engines.nvidia_driver import Driver
+from rism.runtime.engines import cuda_device, nvidia_driver
+from rism.runtime.engines.nvidia_driver import Driver, describe_gpu
 from rism.runtime.engines.tensorrt_api import EngineObject, TensorRt
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
-__all__ = ["LIBRARIES", "Library", "ReadPlan", "check_driver", "find_library", "read_plan"]
+__all__ = ["LIBRARIES", "Library", "ReadPlan", "check_driver", "find_library", "probe", "read_plan"]
 
 # Target: module, what people call it.
 LIBRARIES = {
@@ -94,6 +95,19 @@ def check_driver(library: Library, driver: Driver) -> None:
             f"NVIDIA's driver serves CUDA {mine}, {library.title} {library.version} needs CUDA "
             f"{library.cuda_major}.0: update the driver, or install {package}-cu{driver.cuda[0]}"
         )
+
+
+def probe(target: str, device: int) -> str:
+    """Try all that running a target's plans needs, and name the library and the GPU.
+
+    Raises:
+        ProviderError: the library, the driver, the GPU or CuPy is missing or does not fit.
+    """
+    library = find_library(target)
+    check_driver(library, nvidia_driver.find_driver())
+    gpu = describe_gpu(device)
+    cuda_device.open_device(device)
+    return f"{library.title} {library.version} on {gpu}"
 
 
 def read_plan(library: Library, plan: bytes, *, label: str, rebuild: str) -> ReadPlan:

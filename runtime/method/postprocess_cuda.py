@@ -22,7 +22,6 @@ from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels
 from rism.runtime.engines.device_engine import DeviceEngine
-from rism.runtime.engines.onnxruntime import needed_graphs
 from rism.runtime.errors import ProviderError, one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.confidence import evidence
@@ -113,14 +112,14 @@ def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> 
     CuPy remembers what it compiled, on disk too.
 
     Args:
-        engines: by the names of `load_engines`; those that are loaded later are left out.
+        engines: by the names of `EngineSelection.load`; those that are loaded later are left out.
         manifest: the bundle's.
         capture: the capture mode.
 
     Raises:
         ProviderError: the kernels cannot be compiled here.
     """
-    for key, graph in needed_graphs(manifest, capture).items():
+    for key, graph in manifest.graphs_of(capture).items():
         engine = engines[key]
         if graph.startswith("transformer.") and isinstance(engine, DeviceEngine):
             CudaPostprocess(engine.device).prepare(manifest.graphs[graph])

@@ -254,7 +254,7 @@ def test_an_engine_that_cannot_run_says_why(
         raise ProviderError(f"provider {provider} is not in this onnxruntime")
 
     file = tmp_path / "capture.json"
-    monkeypatch.setattr(onnx, "choose_provider", refuse)
+    monkeypatch.setattr(onnx, "check_provider", refuse)
     run(monkeypatch, "--engines", "onnxruntime", "--variants", "vectors", "--json", str(file))
     for row in json.loads(file.read_text())["cases"][0]["results"]:
         assert row["not_run"] == "not run: provider cpu is not in this onnxruntime"

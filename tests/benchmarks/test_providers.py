@@ -16,7 +16,7 @@ from benchmarks.provider_run import Job, Measured, _device_memory
 from benchmarks.providers import Row, as_json, find_rows, measure, report
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
-from rism.runtime.diagnostics.environment import NAMES
+from rism.runtime.engines.providers import PROVIDERS
 
 JOB = Job(picture=str(providers.PICTURE), runs=1, warm_up=0, expressions=2)
 
@@ -49,7 +49,7 @@ def test_everything_on_this_machine(
     assert found["environment"]["packages"]["onnxruntime"]
     assert found["settings"] == {"runs": 1, "warm_up": 0, "picture": "street.png"}
     rows = {row["provider"]: row for row in found["mini"]["rows"]}
-    assert set(rows) == set(NAMES)
+    assert set(rows) == set(PROVIDERS)
     assert found["mini"]["no_vectors"] is None
     cpu = rows["onnxruntime-cpu"]
     assert cpu["status"] == "ran" and cpu["reason"] is None

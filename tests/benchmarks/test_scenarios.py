@@ -251,7 +251,7 @@ def test_a_provider_is_asked_for_before_anything_is_made(monkeypatch: pytest.Mon
     def refuse(provider: str) -> None:
         raise ProviderError(f"provider {provider} is not in this onnxruntime")
 
-    monkeypatch.setattr(dit, "choose_provider", refuse)
+    monkeypatch.setattr(dit, "check_provider", refuse)
     monkeypatch.delattr(dit, "RandomModel")
     engines = ["plain onnxruntime", "onnxruntime"]
     parameters = small("dit-capture").parameters | {"engines": engines, "variants": ["vectors"]}

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.cli.app import app
-from rism.runtime.diagnostics import environment
 from rism.runtime.diagnostics.selftest import record
-from rism.runtime.engines import selection
+from rism.runtime.engines import nvidia_driver, tensorrt_library
 from rism.runtime.engines.nvidia_driver import find_driver
+from rism.runtime.engines.providers import PROVIDERS
 from rism.runtime.errors import ProviderError
-from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, library, variant
+from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
 from tests.runtime.engines.profiles import ALL
 
 Reseal = Callable[..., Path]
@@ -34,26 +34,21 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Any:
         raise ProviderError("there is no NVIDIA driver here: install it")
 
-    for module in (environment, selection):
-        monkeypatch.setattr(module, "find_driver", absent)
+    monkeypatch.setattr(nvidia_driver, "find_driver", absent)
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """A machine with a GPU and TensorRT for RTX, as far as the edge to both."""
     fake, host = FakeTensorRt(), HostDevice()
-    for module in (environment, selection):
-        monkeypatch.setattr(module, "find_driver", lambda: ADA)
-        monkeypatch.setattr(module, "open_device", lambda _: host)
+    stand_in(monkeypatch, fake, host)
 
     def find(target: str) -> Any:
         if target == "tensorrt":
             raise ProviderError("provider tensorrt needs TensorRT: pip install it")
         return library(fake, target)
 
-    monkeypatch.setattr(selection, "find_library", find)
-    monkeypatch.setattr(environment, "find_library", find)
-    monkeypatch.setattr(selection, "this_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(tensorrt_library, "find_library", find)
     return fake
 
 
@@ -166,4 +161,4 @@ def test_the_driver_is_really_asked(tiny_bundle: Path) -> None:
     """Nothing replaced: whatever this machine has."""
     find_driver.cache_clear()
     lines = run(tiny_bundle)
-    assert sum(line.startswith("provider ") for line in lines) == len(environment.NAMES)
+    assert sum(line.startswith("provider ") for line in lines) == len(PROVIDERS)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rism.runtime.cli.app import app
 from rism.runtime.diagnostics.selftest import record
-from rism.runtime.engines import selection
+from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.nvidia_driver import Driver
 from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
@@ -192,7 +192,7 @@ def test_a_driver_that_does_not_do(
     driver: Driver,
     says: str,
 ) -> None:
-    monkeypatch.setattr(selection, "find_driver", lambda: driver)
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     _refused(built, picture, says)
 
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Engine
-from rism.runtime.engines.onnxruntime import load_engines
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.graph_outputs import localise_outputs
 from rism.runtime.method.upsampling import upsample
+from tests.runtime.engines.cpu import cpu_engines
 
 BUNDLE = Path(__file__).parents[2] / "runtime/builtin/mini"
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -45,7 +45,7 @@ def recorders(folder: Path, capture: str) -> tuple[Segmenter, dict[str, Recorder
     bundle = Bundle.open(folder)
     found: dict[str, Recorder] = {}
     engines: dict[str, Engine] = {}
-    for key, engine in load_engines(bundle, capture).items():
+    for key, engine in cpu_engines(bundle, capture).items():
         graph = key.replace("transformer", f"transformer.{capture}")
         found[graph] = Recorder(engine, bundle.manifest.graphs[graph].inputs)
         engines[key] = found[graph]

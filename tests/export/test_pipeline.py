@@ -20,10 +20,10 @@ from rism.export import ExportOptions, export_bundle
 from rism.export.families.flux2.reference import _Recorder
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.engines.onnxruntime import load_engines
 from rism.runtime.image.geometry import positions
 from rism.runtime.prompt.encoder import PromptEncoder
 from tests.export.small import SETTINGS, make_checkpoint
+from tests.runtime.engines.cpu import cpu_engines
 
 SHAPES = {
     "4b": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24},
@@ -122,7 +122,7 @@ def test_everything_between_picture_and_method(
     )
     assert step.inputs["timestep"].item() == bundle.manifest.method.timestep
 
-    engines = load_engines(bundle, "vectors", provider="cpu")
+    engines = cpu_engines(bundle, "vectors")
     encoded = PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json()).encode([EXPRESSION])
     embeds = engines["text_encoder"].run(
         {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}

@@ -12,7 +12,7 @@ import pytest
 
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.diagnostics.selftest import check, check_variant, ort_loads, record
+from rism.runtime.diagnostics.selftest import check, check_variant, onnx_loads, record
 from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.engines.tensorrt_library import LIBRARIES
@@ -114,7 +114,7 @@ def test_onnxruntimes_masks_are_those_of_the_cpu(tiny_bundle: Path, colours: np.
             assert (found.mask != true.mask).mean() < 0.01
             np.testing.assert_allclose(found.refined, true.refined, atol=0.01)
             assert found.provider == "cuda:0"
-    loads = ort_loads(Bundle.open(tiny_bundle), "cuda", EngineRequest())
+    loads = onnx_loads(Bundle.open(tiny_bundle), "cuda", EngineRequest())
     compared = check(Bundle.open(tiny_bundle), loads, precision="float32")
     assert compared and all(each.passed for each in compared)
 

@@ -310,7 +310,9 @@ def test_auto_says_why_cuda_did_not_start(
         Segmenter.from_bundle(tiny_master, provider="cuda")
     auto = Segmenter.from_bundle(tiny_master, provider="auto")
     assert auto.provider == "cpu"
-    assert auto.provider_reason.startswith("auto: CUDA did not start (provider cuda could not")
+    assert auto.provider_reason.startswith(
+        "auto: onnxruntime-cuda did not start (provider cuda could not"
+    )
 
 
 @pytest.fixture
@@ -351,7 +353,7 @@ def test_bfloat16_is_no_reason_to_give_up_a_gpu(
         Segmenter.from_bundle(bfloat16, provider="cuda")
     assert set(tried) == {"CUDAExecutionProvider"}
     with pytest.raises(
-        ProviderError, match=r"\(auto: CUDA did not start .*driver too old"
+        ProviderError, match=r"\(auto: onnxruntime-cuda did not start .*driver too old"
     ) as error:
         Segmenter.from_bundle(bfloat16, provider="auto")
     assert set(tried) == {"CUDAExecutionProvider"}

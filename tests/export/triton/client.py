@@ -10,9 +10,9 @@ import numpy as np
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays, Engine
-from rism.runtime.engines.onnxruntime import load_engines
 from rism.runtime.result.segmentation import Segmentation
 from tests.export.triton.server import NUMPY, Server, schema
+from tests.runtime.engines.cpu import cpu_engines
 
 __all__ = ["Recorder", "recorded", "request", "same"]
 
@@ -35,7 +35,7 @@ def recorded(
     bundle: Bundle, picture: Any, expressions: Sequence[str], capture: str = "scores"
 ) -> tuple[list[Segmentation], dict[str, Recorder], Segmenter]:
     """Segment, and keep what the graphs were fed and gave."""
-    engines = {k: Recorder(e) for k, e in load_engines(bundle, capture, provider="cpu").items()}
+    engines = {k: Recorder(e) for k, e in cpu_engines(bundle, capture).items()}
     segmenter = Segmenter(bundle, engines, capture=capture)
     results = segmenter.segment(picture, list(expressions), paper=True)
     return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics import selftest
-from rism.runtime.diagnostics.selftest import Comparison, check, check_variant, ort_loads, record
+from rism.runtime.diagnostics.selftest import Comparison, check, check_variant, onnx_loads, record
 from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.onnxruntime import OrtEngine
 from rism.runtime.engines.selection import EngineRequest
@@ -26,7 +26,7 @@ Reseal = Callable[..., Path]
 
 def compare(folder: Path, **options: Any) -> list[Comparison]:
     bundle = Bundle.open(folder)
-    loads = options.pop("loads", None) or ort_loads(bundle, "cpu", EngineRequest(threads=1))
+    loads = options.pop("loads", None) or onnx_loads(bundle, "cpu", EngineRequest(threads=1))
     return check(bundle, loads, **{"precision": "float32", **options})
 
 
@@ -118,7 +118,7 @@ class _Changed:
     provider = "changed"
 
     def __init__(self, folder: Path, change: Callable[[Arrays], None]) -> None:
-        loads = ort_loads(Bundle.open(folder), "cpu", EngineRequest(threads=1))
+        loads = onnx_loads(Bundle.open(folder), "cpu", EngineRequest(threads=1))
         self._change, self._real = change, loads["transformer.vectors"]()
 
     def run(self, feeds: Any) -> Arrays:

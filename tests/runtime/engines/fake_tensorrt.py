@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rism.runtime.engines import selection
+from rism.runtime.engines import cuda_device, nvidia_driver, tensorrt_library, variants
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library
 from rism.runtime.errors import ProviderError
@@ -386,10 +386,10 @@ class HostDevice:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt, device: HostDevice) -> None:
     """Put the fake, its memory and a driver for it where a provider looks for the real ones."""
-    monkeypatch.setattr(selection, "find_library", lambda target: library(trt, target))
-    monkeypatch.setattr(selection, "find_driver", lambda: ADA)
-    monkeypatch.setattr(selection, "this_platform", lambda: "linux-x86_64")
-    monkeypatch.setattr(selection, "open_device", lambda _: device)
+    monkeypatch.setattr(tensorrt_library, "find_library", lambda target: library(trt, target))
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: ADA)
+    monkeypatch.setattr(variants, "this_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(cuda_device, "open_device", lambda _: device)
 
 
 def library(trt: FakeTensorRt, target: str = "tensorrt-rtx") -> Library:

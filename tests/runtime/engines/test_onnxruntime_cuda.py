@@ -17,9 +17,10 @@ from benchmarks.capture.variants import BASELINE, VARIANTS
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics import environment
-from rism.runtime.engines import onnxruntime_cuda
+from rism.runtime.engines import nvidia_driver, onnxruntime_cuda
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
-from rism.runtime.engines.onnxruntime_cuda import CudaEngine
+from rism.runtime.engines.onnxruntime_cuda import CudaEngine, OnnxRuntimeCuda
+from rism.runtime.engines.providers import PROVIDERS
 from tests.runtime.engines.fake_tensorrt import HostDevice
 
 OPTIONS = {
@@ -132,7 +133,7 @@ def test_inputs_that_the_graph_reads_on_the_host_stay_there(
     bundle = Bundle.open(tiny_master)
     spec = bundle.manifest.graphs["vae_encoder"]
     monkeypatch.setattr(CudaSession, "__init__", _reading_by_host(CudaSession.__init__))
-    engine = CudaEngine(bundle.file(spec.file), spec, there=device, provider="cuda", device=0)
+    engine = CudaEngine(bundle.file(spec.file), spec, there=device, backend=OnnxRuntimeCuda("cuda"))
     image = np.linspace(0, 1, 3 * 16 * 24, dtype=np.float64).reshape(1, 3, 16, 24)
     there = device.empty(image.shape, "float32")
     device.copy(image, into=there)
@@ -181,8 +182,8 @@ def test_without_cupy_it_is_said_that_outputs_are_copied(
     assert all("user_compute_stream" not in given for given, _ in sessions)
     assert asked.segment(colours, "red").mask.any()
     driver = Driver((13, 0), (Gpu(0, "H100", "9.0", 0),))
-    monkeypatch.setattr(environment, "find_driver", lambda: driver)
-    said = environment.probe("onnxruntime-cuda")
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
+    said = environment.probe(PROVIDERS["onnxruntime-cuda"])
     assert said.ready and said.text.endswith(f" on GPU 0 (H100, 9.0); {why}")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.engines import rtx_plugin
+from rism.runtime.engines import nvidia_driver, rtx_plugin
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
 from rism.runtime.engines.selection import EngineRequest, select_engines
 from rism.runtime.errors import RismWarning
@@ -43,11 +43,11 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: devices)
     for name, value in (
         ("installed", True),
-        ("find_driver", TWO),
         ("_register", None),
         ("plugin_version", "0.5.0"),
     ):
         monkeypatch.setattr(rtx_plugin, name, lambda value=value: value)
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: TWO)
 
 
 def _memory(number: int) -> SimpleNamespace:
@@ -78,7 +78,7 @@ def test_the_real_package_without_a_driver() -> None:
         "from rism.runtime.engines import nvidia_driver as d, rtx_plugin as p\n"
         "try: print('a driver', d.find_driver())\n"
         "except Exception:\n"
-        "  p.find_driver = lambda: d.Driver((13, 4), (d.Gpu(0, 'RTX 4060', '8.9', 0),))\n"
+        "  d.find_driver = lambda: d.Driver((13, 4), (d.Gpu(0, 'RTX 4060', '8.9', 0),))\n"
         "  p.find_device(0)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -118,7 +118,7 @@ def test_a_machine_that_does_not_do(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(rtx_plugin.metadata, "version", version)
-    monkeypatch.setattr(rtx_plugin, "find_driver", lambda: driver)
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     with pytest.raises(ProviderError, match=says):
         rtx_plugin.find_device(2 if len(driver.gpus) > 2 else 0)
 
@@ -129,7 +129,7 @@ def test_devices_have_cudas_numbers(package: None) -> None:
 
 def test_options_of_a_graph(package: None, static_bundle: Path) -> None:
     bundle = Bundle.open(resolve_bundle(), verify=False)
-    options = rtx_plugin.settings(bundle, "transformer.vectors")
+    options = rtx_plugin.OnnxRuntimeRtx("rtx").settings(bundle, "transformer.vectors")
     folder = Path(options.pop("nv_runtime_cache_path"))
     assert folder.name == f"onnxruntime-ep-nv-tensorrt-rtx-0.5.0-{bundle.digest[:16]}"
     assert folder.is_dir() and not folder.stat().st_mode & 0o077
@@ -144,7 +144,9 @@ def test_options_of_a_graph(package: None, static_bundle: Path) -> None:
     }
     fixed = Bundle.open(static_bundle, verify=False)
     graph = next(name for name in fixed.manifest.graphs if name.startswith("transformer.vectors@"))
-    assert list(rtx_plugin.settings(fixed, graph)) == ["nv_runtime_cache_path"]
+    assert list(rtx_plugin.OnnxRuntimeRtx("rtx").settings(fixed, graph)) == [
+        "nv_runtime_cache_path"
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="of POSIX modes")
@@ -153,7 +155,7 @@ def test_no_place_for_kernels_is_a_warning(package: None, tmp_path: Path) -> Non
     (tmp_path / "cache" / "rism" / "tensorrt-rtx").chmod(0o777)
     bundle = Bundle.open(resolve_bundle(), verify=False)
     with pytest.warns(RismWarning, match="cannot be kept .*others can write to"):
-        options = rtx_plugin.settings(bundle, "text_encoder")
+        options = rtx_plugin.OnnxRuntimeRtx("rtx").settings(bundle, "text_encoder")
     assert "nv_runtime_cache_path" not in options
 
 
@@ -169,8 +171,8 @@ def test_the_vae_encoder_runs_elsewhere(package: None, half: Path) -> None:
     with pytest.raises(ProviderError) as error:
         Segmenter.from_bundle(half, provider="rtx")
     assert str(error.value) == (
-        f"provider {RTX} does not run vae_encoder, whose attention has no kernel in TensorRT for "
-        "RTX (it can run elsewhere: add +onnxruntime-cuda, or +onnxruntime-cpu, to --provider)"
+        f"provider {RTX} does not run vae_encoder (it can run elsewhere: add +onnxruntime-cuda, or "
+        "+onnxruntime-cpu, to --provider)"
     )
 
 
@@ -182,5 +184,5 @@ def test_float32_is_refused_before_it_ends_the_process(package: None, tiny_bundl
 def test_auto_tries_it_before_onnxruntimes_own(package: None, tiny_bundle: Path) -> None:
     segmenter = Segmenter.from_bundle(tiny_bundle)
     assert segmenter.provider == "cpu"
-    assert segmenter.provider_reason.startswith(f"auto: {RTX} did not start (provider {RTX} (auto")
+    assert segmenter.provider_reason.startswith(f"auto: {RTX} did not start (provider rtx (auto: ")
     assert segmenter.provider_reason.endswith("; this onnxruntime has no CUDA")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
-from rism.runtime.engines import selection
+from rism.runtime.engines import nvidia_driver, selection
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
 from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, variant
 from tests.runtime.engines.profiles import ALL, transformer
@@ -145,7 +145,7 @@ def test_a_bundle_without_engines(tiny_master: Path, built: Any) -> None:
 def test_a_machine_that_does_not_do(
     built: Any, trt: FakeTensorRt, monkeypatch: Any, driver: Driver, says: str
 ) -> None:
-    monkeypatch.setattr(selection, "find_driver", lambda: driver)
+    monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     with pytest.raises(ProviderError) as error:
         Segmenter.from_bundle(built(), provider="tensorrt-rtx")
     assert says in str(error.value)

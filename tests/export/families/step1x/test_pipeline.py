@@ -25,12 +25,12 @@ from rism.export.spec import PromptTokens, ReferenceInputs, ReferencePrompt
 from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.engines.onnxruntime import load_engines
 from rism.runtime.method import equations
 from rism.runtime.method.upsampling import upsample
 from tests.export.families.step1x.small_model import make_step1x, open_step1x, picture
 from tests.export.triton.client import recorded, request, same
 from tests.export.triton.server import Server
+from tests.runtime.engines.cpu import cpu_engines
 
 EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there!']
 FP32 = PRECISIONS["fp32"]
@@ -124,7 +124,7 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
     prompts = reference.text(told, shown)
     grid_hw = (high // 16, wide // 16)
     noise = torch.from_numpy(np.array(segmenter.bundle.noise()[None, : grid_hw[0] * grid_hw[1]]))
-    engine = load_engines(segmenter.bundle, "vectors", provider="cpu")["transformer"]
+    engine = cpu_engines(segmenter.bundle, "vectors")["transformer"]
     states, _ = segmenter._embedder.embed(
         [segmenter._encoder.instruct(e) for e in EXPRESSIONS], state
     )
