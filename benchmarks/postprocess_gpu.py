@@ -29,15 +29,24 @@ from benchmarks.harness.measure import Timing, environment
 from benchmarks.results import save
 from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels, open_device
 from rism.runtime.errors import RismError, one_line
+from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.graph_outputs import localise_outputs
-from rism.runtime.method.postprocess import PostprocessRequest, postprocess_numpy
+from rism.runtime.method.postprocess import (
+    PostprocessRequest,
+    localise_outputs,
+    postprocess_numpy,
+)
 from rism.runtime.method.postprocess_cuda import CudaPostprocess
 from rism.runtime.method.upsampling import upsample
+from rism.runtime.options import ResolvedOptions
 
 # More than any GPU's second-level cache.
 FLUSH_BYTES = 512 * 2**20
 TAU = 0.8
+OPTIONS = ResolvedOptions(
+    tau=TAU, prompt_weights=None, magnets="", sinks=False, prototype="equation",
+    upsample="bilinear", spatial_prior=False, instances=False, confidence=None, always=True,
+)  # fmt: skip
 
 Masks = list[np.ndarray]
 
@@ -61,7 +70,7 @@ class Case:
         """What post-processing is asked for."""
         resized = self.grid_hw[1] * 16, self.grid_hw[0] * 16
         plan = Plan(self.size_wh, resized, (0, 0, *resized), self.grid_hw)
-        return PostprocessRequest(capture, count, count, plan, TAU, "equation")
+        return PostprocessRequest(capture, count, plan, (Cues(),) * count, OPTIONS)
 
     def floor_bytes(self, kernel: str) -> int:
         """What a launch has to read from memory or write to it for one expression."""
@@ -128,12 +137,12 @@ def measure(
     clocked = _Clocked(device)
     ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)
     ways: dict[str, Callable[[], Masks]] = {
-        "kernels": lambda: [each.mask_hw for each in ours.answers(there, wanted)],
+        "kernels": lambda: [each.mask_hw for each in ours.queue(there, wanted)()],
         "array code": lambda: _array_code(there, wanted, device),
         "host": lambda: _host_code(there, wanted, device),
     }
     masks = {name: run() for name, run in ways.items()}  # compiles
-    watched.answers(there, wanted)
+    watched.queue(there, wanted)()
     clocked.take()
     with device.lock, device.current():
         flush = device.empty((flush_bytes,), "uint8")
@@ -149,7 +158,7 @@ def measure(
             way()
             seconds[name].append(time.perf_counter() - start)
         _settle(device, flush)
-        watched.answers(there, wanted)
+        watched.queue(there, wanted)()
         launches.append(clocked.take())
     return {
         **{name: Timing(tuple(each)).to_json_dict() for name, each in seconds.items()},
@@ -187,7 +196,7 @@ def _array_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, devic
         masks = []
         for row in range(wanted.count):
             own = {name: each[row] for name, each in there.items()}
-            found = localise_outputs(wanted.capture, own, tau=TAU, prototype=wanted.prototype)
+            found = localise_outputs(wanted.capture, own, tau=TAU, prototype=OPTIONS.prototype)
             mask = upsample(found.scores.reshape(wanted.plan.grid_hw), wanted.plan) > 0
             masks.append(device.download(mask))
         return masks

@@ -22,7 +22,7 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.image.loading import ImageSource
 from rism.runtime.image_encoder import ImageEncoder, ImageState
-from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState

@@ -1,4 +1,4 @@
-"""From a picture to what any number of expressions share: clean latents, and the text's view."""
+"""From an image to what its expressions share: clean latents, and the text encoder's view."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.scope import flatness
 from rism.runtime.engines.base import Engine
@@ -19,7 +20,7 @@ from rism.runtime.image import geometry, vision_patches
 from rism.runtime.image.loading import ImageSource, load_image
 from rism.runtime.lru_cache import LruCache
 
-__all__ = ["ImageEncoder", "ImageState"]
+__all__ = ["ImageEncoder", "ImageState", "text_encoder_view"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Uint8: TypeAlias = npt.NDArray[np.uint8]
@@ -29,17 +30,18 @@ IMAGES_KEPT = 8
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageState:
-    """A picture as the model sees it; reusable for any number of expressions.
+    """An encoded image; reusable for any number of expressions.
 
     Attributes:
-        plan: how the picture was brought to the model's grid.
-        latents: (1, N_v, C) float32, on the GPU where they were made on one.
-        bundle_digest: the bundle that it belongs to.
-        timings_ms: what preparing it took: "image" (decode, resize) and "vae".
-        pixels: (H, W, 3) uint8, read-only: contours are drawn along its edges, a refiner sees
-            it. None in a state that was made without.
-        view: what the text encoder sees, where it looks at the picture; otherwise None.
-        unlike: why this is no picture for a demonstrator; None where it is, and for other models.
+        plan: how the image was brought to the model's grid.
+        latents: (1, N_v, C) float32, on the GPU if they were computed there.
+        bundle_digest: digest of the bundle that encoded it.
+        timings_ms: durations of its preparation: "image" (decode, resize) and "vae".
+        pixels: (H, W, 3) uint8, read-only, for guided masks and for refiners; None in a state
+            that was made without.
+        view: the image for a text encoder with vision; otherwise None.
+        unlike: why the image is out of a demonstrator's scope; None where it is not, and for
+            other models.
     """
 
     plan: geometry.Plan
@@ -56,19 +58,19 @@ class ImageState:
 
     @property
     def clean_latents(self) -> Float32:
-        """(1, N_v, C) float32, the host's; read-only."""
+        """(1, N_v, C) float32 on the host; read-only."""
         return np.asarray(self.latents)
 
     def guide(self) -> Uint8:
-        """Return the pixels that contours are drawn along, (H, W, 3).
+        """Return the pixels for the guided filter, (H, W, 3).
 
         Raises:
             InputError: the state was made without.
         """
         if self.pixels is None:
             raise InputError(
-                "the image state has no pixels to draw contours along, expected one made by this "
-                "segmenter: call its set_image, or ask for upsample 'bilinear'"
+                "the image state has no pixels for a guided mask, expected one made by this "
+                "segmenter: call its set_image, or use upsample 'bilinear'"
             )
         return self.pixels
 
@@ -85,7 +87,7 @@ class _Encoded:
 
 
 class ImageEncoder:
-    """Reads and resizes pictures, and encodes those that were not seen before."""
+    """Reads and resizes images, and encodes those that are not in its cache."""
 
     def __init__(
         self,
@@ -95,47 +97,50 @@ class ImageEncoder:
         noise_shape: tuple[int, ...],
         keep_pixels: bool = True,
     ) -> None:
-        """Put a bundle's rules and its VAE encoder together.
+        """Take a bundle and its engines.
 
         Args:
             bundle: an open bundle.
             engines: those of `EngineSelection.load`.
-            noise_shape: (rows, channels): how many tokens there may be, and their channels.
-            keep_pixels: whether states carry their pixels.
+            noise_shape: (rows, channels): the maximum of tokens, and their channels.
+            keep_pixels: whether states keep their pixels.
         """
         self._bundle = bundle
         self._engines = engines
         self._noise_shape = noise_shape
         self._keep_pixels = keep_pixels
-        self._kept: LruCache[_Encoded] = LruCache(IMAGES_KEPT)
+        self._cache: LruCache[_Encoded] = LruCache(IMAGES_KEPT)
 
     def encode(self, image: ImageSource) -> ImageState:
-        """Bring a picture to the model; the same pixels seen again are not encoded again.
+        """Encode an image, or take it from the cache if the same pixels were encoded before.
 
         Raises:
-            InputError: not a picture, too large, too long or too small.
+            InputError: not an image, or too large, too elongated or too small.
             ProviderError: the VAE encoder failed.
         """
         start = perf_counter()
         pixels = load_image(image)
         size_wh = (pixels.shape[1], pixels.shape[0])
-        manifest = self._bundle.manifest
+        manifest, digest = self._bundle.manifest, self._bundle.digest
         plan = geometry.plan(size_wh, manifest.geometry, max_tokens=self._noise_shape[0])
         key = hashlib.sha256(pixels.data, usedforsecurity=False).hexdigest() + f"{size_wh}"
-        kept = self._kept.get(key)
+        encoded = self._cache.get(key)
         loaded = perf_counter()
-        if kept is None:
+        if encoded is None:
             resized = geometry.resize(pixels, plan, manifest.geometry)
-            view = self._view(pixels, resized, plan)
-            scope = manifest.model.scope
+            view, scope = None, manifest.model.scope
+            if manifest.prompt.vision is not None:
+                own, vision = manifest.geometry, manifest.prompt.vision
+                view = text_encoder_view(pixels, resized, plan, own, vision)
             unlike = None if scope is None else scope.unlike(flatness(resized))
             loaded = perf_counter()
-            kept = _Encoded(self._latents(resized, plan), view, unlike)
-            self._kept.put(key, kept)
-        done = perf_counter()
-        timings = {"image": (loaded - start) * 1e3, "vae": (done - loaded) * 1e3}
-        shown, digest = _shown(pixels, image) if self._keep_pixels else None, self._bundle.digest
-        return ImageState(plan, kept.latents, digest, timings, shown, kept.view, kept.unlike)
+            encoded = _Encoded(self._latents(resized, plan), view, unlike)
+            self._cache.put(key, encoded)
+        timings = {"image": (loaded - start) * 1e3, "vae": (perf_counter() - loaded) * 1e3}
+        shown = _read_only(pixels, image) if self._keep_pixels else None
+        return ImageState(
+            plan, encoded.latents, digest, timings, shown, encoded.view, encoded.unlike
+        )
 
     def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32 | Mirrored:
         manifest = self._bundle.manifest
@@ -144,27 +149,37 @@ class ImageEncoder:
         latents = run_in_place(engine, {"image": image}, "clean_latents")
         expect_shape(latents, (1, plan.tokens, self._noise_shape[1]), name="clean_latents")
         if isinstance(latents, np.ndarray):
-            latents.flags.writeable = False  # shared between states from here on
+            latents.flags.writeable = False  # states share them
         return latents
 
-    def _view(
-        self, pixels: Uint8, resized: geometry.Resized, plan: geometry.Plan
-    ) -> vision_patches.View | None:
-        """Return what the text encoder sees: the part of the picture that the model sees."""
-        rules, own = self._bundle.manifest.prompt.vision, self._bundle.manifest.geometry
-        if rules is None:
-            return None
-        if rules.view_resample != own.resample or resized.dtype != np.uint8:
-            other = replace(own, resample=rules.view_resample, resize_in="uint8")
-            resized = geometry.resize(pixels, plan, other)
-        left, top, right, bottom = plan.crop_xyxy
-        part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
-        return vision_patches.view(part, (right - left, bottom - top), rules)
+
+def text_encoder_view(
+    pixels_hwc: Uint8,
+    resized_hwc: geometry.Resized,
+    plan: geometry.Plan,
+    rules: geometry.Geometry,
+    vision: VisionRules,
+) -> vision_patches.View:
+    """Return the part of an image that the model sees, as a text encoder with vision takes it.
+
+    Args:
+        pixels_hwc: (H, W, 3) uint8, the image.
+        resized_hwc: what `geometry.resize` made of it.
+        plan: how the image is brought to the model's grid.
+        rules: the bundle's rules for that.
+        vision: the bundle's rules for the view.
+    """
+    if rules.resample != vision.view_resample or resized_hwc.dtype != np.uint8:
+        rules = replace(rules, resample=vision.view_resample, resize_in="uint8")
+        resized_hwc = geometry.resize(pixels_hwc, plan, rules)
+    left, top, right, bottom = plan.crop_xyxy
+    part = np.ascontiguousarray(resized_hwc[top:bottom, left:right], np.uint8)
+    return vision_patches.view(part, (right - left, bottom - top), vision)
 
 
-def _shown(pixels: Uint8, image: ImageSource) -> Uint8:
-    """Return what a refiner and a guided mask see: nobody changes it under them."""
-    given = isinstance(image, np.ndarray) and image.flags.writeable
-    shown = pixels.copy() if given else pixels.view()
+def _read_only(pixels: Uint8, image: ImageSource) -> Uint8:
+    """Return pixels that nobody can change, copied if they are in an array of the caller's."""
+    shared = isinstance(image, np.ndarray) and image.flags.writeable
+    shown = pixels.copy() if shared else pixels.view()
     shown.flags.writeable = False
     return shown

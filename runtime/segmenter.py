@@ -1,7 +1,6 @@
-"""From a bundle, a picture and expressions to masks."""
+"""From a bundle, an image and expressions to masks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias, Unpack, overload
@@ -38,7 +37,7 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 
 
 class Segmenter:
-    """Segments what expressions refer to in pictures. Make one, use it many times.
+    """Segments what expressions refer to in images. Make one, use it many times.
 
     >>> segmenter = Segmenter.from_bundle()
     >>> result = segmenter.segment("street.jpg", "the green van")
@@ -58,20 +57,20 @@ class Segmenter:
         refiner: Refiner | None = None,
         cache: EmbeddingCache | None = None,
     ) -> None:
-        """Put a bundle and its engines together; `from_bundle` finds them.
+        """Take a bundle and its engines; `from_bundle` loads them.
 
         Args:
             bundle: an open bundle.
-            engines: "text_encoder", "vae_encoder" and "transformer", by any engine, and
-                "vision_encoder" where the bundle has one; where it has fixed sizes the second
-                and third for each of them, "transformer@512x512".
-            capture: which of the bundle's capture modes the transformer engine is.
+            engines: "text_encoder", "vae_encoder" and "transformer", on any engine, and
+                "vision_encoder" if the bundle has one; with fixed sizes, the second and third
+                for each size, as "transformer@512x512".
+            capture: the capture mode of the transformer engine.
             max_batch: expressions per run of the transformer.
             provider_reason: why these engines were chosen.
-            precision: what the transformer engine computes in; None for what the bundle says.
+            precision: of the transformer engine; None for the bundle's.
             template: see `from_bundle`.
             refiner: see `from_bundle`.
-            cache: prompt embeddings of earlier runs, on disk.
+            cache: prompt embeddings on disk.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -87,7 +86,7 @@ class Segmenter:
         self._noise = Mirrored(bundle.noise())
         self._max_batch = max(1, max_batch)
         self._refiner = refiner
-        self._pictures = ImageEncoder(bundle, self._engines, noise_shape=self._noise.shape)
+        self._images = ImageEncoder(bundle, self._engines, noise_shape=self._noise.shape)
         self._encoder = PromptEncoder(
             self.manifest.prompt, bundle.tokenizer_json(), template=template
         )
@@ -127,20 +126,20 @@ class Segmenter:
                 ("owner/name", "owner/name@revision"), or None for "mini".
             provider: "onnxruntime-cpu" or "cpu", "onnxruntime-cuda" or "cuda"; "tensorrt-rtx" or
                 "tensorrt", which run engines that were built into the bundle;
-                "onnxruntime-tensorrt-rtx" or "rtx", which compiles the bundle's graphs where it
-                runs them; one of these three with "+onnxruntime-cuda" for graphs that it does
-                not have; or "auto" to take the best that works. Results name it.
+                "onnxruntime-tensorrt-rtx" or "rtx", which compiles the bundle's graphs on this
+                machine; one of these three with "+onnxruntime-cuda" for graphs that it does
+                not have; or "auto" for the best that works. Results name it.
             device: number of the GPU.
             capture: "vectors", "matrices" or "scores"; None for the bundle's default.
             verify: compare the hashes of the bundle's files.
             threads: CPU threads; None for as many as this process may use.
             max_batch: expressions per run of the transformer; lower it to save memory.
             template: the instruction, with {expression} in it once; None for the bundle's.
-            refiner: rewords each instruction after a look at the picture (see `Refiner`).
+            refiner: rewords each instruction by the image (see `Refiner`).
             cache_dir: a folder to keep prompt embeddings in (see `EmbeddingCache`); the text
-                encoder, and the vision encoder where there is one, are then loaded only for an
-                instruction that is not there.
-            warn: told in one line of cached embeddings that could not be read or written.
+                encoder, and the vision encoder if there is one, are then loaded only for
+                instructions that are not there.
+            warn: called with a line for each cached embedding that cannot be read or written.
             precision: "fp32", "fp16", "bf16" or "fp8" for an engine of it; None for any.
             engine: name of an engine variant of the bundle; None for the one that fits best.
             workers: threads that will call `segment` at once; they share `threads`.
@@ -167,7 +166,7 @@ class Segmenter:
         ) -> tuple[EngineSelection, dict[str, Engine], EmbeddingCache | None]:
             cache = None
             if cache_dir is not None:
-                # Before the engines: what is wrong with a folder is known at once.
+                # Before the engines are loaded, so that an unusable folder is reported at once.
                 cache = EmbeddingCache(
                     cache_dir, bundle.manifest, provider=selection.text_by, warn=warn
                 )
@@ -190,19 +189,19 @@ class Segmenter:
         )
 
     def set_image(self, image: ImageSource) -> ImageState:
-        """Bring a picture to the model once, for any number of expressions.
+        """Encode an image once, for any number of expressions.
 
         Args:
-            image: whatever `load_image` reads. The same pixels seen again are not encoded again.
+            image: whatever `load_image` reads. The same pixels are not encoded twice.
 
         Raises:
-            InputError: not a picture, too large, too long or too small.
+            InputError: not an image, or too large, too elongated or too small.
         """
-        return self._pictures.encode(image)
+        return self._images.encode(image)
 
     @overload
     def segment(
-        self, image: ImageSource | ImageState, expressions: str, **choices: Unpack[SegmentOptions]
+        self, image: ImageSource | ImageState, expressions: str, **options: Unpack[SegmentOptions]
     ) -> Segmentation: ...
 
     @overload
@@ -210,96 +209,65 @@ class Segmenter:
         self,
         image: ImageSource | ImageState,
         expressions: list[str] | tuple[str, ...],
-        **choices: Unpack[SegmentOptions],
+        **options: Unpack[SegmentOptions],
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
         image: ImageSource | ImageState,
         expressions: str | Sequence[str],
-        **choices: Unpack[SegmentOptions],
+        **options: Unpack[SegmentOptions],
     ) -> Segmentation | list[Segmentation]:
         """Segment what each expression refers to.
 
         Args:
             image: whatever `load_image` reads, or a state from `set_image`.
-            expressions: one, or several on the same picture (answered in order, batched).
-            choices: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
+            expressions: one, or several on the same image (run in batches, returned in order).
+            options: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
                 instances, confidence, always, paper: see `SegmentOptions`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
 
         Raises:
-            InputError: the picture, an expression or an option cannot be used.
+            InputError: the image, an expression or an option cannot be used.
             ProviderError: the engine failed, for lack of memory for example.
         """
-        single = isinstance(expressions, str)
-        asked = expression_list(expressions)
-        settings = resolve_options(choices, self.manifest.method, self.capture)
-        if settings.sinks:
+        texts = expression_list(expressions)
+        resolved = resolve_options(options, self.manifest.method, self.capture)
+        if resolved.sinks:
             sizes = self.manifest.geometry.sizes
             graph = self.manifest.graph(f"transformer.{self.capture}", sizes[0] if sizes else None)
             expect_token_attention(graph, self.capture)
-        instructions = [self._encoder.instruct(text) for text in asked]
+        instructions = [self._encoder.instruct(text) for text in texts]
         if not instructions:
             raise InputError("there are no expressions, expected at least one")
-        fresh = not isinstance(image, ImageState)
-        shared: dict[str, float] = {}
+        shared_ms: dict[str, float] = {}
         state: ImageState | None = None
         if self._refiner is not None or self._vision_encoder is not None:
             state = self._state(image)
         if self._refiner is not None and state is not None:
             start = perf_counter()
-            tokens = 0 if self._vision_encoder is None else self._vision_encoder.image_tokens(state)
+            vision = self._vision_encoder
+            tokens = 0 if vision is None else vision.image_tokens(state)
             instructions = refine(
                 self._refiner, instructions, state.pixels, self._encoder, image_tokens=tokens
             )
-            shared["refine"] = (perf_counter() - start) * 1e3 / len(asked)
-        instructions = [self._encoder.append(said, settings.magnets) for said in instructions]
-        prompts, timings = self._embedder.embed(instructions, state)
-        weights = prompt_token_weights(choices.get("prompt_weights"), prompts)
+            shared_ms["refine"] = (perf_counter() - start) * 1e3
+        instructions = [self._encoder.append(each, resolved.magnets) for each in instructions]
+        prompts, text_ms = self._embedder.embed(instructions, state)
+        weights = prompt_token_weights(resolved.prompt_weights, prompts)
         state = state or self._state(image)
-        if fresh:
-            timings |= state.timings_ms
-        shared |= {stage: each / len(asked) for stage, each in timings.items()}
+        shared_ms |= text_ms if isinstance(image, ImageState) else text_ms | state.timings_ms
+        shared_ms = {stage: each / len(texts) for stage, each in shared_ms.items()}
         results: dict[int, Segmentation] = {}
         for rows in batches(prompts, self._fixed_batch(state) or self._max_batch):
             some = [prompts[row] for row in rows]
             own = weights[rows, : len(some[0].embeds)]
-            found = self._batch(state, some, weights=own, settings=settings, shared_ms=shared)
+            found = self._segment_batch(state, some, own, resolved, shared_ms)
             results |= dict(zip(rows, found, strict=True))
         ordered = [results[row] for row in range(len(prompts))]
-        return ordered[0] if single else ordered
-
-    def _batch(
-        self,
-        state: ImageState,
-        prompts: Sequence[PromptState],
-        *,
-        weights: Float32,
-        settings: ResolvedOptions,
-        shared_ms: Mapping[str, float],
-    ) -> list[Segmentation]:
-        """Run the transformer once for a few expressions and finish each."""
-        start = perf_counter()
-        answers = self._answers(state, prompts, weights, settings)
-        sinks: list[tuple[int, ...]] = [()] * len(prompts)
-        if settings.sinks:
-
-            def again(rows: list[int], own: Float32) -> list[ExpressionOutput]:
-                return self._answers(state, [prompts[row] for row in rows], own, settings)
-
-            answers, sinks = without_sinks(answers, weights, again)
-        took = (perf_counter() - start) * 1e3 - sum(a.method_ms + a.mask_ms for a in answers)
-        each = took / len(prompts)
-        return [
-            replace(
-                self._result(state, answer, prompt, {**shared_ms, "transformer": each}, settings),
-                sinks=own_sinks,
-            )
-            for prompt, answer, own_sinks in zip(prompts, answers, sinks, strict=True)
-        ]
+        return ordered[0] if isinstance(expressions, str) else ordered
 
     def _state(self, image: ImageSource | ImageState) -> ImageState:
         if not isinstance(image, ImageState):
@@ -314,80 +282,99 @@ class Segmenter:
         graph = self.manifest.graph(f"transformer.{self.capture}", state.plan.resized_wh)
         return fixed_batch(graph.inputs, "clean_latents")
 
-    def _answers(
+    def _segment_batch(
         self,
         state: ImageState,
         prompts: Sequence[PromptState],
         weights: Float32,
-        settings: ResolvedOptions,
+        options: ResolvedOptions,
+        shared_ms: Mapping[str, float],
+    ) -> list[Segmentation]:
+        """Segment a few expressions with one run of the transformer, or two with `sinks`."""
+        start = perf_counter()
+        outputs = self._run_transformer(state, prompts, weights, options)
+        sinks: list[tuple[int, ...]] = [()] * len(prompts)
+        if options.sinks:
+
+            def run_again(rows: list[int], own: Float32) -> list[ExpressionOutput]:
+                return self._run_transformer(state, [prompts[row] for row in rows], own, options)
+
+            outputs, sinks = without_sinks(outputs, weights, run_again)
+        took = (perf_counter() - start) * 1e3 - sum(o.method_ms + o.mask_ms for o in outputs)
+        shared_ms = {**shared_ms, "transformer": took / len(prompts)}
+        return [
+            self._result(state, output, prompt, own_sinks, options, shared_ms)
+            for output, prompt, own_sinks in zip(outputs, prompts, sinks, strict=True)
+        ]
+
+    def _run_transformer(
+        self,
+        state: ImageState,
+        prompts: Sequence[PromptState],
+        weights: Float32,
+        options: ResolvedOptions,
     ) -> list[ExpressionOutput]:
-        """Run the transformer, and post-process where it leaves its outputs."""
+        """Run the transformer once, and process its outputs on the device that holds them."""
         fixed = self._fixed_batch(state)
         engine = self._engines[self.manifest.at_size("transformer", state.plan.resized_wh)]
-        there = device_engine(engine)
+        on_device = device_engine(engine)
         feeds = transformer_feeds(
             state,
             prompts,
             weights=weights,
             noise=self._noise,
-            tau=settings.tau,
+            tau=options.tau,
             fixed=fixed,
-            device=None if there is None else there.device,
+            device=None if on_device is None else on_device.device,
         )
-        wanted = PostprocessRequest(
+        request = PostprocessRequest(
             self.capture,
-            batch=fixed or len(prompts),
-            count=len(prompts),
-            plan=state.plan,
-            tau=settings.tau,
-            prototype=settings.prototype,
-            cues=tuple(read_cues(prompt.instruction.expression) for prompt in prompts),
-            spatial_prior=settings.spatial_prior,
-            instances=settings.instances,
-            guide=state.guide() if settings.upsample == "guided" else None,
+            fixed or len(prompts),
+            state.plan,
+            tuple(read_cues(prompt.instruction.expression) for prompt in prompts),
+            options,
+            state.guide() if options.upsample == "guided" else None,
         )
-        if there is None:
-            return postprocess_numpy(engine.run(feeds), wanted)
-        with there.device.lock:
+        if on_device is None:
+            return postprocess_numpy(engine.run(feeds), request)
+        with on_device.device.lock:
             if self._cuda is None:
-                self._cuda = CudaPostprocess(there.device)
-            finish = self._cuda.queue(there.run_on_device(feeds, borrow=True), wanted)
+                self._cuda = CudaPostprocess(on_device.device)
+            finish = self._cuda.queue(on_device.run_on_device(feeds, borrow=True), request)
         return finish()
 
     def _result(
         self,
         state: ImageState,
-        answer: ExpressionOutput,
+        output: ExpressionOutput,
         prompt: PromptState,
-        timings: dict[str, float],
-        settings: ResolvedOptions,
+        sinks: tuple[int, ...],
+        options: ResolvedOptions,
+        shared_ms: Mapping[str, float],
     ) -> Segmentation:
-        found, grid_hw = answer.found, state.plan.grid_hw
-        score_map = found.scores.reshape(grid_hw)
+        found, seen, grid_hw = output.found, output.evidence, state.plan.grid_hw
+        instruction, model = prompt.instruction, self.manifest.model
+        outside, confidence, doubt = state.unlike, None, None
+        if model.scope is not None and outside is None:
+            words = instruction.text[: instruction.length_without_magnets]
+            outside = model.scope.unknown(instruction.expression, words)
+        if self.manifest.method.confidence is not None and outside is None:
+            confidence, doubt = self.manifest.method.confidence.judge(seen, options.confidence)
         reason = found.reason
-        if reason is None and answer.empty:
+        if reason is None and output.empty:
             reason = "no pixel is nearer to the expression"
-        seen, mask_hw = answer.evidence, answer.mask_hw
-        rule = self.manifest.method.confidence
-        scope = self.manifest.model.scope
-        outside = state.unlike
-        if scope is not None and outside is None:
-            said = prompt.instruction
-            outside = scope.unknown(said.expression, said.text[: said.length_without_magnets])
-        confidence, doubt = None, None
-        if rule is not None and outside is None:
-            confidence, doubt = rule.judge(seen, settings.confidence)
-        if not settings.always:
-            # What it cannot know comes first, whatever else there is to say.
+        if not options.always:
+            # The scope comes first: outside of it the other reasons mean nothing.
             reason = outside or reason or doubt
+        score_map, mask_hw = found.scores.reshape(grid_hw), output.mask_hw
         if reason is not None:
             mask_hw = np.zeros_like(mask_hw)
-        tokens, attention = prompt.tokens, answer.token_attention
+        tokens, attention = prompt.tokens, output.token_attention
         if attention is not None:
             attention = attention[:, : len(tokens)].T.reshape(len(tokens), *grid_hw)
         return Segmentation(
-            expression=prompt.instruction.expression,
-            instruction=prompt.instruction.text,
+            expression=instruction.expression,
+            instruction=instruction.text,
             mask_hw=mask_hw,
             score_map=score_map,
             coarse=found.coarse.reshape(grid_hw),
@@ -400,11 +387,12 @@ class Segmenter:
             reason=reason,
             provider=self.provider,
             precision=self.precision,
-            model=self.manifest.model.name,
-            timings_ms={**timings, "method": answer.method_ms, "mask": answer.mask_ms},
+            model=model.name,
+            timings_ms={**shared_ms, "method": output.method_ms, "mask": output.mask_ms},
             plan=state.plan,
             tokens=tokens if attention is not None else (),
             token_attention=attention,
-            demonstrator=self.manifest.model.demonstrator,
+            sinks=sinks,
+            demonstrator=model.demonstrator,
             outside=outside,
         )

@@ -1,4 +1,4 @@
-"""Prompts that one run of the transformer can hold, and what is fed to it."""
+"""Batches of prompts for the transformer, and the inputs of its graph."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 
 
 def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
-    """Group prompts by what a run has once for all of them: length and positions.
+    """Group prompts that one run can hold: those of equal length and positions.
 
     Args:
         prompts: in any order.
@@ -31,8 +31,8 @@ def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
     """
     alike: dict[tuple[int, bytes], list[int]] = {}
     for row, prompt in enumerate(prompts):
-        placed = b"" if prompt.positions is None else prompt.positions.tobytes()
-        alike.setdefault((len(prompt.embeds), placed), []).append(row)
+        positions = b"" if prompt.positions is None else prompt.positions.tobytes()
+        alike.setdefault((len(prompt.embeds), positions), []).append(row)
     return [
         group[first : first + size]
         for group in alike.values()
@@ -50,16 +50,17 @@ def transformer_feeds(
     fixed: int | None,
     device: Device | None = None,
 ) -> dict[str, Any]:
-    """Return all that a transformer graph may ask for, by logical name.
+    """Return every input that a transformer graph may have, by logical name.
 
     Args:
-        state: the picture.
+        state: the image.
         prompts: one of the groups of `batches`.
         weights: (len(prompts), N_p) float32.
         noise: (rows, C) float32, the bundle's.
         tau: region threshold.
-        fixed: the batch that the graph was exported for, to be filled up; None where it is free.
-        device: the GPU that takes arrays of its own; what lies there is not brought to the host.
+        fixed: the batch that the graph was exported for, which is filled up; None where it is
+            free.
+        device: the GPU of an engine that takes device arrays; arrays that are there stay there.
     """
     batch = fixed or len(prompts)
     filled = [*prompts, *[prompts[-1]] * (batch - len(prompts))]
@@ -82,7 +83,7 @@ def transformer_feeds(
 
 
 def _stacked(arrays: Sequence[Float32 | Mirrored], device: Device | None) -> Any:
-    """Stack on the device where one of the arrays is not on the host yet, else on the host."""
+    """Stack on the device if one of the arrays may be there, else on the host."""
     if device is None or not any(isinstance(each, Mirrored) for each in arrays):
         return np.stack([np.asarray(each) for each in arrays])
     there = [(each if isinstance(each, Mirrored) else Mirrored(each)).on(device) for each in arrays]

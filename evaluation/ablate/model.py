@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ from rism.export.precision import PRECISIONS
 from rism.export.spec import ModelSpec, OpenModel, PromptTokens
 from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import InputError, ProviderError
-from rism.runtime.image import geometry, vision_patches
-from rism.runtime.image_encoder import ImageState
+from rism.runtime.image import geometry
+from rism.runtime.image_encoder import ImageState, text_encoder_view
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.refiner import Refiner, refine
@@ -207,21 +207,9 @@ class AblationModel:
         resized = geometry.resize(pixels, plan, rules)
         image = geometry.normalise(resized, plan, rules)
         latents = self._vae.run({"image": image})["clean_latents"]
-        return ImageState(plan, latents, "", {}, None, self._view(pixels, resized, plan))
-
-    def _view(
-        self, pixels: npt.NDArray[np.uint8], resized: geometry.Resized, plan: geometry.Plan
-    ) -> vision_patches.View | None:
-        """Return what the text encoder sees, as `ImageEncoder` has it."""
-        rules, own = self.spec.prompt.vision, self.spec.geometry
-        if rules is None:
-            return None
-        if rules.view_resample != own.resample or resized.dtype != np.uint8:
-            other = replace(own, resample=rules.view_resample, resize_in="uint8")
-            resized = geometry.resize(pixels, plan, other)
-        left, top, right, bottom = plan.crop_xyxy
-        part = np.ascontiguousarray(resized[top:bottom, left:right], np.uint8)
-        return vision_patches.view(part, (right - left, bottom - top), rules)
+        vision = self.spec.prompt.vision
+        view = None if vision is None else text_encoder_view(pixels, resized, plan, rules, vision)
+        return ImageState(plan, latents, "", {}, None, view)
 
     def prompt(
         self,

@@ -35,7 +35,7 @@ from rism.runtime.engines.selection import (
     variant_loads,
 )
 from rism.runtime.errors import BundleError, OutputError, ProviderError
-from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.segmenter import Segmenter
 
 __all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record", "store", "vectors"]

@@ -1,1 +1,1 @@
-"""What an English expression says: its head noun, and words of place and size. Word lists only."""
+"""The head noun and the words of place and size of English expressions, by word lists."""

@@ -1,6 +1,6 @@
-"""Which words of an expression say what the object is: word lists and a few rules, no parser.
+"""Content words and head noun of an expression: word lists and a few rules, no parser.
 
-English only; of another language every word is content, and the last one the head.
+English only; in another language every word is a content word, and the last one the head.
 """
 
 import re
@@ -23,7 +23,7 @@ can could will would shall should may might must
 not no very just only also too
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that say nothing of what an object is. Words of place ("above") and size stay."""
+"""Words that do not describe an object. Words of place ("above") and size are not among them."""
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 # A noun phrase ends before one of these, or before a relation to another object.
@@ -36,13 +36,10 @@ _END = re.compile(
 
 
 def content_words(expression: str) -> list[Span]:
-    """Find the words that are no stop words.
-
-    Args:
-        expression: as it was asked.
+    """Find the words that are not stop words.
 
     Returns:
-        First and end of each in characters; of every word where all are stop words.
+        Start and end of each in characters; of every word if all are stop words.
 
     >>> [expression[a:b] for a, b in content_words(expression := "the dog on the left")]
     ['dog', 'left']
@@ -57,11 +54,8 @@ def head_noun(expression: str) -> Span | None:
 
     Words of place and stop words at its end do not count ("man left"), unless it has no others.
 
-    Args:
-        expression: as it was asked.
-
     Returns:
-        First and end in characters; None where there is no word.
+        Start and end in characters; None if there is no word.
 
     >>> [text[a:b] for text in ("small red dog left of the car",) for a, b in [head_noun(text)]]
     ['dog']
@@ -73,16 +67,13 @@ def head_noun(expression: str) -> Span | None:
 
 
 def noun_phrase(expression: str) -> list[Span]:
-    """Find the words of the first noun phrase, which speak of the object itself.
+    """Find the words of the first noun phrase, which describe the object itself.
 
-    It ends before the first preposition, relation, auxiliary or comma; where nothing is left of
-    it, the whole expression is taken.
-
-    Args:
-        expression: as it was asked.
+    It ends before the first preposition, relation, auxiliary or comma; if that leaves no word,
+    the whole expression is taken.
 
     Returns:
-        First and end of each word in characters.
+        Start and end of each word in characters.
 
     >>> text = "small red dog left of the car"
     >>> [text[a:b] for a, b in noun_phrase(text)]

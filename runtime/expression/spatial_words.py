@@ -1,12 +1,12 @@
-"""What an expression says of place and size, by lists of English words; no parser."""
+"""Words of place and size in an expression, by lists of English words; no parser."""
 
 import re
 from dataclasses import dataclass
 
 __all__ = ["PLACES", "RELATION", "Cues", "read_cues"]
 
-# What follows one of these speaks of another object: "the dog left of the red car". What is
-# worn or held is where its owner is, so that only its size is another's.
+# Words after one of these describe another object: "the dog left of the red car". A thing that is
+# worn or held is where its owner is, so that only words of size describe the other object.
 _BESIDE = (
     r"\b(?:(?:to|on|at|in)\s+the\s+)?(?:(?:far|top|bottom|upper|lower)[\s-]+)?"
     r"(?:left|right|top|bottom|middle|cent(?:er|re))"
@@ -16,16 +16,16 @@ _BESIDE = (
 )
 _NEARBY = re.compile(_BESIDE)
 RELATION = re.compile(rf"{_BESIDE}|\b(?:with|wearing|holding)\b", re.IGNORECASE)
-"""Where words begin that speak of another object."""
+"""Where words begin that describe another object."""
 _OTHER_SIZE = re.compile(r"\b(?:with|wearing|holding|in|on)\b")
 _NOT = re.compile(r"\b(?:not|except|excluding|without)\b|n['\u2019]t\b")
-# Not the leftmost, nor the largest.
+# Neither the leftmost nor the largest object is meant.
 _ORDINAL = re.compile(
     r"\b(?:second|third|fourth|fifth|sixth|\d+(?:nd|rd|th))\b|"
     r"\b(?:one|two|three|four|five|\d+)\s+(?:\w+\s+)?from\b"
 )
-# Words that say nothing: what is said of the picture, of the object after all ("that is"), of a
-# side of the object's own, of where it looks; of how many it is one; "right behind"; what is worn.
+# Phrases whose words do not place the object: "of the image", "one of two", "that is", a side of
+# the object's own, a direction that it looks in, "right behind", clothes ("a red top").
 _NOTHING = re.compile(
     r"\bof\s+(?:the\s+)?(?:picture|image|photo|photograph|pic|screen|frame|scene|view|shot)\b|"
     r"\bof\s+(?:the\s+|all\s+)?(?:two|three|four|five|all|both)\b|"
@@ -46,7 +46,7 @@ _TOP = frozenset({"top", "topmost", "upper", "uppermost", "highest"})
 _BOTTOM = frozenset({"bottom", "bottommost", "lower", "lowest", "lowermost"})
 _MIDDLE = frozenset({"middle", "center", "centre", "central"})
 PLACES = _LEFT | _RIGHT | _TOP | _BOTTOM | _MIDDLE
-"""Words of where an object is in the picture."""
+"""Words of where an object is in the image."""
 _SEVERAL = frozenset(
     {"two", "three", "four", "five", "both", "all", "every", "pair", "couple", "group", "several"}
 )
@@ -56,14 +56,14 @@ _LARGE = frozenset({"large", "big", "huge", "larger", "bigger", "largest", "bigg
 
 @dataclass(frozen=True)
 class Cues:
-    """Where and how large the object is said to be.
+    """Place and size of the object, by the words of the expression.
 
     Attributes:
         across: -1 left, 1 right, 0 not said.
         down: -1 top, 1 bottom, 0 not said.
-        middle: in the middle of the picture.
+        middle: in the middle of the image.
         size: -1 small, 1 large, 0 not said.
-        several: more than one object is asked for.
+        several: more than one object is meant.
     """
 
     across: int = 0
@@ -74,20 +74,20 @@ class Cues:
 
     @property
     def place(self) -> bool:
-        """Something is said of where the object is."""
+        """Whether there are words of place."""
         return bool(self.across or self.down or self.middle)
 
     @property
     def one(self) -> bool:
-        """One of several objects is meant, and words of place or size tell which."""
+        """Whether one object is meant, and words of place or size tell which."""
         return not self.several and bool(self.place or self.size)
 
 
 def read_cues(expression: str) -> Cues:
-    """Read the words of place and size that speak of the object itself.
+    """Read the words of place and size that describe the object itself.
 
-    Contradictions ("the left one on the right") say nothing, nor do denials ("not the left one")
-    and what is neither first nor last ("second from left").
+    Ignored are contradictions ("the left one on the right"), negations ("not the left one") and
+    ordinals ("second from left").
 
     >>> read_cues("the small dog at the top left")
     Cues(across=-1, down=-1, middle=False, size=-1, several=False)

@@ -1,7 +1,7 @@
-"""Prompt tokens that the whole picture looks at: found, and weighed out in a second pass.
+"""Attention-sink tokens: detected after one pass, and weighted 0 in a second one.
 
-RefAM (arXiv 2509.22650) calls them global attention sinks: they take much attention from
-everywhere and say nothing of where the object is.
+RefAM (arXiv 2509.22650) calls them global attention sinks: prompt tokens that take much attention
+from the whole image and carry no information on where the object is.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,16 @@ _EVEN = 0.75  # standard deviation over mean
 def find_sinks(
     token_attention: Float32, weights: Float32, *, high: float = _HIGH, even: float = _EVEN
 ) -> npt.NDArray[np.bool_]:
-    """Find tokens whose attention is high and near-uniform over the picture.
+    """Find tokens whose attention is high and near-uniform over the image.
 
     With m and s the mean and the standard deviation of a token's attention over the N_v
-    positions, it is a sink where m > `high` times the median of m over the tokens that count,
-    and s / m < `even`. So fewer than half of the tokens that count can be sinks.
+    positions, it is a sink where m > `high` times the median of m over the tokens of non-zero
+    weight, and s / m < `even`. So fewer than half of these tokens can be sinks.
 
     Args:
-        token_attention: (N_v, N_p) float32, not negative; what is not finite makes no sink.
-        weights: (N_p,) float32; tokens of weight zero do not count, and are no sinks.
+        token_attention: (N_v, N_p) float32, not negative; a token with values that are not finite
+            is no sink.
+        weights: (N_p,) float32; a token of weight zero is no sink.
         high: 5 by default.
         even: 0.75 by default.
 
@@ -52,49 +53,49 @@ def find_sinks(
 
 
 def without_sinks(
-    answers: Sequence[ExpressionOutput],
+    outputs: Sequence[ExpressionOutput],
     weights: Float32,
-    again: Callable[[list[int], Float32], Sequence[ExpressionOutput]],
+    run_again: Callable[[list[int], Float32], Sequence[ExpressionOutput]],
 ) -> tuple[list[ExpressionOutput], list[tuple[int, ...]]]:
-    """ExpressionOutput once more, without sinks, for the prompts that have some.
+    """Run again, with the sinks' weights set to 0, for the prompts that have sinks.
 
     Args:
-        answers: of the first pass, with token attention.
+        outputs: of the first pass, with token attention.
         weights: (B, N_p) float32 of the first pass.
-        again: runs a second pass for some rows with their weights (rows, N_p); not called where
-            no prompt has a sink.
+        run_again: runs a second pass for some rows with their weights (rows, N_p); not called
+            where no prompt has a sink.
 
     Returns:
-        The answers, and for each the places of its sinks in the prompt.
+        The outputs, and for each the indices of its sinks in the prompt.
 
     Raises:
-        BundleError: the engine gave no token attention, though the manifest promised it.
+        BundleError: the engine returned no token attention, though the manifest lists it.
     """
     sinks = np.zeros(weights.shape, np.bool_)
-    for row, answer in enumerate(answers):
-        if answer.token_attention is None:
+    for row, output in enumerate(outputs):
+        if output.token_attention is None:
             raise BundleError(
                 "the transformer returned no 'token_attention', expected it as the manifest has "
                 "it: export the bundle again, or build its engines again"
             )
-        sinks[row] = find_sinks(answer.token_attention, weights[row])
-    final, rows = list(answers), np.flatnonzero(sinks.any(axis=1)).tolist()
+        sinks[row] = find_sinks(output.token_attention, weights[row])
+    final, rows = list(outputs), np.flatnonzero(sinks.any(axis=1)).tolist()
     if rows:
-        better = again(rows, np.where(sinks, np.float32(0), weights)[rows])
-        for row, answer in zip(rows, better, strict=True):
-            final[row] = answer
+        second = run_again(rows, np.where(sinks, np.float32(0), weights)[rows])
+        for row, output in zip(rows, second, strict=True):
+            final[row] = output
     return final, [tuple(np.flatnonzero(each).tolist()) for each in sinks]
 
 
 def expect_token_attention(graph: GraphSpec, capture: str) -> None:
-    """Refuse to look for sinks where nothing says what each token is looked at.
+    """Check that a graph returns attention per token, which the detection of sinks needs.
 
     Raises:
         InputError: the graph has no such output.
     """
     if "token_attention" not in graph.outputs:
         raise InputError(
-            f"sinks are found in attention per token, which 'transformer.{capture}' of this "
-            "bundle does not give, expected output 'token_attention': rism export --model MODEL "
-            "-o DIR --token-attention, or go without sinks"
+            f"sinks are detected by attention per token, which 'transformer.{capture}' of this "
+            "bundle does not return, expected output 'token_attention': rism export --model MODEL "
+            "-o DIR --token-attention, or run without sinks"
         )

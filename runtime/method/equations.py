@@ -38,8 +38,8 @@ Array: TypeAlias = Any
 
 # Below this relative span a float32 sum over blocks is rounding, not signal.
 _CONSTANT_SPAN = 1e-6
-# Half a megabyte of features: they fit in a core's cache, and BLAS keeps a product of two rows
-# with them on one thread. Waiting for a second thread costs more than it saves.
+# Half a megabyte of features fits in a core's cache, and BLAS multiplies it by two rows on one
+# thread: waiting for a second one costs more than it saves.
 _BLOCK_VALUES = 2**17
 
 ATTENTION_NOT_FINITE = "the attention map is not finite"
@@ -49,14 +49,14 @@ FEATURES_NOT_FINITE = "the features are not finite"
 
 @dataclass(frozen=True)
 class Localisation:
-    """What the method says about one expression, on the token grid.
+    """Result of the method for one expression, on the token grid.
 
     Attributes:
-        scores: (N,) float32, positive where the expression holds; zeros where degenerate.
+        scores: (N,) float32, positive on the object; zeros where degenerate.
         coarse: (N,) float32 in [0, 1], equation 3 (CAM).
         refined: (N,) float32 in [0, 1], equation 4 (RAM).
         separability: Fisher's score of the two classes; 0 where there is only one.
-        reason: why there is no answer, or None.
+        reason: why there is no result, or None.
     """
 
     scores: Array
@@ -86,7 +86,7 @@ def minmax(values: Array) -> Array:
 
 
 def degenerate_reason(values: Array) -> str | None:
-    """Say why a raw map tells no region apart, or None if it does.
+    """Return why no region can be told from a raw map, or None if one can.
 
     Args:
         values: (N,), before `minmax`.
@@ -200,7 +200,7 @@ def localise(features: Array, region: Array, *, rule: str = "equation") -> tuple
     means = _by_rule(means, rule)
     scores = xp.empty(features.shape[0], xp.float32)
     sums = xp.zeros(means.shape, xp.float32)
-    # A block's scores say which class its rows belong to: its sums need no third read.
+    # The sums of a block follow from its scores, so that features are read twice, not thrice.
     for rows in _blocks(features):
         block = features[rows]
         scores[rows] = classify(block, means, inverse_norms=inverse[rows])
@@ -228,7 +228,7 @@ def segment_tokens(
         features: (N, D) float32.
         tau: region threshold in [0, 1).
         rule: see `prototypes`.
-        prior: (N,) float32 in [0, 1], weighs the refined map before tau; None as published.
+        prior: (N,) float32 in [0, 1], multiplies the refined map before tau; None as published.
     """
     xp = array_namespace(features)
     coarse = coarse_map(attention_vectors)
@@ -238,8 +238,8 @@ def segment_tokens(
     nothing = xp.zeros(features.shape[0], xp.float32)
     if reason is not None:
         return Localisation(nothing, coarse, refined, 0.0, reason)
-    weighed = refined if prior is None else minmax(refined * xp.asarray(prior))
-    scores, fisher = localise(features, weighed > tau, rule=rule)
+    weighted = refined if prior is None else minmax(refined * xp.asarray(prior))
+    scores, fisher = localise(features, weighted > tau, rule=rule)
     if not bool(xp.isfinite(scores).all()):
         return Localisation(nothing, coarse, refined, 0.0, FEATURES_NOT_FINITE)
     return Localisation(scores, coarse, refined, fisher)
@@ -274,7 +274,7 @@ def _means(sums: Array, region: Array, inverse_norms: Array) -> tuple[Array, Arr
 
 def _dots(rows: Array, other: Array) -> Array:
     """Products of each row with its own row of another array, or with one vector: (n,)."""
-    # As many small products; what NumPy calls einsum takes three times as long.
+    # Many small products: np.einsum takes three times as long.
     return (rows[:, None, :] @ other[..., None])[:, 0, 0]
 
 

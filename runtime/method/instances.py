@@ -1,8 +1,8 @@
-"""One object of several alike: by the words of place and size in the expression.
+"""One instance of several of a kind, chosen by words of place and size in the expression.
 
-The paper names the failure (A5): all instances of a kind light up. Words such as "left" weigh
-the map that the region is cut from, an idea of HybridGL and RefAM (arXiv 2509.22650); of the
-separate parts of the answer the one is kept that has most of that map.
+The paper names the failure (A5): all instances of a kind are marked. Words such as "left" weight
+the map that the region is thresholded from, an idea of HybridGL and RefAM (arXiv 2509.22650); of
+the separate parts of the result the one with most of that map is kept.
 """
 
 from typing import TypeAlias
@@ -17,18 +17,18 @@ __all__ = ["components", "one_instance", "spatial_prior"]
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
-_SPECK = 0.1  # a part below this share of the largest is no instance of another size
+_SPECK = 0.1  # a part smaller than this share of the largest is not an instance
 
 
 def spatial_prior(cues: Cues, grid_hw: tuple[int, int]) -> Float32 | None:
-    """Weigh the token grid by the words of place: a ramp from 0 to 1 for each.
+    """Weight the token grid by words of place: the product of a ramp from 0 to 1 for each.
 
     Args:
-        cues: what the expression says.
+        cues: words of place and size in the expression.
         grid_hw: (N_h, N_w).
 
     Returns:
-        (N_v,) float32 in (0, 1), row-major, or None where nothing is said of place.
+        (N_v,) float32 in (0, 1), row-major, or None without words of place.
     """
     if not cues.place:
         return None
@@ -47,19 +47,19 @@ def spatial_prior(cues: Cues, grid_hw: tuple[int, int]) -> Float32 | None:
 def one_instance(
     scores: Float32, weights: Float32, cues: Cues, grid_hw: tuple[int, int]
 ) -> Float32:
-    """Keep one of the separate parts of an answer, where words of place or size tell which.
+    """Keep one of the separate parts of a result, chosen by words of place or size.
 
-    Without such words, with one part only, or where several things are asked for ("the two cups on
-    the left"), nothing changes.
+    Without such words, with one part only, or if the expression means several objects ("the two
+    cups on the left"), nothing changes.
 
     Args:
         scores: (N_v,) float32; parts are where it is positive.
-        weights: (N_v,) float32, the refined map, by the spatial prior where there is one.
-        cues: what the expression says.
+        weights: (N_v,) float32, the refined map times the spatial prior, if there is one.
+        cues: words of place and size in the expression.
         grid_hw: (N_h, N_w).
 
     Returns:
-        (N_v,) float32: scores, negative on the parts that are not meant.
+        (N_v,) float32: scores, negative on the other parts.
     """
     if not cues.one:
         return scores
@@ -77,7 +77,7 @@ def one_instance(
 
 
 def components(mask_hw: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], int]:
-    """Label the parts of a mask that touch by their sides.
+    """Label the 4-connected components of a mask.
 
     Args:
         mask_hw: (H, W) bool.

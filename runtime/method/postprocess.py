@@ -1,5 +1,6 @@
-"""From what a transformer graph returned to answers, on the host."""
+"""From the outputs of a transformer graph to masks, with NumPy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -8,93 +9,102 @@ import numpy.typing as npt
 
 from rism.runtime.bundle.confidence_rule import Evidence
 from rism.runtime.engines.base import Arrays
+from rism.runtime.engines.tensor_checks import expect_shape
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.confidence import evidence
-from rism.runtime.method.equations import Localisation
-from rism.runtime.method.graph_outputs import expect_outputs, localise_outputs
+from rism.runtime.method.equations import (
+    FEATURES_NOT_FINITE,
+    Array,
+    Localisation,
+    array_namespace,
+    degenerate_reason,
+    propagate,
+    segment_tokens,
+)
 from rism.runtime.method.instances import one_instance, spatial_prior
 from rism.runtime.method.upsampling import guided_upsample, upsample
+from rism.runtime.options import ResolvedOptions
 
-__all__ = ["ExpressionOutput", "PostprocessRequest", "postprocess_numpy"]
+__all__ = [
+    "ExpressionOutput",
+    "PostprocessRequest",
+    "evidence",
+    "expect_outputs",
+    "localise_outputs",
+    "postprocess_numpy",
+]
 
 
 @dataclass(frozen=True)
 class PostprocessRequest:
-    """What is to be made of a graph's outputs.
+    """How the outputs of one run of a transformer graph are to be processed.
 
     Attributes:
-        capture: which capture mode the graph is.
+        capture: the capture mode of the graph.
         batch: B, rows of the outputs.
-        count: how many of them are expressions; the others fill up a fixed batch.
-        plan: how the picture was brought to the model's grid.
-        tau: region threshold.
-        prototype: see `method.prototypes`.
-        cues: what each expression says of place and size; none where that is not to be used.
-        spatial_prior: weigh the refined map by words of place before tau.
-        instances: keep one of several parts by words of place and size.
-        guide: (H, W, 3) uint8, the picture, for a mask along its edges; None for bilinear.
+        plan: how the image was brought to the model's grid.
+        cues: words of place and size of each expression; rows beyond them fill up a fixed batch.
+        options: see `ResolvedOptions`.
+        guide: (H, W, 3) uint8, the image, for upsample "guided"; otherwise None.
     """
 
     capture: str
     batch: int
-    count: int
     plan: Plan
-    tau: float
-    prototype: str
-    cues: tuple[Cues, ...] = ()
-    spatial_prior: bool = False
-    instances: bool = False
+    cues: tuple[Cues, ...]
+    options: ResolvedOptions
     guide: npt.NDArray[np.uint8] | None = None
 
-    def prior(self, row: int) -> npt.NDArray[np.float32] | None:
-        """Weights of the refined map of one expression, (N_v,), or None."""
-        if not self.spatial_prior or not self.cues or self.capture == "scores":
-            return None
-        return spatial_prior(self.cues[row], self.plan.grid_hw)
+    @property
+    def count(self) -> int:
+        """Number of expressions."""
+        return len(self.cues)
 
     @property
     def published(self) -> bool:
-        """The masks are the published ones: of all parts, bilinear."""
-        chosen = self.instances and any(cues.one for cues in self.cues)
+        """Whether the masks are the paper's: bilinear, without a choice between instances."""
+        chosen = self.options.instances and any(cues.one for cues in self.cues)
         return self.guide is None and not chosen
 
-    def finished(self, found: Localisation, row: int) -> Localisation:
-        """Leave one instance in the scores of one expression, if that is wanted."""
-        if found.reason is not None or not self.instances or not self.cues:
+    def prior(self, row: int) -> npt.NDArray[np.float32] | None:
+        """Weights of the refined map of one expression, (N_v,), or None."""
+        if not self.options.spatial_prior or self.capture == "scores":
+            return None
+        return spatial_prior(self.cues[row], self.plan.grid_hw)
+
+    def choose_instance(self, found: Localisation, row: int) -> Localisation:
+        """Leave one instance in the scores of one expression, if the options say so."""
+        if found.reason is not None or not self.options.instances:
             return found
-        cues, weights = self.cues[row], found.refined
-        prior = spatial_prior(cues, self.plan.grid_hw)
-        if prior is not None:
-            weights = weights * prior
-        scores = one_instance(found.scores, weights, cues, self.plan.grid_hw)
+        prior = spatial_prior(self.cues[row], self.plan.grid_hw)
+        weights = found.refined if prior is None else found.refined * prior
+        scores = one_instance(found.scores, weights, self.cues[row], self.plan.grid_hw)
         return replace(found, scores=scores)
 
     def mask(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Bring scores (N_v,) to the picture and cut them at zero: (H, W) bool."""
+        """Upsample scores (N_v,) to the image and cut them at zero: (H, W) bool."""
         map_hw = scores.reshape(self.plan.grid_hw)
-        if self.guide is None:
-            return np.asarray(upsample(map_hw, self.plan) > 0)
-        # Where nothing is positive, a fit to the picture must not find something.
-        if not (scores > 0).any():
-            return np.zeros(self.guide.shape[:2], np.bool_)
-        mask_hw = guided_upsample(map_hw, self.guide, self.plan) > 0
-        # A token alone on a smooth surface can be averaged away: it is an answer all the same.
-        return mask_hw if mask_hw.any() else np.asarray(upsample(map_hw, self.plan) > 0)
+        # Without a positive score the guided filter must not create one.
+        if self.guide is not None and (scores > 0).any():
+            mask_hw = guided_upsample(map_hw, self.guide, self.plan) > 0
+            # The filter can average away a single token on a smooth surface: keep it bilinear.
+            if mask_hw.any():
+                return mask_hw
+        return np.asarray(upsample(map_hw, self.plan) > 0)
 
 
 @dataclass(frozen=True)
 class ExpressionOutput:
-    """What is said of one expression; arrays of the host.
+    """The output for one expression; arrays on the host.
 
     Attributes:
-        found: the method's answer on the token grid.
+        found: the method's result on the token grid.
         mask_hw: (H, W) bool.
-        empty: nothing is in the mask.
-        evidence: what speaks for a presence of what was asked for.
+        empty: whether the mask is empty.
+        evidence: what the confidence is computed from.
         token_attention: (N_v, N_p) float32, where the graph has it.
-        method_ms: what the method took.
-        mask_ms: what the mask took, and its way to the host.
+        method_ms: duration of the method.
+        mask_ms: duration of making the mask and copying it to the host.
     """
 
     found: Localisation
@@ -106,40 +116,129 @@ class ExpressionOutput:
     mask_ms: float
 
 
-def postprocess_numpy(outputs: Arrays, wanted: PostprocessRequest) -> list[ExpressionOutput]:
-    """Apply the method and upsample, with NumPy.
+def postprocess_numpy(outputs: Arrays, request: PostprocessRequest) -> list[ExpressionOutput]:
+    """Apply the method and upsample.
 
     Raises:
-        BundleError: an output is not of the shape that the bundle promised.
+        BundleError: an output is not of the shape that the manifest says.
     """
-    expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
+    expect_outputs(request.capture, outputs, batch=request.batch, tokens=request.plan.tokens)
     outputs = {name: each.astype(np.float32, copy=False) for name, each in outputs.items()}
-    answers = []
-    for row in range(wanted.count):
+    results = []
+    for row in range(request.count):
         start = perf_counter()
         own = {name: each[row] for name, each in outputs.items()}
         found = localise_outputs(
-            wanted.capture,
+            request.capture,
             own,
-            tau=wanted.tau,
-            prototype=wanted.prototype,
-            prior=wanted.prior(row),
+            tau=request.options.tau,
+            prototype=request.options.prototype,
+            prior=request.prior(row),
         )
         seen = evidence(found)
-        found = wanted.finished(found, row)
+        found = request.choose_instance(found, row)
         after_method = perf_counter()
-        mask_hw = wanted.mask(found.scores)
-        empty = not mask_hw.any()
-        after_mask = perf_counter()
-        answers.append(
-            ExpressionOutput(
-                found,
-                mask_hw,
-                empty,
-                seen,
-                own.get("token_attention"),
-                method_ms=(after_method - start) * 1e3,
-                mask_ms=(after_mask - after_method) * 1e3,
-            )
+        mask_hw = request.mask(found.scores)
+        result = ExpressionOutput(
+            found,
+            mask_hw,
+            empty=not mask_hw.any(),
+            evidence=seen,
+            token_attention=own.get("token_attention"),
+            method_ms=(after_method - start) * 1e3,
+            mask_ms=(perf_counter() - after_method) * 1e3,
         )
-    return answers
+        results.append(result)
+    return results
+
+
+def localise_outputs(
+    capture: str, outputs: Arrays, *, tau: float, prototype: str, prior: Array | None = None
+) -> Localisation:
+    """Apply the method to a graph's outputs, or read its result where the graph contains it.
+
+    Args:
+        capture: a capture mode.
+        outputs: of one expression, by logical name, float32; NumPy or CuPy arrays.
+        tau: region threshold.
+        prototype: see `equations.prototypes`.
+        prior: see `segment_tokens`; ignored for "scores", whose graph contains the threshold.
+    """
+    if capture == "scores":
+        scores, refined = outputs["scores"], outputs["refined_attention"]
+        coarse, fisher = outputs["coarse_attention"], float(outputs["separability"])
+        xp = array_namespace(scores)
+        reason = degenerate_reason(refined)
+        if reason is None and not bool(xp.isfinite(scores).all()):
+            reason = FEATURES_NOT_FINITE
+        if reason is not None:
+            finite = xp.nan_to_num(coarse), xp.nan_to_num(refined)
+            return Localisation(xp.zeros_like(scores), *finite, 0.0, reason)
+        return Localisation(scores, coarse, refined, fisher if np.isfinite(fisher) else 0.0)
+    vectors = outputs["attention_vectors"]
+    if capture == "matrices":
+        propagated = propagate(outputs["transition_matrices"], vectors)
+    else:
+        propagated = outputs["propagated_vectors"]
+    features = outputs["features"]
+    return segment_tokens(vectors, propagated, features, tau=tau, rule=prototype, prior=prior)
+
+
+def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, tokens: int) -> None:
+    """Check outputs against the shapes of docs/bundle.md, step 5.
+
+    Args:
+        capture: a capture mode.
+        outputs: by logical name, with the batch axis.
+        batch: B.
+        tokens: N_v.
+
+    Raises:
+        BundleError: an output has another shape.
+    """
+    one = (batch, tokens)
+    shapes: dict[str, tuple[int, ...]]
+    if capture == "scores":
+        shapes = dict.fromkeys(("scores", "coarse_attention", "refined_attention"), one)
+        shapes["separability"] = (batch,)
+    else:
+        # Any number of blocks and of channels, but one at least.
+        blocks = max((1, *outputs["attention_vectors"].shape[1:2]))
+        channels = max((1, *outputs["features"].shape[2:3]))
+        shapes = {"features": (*one, channels), "attention_vectors": (batch, blocks, tokens)}
+        if capture == "matrices":
+            shapes["transition_matrices"] = (batch, blocks, tokens, tokens)
+        else:
+            shapes["propagated_vectors"] = (batch, blocks, tokens)
+    for name, shape in shapes.items():
+        expect_shape(outputs[name], shape, name=name)
+
+
+def evidence(found: Localisation) -> Evidence:
+    """Measure how likely the object is present; all zero where there is no result.
+
+    A model marks something even where the object is absent. Then its attention is spread, its two
+    classes lie near each other, and the refined map and the score map agree less.
+    """
+    if found.reason is not None:
+        return Evidence(0.0, 0.0, 0.0)
+    return Evidence(
+        found.separability,
+        _concentration(np.asarray(found.coarse, np.float64)),
+        _correlation(np.asarray(found.refined, np.float64), np.asarray(found.scores, np.float64)),
+    )
+
+
+def _concentration(values: np.ndarray) -> float:
+    # A map that was made inside a graph is not checked yet.
+    positive = values[np.isfinite(values) & (values > 0)]
+    if values.size < 2 or not positive.size:
+        return 0.0
+    shares = positive / positive.sum()
+    return float(1 + (shares * np.log(shares)).sum() / np.log(values.size))
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    length = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / length if length > 0 else 0.0

@@ -1,10 +1,11 @@
-"""The method and the mask on the GPU where a graph's outputs lie, by a few kernels.
+"""The method and the mask on the GPU that holds a graph's outputs, by a few kernels.
 
 `kernels/postprocess.cu` has the arithmetic, which is that of equations.py and upsampling.upsample,
-and the floor of each kernel; docs/performance.md has what that comes to. Everything is queued on
-the device's stream for all expressions of a run at once. The host waits once, for one transfer:
-three maps on the token grid and a few numbers, and with the published masks these. Masks that the
-picture or words choose are the host's, made while the GPU is free for others.
+and the lower bound of each kernel's time; docs/performance.md has measurements. Everything is
+queued on the device's stream for all expressions of a run at once. The host waits once, for one
+transfer: three maps on the token grid, a few numbers, and the masks if they are the published
+ones. Guided masks and masks of one instance are made on the host, while the GPU is free for
+other runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,28 +25,32 @@ from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels
 from rism.runtime.engines.device_engine import DeviceEngine
 from rism.runtime.errors import ProviderError, one_line
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.confidence import evidence
 from rism.runtime.method.equations import (
     ATTENTION_CONSTANT,
     ATTENTION_NOT_FINITE,
     FEATURES_NOT_FINITE,
     Localisation,
 )
-from rism.runtime.method.graph_outputs import expect_outputs, localise_outputs
-from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest
+from rism.runtime.method.postprocess import (
+    ExpressionOutput,
+    PostprocessRequest,
+    evidence,
+    expect_outputs,
+    localise_outputs,
+)
 
 __all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
 
-# What the kernels are compiled with.
+# Constants that the kernels are compiled with.
 THREADS = 256
 MAP_THREADS = 1024  # of `attention_maps`
 PIXEL_ROWS = 8
-# Tokens of a block of threads, at least: fewer, and its sums outweigh what it reads.
+# Least tokens for a block of threads: with fewer, writing its sums costs more than reading.
 _LEAST_ROWS = 8
 _CLASS_MEANS_CHANNELS = 32
 _MAPS = 3
 
-# `Answer` of the kernels, and their `Reason`.
+# `Answer` and `Reason` of the kernels.
 _SAID = np.dtype(
     [
         ("reason", "<i4"),
@@ -65,7 +70,7 @@ def kernel_source() -> str:
 
 
 def kernel_macros(channels: int) -> dict[str, int]:
-    """Return what the kernels are to be compiled with for D channels."""
+    """Return the macros that the kernels are compiled with for D channels."""
     held = max(1, -(-channels // THREADS))
     fixed = {"THREADS": THREADS, "MAP_THREADS": MAP_THREADS, "PIXEL_ROWS": PIXEL_ROWS}
     return {**fixed, "HELD": held}
@@ -73,9 +78,9 @@ def kernel_macros(channels: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Results:
-    """One block of the device's memory that is brought to the host whole, by its parts.
+    """The parts of one block of device memory that is copied to the host at once.
 
-    `masks` have no rows where the host is to make them.
+    `masks` has no rows where the host makes the masks.
     """
 
     said: Any
@@ -83,11 +88,11 @@ class _Results:
     masks: Any
 
     @classmethod
-    def of(cls, whole: Any, wanted: PostprocessRequest) -> "_Results":
-        """Divide bytes, of the device or of the host."""
-        count, (height, width) = wanted.count, cls._mask_hw(wanted)
+    def of(cls, whole: Any, request: PostprocessRequest) -> "_Results":
+        """Divide a block of bytes, on the device or on the host."""
+        count, (height, width) = request.count, cls._mask_hw(request)
         maps = count * _SAID.itemsize
-        masks = maps + count * _MAPS * wanted.plan.tokens * 4
+        masks = maps + count * _MAPS * request.plan.tokens * 4
         return cls(
             whole[:maps].view(np.int32).reshape(count, -1),
             whole[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
@@ -95,24 +100,24 @@ class _Results:
         )
 
     @classmethod
-    def nbytes(cls, wanted: PostprocessRequest) -> int:
-        height, width = cls._mask_hw(wanted)
-        each = _SAID.itemsize + _MAPS * wanted.plan.tokens * 4 + height * width
-        return wanted.count * each
+    def nbytes(cls, request: PostprocessRequest) -> int:
+        height, width = cls._mask_hw(request)
+        each = _SAID.itemsize + _MAPS * request.plan.tokens * 4 + height * width
+        return request.count * each
 
     @staticmethod
-    def _mask_hw(wanted: PostprocessRequest) -> tuple[int, int]:
-        width, height = wanted.plan.size_wh
-        return height if wanted.published else 0, width
+    def _mask_hw(request: PostprocessRequest) -> tuple[int, int]:
+        width, height = request.plan.size_wh
+        return height if request.published else 0, width
 
 
 def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> None:
-    """Compile what the runs of transformers on a GPU will need, so that their start can fail.
+    """Compile the kernels for transformers on a GPU, so that a failure shows at the start.
 
-    CuPy remembers what it compiled, on disk too.
+    CuPy caches compiled kernels, on disk too.
 
     Args:
-        engines: by the names of `EngineSelection.load`; those that are loaded later are left out.
+        engines: by the names of `EngineSelection.load`; those that load lazily are skipped.
         manifest: the bundle's.
         capture: the capture mode.
 
@@ -126,15 +131,15 @@ def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> 
 
 
 class CudaPostprocess:
-    """The kernels on one device, compiled for as many channels as were seen."""
+    """The kernels on one device, compiled for each number of channels on first use."""
 
     def __init__(self, device: Device) -> None:
-        """Compile nothing yet."""
+        """Remember the device; nothing is compiled yet."""
         self._device = device
         self._compiled: dict[int, Kernels] = {}
 
     def prepare(self, graph: GraphSpec) -> None:
-        """Compile for a transformer graph, unless only its runs say how many channels it has.
+        """Compile for a transformer graph, if its number of channels is fixed.
 
         Raises:
             ProviderError: the kernels cannot be compiled here.
@@ -144,72 +149,65 @@ class CudaPostprocess:
         if isinstance(channels, int):
             self._kernels(channels)
 
-    def answers(
-        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
-    ) -> list[ExpressionOutput]:
-        """Queue the kernels, wait for them and return what they say; see `queue`."""
-        return self.queue(outputs, wanted)()
-
     def queue(
-        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
+        self, outputs: dict[str, DeviceArray], request: PostprocessRequest
     ) -> Callable[[], list[ExpressionOutput]]:
-        """Queue the kernels and the way of what they say to the host, without waiting.
+        """Queue the kernels and the copy of their results to the host, without waiting.
 
         Args:
             outputs: of the graph, by logical name, ready in the order of the device's stream.
-            wanted: what is to be made of them.
+            request: how to process them.
 
         Returns:
-            What waits, and finishes on the host; call it without `device.lock`, so that others
-            can queue meanwhile.
+            A function that waits for the results and finishes on the host. Call it without
+            `device.lock`, so that other threads can queue work meanwhile.
 
         Raises:
-            BundleError: an output is not of the shape that the bundle promised.
+            BundleError: an output is not of the shape that the manifest says.
             ProviderError: the kernels cannot be compiled here, or there is too little memory.
         """
-        expect_outputs(wanted.capture, outputs, batch=wanted.batch, tokens=wanted.plan.tokens)
+        expect_outputs(request.capture, outputs, batch=request.batch, tokens=request.plan.tokens)
         try:
-            return self._queue(outputs, wanted)
+            return self._queue(outputs, request)
         except MemoryError as error:  # CuPy's OutOfMemoryError is one
             raise ProviderError(
                 f"post-processing found too little memory on GPU {self._device.number} "
                 f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
-                "picture"
+                "image"
             ) from None
 
     def _queue(
-        self, outputs: dict[str, DeviceArray], wanted: PostprocessRequest
+        self, outputs: dict[str, DeviceArray], request: PostprocessRequest
     ) -> Callable[[], list[ExpressionOutput]]:
         device = self._device
         with device.lock, device.current():
-            # Named only: an array that is float32 already is not copied.
             outputs = {k: each.astype(np.float32, copy=False) for k, each in outputs.items()}
             marks = [device.mark()]
-            whole = device.empty((_Results.nbytes(wanted),), "uint8")
-            results = _Results.of(whole, wanted)
-            if wanted.capture == "scores":
+            whole = device.empty((_Results.nbytes(request),), "uint8")
+            results = _Results.of(whole, request)
+            if request.capture == "scores":
                 self._copy_maps(outputs, results)
                 kernels, means, channels = self._kernels(0), whole, 0
             else:
                 channels = outputs["features"].shape[2]
                 kernels = self._kernels(channels)
-                means = self._queue_method(kernels, outputs, wanted, results)
+                means = self._queue_method(kernels, outputs, request, results)
             marks.append(device.mark())
-            if wanted.published:
-                self._queue_masks(kernels, means, channels, wanted, results)
+            if request.published:
+                self._queue_masks(kernels, means, channels, request, results)
             elif channels:
                 arguments = (means, results.said, np.int32(channels))
-                kernels.launch("separabilities", (wanted.count, 1, 1), THREADS, arguments)
+                kernels.launch("separabilities", (request.count, 1, 1), THREADS, arguments)
             fetched = device.fetch(whole)
             tokens = outputs.get("token_attention")
-            attention = None if tokens is None else device.fetch(tokens[: wanted.count])
+            attention = None if tokens is None else device.fetch(tokens[: request.count])
             marks.append(device.mark())
 
         def finish() -> list[ExpressionOutput]:
-            host = _Results.of(fetched(), wanted)
+            host = _Results.of(fetched(), request)
             of_tokens = None if attention is None else attention()
-            times = [device.elapsed_ms(*ends) / wanted.count for ends in pairwise(marks)]
-            return [_answer(host, row, wanted, of_tokens, times) for row in range(wanted.count)]
+            times = [device.elapsed_ms(*ends) / request.count for ends in pairwise(marks)]
+            return [_output(host, row, request, of_tokens, times) for row in range(request.count)]
 
         return finish
 
@@ -223,15 +221,15 @@ class CudaPostprocess:
         self,
         kernels: Kernels,
         outputs: dict[str, DeviceArray],
-        wanted: PostprocessRequest,
+        request: PostprocessRequest,
         results: _Results,
     ) -> DeviceArray:
         """Equations 3 to 6; returns the class means (B, 2, D) of `scores > 0`."""
-        count, features = wanted.count, outputs["features"]
+        count, features = request.count, outputs["features"]
         vectors = outputs["attention_vectors"]
         blocks, tokens, channels = vectors.shape[1], vectors.shape[2], features.shape[2]
         rows, groups = self._shares(count, tokens)
-        matrices = wanted.capture == "matrices"
+        matrices = request.capture == "matrices"
         inverse, sums, means, *more = self._scratch(
             count * tokens,
             count * groups * 2 * channels,
@@ -256,9 +254,9 @@ class CudaPostprocess:
             MAP_THREADS,
             (vectors, propagated, maps, said, np.int32(blocks), n),
         )
-        published = self._weigh(maps, wanted)
-        sizes, tau = (n, d, np.int32(rows)), np.float32(wanted.tau)
-        cosine = np.int32(wanted.prototype == "cosine")
+        published = self._apply_priors(maps, request)
+        sizes, tau = (n, d, np.int32(rows)), np.float32(request.options.tau)
+        cosine = np.int32(request.options.prototype == "cosine")
         slices = (-(-channels // _CLASS_MEANS_CHANNELS), count, 1)
         for at, (name, arrays, option) in enumerate(
             (
@@ -277,19 +275,21 @@ class CudaPostprocess:
             maps[row, 1] = refined
         return means
 
-    def _weigh(self, maps: DeviceArray, wanted: PostprocessRequest) -> dict[int, DeviceArray]:
-        """Put refined maps by their spatial prior in place of the published ones, returned."""
+    def _apply_priors(
+        self, maps: DeviceArray, request: PostprocessRequest
+    ) -> dict[int, DeviceArray]:
+        """Weight the refined maps by their spatial priors; returns the published ones by row."""
         published = {}
-        for row in range(wanted.count):
-            prior = wanted.prior(row)
+        for row in range(request.count):
+            prior = request.prior(row)
             if prior is not None:
                 published[row] = maps[row, 1].copy()
                 there = self._device.empty(prior.shape, "float32")
                 self._device.copy(prior, into=there)
-                weighed = maps[row, 1] * there
-                # Already 0 to 1, and all zero where there is no answer: no min-max can fail.
-                low, high = weighed.min(), weighed.max()
-                maps[row, 1] = (weighed - low) / (high - low).clip(1e-30)
+                weighted = maps[row, 1] * there
+                # The map is in 0 to 1, and all zero where degenerate: min-max cannot fail.
+                low, high = weighted.min(), weighted.max()
+                maps[row, 1] = (weighted - low) / (high - low).clip(1e-30)
         return published
 
     def _shares(self, count: int, tokens: int) -> tuple[int, int]:
@@ -308,7 +308,7 @@ class CudaPostprocess:
         return parts
 
     def _copy_maps(self, outputs: dict[str, DeviceArray], results: _Results) -> None:
-        """Of a graph that has the method inside: its maps go where the kernels leave theirs."""
+        """Copy the maps of a graph that contains the method to where the kernels write theirs."""
         results.said.fill(0)
         count = len(results.said)
         results.said.view(np.float32)[:, 2] = outputs["separability"][:count]
@@ -320,23 +320,23 @@ class CudaPostprocess:
         kernels: Kernels,
         means: DeviceArray,
         channels: int,
-        wanted: PostprocessRequest,
+        request: PostprocessRequest,
         results: _Results,
     ) -> None:
-        """Step 7 of docs/bundle.md, and how far apart the classes are where there are means."""
-        tokens, (width, height) = wanted.plan.tokens, wanted.plan.size_wh
+        """Queue step 7 of docs/bundle.md, and the separability where there are class means."""
+        tokens, (width, height) = request.plan.tokens, request.plan.size_wh
         scores = results.maps.reshape(-1)[2 * tokens :]
         sizes = (np.int32(_MAPS * tokens), np.int32(channels), np.int32(width), np.int32(height))
         kernels.launch(
             "mask_pixels",
-            (-(-width // THREADS), -(-height // PIXEL_ROWS), wanted.count),
+            (-(-width // THREADS), -(-height // PIXEL_ROWS), request.count),
             THREADS,
-            (scores, means, results.said, results.masks, *sizes, *_axes(wanted.plan)),
+            (scores, means, results.said, results.masks, *sizes, *_axes(request.plan)),
         )
 
 
 def _axes(plan: Plan) -> list[Any]:
-    """Return what `Axis` of the kernels is made of, across and down; see `upsampling.upsample`."""
+    """Return the fields of the kernels' `Axis`, across and down; see `upsampling.upsample`."""
     arguments: list[Any] = []
     for axis in (0, 1):
         start, stop = plan.crop_xyxy[axis], plan.crop_xyxy[axis + 2]
@@ -347,35 +347,36 @@ def _axes(plan: Plan) -> list[Any]:
     return arguments
 
 
-def _answer(
+def _output(
     host: _Results,
     row: int,
-    wanted: PostprocessRequest,
+    request: PostprocessRequest,
     attention: npt.NDArray[np.float32] | None,
     times_ms: list[float],
 ) -> ExpressionOutput:
-    """Copy one expression's part out of page-locked memory, and make its mask where it has none."""
+    """Copy one expression's part out of page-locked memory, and make its mask if it has none."""
     said = host.said[row].view(_SAID)[0]
     coarse, refined, scores = host.maps[row].copy()
-    if wanted.capture == "scores":
+    if request.capture == "scores":
         outputs = {"coarse_attention": coarse, "refined_attention": refined, "scores": scores}
         outputs["separability"] = said["separability"]
-        found = localise_outputs("scores", outputs, tau=wanted.tau, prototype=wanted.prototype)
+        options = request.options
+        found = localise_outputs("scores", outputs, tau=options.tau, prototype=options.prototype)
     else:
         reason = _REASONS[said["reason"]]
         if reason is not None:
             scores = np.zeros_like(scores)
         found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
     seen, finish_ms = evidence(found), 0.0
-    if wanted.published:
+    if request.published:
         empty = found.reason is not None or not said["pixels"]
         mask_hw = host.masks[row].view(np.bool_).copy()
         if empty:
             mask_hw[...] = False
     else:
         start = perf_counter()
-        found = wanted.finished(found, row)
-        mask_hw = wanted.mask(found.scores)
+        found = request.choose_instance(found, row)
+        mask_hw = request.mask(found.scores)
         empty = not mask_hw.any()
         finish_ms = (perf_counter() - start) * 1e3
     return ExpressionOutput(

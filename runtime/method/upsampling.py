@@ -1,9 +1,9 @@
-"""Bringing a map on the token grid to the pixels of the image: bilinear, or along its contours.
+"""Upsampling of a map on the token grid to the image: bilinear, or along the image's edges.
 
-The guided filter (He, Sun, Tang: Guided Image Filtering, 2013, and Fast Guided Filter, 2015):
-in every window of the picture the score map is fitted as a linear function of colour, the fits
-of all windows over a pixel are averaged, and the pixel's own colour is put into that. Fits are
-made on a reduced picture, their coefficients brought to its size.
+The guided filter (He, Sun, Tang: Guided Image Filtering, 2013, and Fast Guided Filter, 2015)
+fits the score map as a linear function of colour in every window of the image, averages the fits
+of all windows over a pixel, and applies the average to the pixel's colour. Fits are made on a
+reduced image, and their coefficients upsampled.
 """
 
 from dataclasses import replace
@@ -24,22 +24,22 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 RADIUS_TOKENS = 1.0
 REGULARISATION = 1e-4  # of colours from 0 to 1
-PX_PER_TOKEN = 8  # of the reduced picture
-MOST_PX = 20_000  # more are no better, on tuning scenes at finer grids, and cost as much again
+PX_PER_TOKEN = 8  # of the reduced image
+MOST_PX = 20_000  # of the reduced image; more is no better on the tuning scenes, and costs twice
 
-_BAND = 32  # rows of the picture
-_ANEW = 16  # lines that a sum moves over before it is made anew
+_BAND = 32  # rows of the image
+_ANEW = 16  # steps of a moving sum before it is computed anew
 # The six different entries of a symmetric 3 x 3 matrix.
 _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Plan) -> Float32:
-    """Bring a map on the token grid to the user's picture, along the picture's edges.
+    """Upsample a map on the token grid to the user's image, along the image's edges.
 
     Args:
         map_hw: (N_h, N_w) float32.
-        image_hwc: (H, W, 3) uint8, the picture that `plan` is of.
-        plan: how the picture was brought to the model's grid.
+        image_hwc: (H, W, 3) uint8, the image that `plan` is of.
+        plan: how the image was brought to the model's grid.
 
     Returns:
         (H, W) float32.
@@ -55,7 +55,7 @@ def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Pla
     back = Plan(plan.size_wh, reduced_wh, whole, (reduced_wh[1], reduced_wh[0]))
     fits_hcw[:, :3] /= np.float32(255)
     found_hw = np.empty(image_hwc.shape[:2], np.float32)
-    # A few rows at a time: what is between stays in a core's cache.
+    # A few rows at a time, so that intermediate arrays stay in a core's cache.
     for start in range(0, len(found_hw), _BAND):
         rows = slice(start, start + _BAND)
         band_hw = upsample(fits_hcw[:, 3], back, rows=rows)
@@ -68,7 +68,7 @@ def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Pla
 
 
 def _reduced(plan: Plan) -> tuple[int, int]:
-    """Width and height that the fits are made at; never more than the picture's."""
+    """Return width and height of the reduced image; never more than the image's."""
     width, height = plan.size_wh
     share = min(PX_PER_TOKEN**2 * plan.tokens, MOST_PX) / (width * height)
     scale = min(1.0, share**0.5)
@@ -76,7 +76,7 @@ def _reduced(plan: Plan) -> tuple[int, int]:
 
 
 def _fits(map_hw: Float32, guide_hcw: Float32, *, radius: int) -> Float32:
-    """Coefficients of colour and the constant, averaged over windows: (h, 4, w)."""
+    """Return the coefficients of colour and the constant, averaged over windows: (h, 4, w)."""
     # Less cancellation than with colours from 0 to 1.
     guide = guide_hcw.transpose(1, 0, 2) - np.float32(0.5)
     lines = np.empty((len(map_hw), 13, map_hw.shape[1]), np.float32)
@@ -93,8 +93,8 @@ def _fits(map_hw: Float32, guide_hcw: Float32, *, radius: int) -> Float32:
     )
     rr, gg, bb = rr + REGULARISATION, gg + REGULARISATION, bb + REGULARISATION
     red, green, blue = together - colour * level
-    # One symmetric 3 x 3 system for each pixel, by elimination; positive definite, so that it
-    # needs no pivots.
+    # One symmetric 3 x 3 system for each pixel, by elimination; no pivots, as it is positive
+    # definite.
     rg_r, rb_r = rg / rr, rb / rr
     gg, gb, bb = gg - rg_r * rg, gb - rg_r * rb, bb - rb_r * rb
     green, blue = green - rg_r * red, blue - rb_r * red
@@ -109,7 +109,7 @@ def _fits(map_hw: Float32, guide_hcw: Float32, *, radius: int) -> Float32:
 
 
 def _box_means(planes: Float32, radius: int) -> Float32:
-    """Means over windows of 2 r + 1 pixels a side, cut off at the border, turned on the way.
+    """Return means over windows of 2 r + 1 pixels a side, cut off at the border, transposed.
 
     Args:
         planes: (h, c, w), contiguous; overwritten.
@@ -121,7 +121,7 @@ def _box_means(planes: Float32, radius: int) -> Float32:
     height, count, width = planes.shape
     down, turned = np.empty_like(planes), planes.reshape(width, count, height)
     _line_means(planes, radius, out=down)
-    # Fresh memory costs more than the sums do.
+    # Reusing memory: to allocate it costs more than the sums.
     turned[...] = down.transpose(2, 1, 0)
     means = down.reshape(turned.shape)
     _line_means(turned, radius, out=means)
@@ -129,11 +129,11 @@ def _box_means(planes: Float32, radius: int) -> Float32:
 
 
 def _line_means(lines: Float32, radius: int, *, out: Float32) -> None:
-    """Means over 2 r + 1 entries of the first axis, cut off at its ends."""
+    """Compute means over 2 r + 1 entries of the first axis, cut off at its ends."""
     count = len(lines)
     for at in range(count):
         low, high = max(at - radius, 0), min(at + radius + 1, count)
-        # Moving on costs two additions, whatever the radius, and a digit now and then.
+        # A moving sum costs two additions, whatever the radius, and loses digits with time.
         if at % _ANEW == 0:
             total = lines[low:high].sum(axis=0)
         else:
@@ -148,13 +148,16 @@ _Axis: TypeAlias = tuple[npt.NDArray[np.intp], Float32]
 
 
 def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
-    """Bring a map on the token grid to the user's picture: (N_h, N_w) to (H, W) float32.
+    """Upsample a map on the token grid to the user's image: (N_h, N_w) to (H, W) float32.
 
-    The map is NumPy's or CuPy's, and so is the result; of these rows of the picture only.
+    Bilinear with half-pixel centres and clamped edges. The centre of image pixel x lies at
+    `(x + 0.5) * resized / size - left` of the image at the model's size, so the cut-off border of
+    a crop is clamped too and takes the nearest value.
 
-    Bilinear with half-pixel centres and clamped edges. The centre of picture pixel x lies at
-    `(x + 0.5) * resized / size - left` of the model's picture, so the cut-off border of a crop
-    is clamped too and takes the nearest value.
+    Args:
+        map_hw: a NumPy or CuPy array; the result is of the same kind.
+        plan: how the image was brought to the model's grid.
+        rows: of the image, to compute only these.
     """
     xp = array_namespace(map_hw)
     across, (cells, shares) = _weights(plan)
@@ -163,7 +166,7 @@ def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
     map_hw = map_hw[first : int(cells[-1]) + 2]
     left, x_share, top, y_share = (xp.asarray(a) for a in (*across, cells - first, shares))
     right = xp.minimum(left + 1, map_hw.shape[1] - 1)
-    # Across first: what is left for the large array is to blend whole rows, in place.
+    # Across first: then the large array only needs whole rows blended, in place.
     wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share
     full_hw = xp.take(wide, top, axis=0)
     to_next = xp.take(xp.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
@@ -183,7 +186,7 @@ def _weights(plan: Plan) -> tuple[_Axis, _Axis]:
 
 
 def _axis(size: int, resized: int, *, start: int, stop: int, cells: int) -> _Axis:
-    """For each of `size` pixels the cell at or before it, and the share of the next cell."""
+    """Return for each of `size` pixels the cell at or before it, and the share of the next."""
     centre = (np.arange(size) + 0.5) * (resized / size) - start
     cell = np.clip(centre * (cells / (stop - start)) - 0.5, 0.0, cells - 1.0)
     low = cell.astype(np.intp)

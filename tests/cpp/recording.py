@@ -14,7 +14,7 @@ from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Engine
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from tests.runtime.engines.cpu import cpu_engines
 

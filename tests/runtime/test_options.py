@@ -17,7 +17,7 @@ METHOD = Method(
 )  # fmt: skip
 DEFAULTS = ResolvedOptions(
     tau=0.7, prototype="equation", upsample="guided", spatial_prior=True, instances=True,
-    confidence=None, always=False, magnets="", sinks=False,
+    confidence=None, always=False, magnets="", sinks=False, prompt_weights=None,
 )  # fmt: skip
 PUBLISHED = replace(
     DEFAULTS, upsample="bilinear", spatial_prior=False, instances=False, always=True
@@ -110,7 +110,10 @@ def test_tau_is_a_number_below_1(tau: object) -> None:
         ({"magnets": [1]}, r"^magnets are '\[1\]', expected words"),
         ({"confidence": 1.5}, r"^confidence is 1.5, expected a number from 0 to 1, such as 0.5$"),
         ({"confidence": True}, r"^confidence is True, expected a number from 0 to 1"),
-        ({"confidence": 0.5}, r"^the bundle's confidence was never fitted, so none can be asked"),
+        (
+            {"confidence": 0.5},
+            r"^the bundle's confidence was never fitted, so none can be",
+        ),
         ({"foo": 1}, r"^there is no option 'foo', expected some of tau, prompt_weights, .*paper$"),
         ({"Tau": 0.5}, r"^there is no option 'Tau', expected"),
         ({"up" * 500: 1}, r"^there is no option 'up.{1,50}', expected"),
@@ -175,5 +178,5 @@ def test_places_and_parts_of_a_graph_with_the_method_inside(
     off = segmenter.segment(colours, "left red", instances=False)
     np.testing.assert_allclose(off.score_map, both.score_map, atol=1e-5)
     np.testing.assert_allclose(left.refined, both.refined, atol=1e-5)
-    with pytest.raises(InputError, match=r"spatial prior cannot be asked of capture 'scores'"):
+    with pytest.raises(InputError, match=r"spatial prior cannot be used with capture 'scores'"):
         segmenter.segment(colours, "left red", spatial_prior=True)

@@ -251,7 +251,7 @@ def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarra
     with pytest.raises(InputError, match="capture is 'dreams', this bundle has vectors, matrices"):
         Segmenter.from_bundle(tiny_master, capture="dreams")
     scores = Segmenter.from_bundle(tiny_master, provider="cpu", capture="scores")
-    with pytest.raises(InputError, match="prototype 'cosine' cannot be asked of capture 'scores'"):
+    with pytest.raises(InputError, match="prototype 'cosine' cannot be used with capture 'scores'"):
         scores.segment(colours, "red", prototype="cosine")
 
 

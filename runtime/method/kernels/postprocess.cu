@@ -42,7 +42,7 @@ struct Answer {
     int tokens[2][2];       // by pass and class (foreground, background)
     int not_zero[2][2];     // likewise, without zero vectors
 };
-static_assert(sizeof(Answer) == 48, "cuda_postprocess.py reads it");
+static_assert(sizeof(Answer) == 48, "postprocess_cuda.py reads it");
 
 struct Sum {
     __device__ static float of(float a, float b) { return a + b; }

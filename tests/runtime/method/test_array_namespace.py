@@ -16,7 +16,7 @@ import pytest
 
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method import equations
-from rism.runtime.method.graph_outputs import localise_outputs
+from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 
 GRID_HW, L, D = (5, 7), 3, 11

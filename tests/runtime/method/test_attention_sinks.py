@@ -157,7 +157,7 @@ def test_bundles_without_attention_per_token(tiny_master: Path, colours: np.ndar
     with pytest.raises(InputError) as error:
         own.segment(colours, "red", sinks=True)
     assert str(error.value) == (
-        "sinks are found in attention per token, which 'transformer.scores' of this bundle does "
-        "not give, expected output 'token_attention': rism export --model MODEL -o DIR "
-        "--token-attention, or go without sinks"
+        "sinks are detected by attention per token, which 'transformer.scores' of this bundle does "
+        "not return, expected output 'token_attention': rism export --model MODEL -o DIR "
+        "--token-attention, or run without sinks"
     )

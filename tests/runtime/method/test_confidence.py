@@ -11,8 +11,8 @@ import pytest
 from rism.runtime import BundleError, InputError, Segmenter
 from rism.runtime.bundle.confidence_rule import ConfidenceRule, Evidence
 from rism.runtime.bundle.manifest import parse_manifest
-from rism.runtime.method.confidence import evidence
 from rism.runtime.method.equations import ATTENTION_CONSTANT, Localisation
+from rism.runtime.method.postprocess import evidence
 
 RULE = {
     "separability": 0.5, "concentration": 2.0, "agreement": 3.0, "bias": -1.0, "threshold": 0.25,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import shutil
 import subprocess
 import sys
@@ -27,57 +25,21 @@ from rism.runtime.method.postprocess_cuda import (
     kernel_source,
 )
 from rism.runtime.method.upsampling import upsample
-from tests.runtime.engines.fake_tensorrt import HostDevice
+from rism.runtime.options import ResolvedOptions
+from tests.runtime.method.cuda.devices import FencedDevice, GuardedDevice
 from tests.runtime.method.cuda.emulator import emulated
 
 GRID_HW, L, B = (9, 13), 3, 3
 N = GRID_HW[0] * GRID_HW[1]
 STRETCHED = Plan((301, 67), (13 * 8, 9 * 8), (0, 0, 13 * 8, 9 * 8), GRID_HW)
 CROPPED = Plan((120, 93), (109, 85), (3, 6, 3 + 13 * 8, 6 + 9 * 8), GRID_HW)
-WANTED = PostprocessRequest("vectors", B, B, STRETCHED, 0.6, "equation")
+OPTIONS = ResolvedOptions(
+    tau=0.6, prompt_weights=None, magnets="", sinks=False, prototype="equation",
+    upsample="bilinear", spatial_prior=False, instances=False, confidence=None, always=True,
+)  # fmt: skip
+REQUEST = PostprocessRequest("vectors", B, STRETCHED, (Cues(),) * B, OPTIONS)
+CUES = (Cues(across=1), Cues(), Cues(down=-1, size=-1))
 Arrays = dict[str, np.ndarray]
-
-
-class GuardedDevice(HostDevice):
-    """Has around its arrays what no kernel may write to, and nobody can use: it is not a number."""
-
-    guard = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._guarded: list[np.ndarray] = []
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = np.full(size + 2 * self.guard, 0xFF, np.uint8)
-        self._guarded.append(memory)
-        return memory[self.guard : self.guard + size].view(dtype).reshape(shape)
-
-    def scratch(self, nbytes: int) -> np.ndarray:
-        return self.empty((nbytes,), "uint8")
-
-    def intact(self) -> bool:
-        return all(
-            (each[: self.guard] == 0xFF).all() and (each[-self.guard :] == 0xFF).all()
-            for each in self._guarded
-        )
-
-
-class FencedDevice(HostDevice):
-    """Has after each of its arrays a page that cannot be read: who tries is killed."""
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        page, size = mmap.PAGESIZE, int(np.prod(shape)) * np.dtype(dtype).itemsize
-        end = -(-size // page) * page
-        memory = mmap.mmap(-1, end + page)
-        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.mprotect(ctypes.c_void_p(begin + end), ctypes.c_size_t(page), 0) == 0
-        start = (end - size) // 4 * 4  # floats lie on words
-        return np.frombuffer(memory, np.uint8, size, start).view(dtype).reshape(shape)
-
-    def scratch(self, nbytes: int) -> np.ndarray:
-        return self.empty((nbytes,), "uint8")
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -120,34 +82,53 @@ def _ordered(outputs: Arrays) -> list[np.ndarray]:
     return [outputs[k] for k in ("attention_vectors", "propagated_vectors", "features")]
 
 
-def answers(device: Any, outputs: Arrays, wanted: PostprocessRequest) -> list[ExpressionOutput]:
-    """Bring outputs to the device and have the kernels answer; without NumPy's warnings."""
-    there = {}
+def request(count: int = B, **changes: Any) -> PostprocessRequest:
+    """The request above with other options, or other fields."""
+    fields = {"capture", "batch", "plan", "cues", "guide"}
+    options = {name: value for name, value in changes.items() if name not in fields}
+    own = {name: value for name, value in changes.items() if name in fields}
+    changed = replace(REQUEST, options=replace(OPTIONS, **options), **own)
+    return replace(changed, cues=changed.cues[:count])
+
+
+def run(device: Any, outputs: Arrays, asked: PostprocessRequest) -> list[ExpressionOutput]:
+    """Copy outputs to the device and run the kernels; nothing outside of its arrays is written."""
+    copies = {}
     for name, each in outputs.items():
-        there[name] = device.empty(each.shape, each.dtype.name)
-        device.copy(each, into=there[name])
-    found = CudaPostprocess(device).answers(there, wanted)
+        copies[name] = device.empty(each.shape, each.dtype.name)
+        device.copy(each, into=copies[name])
+    found = CudaPostprocess(device).queue(copies, asked)()
     assert not isinstance(device, GuardedDevice) or device.intact()
     return found
 
 
-def expect_same(
-    found: ExpressionOutput, true: ExpressionOutput, wanted: PostprocessRequest
-) -> None:
-    """Maps to the last bit where sums have an order; masks but where scores are all but zero."""
-    exact = wanted.capture != "matrices"
-    for name in ("coarse", "refined"):
-        ours, numpys = getattr(found.found, name), getattr(true.found, name)
-        np.testing.assert_allclose(ours, numpys, rtol=0, atol=0 if exact else 2e-6)
-    np.testing.assert_allclose(found.found.scores, true.found.scores, rtol=0, atol=1e-6)
-    assert found.found.separability == pytest.approx(true.found.separability, rel=1e-4)
-    assert found.found.reason == true.found.reason
-    own_hw = upsample(found.found.scores.reshape(GRID_HW), wanted.plan)
-    np.testing.assert_array_equal(found.mask_hw, own_hw > 0)
-    near = np.abs(upsample(true.found.scores.reshape(GRID_HW), wanted.plan)) < 1e-6
-    np.testing.assert_array_equal(found.mask_hw | near, true.mask_hw | near)
-    assert (found.mask_hw.dtype, found.found.scores.dtype) == (np.bool_, np.float32)
-    assert found.empty == true.empty
+def run_both(
+    device: Any, outputs: Arrays, asked: PostprocessRequest = REQUEST
+) -> list[tuple[ExpressionOutput, ExpressionOutput]]:
+    """Outputs of the kernels and of NumPy, checked to be the same, for each expression.
+
+    Maps are equal to the last bit where sums have an order; masks but where scores are all but
+    zero.
+    """
+    pairs = list(zip(run(device, outputs, asked), postprocess_numpy(outputs, asked), strict=True))
+    exact = asked.capture != "matrices"
+    for found, true in pairs:
+        for name in ("coarse", "refined"):
+            ours, numpys = getattr(found.found, name), getattr(true.found, name)
+            np.testing.assert_allclose(ours, numpys, rtol=0, atol=0 if exact else 2e-6)
+        np.testing.assert_allclose(found.found.scores, true.found.scores, rtol=0, atol=1e-6)
+        for name in ("separability", "concentration", "agreement"):
+            ours, numpys = getattr(found.evidence, name), getattr(true.evidence, name)
+            assert ours == pytest.approx(numpys, rel=1e-4, abs=1e-5)
+        assert found.found.reason == true.found.reason
+        np.testing.assert_array_equal(found.mask_hw, asked.mask(found.found.scores))
+        if asked.guide is None:
+            near = np.abs(upsample(true.found.scores.reshape(GRID_HW), asked.plan)) < 1e-6
+            np.testing.assert_array_equal(found.mask_hw | near, true.mask_hw | near)
+        assert (found.mask_hw != true.mask_hw).mean() < 1e-3
+        assert (found.mask_hw.dtype, found.found.scores.dtype) == (np.bool_, np.float32)
+        assert found.empty == true.empty == (not true.mask_hw.any())
+    return pairs
 
 
 @pytest.mark.parametrize(
@@ -163,22 +144,15 @@ def expect_same(
         (2100, {"tau": 0.3}),
     ],
 )
-def test_answers_are_those_of_numpy(device: Any, channels: int, changes: dict[str, Any]) -> None:
-    wanted = replace(WANTED, **changes)
-    outputs = scenes(wanted.capture, channels=channels)
-    expected = postprocess_numpy(outputs, wanted)
-    found = answers(device, outputs, wanted)
-    assert len(found) == wanted.count
-    for ours, numpys in zip(found, expected, strict=True):
-        expect_same(ours, numpys, wanted)
-        assert 0 < ours.mask_hw.mean() < 1
-
-
-SAID = (Cues(across=1), Cues(), Cues(down=-1, size=-1))
+def test_outputs_equal_numpys(device: Any, channels: int, changes: dict[str, Any]) -> None:
+    asked = request(**changes)
+    pairs = run_both(device, scenes(asked.capture, channels=channels), asked)
+    assert len(pairs) == asked.count
+    assert all(0 < found.mask_hw.mean() < 1 for found, _ in pairs)
 
 
 def guide(plan: Plan) -> np.ndarray:
-    """A picture of patches, of the plan's size."""
+    """An image of patches, of the plan's size."""
     rng, (width, height) = np.random.default_rng(3), plan.size_wh
     patches = rng.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), np.uint8)
     return patches.repeat(10, axis=0).repeat(10, axis=1)[:height, :width]
@@ -197,68 +171,30 @@ def guide(plan: Plan) -> np.ndarray:
     ],
     ids=["prior", "instances", "both", "guide", "all"],
 )  # fmt: skip
-def test_words_and_contours_are_those_of_numpy(
+def test_words_and_contours_equal_numpys(
     device: Any, capture: str, changes: dict[str, Any]
 ) -> None:
-    wanted = replace(WANTED, capture=capture, cues=SAID, **changes)
-    outputs = scenes(capture, channels=5)
-    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
-    plain = postprocess_numpy(outputs, replace(WANTED, capture=capture, plan=wanted.plan))
-    assert len(found) == wanted.count
-    differ = 0
-    for ours, numpys, published in zip(found, expected, plain, strict=False):
-        atol = 2e-6 if capture == "matrices" else 0
+    asked, outputs = request(capture=capture, cues=CUES, **changes), scenes(capture, channels=5)
+    pairs = run_both(device, outputs, asked)
+    plain = postprocess_numpy(outputs, request(capture=capture, plan=asked.plan))
+    assert len(pairs) == asked.count
+    for (_, numpys), published in zip(pairs, plain, strict=False):
+        # The published maps are returned, not the weighted ones.
         for name in ("coarse", "refined"):
-            own, true = (getattr(each.found, name) for each in (ours, numpys))
-            np.testing.assert_allclose(own, true, rtol=0, atol=atol)
-            # What is weighed is not what is told.
-            np.testing.assert_array_equal(true, getattr(published.found, name))
-        np.testing.assert_allclose(ours.found.scores, numpys.found.scores, rtol=0, atol=1e-6)
-        for name in ("separability", "concentration", "agreement"):
-            own, true = (getattr(each.evidence, name) for each in (ours, numpys))
-            assert own == pytest.approx(true, rel=1e-4, abs=1e-5)
-        np.testing.assert_array_equal(ours.mask_hw, wanted.mask(ours.found.scores))
-        assert (ours.mask_hw != numpys.mask_hw).mean() < 1e-3
-        assert ours.empty == numpys.empty == (not numpys.mask_hw.any())
-        differ += (ours.mask_hw != published.mask_hw).any()
-    # The prior does not reach a graph that has the threshold inside.
+            own, true = (getattr(each.found, name) for each in (numpys, published))
+            np.testing.assert_array_equal(own, true)
+    differ = any((a.mask_hw != b.mask_hw).any() for (a, _), b in zip(pairs, plain, strict=False))
+    # The prior does not reach a graph that contains the threshold.
     assert differ or (capture == "scores" and set(changes) == {"spatial_prior"})
 
 
-def test_what_the_host_does_counts_as_the_masks_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A segmenter gives to the transformer what nobody else took."""
+def test_work_on_the_host_counts_as_the_masks_time(monkeypatch: pytest.MonkeyPatch) -> None:
     device, outputs = GuardedDevice(), scenes()
     monkeypatch.setattr(device, "elapsed_ms", lambda *_: 0.0)
-    guided = answers(device, outputs, replace(WANTED, guide=guide(STRETCHED)))
-    published = answers(device, outputs, WANTED)
+    guided = run(device, outputs, request(guide=guide(STRETCHED)))
+    published = run(device, outputs, REQUEST)
     assert all(each.mask_ms > 0 for each in guided)
     assert {each.mask_ms for each in published} == {0.0}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("propagated_vectors", np.nan), ("propagated_vectors", 0.37)]
-)
-def test_a_prior_does_not_hide_a_reason(device: Any, name: str, value: float) -> None:
-    said = (Cues(across=1),) * B
-    wanted = replace(WANTED, cues=said, spatial_prior=True, instances=True, guide=guide(STRETCHED))
-    outputs = _broken(name, value)
-    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
-    assert found[1].found.reason is not None and not found[1].mask_hw.any()
-    assert not found[1].found.scores.any() and not found[1].found.refined.any()
-    for ours, numpys in zip(found, expected, strict=True):
-        assert ours.found.reason == numpys.found.reason
-        np.testing.assert_array_equal(ours.found.refined, numpys.found.refined)
-        np.testing.assert_allclose(ours.found.scores, numpys.found.scores, rtol=0, atol=1e-6)
-
-
-def _broken(name: str, value: Any) -> Arrays:
-    """Outputs of which the second expression's are spoilt."""
-    outputs = scenes()
-    if name == "propagated_vectors" and np.isfinite(value):
-        outputs[name][1] = value
-    else:
-        outputs[name][1].flat[7] = value
-    return outputs
 
 
 @pytest.mark.parametrize(
@@ -271,81 +207,57 @@ def _broken(name: str, value: Any) -> Arrays:
         ("attention_vectors", np.nan, None),
         ("features", np.nan, "the features are not finite"),
         ("features", np.inf, "the features are not finite"),
-        ("features", 3e38, None),  # its square is infinite: nobody's, in NumPy as well
+        ("features", 3e38, None),  # its square is infinite: of no class, in NumPy as well
+        ("refined_attention", np.nan, "the attention map is not finite"),
+        ("scores", np.nan, "the features are not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_reasons_are_those_of_numpy(
-    device: Any, name: str, value: float, reason: str | None
-) -> None:
-    outputs = _broken(name, value)
-    expected = postprocess_numpy(outputs, WANTED)
-    found = answers(device, outputs, WANTED)
-    assert [each.found.reason for each in found] == [None, reason, None]
-    for ours, numpys in zip(found, expected, strict=True):
-        expect_same(ours, numpys, WANTED)
-    if reason is not None:
-        assert not found[1].found.scores.any() and not found[1].mask_hw.any() and found[1].empty
-        assert found[1].found.separability == 0.0
+def test_reasons_equal_numpys(device: Any, name: str, value: float, reason: str | None) -> None:
+    """One expression's outputs are spoilt: the others' results are not."""
+    capture = "scores" if name in ("refined_attention", "scores") else "vectors"
+    outputs = scenes(capture)
+    if name == "propagated_vectors" and np.isfinite(value):
+        outputs[name][1] = value
+    else:
+        outputs[name][1].flat[7] = value
+    choices = {"spatial_prior": capture == "vectors", "instances": True, "cues": (CUES[0],) * B}
+    for changes in ({}, choices | {"guide": guide(STRETCHED)}):
+        pairs = run_both(device, outputs, request(capture=capture, **changes))
+        assert [found.found.reason for found, _ in pairs] == [None, reason, None]
+        spoilt = pairs[1][0]
+        if reason is not None:
+            assert not spoilt.found.scores.any() and not spoilt.mask_hw.any() and spoilt.empty
+            assert spoilt.found.separability == 0.0
 
 
-@pytest.mark.parametrize("spoilt", ["refined_attention", "scores"])
-def test_reasons_of_graphs_with_the_method_inside(device: Any, spoilt: str) -> None:
-    outputs = scenes("scores")
-    outputs[spoilt][2, 5] = np.nan
-    wanted = replace(WANTED, capture="scores")
-    expected, found = postprocess_numpy(outputs, wanted), answers(device, outputs, wanted)
-    assert found[2].found.reason is not None
-    for ours, numpys in zip(found, expected, strict=True):
-        expect_same(ours, numpys, wanted)
-
-
-def test_rounding_noise_is_constant(device: Any) -> None:
-    outputs = scenes()
-    noise = np.random.default_rng(0).uniform(0, 2e-7, (B, L, N))
-    outputs["propagated_vectors"] = (0.4 + noise).astype(np.float32)
-    for each in answers(device, outputs, WANTED):
-        assert each.found.reason == "the attention map is constant"
-
-
-def test_a_zero_feature_vector_is_nobodys(device: Any) -> None:
+def test_odd_outputs(device: Any) -> None:
     outputs = scenes()
     outputs["features"][:, 4] = 0
-    expected = postprocess_numpy(outputs, WANTED)
-    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
-        assert ours.found.scores[4] == 0
-        expect_same(ours, numpys, WANTED)
-
-
-def test_features_that_tell_nothing_apart(device: Any) -> None:
-    """Scores of exactly zero: one class has no tokens, and nothing is in the mask."""
+    for found, _ in run_both(device, outputs):
+        assert found.found.scores[4] == 0  # a zero vector is of no class
+    noise = np.random.default_rng(0).uniform(0, 2e-7, (B, L, N))
+    outputs["propagated_vectors"] = (0.4 + noise).astype(np.float32)
+    for found, _ in run_both(device, outputs):
+        assert found.found.reason == "the attention map is constant"  # rounding is no signal
     outputs = scenes()
     outputs["features"][...] = np.eye(24, dtype=np.float32)[0]
-    expected = postprocess_numpy(outputs, WANTED)
-    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
-        expect_same(ours, numpys, WANTED)
-        assert ours.empty and ours.found.reason is None and ours.found.separability == 0.0
+    for found, _ in run_both(device, outputs):  # scores of zero: one class has no tokens
+        assert found.empty and found.found.reason is None and found.found.separability == 0.0
+    run_both(device, {name: each.astype(np.float16) for name, each in scenes().items()})
 
 
-def test_token_attention_comes_along(device: Any) -> None:
+def test_token_attention_is_returned(device: Any) -> None:
     outputs = scenes()
     outputs["token_attention"] = np.random.default_rng(1).uniform(0, 1, (B, N, 5)).astype("float32")
-    wanted = replace(WANTED, count=2)
-    for row, each in enumerate(answers(device, outputs, wanted)):
+    for row, each in enumerate(run(device, outputs, request(count=2))):
         np.testing.assert_array_equal(each.token_attention, outputs["token_attention"][row])
 
 
-def test_half_precision_outputs_are_widened(device: Any) -> None:
-    outputs = {name: each.astype(np.float16) for name, each in scenes().items()}
-    expected = postprocess_numpy(outputs, WANTED)
-    for ours, numpys in zip(answers(device, outputs, WANTED), expected, strict=True):
-        expect_same(ours, numpys, WANTED)
-
-
 def test_results_outlive_the_next_run(device: Any) -> None:
-    first = answers(device, scenes(), WANTED)[0]
+    first = run(device, scenes(), REQUEST)[0]
     mask, scores = first.mask_hw.copy(), first.found.scores.copy()
-    answers(device, scenes(seed=1), WANTED)
+    run(device, scenes(seed=1), REQUEST)
     np.testing.assert_array_equal(first.mask_hw, mask)
     np.testing.assert_array_equal(first.found.scores, scores)
 
@@ -368,7 +280,7 @@ def test_outputs_of_other_shapes_are_refused(name: str, shape: tuple[int, ...]) 
     outputs = scenes() | {name: np.zeros(shape, np.float32)}
     device = GuardedDevice()
     with pytest.raises(BundleError, match=f"the graph returned '{name}' of shape"):
-        CudaPostprocess(device).answers(outputs, WANTED)
+        CudaPostprocess(device).queue(outputs, REQUEST)
     assert not device.compiled
 
 
@@ -380,7 +292,7 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(device, "scratch", fail)
     with pytest.raises(ProviderError, match=r"too little memory on GPU 0 \(Out .*: use fewer expr"):
-        CudaPostprocess(device).answers(scenes(), WANTED)
+        CudaPostprocess(device).queue(scenes(), REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -388,16 +300,16 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, "mask_pixels"),
         ({"cues": (Cues(),) * B, "instances": True}, "mask_pixels"),
-        ({"cues": SAID, "instances": True}, "separabilities"),
+        ({"cues": CUES, "instances": True}, "separabilities"),
         ({"guide": guide(STRETCHED)}, "separabilities"),
     ],
     ids=["published", "no words", "words", "contours"],
 )
 def test_six_launches_however_many_expressions(changes: dict[str, Any], last: str) -> None:
-    """And no mask that the host is to make: it is neither drawn nor brought over."""
+    """A mask that the host makes is neither computed by the kernels nor copied."""
     device, outputs = GuardedDevice(), scenes()
     for count in (1, B):
-        answers(device, outputs, replace(WANTED, count=count, **changes))
+        run(device, outputs, request(count, **changes))
         assert device.compiled[-1].launched == [
             "attention_maps",
             "sums_by_region",
@@ -427,10 +339,10 @@ def read_fenced_arrays() -> None:
     """For the test above: all kernels, on sizes that no block of threads divides."""
     cases = [("matrices", 1), ("scores", 3), ("vectors", 1), ("vectors", 3), ("vectors", 2)]
     for capture, count in cases:
-        wanted = replace(WANTED, capture=capture, count=count, batch=count, plan=CROPPED)
-        wanted = replace(wanted, guide=guide(CROPPED) if count == 2 else None)
+        own = guide(CROPPED) if count == 2 else None
+        asked = request(count, capture=capture, batch=count, plan=CROPPED, guide=own)
         outputs = {name: each[:count] for name, each in scenes(capture).items()}
-        answers(FencedDevice(), outputs, wanted)
+        run(FencedDevice(), outputs, asked)
     print(len(cases), "captures")
 
 
@@ -440,8 +352,8 @@ def test_the_order_of_threads_does_not_matter(capture: str) -> None:
     upwards, downwards = GuardedDevice(), GuardedDevice()
     kernels = downwards.kernels
     downwards.kernels = lambda *given: _reversed(kernels(*given))  # type: ignore[method-assign]
-    wanted = replace(WANTED, capture=capture, plan=CROPPED)
-    first, second = (answers(each, scenes(capture), wanted) for each in (upwards, downwards))
+    asked = request(capture=capture, plan=CROPPED)
+    first, second = (run(each, scenes(capture), asked) for each in (upwards, downwards))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.found.scores, other.found.scores)
         np.testing.assert_array_equal(one.found.refined, other.found.refined)

@@ -8,8 +8,8 @@ import pytest
 
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image.geometry import Plan, plan
-from rism.runtime.method.postprocess import PostprocessRequest
 from rism.runtime.method.upsampling import REGULARISATION, guided_upsample, upsample
+from tests.runtime.method.test_postprocess_cuda import REQUEST
 
 GEOMETRY = Geometry(
     size_level=64, resize="always", remainder="stretch", multiple_px=8, token_px=8,
@@ -235,14 +235,14 @@ def test_memory_is_a_few_planes_of_the_picture(grid_hw: tuple[int, int]) -> None
 def test_nothing_is_found_where_nothing_is_positive() -> None:
     """Noise of a picture is no reason for a mask."""
     drawn, image_hwc = whole((64, 48), (6, 8)), noise((64, 48))
-    wanted = PostprocessRequest("vectors", 1, 1, drawn, 0.8, "equation", guide=image_hwc)
+    asked = replace(REQUEST, plan=drawn, guide=image_hwc)
     map_hw = -abs(scores((6, 8)))
-    assert not wanted.mask(map_hw.ravel()).any()
-    assert not wanted.mask(np.zeros(48, np.float32)).any()
+    assert not asked.mask(map_hw.ravel()).any()
+    assert not asked.mask(np.zeros(48, np.float32)).any()
     map_hw[2:5, 3:6] = 2
     expected = guided_upsample(map_hw, image_hwc, drawn) > 0
     assert expected.any()
-    np.testing.assert_array_equal(wanted.mask(map_hw.ravel()), expected)
+    np.testing.assert_array_equal(asked.mask(map_hw.ravel()), expected)
 
 
 def test_a_token_alone_is_not_lost() -> None:
@@ -250,7 +250,7 @@ def test_a_token_alone_is_not_lost() -> None:
     drawn, image_hwc = whole((64, 48), (6, 8)), np.full((48, 64, 3), 90, np.uint8)
     map_hw = np.full((6, 8), -0.5, np.float32)
     map_hw[2, 3] = 0.4
-    wanted = PostprocessRequest("vectors", 1, 1, drawn, 0.8, "equation", guide=image_hwc)
+    asked = replace(REQUEST, plan=drawn, guide=image_hwc)
     assert not (guided_upsample(map_hw, image_hwc, drawn) > 0).any()
-    np.testing.assert_array_equal(wanted.mask(map_hw.ravel()), upsample(map_hw, drawn) > 0)
-    assert wanted.mask(map_hw.ravel()).any()
+    np.testing.assert_array_equal(asked.mask(map_hw.ravel()), upsample(map_hw, drawn) > 0)
+    assert asked.mask(map_hw.ravel()).any()

@@ -76,7 +76,7 @@ def test_a_state_without_pixels_is_refused(tiny_master: Path, colours: np.ndarra
     with pytest.raises(InputError, match=r"has no pixels for the refiner .* call its set_image"):
         segmenter.segment(without, "red")
     plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    with pytest.raises(InputError, match=r"no pixels to draw contours along.*upsample 'bilinear'"):
+    with pytest.raises(InputError, match=r"no pixels for a guided mask.*upsample 'bilinear'"):
         plain.segment(without, "red")
     expected = plain.segment(state, "red", upsample="bilinear").mask
     np.testing.assert_array_equal(plain.segment(without, "red", paper=True).mask, expected)
