@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.scope import flatness
@@ -157,7 +158,7 @@ def text_encoder_view(
     pixels_hwc: Uint8,
     resized_hwc: geometry.Resized,
     plan: geometry.Plan,
-    rules: geometry.Geometry,
+    rules: Geometry,
     vision: VisionRules,
 ) -> vision_patches.View:
     """Return the part of an image that the model sees, as a text encoder with vision takes it.

@@ -147,7 +147,9 @@ def _number(own: Mapping[str, Any], name: str, default: float) -> float:
     """Return a number as a float, and NaN for anything else."""
     value = own.get(name, default)
     # NumPy's numbers are Real, too; so is a bool, which is a mistake here.
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else np.nan
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return np.nan
+    return float(value)
 
 
 def _confidence(own: Mapping[str, Any], method: Method) -> float | None:

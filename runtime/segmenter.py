@@ -258,7 +258,9 @@ class Segmenter:
         prompts, text_ms = self._embedder.embed(instructions, state)
         weights = prompt_token_weights(resolved.prompt_weights, prompts)
         state = state or self._state(image)
-        shared_ms |= text_ms if isinstance(image, ImageState) else text_ms | state.timings_ms
+        shared_ms |= text_ms
+        if not isinstance(image, ImageState):
+            shared_ms |= state.timings_ms
         shared_ms = {stage: each / len(texts) for stage, each in shared_ms.items()}
         results: dict[int, Segmentation] = {}
         for rows in batches(prompts, self._fixed_batch(state) or self._max_batch):
