@@ -1,7 +1,4 @@
-"""Ranges for FP8 engines, measured on pictures: no part of the runtime.
-
-Names are imported when first asked for, so that importing this package costs nothing.
-"""
+"""FP8 scales of a transformer, measured on images. Names are imported on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Graphs run block by block: all samples through one block, then the next block's weights."""
+"""Runs graphs block by block: all samples through one block, then the next block's weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SMALL_BYTES = 2**16
 
 
 class Spool:
-    """Arrays by name and sample: large ones in a folder, small ones in memory."""
+    """A store of arrays by name and sample: large ones in a folder, small ones in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class Spool:
         self._made = 0
 
     def put(self, sample: int, name: str, array: Array) -> None:
-        """Keep an array."""
+        """Store an array."""
         if array.nbytes <= _SMALL_BYTES:
             self._small[sample, name] = array
             return
@@ -45,14 +45,15 @@ class Spool:
         self._files[sample, name] = file
 
     def get(self, sample: int, name: str) -> Array:
-        """Return an array as it was put."""
-        if (sample, name) in self._small:
-            return self._small[sample, name]
+        """Return a stored array."""
+        small = self._small.get((sample, name))
+        if small is not None:
+            return small
         found: Array = np.load(self._files[sample, name], allow_pickle=False)
         return found
 
     def drop(self, sample: int, name: str) -> None:
-        """Forget an array, if it is there."""
+        """Delete an array, if it is stored."""
         self._small.pop((sample, name), None)
         file = self._files.pop((sample, name), None)
         if file is not None:
@@ -60,23 +61,20 @@ class Spool:
 
 
 class LoadedGraph:
-    """A small graph of a bundle, loaded once as a whole: an `Engine`.
+    """A small graph of a bundle, loaded once and whole: an `Engine`.
 
     Args:
-        graph: changed where the CPU could not run it.
+        graph: its bfloat16 is replaced by float32 in place.
         threads: CPU threads; None for as many as this process may use.
     """
+
+    provider = "cpu"
 
     def __init__(self, graph: OpenGraph, *, threads: int | None = None) -> None:
         self._spec = graph.spec
         self._session = open_session(
             widened(graph.model), graph.folder, threads=threads, keep_weights=True
         )
-
-    @property
-    def provider(self) -> str:
-        """What it runs on."""
-        return "cpu"
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run it once: arrays by the logical names of docs/bundle.md, in and out."""
@@ -90,24 +88,21 @@ class LoadedGraph:
 
 
 class StreamedGraph:
-    """A graph of a bundle in the memory of one of its blocks; also an `Engine`.
+    """A graph of a bundle that is run with one block in memory at a time; also an `Engine`.
 
     Args:
-        graph: changed where the CPU could not run it.
+        graph: its bfloat16 is replaced by float32 in place.
         threads: CPU threads; None for as many as this process may use.
-        folder: for temporary files; None for the system's place.
+        folder: for temporary files; None for the system's.
     """
+
+    provider = "cpu"
 
     def __init__(
         self, graph: OpenGraph, *, threads: int | None = None, folder: Path | None = None
     ) -> None:
-        self._graph, self._threads, self._place = graph, threads, folder
+        self._graph, self._threads, self._scratch = graph, threads, folder
         self._model = widened(graph.model)
-
-    @property
-    def provider(self) -> str:
-        """What it runs on."""
-        return "cpu"
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run it once: arrays by the logical names of docs/bundle.md, in and out."""
@@ -128,21 +123,20 @@ class StreamedGraph:
         """Run it on every sample.
 
         Args:
-            feeds: for a sample's number its arrays by logical name; asked in every stage.
-            count: of samples.
-            tapped: names of values in the graph to be shown.
-            on_tap: is given the name and the values of one of them, in each sample.
-            on_step: is told how many of how many steps are done.
-            on_result: is given each sample's number, and its outputs by logical name.
+            feeds: returns a sample's arrays by logical name; called in every stage that needs it.
+            count: number of samples.
+            tapped: names of inner values of the graph.
+            on_tap: called with the name and the array of a tapped value, for each sample.
+            on_step: called with the steps done and their total.
+            on_result: called with each sample's number and its outputs by logical name.
 
         Raises:
             ProviderError: onnxruntime failed.
         """
         stages = split_at_blocks(self._model, tapped)
-        spec = self._graph.spec
-        asked = {} if on_result is None else spec.outputs
-        outputs = {tensor.name for tensor in asked.values()}
-        with tempfile.TemporaryDirectory(prefix="rism-", dir=self._place) as scratch:
+        results = {} if on_result is None else self._graph.spec.outputs
+        outputs = {tensor.name for tensor in results.values()}
+        with tempfile.TemporaryDirectory(prefix="rism-", dir=self._scratch) as scratch:
             spool = Spool(Path(scratch))
             for at, stage in enumerate(stages):
                 session = open_session(stage.model, self._graph.folder, threads=self._threads)
@@ -166,17 +160,14 @@ class StreamedGraph:
                         spool.drop(sample, name)
                     if on_step is not None:
                         on_step(at * count + sample + 1, len(stages) * count)
-                # Before the next one is loaded: two blocks are never in memory.
-                del session, made
-            for sample in range(count if on_result is not None else 0):
-                assert on_result is not None
-                on_result(
-                    sample,
-                    {logical: spool.get(sample, tensor.name) for logical, tensor in asked.items()},
-                )
+                del session, made  # so that two blocks are never in memory
+            if on_result is not None:
+                for sample in range(count):
+                    found = {key: spool.get(sample, each.name) for key, each in results.items()}
+                    on_result(sample, found)
 
     def _inputs(self, stage: Stage) -> dict[str, tuple[str, str]]:
-        """Inputs of the whole graph that a stage takes: logical name and dtype, by name."""
+        """Return the inputs of the whole graph that a stage takes: logical name, dtype by name."""
         return {
             tensor.name: (logical, tensor.dtype)
             for logical, tensor in self._graph.spec.inputs.items()
@@ -193,7 +184,7 @@ def _run(session: Any, names: Sequence[str], arrays: Mapping[str, Array]) -> Arr
         made = session.run(list(names), arrays)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise ProviderError(
-            f"onnxruntime failed ({one_line(error, limit=200)}): use fewer or smaller pictures "
+            f"onnxruntime failed ({one_line(error, limit=200)}): use fewer or smaller images "
             "if memory ran out"
         ) from None
     return dict(zip(names, made, strict=True))

@@ -1,8 +1,8 @@
 """FP8 without a GPU: a quantised bundle in onnxruntime on the CPU.
 
-QuantizeLinear rounds to E4M3 exactly as `rism.calibration.e4m3` and PyTorch do; products are in
-the type that they have in the graph (float32 for bfloat16), where an engine multiplies FP8 numbers
-and adds in float32.
+QuantizeLinear rounds to E4M3 exactly as `rism.calibration.e4m3` and PyTorch do. Products are
+computed in the graph's own type (float32 for bfloat16); an engine multiplies FP8 numbers and adds
+in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from rism.calibration.blockwise_run import LoadedGraph
-from rism.calibration.open_graph import OpenGraph, open_graph
+from rism.calibration.open_graph import open_graph
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
 from rism.runtime.bundle.reader import Bundle
@@ -31,7 +31,7 @@ def emulated(
     threads: int | None = None,
     edit: Callable[[ir.Model], object] | None = None,
 ) -> Segmenter:
-    """Return a segmenter whose transformer is quantised, or computes as it does without.
+    """Return a segmenter with a quantised transformer, or with the transformer as it is.
 
     Args:
         bundle: an open bundle, in any precision, without fixed sizes.
@@ -59,9 +59,5 @@ def emulated(
                 quantise(graph.model, scales, casts=True)
             if edit is not None:
                 edit(graph.model)
-        engines[name.partition(".")[0]] = _loaded(graph, threads)
+        engines[name.partition(".")[0]] = LoadedGraph(graph, threads=threads)
     return Segmenter(bundle, engines, capture=mode, provider_reason="FP8 emulated on the CPU")
-
-
-def _loaded(graph: OpenGraph, threads: int | None) -> LoadedGraph:
-    return LoadedGraph(graph, threads=threads)

@@ -1,4 +1,4 @@
-"""A graph cut at its blocks: pieces that run one after the other, each with its own weights."""
+"""Splits a graph at its blocks into stages that run one after the other."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class Stage:
 
     Attributes:
         model: a graph of its own, on the same stored weights.
-        inputs: names of the values that it takes: the whole graph's inputs and what earlier
-            stages made.
-        outputs: names of what it gives: what later stages take, the whole graph's outputs, and
-            what was asked for.
+        inputs: names of its inputs: the whole graph's, and outputs of earlier stages.
+        outputs: names of its outputs: inputs of later stages, the whole graph's outputs, and
+            tapped values.
         passed: those of the outputs that later stages take.
         done: names of the inputs that no later stage takes.
     """
@@ -38,18 +37,18 @@ class Stage:
 
 
 def split_at_blocks(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage]:
-    """Cut a graph before each of its numbered blocks.
+    """Split a graph before each of its numbered blocks.
 
-    A node belongs to the block of its weight, or where it has none to the latest block that it
-    depends on; what depends on no block comes first, and what is made of weights alone where it
-    is needed first.
+    A node belongs to the block of its weight, or without a weight to the latest block that it
+    depends on. Nodes that depend on no block come first; nodes that depend on weights alone run
+    in the first stage that needs them.
 
     Args:
-        model: its nodes in the order they run, without nodes that hold graphs.
-        tapped: names of values that are to be given, too.
+        model: its nodes in the order they run, without subgraphs.
+        tapped: names of inner values that become outputs too.
 
     Raises:
-        BundleError: a value that has to cross has no known type.
+        BundleError: a value between two stages has no known type.
     """
     graph = model.graph
     places = _places(graph)
@@ -88,8 +87,8 @@ def split_at_blocks(model: ir.Model, tapped: Collection[str] = ()) -> list[Stage
 def _places(graph: ir.Graph) -> dict[ir.Node, int]:
     blocks: dict[str, int] = {}
     places: dict[ir.Node, int] = {}
-    # What is made of weights alone, such as their casts, by the weights: wherever the graph has
-    # it, it runs with the first node that needs it, and says nothing of the order of blocks.
+    # Values computed from weights alone, such as casts, and those weights. Their place in the
+    # graph says nothing of the order of the blocks.
     made_of: dict[ir.Value, tuple[ir.Value, ...]] = {}
     for node in graph:
         place, weights = 0, list[ir.Value]()
@@ -138,10 +137,10 @@ def _piece(
     for value in inputs:
         if value.dtype is None:
             raise BundleError(
-                f"the graph does not say of what type '{one_line(value.name, limit=80)}' is: "
+                f"the type of '{one_line(value.name, limit=80)}' is missing in the graph: "
                 "export the bundle again"
             )
-        # Of the shape only the rank: sizes of different stages go by different names.
+        # Only the rank of the shape: the stages name their sizes differently.
         rank = None if value.shape is None else ir.Shape([None] * len(value.shape))
         own[value] = ir.Value(name=value.name, type=ir.TensorType(value.dtype), shape=rank)
     for value in constants:

@@ -1,7 +1,7 @@
-"""How large the values of a tensor are, counted as they stream by.
+"""A histogram of the magnitudes of a tensor, filled array by array.
 
-Bins are the numbers that share the upper 16 bits of their float32 form without the sign: 2^8 to
-each power of two. E4M3 has 2^3, so what rounding does to a bin is what it does to its centre.
+A bin holds the numbers whose float32 forms share their upper 16 bits after the sign: 2^8 bins for
+each power of two. E4M3 has 2^3 numbers there, so a bin is rounded as its centre is.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Histogram", "RoundingError"]
 _SHIFT = 15
 _BINS = 2**31 >> _SHIFT
 _INFINITE = 0x7F800000 >> _SHIFT
-# What is counted at once: the keys of this many values are held beside them.
+# Values counted at once: their keys are held in memory beside them.
 _PIECE = 2**22
 
 
 @dataclass(frozen=True)
 class RoundingError:
-    """What E4M3 does to a tensor at one scale.
+    """The error of rounding a tensor to E4M3 at one scale.
 
     Attributes:
         relative: root of the mean squared error over root mean square of the values.
@@ -34,11 +34,6 @@ class RoundingError:
 
     relative: float
     saturated: float
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantisation noise, decibels."""
-        return float(-20 * np.log10(max(self.relative, 1e-9)))
 
 
 @dataclass
@@ -76,7 +71,7 @@ class Histogram:
         self._counts = bins[self._used]
 
     def percentile(self, percent: float) -> float:
-        """Return the magnitude that `percent` of all values do not pass, at most 2^-8 of it above.
+        """Return the magnitude that `percent` of all values do not exceed, at most 2^-8 too high.
 
         Args:
             percent: above 0, at most 100.
@@ -88,7 +83,7 @@ class Histogram:
         return min(self.largest, float(_floats(self._used[at : at + 1] + 1)[0]))
 
     def error(self, scale: float) -> RoundingError:
-        """Return what rounding to E4M3 at a scale does to the values."""
+        """Return the error of rounding the values to E4M3 at a scale."""
         weights = self._counts.astype(np.float64)
         centres = np.minimum(_floats(self._used, half=True), np.float32(self.largest))
         with np.errstate(over="ignore"):
@@ -96,7 +91,7 @@ class Histogram:
         exact = centres.astype(np.float64)
         power = float(weights @ exact**2)
         noise = float(weights @ (rounded - exact) ** 2)
-        # Scales are float32: what was brought to 448 may pass it by a rounding.
+        # Scales are float32: a value scaled to 448 may exceed it by a rounding error.
         beyond = float(weights @ (exact > E4M3_MAX * scale * (1 + 1e-6)))
         total = max(float(weights.sum()), 1.0)
         return RoundingError(float(np.sqrt(noise / power)) if power else 0.0, beyond / total)

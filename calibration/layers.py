@@ -1,4 +1,4 @@
-"""The linear layers of a transformer graph: which are quantised, and which are not and why."""
+"""The linear layers of a transformer graph, and the reasons why some are not quantised."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = [
     "values",
 ]
 
-# Layers that stay as they are, by reason. Names are those of the model's own modules.
+# Layers that are not quantised, by reason. Names are those of the model's own modules.
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "embedder": ("x_embedder", "context_embedder"),
     "text": ("connector.*",),
     "conditioning": ("vec_embed.*", "time*embed*", "guidance*embed*"),
     "modulation": ("*.norm*.linear", "*modulation*"),
     "output": ("norm_out*", "proj_out"),
-    # All that is left of the last block is what the capture reads: errors here go into the
-    # masks directly, and nothing is saved by speed.
+    # Only the part that the capture reads is left of the last block: its errors go directly into
+    # the masks, and quantising it saves no time.
     "probe": ("last.*", "last_attn.*"),
 }
 ASKED = "asked for"
@@ -46,7 +46,7 @@ _DIGESTED_BYTES = 4096
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A product with a stored weight.
+    """A linear layer: a product with a stored weight.
 
     Attributes:
         name: of the module, without the graph's prefix: "transformer_blocks.0.attn.to_q".
@@ -62,7 +62,7 @@ class Layer:
 
     @property
     def activation(self) -> ir.Value:
-        """What the weight is multiplied with: (..., in)."""
+        """The layer's input, (..., in)."""
         value = self.node.inputs[0]
         assert value is not None
         return value
@@ -105,14 +105,11 @@ def find_layers(model: ir.Model) -> list[Layer]:
 
 
 def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str]:
-    """Tell which layers are not quantised, and why.
+    """Return the reason of each layer that is not quantised.
 
     Args:
         names: of all layers.
-        keep: more patterns, in which * stands for anything.
-
-    Returns:
-        Reasons by name; what is not here is quantised.
+        keep: more patterns of names, in which * stands for anything.
 
     Raises:
         InputError: a pattern fits no layer.
@@ -124,29 +121,25 @@ def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str
                 f"--keep '{one_line(pattern, limit=80)}' fits none of the {len(names)} layers, "
                 f"expected a pattern such as '{_example(names)}'"
             )
-    found: dict[str, str] = {}
-    for name in names:
-        reasons = [
-            reason
-            for reason, patterns in SENSITIVE.items()
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
-        ]
-        if reasons:
-            found[name] = reasons[0]
-        elif _IN_BLOCK.match(name) is None:
-            found[name] = OUTSIDE
-        elif any(fnmatchcase(name, pattern) for pattern in keep):
-            found[name] = ASKED
-    return found
+    found = {name: _reason(name, keep) for name in names}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _reason(name: str, keep: Sequence[str]) -> str | None:
+    for reason, patterns in SENSITIVE.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            return reason
+    if _IN_BLOCK.match(name) is None:
+        return OUTSIDE
+    return ASKED if any(fnmatchcase(name, pattern) for pattern in keep) else None
 
 
 def fingerprint(layers: Sequence[Layer]) -> str:
-    """Name a graph by its weights, whatever it gives out.
+    """Return a SHA-256 that identifies a transformer by its weights.
 
-    SHA-256 over every layer's name, the types of its product and of its weight, the weight's
-    shape and its first and last 4 KiB, in the order of the names: alike for all capture modes
-    of a model in one precision, and another for another model, a fine-tuned one or another
-    precision.
+    Over every layer's name, the types of its product and of its weight, the weight's shape and
+    its first and last 4 KiB, in the order of the names: the same for all capture modes of a model
+    in one precision, different for another model, a fine-tuned one or another precision.
     """
     digest = hashlib.sha256()
     for layer in sorted(layers, key=lambda layer: layer.name):
@@ -162,8 +155,8 @@ def fingerprint(layers: Sequence[Layer]) -> str:
 def values(weight: ir.Value) -> npt.NDArray[Any]:
     """Return a stored weight's values.
 
-    Those in a file are mapped for as long as the array lives: what onnx_ir maps stays mapped as
-    long as the graph, and with it every page that was looked at.
+    A weight in a file is mapped for as long as the array lives; onnx_ir's own mapping would stay
+    as long as the graph, and keep every page that was read in memory.
     """
     tensor = weight.const_value
     assert tensor is not None

@@ -39,7 +39,7 @@ def open_transformer(
     Args:
         bundle: an open bundle.
         capture: the capture mode; None for the bundle's default.
-        size_wh: of the pictures, where sizes are fixed; None for the first.
+        size_wh: of the images, where sizes are fixed; None for the first.
     """
     manifest = bundle.manifest
     if size_wh is None and manifest.geometry.sizes:
@@ -64,16 +64,16 @@ def open_graph(bundle: Bundle, name: str) -> OpenGraph:
             "export the bundle again"
         ) from None
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_place(bundle, spec.file, tensor)
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_weight(bundle, spec.file, value.const_value)
     return OpenGraph(model, file.parent, spec)
 
 
-def _check_place(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
-    listed = bundle.manifest.files.get(str(tensor.location))
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if listed is None or (tensor.offset or 0) < 0 or not tensor.nbytes <= end <= listed.size:
+def _check_weight(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
+    """Refuse a weight that lies outside the files that the manifest lists."""
+    listed, offset = bundle.manifest.files.get(str(tensor.location)), tensor.offset or 0
+    end = offset + (tensor.length or tensor.nbytes)
+    if listed is None or offset < 0 or not tensor.nbytes <= end <= listed.size:
         raise BundleError(
             f"'{file}': weight '{one_line(tensor.name, limit=80)}' lies outside the bundle's "
             f"files ('{one_line(tensor.location, limit=80)}'): export the bundle again"
@@ -81,11 +81,10 @@ def _check_place(bundle: Bundle, file: str, tensor: ir.ExternalTensor) -> None:
 
 
 def widen(model: ir.Model) -> None:
-    """Compute in float32 what the graph computes in 16 bits.
+    """Make a graph that computes in 16 bits compute in float32.
 
-    Needs: weights as initializers. Leaves: the same graph on the same stored weights, each cast
-    up where it is used (rows of a table after they are looked up), so that what is left of a
-    difference to another implementation is not rounding.
+    Needs weights as initializers. The stored weights stay, each is cast up where it is used (rows
+    of a table after the look-up), so that a difference to another implementation is not rounding.
     """
     graph = model.graph
     for node in list(graph.all_nodes()):

@@ -1,4 +1,4 @@
-"""Graphs in memory, run by onnxruntime on the CPU on weights that lie in a bundle."""
+"""onnxruntime sessions on the CPU for graphs in memory whose weights lie in a bundle."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def open_session(
 ) -> Any:
     """Load a graph that is in memory.
 
-    Weights are mapped from their files; what the graph makes of them (a cast, FP8) is made in
-    each run and dropped again, so that of a block no more than one wide weight is in memory.
+    Weights are mapped from their files. Tensors computed from them (a cast, FP8) are computed in
+    each run and freed again, so that at most one widened weight is in memory at a time.
 
     Args:
         model: with external data in `folder`.
         folder: where the weights' files are.
         threads: CPU threads; None for as many as this process may use.
-        keep_weights: make what is made of the weights once, for graphs that run often.
+        keep_weights: compute those tensors once and keep them, for graphs that run often.
 
     Raises:
         ProviderError: onnxruntime is not there, or cannot run the graph.
@@ -42,17 +42,17 @@ def open_session(
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
     options.intra_op_num_threads = threads or cpu_count()
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # every picture may have another size
+    options.enable_mem_pattern = False  # every image may have another size
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )
-    # Its fusions of Q and DQ know 8-bit integers only, and would refuse FP8.
+    # onnxruntime's fusions of QuantizeLinear and DequantizeLinear refuse FP8.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     disabled: list[str] = []
     if not keep_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
-        # Memory that runs used is given back: blocks do not pile up.
+        # Frees the memory of a run, so that it does not add up over the blocks.
         options.enable_cpu_mem_arena = False
         disabled = ["ConstantFolding"]
     try:
@@ -69,10 +69,7 @@ def open_session(
 
 
 def widened(model: ir.Model) -> ir.Model:
-    """Make a graph runnable on the CPU, which has no bfloat16: float32 in its place.
-
-    Graphs in other types are left as they are.
-    """
+    """Replace bfloat16, which the CPU cannot compute in, by float32; other types stay."""
     values = (value for node in model.graph.all_nodes() for value in node.outputs)
     if any(value.dtype == ir.DataType.BFLOAT16 for value in values):
         widen(model)

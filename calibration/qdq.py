@@ -1,7 +1,7 @@
-"""FP8 into an exported graph: QuantizeLinear and DequantizeLinear before its products.
+"""Inserts QuantizeLinear and DequantizeLinear before the products of an exported graph.
 
-Scales are float32 in every graph. An engine multiplies a product by its channels' scales after
-it: in float16 what stands before that, y / scale, would pass the largest number.
+Scales are float32 in every graph. An engine multiplies a product by its channels' scales
+afterwards; before that it holds y / scale, which in float16 would exceed the largest number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["quantise"]
 FP8 = ir.DataType.FLOAT8E4M3FN
 # From this opset DequantizeLinear can give another type than its scale's.
 _TYPED_OPSET = 23
-# From this one QuantizeLinear is told its type by an attribute.
+# From this opset QuantizeLinear takes its output type as an attribute.
 _ATTRIBUTE_OPSET = 21
 _FIRST_OPSET = 19
 _PAGE = 4096
@@ -40,9 +40,8 @@ def quantise(
 ) -> list[str]:
     """Quantise the layers that have a scale, in place.
 
-    Activations have one scale for a tensor and weights one for each output channel. Whatever
-    the graph computes in, it computes in afterwards: what DequantizeLinear gives has the type
-    that the product took before.
+    Activations have one scale per tensor, weights one per output channel. DequantizeLinear
+    returns the type that the product took before, so the graph's compute type does not change.
 
     Args:
         model: a transformer graph of a bundle, from opset 19 on.
@@ -119,35 +118,29 @@ class _Inserter:
         self._done: dict[tuple[ir.Value, float], ir.Value] = {}
 
     def activation(self, layer: Layer, scales: Mapping[str, float]) -> None:
-        """Quantise what a layer's weight is multiplied with."""
+        """Quantise a layer's input."""
         scale, source = scales[layer.name], layer.activation
         rounded = self._done.get((source, scale))
         if rounded is None:
-            constant = self._constant(f"{layer.name}.input_scale", np.float32(scale))
-            rounded = self._pair(layer.node, source, constant, None, f"{layer.name}.input")
+            name = f"{layer.name}.input"
+            constant = self._scale(name, np.float32(scale))
+            rounded = self._pair(layer.node, source, constant, None, name)
             self._done[source, scale] = rounded
         layer.node.replace_input_with(0, rounded)
 
     def weight(self, layer: Layer) -> None:
         """Quantise a layer's stored weight in the graph."""
-        scale = channel_scales(values(layer.weight), layer.channel_axis)
-        constant = self._constant(f"{layer.name}.weight_scale", scale)
         name, axis = f"{layer.name}.weight", layer.channel_axis
-        rounded = self._pair(layer.node, layer.factor, constant, axis, name)
+        scale = self._scale(name, channel_scales(values(layer.weight), axis))
+        rounded = self._pair(layer.node, layer.factor, scale, axis, name)
         layer.node.replace_input_with(1, rounded)
 
     def stored_weight(self, layer: Layer, file: _FP8File) -> None:
-        """Replace a layer's weight by one that is quantised already."""
-        scale = channel_scales(values(layer.weight), layer.channel_axis)
-        dtype = layer.factor.dtype
-        tensor = file.add(layer, scale)
-        stored = ir.Value(
-            name=tensor.name, type=ir.TensorType(FP8), shape=tensor.shape, const_value=tensor
-        )
-        self.graph.register_initializer(stored)
-        constant = self._constant(f"{layer.name}.weight_scale", scale)
+        """Replace a layer's weight by one that is stored in FP8."""
         name, axis, factor = f"{layer.name}.weight", layer.channel_axis, layer.factor
-        back = self._dequantise(layer.node, stored, constant, axis, dtype, name)
+        scale = channel_scales(values(layer.weight), axis)
+        stored, constant = self._register(file.add(layer, scale)), self._scale(name, scale)
+        back = self._dequantise(layer.node, stored, constant, axis, factor.dtype, name)
         layer.node.replace_input_with(1, back)
         cast = factor.producer()
         if cast is not None and not factor.uses():
@@ -158,19 +151,17 @@ class _Inserter:
     def _pair(
         self, before: ir.Node, source: ir.Value, scale: ir.Value, axis: int | None, name: str
     ) -> ir.Value:
-        dtype, narrow = source.dtype, source
-        if self.casts and dtype != ir.DataType.FLOAT:
+        narrow = source
+        if self.casts and source.dtype != ir.DataType.FLOAT:
             narrow = self._cast(before, source, ir.DataType.FLOAT, f"{name}_float")
-        attributes: dict[str, int] = {} if axis is None else {"axis": axis}
-        inputs = [narrow, scale]
+        inputs, attributes = [narrow, scale], _axis(axis)
         if self.attribute:
             attributes["output_dtype"] = FP8
         else:
             inputs.append(self._zeros(scale))
         node = ir.node("QuantizeLinear", inputs, attributes=attributes, name=f"{name}_quantise")
-        self._typed(node, f"{name}_e4m3", FP8, source.shape)
-        self.graph.insert_before(before, node)
-        return self._dequantise(before, node.outputs[0], scale, axis, dtype, name)
+        rounded = self._insert(before, node, f"{name}_e4m3", FP8, source.shape)
+        return self._dequantise(before, rounded, scale, axis, source.dtype, name)
 
     def _dequantise(
         self,
@@ -181,54 +172,52 @@ class _Inserter:
         dtype: ir.DataType | None,
         name: str,
     ) -> ir.Value:
-        attributes: dict[str, int] = {} if axis is None else {"axis": axis}
-        wide = dtype in (None, ir.DataType.FLOAT)
-        if not self.casts and not wide and dtype is not None:
-            attributes["output_dtype"] = dtype
+        wanted, attributes = dtype or ir.DataType.FLOAT, _axis(axis)
+        given = ir.DataType.FLOAT if self.casts else wanted
+        if given != ir.DataType.FLOAT:
+            attributes["output_dtype"] = given
         node = ir.node(
             "DequantizeLinear", [source, scale], attributes=attributes, name=f"{name}_dequantise"
         )
-        given = ir.DataType.FLOAT if self.casts or dtype is None else dtype
-        self._typed(node, f"{name}_rounded", given, source.shape)
-        self.graph.insert_before(before, node)
-        if self.casts and not wide and dtype is not None:
-            return self._cast(before, node.outputs[0], dtype, f"{name}_narrow")
-        return node.outputs[0]
+        back = self._insert(before, node, f"{name}_rounded", given, source.shape)
+        return back if given == wanted else self._cast(before, back, wanted, f"{name}_narrow")
 
     def _cast(self, before: ir.Node, source: ir.Value, to: ir.DataType, name: str) -> ir.Value:
         node = ir.node("Cast", [source], attributes={"to": to}, name=name)
-        self._typed(node, name, to, source.shape)
-        self.graph.insert_before(before, node)
-        return node.outputs[0]
+        return self._insert(before, node, name, to, source.shape)
 
-    def _typed(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+    def _insert(
+        self, before: ir.Node, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None
+    ) -> ir.Value:
+        """Insert a node, and name and type its output."""
         value = node.outputs[0]
         value.name, value.dtype, value.shape = name, dtype, shape
+        self.graph.insert_before(before, node)
+        return value
 
-    def _constant(self, name: str, array: Float32 | np.float32) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array, np.float32), name=name)
+    def _register(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """Add a tensor to the graph's initializers."""
         value = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.FLOAT),
+            name=tensor.name,
+            type=ir.TensorType(tensor.dtype),
             shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self.graph.register_initializer(value)
         return value
 
+    def _scale(self, name: str, array: Float32 | np.float32) -> ir.Value:
+        return self._register(ir.tensor(np.asarray(array, np.float32), name=f"{name}_scale"))
+
     def _zeros(self, scale: ir.Value) -> ir.Value:
-        """Zero points of a scale's shape, one of each: they only say the type."""
+        """Return zero points of a scale's shape, one tensor for each shape: they set the type."""
         assert scale.shape is not None
         shape = tuple(scale.shape.numpy())
         name = "e4m3_zero" + "".join(f"_{size}" for size in shape)
         if name not in self.graph.initializers:
-            tensor = ir.Tensor(np.zeros(shape, FP8.numpy()), dtype=FP8, name=name)
-            self.graph.register_initializer(
-                ir.Value(
-                    name=name,
-                    type=ir.TensorType(FP8),
-                    shape=ir.Shape(shape),
-                    const_value=tensor,
-                )
-            )
+            self._register(ir.Tensor(np.zeros(shape, FP8.numpy()), dtype=FP8, name=name))
         return self.graph.initializers[name]
+
+
+def _axis(axis: int | None) -> dict[str, int]:
+    return {} if axis is None else {"axis": axis}

@@ -1,4 +1,4 @@
-"""From a bundle and pictures to FP8 scales, block by block."""
+"""Measures FP8 scales of a bundle's transformer on images, block by block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from rism.calibration.blockwise_run import StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
@@ -19,7 +18,7 @@ from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, ke
 from rism.calibration.open_graph import OpenGraph, open_graph, open_transformer
 from rism.calibration.qdq import quantise
 from rism.calibration.report import CalibrationReport, LayerReport, MaskAgreement
-from rism.calibration.samples import Sample, Samples, prepare
+from rism.calibration.samples import CalibrationSample, PreparedSamples, prepare
 from rism.calibration.scales import RULES, Scales
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays
@@ -28,37 +27,37 @@ from rism.runtime.errors import BundleError, InputError, one_line
 __all__ = ["CANDIDATES", "CalibrationOptions", "calibrate"]
 
 CANDIDATES = (100.0, 99.9999, 99.999, 99.99, 99.9)
-"""Percentiles that the rule "mask" tries, in the order in which they win a draw."""
+"""Percentiles that the rule "mask" tries; between equally good ones the first is chosen."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 class Steps(Protocol):
-    """Is told what goes on; the command line's `Console` shows it."""
+    """Receives the progress of a calibration."""
 
     def stage(self, text: str) -> None:
-        """Say what begins."""
+        """Begin a stage, described by a text."""
 
     def step(self, done: int, total: int) -> None:
-        """Say how far it is."""
+        """Show how many steps of the stage are done."""
 
 
 class _Silent:
     def stage(self, text: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def step(self, done: int, total: int) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What a calibration can be asked for.
+    """The options of a calibration.
 
     Attributes:
-        rule: "max" brings the largest activation to 448; "percentile" what `percentile` of the
-            activations do not pass; "mask" tries `CANDIDATES` and takes the one whose masks
-            agree best with those of the bundle as it is.
+        rule: "max" scales the largest activation to 448; "percentile" the magnitude that
+            `percentile` of the activations do not exceed; "mask" tries `CANDIDATES` and chooses
+            the one whose masks agree best with those of the bundle as it is.
         percentile: for the rule of that name, above 0 to 100.
         keep: patterns of layers that are not quantised, besides those that never are.
         threads: CPU threads; None for as many as this process may use.
@@ -72,10 +71,10 @@ class CalibrationOptions:
     scratch: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be asked for.
+        """Check the rule and the percentile.
 
         Raises:
-            InputError: it is no rule, or no percentile.
+            InputError: one of them is not valid.
         """
         if self.rule not in RULES:
             raise InputError(f"rule is '{one_line(self.rule)}', expected one of {', '.join(RULES)}")
@@ -86,39 +85,39 @@ class CalibrationOptions:
 
     @property
     def candidates(self) -> tuple[float, ...]:
-        """Percentiles that are looked at."""
+        """The percentiles that the rule compares."""
         return {"max": (100.0,), "percentile": (self.percentile,), "mask": CANDIDATES}[self.rule]
 
 
 def calibrate(
     bundle: Bundle,
-    samples: Sequence[Sample],
+    samples: Sequence[CalibrationSample],
     options: CalibrationOptions | None = None,
     *,
     steps: Steps | None = None,
 ) -> CalibrationReport:
     """Find the scales of a bundle's transformer.
 
-    Every block runs on all samples before the next one's weights are looked at; what goes from
-    block to block lies in a temporary folder.
+    Every block runs on all samples before the next one's weights are read; the activations between
+    blocks are in a temporary folder.
 
     Args:
         bundle: an open bundle, in any precision.
-        samples: pictures with expressions.
-        options: how; None for the defaults.
-        steps: is told what goes on.
+        samples: images with expressions.
+        options: None for the defaults.
+        steps: receives the progress.
 
     Returns:
-        The scales, and what they do to each layer.
+        The scales, and the error that they cause in each layer.
 
     Raises:
-        InputError: a picture, an expression or an option that cannot be used.
+        InputError: an image, an expression or an option that cannot be used.
         BundleError: the transformer computes numbers that are not finite.
         ProviderError: onnxruntime failed.
     """
     options, steps = options or CalibrationOptions(), steps or _Silent()
     if not samples:
-        raise InputError("there are no pictures to calibrate on, expected at least one")
+        raise InputError("there are no images to calibrate on, expected at least one")
     layers = find_layers(open_transformer(bundle).model)
     names = [layer.name for layer in layers]
     always = kept_layers(names)
@@ -133,10 +132,10 @@ def calibrate(
             f"all {len(layers)} layers stay unquantised, expected some to be left: fewer --keep"
         )
     with tempfile.TemporaryDirectory(prefix="rism-", dir=options.scratch) as scratch:
-        steps.stage(f"encoding {len(samples)} pictures and expressions")
+        steps.stage(f"encoding {len(samples)} images and expressions")
         folder = Path(scratch)
         ready = prepare(bundle, samples, folder, threads=options.threads, on_step=steps.step)
-        run = _Run(bundle, ready, options, steps, kept)
+        run = _Run(bundle, ready, options, steps, layers, kept)
         steps.stage("measuring activations, block by block")
         wanted = run.measure()
         percentile, masks = options.candidates[0], {}
@@ -145,33 +144,36 @@ def calibrate(
             percentile = max(masks, key=lambda each: masks[each].mean_iou)
         scales = run.scales(percentile)
         steps.stage("measuring weights")
-        return CalibrationReport(scales, [*run.layers(scales)], masks)
+        return CalibrationReport(scales, [*run.report(scales)], masks)
 
 
 class _Run:
-    """One calibration, while it runs."""
+    """The state of one calibration."""
 
     def __init__(
         self,
         bundle: Bundle,
-        samples: Samples,
+        samples: PreparedSamples,
         options: CalibrationOptions,
         steps: Steps,
+        layers: Sequence[Layer],
         kept: Mapping[str, str],
     ) -> None:
         self.bundle, self.samples, self.options = bundle, samples, options
-        self.steps, self.kept = steps, kept
+        self.steps, self.layers, self.kept = steps, layers, kept
         self.capture = bundle.manifest.default_capture
-        # By layer; layers that multiply one tensor have one histogram.
+        # By layer; layers with the same input tensor share one histogram.
         self.histograms: dict[str, Histogram] = {}
 
     def measure(self) -> dict[int, Mask]:
-        """Run the bundle's own graph; return its masks where they are compared later."""
+        """Measure the activations of the bundle's own graph; return its masks for rule "mask"."""
         masks: dict[int, Mask] = {}
         for name, numbers in self.samples.by_graph(self.capture).items():
             graph = open_graph(self.bundle, name)
             tensors: dict[str, Histogram] = {}
-            for layer in self._quantised(graph.model):
+            for layer in find_layers(graph.model):
+                if layer.name in self.kept:
+                    continue
                 tensor = layer.activation.name or ""
                 shared = tensors.get(tensor) or self.histograms.get(layer.name) or Histogram()
                 tensors[tensor] = self.histograms[layer.name] = shared
@@ -180,11 +182,7 @@ class _Run:
         return masks
 
     def check(self) -> None:
-        """Refuse numbers that no scale can hold.
-
-        Raises:
-            BundleError: an activation was infinite or not a number.
-        """
+        """Raise a `BundleError` if an activation was infinite or not a number."""
         for name, histogram in self.histograms.items():
             if histogram.unsound:
                 raise BundleError(
@@ -210,7 +208,7 @@ class _Run:
             for name, histogram in self.histograms.items()
         }
         return Scales(
-            fingerprint=fingerprint(self._layers()),
+            fingerprint=fingerprint(self.layers),
             model=manifest.model.name,
             precision=manifest.precision.compute,
             rule=self.options.rule,
@@ -220,10 +218,9 @@ class _Run:
             kept=self.kept,
         )
 
-    def layers(self, scales: Scales) -> Iterator[LayerReport]:
-        """Report what scales do to each layer."""
-        layers = self._layers()
-        for number, layer in enumerate(layers):
+    def report(self, scales: Scales) -> Iterator[LayerReport]:
+        """Report each layer and its rounding errors."""
+        for number, layer in enumerate(self.layers):
             weight = values(layer.weight)
             if layer.name in self.kept:
                 yield LayerReport(layer.name, weight.shape, self.kept[layer.name])
@@ -239,7 +236,7 @@ class _Run:
                 saturated=error.saturated,
                 weight_error=weight_error(weight, channel_scales(weight, axis), axis),
             )
-            self.steps.step(number + 1, len(layers))
+            self.steps.step(number + 1, len(self.layers))
 
     def _stream(
         self,
@@ -264,12 +261,6 @@ class _Run:
             on_result=finish if wanted else None,
         )
         return masks
-
-    def _layers(self) -> list[Layer]:
-        return find_layers(open_transformer(self.bundle).model)
-
-    def _quantised(self, model: ir.Model) -> list[Layer]:
-        return [layer for layer in find_layers(model) if layer.name not in self.kept]
 
 
 def _agreement(wanted: Mapping[int, Mask], found: Mapping[int, Mask]) -> MaskAgreement:

@@ -1,4 +1,4 @@
-"""What FP8 does to each layer, as JSON and as a plot."""
+"""The FP8 error of each layer, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = "rism-calibration-report"
 
 @dataclass(frozen=True)
 class MaskAgreement:
-    """Masks of the FP8 graph against those of the bundle's own, on the calibration pictures.
+    """Masks of the FP8 graph against those of the bundle's own, on the calibration images.
 
     Attributes:
         mean_iou: mean over the samples.
@@ -40,7 +40,7 @@ class LayerReport:
     Attributes:
         name: of the layer.
         shape: of its stored weight.
-        kept: why it is not quantised; None where it is, and only then is there the rest.
+        kept: why it is not quantised; None where it is. The rest is None where this is set.
         amax: largest magnitude of its activations.
         scale: of its activations.
         activation_error: root mean square of their rounding error over their own.
@@ -69,7 +69,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Every layer, and where masks were compared how they agree, by percentile."""
+    """The scales, every layer, and the agreement of masks by percentile where it was measured."""
 
     scales: Scales
     layers: Sequence[LayerReport]
@@ -77,7 +77,7 @@ class CalibrationReport:
 
     @property
     def chosen(self) -> MaskAgreement | None:
-        """How the masks agree at the percentile that was taken; None where it was not tried."""
+        """The agreement of masks at the chosen percentile; None where it was not measured."""
         return self.masks.get(self.scales.percentile)
 
     def to_json(self) -> str:
@@ -100,7 +100,7 @@ class CalibrationReport:
 
 
 def check_plotter() -> None:
-    """Make sure that a plot can be drawn, before the work that it would show.
+    """Check that matplotlib is installed, before hours of calibration.
 
     Raises:
         RismError: matplotlib is not installed.

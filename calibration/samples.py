@@ -1,4 +1,4 @@
-"""Pictures and expressions for calibration, and what the transformer is fed for them."""
+"""Images and expressions for calibration, and the transformer's inputs for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.transformer_inputs import transformer_feeds
 
-__all__ = ["EXPRESSIONS", "Sample", "Samples", "in_turn", "prepare", "read_expressions"]
+__all__ = [
+    "EXPRESSIONS",
+    "CalibrationSample",
+    "PreparedSamples",
+    "in_turn",
+    "prepare",
+    "read_expressions",
+]
 
 EXPRESSIONS = (
     "the object in the middle",
@@ -40,7 +47,7 @@ EXPRESSIONS = (
     "the object on the right",
     "the smallest object",
 )
-"""What is asked of pictures where nothing else is given, in turn."""
+"""Expressions for images that were given without any, in turn."""
 
 _MAX_BYTES = 16 * 2**20
 _MAX_ENTRIES = 100_000
@@ -48,29 +55,24 @@ _TEXT_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A picture with an expression.
-
-    Attributes:
-        image: whatever `load_image` reads.
-        expression: what is to be found.
-    """
+class CalibrationSample:
+    """An image, in any form that `load_image` reads, with an expression."""
 
     image: ImageSource
     expression: str
 
 
-def read_expressions(file: Path, images: Sequence[Path]) -> list[Sample]:
-    """Read what is to be asked of pictures.
+def read_expressions(file: Path, images: Sequence[Path]) -> list[CalibrationSample]:
+    """Read the expressions for a set of images.
 
     Args:
         file: JSON: a list of objects with "image", a file's name, and "expression"; or, where
-            its name does not end in .json, text with one expression to a line, asked of the
-            pictures in turn until all of both were used.
-        images: the pictures that there are.
+            its name does not end in .json, text with one expression per line, which `in_turn`
+            spreads over the images.
+        images: the images.
 
     Raises:
-        InputError: it is missing, damaged, empty, or names a picture that is not there.
+        InputError: it is missing, damaged, empty, or names an image that is not there.
     """
     name = one_line(file.name, limit=60)
     try:
@@ -81,29 +83,29 @@ def read_expressions(file: Path, images: Sequence[Path]) -> list[Sample]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"expressions {one_line(file)} cannot be read ({one_line(reason, limit=80)}), "
-            "expected UTF-8 text with one to a line, or JSON"
+            "expected UTF-8 text with one per line, or JSON"
         ) from None
     if len(raw) > _MAX_BYTES:
         raise InputError(f"{name} has more than {_MAX_BYTES} bytes, expected expressions")
     if file.suffix.lower() == ".json":
-        return _from_json(text, name, images)
+        return _from_json(text, name, {image.name: image for image in images})
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines or len(lines) > _MAX_ENTRIES:
         raise InputError(
-            f"{name} has {len(lines)} expressions, expected 1 to {_MAX_ENTRIES}, one to a line"
+            f"{name} has {len(lines)} expressions, expected 1 to {_MAX_ENTRIES}, one per line"
         )
     return in_turn(images, lines)
 
 
-def in_turn(images: Sequence[Path], expressions: Sequence[str]) -> list[Sample]:
-    """Ask expressions of pictures in turn, until all of both were used."""
+def in_turn(images: Sequence[Path], expressions: Sequence[str]) -> list[CalibrationSample]:
+    """Pair images and expressions in turn, until all of both were used."""
     return [
-        Sample(images[at % len(images)], expressions[at % len(expressions)])
+        CalibrationSample(images[at % len(images)], expressions[at % len(expressions)])
         for at in range(max(len(images), len(expressions)))
     ]
 
 
-def _from_json(text: str, name: str, images: Sequence[Path]) -> list[Sample]:
+def _from_json(text: str, name: str, images: Mapping[str, Path]) -> list[CalibrationSample]:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -112,66 +114,54 @@ def _from_json(text: str, name: str, images: Sequence[Path]) -> list[Sample]:
         raise InputError(
             f"{name} is not a list of 1 to {_MAX_ENTRIES} objects with 'image' and 'expression'"
         )
-    known = {image.name: image for image in images}
     samples = []
     for number, entry in enumerate(entries, 1):
-        image = entry.get("image") if isinstance(entry, dict) else None
-        expression = entry.get("expression") if isinstance(entry, dict) else None
+        own = entry if isinstance(entry, dict) else {}
+        image, expression = own.get("image"), own.get("expression")
         if not isinstance(image, str) or not isinstance(expression, str):
             raise InputError(
                 f"{name}: entry {number} is not an object with text for 'image' and 'expression'"
             )
-        if image not in known:
+        if image not in images:
             raise InputError(
                 f"{name}: entry {number} names '{one_line(image, limit=80)}', expected one of the "
-                f"{len(known)} pictures in the folder given to --images"
+                f"{len(images)} images in the folder given to --images"
             )
-        samples.append(Sample(known[image], expression))
+        samples.append(CalibrationSample(images[image], expression))
     return samples
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """One sample as it was fed: how its picture was resized, and the feeds' names."""
-
-    plan: Plan
-    names: tuple[str, ...]
-
-
-class Samples:
-    """Samples made ready; their feeds lie in a folder."""
+class PreparedSamples:
+    """Encoded samples; the transformer's inputs for them are in a spool."""
 
     def __init__(self, bundle: Bundle, spool: Spool) -> None:
         self._bundle, self._spool = bundle, spool
-        self._prepared: list[_Prepared] = []
+        self._samples: list[tuple[Plan, tuple[str, ...]]] = []
 
     def __len__(self) -> int:
-        return len(self._prepared)
+        return len(self._samples)
 
     def add(self, plan: Plan, feeds: Arrays) -> None:
-        """Keep what the transformer is fed for a sample."""
-        number = len(self._prepared)
+        """Store the transformer's inputs for a sample whose image was resized by a plan."""
         for name, array in feeds.items():
-            self._spool.put(number, name, array)
-        self._prepared.append(_Prepared(plan, tuple(feeds)))
+            self._spool.put(len(self._samples), name, array)
+        self._samples.append((plan, tuple(feeds)))
 
     def feeds(self, sample: int) -> Arrays:
-        """Return them, by logical name."""
-        return {name: self._spool.get(sample, name) for name in self._prepared[sample].names}
+        """Return a sample's inputs by logical name."""
+        return {name: self._spool.get(sample, name) for name in self._samples[sample][1]}
 
     def by_graph(self, capture: str) -> dict[str, list[int]]:
-        """Samples by the name of the transformer graph that takes them."""
+        """Return the numbers of the samples by the name of the transformer graph of their size."""
         found: dict[str, list[int]] = {}
-        for number, prepared in enumerate(self._prepared):
-            name = f"transformer.{capture}"
-            found.setdefault(
-                self._bundle.manifest.at_size(name, prepared.plan.resized_wh), []
-            ).append(number)
+        for number, (plan, _) in enumerate(self._samples):
+            name = self._bundle.manifest.at_size(f"transformer.{capture}", plan.resized_wh)
+            found.setdefault(name, []).append(number)
         return found
 
     def mask(self, sample: int, capture: str, outputs: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-        """Return the mask that a transformer's outputs are of: (H, W) bool."""
-        method, plan = self._bundle.manifest.method, self._prepared[sample].plan
+        """Return the mask of a sample from the transformer's outputs: (H, W) bool."""
+        method, (plan, _) = self._bundle.manifest.method, self._samples[sample]
         own = {name: np.asarray(array[0], np.float32) for name, array in outputs.items()}
         found = localise_outputs(capture, own, tau=method.tau, prototype=method.prototype)
         mask: npt.NDArray[np.bool_] = upsample(found.scores.reshape(plan.grid_hw), plan) > 0
@@ -180,37 +170,41 @@ class Samples:
 
 def prepare(
     bundle: Bundle,
-    samples: Sequence[Sample],
+    samples: Sequence[CalibrationSample],
     folder: Path,
     *,
     threads: int | None = None,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Samples:
-    """Encode pictures and expressions as a segmenter does, in the memory of a block.
+) -> PreparedSamples:
+    """Encode images and expressions as a segmenter does, one block in memory at a time.
 
     Args:
         bundle: an open bundle, in any precision.
-        samples: pictures with expressions.
-        folder: for the transformer's feeds, while they are needed.
+        samples: images with expressions.
+        folder: for the transformer's inputs; it must exist as long as the result is used.
         threads: CPU threads; None for as many as this process may use.
-        on_step: is told how many of how many samples are done.
+        on_step: called with the samples done and their total.
 
     Raises:
-        InputError: a picture or an expression that cannot be used.
+        InputError: an image or an expression that cannot be used.
     """
     manifest = bundle.manifest
+
+    def load(name: str) -> Engine:
+        return LoadedGraph(open_graph(bundle, name), threads=threads)
+
     engines: dict[str, Engine] = {
         name: StreamedGraph(open_graph(bundle, name), threads=threads, folder=folder)
         for name in manifest.graphs
         if name in SIZELESS
     }
     engines |= {
-        name: LazyEngine(partial(_load, bundle, name, threads), provider="cpu")
+        name: LazyEngine(partial(load, name), provider="cpu")
         for name in manifest.graphs
         if name.startswith("vae_encoder")
     }
     noise = bundle.noise()
-    pictures = ImageEncoder(bundle, engines, noise_shape=noise.shape, keep_pixels=False)
+    images = ImageEncoder(bundle, engines, noise_shape=noise.shape, keep_pixels=False)
     encoder = PromptEncoder(manifest.prompt, bundle.tokenizer_json())
     vision_encoder = open_vision_encoder(manifest, encoder, engines)
     embedder = PromptEmbedder(
@@ -222,22 +216,16 @@ def prepare(
     )
     instructions = [encoder.instruct(sample.expression) for sample in samples]
     prompts: list[PromptState] = []
-    if vision_encoder is None:  # together, so that the encoder's blocks are read once for several
+    if vision_encoder is None:  # together: the encoder's blocks are read once for several
         prompts, _ = embedder.embed(instructions)
-    ready = Samples(bundle, Spool(folder))
+    ready = PreparedSamples(bundle, Spool(folder))
     for number, sample in enumerate(samples):
-        state = pictures.encode(sample.image)
-        if vision_encoder is None:
-            prompt = prompts[number]
-        else:
-            prompt = embedder.embed([instructions[number]], state)[0][0]
-        ready.add(state.plan, _feeds(bundle, state, prompt, noise))
+        state = images.encode(sample.image)
+        if vision_encoder is not None:
+            prompts.append(embedder.embed([instructions[number]], state)[0][0])
+        ready.add(state.plan, _feeds(bundle, state, prompts[number], noise))
         on_step(number + 1, len(samples))
     return ready
-
-
-def _load(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    return LoadedGraph(open_graph(bundle, name), threads=threads)
 
 
 def _feeds(

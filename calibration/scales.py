@@ -7,20 +7,18 @@ checked, what the reader does not know is ignored, and a newer major version is 
 from __future__ import annotations
 
 import json
-import math
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rism.calibration.e4m3 import SMALLEST_SCALE
 from rism.calibration.layers import find_layers, fingerprint
 from rism.calibration.open_graph import open_transformer
+from rism.runtime.bundle.json_reader import Node
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.errors import InputError, one_line
+from rism.runtime.errors import BundleError, InputError, one_line
 
 __all__ = ["RULES", "SCALES_FILE", "Scales", "load_scales", "parse_scales"]
 
@@ -30,7 +28,6 @@ FORMAT = "rism-scales"
 SCHEMA_VERSION = "1.0"
 READS_MAJOR = 1
 _MAX_BYTES = 8 * 2**20
-_MAX_LAYERS = 4096
 _MAX_NAME = 256
 _LARGEST_SCALE = 1e6
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -133,57 +130,61 @@ def parse_scales(raw: bytes, name: str) -> Scales:
         ) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{name} holds no scales, expected a file that rism calibrate wrote")
-    version = data.get("schema_version")
-    if not isinstance(version, str) or re.fullmatch(r"\d{1,6}\.\d{1,6}", version, re.A) is None:
-        raise InputError(f"{name}: 'schema_version' is not one, expected 1.0: {_AGAIN}")
+    try:
+        return _parse(Node(data, document=name, mend=_AGAIN), name)
+    except BundleError as error:
+        raise InputError(str(error)) from None
+
+
+def _parse(root: Node, name: str) -> Scales:
+    version = root.text("schema_version")
+    if re.fullmatch(r"\d{1,6}\.\d{1,6}", version, re.A) is None:
+        root.refuse("schema_version", "a version such as 1.0")
     if int(version.partition(".")[0]) != READS_MAJOR:
         raise InputError(
             f"{name} has format {version}, this reads {READS_MAJOR}.x: install a newer "
             f"{DISTRIBUTION}, or {_AGAIN}"
         )
-    graph, rule = _object(data, "graph", name), _object(data, "rule", name)
-    if data.get("number_type") != "e4m3":
-        raise InputError(f"{name}: 'number_type' is not 'e4m3', the only one there is: {_AGAIN}")
-    digest = _text(graph, "fingerprint", name)
+    root.choice("number_type", ("e4m3",))
+    graph, rule, scales, kept = (root.node(key) for key in ("graph", "rule", "layers", "kept"))
+    digest = graph.text("fingerprint")
     if _DIGEST.fullmatch(digest) is None:
-        raise InputError(f"{name}: 'fingerprint' is not 64 hexadecimal digits: {_AGAIN}")
-    if rule.get("name") not in RULES:
-        raise InputError(f"{name}: 'rule.name' is not one of {', '.join(RULES)}: {_AGAIN}")
+        graph.refuse("fingerprint", "64 hexadecimal digits")
     layers = {
-        layer: _scale(entry, layer, name) for layer, entry in _object(data, "layers", name).items()
+        layer: scales.node(layer).number("scale", SMALLEST_SCALE, _LARGEST_SCALE)
+        for layer in scales.names()
     }
-    kept = _object(data, "kept", name)
-    for layer in (*layers, *kept):
+    for layer in (*layers, *kept.names()):
         if len(layer) > _MAX_NAME or not layer.isprintable():
             raise InputError(f"{name}: a layer's name is not printable, or too long: {_AGAIN}")
-    if both := sorted(layers.keys() & kept.keys()):
+    if both := sorted(layers.keys() & kept.names()):
         raise InputError(
             f"{name}: '{one_line(both[0], limit=80)}' has a scale and is kept, expected one of "
             f"them: {_AGAIN}"
         )
     return Scales(
         fingerprint=digest,
-        model=_text(graph, "model", name),
-        precision=_text(graph, "precision", name),
-        rule=str(rule["name"]),
-        percentile=_number(rule.get("percentile"), 0.0, 100.0, f"{name}: 'rule.percentile'"),
-        samples=int(_number(data.get("samples"), 1, 1e9, f"{name}: 'samples'")),
+        model=graph.text("model"),
+        precision=graph.text("precision"),
+        rule=rule.choice("name", RULES),
+        percentile=rule.number("percentile", 0.0, 100.0),
+        samples=root.integer("samples", 1, 10**9),
         layers=layers,
-        kept={layer: _text(kept, layer, name) for layer in kept},
+        kept={layer: kept.text(layer) for layer in kept.names()},
     )
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not path.exists():
+            raise InputError(
+                f"there are no scales at {one_line(path)}: make them with rism calibrate BUNDLE "
+                "--images DIR"
+            )
+        if not path.is_file():
             raise InputError(f"{name} is not a plain file, expected one that rism calibrate wrote")
         with path.open("rb") as handle:
             raw = handle.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise InputError(
-            f"there are no scales at {one_line(path)}: make them with rism calibrate BUNDLE "
-            "--images DIR"
-        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{one_line(path)} cannot be read: {one_line(reason)}") from None
@@ -192,36 +193,3 @@ def _read(path: Path, name: str) -> bytes:
             f"{name} has more than {_MAX_BYTES} bytes, expected a file that rism calibrate wrote"
         )
     return raw
-
-
-def _object(data: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
-    value = data.get(key)
-    if not isinstance(value, dict) or len(value) > _MAX_LAYERS:
-        raise InputError(
-            f"{name}: '{key}' is not an object of at most {_MAX_LAYERS} entries: {_AGAIN}"
-        )
-    return value
-
-
-def _text(data: Mapping[str, Any], key: str, name: str) -> str:
-    value = data.get(key)
-    if not isinstance(value, str) or len(value) > _MAX_NAME or not value.isprintable():
-        raise InputError(
-            f"{name}: '{one_line(key, limit=80)}' is not text of at most {_MAX_NAME} printable "
-            f"characters: {_AGAIN}"
-        )
-    return value
-
-
-def _scale(entry: object, layer: str, name: str) -> float:
-    value = entry.get("scale") if isinstance(entry, dict) else None
-    where = f"{name}: the scale of '{one_line(layer, limit=80)}'"
-    return _number(value, SMALLEST_SCALE, _LARGEST_SCALE, where)
-
-
-def _number(value: object, low: float, high: float, where: str) -> float:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Compared before it is converted: an integer may be larger than any float.
-    if not sound or not low <= value <= high or not math.isfinite(value):  # type: ignore[operator, arg-type]
-        raise InputError(f"{where} is not a number from {low:g} to {high:g}: {_AGAIN}")
-    return float(value)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
-"""How the built-in model `mini` was made: its scenes, its training and its score.
+"""The training of the built-in model `mini`; not part of the wheel.
 
-Nothing here is in the wheel. `python -m mini.train_vae`, `python -m mini.train`
-and `python -m mini.assemble` make the checkpoint; `python -m mini.evaluate`
-prints how well its bundle finds things.
+`python -m mini.train_vae`, `mini.train` and `mini.assemble` make the checkpoint;
+`python -m mini.evaluate` prints the scores of its bundle.
 """

@@ -78,7 +78,7 @@ def build_text_encoder(
 
 
 def build_transformer(config: MiniConfig = CONFIG) -> Flux2Transformer2DModel:
-    """The DiT, with random weights and residual gates that start open."""
+    """The DiT, with random weights and residual gates of about 1."""
     transformer = Flux2Transformer2DModel(
         patch_size=1,
         in_channels=4 * config.latent_channels,

@@ -1,4 +1,4 @@
-"""Training batches: scenes, expressions, edited scenes and what is where."""
+"""Training batches: scenes, expressions, edited scenes and labels for each token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rism.evaluation.scenes import COLOUR_NAMES, KIND_NAMES, Scene, pick_expression, training_scene
+from rism.evaluation.scenes.expressions import pick_expression
+from rism.evaluation.scenes.judged import training_scene
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
+from rism.evaluation.scenes.scene import Scene
 
 # Token grids (rows, columns) of about the same area: squares and both orientations.
 GRIDS = ((16, 16), (18, 14), (14, 18))
@@ -18,7 +21,7 @@ IGNORE = -100
 
 @dataclass
 class Batch:
-    """One training batch of S scenes with E expressions each (B = S * E, scene-major)."""
+    """One training batch of S scenes with E expressions each (B = S * E, scene by scene)."""
 
     grid_hw: tuple[int, int]
     source: torch.Tensor  # (S, 3, H, W) float32 in [-1, 1]
@@ -28,7 +31,7 @@ class Batch:
     colours: torch.Tensor  # (S, h * w) int64, likewise
     input_ids: torch.Tensor  # (B, P) int64
     attention_mask: torch.Tensor  # (B, P) int64
-    named_kinds: torch.Tensor  # (B,) int64, kind of the object to remove, -100 if not said
+    named_kinds: torch.Tensor  # (B,) int64, kind of the object to remove, -100 if not named
 
 
 def instruction_ids(
@@ -50,17 +53,12 @@ def instruction_ids(
     return encoded["input_ids"], encoded["attention_mask"]
 
 
-def _pool(mask_hw: np.ndarray, token_px: int) -> np.ndarray:
-    h, w = mask_hw.shape
-    cells = mask_hw.reshape(h // token_px, token_px, w // token_px, token_px)
-    return np.asarray(cells.mean((1, 3)))
-
-
 def token_labels(scene: Scene, *, token_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Kind and colour per token, (h * w,) int64 each; 0 is background."""
-    covers = np.stack([_pool(o.mask_hw.astype(np.float32), token_px) for o in scene.objects])
-    best = covers.argmax(0)
-    cover = covers.max(0)
+    masks = np.stack([o.mask_hw for o in scene.objects]).astype(np.float32)
+    height, width = (size // token_px for size in masks.shape[1:])
+    covers = masks.reshape(-1, height, token_px, width, token_px).mean((2, 4))
+    best, cover = covers.argmax(0), covers.max(0)
     unclear = (cover > 0.15) & (cover < 0.5)
     labels = []
     for names, attribute in ((KIND_NAMES, "kind"), (COLOUR_NAMES, "colour")):
@@ -69,8 +67,9 @@ def token_labels(scene: Scene, *, token_px: int) -> tuple[np.ndarray, np.ndarray
     return labels[0], labels[1]
 
 
-def _to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
+    """Images (H, W, 3) uint8 of one size to (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class BatchStream(torch.utils.data.IterableDataset[Batch]):
@@ -87,11 +86,9 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
         first_step: int = 0,
         form_weights: dict[str, float] | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.scenes, self.expressions = scenes, expressions
-        self.max_length, self.token_px = max_length, token_px
+        self.tokenizer, self.max_length, self.token_px = tokenizer, max_length, token_px
+        self.scenes, self.expressions, self.form_weights = scenes, expressions, form_weights
         self.first_step = first_step
-        self.form_weights = form_weights
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -123,13 +120,13 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
                 masks.append(scene.objects[index].mask_hw.astype(np.float32))
                 texts.append(expression.text)
                 kind_name = scene.objects[index].kind
-                said = kind_name in expression.text.split()
-                named.append(KIND_NAMES.index(kind_name) if said else IGNORE)
+                is_named = kind_name in expression.text.split()
+                named.append(KIND_NAMES.index(kind_name) if is_named else IGNORE)
         ids, attention = instruction_ids(self.tokenizer, texts, max_length=self.max_length)
         return Batch(
             grid_hw=grid,
-            source=_to_tensor(sources),
-            target=_to_tensor(targets),
+            source=to_tensor(sources),
+            target=to_tensor(targets),
             mask=torch.from_numpy(np.stack(masks)),
             kinds=torch.from_numpy(np.stack(kinds)).long(),
             colours=torch.from_numpy(np.stack(colours)).long(),

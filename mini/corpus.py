@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rism.evaluation.scenes import make_expressions, training_scene
+from rism.evaluation.scenes.expressions import make_expressions
+from rism.evaluation.scenes.judged import training_scene
 
 EVERYDAY = (
     "a an and any at away back background behind below beside between big bigger biggest black "
@@ -18,7 +19,7 @@ EVERYDAY = (
 
 
 def corpus(scenes: int) -> Iterator[str]:
-    """Instructions of `scenes` generated scenes, with everyday words among them."""
+    """Instructions for `scenes` generated scenes, and everyday words after each scene."""
     for i in range(scenes):
         rng = np.random.default_rng([i, 13])
         scene, _ = training_scene((i, 0), size_wh=(64, 64))

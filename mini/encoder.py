@@ -1,11 +1,10 @@
-"""The VAE encoder of `mini`, set rather than trained.
+"""The VAE encoder of `mini`, whose weights are set rather than trained.
 
-A few thousand steps on two cores do not train a convolutional encoder well, and nothing
-about the method needs one: what counts is that latents tell the DiT what the picture
-shows. So the encoder's own layers are set to the principal components of 4 x 4 pixel
-patches: the strided convolutions gather the patch, the residual branches are silent, and
-the final SiLU is undone by feeding it x and -x, since silu(x) - silu(-x) = x. The
-decoder is trained (`mini.train_vae`).
+A few thousand steps on two cores do not train a convolutional encoder well, and the method does
+not need one: the latents only have to describe the image. So the encoder computes the principal
+components of 4 x 4 pixel patches: its strided convolutions gather a patch, its residual branches
+are zero, and its final SiLU gets x and -x, because silu(x) - silu(-x) = x. The decoder is trained
+(`mini.train_vae`).
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2
 
-from rism.evaluation.scenes import training_scene
+from rism.evaluation.scenes.judged import training_scene
 
 # A constant pair in every group fixes the scale that group normalisation divides by.
 _ANCHOR = 8.0
 
 
-def patch_components(pictures: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def patch_components(images: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean (48,) and whitened components (count, 48) of 4 x 4 RGB patches in [-1, 1].
 
     The 48 values are ordered (row, column, channel).
     """
     patches = []
-    for i in range(pictures):
+    for i in range(images):
         image = training_scene((5, i), size_wh=(128, 128))[0].image_hwc / 127.5 - 1
         patches.append(image.reshape(32, 4, 32, 4, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 48))
     stacked = np.concatenate(patches)
@@ -37,14 +36,14 @@ def patch_components(pictures: int, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
-def set_encoder(vae: AutoencoderKLFlux2, *, pictures: int = 200) -> None:
+def set_encoder(vae: AutoencoderKLFlux2, *, images: int = 200) -> None:
     """Set every weight of the encoder (three levels, 2 x latent channels at the last)."""
     encoder = vae.encoder
     groups = vae.config.norm_num_groups
     width = encoder.conv_out.in_channels
     pairs = width // (2 * groups) - 1  # value pairs per group; one pair is the anchor
     count = pairs * groups
-    mean, components = patch_components(pictures, count)
+    mean, components = patch_components(images, count)
     for parameter in encoder.parameters():
         parameter.zero_()
     for name, module in encoder.named_modules():
@@ -57,10 +56,8 @@ def set_encoder(vae: AutoencoderKLFlux2, *, pictures: int = 200) -> None:
         encoder.conv_in.weight[c, c, 1, 1] = 1
     # 2 x 2 pixels to 12 channels, ordered (row, column, channel).
     first = encoder.down_blocks[0].downsamplers[0].conv
-    for row in range(2):
-        for column in range(2):
-            for c in range(3):
-                first.weight[(row * 2 + column) * 3 + c, c, row, column] = 1
+    for row, column, c in np.ndindex(2, 2, 3):
+        first.weight[(row * 2 + column) * 3 + c, c, row, column] = 1
     _project(encoder.down_blocks[1].downsamplers[0].conv, mean, components)
     _spread(encoder.down_blocks[2].resnets[0].conv_shortcut, count, groups)
     _collect(encoder.conv_out, count, groups, vae.config.latent_channels)
@@ -73,10 +70,9 @@ def _project(conv: torch.nn.Conv2d, mean: np.ndarray, components: np.ndarray) ->
     """Four positions of 12 channels to the components of the 4 x 4 patch."""
     count = len(components)
     grid = components.reshape(count, 2, 2, 2, 2, 3)  # (n, big row, row, big column, column, rgb)
-    for big_row in range(2):
-        for big_column in range(2):
-            block = grid[:, big_row, :, big_column].reshape(count, 12)
-            conv.weight[:count, :12, big_row, big_column] = torch.from_numpy(block).float()
+    for big_row, big_column in np.ndindex(2, 2):
+        block = grid[:, big_row, :, big_column].reshape(count, 12)
+        conv.weight[:count, :12, big_row, big_column] = torch.from_numpy(block).float()
     _bias(conv)[:count] = torch.from_numpy(-(components @ mean)).float()
 
 
@@ -106,19 +102,16 @@ def _spread(conv: torch.nn.Conv2d, count: int, groups: int) -> None:
 
 def _collect(conv: torch.nn.Conv2d, count: int, groups: int, latents: int) -> None:
     """Pairs back to components; the spare latents are the first components, blurred 3 x 3."""
-    width = conv.in_channels
     for latent in range(latents):
-        index = latent if latent < count else latent - count
-        channel = _slot(index, groups, width)
-        rows = slice(1, 2) if latent < count else slice(0, 3)
-        size = 1 if latent < count else 9
+        channel = _slot(latent % count, groups, conv.in_channels)
+        rows, size = (slice(1, 2), 1) if latent < count else (slice(0, 3), 9)
         conv.weight[latent, channel, rows, rows] = 4 / size
         conv.weight[latent, channel + 1, rows, rows] = -4 / size
     _bias(conv)[latents:] = -12.0  # log variance
 
 
 def skip_silent_layers(vae: AutoencoderKLFlux2) -> None:
-    """Drop what `set_encoder` silenced, in place: the same latents for less work."""
+    """Remove the layers that `set_encoder` set to zero, in place: the same latents in less time."""
     for block in vae.encoder.down_blocks:
         for index, resnet in enumerate(block.resnets):
             block.resnets[index] = _Shortcut(resnet.conv_shortcut)

@@ -1,7 +1,7 @@
 """Score a bundle on held-out scenes: `python -m mini.evaluate [--bundle DIR] [--scenes 500]`.
 
-Scenes 0 to N - 1 of the stream that training never sees, one expression each, at the size of
-the picture, scored as `rism eval` does. `rism eval scenes` draws others.
+Scenes 0 to N - 1 of a stream that is never trained on, one expression each, scored at the size of
+the image with the metrics of `rism eval`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from rism.evaluation.metrics.iou import METRICS, Overlap, overlap, summarise
-from rism.evaluation.scenes import FORMS, held_out_scene
+from rism.evaluation.scenes.expressions import FORMS
+from rism.evaluation.scenes.judged import judged_scene
 from rism.runtime import Segmenter
 from rism.runtime.method.upsampling import upsample
 
@@ -25,15 +26,14 @@ METHODS = ("CAM > 0.5", "RAM > 0.5", "full")
 
 
 def score_scenes(segmenter: Segmenter, scenes: int) -> dict[str, dict[str, float]]:
-    """Summaries by the paper's methods, and of the full one by form of expression."""
+    """Scores by the paper's methods, and of the full method by form of expression."""
     overlaps: dict[str, list[Overlap]] = defaultdict(list)
     for index in range(scenes):
-        scene, expression = held_out_scene(index)
+        scene, expression = judged_scene(index)
         truth = scene.objects[expression.target].mask_hw
         result = segmenter.segment(scene.image_hwc, expression.text, paper=True)
-        coarse = upsample(result.coarse, result.plan) > 0.5
-        refined = upsample(result.refined, result.plan) > 0.5
-        for name, mask in zip(METHODS, (coarse, refined, result.mask), strict=True):
+        maps = [upsample(m, result.plan) > 0.5 for m in (result.coarse, result.refined)]
+        for name, mask in zip(METHODS, (*maps, result.mask), strict=True):
             overlaps[name].append(overlap(mask, truth))
         overlaps[f"full, {expression.form}"].append(overlaps["full"][-1])
         if sys.stderr.isatty():
@@ -43,7 +43,7 @@ def score_scenes(segmenter: Segmenter, scenes: int) -> dict[str, dict[str, float
 
 
 def score_examples(segmenter: Segmenter, folder: Path) -> tuple[int, int]:
-    """How many pictures of a folder with examples.json are right (IoU >= 0.5), of how many."""
+    """How many images of a folder with examples.json have an IoU of at least 0.5, of how many."""
     entries = json.loads((folder / "examples.json").read_text())
     right = 0
     for entry in entries:
@@ -56,7 +56,7 @@ def score_examples(segmenter: Segmenter, folder: Path) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, and the examples' verdict."""
+    """Print the table, and how many examples are right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", help="a bundle folder; the built-in one if not given")
     parser.add_argument("--scenes", type=int, default=500)

@@ -1,4 +1,4 @@
-"""Pictures to normalised packed latents, as FLUX.2's pipeline does it."""
+"""Images to normalised packed latents, as in FLUX.2's pipeline."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def patchify(latents_nchw: torch.Tensor) -> torch.Tensor:
     return grouped.permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
 
 
-def encode(vae: AutoencoderKLFlux2, pictures_nchw: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] to normalised tokens (B, h * w, 4C)."""
-    packed = patchify(vae.encode(pictures_nchw).latent_dist.mode().float())
+def encode(vae: AutoencoderKLFlux2, images_nchw: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) in [-1, 1] to normalised tokens (B, h * w, 4C)."""
+    packed = patchify(vae.encode(images_nchw).latent_dist.mode().float())
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     tokens: torch.Tensor = ((packed - mean) / std).flatten(2).transpose(1, 2)

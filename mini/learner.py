@@ -1,4 +1,4 @@
-"""What is trained: the text encoder and the DiT, with heads and losses that only training needs."""
+"""The trained modules of `mini`: text encoder and DiT, with heads that only training needs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mini.batches import IGNORE, Batch
 from mini.latents import grid_ids, text_ids
 from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
 from mini.probe import Probe
-from rism.evaluation.scenes import COLOUR_NAMES, KIND_NAMES
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
 
 __all__ = ["WEIGHTS", "Learner", "StepOptions", "make_probe", "step_losses"]
 
-PERCEPTION_BLOCK = 2  # after it, kinds and colours must be readable
-GROUNDING_BLOCK = 4  # after it, which tokens the expression names must be readable
+PERCEPTION_BLOCK = 2  # its output predicts kinds and colours
+GROUNDING_BLOCK = 4  # its output predicts the tokens of the object to remove
 ALIGNED_BLOCKS = range(3, CONFIG.double_blocks + CONFIG.single_blocks)
 FIRST_STEP_SHARE = 0.8  # of the samples are at sigma = 1
 
@@ -38,7 +38,7 @@ WEIGHTS = {
 
 
 class Learner(nn.Module):
-    """The modules that are kept, and the heads that are thrown away."""
+    """The text encoder and the DiT of the checkpoint, and linear heads that are discarded."""
 
     def __init__(self, tokenizer: Qwen2TokenizerFast) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class Learner(nn.Module):
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How one step is drawn.
+    """The random choices of one step.
 
     Attributes:
-        noisy_tokens: noisy tokens that the DiT sees, a random subset.
-        own_region: share of samples whose prototypes come from the model's own RAM > 0.8;
-            the others' come from the true object.
-        generator: of everything random in the step.
+        noisy_tokens: number of noisy tokens that the DiT gets, a random subset.
+        own_region: share of samples whose prototypes come from the model's own RAM > 0.8
+            instead of the true object.
+        generator: source of all randomness in the step.
     """
 
     noisy_tokens: int
@@ -77,11 +77,12 @@ class StepOptions:
 
 
 def make_probe(learner: Learner, blocks: range = ALIGNED_BLOCKS) -> Probe:
-    """Attach a probe to the transformer; the two early blocks' outputs are kept too."""
+    """Attach a probe to the transformer that also keeps the outputs of the two early blocks."""
     probe = Probe(learner.transformer, blocks=blocks, feature_block=CONFIG.feature_block)
     singles = learner.transformer.single_transformer_blocks
     for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
-        singles[index - CONFIG.double_blocks].register_forward_hook(partial(_keep, probe, name))
+        keep = partial(_keep, probe, name)
+        singles[index - CONFIG.double_blocks].register_forward_hook(keep)
     return probe
 
 
@@ -121,7 +122,7 @@ def _edit(
     cover: torch.Tensor,
     options: StepOptions,
 ) -> torch.Tensor:
-    """Run the DiT and compare its velocity with noise minus the edited picture."""
+    """Run the DiT and compare its velocity with noise minus the edited image."""
     count, tokens, _ = clean.shape
     draw = options.generator
     kept = torch.randperm(tokens, generator=draw)[: options.noisy_tokens].sort().values
@@ -159,7 +160,7 @@ def _region(probe: Probe, cover: torch.Tensor, options: StepOptions) -> torch.Te
 def _perception(
     learner: Learner, probe: Probe, batch: Batch, cover: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What stands where, and which of it is named, read off early blocks."""
+    """Losses of kinds and colours after an early block, and of the named object after another."""
     count, tokens = cover.shape
     repeat = count // batch.source.shape[0]
     seen = probe.hidden["perception"][:, -tokens:].float()
@@ -173,11 +174,11 @@ def _perception(
 
 
 def _prompt(learner: Learner, batch: Batch, prompt: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the prompt says, read off its padding.
+    """Losses that predict the words of the prompt from the embeddings of its padding.
 
-    The padding comes after the words: it can hold what they say as a whole, which is easier
-    for the image to attend to than a word that may stand anywhere. Without these two losses
-    colours were grounded within 300 steps, kinds not within 1,250.
+    The padding follows the words, so it can summarise them, and image tokens attend to it more
+    easily than to a word at any position. Without these two losses colours were grounded within
+    300 steps, kinds not within 1,250.
     """
     after = prompt.float()[:, -8:].mean(1)
     words = torch.zeros(len(after), learner.words_head.out_features)

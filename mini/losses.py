@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def edit_loss(
     predicted: torch.Tensor, velocity: torch.Tensor, changed: torch.Tensor, *, boost: float = 8.0
 ) -> torch.Tensor:
-    """Flow-matching loss over tokens (B, n, C), weighted where the edit changes the picture.
+    """Flow-matching loss over tokens (B, n, C), weighted where the edit changes the image.
 
     `changed` (B, n) is the share of the token that the edit changes.
     """

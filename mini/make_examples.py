@@ -1,13 +1,13 @@
-"""Draw the pictures of examples/: `python -m mini.make_examples --out examples`.
+"""Draw the images of examples/: `python -m mini.make_examples --out examples`.
 
-The pictures come from the held-out stream, from number 10,000 on (the score uses 0 to 499):
-for each line of the list below the first scene whose drawn expression fits. Nothing is
-chosen by what the model makes of it.
+They are held-out scenes from number 10,000 on (the score uses 0 to 499): for each line of the list
+below the first scene whose expression fits, whatever the model answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rism.evaluation.scenes import Expression, Scene, held_out_scene, make_expressions
+from rism.evaluation.scenes.expressions import Expression, make_expressions
+from rism.evaluation.scenes.judged import judged_scene
+from rism.evaluation.scenes.scene import Scene
 
 FIRST = 10_000
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file name, the form of its expression, and what else must hold."""
+    """A file name, and the conditions that its scene and expression fulfil."""
 
     name: str
     form: str
@@ -46,22 +48,22 @@ WANTED = (
 
 
 def _fitting(wanted: Wanted, start: int) -> tuple[int, Scene, Expression]:
-    index = start
-    while True:
-        scene, drawn = held_out_scene(index, size_wh=wanted.size_wh)
-        if len(scene.objects) >= wanted.objects:
-            if wanted.text is None and drawn.form == wanted.form and drawn.needed:
-                return index, scene, drawn
-            if wanted.text is not None:
-                rng = np.random.default_rng(index)
-                for expression in make_expressions(scene, rng):
-                    if expression.text == wanted.text and expression.needed:
-                        return index, scene, expression
-        index += 1
+    """Find the first scene that fits, and its expression."""
+    for index in itertools.count(start):
+        scene, drawn = judged_scene(index, size_wh=wanted.size_wh)
+        if len(scene.objects) < wanted.objects:
+            continue
+        found = [drawn]
+        if wanted.text is not None:
+            found = make_expressions(scene, np.random.default_rng(index))
+        for each in found:
+            if each.needed and wanted.text in (None, each.text) and each.form == wanted.form:
+                return index, scene, each
+    raise AssertionError("there is always another scene")
 
 
 def main() -> None:
-    """Write the pictures, their masks and examples.json."""
+    """Write the images, their masks and examples.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -73,15 +75,8 @@ def main() -> None:
         Image.fromarray(scene.image_hwc).save(args.out / name, optimize=True)
         mask = scene.objects[expression.target].mask_hw
         Image.fromarray(mask.astype(np.uint8) * 255).save(args.out / "truth" / name, optimize=True)
-        entries.append(
-            {
-                "image": name,
-                "expression": expression.text,
-                "truth": f"truth/{name}",
-                "form": expression.form,
-                "scene": index,
-            }
-        )
+        entry = {"image": name, "expression": expression.text, "truth": f"truth/{name}"}
+        entries.append(entry | {"form": expression.form, "scene": index})
         print(index, expression.text)
     (args.out / "examples.json").write_text(json.dumps(entries, indent=1) + "\n")
 

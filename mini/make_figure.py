@@ -1,4 +1,4 @@
-"""Draw docs/result.png: `python -m mini.make_figure`. Picture, CAM, RAM and mask of examples."""
+"""Draw docs/result.png, image, CAM, RAM and mask of examples: `python -m mini.make_figure`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
 
 
 def _overlay(pixels: np.ndarray, result: Segmentation) -> np.ndarray:
-    """Draw it at the size that it is shown at, so that lines stay lines."""
+    """Draw at the size of the cell, so that contours keep their width."""
     mask_hw = np.asarray(_fitted(result.mask_hw.astype(np.uint8) * 255)) > 127
     fitted = np.asarray(_fitted(pixels))
     return overlay(fitted, [replace(result, mask_hw=mask_hw)], labels=False)

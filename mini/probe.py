@@ -1,4 +1,4 @@
-"""Attention processors for training: explicit probabilities, so that losses can see them."""
+"""Attention processors for training that compute the probabilities, which the losses need."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2ParallelSelfAttention,
 )
+from torch import nn
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Probe:
-    """What one forward pass says about where and what.
+    """Captures the method's quantities in a forward pass.
 
-    After a pass: `coarse[l]` and `refined[l]` (B, N_v) float32 are a_l and T_l a_l of the
-    blocks asked for, `features` (B, N_v, D) the attention output of `feature_block`.
+    After a pass `coarse[l]` and `refined[l]` (B, N_v) float32 are a_l and T_l a_l of `blocks`,
+    and `features` (B, N_v, D) is the attention output of `feature_block`.
     """
 
     def __init__(self, transformer: Flux2Transformer2DModel, *, blocks: range, feature_block: int):
         self.blocks, self.feature_block = blocks, feature_block
-        self.clean_start = 0
-        self.prompt_length = 0
-        self.coarse: dict[int, torch.Tensor] = {}
-        self.refined: dict[int, torch.Tensor] = {}
-        self._features: torch.Tensor | None = None
         self.hidden: dict[str, torch.Tensor] = {}  # outputs of whole blocks, by name
+        self.start(prompt_length=0, clean_start=0)
         doubles = list(transformer.transformer_blocks)
         for index, block in enumerate([*doubles, *transformer.single_transformer_blocks]):
             kind = _DoubleProcessor if index < len(doubles) else _SingleProcessor
             block.attn.processor = kind(self, index)
 
     def start(self, *, prompt_length: int, clean_start: int) -> None:
-        """Forget the last pass and set the spans of the next."""
+        """Clear the last pass and set the spans of the next."""
         self.prompt_length, self.clean_start = prompt_length, clean_start
-        self.coarse, self.refined, self._features = {}, {}, None
+        self.coarse: dict[int, torch.Tensor] = {}
+        self.refined: dict[int, torch.Tensor] = {}
+        self._features: torch.Tensor | None = None
 
     @property
     def features(self) -> torch.Tensor:
@@ -52,9 +51,9 @@ class Probe:
             rows = probabilities[:, :, self.clean_start :].mean(1).float()
             a = rows[:, :, : self.prompt_length].sum(-1)
             to_clean = rows[:, :, self.clean_start :]
-            n = (to_clean @ a.unsqueeze(-1)).squeeze(-1)
+            propagated = (to_clean @ a.unsqueeze(-1)).squeeze(-1)
             self.coarse[index] = a
-            self.refined[index] = n / to_clean.sum(-1).clamp_min(1e-9)
+            self.refined[index] = propagated / to_clean.sum(-1).clamp_min(1e-9)
         if index == self.feature_block:
             self._features = out[:, self.clean_start :]
         return out
@@ -80,27 +79,16 @@ class _DoubleProcessor:
         attention_mask: torch.Tensor | None = None,  # noqa: ARG002 - diffusers passes it
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            split: torch.Tensor = x.reshape(*x.shape[:-1], -1, attn.head_dim)
-            return split
+        def heads(text: nn.Module, image: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+            both = text(encoder_hidden_states), image(hidden_states)
+            first, second = (x.reshape(*x.shape[:-1], -1, attn.head_dim) for x in both)
+            return first, second
 
-        q = torch.cat(
-            [
-                attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))),
-                attn.norm_q(heads(attn.to_q(hidden_states))),
-            ],
-            dim=1,
-        )
-        k = torch.cat(
-            [
-                attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))),
-                attn.norm_k(heads(attn.to_k(hidden_states))),
-            ],
-            dim=1,
-        )
-        v = torch.cat(
-            [heads(attn.add_v_proj(encoder_hidden_states)), heads(attn.to_v(hidden_states))], dim=1
-        )
+        text_q, image_q = heads(attn.add_q_proj, attn.to_q)
+        text_k, image_k = heads(attn.add_k_proj, attn.to_k)
+        q = torch.cat([attn.norm_added_q(text_q), attn.norm_q(image_q)], dim=1)
+        k = torch.cat([attn.norm_added_k(text_k), attn.norm_k(image_k)], dim=1)
+        v = torch.cat(heads(attn.add_v_proj, attn.to_v), dim=1)
         q, k = _rotate(q, image_rotary_emb).to(v.dtype), _rotate(k, image_rotary_emb).to(v.dtype)
         out = self.probe.attend(self.index, q, k, v)
         length = encoder_hidden_states.shape[1]

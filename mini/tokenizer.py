@@ -1,8 +1,7 @@
 """The byte-level BPE tokenizer of `mini`, with the chat template of its text encoder.
 
-The vocabulary is trained on the expressions of the generated scenes, so that every
-word of theirs is one token; any other text falls apart into bytes, never into
-"unknown".
+The vocabulary is trained on the expressions of the generated scenes, whose words become one token
+each; any other text is split into bytes, never into an unknown token.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from transformers import Qwen2TokenizerFast
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 PAD_TOKEN = SPECIAL_TOKENS[0]
 
-# Renders exactly what Qwen3's template renders for plain messages: one turn per
-# message, then an assistant turn whose thinking is opened and closed at once
-# when `enable_thinking` is false.
+# The same text as Qwen3's template for plain messages: one turn per message, then an assistant
+# turn, with an empty thinking block when `enable_thinking` is false.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"

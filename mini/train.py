@@ -1,8 +1,8 @@
 """Train `mini` to carry out "remove <expression>": `python -m mini.train --vae DIR --out DIR`.
 
-One step draws S scenes with E expressions each. The DiT sees a few random noisy tokens until
-`--full-from` of the run, then all of them; the clean tokens are always complete. Interrupt it
-at any time: the same command goes on from the last checkpoint.
+One step draws S scenes with E expressions each. The DiT gets a few random noisy tokens until
+`--full-from` of the run, then all of them, and always all clean tokens. After an interruption the
+same command continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mini.learner import WEIGHTS, Learner, StepOptions, make_probe, step_losses
 from mini.losses import prototype_scores
 from mini.probe import Probe
 from mini.tokenizer import train_tokenizer
-from rism.evaluation.scenes import FORMS
+from rism.evaluation.scenes.expressions import FORMS
 
 # Kinds are the hardest to learn to see, so training asks for them more than the score does.
 FORM_WEIGHTS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}
@@ -38,8 +38,7 @@ UNSEEN = 50_000_000  # steps from here on are never trained
 
 def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for everything else."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in learner.named_parameters():
         inside = "blocks." in name or "model.layers." in name
         (matrices if inside and parameter.ndim == 2 else rest).append(parameter)
@@ -55,7 +54,7 @@ def learning_rate(step: int, progress: float) -> float:
 
 
 class Run:
-    """A training run: modules, optimizers, clock, and the file they are saved in."""
+    """A training run: its modules, optimizers, elapsed time, and the file they are saved in."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -71,17 +70,14 @@ class Run:
         self.step, self.elapsed = 0, 0.0
         self.file: Path = args.out / "training.pt"
         if self.file.exists():
-            self._resume()
-
-    def _resume(self) -> None:
-        state = torch.load(self.file, weights_only=True)
-        self.learner.load_state_dict(state["learner"])
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        self.step, self.elapsed = state["step"], state["elapsed"]
+            state = torch.load(self.file, weights_only=True)
+            self.learner.load_state_dict(state["learner"])
+            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            self.step, self.elapsed = state["step"], state["elapsed"]
 
     def save(self) -> None:
-        """Write everything that going on needs, whole or not at all."""
+        """Write everything that continuing needs, by rename."""
         state = {
             "learner": self.learner.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -94,7 +90,7 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the run's time that is over."""
+        """Share of the run's time that has passed."""
         return self.elapsed / (60 * float(self.args.minutes))
 
     def stream(self, **changes: object) -> BatchStream:
@@ -140,7 +136,7 @@ class Run:
 
 
 def _maps(probe: Probe) -> dict[str, torch.Tensor]:
-    """Maps (B, N_v) whose sign is the answer of CAM, RAM (at 0.5) and the full method."""
+    """Maps (B, N_v) that are positive inside the masks of CAM, RAM (at 0.5) and the full method."""
 
     def normal(maps: dict[int, torch.Tensor]) -> torch.Tensor:
         total = torch.stack(list(maps.values())).sum(0)
@@ -154,13 +150,13 @@ def _maps(probe: Probe) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def score(run: Run, stream: BatchStream, *, batches: int, noisy_tokens: int) -> dict[str, float]:
-    """Mean IoU at four pixels per token on seeds that are never trained, and the hit rate."""
+    """Mean IoU at four pixels per token on seeds outside the training, and the hit rate."""
     run.learner.eval()
     ious: dict[str, list[torch.Tensor]] = {"cam": [], "ram": [], "full": []}
     for index in range(batches):
         batch = stream.batch(UNSEEN + index)
         grid = batch.grid_hw
-        size = (4 * grid[0], 4 * grid[1])
+        size = tuple(4 * side for side in grid)
         clean = encode(run.vae, batch.source)
         clean = clean.repeat_interleave(len(batch.mask) // len(clean), 0)
         options = StepOptions(noisy_tokens, 1.0, torch.Generator().manual_seed(1))
@@ -200,7 +196,7 @@ def _train(run: Run) -> None:
 
 
 def main() -> None:
-    """Train, or go on training, and print the score by form of expression."""
+    """Train, or continue a training, and print the score by form of expression."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,7 @@
 """Make the autoencoder of `mini`: `python -m mini.train_vae --out DIR [--minutes 6]`.
 
-The encoder is set (`mini.encoder`), the latent statistics are measured, and the decoder is
-trained on cut-outs of generated scenes. The same command goes on with the decoder in DIR.
+Sets the encoder (`mini.encoder`), measures the latent statistics and trains the decoder on crops
+of generated scenes. The same command continues the training of the decoder in DIR.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from diffusers import AutoencoderKLFlux2
 from torch.nn import functional as F
 
 from mini.architecture import build_vae
+from mini.batches import to_tensor
 from mini.encoder import set_encoder, skip_silent_layers
 from mini.latents import patchify
-from rism.evaluation.scenes import training_scene
+from rism.evaluation.scenes.judged import training_scene
 
 CROP_PX = 48
 RATE = 3e-3
 
 
 def scene_batch(step: int, *, scenes: int, crops: int, crop_px: int = CROP_PX) -> torch.Tensor:
-    """Random cut-outs (scenes * crops, 3, crop_px, crop_px) float32 in [-1, 1]."""
+    """Random crops (scenes * crops, 3, crop_px, crop_px) float32 in [-1, 1]."""
     rng = np.random.default_rng([7, step])
-    pictures = []
+    images = []
     for i in range(scenes):
         image = training_scene((7, step, i), size_wh=(128, 128))[0].image_hwc
         for _ in range(crops):
             y, x = rng.integers(0, 128 - crop_px + 1, 2)
-            pictures.append(image[y : y + crop_px, x : x + crop_px])
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            images.append(image[y : y + crop_px, x : x + crop_px])
+    return to_tensor(images)
 
 
 @torch.no_grad()
-def set_batch_norm(vae: AutoencoderKLFlux2, *, pictures: int = 256) -> None:
+def set_batch_norm(vae: AutoencoderKLFlux2, *, images: int = 256) -> None:
     """Set the latent statistics (mean and variance per packed channel) from scenes."""
-    means = []
-    for step in range(pictures // 32):
+    batches = []
+    for step in range(images // 32):
         x = scene_batch(10_000_000 + step, scenes=32, crops=1, crop_px=128)
-        means.append(patchify(vae.encode(x).latent_dist.mode()))
-    latents = torch.cat(means)
+        batches.append(patchify(vae.encode(x).latent_dist.mode()))
+    latents = torch.cat(batches)
     vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
     vae.bn.running_var.copy_(latents.var((0, 2, 3)))
 
 
 def train_decoder(vae: AutoencoderKLFlux2, *, minutes: float, seed: int) -> float:
     """Train the decoder to invert the encoder; returns the last smoothed PSNR, dB."""
-    skip_silent_layers(vae)  # the encoder runs in every step and is not saved from here
+    skip_silent_layers(vae)  # a faster encoder, which is not saved
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=1e-3)
     start, step, smooth = time.monotonic(), 0, 0.0
@@ -60,11 +61,10 @@ def train_decoder(vae: AutoencoderKLFlux2, *, minutes: float, seed: int) -> floa
         x = scene_batch(seed + step, scenes=4, crops=3)
         with torch.no_grad():
             latents = vae.encode(x).latent_dist.mode()
-            # Edited latents are not exact: the decoder must bear with that.
+            # Edited latents are not exact, so the decoder is trained on noisy ones.
             latents = latents + 0.05 * torch.randn_like(latents)
         with torch.autocast("cpu", torch.bfloat16):
-            y = vae.decode(latents).sample
-        y = y.float()
+            y = vae.decode(latents).sample.float()
         loss = F.l1_loss(y, x) + F.mse_loss(y, x)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -30,8 +30,8 @@ from rism.calibration import CalibrationOptions, Scales, calibrate
 from rism.calibration.emulate import emulated
 from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import open_transformer
-from rism.calibration.samples import Sample, prepare
-from rism.evaluation.scenes import held_out_scene
+from rism.calibration.samples import CalibrationSample, prepare
+from rism.evaluation.scenes.judged import judged_scene
 from rism.export import ExportOptions, export_bundle
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
@@ -80,17 +80,17 @@ class Agreement:
     lost_points: float
 
 
-def scenes(first: int, count: int) -> list[Sample]:
+def scenes(first: int, count: int) -> list[CalibrationSample]:
     """Pictures with expressions that the model was not trained on."""
-    found = (held_out_scene(index) for index in range(first, first + count))
-    return [Sample(scene.image_hwc, expression.text) for scene, expression in found]
+    found = (judged_scene(index) for index in range(first, first + count))
+    return [CalibrationSample(scene.image_hwc, expression.text) for scene, expression in found]
 
 
 def score(segmenter: Segmenter, count: int) -> Scored:
     """Segment scenes 0 to `count` - 1 by the published method."""
     masks, ious = [], []
     for index in range(count):
-        scene, expression = held_out_scene(index)
+        scene, expression = judged_scene(index)
         # Contours along the picture's edges would hide what becomes of the tokens.
         mask = segmenter.segment(scene.image_hwc, expression.text, paper=True).mask
         masks.append(mask)

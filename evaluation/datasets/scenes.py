@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
-from rism.evaluation.scenes import (
+from rism.evaluation.scenes.expressions import Expression
+from rism.evaluation.scenes.judged import (
     SETS,
     SPLITS,
-    Expression,
-    Scene,
     SceneSetName,
     Split,
     absent_expression,
     judged_scene,
 )
+from rism.evaluation.scenes.scene import Scene
 from rism.runtime.errors import InputError
 
 __all__ = ["SceneSet"]

@@ -105,8 +105,8 @@ def _ground_and_sky(rng: np.random.Generator, height: int, width: int) -> np.nda
     x = np.linspace(0.0, 2.0 * np.pi * waves, width, dtype=np.float32)
     edge = horizon + swell * np.sin(x + phase)
     weight = np.clip(rows[:, None] - edge[None, :] + 0.5, 0.0, 1.0).astype(np.float32)
-    picture: np.ndarray = sky + weight[..., None] * (ground - sky)
-    return picture
+    image: np.ndarray = sky + weight[..., None] * (ground - sky)
+    return image
 
 
 _PAINTERS: tuple[Painter, ...] = (_gradient, _noise, _stripes, _checker, _ground_and_sky)
@@ -127,8 +127,8 @@ def make_background(
     """
     width, height = size_wh
     painter = _PAINTERS[int(rng.integers(len(_PAINTERS)))]
-    picture = painter(rng, height, width)
+    image = painter(rng, height, width)
     if grain > 0.0 and rng.random() < 0.5:
         strength = np.float32(rng.uniform(0.5, 1.0) * grain)
-        picture = picture + strength * (rng.random((height, width, 1), np.float32) * 2.0 - 1.0)
-    return np.clip(picture + 0.5, 0.0, 255.0).astype(np.uint8)
+        image = image + strength * (rng.random((height, width, 1), np.float32) * 2.0 - 1.0)
+    return np.clip(image + 0.5, 0.0, 255.0).astype(np.uint8)

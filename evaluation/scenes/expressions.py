@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,6 +30,7 @@ NEEDED_WEIGHT = 3.0
 _DROP_ARTICLE_CHANCE = 0.2
 _OTHER_HALF = 0.45
 _CORNER_CLEARANCE = 0.10
+_BOX_SLACK = 0.04
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Expression:
         text: Lower case, for instance ``"the small red dog"``.
         target: Index into ``Scene.objects``.
         form: What the phrase relies on, one of ``FORMS``.
-        needed: Without that part (for ``kind``: always) the phrase would fit other objects too.
+        needed: Without that part (for ``kind``: always) the phrase would also fit other objects.
     """
 
     text: str
@@ -58,7 +61,7 @@ class _Noun:
 
 @dataclass(frozen=True)
 class _Spot:
-    """An object's box and centre in fractions of the picture, and in units of its mean side."""
+    """An object's centre and box in fractions of the image, and its box in mean image sides."""
 
     centre: tuple[float, float]
     box: tuple[float, float, float, float]
@@ -88,17 +91,16 @@ def _nouns(objects: Sequence[SceneObject]) -> list[_Noun]:
 
 def _by_name(scene: Scene, nouns: Sequence[_Noun]) -> Iterator[Expression]:
     """``the dog``, ``the red dog`` and ``the red one``."""
-    kind_count: dict[str, int] = {}
+    kinds = Counter(item.kind for item in scene.objects)
     colours: dict[str, list[int]] = {}
     for index, item in enumerate(scene.objects):
-        kind_count[item.kind] = kind_count.get(item.kind, 0) + 1
         colours.setdefault(item.colour, []).append(index)
     for noun in nouns:
         if len(noun.fits) != 1:
             continue
         target = noun.fits[0]
         if noun.coloured:
-            needed = kind_count[scene.objects[target].kind] > 1
+            needed = kinds[scene.objects[target].kind] > 1
             yield Expression(f"the {noun.text}", target, "colour", needed)
         else:
             yield Expression(f"the {noun.text}", target, "kind", True)
@@ -118,24 +120,18 @@ def _by_size(scene: Scene, nouns: Sequence[_Noun]) -> Iterator[Expression]:
     """``the small dog``, ``the large red dog``, ``the smallest dog``, ``the bigger dog``."""
     for noun in nouns:
         ranks = {index: SIZE_ORDER.index(scene.objects[index].size_class) for index in noun.fits}
-        needed = len(noun.fits) > 1
-        for rank, words in _SIZE_WORDS:
+        needed, pair = len(noun.fits) > 1, len(noun.fits) == 2
+        forms = _SIZE_WORDS
+        if needed:
+            smallest = ("smaller",) if pair else ("smallest",)
+            largest = ("bigger", "larger") if pair else ("biggest", "largest")
+            low, high = min(ranks.values()), max(ranks.values())
+            forms = (*_SIZE_WORDS, (low, smallest), (high, largest))
+        for rank, words in forms:
             same = [index for index, value in ranks.items() if value == rank]
             if len(same) == 1:
                 for word in words:
                     yield Expression(f"the {word} {noun.text}", same[0], "size", needed)
-        if not needed:
-            continue
-        pair = len(noun.fits) == 2
-        extremes: tuple[tuple[int, tuple[str, ...]], ...] = (
-            (min(ranks.values()), ("smaller",) if pair else ("smallest",)),
-            (max(ranks.values()), ("bigger", "larger") if pair else ("biggest", "largest")),
-        )
-        for rank, words in extremes:
-            same = [index for index, value in ranks.items() if value == rank]
-            if len(same) == 1:
-                for word in words:
-                    yield Expression(f"the {word} {noun.text}", same[0], "size", True)
 
 
 _SIDES: tuple[tuple[int, bool, tuple[str, ...], str], ...] = (
@@ -186,12 +182,7 @@ def _by_middle(noun: _Noun, spots: Sequence[_Spot]) -> Iterator[Expression]:
 
 def _by_corner(noun: _Noun, spots: Sequence[_Spot]) -> Iterator[Expression]:
     """``the dog at the top left``: in that corner's third, no other near that quarter."""
-    for vertical, horizontal in (
-        ("top", "left"),
-        ("top", "right"),
-        ("bottom", "left"),
-        ("bottom", "right"),
-    ):
+    for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
         inside, near = [], []
         for index in noun.fits:
             x, y = spots[index].centre
@@ -205,33 +196,27 @@ def _by_corner(noun: _Noun, spots: Sequence[_Spot]) -> Iterator[Expression]:
             yield Expression(text, inside[0], "place", len(noun.fits) > 1)
 
 
+# Axis and sign of each direction.
+_DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+
 def _lead(direction: str, item: _Spot, anchor: _Spot) -> tuple[float, float]:
-    """How far the item lies in a direction from the anchor, and how far across it."""
-    dx = item.centre[0] - anchor.centre[0]
-    dy = item.centre[1] - anchor.centre[1]
-    if direction == "left of":
-        return -dx, abs(dy)
-    if direction == "right of":
-        return dx, abs(dy)
-    if direction == "above":
-        return -dy, abs(dx)
-    return dy, abs(dx)
+    """Return how far the item lies in a direction from the anchor, and how far across it."""
+    axis, sign = _DIRECTIONS[direction]
+    offset = [item.centre[at] - anchor.centre[at] for at in (0, 1)]
+    return sign * offset[axis], abs(offset[1 - axis])
 
 
 def _boxes_apart(direction: str, item: _Spot, anchor: _Spot) -> bool:
-    """The boxes hardly overlap along the direction."""
-    slack = 0.04
-    if direction == "left of":
-        return item.box[2] <= anchor.box[0] + slack
-    if direction == "right of":
-        return item.box[0] >= anchor.box[2] - slack
-    if direction == "above":
-        return item.box[3] <= anchor.box[1] + slack
-    return item.box[1] >= anchor.box[3] - slack
+    """Tell whether the boxes hardly overlap along the direction."""
+    axis, sign = _DIRECTIONS[direction]
+    if sign < 0:
+        return item.box[axis + 2] <= anchor.box[axis] + _BOX_SLACK
+    return item.box[axis] >= anchor.box[axis + 2] - _BOX_SLACK
 
 
 def _gap(first: _Spot, second: _Spot) -> float:
-    """Distance between two boxes, in mean picture sides; 0 if they touch or overlap."""
+    """Return the distance between two boxes, in mean image sides; 0 if they touch or overlap."""
     a, b = first.gap_box, second.gap_box
     across = max(a[0] - b[2], b[0] - a[2], 0.0)
     down = max(a[1] - b[3], b[1] - a[3], 0.0)
@@ -241,19 +226,16 @@ def _gap(first: _Spot, second: _Spot) -> float:
 def _related(
     candidates: Sequence[int], anchor: int, spots: Sequence[_Spot]
 ) -> Iterator[tuple[str, int]]:
-    """Relations to the anchor that single out one candidate even when read loosely."""
+    """Yield the relations to the anchor that fit one candidate only, even when read loosely."""
     origin = spots[anchor]
-    for direction in ("left of", "right of", "above", "below"):
+    for direction in _DIRECTIONS:
         loose, clear = [], []
         for index in candidates:
             lead, across = _lead(direction, spots[index], origin)
             if lead > -0.05:
                 loose.append(index)
-            if (
-                lead >= RELATION_MARGIN
-                and lead > 1.2 * across
-                and _boxes_apart(direction, spots[index], origin)
-            ):
+            apart = _boxes_apart(direction, spots[index], origin)
+            if lead >= RELATION_MARGIN and lead > 1.2 * across and apart:
                 clear.append(index)
         if len(loose) == 1 and loose == clear:
             yield direction, clear[0]
@@ -304,9 +286,7 @@ def make_expressions(scene: Scene, rng: np.random.Generator) -> list[Expression]
     found = list(_all_expressions(scene))
     bare = rng.random(len(found)) < _DROP_ARTICLE_CHANCE
     return [
-        Expression(item.text.removeprefix("the "), item.target, item.form, item.needed)
-        if drop
-        else item
+        replace(item, text=item.text.removeprefix("the ")) if drop else item
         for item, drop in zip(found, bare, strict=True)
     ]
 

@@ -1,9 +1,9 @@
-"""Scenes that are judged and never trained on, in splits by seed and in sets by what is hard."""
+"""Scenes with an expression, from separate random streams for training, tuning and test."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,14 +13,24 @@ from rism.evaluation.scenes.expressions import Expression, pick_expression
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
 from rism.evaluation.scenes.scene import Scene, make_scene
 
-__all__ = ["SETS", "SPLITS", "Absent", "SceneSetName", "Split", "absent_expression", "judged_scene"]
+__all__ = [
+    "SETS",
+    "SPLITS",
+    "AbsentExpression",
+    "SceneSetName",
+    "Split",
+    "absent_expression",
+    "judged_scene",
+    "training_scene",
+]
 
 SceneSetName = Literal["plain", "same-kind", "fine", "absent"]
 SETS: tuple[SceneSetName, ...] = get_args(SceneSetName)
 Split = Literal["tuning", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# Tags of the streams. "test" of "plain" is the stream that mini was first scored on.
+# Tags of the random streams. "test" of "plain" is the stream that mini was first scored on.
+_TRAINING_TAG = 0x7261696E
 _TAGS: dict[Split, int] = {"tuning": 0x74756E65, "test": 0x68656C64}
 _SET_TAGS: dict[SceneSetName, tuple[int, ...]] = {
     "plain": (),
@@ -32,23 +42,45 @@ _ABSENT_TAG = 0x676F6E65
 _SIDES = (200, 480)
 _MAX_ASPECT = 4 / 3
 _FINE_WH = (640, 480)
-_DRAWS = 200
+_TRAINING_DRAWS, _DRAWS = 50, 200
 _SAME_KIND = (2, 3)
 _PLACES = ("", "", "", "on the left", "on the right", "at the top", "at the bottom")
 
 
 @dataclass(frozen=True)
-class Absent:
-    """An expression that is true of nothing in a scene.
+class AbsentExpression:
+    """An expression that fits no object of a scene.
 
     Attributes:
         text: lower case.
-        form: "other kind" where nothing in the scene is of that kind, "other colour" where
-            things of the kind are there but none of the colour.
+        form: "other kind" where no object is of that kind, "other colour" where objects of the
+            kind are there but none of the colour.
     """
 
     text: str
     form: Literal["other kind", "other colour"]
+
+
+def training_scene(
+    seed_tuple: Sequence[int],
+    *,
+    size_wh: tuple[int, int] = (128, 128),
+    form_weights: Mapping[str, float] | None = None,
+) -> tuple[Scene, Expression]:
+    """Draw a training scene and an expression for one of its objects.
+
+    Args:
+        seed_tuple: non-negative integers, for instance (run seed, worker, step); the same ones
+            give the same scene.
+        size_wh: width and height in pixels.
+        form_weights: weight per expression form; None for the default weights.
+    """
+    rng = _rng([_TRAINING_TAG, *seed_tuple])
+    described = _described(rng, size_wh, draws=_TRAINING_DRAWS, form_weights=form_weights)
+    found = next(described, None)
+    if found is None:
+        raise ValueError(f"none of {_TRAINING_DRAWS} scenes has an expression of these forms")
+    return found
 
 
 def judged_scene(
@@ -59,76 +91,82 @@ def judged_scene(
     size_wh: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> tuple[Scene, Expression]:
-    """Draw a scene of a set, and an expression for one of its objects.
+    """Draw an evaluation scene and an expression for one of its objects.
 
     Args:
         index: non-negative number of the scene; the same one gives the same scene.
-        kind: "plain" and "absent" have the pictures that mini is scored on; of "same-kind" the
-            object has one or two of its kind beside it and the expression needs more than the
-            kind; "fine" has ruffled outlines in pictures of 640 x 480.
-        split: "tuning" for choosing, "test" for judging what was chosen.
+        kind: "plain" and "absent" have the images that mini is scored on; in "same-kind" there are
+            two or three objects of the target's kind and the expression names more than the kind;
+            "fine" has ruffled outlines in images of 640 x 480.
+        split: "tuning" for choosing settings, "test" for the final scores.
         size_wh: width and height in pixels; None for those of the set.
-        seed: of another stream of scenes of the same set and split; 0 for the published ones.
+        seed: selects another stream of scenes of the same set and split; 0 for the published one.
     """
     rng = _rng([_TAGS[split], *_SET_TAGS[kind], index], seed)
     drawn_wh = _size(rng)
     if kind == "fine":
         drawn_wh = _FINE_WH if drawn_wh[0] > drawn_wh[1] else _FINE_WH[::-1]
     for scene, expression in _described(rng, size_wh or drawn_wh, fine=kind == "fine"):
-        if kind != "same-kind" or _is_one_of_its_kind(scene, expression):
+        if kind != "same-kind" or _is_one_of_several(scene, expression):
             return scene, expression
     raise ValueError(f"no scene of set {kind} came up in {_DRAWS} draws")
 
 
-def absent_expression(scene: Scene, index: int, *, split: Split = "test", seed: int = 0) -> Absent:
-    """Name something that a scene does not have.
+def absent_expression(
+    scene: Scene, index: int, *, split: Split = "test", seed: int = 0
+) -> AbsentExpression:
+    """Draw an expression that fits no object of a scene.
 
     Args:
         scene: the scene.
-        index: its number, and `split`: the same ones give the same expression.
+        index: its number.
         split: see `judged_scene`.
-        seed: likewise.
+        seed: see `judged_scene`.
     """
     rng = _rng([_TAGS[split], _ABSENT_TAG, index], seed)
     kinds = {item.kind for item in scene.objects}
     pairs = {(item.kind, item.colour) for item in scene.objects}
-    place = _PLACES[int(rng.integers(len(_PLACES)))]
+    place = _one_of(rng, _PLACES)
     if rng.random() < 0.35:
-        here = sorted(kinds)
-        kind = here[int(rng.integers(len(here)))]
-        others = [colour for colour in COLOUR_NAMES if (kind, colour) not in pairs]
-        noun, form = f"{others[int(rng.integers(len(others)))]} {kind}", "other colour"
-    else:
-        missing = [kind for kind in KIND_NAMES if kind not in kinds]
-        noun, form = missing[int(rng.integers(len(missing)))], "other kind"
-        if rng.random() < 0.5:
-            noun = f"{COLOUR_NAMES[int(rng.integers(len(COLOUR_NAMES)))]} {noun}"
-    text = f"the {noun} {place}".strip()
-    return Absent(text, "other colour" if form == "other colour" else "other kind")
+        kind = _one_of(rng, sorted(kinds))
+        colour = _one_of(rng, [name for name in COLOUR_NAMES if (kind, name) not in pairs])
+        return AbsentExpression(f"the {colour} {kind} {place}".strip(), "other colour")
+    noun = _one_of(rng, [name for name in KIND_NAMES if name not in kinds])
+    if rng.random() < 0.5:
+        noun = f"{_one_of(rng, COLOUR_NAMES)} {noun}"
+    return AbsentExpression(f"the {noun} {place}".strip(), "other kind")
 
 
-def _rng(tags: list[int], seed: int) -> np.random.Generator:
-    """A stream of its own for each seed: a spawn key never equals longer tags."""
+def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return names[int(rng.integers(len(names)))]
+
+
+def _rng(tags: list[int], seed: int = 0) -> np.random.Generator:
+    """Make a separate stream for each seed: a spawn key never equals longer tags."""
     key = (seed,) if seed else ()
     return np.random.default_rng(np.random.SeedSequence(tags, spawn_key=key))
 
 
 def _described(
-    rng: np.random.Generator, size_wh: tuple[int, int], *, fine: bool
+    rng: np.random.Generator,
+    size_wh: tuple[int, int],
+    *,
+    fine: bool = False,
+    draws: int = _DRAWS,
+    form_weights: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[Scene, Expression]]:
-    """Scenes that have an expression, up to a limit."""
-    for _ in range(_DRAWS):
+    """Draw scenes, up to a limit, and yield those that have an expression."""
+    for _ in range(draws):
         scene = make_scene(rng, size_wh=size_wh, fine=fine)
         try:
-            yield scene, pick_expression(scene, rng)
+            yield scene, pick_expression(scene, rng, form_weights=form_weights)
         except ValueError:
             continue
 
 
-def _is_one_of_its_kind(scene: Scene, expression: Expression) -> bool:
+def _is_one_of_several(scene: Scene, expression: Expression) -> bool:
     kinds = Counter(item.kind for item in scene.objects)
-    there = kinds[scene.objects[expression.target].kind]
-    return expression.needed and there in _SAME_KIND
+    return expression.needed and kinds[scene.objects[expression.target].kind] in _SAME_KIND
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:

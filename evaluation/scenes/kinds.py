@@ -1,8 +1,8 @@
-"""Eighteen kinds of things, drawn as vector shapes, and the palette they are painted with.
+"""Eighteen kinds of things as vector shapes, and their colours.
 
 All coordinates are in the unit square, x to the right and y down. The paint ``"main"`` is the
-colour of the object, ``"shade"`` is a darker tone of it, any other paint is a fixed detail colour
-that does not depend on the object, and ``"clear"`` erases what was drawn before.
+colour of the object, ``"shade"`` a darker tone of it, ``"clear"`` erases, and any other paint is a
+fixed detail colour.
 """
 
 from __future__ import annotations
@@ -59,14 +59,6 @@ class Shape:
     width: float = 0.0  # line width, or corner radius of a box
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A named thing and the shapes it is drawn with, back to front."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-
-
 def _poly(paint: str, *points: Point) -> Shape:
     return Shape("polygon", paint, points)
 
@@ -119,219 +111,173 @@ def _heart() -> Shape:
     return _poly("main", *points)
 
 
-def _vehicles() -> dict[str, tuple[Shape, ...]]:
-    return {
-        "van": (
-            _poly(
-                "main",
-                (0.0, 0.14),
-                (0.03, 0.1),
-                (0.62, 0.1),
-                (0.82, 0.42),
-                (0.98, 0.48),
-                (1.0, 0.54),
-                (1.0, 0.78),
-                (0.0, 0.78),
-            ),
-            _poly("glass", (0.55, 0.18), (0.62, 0.18), (0.75, 0.42), (0.55, 0.42)),
-            _line("shade", 0.025, (0.49, 0.16), (0.49, 0.72)),
-            *_wheels(0.78, 0.115, 0.2, 0.78),
-        ),
-        "car": (
-            _poly(
-                "main",
-                (0.0, 0.54),
-                (0.04, 0.48),
-                (0.18, 0.46),
-                (0.33, 0.26),
-                (0.64, 0.26),
-                (0.8, 0.47),
-                (0.97, 0.52),
-                (1.0, 0.58),
-                (1.0, 0.7),
-                (0.0, 0.7),
-            ),
-            _poly("glass", (0.28, 0.46), (0.37, 0.32), (0.47, 0.32), (0.47, 0.46)),
-            _poly("glass", (0.52, 0.46), (0.52, 0.32), (0.61, 0.32), (0.71, 0.46)),
-            *_wheels(0.7, 0.115, 0.22, 0.78),
-        ),
-        "bus": (
-            _box("main", 0.0, 0.2, 1.0, 0.72, 0.06),
-            *(_box("glass", x, 0.29, x + 0.13, 0.45) for x in (0.05, 0.23, 0.41, 0.59, 0.77)),
-            _line("shade", 0.03, (0.0, 0.56), (0.99, 0.56)),
-            *_wheels(0.72, 0.085, 0.2, 0.8),
-        ),
-        "truck": (
-            _box("dark", 0.04, 0.62, 0.98, 0.72),
-            _poly("main", (0.0, 0.16), (0.68, 0.16), (0.58, 0.62), (0.1, 0.62)),
-            _line("shade", 0.03, (0.23, 0.22), (0.26, 0.58)),
-            _line("shade", 0.03, (0.45, 0.22), (0.42, 0.58)),
-            _poly("main", (0.68, 0.34), (0.9, 0.34), (1.0, 0.5), (1.0, 0.72), (0.66, 0.72)),
-            _poly("glass", (0.76, 0.4), (0.87, 0.4), (0.94, 0.51), (0.76, 0.51)),
-            *_wheels(0.74, 0.11, 0.16, 0.4, 0.84),
-        ),
-        "boat": (
-            _line("dark", 0.035, (0.46, 0.0), (0.46, 0.72)),
-            _poly("main", (0.51, 0.02), (0.51, 0.62), (0.94, 0.62)),
-            _poly("main", (0.41, 0.12), (0.41, 0.62), (0.1, 0.62)),
-            _poly("main", (0.0, 0.7), (1.0, 0.7), (0.82, 0.98), (0.18, 0.98)),
-            _poly("shade", (0.05, 0.78), (0.95, 0.78), (0.91, 0.84), (0.09, 0.84)),
-        ),
-    }
-
-
-def _animals() -> dict[str, tuple[Shape, ...]]:
-    return {
-        "dog": (
-            _line("main", 0.085, (0.12, 0.46), (0.04, 0.2)),
-            *(_box("main", x, 0.55, x + 0.11, 0.92, 0.03) for x in (0.09, 0.22, 0.48, 0.61)),
-            _box("main", 0.08, 0.38, 0.73, 0.68, 0.12),
-            _poly("main", (0.55, 0.5), (0.62, 0.2), (0.82, 0.3), (0.73, 0.6)),
-            _box("main", 0.58, 0.1, 0.86, 0.38, 0.1),
-            _box("main", 0.74, 0.22, 1.0, 0.38, 0.06),
-            _oval("shade", 0.54, 0.1, 0.68, 0.44),
-            _disc("dark", 0.965, 0.25, 0.035),
-            _disc("dark", 0.78, 0.2, 0.03),
-        ),
-        "cat": (
-            _line("main", 0.08, *_arc(0.74, 0.72, 0.16, 0.2, 90, -80)),
-            _oval("main", 0.2, 0.4, 0.78, 1.0),
-            _poly("main", (0.18, 0.3), (0.18, 0.0), (0.44, 0.14)),
-            _poly("main", (0.78, 0.3), (0.78, 0.0), (0.52, 0.14)),
-            _oval("main", 0.16, 0.1, 0.8, 0.54),
-            _disc("dark", 0.36, 0.3, 0.042),
-            _disc("dark", 0.6, 0.3, 0.042),
-            _poly("dark", (0.44, 0.38), (0.52, 0.38), (0.48, 0.43)),
-            _line("shade", 0.03, (0.48, 0.68), (0.48, 0.98)),
-        ),
-        "bird": (
-            _line("beak", 0.04, (0.44, 0.7), (0.42, 0.92), (0.5, 0.92)),
-            _line("beak", 0.04, (0.56, 0.7), (0.56, 0.92), (0.64, 0.92)),
-            _poly("main", (0.3, 0.42), (0.3, 0.62), (0.0, 0.36), (0.03, 0.24)),
-            _oval("main", 0.18, 0.3, 0.8, 0.78),
-            _disc("main", 0.7, 0.28, 0.18),
-            _poly("beak", (0.86, 0.2), (1.0, 0.3), (0.85, 0.36)),
-            _poly("shade", (0.62, 0.42), (0.6, 0.6), (0.4, 0.66), (0.18, 0.5)),
-            _disc("dark", 0.75, 0.24, 0.038),
-        ),
-        "fish": (
-            _poly("main", (0.3, 0.5), (0.0, 0.2), (0.07, 0.5), (0.0, 0.8)),
-            _poly("shade", (0.42, 0.3), (0.52, 0.12), (0.74, 0.3)),
-            _poly("shade", (0.46, 0.7), (0.52, 0.84), (0.66, 0.7)),
-            _oval("main", 0.2, 0.24, 1.0, 0.76),
-            _line("shade", 0.03, *_arc(0.66, 0.5, 0.1, 0.2, -75, 75)),
-            _disc("light", 0.85, 0.43, 0.055),
-            _disc("dark", 0.86, 0.43, 0.032),
-        ),
-    }
-
-
-def _plants() -> dict[str, tuple[Shape, ...]]:
-    petals = tuple(
-        _disc("main", 0.5 + 0.23 * math.cos(a), 0.39 + 0.23 * math.sin(a), 0.155)
-        for a in (math.radians(-90 + 60 * step) for step in range(6))
+def _petals() -> tuple[Shape, ...]:
+    angles = (math.radians(-90 + 60 * step) for step in range(6))
+    return tuple(
+        _disc("main", 0.5 + 0.23 * math.cos(a), 0.39 + 0.23 * math.sin(a), 0.155) for a in angles
     )
-    return {
-        "tree": (
-            _box("bark", 0.42, 0.8, 0.58, 1.0),
-            _poly("main", (0.5, 0.4), (0.92, 0.84), (0.08, 0.84)),
-            _poly("main", (0.5, 0.18), (0.84, 0.6), (0.16, 0.6)),
-            _poly("main", (0.5, 0.0), (0.76, 0.34), (0.24, 0.34)),
-            _line("shade", 0.03, (0.28, 0.6), (0.72, 0.6)),
-            _line("shade", 0.03, (0.34, 0.34), (0.66, 0.34)),
-        ),
-        "flower": (
-            _line("stem", 0.05, (0.5, 0.5), (0.5, 0.99)),
-            _poly("stem", (0.5, 0.95), (0.6, 0.82), (0.78, 0.79), (0.68, 0.92)),
-            *petals,
-            _disc("main", 0.5, 0.39, 0.2),
-            _disc("seed", 0.5, 0.39, 0.11),
-        ),
-        "mushroom": (
-            _poly(
-                "cream",
-                (0.38, 0.5),
-                (0.62, 0.5),
-                (0.68, 0.92),
-                (0.62, 0.96),
-                (0.38, 0.96),
-                (0.32, 0.92),
-            ),
-            _poly("main", *_arc(0.5, 0.6, 0.5, 0.56, 180, 360)),
-            _disc("cream", 0.3, 0.38, 0.065),
-            _disc("cream", 0.54, 0.22, 0.06),
-            _disc("cream", 0.74, 0.42, 0.065),
-        ),
-    }
 
 
-def _things() -> dict[str, tuple[Shape, ...]]:
-    return {
-        "house": (
-            _box("shade", 0.72, 0.08, 0.83, 0.4),
-            _box("main", 0.1, 0.42, 0.9, 0.98),
-            _poly("shade", (0.5, 0.0), (1.0, 0.46), (0.0, 0.46)),
-            _box("bark", 0.42, 0.64, 0.6, 0.98),
-            _box("glass", 0.18, 0.56, 0.34, 0.72),
-            _box("glass", 0.68, 0.56, 0.84, 0.72),
-        ),
-        "ball": (
-            _disc("main", 0.5, 0.5, 0.5),
-            _line("shade", 0.045, *_arc(0.02, 0.5, 0.34, 0.46, -66, 66)),
-            _line("shade", 0.045, *_arc(0.98, 0.5, 0.34, 0.46, 114, 246)),
-            _line("shade", 0.045, (0.5, 0.01), (0.5, 0.99)),
-        ),
-        "star": (_star(),),
-        "heart": (_heart(),),
-        "cup": (
-            _oval("main", 0.56, 0.26, 1.0, 0.76),
-            _oval("clear", 0.66, 0.37, 0.9, 0.65),
-            _poly(
-                "main",
-                (0.0, 0.14),
-                (0.76, 0.14),
-                (0.68, 0.88),
-                (0.62, 0.94),
-                (0.14, 0.94),
-                (0.08, 0.88),
-            ),
-            _oval("main", 0.0, 0.04, 0.76, 0.24),
-            _oval("dark", 0.07, 0.075, 0.69, 0.205),
-        ),
-        "umbrella": (
-            _line("dark", 0.05, (0.5, 0.0), (0.5, 0.88)),
-            _line("dark", 0.05, *_arc(0.41, 0.87, 0.09, 0.1, 0, 180)),
-            _poly(
-                "main",
-                *_arc(0.5, 0.56, 0.5, 0.5, 180, 360),
-                *_arc(0.8333, 0.56, 0.1667, 0.1, 360, 180),
-                *_arc(0.5, 0.56, 0.1667, 0.1, 360, 180),
-                *_arc(0.1667, 0.56, 0.1667, 0.1, 360, 180),
-            ),
-            _line("shade", 0.025, (0.5, 0.07), (0.34, 0.54)),
-            _line("shade", 0.025, (0.5, 0.07), (0.66, 0.54)),
-        ),
-    }
+_VAN_BODY = (
+    (0.0, 0.14), (0.03, 0.1), (0.62, 0.1), (0.82, 0.42), (0.98, 0.48), (1.0, 0.54), (1.0, 0.78),
+    (0.0, 0.78),
+)  # fmt: skip
+_CAR_BODY = (
+    (0.0, 0.54), (0.04, 0.48), (0.18, 0.46), (0.33, 0.26), (0.64, 0.26), (0.8, 0.47), (0.97, 0.52),
+    (1.0, 0.58), (1.0, 0.7), (0.0, 0.7),
+)  # fmt: skip
+_STALK = (
+    (0.38, 0.5), (0.62, 0.5), (0.68, 0.92), (0.62, 0.96), (0.38, 0.96), (0.32, 0.92),
+)  # fmt: skip
+_CUP_BODY = (
+    (0.0, 0.14), (0.76, 0.14), (0.68, 0.88), (0.62, 0.94), (0.14, 0.94), (0.08, 0.88),
+)  # fmt: skip
 
-
-def _all_kinds() -> dict[str, Kind]:
-    shapes = _vehicles() | _animals() | _plants() | _things()
-    return {name: Kind(name, shapes[name]) for name in sorted(shapes)}
-
-
-KINDS: dict[str, Kind] = _all_kinds()
-KIND_NAMES: tuple[str, ...] = tuple(KINDS)
+# The shapes of each kind, back to front.
+_SHAPES: dict[str, tuple[Shape, ...]] = {
+    "van": (
+        _poly("main", *_VAN_BODY),
+        _poly("glass", (0.55, 0.18), (0.62, 0.18), (0.75, 0.42), (0.55, 0.42)),
+        _line("shade", 0.025, (0.49, 0.16), (0.49, 0.72)),
+        *_wheels(0.78, 0.115, 0.2, 0.78),
+    ),
+    "car": (
+        _poly("main", *_CAR_BODY),
+        _poly("glass", (0.28, 0.46), (0.37, 0.32), (0.47, 0.32), (0.47, 0.46)),
+        _poly("glass", (0.52, 0.46), (0.52, 0.32), (0.61, 0.32), (0.71, 0.46)),
+        *_wheels(0.7, 0.115, 0.22, 0.78),
+    ),
+    "bus": (
+        _box("main", 0.0, 0.2, 1.0, 0.72, 0.06),
+        *(_box("glass", x, 0.29, x + 0.13, 0.45) for x in (0.05, 0.23, 0.41, 0.59, 0.77)),
+        _line("shade", 0.03, (0.0, 0.56), (0.99, 0.56)),
+        *_wheels(0.72, 0.085, 0.2, 0.8),
+    ),
+    "truck": (
+        _box("dark", 0.04, 0.62, 0.98, 0.72),
+        _poly("main", (0.0, 0.16), (0.68, 0.16), (0.58, 0.62), (0.1, 0.62)),
+        _line("shade", 0.03, (0.23, 0.22), (0.26, 0.58)),
+        _line("shade", 0.03, (0.45, 0.22), (0.42, 0.58)),
+        _poly("main", (0.68, 0.34), (0.9, 0.34), (1.0, 0.5), (1.0, 0.72), (0.66, 0.72)),
+        _poly("glass", (0.76, 0.4), (0.87, 0.4), (0.94, 0.51), (0.76, 0.51)),
+        *_wheels(0.74, 0.11, 0.16, 0.4, 0.84),
+    ),
+    "boat": (
+        _line("dark", 0.035, (0.46, 0.0), (0.46, 0.72)),
+        _poly("main", (0.51, 0.02), (0.51, 0.62), (0.94, 0.62)),
+        _poly("main", (0.41, 0.12), (0.41, 0.62), (0.1, 0.62)),
+        _poly("main", (0.0, 0.7), (1.0, 0.7), (0.82, 0.98), (0.18, 0.98)),
+        _poly("shade", (0.05, 0.78), (0.95, 0.78), (0.91, 0.84), (0.09, 0.84)),
+    ),
+    "dog": (
+        _line("main", 0.085, (0.12, 0.46), (0.04, 0.2)),
+        *(_box("main", x, 0.55, x + 0.11, 0.92, 0.03) for x in (0.09, 0.22, 0.48, 0.61)),
+        _box("main", 0.08, 0.38, 0.73, 0.68, 0.12),
+        _poly("main", (0.55, 0.5), (0.62, 0.2), (0.82, 0.3), (0.73, 0.6)),
+        _box("main", 0.58, 0.1, 0.86, 0.38, 0.1),
+        _box("main", 0.74, 0.22, 1.0, 0.38, 0.06),
+        _oval("shade", 0.54, 0.1, 0.68, 0.44),
+        _disc("dark", 0.965, 0.25, 0.035),
+        _disc("dark", 0.78, 0.2, 0.03),
+    ),
+    "cat": (
+        _line("main", 0.08, *_arc(0.74, 0.72, 0.16, 0.2, 90, -80)),
+        _oval("main", 0.2, 0.4, 0.78, 1.0),
+        _poly("main", (0.18, 0.3), (0.18, 0.0), (0.44, 0.14)),
+        _poly("main", (0.78, 0.3), (0.78, 0.0), (0.52, 0.14)),
+        _oval("main", 0.16, 0.1, 0.8, 0.54),
+        _disc("dark", 0.36, 0.3, 0.042),
+        _disc("dark", 0.6, 0.3, 0.042),
+        _poly("dark", (0.44, 0.38), (0.52, 0.38), (0.48, 0.43)),
+        _line("shade", 0.03, (0.48, 0.68), (0.48, 0.98)),
+    ),
+    "bird": (
+        _line("beak", 0.04, (0.44, 0.7), (0.42, 0.92), (0.5, 0.92)),
+        _line("beak", 0.04, (0.56, 0.7), (0.56, 0.92), (0.64, 0.92)),
+        _poly("main", (0.3, 0.42), (0.3, 0.62), (0.0, 0.36), (0.03, 0.24)),
+        _oval("main", 0.18, 0.3, 0.8, 0.78),
+        _disc("main", 0.7, 0.28, 0.18),
+        _poly("beak", (0.86, 0.2), (1.0, 0.3), (0.85, 0.36)),
+        _poly("shade", (0.62, 0.42), (0.6, 0.6), (0.4, 0.66), (0.18, 0.5)),
+        _disc("dark", 0.75, 0.24, 0.038),
+    ),
+    "fish": (
+        _poly("main", (0.3, 0.5), (0.0, 0.2), (0.07, 0.5), (0.0, 0.8)),
+        _poly("shade", (0.42, 0.3), (0.52, 0.12), (0.74, 0.3)),
+        _poly("shade", (0.46, 0.7), (0.52, 0.84), (0.66, 0.7)),
+        _oval("main", 0.2, 0.24, 1.0, 0.76),
+        _line("shade", 0.03, *_arc(0.66, 0.5, 0.1, 0.2, -75, 75)),
+        _disc("light", 0.85, 0.43, 0.055),
+        _disc("dark", 0.86, 0.43, 0.032),
+    ),
+    "tree": (
+        _box("bark", 0.42, 0.8, 0.58, 1.0),
+        _poly("main", (0.5, 0.4), (0.92, 0.84), (0.08, 0.84)),
+        _poly("main", (0.5, 0.18), (0.84, 0.6), (0.16, 0.6)),
+        _poly("main", (0.5, 0.0), (0.76, 0.34), (0.24, 0.34)),
+        _line("shade", 0.03, (0.28, 0.6), (0.72, 0.6)),
+        _line("shade", 0.03, (0.34, 0.34), (0.66, 0.34)),
+    ),
+    "flower": (
+        _line("stem", 0.05, (0.5, 0.5), (0.5, 0.99)),
+        _poly("stem", (0.5, 0.95), (0.6, 0.82), (0.78, 0.79), (0.68, 0.92)),
+        *_petals(),
+        _disc("main", 0.5, 0.39, 0.2),
+        _disc("seed", 0.5, 0.39, 0.11),
+    ),
+    "mushroom": (
+        _poly("cream", *_STALK),
+        _poly("main", *_arc(0.5, 0.6, 0.5, 0.56, 180, 360)),
+        _disc("cream", 0.3, 0.38, 0.065),
+        _disc("cream", 0.54, 0.22, 0.06),
+        _disc("cream", 0.74, 0.42, 0.065),
+    ),
+    "house": (
+        _box("shade", 0.72, 0.08, 0.83, 0.4),
+        _box("main", 0.1, 0.42, 0.9, 0.98),
+        _poly("shade", (0.5, 0.0), (1.0, 0.46), (0.0, 0.46)),
+        _box("bark", 0.42, 0.64, 0.6, 0.98),
+        _box("glass", 0.18, 0.56, 0.34, 0.72),
+        _box("glass", 0.68, 0.56, 0.84, 0.72),
+    ),
+    "ball": (
+        _disc("main", 0.5, 0.5, 0.5),
+        _line("shade", 0.045, *_arc(0.02, 0.5, 0.34, 0.46, -66, 66)),
+        _line("shade", 0.045, *_arc(0.98, 0.5, 0.34, 0.46, 114, 246)),
+        _line("shade", 0.045, (0.5, 0.01), (0.5, 0.99)),
+    ),
+    "star": (_star(),),
+    "heart": (_heart(),),
+    "cup": (
+        _oval("main", 0.56, 0.26, 1.0, 0.76),
+        _oval("clear", 0.66, 0.37, 0.9, 0.65),
+        _poly("main", *_CUP_BODY),
+        _oval("main", 0.0, 0.04, 0.76, 0.24),
+        _oval("dark", 0.07, 0.075, 0.69, 0.205),
+    ),
+    "umbrella": (
+        _line("dark", 0.05, (0.5, 0.0), (0.5, 0.88)),
+        _line("dark", 0.05, *_arc(0.41, 0.87, 0.09, 0.1, 0, 180)),
+        _poly(
+            "main",
+            *_arc(0.5, 0.56, 0.5, 0.5, 180, 360),
+            *_arc(0.8333, 0.56, 0.1667, 0.1, 360, 180),
+            *_arc(0.5, 0.56, 0.1667, 0.1, 360, 180),
+            *_arc(0.1667, 0.56, 0.1667, 0.1, 360, 180),
+        ),
+        _line("shade", 0.025, (0.5, 0.07), (0.34, 0.54)),
+        _line("shade", 0.025, (0.5, 0.07), (0.66, 0.54)),
+    ),
+}
+KIND_NAMES: tuple[str, ...] = tuple(sorted(_SHAPES))
 
 
 def _paint(name: str, colour_rgb: Rgb) -> tuple[int, int, int, int]:
     if name == "clear":
         return (0, 0, 0, 0)
-    if name == "main":
-        red, green, blue = colour_rgb
-    elif name == "shade":
+    red, green, blue = colour_rgb if name in ("main", "shade") else DETAILS[name]
+    if name == "shade":
         red, green, blue = (int(channel * _SHADE_FACTOR) for channel in colour_rgb)
-    else:
-        red, green, blue = DETAILS[name]
     return (red, green, blue, 255)
 
 
@@ -354,14 +300,10 @@ def _render(kind: str, colour_rgb: Rgb, *, size_px: int) -> np.ndarray:
     big = size_px * SUPERSAMPLE
     canvas = Image.new("RGBA", (big + 2 * pad, big + 2 * pad), (0, 0, 0, 0))
     draw = ImageDraw.Draw(canvas)
-    for shape in KINDS[kind].shapes:
+    for shape in _SHAPES[kind]:
         moved = tuple((x + pad / big, y + pad / big) for x, y in shape.points)
-        _draw_shape(
-            draw,
-            Shape(shape.form, shape.paint, moved, shape.width),
-            scale=float(big),
-            colour=colour_rgb,
-        )
+        shape = Shape(shape.form, shape.paint, moved, shape.width)
+        _draw_shape(draw, shape, scale=float(big), colour=colour_rgb)
     cropped = canvas.crop(canvas.getchannel("A").getbbox())
     ratio = size_px / max(cropped.size)
     size = (max(1, round(cropped.width * ratio)), max(1, round(cropped.height * ratio)))
@@ -409,7 +351,7 @@ def draw_sprite(
     Raises:
         ValueError: The kind is unknown or the size is below 8.
     """
-    if kind not in KINDS:
+    if kind not in _SHAPES:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KIND_NAMES)}")
     if size_px < 8:
         raise ValueError(f"size_px must be at least 8, got {size_px}")

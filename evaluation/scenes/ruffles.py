@@ -1,4 +1,4 @@
-"""Fine outlines: a drawn thing with a ruffled edge, far finer than a token."""
+"""Ruffled outlines, with waves far shorter than the side of a token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ruffle(sprite: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _sampled(sprite: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Bilinear samples of straight RGBA; clear outside of it."""
     alpha = sprite[..., 3:].astype(np.float32)
-    # A border of clear pixels, in colours of light that is let through.
+    # Premultiplied colours, with a border of transparent pixels.
     padded = np.pad(np.concatenate([sprite[..., :3] * alpha, alpha], -1), ((1, 1), (1, 1), (0, 0)))
     x, y = np.clip(x + 1, 0, padded.shape[1] - 1.001), np.clip(y + 1, 0, padded.shape[0] - 1.001)
     left, top = x.astype(int), y.astype(int)

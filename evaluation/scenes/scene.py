@@ -1,7 +1,8 @@
-"""Scenes: pictures of two to six known objects on a background."""
+"""Scenes: images of two to six known objects on a background."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,16 +30,20 @@ _PLACE_TRIES = 40
 _SCENE_TRIES = 60
 _OVERLAP_CHANCE = 0.3
 _CUT_CHANCE = 0.12
-_VISIBLE_SLACK = 0.04  # placing works on hard edges, the promise is about soft ones
+_VISIBLE_SLACK = 0.04  # objects are placed by hard edges, `visible` is of soft ones
 
 
 @dataclass(frozen=True)
 class ObjectPlan:
-    """What to draw, before it has a place."""
+    """An object that has no place yet."""
 
     kind: str
     colour: str
     size_class: SizeClass
+
+
+# A plan with its sprite, (sh, sw, 4) uint8, and the place of the sprite's top left corner.
+Placed = tuple[ObjectPlan, np.ndarray, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +75,13 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture with known objects.
+    """An image with known objects.
 
     Attributes:
         image_hwc: (h, w, 3) uint8.
-        background: (h, w, 3) uint8, the same picture without any object.
+        background: (h, w, 3) uint8, the same image without any object.
         objects: Back to front.
-        distractors: Name of the deliberate confusion in the scene, or ``"none"``.
+        distractors: What deliberately similar objects differ in, or ``"none"``.
     """
 
     image_hwc: np.ndarray
@@ -100,17 +105,24 @@ class Scene:
         if not 0 <= index < len(self.objects):
             raise IndexError(f"no object {index} in a scene of {len(self.objects)}")
         kept = [item for place, item in enumerate(self.objects) if place != index]
-        picture = self.background.copy()
-        for item in kept:
-            _blend(picture, item.sprite, item.origin_xy)
-        picture[~self.objects[index].mask_hw] = self.image_hwc[~self.objects[index].mask_hw]
-        return picture
+        image = _paint(self.background, kept)
+        outside = ~self.objects[index].mask_hw
+        image[outside] = self.image_hwc[outside]
+        return image
+
+
+def _paint(background: np.ndarray, objects: Sequence[SceneObject]) -> np.ndarray:
+    """Draw objects, back to front, on a copy of a background."""
+    image = background.copy()
+    for item in objects:
+        _blend(image, item.sprite, item.origin_xy)
+    return image
 
 
 def _overlap(
     origin_xy: tuple[int, int], sprite: np.ndarray, *, size_wh: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices (rows, columns) of the picture and of the sprite where the two meet."""
+    """Slices (rows, columns) of the image and of the sprite where they overlap."""
     x, y = origin_xy
     sprite_height, sprite_width = sprite.shape[:2]
     x0, x1 = max(x, 0), min(x + sprite_width, size_wh[0])
@@ -118,14 +130,13 @@ def _overlap(
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
 
 
-def _blend(picture: np.ndarray, sprite: np.ndarray, origin_xy: tuple[int, int]) -> None:
-    """Lay a sprite over the picture in place: (h, w, 3) uint8 and (sh, sw, 4) uint8."""
-    size_wh = picture.shape[1], picture.shape[0]
-    there, here = _overlap(origin_xy, sprite, size_wh=size_wh)
+def _blend(image: np.ndarray, sprite: np.ndarray, origin_xy: tuple[int, int]) -> None:
+    """Draw a sprite over the image in place: (h, w, 3) uint8 and (sh, sw, 4) uint8."""
+    there, here = _overlap(origin_xy, sprite, size_wh=(image.shape[1], image.shape[0]))
     part = sprite[here]
     alpha = part[..., 3:].astype(np.uint16)
-    below = picture[there].astype(np.uint16)
-    picture[there] = ((part[..., :3] * alpha + below * (255 - alpha) + 127) // 255).astype(np.uint8)
+    below = image[there].astype(np.uint16)
+    image[there] = ((part[..., :3] * alpha + below * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
@@ -133,12 +144,8 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
 
 
 def _pick_size(rng: np.random.Generator, count: int) -> SizeClass:
-    if count <= 3:
-        weights = (0.30, 0.40, 0.30)
-    elif count == 4:
-        weights = (0.42, 0.44, 0.14)
-    else:
-        weights = (0.60, 0.37, 0.03)
+    # More objects, smaller ones; the rest of the weight is "large".
+    weights = {2: (0.30, 0.40), 3: (0.30, 0.40), 4: (0.42, 0.44)}.get(count, (0.60, 0.37))
     draw = rng.random()
     if draw < weights[0]:
         return "small"
@@ -200,53 +207,63 @@ def _random_origin(
 ) -> tuple[int, int]:
     origin = []
     slack = MAX_CUT_OFF if rng.random() < _CUT_CHANCE else 0.0
-    for picture_side, sprite_side in zip(size_wh, (sprite.shape[1], sprite.shape[0]), strict=True):
+    for image_side, sprite_side in zip(size_wh, (sprite.shape[1], sprite.shape[0]), strict=True):
         over = int(slack * sprite_side)
-        room = max(picture_side - sprite_side + over, -over)
+        room = max(image_side - sprite_side + over, -over)
         origin.append(int(rng.integers(-over, room + 1)))
     return origin[0], origin[1]
 
 
-def _fits(
-    rng: np.random.Generator,
-    owner: np.ndarray,
-    *,
-    solid: np.ndarray,
-    there: tuple[slice, slice],
-    here: tuple[slice, slice],
-    totals: list[int],
-    lefts: list[int],
-    barred: list[bool],
-) -> list[int] | None:
-    """Solid pixels left to each earlier object if this one is placed here; None if it may not.
+class _Canvas:
+    """The objects that are placed so far, and which of them owns each pixel."""
 
-    ``barred`` marks the earlier objects that it must not hide at all.
-    """
-    part = solid[here]
-    if np.count_nonzero(part) < (1.0 - MAX_CUT_OFF) * np.count_nonzero(solid):
-        return None
-    hidden = np.bincount(owner[there][part], minlength=len(totals) + 1)[1:]
-    if not hidden.any():
-        return list(lefts)
-    if rng.random() > _OVERLAP_CHANCE:
-        return None
-    if any(loss and bar for loss, bar in zip(hidden, barred, strict=True)):
-        return None
-    remaining = [left - int(loss) for left, loss in zip(lefts, hidden, strict=True)]
-    limit = MIN_VISIBLE + _VISIBLE_SLACK
-    if any(left < limit * total for left, total in zip(remaining, totals, strict=True)):
-        return None
-    return remaining
+    def __init__(self, rng: np.random.Generator, size_wh: tuple[int, int]) -> None:
+        self.rng, self.size_wh = rng, size_wh
+        self.placed: list[Placed] = []
+        self._owner = np.zeros((size_wh[1], size_wh[0]), np.uint8)
+        self._totals: list[int] = []  # solid pixels of each object
+        self._lefts: list[int] = []  # those that no later object hides
+
+    def place(self, plan: ObjectPlan, sprite: np.ndarray) -> bool:
+        """Try random places for a sprite, and keep the first that fits."""
+        solid = sprite[..., 3] >= 128
+        for _ in range(_PLACE_TRIES):
+            origin = _random_origin(self.rng, sprite, size_wh=self.size_wh)
+            there, here = _overlap(origin, sprite, size_wh=self.size_wh)
+            part = solid[here]
+            if np.count_nonzero(part) < (1.0 - MAX_CUT_OFF) * np.count_nonzero(solid):
+                continue
+            hidden = np.bincount(self._owner[there][part], minlength=len(self.placed) + 1)[1:]
+            if hidden.any() and not self._may_hide(plan, hidden.tolist()):
+                continue
+            lefts = [left - loss for left, loss in zip(self._lefts, hidden.tolist(), strict=True)]
+            self._lefts = [*lefts, int(np.count_nonzero(part))]
+            self._totals.append(int(np.count_nonzero(solid)))
+            self.placed.append((plan, sprite, origin))
+            self._owner[there][part] = len(self.placed)
+            return True
+        return False
+
+    def _may_hide(self, plan: ObjectPlan, hidden: list[int]) -> bool:
+        """Decide whether an object may hide so many pixels of each earlier one."""
+        if self.rng.random() > _OVERLAP_CHANCE:
+            return False
+        limit = MIN_VISIBLE + _VISIBLE_SLACK
+        return all(
+            not loss
+            # Objects of one colour would not be told apart where they overlap.
+            or (other.colour != plan.colour and left - loss >= limit * total)
+            for loss, (other, _, _), left, total in zip(
+                hidden, self.placed, self._lefts, self._totals, strict=True
+            )
+        )
 
 
 def _place_objects(
     rng: np.random.Generator, plans: list[ObjectPlan], *, size_wh: tuple[int, int], fine: bool
-) -> list[tuple[ObjectPlan, np.ndarray, tuple[int, int]]] | None:
+) -> list[Placed] | None:
     """Find a place for every plan, back to front, or None if one does not fit."""
-    owner = np.zeros((size_wh[1], size_wh[0]), np.uint8)
-    placed: list[tuple[ObjectPlan, np.ndarray, tuple[int, int]]] = []
-    totals: list[int] = []
-    lefts: list[int] = []
+    canvas = _Canvas(rng, size_wh)
     for plan in plans:
         size_px = _sprite_size(rng, plan.size_class, size_wh=size_wh)
         shades = COLOURS[plan.colour]
@@ -255,37 +272,16 @@ def _place_objects(
         sprite = draw_sprite(plan.kind, colour, size_px=size_px, flip=flip)
         if fine:
             sprite = ruffle(sprite, rng)
-        solid = sprite[..., 3] >= 128
-        barred = [other.colour == plan.colour for other, _, _ in placed]  # would melt together
-        for _ in range(_PLACE_TRIES):
-            origin = _random_origin(rng, sprite, size_wh=size_wh)
-            there, here = _overlap(origin, sprite, size_wh=size_wh)
-            remaining = _fits(
-                rng,
-                owner,
-                solid=solid,
-                there=there,
-                here=here,
-                totals=totals,
-                lefts=lefts,
-                barred=barred,
-            )
-            if remaining is not None:
-                break
-        else:
+        if not canvas.place(plan, sprite):
             return None
-        owner[there][solid[here]] = len(placed) + 1
-        placed.append((plan, sprite, origin))
-        totals.append(int(np.count_nonzero(solid)))
-        lefts = [*remaining, int(np.count_nonzero(solid[here]))]
-    return placed
+    return canvas.placed
 
 
 def _finish_objects(
-    placed: list[tuple[ObjectPlan, np.ndarray, tuple[int, int]]], *, size_wh: tuple[int, int]
+    placed: list[Placed], *, size_wh: tuple[int, int]
 ) -> tuple[SceneObject, ...] | None:
-    """Work out visible masks, front to back; None if an object is hidden too much."""
-    clear = np.ones((size_wh[1], size_wh[0]), np.float32)  # light let through from above
+    """Compute the visible masks, front to back; None if an object is hidden too much."""
+    clear = np.ones((size_wh[1], size_wh[0]), np.float32)  # transparency of all in front
     objects: list[SceneObject] = []
     for depth in range(len(placed) - 1, -1, -1):
         plan, sprite, origin = placed[depth]
@@ -300,17 +296,10 @@ def _finish_objects(
         mask[there] = touched
         rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
         x0, y0 = there[1].start, there[0].start
-        box = (
-            x0 + int(columns[0]),
-            y0 + int(rows[0]),
-            x0 + int(columns[-1]) + 1,
-            y0 + int(rows[-1]) + 1,
-        )
-        objects.append(
-            SceneObject(
-                plan.kind, plan.colour, plan.size_class, box, mask, depth, visible, sprite, origin
-            )
-        )
+        left, right = x0 + int(columns[0]), x0 + int(columns[-1]) + 1
+        box = (left, y0 + int(rows[0]), right, y0 + int(rows[-1]) + 1)
+        named = plan.kind, plan.colour, plan.size_class
+        objects.append(SceneObject(*named, box, mask, depth, visible, sprite, origin))
         clear[there] *= 1.0 - alpha[here]
     return tuple(reversed(objects))
 
@@ -352,8 +341,5 @@ def make_scene(
         objects = None if placed is None else _finish_objects(placed, size_wh=size_wh)
         if objects is None:
             continue
-        picture = background.copy()
-        for item in objects:
-            _blend(picture, item.sprite, item.origin_xy)
-        return Scene(picture, background, objects, mode)
-    raise ValueError(f"no arrangement of objects fits a picture of {size_wh}")
+        return Scene(_paint(background, objects), background, objects, mode)
+    raise ValueError(f"no arrangement of objects fits an image of {size_wh}")

@@ -19,7 +19,7 @@ from rism.calibration.histogram import Histogram
 from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
 from rism.calibration.ranges import _Run
-from rism.calibration.samples import Sample, prepare
+from rism.calibration.samples import CalibrationSample, prepare
 from rism.runtime import BundleError, InputError, Segmenter
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.bundle.reader import Bundle
@@ -101,7 +101,7 @@ def test_a_percentile_cuts_off_what_it_says(bundle: Bundle, report: CalibrationR
 
 def test_what_cannot_be_asked_for(bundle: Bundle) -> None:
     some = scenes(CALIBRATION_SCENES, 1)
-    with pytest.raises(InputError, match="no pictures to calibrate on"):
+    with pytest.raises(InputError, match="no images to calibrate on"):
         calibrate(bundle, [])
     with pytest.raises(InputError, match="expected one of max, percentile, mask"):
         CalibrationOptions(rule="entropy")
@@ -113,11 +113,11 @@ def test_what_cannot_be_asked_for(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="all 38 layers stay unquantised"):
         calibrate(bundle, some, CalibrationOptions(keep=("*",)))
     with pytest.raises(InputError, match="tokens"):
-        calibrate(bundle, [Sample(some[0].image, "very " * 100 + "red")])
+        calibrate(bundle, [CalibrationSample(some[0].image, "very " * 100 + "red")])
 
 
 def test_numbers_that_are_not_finite_are_no_scales(bundle: Bundle) -> None:
-    run = _Run(bundle, None, CalibrationOptions(), None, {})  # type: ignore[arg-type]
+    run = _Run(bundle, None, CalibrationOptions(), None, [], {})  # type: ignore[arg-type]
     histogram = Histogram()
     histogram.add(np.float32([1, np.inf]))
     run.histograms["transformer_blocks.0.attn.to_q"] = histogram

@@ -13,7 +13,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import nn
 
-from rism.evaluation.scenes import held_out_scene
+from rism.evaluation.scenes.judged import judged_scene
 from rism.export import ExportError, ExportOptions, ExportReport, export_bundle
 from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.families.flux2.klein import KleinModel, open_klein
@@ -231,7 +231,7 @@ def test_masks_of_mini_in_fp16(tmp_path: Path) -> None:
     }
     ious: dict[str, list[float]] = {name: [] for name in narrow}
     for index in range(100):
-        scene, expression = held_out_scene(index)
+        scene, expression = judged_scene(index)
         image = scene.image_hwc
         wanted = wide.segment(image, expression.text, paper=True).mask
         for name, segmenter in narrow.items():

@@ -20,8 +20,8 @@ from mini.train_vae import scene_batch, set_batch_norm  # noqa: E402
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
     made = build_vae().eval()
-    set_encoder(made, pictures=20)
-    set_batch_norm(made, pictures=32)
+    set_encoder(made, images=20)
+    set_batch_norm(made, images=32)
     made.save_pretrained(folder)
     return folder
 

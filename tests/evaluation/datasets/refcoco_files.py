@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rism.evaluation.scenes import Scene, make_expressions, make_scene
+from rism.evaluation.scenes.expressions import make_expressions
+from rism.evaluation.scenes.scene import Scene, make_scene
 
 SCENES = 5
 SIZES_WH = ((128, 96), (96, 128), (112, 112), (130, 90), (101, 99))

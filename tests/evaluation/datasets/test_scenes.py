@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 
 from rism.evaluation.datasets.scenes import SceneSet
-from rism.evaluation.scenes import (
-    COLOUR_NAMES,
-    KIND_NAMES,
-    SETS,
-    SPLITS,
-    absent_expression,
-    draw_sprite,
-    held_out_scene,
-    judged_scene,
-)
+from rism.evaluation.scenes.judged import SETS, SPLITS, absent_expression, judged_scene
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES, draw_sprite
 from rism.evaluation.scenes.ruffles import ruffle
 from rism.runtime.errors import InputError
 
@@ -55,7 +47,7 @@ def test_an_offset_keeps_numbers_and_a_seed_changes_scenes() -> None:
 
 
 def test_plain_test_scenes_are_the_held_out_ones() -> None:
-    scene, expression = held_out_scene(3)
+    scene, expression = judged_scene(3)
     plain = SceneSet("plain", "test", 4)
     assert plain.samples[3].expression == expression.text
     np.testing.assert_array_equal(plain.image(plain.samples[3]), scene.image_hwc)

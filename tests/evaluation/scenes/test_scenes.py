@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
-from rism.evaluation.scenes import (
-    COLOUR_NAMES,
-    COLOURS,
+from rism.evaluation.scenes.expressions import (
     FORMS,
-    KIND_NAMES,
-    SIZE_RANGES,
     Expression,
-    Scene,
-    SceneObject,
-    draw_sprite,
-    held_out_scene,
     make_expressions,
-    make_scene,
     pick_expression,
-    training_scene,
 )
+from rism.evaluation.scenes.judged import judged_scene, training_scene
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, draw_sprite
+from rism.evaluation.scenes.scene import SIZE_RANGES, Scene, SceneObject, make_scene
 
-SCENES = 150
+SCENES = 100
 
 
 @lru_cache(maxsize=1)
 def some_scenes() -> tuple[tuple[Scene, tuple[Expression, ...]], ...]:
     rng = np.random.default_rng(11)
     sizes = ((128, 128), (160, 128), (128, 160))
-    found = []
-    for number in range(SCENES):
-        scene = make_scene(rng, size_wh=sizes[number % 3])
-        found.append((scene, tuple(make_expressions(scene, rng))))
-    return tuple(found)
+    scenes = [make_scene(rng, size_wh=sizes[number % 3]) for number in range(SCENES)]
+    return tuple((scene, tuple(make_expressions(scene, rng))) for scene in scenes)
+
+
+def of_form(*forms: str) -> Iterator[tuple[Scene, Expression]]:
+    for scene, expressions in some_scenes():
+        yield from ((scene, item) for item in expressions if item.form in forms)
 
 
 def centre(item: SceneObject, scene: Scene) -> tuple[float, float]:
@@ -56,21 +53,20 @@ def named(scene: Scene, words: list[str]) -> list[int]:
     return list(fits)
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
-@pytest.mark.parametrize("size_px", [28, 64])
-def test_sprites_are_tight_and_mostly_in_their_colour(kind: str, size_px: int) -> None:
+def test_sprites_are_tight_and_mostly_in_their_colour() -> None:
     colour = (10, 200, 90)
-    sprite = draw_sprite(kind, colour, size_px=size_px)
-    assert sprite.dtype == np.uint8 and sprite.shape[2] == 4
-    assert size_px - 1 <= max(sprite.shape[:2]) <= size_px
-    alpha = sprite[..., 3]
-    assert all(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]))
-    solid = sprite[alpha == 255][:, :3].astype(np.float64)
-    hue = solid / np.maximum(solid.max(axis=1, keepdims=True), 1.0)
-    own = np.abs(hue - np.array(colour) / max(colour)).max(axis=1) < 0.08
-    assert own.mean() > 0.55
-    flipped = draw_sprite(kind, colour, size_px=size_px, flip=True)
-    assert np.array_equal(flipped[:, ::-1], sprite)
+    for kind, size_px in product(KIND_NAMES, (28, 64)):
+        sprite = draw_sprite(kind, colour, size_px=size_px)
+        assert sprite.dtype == np.uint8 and sprite.shape[2] == 4
+        assert size_px - 1 <= max(sprite.shape[:2]) <= size_px
+        alpha = sprite[..., 3]
+        assert all(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])), kind
+        solid = sprite[alpha == 255][:, :3].astype(np.float64)
+        hue = solid / np.maximum(solid.max(axis=1, keepdims=True), 1.0)
+        own = np.abs(hue - np.array(colour) / max(colour)).max(axis=1) < 0.08
+        assert own.mean() > 0.55, kind
+        flipped = draw_sprite(kind, colour, size_px=size_px, flip=True)
+        assert np.array_equal(flipped[:, ::-1], sprite)
 
 
 def test_silhouettes_differ() -> None:
@@ -81,12 +77,8 @@ def test_silhouettes_differ() -> None:
         canvas[y : y + alpha.shape[0], x : x + alpha.shape[1]] = alpha
         return canvas
 
-    shapes = {kind: silhouette(kind) for kind in KIND_NAMES}
-    for first in KIND_NAMES:
-        for second in KIND_NAMES:
-            if first < second:
-                a, b = shapes[first], shapes[second]
-                assert (a & b).sum() / (a | b).sum() < 0.9, (first, second)
+    for (one, a), (two, b) in combinations([(k, silhouette(k)) for k in KIND_NAMES], 2):
+        assert (a & b).sum() / (a | b).sum() < 0.9, (one, two)
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -102,26 +94,28 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_same_seed_same_scene() -> None:
-    for draw in (lambda: training_scene((3, 1, 4)), lambda: held_out_scene(7)):
+    for draw in (lambda: training_scene((3, 1, 4)), lambda: judged_scene(7)):
         (first, first_text), (second, second_text) = draw(), draw()
         assert np.array_equal(first.image_hwc, second.image_hwc)
         assert first_text == second_text
     other, _ = training_scene((3, 1, 5))
     assert not np.array_equal(other.image_hwc, training_scene((3, 1, 4))[0].image_hwc)
-    held_out, _ = held_out_scene(7, size_wh=(128, 128))
+    held_out, _ = judged_scene(7, size_wh=(128, 128))
     assert not np.array_equal(held_out.image_hwc, training_scene((7,))[0].image_hwc)
+    only, expression = training_scene((1,), form_weights={"place": 1.0})
+    assert expression.form == "place" and expression.target < len(only.objects)
 
 
 def test_held_out_sizes() -> None:
-    sizes = {held_out_scene(index)[0].size_wh for index in range(12)}
+    sizes = {judged_scene(index)[0].size_wh for index in range(12)}
     assert len(sizes) > 8
     for width, height in sizes:
         assert min(width, height) >= 200 and max(width, height) <= 480
         assert 3 / 4 <= width / height <= 4 / 3
-    assert held_out_scene(0, size_wh=(512, 384))[0].image_hwc.shape == (384, 512, 3)
+    assert judged_scene(0, size_wh=(512, 384))[0].image_hwc.shape == (384, 512, 3)
 
 
-def test_objects_keep_their_promises() -> None:
+def test_objects_are_as_described() -> None:
     for scene, _ in some_scenes():
         width, height = scene.size_wh
         assert scene.image_hwc.dtype == np.uint8
@@ -139,6 +133,9 @@ def test_objects_keep_their_promises() -> None:
             rows, columns = np.nonzero(item.mask_hw)
             bounds = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert item.box_xyxy == bounds
+    modes = Counter(scene.distractors for scene, _ in some_scenes())
+    assert 0.45 < 1 - modes["none"] / SCENES < 0.75
+    assert set(modes) == {"none", "colours", "places", "sizes", "kinds"}
 
 
 def test_without_changes_only_the_object() -> None:
@@ -148,127 +145,79 @@ def test_without_changes_only_the_object() -> None:
             changed = (removed != scene.image_hwc).any(axis=2)
             assert not (changed & ~item.mask_hw).any()
             assert changed.sum() > 0.8 * item.mask_hw.sum()
-            others = np.zeros_like(item.mask_hw)
-            for other in scene.objects[:index] + scene.objects[index + 1 :]:
-                others |= other.mask_hw
-            alone = item.mask_hw & ~others
-            hidden_below = (removed != scene.background).any(axis=2) & alone
-            if not any(other.depth < item.depth for other in scene.objects):
-                assert not hidden_below.any()
+            if index == 0:  # nothing is below it
+                others = np.any([other.mask_hw for other in scene.objects[1:]], axis=0)
+                shown = (removed != scene.background).any(axis=2)
+                assert not (shown & item.mask_hw & ~others).any()
     with pytest.raises(IndexError):
         some_scenes()[0][0].without(6)
 
 
 def test_names_fit_exactly_one_object() -> None:
-    for scene, expressions in some_scenes():
-        for item in expressions:
-            assert item.text == item.text.lower()
-            words = item.text.split()
-            if item.form in ("kind", "colour"):
-                assert named(scene, words) == [item.target], item
-            elif item.form == "relation":
-                for relation in ("next to", "left of", "right of", "above", "below"):
-                    head, found, anchor = item.text.partition(f" {relation} ")
-                    if found:
-                        break
-                assert item.target in named(scene, head.split())
-                assert len(named(scene, anchor.split())) == 1
-            else:
-                assert item.target in named(scene, words)
+    for scene, item in of_form("kind", "colour"):
+        assert item.text == item.text.lower()
+        assert named(scene, item.text.split()) == [item.target], item
 
 
 def test_places_fit_exactly_one_object() -> None:
     checked: Counter[str] = Counter()
-    for scene, expressions in some_scenes():
-        for item in expressions:
-            if item.form != "place":
-                continue
-            words = item.text.replace("most", "").split()
-            group = named(scene, words)
-            spot = {index: centre(scene.objects[index], scene) for index in group}
-            x, y = spot[item.target]
-            others = [spot[index] for index in group if index != item.target]
-            if "middle" in words:
-                assert max(abs(x - 0.5), abs(y - 0.5)) < 1 / 6
-                off = [max(abs(a - 0.5), abs(b - 0.5)) for a, b in others]
-                assert all(value > 1 / 6 for value in off)
-            sides = [word for word in words if word in ("left", "right", "top", "bottom")]
-            if len(sides) == 1:
-                axis = 0 if sides[0] in ("left", "right") else 1
-                sign = 1.0 if sides[0] in ("left", "top") else -1.0
-                assert sign * ((x, y)[axis] - 0.5) < 0
-                assert all(sign * (o[axis] - (x, y)[axis]) >= 0.15 - 1e-9 for o in others)
-            elif len(sides) == 2:
-
-                def in_quarter(point: tuple[float, float], sides: list[str] = sides) -> bool:
-                    down, across = point[1] > 0.5, point[0] > 0.5
-                    return down == (sides[0] == "bottom") and across == (sides[1] == "right")
-
-                assert in_quarter((x, y)) and not any(in_quarter(o) for o in others)
-            checked["middle" if "middle" in words else str(len(sides))] += 1
+    for scene, item in of_form("place"):
+        words = item.text.replace("most", "").split()
+        spot = {index: centre(scene.objects[index], scene) for index in named(scene, words)}
+        x, y = spot.pop(item.target)
+        sides = [word for word in words if word in ("left", "right", "top", "bottom")]
+        if "middle" in words:
+            assert max(abs(x - 0.5), abs(y - 0.5)) < 1 / 6
+            assert all(max(abs(a - 0.5), abs(b - 0.5)) > 1 / 6 for a, b in spot.values())
+        elif len(sides) == 1:
+            axis = 0 if sides[0] in ("left", "right") else 1
+            sign = 1.0 if sides[0] in ("left", "top") else -1.0
+            assert sign * ((x, y)[axis] - 0.5) < 0
+            assert all(sign * (o[axis] - (x, y)[axis]) >= 0.15 - 1e-9 for o in spot.values())
+        else:
+            quarter = (sides[1] == "right", sides[0] == "bottom")
+            assert (x > 0.5, y > 0.5) == quarter
+            assert quarter not in [(a > 0.5, b > 0.5) for a, b in spot.values()]
+        checked["middle" if "middle" in words else str(len(sides))] += 1
     assert min(checked[key] for key in ("middle", "1", "2")) > 5
 
 
 def test_sizes_fit_exactly_one_object() -> None:
-    for scene, expressions in some_scenes():
-        for item in expressions:
-            if item.form != "size":
-                continue
-            words = item.text.split()
-            longer = {i: max(scene.objects[i].sprite.shape[:2]) for i in named(scene, words)}
-            own = longer.pop(item.target)
-            if set(words) & {"small", "little", "smaller", "smallest"}:
-                assert all(own * 1.1 < value for value in longer.values()), item
-            else:
-                assert all(own > value * 1.1 for value in longer.values()), item
+    for scene, item in of_form("size"):
+        words = item.text.split()
+        longer = {i: max(scene.objects[i].sprite.shape[:2]) for i in named(scene, words)}
+        own = longer.pop(item.target)
+        if set(words) & {"small", "little", "smaller", "smallest"}:
+            assert all(own * 1.1 < value for value in longer.values()), item
+        else:
+            assert all(own > value * 1.1 for value in longer.values()), item
 
 
 def test_relations_hold_for_one_object_only() -> None:
     signs = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
     seen: Counter[str] = Counter()
-    for scene, expressions in some_scenes():
-        for item in expressions:
-            if item.form != "relation":
-                continue
-            for relation, (axis, sign) in signs.items():
-                head, found, tail = item.text.partition(f" {relation} ")
-                if not found:
-                    continue
-                (anchor,) = named(scene, tail.split())
-                at = centre(scene.objects[anchor], scene)[axis]
-                holds = [
-                    index
-                    for index in named(scene, head.split())
-                    if sign * (centre(scene.objects[index], scene)[axis] - at) > 0
-                ]
-                assert holds == [item.target], item
-                seen[relation] += 1
-            seen["next to"] += " next to " in item.text
+    for scene, item in of_form("relation"):
+        relation = next(word for word in (*signs, "next to") if f" {word} " in item.text)
+        head, _, tail = item.text.partition(f" {relation} ")
+        (anchor,) = named(scene, tail.split())
+        holds = named(scene, head.split())
+        if relation in signs:
+            axis, sign = signs[relation]
+            at = centre(scene.objects[anchor], scene)[axis]
+            holds = [i for i in holds if sign * (centre(scene.objects[i], scene)[axis] - at) > 0]
+            assert holds == [item.target], item
+        assert item.target in holds
+        seen[relation] += 1
     assert all(seen[relation] > 5 for relation in (*signs, "next to"))
 
 
 def test_drawn_forms_follow_the_weights() -> None:
     rng = np.random.default_rng(5)
-    counts: Counter[str] = Counter()
-    needed = bare = 0
-    for scene, expressions in some_scenes() * 3:
-        if not expressions:
-            continue
-        item = pick_expression(scene, rng)
-        counts[item.form] += 1
-        needed += item.needed
-        bare += not item.text.startswith("the ")
-    total = sum(counts.values())
+    drawn = [pick_expression(s, rng) for s, expressions in some_scenes() * 3 if expressions]
+    counts = Counter(item.form for item in drawn)
+    total = len(drawn)
     assert total > 0.95 * 3 * SCENES
     for form in FORMS:
         assert counts[form] / total > 0.07, counts
-    assert needed / total > 0.4
-    assert 0.1 < bare / total < 0.3
-    only, expression = training_scene((1,), form_weights={"place": 1.0})
-    assert expression.form == "place" and expression.target < len(only.objects)
-
-
-def test_most_scenes_hold_lookalikes() -> None:
-    modes = Counter(scene.distractors for scene, _ in some_scenes())
-    assert 0.45 < 1 - modes["none"] / SCENES < 0.75
-    assert set(modes) == {"none", "colours", "places", "sizes", "kinds"}
+    assert sum(item.needed for item in drawn) / total > 0.4
+    assert 0.1 < sum(not item.text.startswith("the ") for item in drawn) / total < 0.3

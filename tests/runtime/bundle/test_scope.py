@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.evaluation.scenes import judged_scene
+from rism.evaluation.scenes.judged import judged_scene
 from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.bundle.scope import Scope, flatness
