@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.harness.measure import Timing, environment
 from benchmarks.results import save
-from rism.runtime.engines.cuda_device import Device, DeviceArray, Kernels, open_device
+from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
@@ -102,7 +102,7 @@ class _Clocked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
+    def kernels(self, source: str, macros: dict[str, int]) -> Any:
         kernels, device, launches = (
             self._device.kernels(source, macros),
             self._device,
@@ -134,7 +134,7 @@ def measure(
     there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
     for name, each in host.items():
         device.copy(each, into=there[name])
-    clocked = _Clocked(device)
+    clocked: Any = _Clocked(device)
     ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)
     ways: dict[str, Callable[[], Masks]] = {
         "kernels": lambda: [each.mask_hw for each in ours.queue(there, wanted)()],

@@ -7,10 +7,10 @@ scratch memory serves every engine.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, cached_property
 from threading import RLock
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,92 +18,14 @@ import numpy.typing as npt
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["CudaDevice", "Device", "DeviceArray", "Kernels", "open_device"]
+__all__ = ["Device", "DeviceArray", "Kernels", "open_device"]
 
 # `cupy.ndarray`: CuPy is imported when a device is opened, and ships no types.
 DeviceArray: TypeAlias = Any
 
 
-class Kernels(Protocol):
-    """Compiled CUDA C++."""
-
-    def launch(
-        self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
-    ) -> None:
-        """Queue a kernel.
-
-        Args:
-            name: of the kernel, `extern "C"`.
-            grid: blocks along x, y and z.
-            threads: of a block, along x.
-            arguments: arrays of the device, and NumPy scalars of exactly the declared types.
-        """
-
-
-class Device(Protocol):
-    """What an engine needs of a device. All of it is queued on the device's one stream."""
-
-    number: int
-    lock: RLock
-
-    @property
-    def stream(self) -> int:
-        """The stream, as CUDA's handle."""
-
-    def current(self) -> AbstractContextManager[None]:
-        """Make it the device that a library's calls in this thread are about."""
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """Return an array of no values in particular, C-contiguous."""
-
-    def copy(self, source: Any, *, into: DeviceArray) -> None:
-        """Copy an array of the host or the device into one of the device, casting its dtype."""
-
-    def pointer(self, array: DeviceArray) -> int:
-        """Return where an array's memory begins."""
-
-    def holds(self, array: Any) -> bool:
-        """Tell whether an array is one of this device."""
-
-    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Wait for the stream and return an array of the host."""
-
-    def scratch(self, nbytes: int) -> DeviceArray:
-        """Return memory of at least this size for what runs next; every engine gets the same."""
-
-    def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
-        """Record what a function queues as a CUDA graph; the result launches it.
-
-        Raises:
-            ProviderError: it cannot be recorded; the stream is as it was.
-        """
-
-    @property
-    def multiprocessors(self) -> int:
-        """How many blocks of threads run side by side, at least."""
-
-    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
-        """Compile CUDA C++, products and sums in roundings of their own."""
-
-    def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
-        """Queue an array's way to the host; the result waits for it and returns it.
-
-        Page-locked memory, which the GPU writes at the full rate of the bus and a process has
-        little of: copy what is to live longer than a moment.
-        """
-
-    def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> DeviceArray:
-        """Return an array over memory of the device that another library's object keeps."""
-
-    def mark(self) -> Any:
-        """Queue a point in time."""
-
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        """Wait for the later of two points and return the time between them."""
-
-
-class CudaDevice:
-    """A GPU by its number, opened."""
+class Device:
+    """A GPU. All work is queued on its one stream."""
 
     def __init__(self, number: int = 0) -> None:
         """Import CuPy and make a stream.
@@ -203,7 +125,7 @@ class CudaDevice:
         """How many blocks of threads run side by side, at least."""
         return int(self._device.attributes["MultiProcessorCount"])
 
-    def kernels(self, source: str, macros: dict[str, int]) -> Kernels:
+    def kernels(self, source: str, macros: dict[str, int]) -> "Kernels":
         """Compile CUDA C++, products and sums in roundings of their own.
 
         CuPy compiles for this GPU with NVRTC, and keeps the result on disk.
@@ -224,7 +146,7 @@ class CudaDevice:
                     f"{install_hint('cuda')}, which brings NVIDIA's compiler, or use "
                     "--provider onnxruntime-cpu"
                 ) from None
-        return _CudaKernels(module, self)
+        return Kernels(module, self)
 
     def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
         """Queue an array's way to the host; the result waits for it and returns it.
@@ -265,16 +187,24 @@ class CudaDevice:
             return float(self._cupy.cuda.get_elapsed_time(first, last))
 
 
-class _CudaKernels:
-    """A module of CuPy's."""
+class Kernels:
+    """Compiled CUDA C++."""
 
-    def __init__(self, module: Any, device: CudaDevice) -> None:
+    def __init__(self, module: Any, device: Device) -> None:
         self._module, self._device = module, device
         self._found: dict[str, Any] = {}
 
     def launch(
         self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
     ) -> None:
+        """Queue a kernel.
+
+        Args:
+            name: of the kernel, `extern "C"`.
+            grid: blocks along x, y and z.
+            threads: of a block, along x.
+            arguments: arrays of the device, and NumPy scalars of exactly the declared types.
+        """
         with self._device.current():
             if name not in self._found:
                 self._found[name] = self._module.get_function(name)
@@ -282,13 +212,13 @@ class _CudaKernels:
 
 
 @cache
-def open_device(number: int) -> CudaDevice:
+def open_device(number: int) -> Device:
     """Return a GPU; the same for everyone who asks, so that all share its stream.
 
     Raises:
-        ProviderError: see `CudaDevice`.
+        ProviderError: see `Device`.
     """
-    return CudaDevice(number)
+    return Device(number)
 
 
 def _cupy() -> Any:

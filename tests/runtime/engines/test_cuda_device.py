@@ -9,7 +9,7 @@ import pytest
 
 from rism.runtime import ProviderError
 from rism.runtime.distribution import install_hint
-from rism.runtime.engines.cuda_device import CudaDevice
+from rism.runtime.engines.cuda_device import Device
 
 
 class GpuArray:
@@ -150,7 +150,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_arrays_come_and_go_on_one_stream(cupy: Any) -> None:
-    device = CudaDevice(1)
+    device = Device(1)
     assert (device.number, device.stream) == (1, 4711)
     first, second = (device.empty((2, 3), "float32") for _ in range(2))
     # Another dtype, and not contiguous: what callers have.
@@ -164,7 +164,7 @@ def test_arrays_come_and_go_on_one_stream(cupy: Any) -> None:
 
 
 def test_scratch_grows_and_is_shared(cupy: Any) -> None:
-    device = CudaDevice()
+    device = Device()
     large = device.scratch(1000)
     assert large.nbytes == 1000
     assert device.scratch(10) is large
@@ -172,7 +172,7 @@ def test_scratch_grows_and_is_shared(cupy: Any) -> None:
 
 
 def test_a_graph_is_captured_and_launched(cupy: Any) -> None:
-    device = CudaDevice()
+    device = Device()
     launch = device.capture(lambda: device._stream.done.append("work"))
     launch()
     launch()
@@ -181,7 +181,7 @@ def test_a_graph_is_captured_and_launched(cupy: Any) -> None:
 
 def test_a_capture_that_fails_is_ended_and_says_why(cupy: Any) -> None:
     """The end of a capture that failed is an error of its own, which is not the reason."""
-    device = CudaDevice()
+    device = Device()
 
     def fail() -> None:
         raise ValueError("the engine\nfailed")
@@ -202,7 +202,7 @@ def test_a_capture_that_fails_is_ended_and_says_why(cupy: Any) -> None:
 
 
 def test_kernels_are_compiled_and_launched_on_the_stream(cupy: Any) -> None:
-    device = CudaDevice()
+    device = Device()
     kernels = device.kernels("void k() {}", {"HELD": 3, "THREADS": 256})
     assert kernels._module.options == ("--std=c++17", "--fmad=false", "-DHELD=3", "-DTHREADS=256")
     array = device.empty((4,), "float32")
@@ -214,7 +214,7 @@ def test_kernels_are_compiled_and_launched_on_the_stream(cupy: Any) -> None:
 
 def test_kernels_that_do_not_compile(cupy: Any) -> None:
     with pytest.raises(ProviderError) as error:
-        CudaDevice().kernels("void k()", {})
+        Device().kernels("void k()", {})
     assert str(error.value) == (
         "CuPy 14.2.0 cannot compile the kernels of post-processing for GPU 0 (postprocess.cu(1): "
         f"error: expected a brace): {install_hint('cuda')}, which brings NVIDIA's compiler, or "
@@ -224,7 +224,7 @@ def test_kernels_that_do_not_compile(cupy: Any) -> None:
 
 def test_an_array_is_fetched_in_page_locked_memory(cupy: Any) -> None:
     """Queued at once, waited for by who wants it; each has memory of its own."""
-    device = CudaDevice()
+    device = Device()
     arrays = [device.empty((3, 4), "float32"), device.empty((5,), "uint8")]
     for each in arrays:
         device.copy(np.arange(each.size).reshape(each.shape), into=each)
@@ -237,16 +237,16 @@ def test_an_array_is_fetched_in_page_locked_memory(cupy: Any) -> None:
 
 def test_memory_of_another_library_is_kept_by_its_owner(cupy: Any) -> None:
     owner = np.arange(6, dtype=np.float16)
-    device = CudaDevice(1)
+    device = Device(1)
     array = device.wrap(owner.ctypes.data, (2, 3), "float16", owner)
     assert (array.shape, array.dtype) == ((2, 3), np.float16)
     assert array.memory == (owner.ctypes.data, 12, owner, 1, 0)
     assert device.holds(array)
-    assert not CudaDevice(0).holds(array) and not device.holds(owner)
+    assert not Device(0).holds(array) and not device.holds(owner)
 
 
 def test_time_between_two_points(cupy: Any) -> None:
-    device = CudaDevice()
+    device = Device()
     first, last = device.mark(), device.mark()
     assert device.elapsed_ms(first, last) == 10
     assert device._stream.done == ["event", "event"]
@@ -254,7 +254,7 @@ def test_time_between_two_points(cupy: Any) -> None:
 
 def test_a_gpu_that_cupy_cannot_use(cupy: Any) -> None:
     with pytest.raises(ProviderError) as error:
-        CudaDevice(2)
+        Device(2)
     assert str(error.value) == (
         "CuPy 14.2.0 cannot use GPU 2 (cudaErrorInvalidDevice: invalid device ordinal): see "
         "nvidia-smi, update the driver, or use --provider onnxruntime-cpu"
@@ -266,7 +266,7 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ProviderError, match=r"CuPy cannot be imported .*work on a GPU: .*pip .*\[cuda\]"
     ):
-        CudaDevice()
+        Device()
 
 
 def test_the_real_cupy_has_what_is_called() -> None:

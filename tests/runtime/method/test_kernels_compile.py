@@ -27,7 +27,7 @@ KLEIN = 4096  # channels, the widest
 
 
 def options(channels: int) -> list[str]:
-    """What `CudaDevice.kernels` asks of NVRTC; nvcc takes the same."""
+    """What `Device.kernels` asks of NVRTC; nvcc takes the same."""
     macros = [f"-D{name}={value}" for name, value in kernel_macros(channels).items()]
     return ["--std=c++17", "--fmad=false", *macros]
 
