@@ -35,6 +35,8 @@ _Row: TypeAlias = tuple[bytes, str]
 class ServedGraph:
     """One graph, run by another model of the server."""
 
+    provider = "triton"
+
     def __init__(self, model: str, spec: GraphSpec, *, joins: bool) -> None:
         """Remember where to ask.
 
@@ -46,11 +48,6 @@ class ServedGraph:
         self._model = model
         self._spec = spec
         self._joins = joins
-
-    @property
-    def provider(self) -> str:
-        """What it runs on: the server knows."""
-        return "triton"
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the graph: arrays by logical name, in and out.
@@ -78,7 +75,7 @@ class ServedGraph:
         if answer.has_error():
             raise ProviderError(
                 f"model {self._model} failed ({one_line(answer.error().message(), limit=200)}): "
-                "send smaller pictures, or see the server's log"
+                "send smaller images, or see the server's log"
             )
         found = {
             logical: utils.get_output_tensor_by_name(answer, spec.name).as_numpy()

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+
+import numpy as np
 
 from rism.runtime.bundle.file_spec import FileInfo
 from rism.runtime.bundle.graph_spec import DTYPES, GraphSpec, TensorSpec, same_shape
@@ -16,9 +17,7 @@ from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import BundleError, one_line
 
 __all__ = [
-    "DTYPE_BYTES",
     "PRECISIONS",
-    "TARGETS",
     "EngineVariant",
     "PlanSpec",
     "RecordedGraph",
@@ -30,11 +29,7 @@ __all__ = [
     "parse_self_test",
 ]
 
-TARGETS = ("tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
-DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
-    {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
-)
 MAX_VARIANTS = 64
 MAX_CAPABILITIES = 64
 MAX_SELF_TEST_BYTES = 2**32
@@ -121,7 +116,7 @@ class RecordedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def parse_engines(
 def _variant(
     node: Node, known: Node, graphs: Mapping[str, GraphSpec], files: Mapping[str, FileInfo]
 ) -> EngineVariant:
-    name = _matching(node, "name", _NAME, "a name of a-z, 0-9, . + - (at most 64)")
+    name = node.matching("name", _NAME, "a name of a-z, 0-9, . + - (at most 64)")
     stripped = node.boolean("stripped", default=False)
     plans: dict[str, PlanSpec] = {}
     entries = node.node("graphs")
@@ -183,11 +178,11 @@ def _variant(
         node.refuse("graphs", "a plan of at least one graph")
     return EngineVariant(
         name=name,
-        target=_matching(node, "target", _WORD, "a library, such as 'tensorrt-rtx'"),
-        version=_matching(node, "version", _VERSION, "a version, such as '1.7.1.116'"),
-        platform=_matching(node, "platform", _WORD, "a platform, such as 'linux-x86_64'"),
+        target=node.matching("target", _WORD, "a library, such as 'tensorrt-rtx'"),
+        version=node.matching("version", _VERSION, "a version, such as '1.7.1.116'"),
+        platform=node.matching("platform", _WORD, "a platform, such as 'linux-x86_64'"),
         compute_capabilities=_capabilities(node),
-        precision=_matching(node, "precision", _WORD, "a precision, such as 'fp16'"),
+        precision=node.matching("precision", _WORD, "a precision, such as 'fp16'"),
         stripped=stripped,
         graphs=plans,
     )
@@ -296,13 +291,6 @@ def _capabilities(node: Node) -> tuple[str, ...]:
     if not texts or len(texts) != len(found):
         node.refuse("compute_capabilities", "a list of compute capabilities, such as ['8.6']")
     return tuple(texts)
-
-
-def _matching(node: Node, key: str, pattern: re.Pattern[str], expected: str) -> str:
-    value = node.raw(key)
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        node.refuse(key, expected)
-    return value
 
 
 def _listed_file(node: Node, key: str, files: Mapping[str, FileInfo]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import PromptRules
 
 __all__ = [
@@ -134,16 +134,11 @@ def _tensors(node: Node) -> dict[str, TensorSpec]:
     tensors: dict[str, TensorSpec] = {}
     for logical in node.names():
         entry = node.node(logical)
-        shape: list[int | str] = []
-        for size in entry.items("shape", most=8):
-            if isinstance(size, bool) or not isinstance(size, (int, str)) or size == "":
-                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
-            if isinstance(size, int) and not 1 <= size <= 2**31:
-                entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
-            shape.append(size)
-        tensors[logical] = TensorSpec(
-            entry.text("name"), entry.choice("dtype", DTYPES), tuple(shape)
-        )
+        sizes = entry.items("shape", most=8)
+        shape = tuple(s for s in sizes if is_integer(s, 1, 2**31) or (isinstance(s, str) and s))
+        if len(shape) != len(sizes):
+            entry.refuse("shape", "a list of sizes (1 or more) or dimension names")
+        tensors[logical] = TensorSpec(entry.text("name"), entry.choice("dtype", DTYPES), shape)
     return tensors
 
 

@@ -6,7 +6,7 @@ counts are checked here, and what the reader does not know is ignored.
 
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from rism.runtime.errors import BundleError, one_line
 
@@ -92,21 +92,34 @@ class Node:
             self.refuse(key, f"printable text of at most {MAX_TEXT} characters")
         return value
 
-    def integer(self, key: str, low: int, high: int) -> int:
-        """Return an integer in [low, high]."""
+    def integer(self, key: str, low: int, high: int, *, default: int | None = None) -> int:
+        """Return an integer in [low, high]; `default` where the key is absent or null."""
         value = self._data.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if value is None and default is not None:
+            return default
+        if not is_integer(value, low, high):
             self.refuse(key, f"an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, low: float, high: float) -> float:
-        """Return a finite number in [low, high]."""
+    def integers(self, key: str, *, most: int, high: int) -> tuple[int, ...]:
+        """Return a list of at most `most` integers in [1, high]."""
+        values = self.items(key, most=most)
+        found = tuple(value for value in values if is_integer(value, 1, high))
+        if len(found) != len(values):
+            self.refuse(key, f"a list of at most {most} sizes, 1 to {high}")
+        return found
+
+    def number(self, key: str, low: float, high: float, *, default: float | None = None) -> float:
+        """Return a finite number in [low, high]; `default` where the key is absent."""
+        if key not in self._data and default is not None:
+            return default
         value = self._data.get(key)
-        expected = f"a number from {low:g} to {high:g}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self.refuse(key, expected)
-        if not low <= value <= high:  # false for NaN too
-            self.refuse(key, expected)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not low <= value <= high  # NaN, too
+        ):
+            self.refuse(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
@@ -134,12 +147,14 @@ class Node:
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """Return a shape: at most 8 sizes from 1 to 2**31."""
-        sizes: list[int] = []
-        for size in self.items(key, most=8):
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**31:
-                self.refuse(key, "a list of at most 8 sizes, 1 to 2147483648")
-            sizes.append(size)
-        return tuple(sizes)
+        return self.integers(key, most=8, high=2**31)
+
+    def matching(self, key: str, pattern: re.Pattern[str], expected: str) -> str:
+        """Return a string that matches a pattern as a whole."""
+        value = self._data.get(key)
+        if not isinstance(value, str) or pattern.fullmatch(value) is None:
+            self.refuse(key, expected)
+        return value
 
     def file_name(self, key: str) -> str:
         """Return a relative POSIX path that stays inside the bundle."""
@@ -155,6 +170,11 @@ def is_safe_name(name: str) -> bool:
     No `..`, no absolute or drive path, no backslash, no hidden parts, at most 200 characters.
     """
     return len(name) <= 200 and SAFE_NAME.fullmatch(name) is not None
+
+
+def is_integer(value: object, low: int, high: int) -> TypeGuard[int]:
+    """Tell whether a value is an integer, and no boolean, in [low, high]."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _kind(value: object) -> str:

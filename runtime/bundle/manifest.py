@@ -27,7 +27,7 @@ from rism.runtime.bundle.graph_spec import (
     same_shape,
     size_suffix,
 )
-from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
 from rism.runtime.bundle.scope import Scope
 from rism.runtime.distribution import DISTRIBUTION
@@ -205,7 +205,7 @@ def parse_manifest(data: object) -> Manifest:
         schema_version=version,
         model=_model(top.node("model")),
         created_with=_created_with(top.node_or_empty("created_with")),
-        precision=_precision(top.node("precision")),
+        precision=PrecisionInfo(*(top.node("precision").text(k) for k in ("compute", "storage"))),
         geometry=geometry,
         prompt=prompt,
         method=_method(top.node("method")),
@@ -271,10 +271,6 @@ def _created_with(node: Node) -> dict[str, str]:
     }
 
 
-def _precision(node: Node) -> PrecisionInfo:
-    return PrecisionInfo(node.text("compute"), node.text("storage"))
-
-
 def _geometry(node: Node) -> Geometry:
     geometry = Geometry(
         size_level=node.integer("size_level", 8, 8192),
@@ -306,8 +302,7 @@ def _sizes(node: Node, multiple: int) -> tuple[tuple[int, int], ...]:
         for entry in entries
         if isinstance(entry, list)
         and len(entry) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) for side in entry)
-        and all(0 < side <= MAX_SIDE_PX and side % multiple == 0 for side in entry)
+        and all(is_integer(side, 1, MAX_SIDE_PX) and side % multiple == 0 for side in entry)
     }
     if not sizes or len(sizes) != len(entries):
         node.refuse(
@@ -336,25 +331,17 @@ def _method(node: Node) -> Method:
 
 
 def _confidence(node: Node) -> ConfidenceRule:
-    most = 1e6
+    weights = ("separability", "concentration", "agreement", "bias")
     return ConfidenceRule(
-        separability=node.number("separability", -most, most),
-        concentration=node.number("concentration", -most, most),
-        agreement=node.number("agreement", -most, most),
-        bias=node.number("bias", -most, most),
+        **{key: node.number(key, -1e6, 1e6) for key in weights},
         threshold=node.number("threshold", 0.0, 1.0),
     )
 
 
 def _noise(node: Node) -> NoiseInfo:
     node.choice("dtype", ("float32",))
-    shape = [
-        v
-        for v in node.items("shape", most=8)
-        if isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= MAX_NOISE_VALUES
-    ]
-    whole = len(shape) == 2 and len(node.items("shape", most=8)) == 2
-    if not whole or shape[0] * shape[1] > MAX_NOISE_VALUES:
+    shape = node.sizes("shape")
+    if len(shape) != 2 or shape[0] * shape[1] > MAX_NOISE_VALUES:
         node.refuse("shape", f"[rows, channels] with at most {MAX_NOISE_VALUES} values")
     return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
 

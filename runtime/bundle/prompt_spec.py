@@ -121,15 +121,15 @@ def parse_prompt(node: Node) -> PromptRules:
         max_length=node.integer("max_length", 1, MAX_PROMPT_TOKENS),
         pad_id=node.integer("pad_id", 0, 2**31 - 1),
         tokenizer=node.file_name("tokenizer"),
-        drop=node.integer("drop", 0, MAX_PROMPT_TOKENS) if node.has("drop") else 0,
+        drop=node.integer("drop", 0, MAX_PROMPT_TOKENS, default=0),
         padding=node.choice("padding", PADDINGS, default="tokens"),
-        unseen_id=_optional_integer(node, "unseen_id"),
-        unseen_attended=node.boolean("unseen_attended", default=True),
-        unseen_position=_optional_integer(node, "unseen_position", most=MAX_PROMPT_TOKENS) or 0,
-        positions=node.choice("positions", POSITIONS, default="none"),
-        grid_offset_px=(
-            node.number("grid_offset_px", -512.0, 512.0) if node.has("grid_offset_px") else 0.0
+        unseen_id=(
+            None if node.raw("unseen_id") is None else node.integer("unseen_id", 0, 2**31 - 1)
         ),
+        unseen_attended=node.boolean("unseen_attended", default=True),
+        unseen_position=node.integer("unseen_position", 0, MAX_PROMPT_TOKENS, default=0),
+        positions=node.choice("positions", POSITIONS, default="none"),
+        grid_offset_px=node.number("grid_offset_px", -512.0, 512.0, default=0.0),
         quotes=_quotes(node.node("quotes")) if node.raw("quotes") is not None else None,
         vision=_vision(node.node("vision")) if node.raw("vision") is not None else None,
     )
@@ -138,10 +138,6 @@ def parse_prompt(node: Node) -> PromptRules:
     if rules.positions != "none" and rules.vision is None:
         node.refuse("positions", "'none' where there is no 'vision'")
     return rules
-
-
-def _optional_integer(node: Node, key: str, *, most: int = 2**31 - 1) -> int | None:
-    return None if node.raw(key) is None else node.integer(key, 0, most)
 
 
 def _quotes(node: Node) -> QuoteRules:

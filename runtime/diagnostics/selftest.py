@@ -240,10 +240,7 @@ class _Recorder:
 
     def __init__(self, engine: Engine, seen: dict[str, tuple[Arrays, Arrays]], graph: str) -> None:
         self._engine, self._seen, self._graph = engine, seen, graph
-
-    @property
-    def provider(self) -> str:
-        return self._engine.provider
+        self.provider = engine.provider
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         outputs = self._engine.run(feeds)

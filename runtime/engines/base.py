@@ -37,21 +37,16 @@ class LazyEngine:
             provider: what the engine will say that it runs on.
         """
         self._load = load
-        self._provider = provider
+        self.provider = provider
         self._engine: Engine | None = None
         self._lock = Lock()
 
-    @property
-    def provider(self) -> str:
-        """What it runs on, or will."""
-        return self._provider
-
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph, as `OrtEngine.run` does; the first time load it before."""
+        """Run the graph, loading it before if need be."""
         return self.loaded().run(feeds)
 
     def loaded(self) -> Engine:
-        """Return the engine itself; the first time load it before."""
+        """Return the engine itself; loading it before if need be."""
         with self._lock:
             if self._engine is None:
                 self._engine = self._load()

@@ -6,12 +6,12 @@ GPU; between others it is copied when somebody first asks.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.engines.base import Engine, LazyEngine
+from rism.runtime.engines.base import Arrays, Engine, LazyEngine
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import ProviderError, one_line
 
@@ -20,13 +20,20 @@ __all__ = ["DeviceEngine", "Mirrored", "at", "changed", "device_engine", "held",
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 
-@runtime_checkable
-class DeviceEngine(Protocol):
-    """An engine that leaves its outputs on a GPU."""
+class DeviceEngine:
+    """An engine that leaves its outputs on a GPU; derive from it beside what runs the graph."""
 
-    @property
-    def device(self) -> Device:
-        """The GPU."""
+    device: Device
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run the graph and bring its outputs to the host, see `Engine.run`.
+
+        Raises:
+            ProviderError: the run failed, for lack of memory for example.
+        """
+        with self.device.lock:
+            outputs = self.run_on_device(feeds)
+            return {logical: self.device.download(array) for logical, array in outputs.items()}
 
     def run_on_device(
         self, feeds: Mapping[str, Any], *, borrow: bool = False
@@ -42,6 +49,7 @@ class DeviceEngine(Protocol):
         Returns:
             The declared outputs by logical name, ready in the order of the device's stream.
         """
+        raise NotImplementedError
 
 
 class Mirrored:
@@ -107,9 +115,8 @@ def held(device: Device | None) -> Iterator[None]:
             yield
         except MemoryError as error:
             raise ProviderError(
-                f"there is too little memory on GPU {device.number} "
-                f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
-                "picture"
+                f"GPU {device.number} has too little memory ({one_line(error, limit=160)}): "
+                "use fewer expressions at a time or a smaller image"
             ) from None
 
 

@@ -144,15 +144,10 @@ class OrtEngine:
         self._session = open_session(
             file, backend, device, threads, stream=stream, settings=settings
         )
-        self._provider = backend.on(device)
+        self.provider = backend.on(device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
-
-    @property
-    def provider(self) -> str:
-        """What it runs on, such as "cpu" or "cuda:0"."""
-        return self._provider
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the graph.
@@ -181,7 +176,7 @@ class OrtEngine:
 
     def _failure(self, error: Exception) -> ProviderError:
         return ProviderError(
-            f"{self._file} failed on {self._provider} ({one_line(error, limit=200)}): use "
+            f"{self._file} failed on {self.provider} ({one_line(error, limit=200)}): use "
             "fewer expressions at a time or a smaller image if memory ran out"
         )
 

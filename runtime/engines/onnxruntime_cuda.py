@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.distribution import install_hint
-from rism.runtime.engines.base import Arrays, Engine
+from rism.runtime.engines.base import Engine
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
-from rism.runtime.engines.device_engine import held
+from rism.runtime.engines.device_engine import DeviceEngine, held
 from rism.runtime.engines.nvidia_driver import describe_gpu
 from rism.runtime.engines.onnxruntime import OnnxRuntime, OrtEngine
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime
@@ -28,8 +27,8 @@ __all__ = ["CudaEngine", "OnnxRuntimeCuda"]
 _HOST_MEMORY = ("Cpu", "CudaPinned")
 
 
-class CudaEngine(OrtEngine):
-    """An `OrtEngine` that is a `DeviceEngine`."""
+class CudaEngine(DeviceEngine, OrtEngine):
+    """A graph in onnxruntime on a GPU, its outputs left there."""
 
     def __init__(self, file: Path, spec: GraphSpec, *, there: Device, **how: Any) -> None:
         """Load a graph.
@@ -41,7 +40,7 @@ class CudaEngine(OrtEngine):
             how: see `OrtEngine`; runs take turns by the GPU's lock.
         """
         super().__init__(file, spec, stream=there.stream, **how)
-        self._device = there
+        self.device = there
         given, lies = self._session.get_inputs(), self._session.get_input_memory_infos()
         self._read_by_host = {
             tensor.name
@@ -51,17 +50,6 @@ class CudaEngine(OrtEngine):
         # Otherwise each run would end with the host waiting for the stream.
         self._how = import_onnxruntime().RunOptions()
         self._how.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    @property
-    def device(self) -> Device:
-        """The GPU."""
-        return self._device
-
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph and bring its outputs to the host, as `OrtEngine.run` does."""
-        with self._device.lock:
-            outputs = self.run_on_device(feeds)
-            return {logical: self._device.download(array) for logical, array in outputs.items()}
 
     def run_on_device(
         self, feeds: Mapping[str, Any], *, borrow: bool = False
@@ -73,7 +61,7 @@ class CudaEngine(OrtEngine):
         """
         del borrow
         outputs = self._spec.outputs
-        with held(self._device):
+        with held(self.device):
             binding = self._session.io_binding()
             try:
                 kept = [
@@ -81,13 +69,13 @@ class CudaEngine(OrtEngine):
                     for logical, spec in self._spec.inputs.items()
                 ]
                 for spec in outputs.values():
-                    binding.bind_output(spec.name, "cuda", self._device.number)
+                    binding.bind_output(spec.name, "cuda", self.device.number)
                 self._session.run_with_iobinding(binding, self._how)
             except Exception as error:  # onnxruntime's exceptions share no base
                 raise self._failure(error) from None
             del kept  # of CuPy's memory, which is used again in the stream's order
             return {
-                logical: self._device.wrap(
+                logical: self.device.wrap(
                     value.data_ptr(), tuple(value.shape()), spec.dtype, (binding, value)
                 )
                 for (logical, spec), value in zip(
@@ -97,7 +85,7 @@ class CudaEngine(OrtEngine):
 
     def _bind(self, binding: Any, spec: TensorSpec, feed: Any) -> Any:
         """Tell a run of an input; the result has to outlive the run's queueing."""
-        device = self._device
+        device = self.device
         if spec.name in self._read_by_host:
             host = device.download(feed) if device.holds(feed) else feed
             host = np.ascontiguousarray(host, dtype=np.dtype(spec.dtype))

@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
-
 from rism.runtime.bundle.engine_spec import EngineVariant, PlanSpec, ShapeRange
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec, same_shape
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.bound_weights import BoundWeight, OnDevice, read_bound_weights, upload
 from rism.runtime.engines.cuda_device import Device, DeviceArray
+from rism.runtime.engines.device_engine import DeviceEngine, held
 from rism.runtime.engines.kernel_cache import RuntimeCache
 from rism.runtime.engines.tensorrt_library import Library, ReadPlan, read_plan
 from rism.runtime.errors import BundleError, InputError, ProviderError, RismWarning, one_line
@@ -47,7 +45,7 @@ class _Bound:
     scratch: DeviceArray | None
 
 
-class TensorRtEngine:
+class TensorRtEngine(DeviceEngine):
     """One graph of an engine variant, its tensors checked against the manifest."""
 
     def __init__(
@@ -78,10 +76,10 @@ class TensorRtEngine:
         """
         self._spec: GraphSpec = bundle.manifest.graphs[graph]
         self._plan: PlanSpec = variant.graphs[graph]
-        self._device = device
+        self.device = device
         self._trt = library.module
         self._rtx = library.target == "tensorrt-rtx"
-        self._provider = f"{library.target}:{device.number}"
+        self.provider = f"{library.target}:{device.number}"
         self._label, self._rebuild = f"engine '{variant.name}' of graph '{graph}'", rebuild
         self._ranges = {
             logical: self._plan.shapes.get(logical) or _only(tensor)
@@ -105,47 +103,20 @@ class TensorRtEngine:
         self._kept: _Bound | None = None
         self._launch: Callable[[], None] | None = None
 
-    @property
-    def provider(self) -> str:
-        """What it runs on: "tensorrt-rtx:<device>" or "tensorrt:<device>"."""
-        return self._provider
-
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph, as `OrtEngine.run` does.
+    def run_on_device(
+        self, feeds: Mapping[str, Any], *, borrow: bool = False
+    ) -> dict[str, DeviceArray]:
+        """Queue a run, see `DeviceEngine`.
 
         Raises:
             InputError: a shape outside of those that the plan was built for.
             ProviderError: the library failed, for lack of memory for example.
         """
-        with self._device.lock:
-            outputs = self.run_on_device(feeds)
-            return {logical: self._device.download(array) for logical, array in outputs.items()}
-
-    @property
-    def device(self) -> Device:
-        """The GPU."""
-        return self._device
-
-    def run_on_device(
-        self, feeds: Mapping[str, Any], *, borrow: bool = False
-    ) -> dict[str, DeviceArray]:
-        """Queue a run and return its outputs; see `DeviceEngine.run_on_device`.
-
-        Raises:
-            InputError, ProviderError: see `run`.
-        """
         shapes = {logical: tuple(feeds[logical].shape) for logical in self._spec.inputs}
         self._check_shapes(shapes)
-        with self._device.lock, self._device.current():
+        with held(self.device):
             self._read.logger.lines.clear()
-            try:
-                outputs = self._replay(feeds, borrow) if self._static else self._once(feeds, shapes)
-            except MemoryError as error:  # CuPy's OutOfMemoryError is one
-                raise ProviderError(
-                    f"{self._label} found too little memory on {self._provider} "
-                    f"({one_line(error, limit=160)}): use fewer expressions at a time or a smaller "
-                    "picture"
-                ) from None
+            outputs = self._replay(feeds, borrow) if self._static else self._once(feeds, shapes)
             if self._cache is not None:
                 self._cache.ran(tuple(shapes.values()))
             return outputs
@@ -174,8 +145,8 @@ class TensorRtEngine:
         results = {}
         for logical, array in self._kept.outputs.items():
             spec = self._spec.outputs[logical]
-            results[logical] = self._device.empty(tuple(array.shape), spec.dtype)
-            self._device.copy(array, into=results[logical])
+            results[logical] = self.device.empty(tuple(array.shape), spec.dtype)
+            self.device.copy(array, into=results[logical])
         return results
 
     def _bind(self, shapes: Mapping[str, tuple[int, ...]]) -> _Bound:
@@ -183,7 +154,7 @@ class TensorRtEngine:
         context, inputs, outputs = self._context, {}, {}
         for logical, shape in shapes.items():
             spec = self._spec.inputs[logical]
-            inputs[logical] = self._device.empty(shape, spec.dtype)
+            inputs[logical] = self.device.empty(shape, spec.dtype)
             if not context.set_input_shape(spec.name, shape):
                 raise self._failure(f"refuses '{logical}' of shape {list(shape)}")
             self._address(spec.name, inputs[logical])
@@ -194,12 +165,12 @@ class TensorRtEngine:
             shape = tuple(context.get_tensor_shape(spec.name))
             if any(size < 0 for size in shape):
                 raise self._failure(f"does not know the shape of '{logical}'")
-            outputs[logical] = self._device.empty(shape, spec.dtype)
+            outputs[logical] = self.device.empty(shape, spec.dtype)
             self._address(spec.name, outputs[logical])
         return _Bound(inputs, outputs, self._give_scratch())
 
     def _address(self, name: str, array: DeviceArray) -> None:
-        if not self._context.set_tensor_address(name, self._device.pointer(array)):
+        if not self._context.set_tensor_address(name, self.device.pointer(array)):
             raise self._failure(f"refuses the memory of '{one_line(name, limit=80)}'")
 
     def _give_scratch(self) -> DeviceArray | None:
@@ -209,22 +180,22 @@ class TensorRtEngine:
             if self._read.engine.device_memory_size_v2:  # 0 is its word for an error, too
                 raise self._failure("does not say how much memory these shapes take")
             return None
-        scratch = self._device.scratch(size)
-        self._context.set_device_memory(self._device.pointer(scratch), int(scratch.nbytes))
+        scratch = self.device.scratch(size)
+        self._context.set_device_memory(self.device.pointer(scratch), int(scratch.nbytes))
         return scratch
 
     def _fill(self, bound: _Bound, feeds: Mapping[str, Any]) -> None:
         for logical, array in bound.inputs.items():
-            self._device.copy(feeds[logical], into=array)
+            self.device.copy(feeds[logical], into=array)
 
     def _queue(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
+        if not self._context.execute_async_v3(self.device.stream):
             raise self._failure("failed")
 
     def _capture(self) -> Callable[[], None]:
         """Return what launches the plan as one CUDA graph, or else what queues it anew."""
         try:
-            return self._device.capture(self._queue)
+            return self.device.capture(self._queue)
         except ProviderError as error:
             text = f"{self._label} runs without a CUDA graph, which may be slower: {error}"
             warnings.warn(text, RismWarning, stacklevel=2)
@@ -233,8 +204,8 @@ class TensorRtEngine:
     def _failure(self, what: str) -> ProviderError:
         said = one_line(" | ".join(self._read.logger.lines) or "it does not say why", limit=200)
         return ProviderError(
-            f"{self._label} {what} on {self._provider} ({said}): use fewer expressions at a time "
-            f"or a smaller picture if memory ran out, or {self._rebuild}"
+            f"{self._label} {what} on {self.provider} ({said}): use fewer expressions at a time "
+            f"or a smaller image if memory ran out, or {self._rebuild}"
         )
 
     def _create_context(self, cache: RuntimeCache | None) -> Any:
@@ -261,11 +232,11 @@ class TensorRtEngine:
 
     def _upload(self, bundle: Bundle, weights: Mapping[str, BoundWeight]) -> Mapping[str, OnDevice]:
         try:
-            there = upload(bundle, weights, self._device)
+            there = upload(bundle, weights, self.device)
         except MemoryError:  # CuPy's OutOfMemoryError is one
             size = sum({(w.file, w.offset): w.length for w in weights.values()}.values())
             raise ProviderError(
-                f"{self._label} found too little memory on {self._provider} for its weights, "
+                f"{self._label} found too little memory on {self.provider} for its weights, "
                 f"{size / 1e9:.1f} GB: see nvidia-smi, use a GPU with more, or an engine of fewer "
                 "bytes (rism build --precision fp8)"
             ) from None

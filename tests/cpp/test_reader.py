@@ -19,6 +19,17 @@ from PIL import Image
 
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.bound_weights import read_bound_weights
+from tests.broken_manifests import (
+    LIST,
+    LISTS,
+    MINI,
+    MISSING,
+    WEIGHTS,
+    change,
+    list_weights,
+    mini,
+    weight,
+)
 from tests.cpp.build import run
 from tests.cpp.recording import BUNDLE, recorders, write_graphs
 
@@ -111,43 +122,27 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     assert (mask == result.mask).all()
 
 
-def _path(name: str) -> Callable[[Json], Any]:
-    return lambda data: data["files"].update({name: {"sha256": "0" * 64, "size": 3}})
+def test_manifests_that_are_wrong(reader: Path, tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "bundle")
+    for way, value, _, message in (case for case in MINI if len(case) == 4):
+        (bundle / "manifest.json").write_text(json.dumps(change(mini(), way, value)))
+        _refused(reader, bundle, tmp_path, message)
 
 
-MANIFESTS: dict[str, tuple[Callable[[Json], Any], str]] = {
-    "format": (lambda d: d.update(format="other"), "expected 'rism-bundle'"),
-    "newer": (lambda d: d.update(schema_version="2.0"), "this reader knows format 1"),
-    "version": (lambda d: d.update(schema_version=1), "expected a string"),
-    "parent": (_path("../stolen"), "no path inside the bundle"),
-    "absolute": (_path("/etc/passwd"), "no path inside the bundle"),
-    "drive": (_path("c:stolen"), "no path inside the bundle"),
-    "within": (_path("a/../../stolen"), "no path inside the bundle"),
-    "hash": (lambda d: d["files"]["noise.f32"].update(sha256="zz"), "not 64 hexadecimal digits"),
-    "negative": (lambda d: d["files"]["noise.f32"].update(size=-1), "files.noise.f32.size"),
-    "unlisted": (lambda d: d["files"].pop("noise.f32"), "is not listed"),
-    "foreign": (lambda d: d["prompt"].update(tokenizer="other.json"), "not among the files"),
-    "missing": (lambda d: d["geometry"].pop("token_px"), "has no 'geometry.token_px'"),
-    "type": (lambda d: d["geometry"].update(multiple_px="8"), "expected a whole number"),
-    "huge": (lambda d: d["geometry"].update(size_level=10**30), "expected a whole number"),
-    "zero": (lambda d: d["geometry"].update(std=0), "'geometry.std' is 0"),
-    "filter": (lambda d: d["geometry"].update(resample="nearest"), "this reader knows lanczos"),
-    "noise": (lambda d: d["noise"].update(shape=[300, 128]), "with the size of 'noise.shape'"),
-    "rows": (lambda d: d["noise"].update(shape=[128, 256]), "tokens, expected at most 128"),
-    "vision": (lambda d: d["prompt"].update(vision={}), "'prompt.vision', which this reader"),
-    "quotes": (lambda d: d["prompt"].update(quotes={}), "'prompt.quotes', which this reader"),
-    "padding": (lambda d: d["prompt"].update(padding="zeros"), "this reader knows tokens"),
-    "drop": (lambda d: d["prompt"].update(drop=3), "'prompt.drop' is not 0"),
-    "graph": (lambda d: d["graphs"].pop("transformer.scores"), "no graph 'transformer.scores'"),
-    "list": (lambda d: d.update(graphs=[]), "expected an object"),
-    "long": (lambda d: d["prompt"].update(max_length=9), "expected 1 to 9"),
-}
-
-
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_that_are_wrong(name: str, reader: Path, tmp_path: Path) -> None:
-    change, message = MANIFESTS[name]
-    bundle = _bundle(tmp_path / "bundle", change)
+@pytest.mark.parametrize(
+    ("way", "value", "message"),
+    [
+        ("geometry resample", "nearest", "this reader knows lanczos"),
+        ("noise shape", [128, 256], "tokens, expected at most 128"),
+        ("graphs transformer.scores", MISSING, "no graph 'transformer.scores'"),
+        ("prompt max_length", 9, "expected 1 to 9"),
+        ("prompt drop", 3, "'prompt.drop' is not 0"),
+    ],
+)
+def test_manifests_of_what_this_reader_does_not_do(
+    way: str, value: object, message: str, reader: Path, tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path / "bundle", lambda data: data.update(change(data, way, value)))
     _refused(reader, bundle, tmp_path, message)
 
 
@@ -243,33 +238,23 @@ def test_pictures_that_do_not_fit(reader: Path, tmp_path: Path) -> None:
 
 
 def _listed(folder: Path, text: str) -> Path:
-    """A bundle with a list of weights that a plan would take."""
     bundle = _bundle(folder)
-    (bundle / "plan.weights.json").write_text(text)
-    data = json.loads((bundle / "manifest.json").read_text())
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    data["files"]["plan.weights.json"] = {"sha256": digest, "size": len(text)}
-    (bundle / "manifest.json").write_text(json.dumps(data))
+    list_weights(bundle, text)
     return bundle
 
 
-def _weight(**keys: Any) -> Json:
-    place = {"file": "vae_encoder.weights", "offset": 64, "length": 96}
-    return {**place, "dtype": "float16", "shape": [6, 8], **keys}
-
-
 def test_weights_that_a_plan_takes(reader: Path, tmp_path: Path) -> None:
-    listed = {"a.b/c": _weight(), "scalar": _weight(length=8, dtype="int64", shape=[])}
+    listed = {"a.b/c": weight(), "scalar": weight(length=8, dtype="int64", shape=[])}
     for dtype, size in (
         ("float32", 4), ("bfloat16", 2), ("float8_e4m3fn", 1), ("int32", 4), ("bool", 1)
     ):  # fmt: skip
-        listed[dtype] = _weight(dtype=dtype, shape=[96 // size], offset=0)
+        listed[dtype] = weight(dtype=dtype, shape=[96 // size], offset=0)
     bundle = _listed(tmp_path / "bundle", json.dumps(listed))
-    done = run([reader, "weights", bundle, "plan.weights.json"])
+    done = run([reader, "weights", bundle, LIST])
     assert done.returncode == 0, done.stderr
     stored = (bundle / "vae_encoder.weights").read_bytes()
     wanted = []
-    for name, each in sorted(read_bound_weights(Bundle.open(bundle), "plan.weights.json").items()):
+    for name, each in sorted(read_bound_weights(Bundle.open(bundle), LIST).items()):
         data = stored[each.offset : each.offset + each.length]
         wanted.append(
             [name, each.file, each.offset, each.length, each.dtype, *each.shape,
@@ -278,46 +263,15 @@ def test_weights_that_a_plan_takes(reader: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [" ".join(map(str, line)) for line in wanted]
 
 
-SIZE = (BUNDLE / "vae_encoder.weights").stat().st_size
-WEIGHTS: dict[str, tuple[Any, str]] = {
-    "unlisted": (_weight(file="other"), "names 'other', which is not among the files"),
-    "outside": (_weight(file="../manifest.json"), "names '../manifest.json', which is not among"),
-    "negative": (_weight(offset=-64), "'w.offset' is -64, expected a whole number from 0"),
-    "huge": (_weight(offset=2**63), "'w.offset' is 9223372036854775808, expected a whole number"),
-    "across": (_weight(offset=SIZE - 95), f"in the shape that is given at {SIZE - 95} of {SIZE}"),
-    "long": (_weight(length=SIZE + 1), f"'w.length' is {SIZE + 1}, expected a whole number from 1"),
-    "dtype": (_weight(dtype="float64"), "'w.dtype' is 'float64', this reader knows float32, int64"),
-    "shape": (_weight(shape=[6, 9]), "no 96 bytes of float16 in the shape"),
-    "odd": (_weight(length=97), "no 97 bytes of float16 in the shape"),
-    "wraps": (_weight(shape=[2**31 - 1] * 9), "no 96 bytes of float16 in the shape"),
-    "missing": ({"file": "vae_encoder.weights"}, "plan.weights.json has no 'w.offset'"),
-    "kind": (7, "expected an object"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_are_not_there(name: str, reader: Path, tmp_path: Path) -> None:
-    weight, message = WEIGHTS[name]
-    bundle = _listed(tmp_path / "bundle", json.dumps({"w": weight}))
-    done = run([reader, "weights", bundle, "plan.weights.json"])
-    assert done.returncode == 1
-    assert message in done.stderr and "plan.weights.json" in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "'plan.weights.json' cannot be read"),
-        ("[]", "expected an object"),
-        (json.dumps({f"w{at}": 0 for at in range(4097)}), "lists 4097 weights, expected at most"),
-    ],
-)
-def test_lists_of_weights_that_are_none(
-    text: str, message: str, reader: Path, tmp_path: Path
-) -> None:
-    done = run([reader, "weights", _listed(tmp_path / "b", text), "plan.weights.json"])
-    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+def test_weights_that_are_not_there(reader: Path, tmp_path: Path) -> None:
+    lists = [(json.dumps({"w": case[1]}), case[3]) for case in WEIGHTS if len(case) == 4]
+    bundle = _bundle(tmp_path / "bundle")
+    for text, message in [*lists, *(case[1::2] for case in LISTS if len(case) == 4)]:
+        list_weights(bundle, text)
+        done = run([reader, "weights", bundle, LIST])
+        assert done.returncode == 1
+        assert message in done.stderr and LIST in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_graph_that_is_fed_something_else(reader: Path, tmp_path: Path) -> None:

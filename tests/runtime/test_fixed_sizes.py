@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
-from rism.runtime.bundle.reader import Bundle
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
@@ -172,64 +171,11 @@ def test_a_bundle_without_sizes_loads_everything_at_once(
     assert sorted(opened) == ["text_encoder.onnx", "transformer.vectors.onnx", "vae_encoder.onnx"]
 
 
-def _drop(data: dict[str, Any], graph: str) -> None:
-    del data["graphs"][graph]
-
-
-def _reshape(data: dict[str, Any], graph: str, tensor: str, shape: list[Any]) -> None:
-    data["graphs"][graph]["inputs"][tensor]["shape"] = shape
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda d: _drop(d, "vae_encoder@96x160"), "'graphs.vae_encoder@96x160' is missing, exp"),
-        (lambda d: _drop(d, "transformer.vectors@160x96"), "vectors@160x96' is missing, expected"),
-        (
-            lambda d: d["graphs"].update(vae_encoder=d["graphs"]["vae_encoder@128x128"]),
-            "'graphs.vae_encoder' is an object, expected graphs by size, such as "
-            "'vae_encoder@128x128', for 'sizes'",
-        ),
-        (
-            lambda d: _reshape(d, "vae_encoder@160x96", "image", [1, 3, 160, 96]),
-            "graph 'vae_encoder@160x96' takes 'image' of shape [1, 3, 160, 96], expected "
-            "[1, 3, 96, 160]: export the bundle again",
-        ),
-        (
-            lambda d: _reshape(d, "transformer.scores@96x160", "clean_latents", [2, 256, 3]),
-            "takes 'clean_latents' of shape [2, 256, 3], expected ['batch', 240, 3]",
-        ),
-        (lambda d: d["geometry"].update(sizes=[]), "expected 1 to 64 different [width, height]"),
-        (lambda d: d["geometry"].update(sizes=[[128, 100]]), "multiples of multiple_px (8) up to"),
-        (lambda d: d["geometry"].update(sizes=[[128, 128]] * 2), "expected 1 to 64 different"),
-        (lambda d: d["geometry"].update(sizes=[[128]]), "expected 1 to 64 different"),
-        (lambda d: d["geometry"].update(sizes=[[True, 8]]), "expected 1 to 64 different"),
-        (lambda d: d["geometry"].update(sizes=[[8, 10**9]]), "expected 1 to 64 different"),
-        (lambda d: d["geometry"].update(sizes=[[8, 8]] * 65), "a list of at most 64 entries"),
-        (lambda d: d["geometry"].update(sizes="128x128"), "a list of at most 64 entries"),
-        (
-            lambda d: d["geometry"].update(token_px=4),
-            "size 128 x 128 makes 1024 tokens, expected at most 300 (noise.shape): export",
-        ),
-    ],
-)
-def test_a_manifest_that_does_not_fit_its_sizes(
-    static_bundle: Path,
-    reseal: Callable[..., Path],
-    change: Callable[[dict[str, Any]], object],
-    expected: str,
-) -> None:
-    with pytest.raises(BundleError) as error:
-        Bundle.open(reseal(static_bundle, change))
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_named_dimensions_are_left_to_the_graph(
     static_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
 ) -> None:
     def change(data: dict[str, Any]) -> None:
-        _reshape(data, "vae_encoder@160x96", "image", [1, 3, "h", "w"])
+        data["graphs"]["vae_encoder@160x96"]["inputs"]["image"]["shape"] = [1, 3, "h", "w"]
 
     bundle = reseal(static_bundle, change)
     assert json.loads((bundle / "manifest.json").read_text())["schema_version"] == "1.1"

@@ -1,19 +1,16 @@
 """What a demonstrator cannot know is said, not answered with a number."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rism.evaluation.scenes.judged import judged_scene
-from rism.runtime import BundleError, Segmenter
-from rism.runtime.bundle.manifest import parse_manifest
+from rism.runtime import Segmenter
 from rism.runtime.bundle.scope import Scope, flatness
 
 STREET = Path(__file__).parents[3] / "examples/street.png"
-SCOPE = {"nouns": ["car", "one"], "flatness": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -99,30 +96,3 @@ def test_little_confidence_is_doubtful_and_can_be_refused(segmenter: Segmenter) 
     assert refused.reason.endswith("expected at least 0.500") and not refused.mask.any()
     sure = segmenter.segment(STREET, "the green van", confidence=0.5)
     assert sure.mask.any() and sure.doubt is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"demonstrator": False}, "'model.scope' is .*, expected none where 'demonstrator' is not"),
-        ({"scope": []}, "'model.scope' is .*, expected an object"),
-        ({"scope": SCOPE | {"nouns": []}}, r"'model.scope.nouns' is .*, expected 1 to 1000 words"),
-        ({"scope": SCOPE | {"nouns": ["Car"]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
-        ({"scope": SCOPE | {"nouns": ["a", 1]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
-        ({"scope": SCOPE | {"nouns": ["a\n"]}}, r"'model.scope.nouns' is .*, expected 1 to 1000"),
-        ({"scope": SCOPE | {"flatness": 2}}, r"'model.scope.flatness' is 2, expected a number fr"),
-        ({"scope": {"nouns": ["car"]}}, r"'model.scope.flatness' is missing, expected a number"),
-    ],
-)
-def test_hostile_scopes_are_refused(
-    manifest_data: dict[str, Any], change: dict[str, Any], message: str
-) -> None:
-    manifest_data["model"] |= {"demonstrator": True, "scope": SCOPE} | change
-    with pytest.raises(BundleError, match=message):
-        parse_manifest(manifest_data)
-
-
-def test_a_scope_is_read(manifest_data: dict[str, Any]) -> None:
-    assert parse_manifest(manifest_data).model.scope is None
-    manifest_data["model"] |= {"demonstrator": True, "scope": SCOPE}
-    assert parse_manifest(manifest_data).model.scope == Scope(("car", "one"), 0.5)

@@ -106,7 +106,7 @@ def test_a_gpu_without_memory_for_what_stays_there(
         return empty(shape, dtype)
 
     monkeypatch.setattr(device, "empty", full)
-    with pytest.raises(ProviderError, match=r"too little memory on GPU 0 \(Out .*\): use fewer"):
+    with pytest.raises(ProviderError, match=r"GPU 0 has too little memory \(Out .*\): use fewer"):
         segmenter.segment(state, "red")
     monkeypatch.undo()
     assert segmenter.segment(state, "red").mask.any()
