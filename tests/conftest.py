@@ -1,7 +1,7 @@
 """A tiny bundle, made on the spot: three-channel latents, words that are colours.
 
 The text encoder turns a colour word into that colour; attention is the product of a token's
-colour and the words'. So "red" finds the red part of a picture, and NumPy can say exactly how.
+colour and the words'. So "red" finds the red part of an image, and NumPy can say exactly how.
 """
 
 import hashlib
@@ -379,11 +379,11 @@ def manifest_data(tiny_master: Path) -> dict[str, Any]:
 @pytest.fixture
 def colours() -> np.ndarray:
     """Left half red, right half blue, a green square in the middle: (96, 160, 3) uint8."""
-    picture = np.zeros((96, 160, 3), np.uint8)
-    picture[:, :80] = (220, 20, 20)
-    picture[:, 80:] = (20, 20, 220)
-    picture[32:64, 60:100] = (20, 220, 20)
-    return picture
+    image = np.zeros((96, 160, 3), np.uint8)
+    image[:, :80] = (220, 20, 20)
+    image[:, 80:] = (20, 20, 220)
+    image[32:64, 60:100] = (20, 220, 20)
+    return image
 
 
 OURS = ("rism", "tests", "benchmarks", "mini")

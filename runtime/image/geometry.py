@@ -1,4 +1,4 @@
-"""From the user's picture to the model's grid, and back.
+"""From the user's image to the model's grid, and back.
 
 docs/bundle.md, steps 2 and 7. Sizes are (width, height), arrays (height, width).
 """
@@ -22,12 +22,12 @@ Resized: TypeAlias = npt.NDArray[np.uint8] | Float32
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one picture on its way to the model.
+    """What happens to one image on its way to the model.
 
     Attributes:
-        size_wh: the user's picture, pixels.
+        size_wh: the user's image, pixels.
         resized_wh: after the resize, pixels.
-        crop_xyxy: the part of the resized picture the model sees, pixels, right and bottom
+        crop_xyxy: the part of the resized image the model sees, pixels, right and bottom
             exclusive; the whole of it for `stretch` and for fixed sizes.
         grid_hw: rows and columns of tokens.
     """
@@ -44,22 +44,22 @@ class Plan:
 
 
 def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None = None) -> Plan:
-    """Say how a picture of this size is brought to the model.
+    """Say how an image of this size is brought to the model.
 
     Args:
-        size_wh: width and height of the picture, pixels.
+        size_wh: width and height of the image, pixels.
         geometry: the bundle's rules.
         max_tokens: rows of the bundle's noise; None for no limit.
 
     Raises:
-        InputError: the picture is longer than `max_aspect`, too small for one token, or makes
+        InputError: the image is longer than `max_aspect`, too small for one token, or makes
             more tokens than there is noise for.
     """
     width, height = size_wh
     aspect = max(width, height) / min(width, height)
     if aspect > geometry.max_aspect:
         raise InputError(
-            f"the picture is {width} x {height} pixels (aspect {aspect:.1f}), expected at most "
+            f"the image is {width} x {height} pixels (aspect {aspect:.1f}), expected at most "
             f"{geometry.max_aspect:g}: crop it around the object first"
         )
     resized_wh, crop = _resized(size_wh, geometry)
@@ -69,12 +69,12 @@ def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None
     )
     if grid_hw[0] < 1 or grid_hw[1] < 1:
         raise InputError(
-            f"the picture is {width} x {height} pixels, too small for this model, expected at "
+            f"the image is {width} x {height} pixels, too small for this model, expected at "
             f"least {geometry.multiple_px} pixels on each side: enlarge it first"
         )
     if max_tokens is not None and grid_hw[0] * grid_hw[1] > max_tokens:
         raise InputError(
-            f"the picture of {width} x {height} pixels makes {grid_hw[0]} x {grid_hw[1]} tokens, "
+            f"the image of {width} x {height} pixels makes {grid_hw[0]} x {grid_hw[1]} tokens, "
             f"expected at most {max_tokens} (the bundle's noise): crop it nearer to a square, "
             "or export with a smaller size"
         )
@@ -94,11 +94,11 @@ def _resized(
         wide, tall = _rounded_up(size_wh, level)
     elif geometry.resize == "always":
         # side * level / root, in this order: exact where the answer is whole, so a square
-        # picture never loses a row of tokens to the rounding of level / root.
+        # image never loses a row of tokens to the rounding of level / root.
         root = math.sqrt(area)
         wide, tall = width * level / root, height * level / root
     elif area > level * level:
-        # The order of diffusers' Flux2 pipeline, to the last bit: for one square picture in
+        # The order of diffusers' Flux2 pipeline, to the last bit: for one square image in
         # six it comes to a pixel less than the above, and every pixel after it differs.
         scale = math.sqrt(level * level / area)
         wide, tall = width * scale, height * scale

@@ -1,4 +1,4 @@
-"""What a text encoder that looks at the picture sees of it (docs/bundle.md, step 4).
+"""What a text encoder that looks at the image sees of it (docs/bundle.md, step 4).
 
 Sizes are (width, height), arrays (height, width). Every step is a resize of 8-bit pixels, as the
 processors that such encoders are published with do it, to the last bit.
@@ -33,7 +33,7 @@ MAX_PATCH_PIXELS = 2**25
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A picture as the text encoder sees it.
+    """An image as the text encoder sees it.
 
     Attributes:
         image_hwc: (h, w, 3) uint8, read-only; sides are multiples of a merged patch.
@@ -57,15 +57,15 @@ class View:
 
 
 def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> View:
-    """Bring a picture to the text encoder.
+    """Bring an image to the text encoder.
 
     Args:
         pixels_hwc: (H, W, 3) uint8; not resized first where it is of `size_wh` already.
-        size_wh: what the picture is resized to for the model, pixels.
+        size_wh: what the image is resized to for the model, pixels.
         rules: the bundle's.
 
     Raises:
-        InputError: the picture is longer than such encoders take.
+        InputError: the image is longer than such encoders take.
         BundleError: the rules make a view of more pixels than anybody needs.
     """
     image = _resize(Image.fromarray(pixels_hwc), size_wh, rules.view_resample)
@@ -81,7 +81,7 @@ def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> Vie
         seen = _resize_16(np.asarray(image), fitted, rules.resample)
     else:
         seen = np.array(_resize(image, fitted, rules.resample))
-    seen.flags.writeable = False  # kept with the picture's state, for any number of prompts
+    seen.flags.writeable = False  # kept with the image's state, for any number of prompts
     return View(seen, (fitted[1] // rules.patch_px, fitted[0] // rules.patch_px))
 
 
@@ -142,7 +142,7 @@ def _fit(
     width, height = size_wh
     if max(size_wh) > MAX_ASPECT * min(size_wh):
         raise InputError(
-            f"the picture comes to {width} x {height} pixels for the text encoder, expected one "
+            f"the image comes to {width} x {height} pixels for the text encoder, expected one "
             f"side at most {MAX_ASPECT} times the other: crop it around the object first"
         )
     w, h = (max(least, round(side / cell) * cell) for side in size_wh)

@@ -49,7 +49,7 @@ class PromptEmbedder:
             max_batch: instructions per run, where the graph leaves it free.
             fixed_batch: instructions per run that the graph was exported for, or None.
             disk: embeddings of earlier runs; None for none.
-            vision_encoder: what the text encoder looks at pictures with; None where it does not.
+            vision_encoder: what the text encoder looks at images with; None where it does not.
         """
         self._encoder = encoder
         self._rules = encoder.rules
@@ -62,34 +62,34 @@ class PromptEmbedder:
         self._turn = Lock()
 
     def embed(
-        self, instructions: Sequence[Instruction], picture: ImageState | None = None
+        self, instructions: Sequence[Instruction], image: ImageState | None = None
     ) -> tuple[list[PromptState], dict[str, float]]:
         """Return the instructions encoded, in order, and milliseconds by stage.
 
         Args:
             instructions: what the model is told.
-            picture: what it is told about; for text encoders that look at it.
+            image: what it is told about; for text encoders that look at it.
 
         Raises:
-            InputError: one of them is too long, or there is no picture; then nothing was run.
+            InputError: one of them is too long, or there is no image; then nothing was run.
             ProviderError: the text encoder or the vision encoder failed.
         """
-        # Threads that ask the same of two pictures wait for one answer.
+        # Threads that ask the same of two images wait for one answer.
         with self._turn:
-            return self._embed(instructions, picture)
+            return self._embed(instructions, image)
 
     def _embed(
-        self, instructions: Sequence[Instruction], picture: ImageState | None
+        self, instructions: Sequence[Instruction], image: ImageState | None
     ) -> tuple[list[PromptState], dict[str, float]]:
         start = perf_counter()
         context, looked = VisionContext(), 0.0
         if self._vision_encoder is None:
             encoded = self._encoder.tokenize(instructions)
         else:
-            picture = _needed(picture)
-            tokens = self._vision_encoder.image_tokens(picture)
+            image = _needed(image)
+            tokens = self._vision_encoder.image_tokens(image)
             encoded = self._encoder.tokenize(instructions, image_tokens=tokens)
-            context = self._vision_encoder.place_tokens(encoded, picture)
+            context = self._vision_encoder.place_tokens(encoded, image)
         rows = {said.text: row for row, said in enumerate(instructions)}
         found = {
             text: embeds
@@ -100,7 +100,7 @@ class PromptEmbedder:
         feeds = _feeds(encoded, context)
         if missing and self._vision_encoder is not None:
             before = perf_counter()
-            feeds["image_embeds"] = self._vision_encoder.encode(_needed(picture))
+            feeds["image_embeds"] = self._vision_encoder.encode(_needed(image))
             looked = perf_counter() - before
         found |= self._make(missing, encoded, feeds, context)
         prompts = [
@@ -114,7 +114,7 @@ class PromptEmbedder:
         """Look in memory, then on disk: (rows, E) or None."""
         embeds = self._kept.get(f"{context.digest}\0{text}")
         if embeds is None and self._disk is not None:
-            embeds = self._disk.get(text, picture=context.digest, rows=rows)
+            embeds = self._disk.get(text, image=context.digest, rows=rows)
             if embeds is not None:
                 self._kept.put(f"{context.digest}\0{text}", embeds)
         return embeds
@@ -140,7 +140,7 @@ class PromptEmbedder:
                 made[text] = embeds
                 self._kept.put(f"{context.digest}\0{text}", embeds)
                 if self._disk is not None:
-                    self._disk.put(text, np.asarray(embeds), picture=context.digest)
+                    self._disk.put(text, np.asarray(embeds), image=context.digest)
         return made
 
     def _run(self, rows: list[int], encoded: EncodedPrompts, feeds: dict[str, Any]) -> Embeds:
@@ -212,7 +212,7 @@ def _filled_up(rows: Array, count: int) -> Array:
     return array_namespace(rows).pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows
 
 
-def _needed(picture: ImageState | None) -> ImageState:
-    if picture is None:
-        raise InputError("this bundle's text encoder looks at the picture, expected one to embed")
-    return picture
+def _needed(image: ImageState | None) -> ImageState:
+    if image is None:
+        raise InputError("this bundle's text encoder looks at the image, expected one to embed")
+    return image

@@ -1,6 +1,6 @@
 """Prompt embeddings on disk, so that a text encoder of billions of parameters can stay there.
 
-One `.npy` file per instruction, or per instruction and picture where the text encoder looks at
+One `.npy` file per instruction, or per instruction and image where the text encoder looks at
 it, safe to share between processes. Nothing in the folder is
 trusted: whatever is not exactly of the form that was to be written is a miss.
 """
@@ -78,17 +78,15 @@ class EmbeddingCache:
         self._limit = limit_bytes
         self._warn = warn or (lambda _: None)
 
-    def get(
-        self, instruction: str, *, picture: str = "", rows: int | None = None
-    ) -> Float32 | None:
+    def get(self, instruction: str, *, image: str = "", rows: int | None = None) -> Float32 | None:
         """Return an embedding, (rows, E) float32 and read-only, or None where there is none.
 
         Args:
             instruction: what was embedded.
-            picture: digest of what the text encoder saw of a picture; empty where it saw none.
+            image: digest of what the text encoder saw of an image; empty where it saw none.
             rows: how many tokens it has; None for `max_length`.
         """
-        path = self._path(instruction, picture)
+        path = self._path(instruction, image)
         shape = (self._rows if rows is None else rows, self._width)
         if _nbytes(shape) > self._limit:
             return None
@@ -101,13 +99,13 @@ class EmbeddingCache:
             self._warn(f"cached embedding {path} is not sound ({one_line(reason)}): made again")
             return None
 
-    def put(self, instruction: str, embeds: Float32, *, picture: str = "") -> None:
+    def put(self, instruction: str, embeds: Float32, *, image: str = "") -> None:
         """Keep an embedding, (rows, E) float32; where that fails, warn and go on.
 
         Args:
             instruction: what was embedded.
             embeds: of at most `max_length` tokens; what is not finite is not kept.
-            picture: see `get`.
+            image: see `get`.
         """
         if embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows:
             return
@@ -115,20 +113,20 @@ class EmbeddingCache:
             return
         data = _npy_header(embeds.shape) + np.ascontiguousarray(embeds, "<f4").tobytes()
         try:
-            write_atomically(self._path(instruction, picture), data, follow_links=False)
+            write_atomically(self._path(instruction, image), data, follow_links=False)
             evict(self._folder, _OURS, self._limit)
         except (OSError, OutputError) as error:
             self._warn(f"embedding not cached ({one_line(error)})")
 
-    def _path(self, instruction: str, picture: str) -> Path:
+    def _path(self, instruction: str, image: str) -> Path:
         # Neither has a zero byte in it, and an instruction is never empty.
-        said = (instruction, picture) if picture else (instruction,)
+        said = (instruction, image) if image else (instruction,)
         name = b"\0".join([self._context, *(part.encode() for part in said)])
         return self._folder / f"{hashlib.sha256(name).hexdigest()}.npy"
 
 
 def _context(manifest: Manifest, provider: str) -> bytes:
-    """Return all that an embedding depends on besides the instruction and the picture."""
+    """Return all that an embedding depends on besides the instruction and the image."""
     prompt = asdict(manifest.prompt)
     del prompt["template"]  # a part of the instruction
     # A manifest does not say whose weights a file holds, so all but graphs and noise count.

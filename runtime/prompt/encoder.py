@@ -60,7 +60,7 @@ class Instruction:
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One encoded instruction; of one picture where the text encoder looks at it, else of any.
+    """One encoded instruction; of one image where the text encoder looks at it, else of any.
 
     Attributes:
         instruction: what the model is told.
@@ -132,7 +132,7 @@ class PromptEncoder:
             template: text with {expression} in it once, instead of the bundle's.
 
         Raises:
-            BundleError: the tokenizer file is not one, or has no token for the picture.
+            BundleError: the tokenizer file is not one, or has no token for the image.
             InputError: the template cannot be used.
         """
         self.rules = rules
@@ -144,7 +144,7 @@ class PromptEncoder:
 
     @property
     def image_token_id(self) -> int | None:
-        """Id of the token that stands for the picture; None where there is none."""
+        """Id of the token that stands for the image; None where there is none."""
         return self._tokenizer.image_id
 
     def encode(self, expressions: Sequence[str], *, image_tokens: int = 0) -> EncodedPrompts:
@@ -215,7 +215,7 @@ class PromptEncoder:
 
         Args:
             instructions: what is said.
-            image_tokens: how many tokens stand for the picture; for bundles whose text encoder
+            image_tokens: how many tokens stand for the image; for bundles whose text encoder
                 looks at it.
 
         Returns:
@@ -225,7 +225,7 @@ class PromptEncoder:
 
         Raises:
             InputError: an instruction is too long.
-            BundleError: `drop` leaves nothing of a prompt, or the picture is not in it once.
+            BundleError: `drop` leaves nothing of a prompt, or the image is not in it once.
         """
         rules = self.rules
         rows = [self._row(instruction, image_tokens) for instruction in instructions]
@@ -263,12 +263,12 @@ class PromptEncoder:
         return self.rules.prefix + instruction.text + self.rules.suffix
 
     def _row(self, instruction: Instruction, image_tokens: int) -> TokenRow:
-        """Tokenise one instruction; its length is known before the picture's tokens are made."""
+        """Tokenise one instruction; its length is known before the image's tokens are made."""
         row = self._tokenizer.encode(self._render(instruction))
-        pictured = 0 if row.image_at is None else image_tokens - 1
-        count, length = len(row.ids) + pictured - self.rules.drop, self.rules.max_length
+        is_image = 0 if row.image_at is None else image_tokens - 1
+        count, length = len(row.ids) + is_image - self.rules.drop, self.rules.max_length
         if count > length:
-            whose = f" ({image_tokens} of the picture)" if row.image_at is not None else ""
+            whose = f" ({image_tokens} of the image)" if row.image_at is not None else ""
             mend = "use fewer magnets, or shorten it" if instruction.magnets else "shorten it"
             raise InputError(
                 f"the instruction '{one_line(instruction.text, limit=40)}' makes a prompt of "

@@ -1,7 +1,7 @@
-"""Reworded instructions in a file: written by `rism refine`, looked up by picture and words.
+"""Reworded instructions in a file: written by `rism refine`, looked up by image and instruction.
 
-The format is docs/refine.md. A file may come from anybody: sizes, types and counts are checked,
-what the reader does not know is ignored, and a newer major version is refused.
+The format is docs/refine.md. Sizes, types and counts of a file are checked, unknown keys are
+ignored, and a newer major version is refused.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ Fact: TypeAlias = str | int | bool
 
 @dataclass(frozen=True)
 class Origin:
-    """Who reworded the instructions of a file.
+    """The model that reworded the instructions of a file.
 
     Attributes:
-        model: the hub repository or the folder, for people.
+        model: its hub repository or folder.
         revision: the commit, or a digest over the files of a folder.
-        refiner: everything else that decides an answer: prompt, decoding, picture sizes.
+        refiner: everything else that its output depends on: prompt, decoding, image sizes.
     """
 
     model: str = ""
@@ -60,17 +60,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class RefinedInstruction:
-    """One instruction in other words, for one picture.
+    """A reworded instruction for one image.
 
     Attributes:
-        picture: what `image_digest` says of it.
-        image: its file's name, for people.
-        expression: what was asked for.
+        digest: `image_digest` of the image.
+        image: its file name, for people.
+        expression: the user's expression.
         instruction: the template with the expression in it.
-        refined: what to say instead.
+        refined: the instruction to use instead.
     """
 
-    picture: str
+    digest: str
     image: str
     expression: str
     instruction: str
@@ -78,7 +78,7 @@ class RefinedInstruction:
 
 
 def image_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
-    """Name a picture by its pixels: SHA-256 of "WIDTHxHEIGHT" and a newline, then of RGB rows.
+    """Return the SHA-256 of "WIDTHxHEIGHT", a newline and the RGB rows of an image, hexadecimal.
 
     Args:
         image_hwc: (H, W, 3) uint8, upright, as `load_image` returns it.
@@ -90,23 +90,23 @@ def image_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
 
 
 class InstructionFile:
-    """Answers a segmenter's instructions from a file: a `Refiner`.
+    """Looks up a segmenter's instructions in a file: a `Refiner`.
 
     >>> refiner = InstructionFile.open("instructions.json")
     >>> segmenter = Segmenter.from_bundle("step1x/", refiner=refiner)
 
-    What is not in the file is an error; nothing is left as it is silently.
+    An instruction that is not in the file is an error.
     """
 
     def __init__(
         self, name: str, origin: Origin, entries: Iterable[RefinedInstruction] = ()
     ) -> None:
-        """Hold entries that are known to be sound; `open` reads those of a file.
+        """Take checked entries; `open` reads those of a file.
 
         Args:
             name: of the file, for messages.
-            origin: who reworded them.
-            entries: those that there are.
+            origin: the model that reworded them.
+            entries: of any images.
         """
         self.name = name
         self.origin = origin
@@ -131,11 +131,11 @@ class InstructionFile:
         found = cls(name, origin)
         for number, entry in enumerate(_entries(data, name)):
             added = _entry(entry, f"{name}: entry {number + 1}")
-            known = found.get(added.picture, added.instruction)
+            known = found.get(added.digest, added.instruction)
             if known is not None and known.refined != added.refined:
                 raise InputError(
                     f"{name} has two answers to '{one_line(added.instruction, limit=80)}' for "
-                    f"the picture {one_line(added.image, limit=60)}, expected one: remove the other"
+                    f"the image {one_line(added.image, limit=60)}, expected one: remove the other"
                 )
             found.add(added)
         return found
@@ -148,43 +148,43 @@ class InstructionFile:
 
         Args:
             instruction: the template with the expression in it.
-            image_hwc: (H, W, 3) uint8, the picture in RGB, upright.
+            image_hwc: (H, W, 3) uint8, the image in RGB, upright.
 
         Returns:
-            The instruction in the words of the file.
+            The reworded instruction.
 
         Raises:
-            InputError: it is not in the file for this picture; says how to add it.
+            InputError: it is not in the file for this image; says how to add it.
         """
         digest = image_digest(image_hwc)
         entry = self.get(digest, instruction)
         if entry is not None:
             return entry.refined
         height, width = image_hwc.shape[:2]
-        known = {entry.image for entry in self._entries.values() if entry.picture == digest}
-        picture = one_line(min(known), limit=24) if known else f"{digest[:12]}, {width} x {height}"
+        known = {entry.image for entry in self._entries.values() if entry.digest == digest}
+        image = one_line(min(known), limit=24) if known else f"{digest[:12]}, {width} x {height}"
         name = one_line(self.name, limit=24)
-        # The segmenter quotes at most 200 characters of what a refiner raises.
+        # The segmenter quotes at most 200 characters of a refiner's error.
         raise InputError(
-            f"{name} lacks '{one_line(instruction, limit=40)}' for the picture ({picture}), "
+            f"{name} lacks '{one_line(instruction, limit=40)}' for the image ({image}), "
             f"add it: rism refine IMAGE EXPRESSION --model MODEL -o {name}"
         )
 
-    def get(self, picture: str, instruction: str) -> RefinedInstruction | None:
-        """Return the entry of a picture's digest and an instruction, or None."""
-        return self._entries.get((picture, " ".join(instruction.split())))
+    def get(self, digest: str, instruction: str) -> RefinedInstruction | None:
+        """Return the entry of an image's digest and an instruction, or None."""
+        return self._entries.get((digest, " ".join(instruction.split())))
 
     @property
     def instructions(self) -> frozenset[str]:
-        """Instructions that there are entries of, for any picture; white space collapsed."""
+        """Instructions of all entries, white space collapsed."""
         return frozenset(instruction for _, instruction in self._entries)
 
     def add(self, entry: RefinedInstruction) -> None:
-        """Add an entry, or replace the one for the same picture and instruction."""
-        self._entries[entry.picture, " ".join(entry.instruction.split())] = entry
+        """Add an entry, or replace the one for the same image and instruction."""
+        self._entries[entry.digest, " ".join(entry.instruction.split())] = entry
 
     def to_json(self) -> str:
-        """Write all of it as JSON, with a final newline."""
+        """Return the file's JSON, with a final newline."""
         data = {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
@@ -193,7 +193,7 @@ class InstructionFile:
             "refiner": dict(self.origin.refiner),
             "instructions": [
                 {
-                    "picture": entry.picture,
+                    "picture": entry.digest,
                     "image": entry.image,
                     "expression": entry.expression,
                     "instruction": entry.instruction,
@@ -268,10 +268,10 @@ def _entries(data: Mapping[str, Any], name: str) -> list[object]:
 def _entry(value: object, where: str) -> RefinedInstruction:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_shown(value)}, expected an object: {_MAKE}")
-    picture = value.get("picture")
-    if not isinstance(picture, str) or _DIGEST.fullmatch(picture) is None:
+    digest = value.get("picture")
+    if not isinstance(digest, str) or _DIGEST.fullmatch(digest) is None:
         raise InputError(
-            f"{where}: key 'picture' is {_shown(picture)}, expected 64 hexadecimal digits: {_MAKE}"
+            f"{where}: key 'picture' is {_shown(digest)}, expected 64 hexadecimal digits: {_MAKE}"
         )
     words = {}
     for key in ("expression", "instruction", "refined"):
@@ -279,7 +279,7 @@ def _entry(value: object, where: str) -> RefinedInstruction:
             words[key] = clean_expression(value.get(key, ""), what=f"key '{key}'")
         except InputError as error:
             raise InputError(f"{where}: {error}, or {_MAKE}") from None
-    return RefinedInstruction(picture, _text(value, "image", where, default=""), **words)
+    return RefinedInstruction(digest, _text(value, "image", where, default=""), **words)
 
 
 def _facts(value: object, name: str) -> dict[str, Fact]:

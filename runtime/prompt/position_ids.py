@@ -1,4 +1,4 @@
-"""Where each token of a prompt with a picture in it stands (docs/bundle.md, steps 4 and 5)."""
+"""Where each token of a prompt with an image in it stands (docs/bundle.md, steps 4 and 5)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,14 @@ def position_ids(
 ) -> npt.NDArray[np.int64]:
     """Count tokens for the text encoder's three rotary axes: time, height and width.
 
-    A token of text stands one further on every axis than what was before it. The picture's
+    A token of text stands one further on every axis than what was before it. The image's
     tokens share their time, and stand on height and width by row and column; the text goes on
     after the longer side.
 
     Args:
         input_ids: (B, S) int64.
         seen_mask: (B, S) int64, zero on tokens that do not count.
-        image_token_id: the token that stands for a part of the picture.
+        image_token_id: the token that stands for a part of the image.
         grid_hw: rows and columns of patches.
         merge: patches along one side of a merged one, which is one token.
         unseen_position: what tokens that do not count get on every axis.
@@ -35,16 +35,16 @@ def position_ids(
         (3, B, S) int64.
 
     Raises:
-        BundleError: a prompt has another number of the picture's tokens than the grid.
+        BundleError: a prompt has another number of the image's tokens than the grid.
     """
     rows, columns = grid_hw[0] // merge, grid_hw[1] // merge
     ids = np.full((3, *input_ids.shape), unseen_position, np.int64)
-    pictured = (input_ids == image_token_id) & (seen_mask != 0)
-    for at, (mask, in_picture) in enumerate(zip(seen_mask != 0, pictured, strict=True)):
-        places = np.flatnonzero(in_picture)
+    is_image = (input_ids == image_token_id) & (seen_mask != 0)
+    for at, (mask, in_image) in enumerate(zip(seen_mask != 0, is_image, strict=True)):
+        places = np.flatnonzero(in_image)
         if not len(places) or len(places) != rows * columns:
             raise BundleError(
-                f"the prompt has {len(places)} of the picture's tokens, expected {rows} x "
+                f"the prompt has {len(places)} of the image's tokens, expected {rows} x "
                 f"{columns} of 'prompt.vision': export the bundle again"
             )
         count = np.cumsum(mask) - 1
@@ -69,15 +69,15 @@ def prompt_positions(
     """Place a prompt's tokens on the transformer's own axes: time, row and column.
 
     The last token has time -1, those before it less; text has row and column 0. A token of the
-    picture has those of its centre on the grid of the clean tokens: corners of the view lie on
-    corners of the picture at the model's size, pixel centre on pixel centre.
+    image has those of its centre on the grid of the clean tokens: corners of the view lie on
+    corners of the image at the model's size, pixel centre on pixel centre.
 
     Args:
         time_ids: (N_p,) int64, the first axis of `position_ids`, without what is dropped.
-        image_mask: (N_p,) bool, true on the picture's tokens.
+        image_mask: (N_p,) bool, true on the image's tokens.
         view_wh: width and height of the view, pixels.
-        model_wh: of the picture at the model's size, pixels.
-        grid_hw: rows and columns of the picture's tokens.
+        model_wh: of the image at the model's size, pixels.
+        grid_hw: rows and columns of the image's tokens.
         offset_px: centre of the first clean token, pixels.
         token_px: side of a clean token, pixels.
 
@@ -85,12 +85,12 @@ def prompt_positions(
         (N_p, 3) float32.
 
     Raises:
-        BundleError: a part of the picture was dropped.
+        BundleError: a part of the image was dropped.
     """
     rows, columns = grid_hw
     if image_mask.sum() != rows * columns:
         raise BundleError(
-            f"the transformer gets {int(image_mask.sum())} of the picture's tokens, expected "
+            f"the transformer gets {int(image_mask.sum())} of the image's tokens, expected "
             f"{rows} x {columns} for 'prompt.positions' ('prompt.drop' is too large): "
             "export the bundle again"
         )

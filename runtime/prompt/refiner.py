@@ -16,14 +16,14 @@ __all__ = ["Refiner", "refine"]
 
 
 class Refiner(Protocol):
-    """Whatever can be called with an instruction and a picture, and answers an instruction."""
+    """Whatever can be called with an instruction and an image, and answers an instruction."""
 
     def __call__(self, instruction: str, image_hwc: npt.NDArray[np.uint8], /) -> str:
         """Reword an instruction.
 
         Args:
             instruction: the template with the expression in it, "remove the green van".
-            image_hwc: (H, W, 3) uint8, the user's picture in RGB, upright; read-only.
+            image_hwc: (H, W, 3) uint8, the user's image in RGB, upright; read-only.
 
         Returns:
             The instruction to use, without the model's chat prefix and suffix. The same text
@@ -44,12 +44,12 @@ def refine(
     Args:
         refiner: whom to ask.
         instructions: what was rendered.
-        image_hwc: (H, W, 3) uint8, the picture; None where a state came without it.
+        image_hwc: (H, W, 3) uint8, the image; None where a state came without it.
         encoder: knows what may not be in an instruction.
-        image_tokens: how many tokens of a prompt stand for the picture.
+        image_tokens: how many tokens of a prompt stand for the image.
 
     Raises:
-        InputError: no picture, or the refiner failed, or its answer cannot be used as an
+        InputError: no image, or the refiner failed, or its answer cannot be used as an
             expression could not; the message names the refiner.
     """
     if image_hwc is None:

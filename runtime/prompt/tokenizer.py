@@ -21,7 +21,7 @@ class TokenRow:
         offsets: for each the characters of the rendered prompt that it stands for, the end
             exclusive.
         quoted: for each whether it is of a character in quotes.
-        image_at: which of them stands for the picture; None where the prompt has no picture.
+        image_at: which of them stands for the image; None where the prompt has no image.
     """
 
     ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class TokenRow:
     image_at: int | None = None
 
     def expanded(self, count: int) -> "TokenRow":
-        """Repeat the token that stands for the picture."""
+        """Repeat the token that stands for the image."""
         at = self.image_at
         if at is None:
             return self
@@ -43,7 +43,7 @@ class TokenRow:
 
 
 class PromptTokenizer:
-    """The bundle's tokenizer, and its rules for quotes and for the picture."""
+    """The bundle's tokenizer, and its rules for quotes and for the image."""
 
     def __init__(self, rules: PromptRules, tokenizer_json: bytes) -> None:
         """Load the tokenizer.
@@ -53,7 +53,7 @@ class PromptTokenizer:
             tokenizer_json: bytes of a Hugging Face `tokenizers` file.
 
         Raises:
-            BundleError: the file is not one, or has no token for the picture.
+            BundleError: the file is not one, or has no token for the image.
         """
         self._rules = rules
         with self._failures():
@@ -91,10 +91,10 @@ class PromptTokenizer:
             return [text, normalizer.normalize_str(text)]
 
     def encode(self, rendered: str) -> TokenRow:
-        """Tokenise a rendered prompt, with one token for the picture.
+        """Tokenise a rendered prompt, with one token for the image.
 
         Raises:
-            BundleError: the bundle has a picture in its prompts, and not once.
+            BundleError: the bundle has an image in its prompts, and not once.
         """
         quotes = self._rules.quotes
         if quotes is None:
@@ -102,7 +102,7 @@ class PromptTokenizer:
         row = self._with_image(self._joined(pieces(rendered, quotes, self._added)))
         if quotes.style != "toggle" or row.image_at is None:
             return row
-        # Up to the picture the prompt is tokenised as it is, quotes and all.
+        # Up to the image the prompt is tokenised as it is, quotes and all.
         head = self._with_image(self._plain(rendered))
         until, after = (head.image_at or 0) + 1, row.image_at + 1
         return TokenRow(
@@ -136,7 +136,7 @@ class PromptTokenizer:
         return TokenRow(tuple(ids), tuple(offsets), tuple(quoted))
 
     def _with_image(self, row: TokenRow) -> TokenRow:
-        """Find the token that stands for the picture."""
+        """Find the token that stands for the image."""
         if self.image_id is None:
             return row
         count = row.ids.count(self.image_id)

@@ -1,4 +1,4 @@
-"""What prompts get of a picture: its embeddings, and where its tokens stand."""
+"""What prompts get of an image: its embeddings, and where its tokens stand."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ VIEWS_KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class VisionContext:
-    """What a few prompts get of one picture, apart from its embeddings.
+    """What a few prompts get of one image, apart from its embeddings.
 
     Attributes:
         digest: names what is seen; empty where the text encoder sees nothing.
@@ -43,7 +43,7 @@ class VisionContext:
 
 
 class VisionEncoder:
-    """Shows pictures to the bundle's "vision_encoder", and remembers what it made of them."""
+    """Shows images to the bundle's "vision_encoder", and remembers what it made of them."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class VisionEncoder:
 
         Args:
             rules: for prompts.
-            vision: what they say about pictures.
+            vision: what they say about images.
             engine: the bundle's "vision_encoder".
-            image_token_id: the token that stands for a part of the picture.
+            image_token_id: the token that stands for a part of the image.
             token_px: side of a clean token, pixels.
         """
         self._rules = rules
@@ -70,19 +70,19 @@ class VisionEncoder:
         self._token_px = token_px
         self._kept: LruCache[Float32 | Mirrored] = LruCache(VIEWS_KEPT)
 
-    def image_tokens(self, picture: ImageState) -> int:
-        """Return how many tokens stand for a picture."""
-        rows, columns = merged_grid(_view_of(picture), self._vision)
+    def image_tokens(self, image: ImageState) -> int:
+        """Return how many tokens stand for an image."""
+        rows, columns = merged_grid(_view_of(image), self._vision)
         return rows * columns
 
-    def encode(self, picture: ImageState) -> Float32 | Mirrored:
-        """Return a picture's embeddings, one for each of its tokens: (V, E) float32.
+    def encode(self, image: ImageState) -> Float32 | Mirrored:
+        """Return an image's embeddings, one for each of its tokens: (V, E) float32.
 
         Raises:
             ProviderError: the vision encoder failed.
             BundleError: it returned another number of tokens.
         """
-        view = _view_of(picture)
+        view = _view_of(image)
         embeds = self._kept.get(view.digest)
         if embeds is None:
             feeds: Arrays = {
@@ -90,18 +90,18 @@ class VisionEncoder:
                 "patch_positions": patch_positions(view.grid_hw, self._vision),
             }
             embeds = run_in_place(self._engine, feeds, "image_embeds")
-            shape = (self.image_tokens(picture), *embeds.shape[1:2])
+            shape = (self.image_tokens(image), *embeds.shape[1:2])
             expect_shape(embeds, shape, name="image_embeds")
             self._kept.put(view.digest, embeds)
         return embeds
 
-    def place_tokens(self, encoded: EncodedPrompts, picture: ImageState) -> VisionContext:
-        """Say where the tokens of prompts about a picture stand.
+    def place_tokens(self, encoded: EncodedPrompts, image: ImageState) -> VisionContext:
+        """Say where the tokens of prompts about an image stand.
 
         Raises:
-            BundleError: the picture's tokens are not in the prompts as they should be.
+            BundleError: the image's tokens are not in the prompts as they should be.
         """
-        view = _view_of(picture)
+        view = _view_of(image)
         ids = position_ids(
             encoded.input_ids,
             encoded.seen_mask,
@@ -112,7 +112,7 @@ class VisionEncoder:
         )
         if self._rules.positions == "none":
             return VisionContext(view.digest, ids)
-        left, top, right, bottom = picture.plan.crop_xyxy
+        left, top, right, bottom = image.plan.crop_xyxy
         placed = []
         for row, length in enumerate(encoded.lengths.tolist()):
             kept = slice(self._rules.drop, self._rules.drop + length)
@@ -132,7 +132,7 @@ class VisionEncoder:
 def open_vision_encoder(
     manifest: Manifest, encoder: PromptEncoder, engines: Mapping[str, Engine]
 ) -> VisionEncoder | None:
-    """Return what a bundle's text encoder looks at pictures with; None where it does not.
+    """Return what a bundle's text encoder looks at images with; None where it does not.
 
     Args:
         manifest: the bundle's.
@@ -151,15 +151,15 @@ def open_vision_encoder(
     )
 
 
-def _view_of(picture: ImageState) -> View:
-    """Return what the text encoder sees of a picture.
+def _view_of(image: ImageState) -> View:
+    """Return what the text encoder sees of an image.
 
     Raises:
         InputError: the state was made without.
     """
-    if picture.view is None:
+    if image.view is None:
         raise InputError(
             "the image state has nothing for the text encoder to look at, expected one made by "
             "this segmenter: call its set_image"
         )
-    return picture.view
+    return image.view

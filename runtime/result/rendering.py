@@ -1,4 +1,4 @@
-"""Pictures of a result: the mask itself, an overlay, a cutout, a heat map.
+"""Images of a result: the mask itself, an overlay, a cutout, a heat map.
 
 Arrays in, arrays out; `encode_png` turns any of them into a file's bytes.
 """
@@ -56,11 +56,11 @@ _OUTLINE_PART = 300  # the outline is this part of the shorter side
 
 
 def render(result: Segmentation, image_hwc: Uint8, kind: Kind) -> Uint8:
-    """Draw one kind of picture of a result.
+    """Draw one kind of image of a result.
 
     Args:
-        result: what `Segmenter.segment` returned for the picture.
-        image_hwc: the picture, (H, W, 3) RGB, as `load_image` gives it.
+        result: what `Segmenter.segment` returned for the image.
+        image_hwc: the image, (H, W, 3) RGB, as `load_image` gives it.
         kind: one of `KINDS`.
 
     Returns:
@@ -68,13 +68,13 @@ def render(result: Segmentation, image_hwc: Uint8, kind: Kind) -> Uint8:
         with the scale under it.
 
     Raises:
-        InputError: the picture is not of the result's size.
+        InputError: the image is not of the result's size.
     """
     if image_hwc.shape[:2] != result.mask_hw.shape:
         height, width = result.mask_hw.shape
         raise InputError(
-            f"the picture is {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, the result "
-            f"{width} x {height}: pass the picture that was segmented"
+            f"the image is {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, the result "
+            f"{width} x {height}: pass the image that was segmented"
         )
     painters: Mapping[Kind, Callable[[], Uint8]] = {
         "mask": lambda: result.mask_hw.astype(np.uint8) * np.uint8(255),
@@ -149,14 +149,14 @@ def outline(drawn_hwc: Uint8, mask_hw: npt.NDArray[np.bool_], colour: Rgb) -> No
 def cutout(image_hwc: Uint8, mask_hw: npt.NDArray[np.bool_]) -> Uint8:
     """Keep the mask and make the rest transparent: (H, W, 4) RGBA."""
     drawn = np.zeros((*mask_hw.shape, 4), np.uint8)
-    # What is transparent is also black: the picture's background must not travel in the file.
+    # What is transparent is also black: the image's background must not travel in the file.
     drawn[mask_hw, :3] = image_hwc[mask_hw]
     drawn[..., 3] = mask_hw * np.uint8(255)
     return drawn
 
 
 def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
-    """Lay a map in [0, 1], (H, W), in colours over the grey picture: (H, W, 3)."""
+    """Lay a map in [0, 1], (H, W), in colours over the grey image: (H, W, 3)."""
     drawn = np.empty((*map_hw.shape, 3), np.uint8)
     # Some rows at a time: the floats between bytes and bytes are seven times as large.
     for top in range(0, len(map_hw), _ROWS):
@@ -170,7 +170,7 @@ def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
 def encode_png(pixels: Uint8) -> bytes:
     """Encode (H, W), (H, W, 3) or (H, W, 4) uint8 as a PNG file's bytes."""
     buffer = io.BytesIO()
-    # A two-valued mask shrinks with the slow setting. Pictures hardly do: the usual level, 6, takes
+    # A two-valued mask shrinks with the slow setting. Images hardly do: the usual level, 6, takes
     # six times as long as 2 for files that are an eighth smaller.
     Image.fromarray(pixels).save(buffer, "PNG", optimize=pixels.ndim == 2, compress_level=2)
     return buffer.getvalue()

@@ -19,7 +19,7 @@ _OFFSET = 48
 _MORE = 0x20
 _SIGN = 0x10
 _BITS = 5
-_MAX_GROUPS = 12  # 60 bits: more than any picture's pixel count
+_MAX_GROUPS = 12  # 60 bits: more than any image's pixel count
 
 
 def encode_rle(mask_hw: NDArray[np.bool_]) -> str:
@@ -87,7 +87,7 @@ def _unpack(counts: str) -> NDArray[np.int64]:
     starts = np.flatnonzero(np.concatenate([[True], ~more[:-1]]))
     lengths = np.diff(np.concatenate([starts, [groups.size]]))
     if int(lengths.max()) > _MAX_GROUPS:
-        raise InputError("the RLE string has a number larger than any picture")
+        raise InputError("the RLE string has a number larger than any image")
     place = np.arange(groups.size) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((groups & (_MORE - 1)) << (_BITS * place), starts)
     negative = (groups[starts + lengths - 1] & _SIGN) != 0

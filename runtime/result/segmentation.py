@@ -26,7 +26,7 @@ class Segmentation:
         expression: the expression as it was asked, white space collapsed.
         instruction: what the model was told: the template with the expression in it, or what a
             refiner made of that, and then the magnets.
-        mask_hw: (H, W) bool at the size of the picture.
+        mask_hw: (H, W) bool at the size of the image.
         score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
             upsampling. Zeros where there is no answer, but not where the confidence is too low.
         coarse: (N_h, N_w) float32 in [0, 1], the coarse attention map (CAM).
@@ -36,7 +36,7 @@ class Segmentation:
         separability: Fisher's score between mask and rest; larger is surer.
         concentration: how concentrated the coarse map is, 0 (even) to 1 (one token).
         agreement: correlation of the refined map and the score map, -1 to 1.
-        confidence: the probability that what was asked for is in the picture, by the bundle's
+        confidence: the probability that what was asked for is in the image, by the bundle's
             rule for the three above; None where the bundle's was never fitted, and where it
             cannot know (`outside`).
         reason: why the mask is empty, or None where it is not.
@@ -54,7 +54,7 @@ class Segmentation:
             each prompt token, summed over blocks.
         sinks: places in the prompt of the attention sinks that were weighed out, from 0; see
             `find_sinks`. Empty where there are none, or they were not asked for.
-        plan: how the picture was brought to the model's grid.
+        plan: how the image was brought to the model's grid.
     """
 
     expression: str
@@ -96,7 +96,7 @@ class Segmentation:
 
     @property
     def size_wh(self) -> tuple[int, int]:
-        """Width and height of the picture, pixels."""
+        """Width and height of the image, pixels."""
         return self.plan.size_wh
 
     @property
@@ -119,7 +119,7 @@ class Segmentation:
 
     @property
     def area_share(self) -> float:
-        """Share of the picture in the mask, 0 to 1."""
+        """Share of the image in the mask, 0 to 1."""
         return self.area_px / self.mask_hw.size
 
     @cached_property

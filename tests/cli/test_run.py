@@ -174,7 +174,7 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
     assert len(errors) == 4
     assert errors[0] == "note: in: left out A.txt (no names of images), 1 earlier result"
     assert errors[1].startswith("error: in/broken.png: ")
-    assert errors[2].startswith("error: in/long.png: the picture is 900 x 10 pixels")
+    assert errors[2].startswith("error: in/long.png: the image is 900 x 10 pixels")
     assert errors[3] == "error: 2 of 5 images failed, the others are written"
     assert [line.split(" ")[0] for line in shown.stdout.splitlines()] == [
         "in/a.jpg", "in/a.png", "in/b.png",

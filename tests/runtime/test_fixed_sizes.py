@@ -21,7 +21,7 @@ def test_the_same_answer_as_without_sizes(
     reseal: Callable[..., Path],
     capture: str,
 ) -> None:
-    """A picture of a listed size is not resized, so a bundle that keeps sizes agrees."""
+    """An image of a listed size is not resized, so a bundle that keeps sizes agrees."""
     folder = tmp_path / "free"
     folder.mkdir()
     for file in tiny_master.iterdir():
@@ -42,17 +42,17 @@ def test_the_same_answer_as_without_sizes(
     ("size_wh", "grid_hw"),
     [((160, 96), (12, 20)), ((100, 300), (20, 12)), ((90, 80), (16, 16)), ((9, 9), (16, 16))],
 )
-def test_any_picture_goes_to_the_nearest_size_and_back(
+def test_any_image_goes_to_the_nearest_size_and_back(
     static_bundle: Path, size_wh: tuple[int, int], grid_hw: tuple[int, int]
 ) -> None:
     width, height = size_wh
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, : width // 2] = (220, 20, 20)
-    picture[:, width // 2 :] = (20, 20, 220)
-    result = Segmenter.from_bundle(static_bundle, provider="cpu").segment(picture, "red")
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2] = (220, 20, 20)
+    image[:, width // 2 :] = (20, 20, 220)
+    result = Segmenter.from_bundle(static_bundle, provider="cpu").segment(image, "red")
     assert result.score_map.shape == grid_hw
     assert result.mask.shape == (height, width)
-    wrong = result.mask != (picture[..., 0] > 128)
+    wrong = result.mask != (image[..., 0] > 128)
     assert wrong.mean() < 0.15
 
 
@@ -118,7 +118,7 @@ def test_a_batch_nobody_could_fill(
         Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
 
 
-def test_a_size_is_loaded_when_a_picture_needs_it(
+def test_a_size_is_loaded_when_a_image_needs_it(
     static_bundle: Path, colours: np.ndarray, opened: list[str]
 ) -> None:
     segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", threads=1)

@@ -146,7 +146,7 @@ def test_a_segmenter_refuses_before_it_looks(segmenter: Segmenter) -> None:
     some: Any
     for some, message in (({"foo": 1}, "no option 'foo'"), ({"tau": 2}, "tau is 2")):
         with pytest.raises(InputError, match=message):
-            segmenter.segment("there is no such picture.png", "red", **some)
+            segmenter.segment("there is no such image.png", "red", **some)
 
 
 def test_paper_is_the_sum_of_its_parts(segmenter: Segmenter, colours: np.ndarray) -> None:
@@ -161,7 +161,7 @@ def test_paper_is_the_sum_of_its_parts(segmenter: Segmenter, colours: np.ndarray
         np.testing.assert_array_equal(one.score_map, other.score_map)
         np.testing.assert_array_equal(one.scores_hw > 0, one.mask)
     ours = segmenter.segment(colours, words)
-    # The red bar on the right alone, with the words and the picture's edge.
+    # The red bar on the right alone, with the words and the image's edge.
     assert ours[1].mask[:, 120:].all() and not ours[1].mask[:, :118].any()
     assert own[1].mask[:, :50].any()
 

@@ -1,4 +1,4 @@
-"""From a picture to a mask on the tiny bundle, and against NumPy."""
+"""From an image to a mask on the tiny bundle, and against NumPy."""
 
 import json
 import pickle
@@ -54,7 +54,7 @@ def test_captures_agree(tiny_master: Path, colours: np.ndarray) -> None:
 
 
 def test_against_numpy(segmenter: Segmenter, colours: np.ndarray) -> None:
-    """The graphs' own arithmetic, repeated by hand from the picture on."""
+    """The graphs' own arithmetic, repeated by hand from the image on."""
     state = segmenter.set_image(colours)
     rows, columns = state.plan.grid_hw
     x = state.clean_latents[0].astype(np.float64)
@@ -114,7 +114,7 @@ def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
     assert len(results) == 5
 
 
-def test_pictures_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
+def test_images_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter, seen = spied(tiny_master)
     segmenter.segment(colours, "red")
     segmenter.segment(colours.copy(), ["red", "blue", "red"])

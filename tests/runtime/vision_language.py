@@ -1,4 +1,4 @@
-"""A tokenizer and a bundle of a text encoder that looks at pictures, made on the spot."""
+"""A tokenizer and a bundle of a text encoder that looks at images, made on the spot."""
 
 import json
 from dataclasses import asdict, replace
@@ -69,7 +69,7 @@ def tokenizer() -> Tokenizer:
 
 
 def rules(**changes: Any) -> PromptRules:
-    """Like the first generation of editors: the picture before the instruction."""
+    """Like the first generation of editors: the image before the instruction."""
     given: dict[str, Any] = {
         "template": "remove {expression}",
         "prefix": PREFIX + PICTURE,
@@ -88,7 +88,7 @@ def rules(**changes: Any) -> PromptRules:
 
 
 def later_rules(**changes: Any) -> PromptRules:
-    """Like the second generation: the picture after it, and positions on the grid."""
+    """Like the second generation: the image after it, and positions on the grid."""
     given: dict[str, Any] = {
         "prefix": PREFIX + " ",
         "suffix": PICTURE + SUFFIX,
@@ -118,13 +118,13 @@ VISION_BODY = """
 """
 TEXT_BODY = """
     words = Gather(table, input_ids)
-    pictured = Equal(input_ids, image)
-    one = Cast<to=7>(pictured)
+    is_image = Equal(input_ids, image)
+    one = Cast<to=7>(is_image)
     counted = CumSum(one, axis)
     before = Sub(counted, single)
     which = Max(before, none)
     seen = Gather(image_embeds, which)
-    shown = Cast<to=1>(pictured)
+    shown = Cast<to=1>(is_image)
     shown_3 = Unsqueeze(shown, last)
     looked = Mul(seen, shown_3)
     places = Cast<to=1>(position_ids)

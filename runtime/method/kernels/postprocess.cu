@@ -299,7 +299,7 @@ separabilities(const float* means, Answer* answers, int channels) {
                  channels);
 }
 
-// How pixels of the picture lie on one axis of the token grid; see geometry.upsample.
+// How pixels of the image lie on one axis of the token grid; see geometry.upsample.
 struct Axis {
     double scale, start, cells_per_pixel;
     int cells;

@@ -11,7 +11,7 @@ SMALL, LARGE = Cues(size=-1), Cues(size=1)
 SAID = {
     "left guy": LEFT,
     "man on the right": RIGHT,
-    "on the left of the picture": LEFT,
+    "on the left of the image": LEFT,
     "far left": LEFT,
     "left side": LEFT,
     "left side of the pic": LEFT,

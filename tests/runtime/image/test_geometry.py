@@ -121,18 +121,18 @@ def test_crop_shrinks_what_is_larger() -> None:
     assert plan.tokens <= 4096
 
 
-def test_tiny_pictures() -> None:
+def test_tiny_images() -> None:
     assert geometry.plan((1, 1), STRETCH).grid_hw == (16, 16)
     assert geometry.plan((1, 1), replace(STRETCH, resize="shrink")).grid_hw == (1, 1)
     with pytest.raises(InputError, match="15 x 40 pixels, too small for this model, expected at"):
         geometry.plan((15, 40), CROP)
 
 
-def test_long_pictures() -> None:
+def test_long_images() -> None:
     with pytest.raises(InputError) as error:
         geometry.plan((3000, 20), STRETCH)
     assert str(error.value) == (
-        "the picture is 3000 x 20 pixels (aspect 150.0), expected at most 8: "
+        "the image is 3000 x 20 pixels (aspect 150.0), expected at most 8: "
         "crop it around the object first"
     )
 
@@ -214,7 +214,7 @@ def pixelwise(map_hw: np.ndarray, plan: geometry.Plan) -> np.ndarray:
     out = np.zeros((height, width))
     for y in range(height):
         for x in range(width):
-            # The cut-out is a rectangle in picture pixels; outside of it the edge is repeated.
+            # The cut-out is a rectangle in image pixels; outside of it the edge is repeated.
             x_in = ((x + 0.5) - left * width / plan.resized_wh[0]) / (
                 (right - left) * width / plan.resized_wh[0]
             )
@@ -252,7 +252,7 @@ def test_cut_off_border_takes_the_nearest_value() -> None:
     assert (found[-4:, -1] == 5).all()
 
 
-def test_one_token_fills_the_picture() -> None:
+def test_one_token_fills_the_image() -> None:
     plan = geometry.plan((5, 3), replace(STRETCH, resize="shrink"))
     assert (upsample(np.full((1, 1), 7, np.float32), plan) == 7).all()
 

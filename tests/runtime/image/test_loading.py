@@ -53,13 +53,13 @@ def tiff(strips: list[bytes], tags: dict[int, tuple[int, ...]], order: str = "<"
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["path", "str", "bytes", "file", "pil", "array"])
-def test_every_kind_of_source(picture: np.ndarray, tmp_path: Path, kind: str) -> None:
-    data = encode(Image.fromarray(picture))
+def test_every_kind_of_source(image: np.ndarray, tmp_path: Path, kind: str) -> None:
+    data = encode(Image.fromarray(image))
     file = tmp_path / "p.png"
     file.write_bytes(data)
     sources: dict[str, ImageSource] = {
@@ -67,13 +67,13 @@ def test_every_kind_of_source(picture: np.ndarray, tmp_path: Path, kind: str) ->
         "str": str(file),
         "bytes": data,
         "file": io.BytesIO(data),
-        "pil": Image.fromarray(picture),
-        "array": picture,
+        "pil": Image.fromarray(image),
+        "array": image,
     }
     loaded = load_image(sources[kind])
     assert loaded.dtype == np.uint8
     assert loaded.flags.c_contiguous
-    np.testing.assert_array_equal(loaded, picture)
+    np.testing.assert_array_equal(loaded, image)
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
         load_image(png((side, side), b"\0" * 64))
 
 
-def test_the_limit_holds_for_every_source(picture: np.ndarray) -> None:
-    for source in (picture, Image.fromarray(picture), encode(Image.fromarray(picture))):
+def test_the_limit_holds_for_every_source(image: np.ndarray) -> None:
+    for source in (image, Image.fromarray(image), encode(Image.fromarray(image))):
         with pytest.raises(InputError, match=r"has 30 x 20 pixels, expected at most 0.0005 mega"):
             load_image(source, max_pixels=500)
 
@@ -252,20 +252,20 @@ def test_exif_orientation(form: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_an_image_in_memory_is_taken_as_it_is(picture: np.ndarray, orientation: int) -> None:
+def test_an_image_in_memory_is_taken_as_it_is(image: np.ndarray, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    opened = Image.open(io.BytesIO(encode(Image.fromarray(picture), exif=exif)))
-    np.testing.assert_array_equal(load_image(opened), picture)
+    opened = Image.open(io.BytesIO(encode(Image.fromarray(image), exif=exif)))
+    np.testing.assert_array_equal(load_image(opened), image)
     turned = opened.rotate(90, expand=True)  # keeps the EXIF
     np.testing.assert_array_equal(load_image(turned), np.asarray(turned))
     upright = ImageOps.exif_transpose(opened)
     np.testing.assert_array_equal(load_image(upright), load_image(encode(opened, exif=exif)))
 
 
-def test_broken_exif_does_not_matter(picture: np.ndarray) -> None:
-    data = encode(Image.fromarray(picture), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
-    assert load_image(data).shape == picture.shape
+def test_broken_exif_does_not_matter(image: np.ndarray) -> None:
+    data = encode(Image.fromarray(image), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
+    assert load_image(data).shape == image.shape
 
 
 def test_the_first_frame_of_several() -> None:
@@ -299,22 +299,22 @@ def test_folders_are_searched_for_every_ending_of_what_is_read() -> None:
     assert {suffix for suffix, kind in endings if kind in (*FORMATS, "MPO")} <= set(SUFFIXES)
 
 
-def test_a_png_with_much_beside_its_pixels(picture: np.ndarray) -> None:
+def test_a_png_with_much_beside_its_pixels(image: np.ndarray) -> None:
     """A large colour profile and large texts, which Pillow refuses; EXIF still turns it."""
     exif = Image.Exif()
     exif[0x0112] = 6
     text = PngImagePlugin.PngInfo()
     text.add_text("prompt", "x" * 2_000_000, zip=True)
     text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
-    image = Image.fromarray(picture)
+    image = Image.fromarray(image)
     data = encode(image, pnginfo=text, icc_profile=bytes(3_000_000), exif=exif)
     late = data[:-12] + chunk(b"zTXt", b"late\0\0" + zlib.compress(bytes(2_000_000))) + data[-12:]
-    np.testing.assert_array_equal(load_image(late), np.rot90(picture, -1))
+    np.testing.assert_array_equal(load_image(late), np.rot90(image, -1))
     said = Image.open(io.BytesIO(encode(image, exif=exif))).info["exif"].hex()
     raw = f"\nexif\n{len(said) // 2:8}\n{said}\n"
     text = PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", raw, zip=True)
-    np.testing.assert_array_equal(load_image(encode(image, pnginfo=text)), np.rot90(picture, -1))
+    np.testing.assert_array_equal(load_image(encode(image, pnginfo=text)), np.rot90(image, -1))
 
 
 @pytest.mark.parametrize("form", ["AVIF", "HEIF"])
@@ -359,17 +359,17 @@ def test_what_lies_beside_images(tmp_path: Path) -> None:
         load_image(b"")
 
 
-def test_a_pipe(picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_pipe(image: np.ndarray, tmp_path: Path) -> None:
     read, write = os.pipe()
-    os.write(write, encode(Image.fromarray(picture)))
+    os.write(write, encode(Image.fromarray(image)))
     os.close(write)
     assert pixel_count(Path(f"/dev/fd/{read}")) == 0
-    np.testing.assert_array_equal(load_image(f"/dev/fd/{read}"), picture)
+    np.testing.assert_array_equal(load_image(f"/dev/fd/{read}"), image)
     os.close(read)
 
 
-def test_threads_leave_the_filters_of_warnings(picture: np.ndarray) -> None:
-    data, before = encode(Image.fromarray(picture)), list(warnings.filters)
+def test_threads_leave_the_filters_of_warnings(image: np.ndarray) -> None:
+    data, before = encode(Image.fromarray(image)), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: load_image(data), range(200)))
     assert warnings.filters == before

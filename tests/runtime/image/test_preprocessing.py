@@ -1,4 +1,4 @@
-"""A picture reaches the model exactly as diffusers' FLUX.2-klein pipeline would bring it."""
+"""An image reaches the model exactly as diffusers' FLUX.2-klein pipeline would bring it."""
 
 import random
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ class Prepared(Exception):  # noqa: N818
 
 @pytest.fixture(scope="module")
 def pipeline() -> Flux2KleinPipeline:
-    """The published pipeline, without models, stopped where its picture is ready."""
+    """The published pipeline, without models, stopped where its image is ready."""
 
     def stop(images: Any, **options: Any) -> Any:
         raise Prepared(images[0])
@@ -83,7 +83,7 @@ def test_every_value_is_the_pipelines(
 
 
 class Sized:
-    """A picture of which only the size exists; says what is done to it."""
+    """An image of which only the size exists; says what is done to it."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -118,7 +118,7 @@ def test_every_size_is_the_pipelines() -> None:
 
 
 @pytest.mark.parametrize("size_wh", [(SHORT, SHORT), (1333, 1999), (701, 507), (2400, 300)])
-def test_the_answer_comes_back_to_the_pictures_size(size_wh: tuple[int, int]) -> None:
+def test_the_answer_comes_back_to_the_images_size(size_wh: tuple[int, int]) -> None:
     """The border that the crop cut off is filled with its nearest value."""
     width, height = size_wh
     plan = geometry.plan(size_wh, RULES)

@@ -32,7 +32,7 @@ SIZES = [
 ]  # fmt: skip
 
 
-def picture(size_wh: tuple[int, int], seed: int = 0) -> np.ndarray:
+def image(size_wh: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
 
 
@@ -61,7 +61,7 @@ def check(pixels: np.ndarray, rules: VisionRules) -> None:
 
 @pytest.mark.parametrize("size_wh", SIZES)
 def test_pixels_are_the_processors_bit_by_bit(size_wh: tuple[int, int]) -> None:
-    check(picture(size_wh), RULES)
+    check(image(size_wh), RULES)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_pixels_are_the_processors_bit_by_bit(size_wh: tuple[int, int]) -> None:
 )
 def test_other_patches(rules: VisionRules) -> None:
     for size_wh in ((31, 60), (77, 12), (200, 199)):
-        check(picture(size_wh), rules)
+        check(image(size_wh), rules)
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
@@ -87,7 +87,7 @@ def test_the_other_arithmetic_is_torchs_bit_by_bit(size_wh: tuple[int, int], res
     torch = pytest.importorskip("torch")
     rules = replace(RULES, arithmetic="torchvision", resample=resample)
     for kept in (rules, replace(rules, min_pixels=4 * 28 * 28, max_pixels=9 * 28 * 28)):
-        pixels = picture(size_wh)
+        pixels = image(size_wh)
         seen = vision_patches.view(pixels, size_wh, kept)
         assert len(seen.digest) == 64
         found = seen.image_hwc
@@ -99,7 +99,7 @@ def test_the_other_arithmetic_is_torchs_bit_by_bit(size_wh: tuple[int, int], res
 
 
 def test_a_view_that_fits_is_a_copy() -> None:
-    pixels = picture((448, 448))
+    pixels = image((448, 448))
     for arithmetic in ("pillow", "torchvision"):
         seen = vision_patches.view(pixels, (448, 448), replace(RULES, arithmetic=arithmetic))
         assert not np.shares_memory(seen.image_hwc, pixels) and not seen.image_hwc.flags.writeable
@@ -133,7 +133,7 @@ def nearest_multiples(width: int, height: int, cell: int) -> tuple[int, int]:
 @pytest.mark.parametrize("size_wh", [(592, 432), (30, 30), (41, 55), (14, 42), (1000, 9)])
 def test_aligning_is_a_resize_of_its_own(size_wh: tuple[int, int]) -> None:
     rules = replace(RULES, align=True, max_pixels=324 * 28 * 28)
-    pixels = picture(size_wh)
+    pixels = image(size_wh)
     between = nearest_multiples(*size_wh, 28)
     twice = np.asarray(Image.fromarray(pixels).resize(between, Image.Resampling.BICUBIC))
     wanted = processor(rules)(Image.fromarray(twice), return_tensors="np")
@@ -144,13 +144,13 @@ def test_aligning_is_a_resize_of_its_own(size_wh: tuple[int, int]) -> None:
 def test_aligning_has_limits_of_its_own() -> None:
     rules = replace(RULES, align=True, patch_px=1, merge=1, min_pixels=1, max_pixels=2**24)
     for size_wh in ((300, 200), (2, 1), (128, 128), (129, 128), (1, 1)):
-        seen = vision_patches.view(picture(size_wh), size_wh, rules)
+        seen = vision_patches.view(image(size_wh), size_wh, rules)
         assert seen.size_wh == nearest_multiples(*size_wh, 1), size_wh
         assert 4 <= seen.size_wh[0] * seen.size_wh[1] <= 16384
 
 
-def test_the_picture_comes_to_the_models_size_first() -> None:
-    pixels = picture((640, 480))
+def test_the_image_comes_to_the_models_size_first() -> None:
+    pixels = image((640, 480))
     first = np.asarray(Image.fromarray(pixels).resize((592, 432), Image.Resampling.LANCZOS))
     seen = vision_patches.view(pixels, (592, 432), RULES)
     np.testing.assert_array_equal(
@@ -162,7 +162,7 @@ def test_the_picture_comes_to_the_models_size_first() -> None:
 
 
 def test_a_view_of_the_right_size_is_not_touched() -> None:
-    pixels = picture((560, 448))
+    pixels = image((560, 448))
     seen = vision_patches.view(pixels, (560, 448), RULES)
     np.testing.assert_array_equal(seen.image_hwc, pixels)
     assert not seen.image_hwc.flags.writeable
@@ -181,7 +181,7 @@ def test_positions_are_in_the_order_of_the_patches(grid_hw: tuple[int, int]) -> 
 
 
 def test_patches_lie_where_their_positions_say() -> None:
-    """Without anybody's processor: a picture whose pixels name their patch."""
+    """Without anybody's processor: an image whose pixels name their patch."""
     rules = replace(
         RULES, patch_px=2, merge=2, frames=1, min_pixels=1, mean=(0.0,) * 3, std=(1.0,) * 3
     )
@@ -193,11 +193,11 @@ def test_patches_lie_where_their_positions_say() -> None:
     np.testing.assert_allclose(values[:, :2] * 255, np.repeat(places[..., None], 4, 2), atol=1e-5)
 
 
-def test_long_pictures() -> None:
+def test_long_images() -> None:
     with pytest.raises(InputError) as error:
-        vision_patches.view(picture((2010, 10)), (2010, 10), RULES)
+        vision_patches.view(image((2010, 10)), (2010, 10), RULES)
     assert str(error.value) == (
-        "the picture comes to 2010 x 10 pixels for the text encoder, expected one side at most "
+        "the image comes to 2010 x 10 pixels for the text encoder, expected one side at most "
         "200 times the other: crop it around the object first"
     )
 
@@ -213,11 +213,11 @@ def test_long_pictures() -> None:
 def test_odd_rules_make_no_gigantic_arrays(rules: VisionRules, size_wh: tuple[int, int]) -> None:
     tracemalloc.start()
     with pytest.raises(BundleError, match=r"makes a view of \d+ x \d+ pixels, expected at most"):
-        vision_patches.view(picture(size_wh), size_wh, rules)
+        vision_patches.view(image(size_wh), size_wh, rules)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
 def test_the_largest_cells_make_one_token() -> None:
     rules = replace(RULES, patch_px=256, merge=16, min_pixels=1, max_pixels=1)
-    assert vision_patches.view(picture((8, 8)), (8, 8), rules).size_wh == (4096, 4096)
+    assert vision_patches.view(image((8, 8)), (8, 8), rules).size_wh == (4096, 4096)

@@ -1,4 +1,4 @@
-"""Prompt tokens that all of the picture looks at: found, and weighed out in a second pass."""
+"""Prompt tokens that all of the image looks at: found, and weighed out in a second pass."""
 
 from collections.abc import Mapping
 from pathlib import Path

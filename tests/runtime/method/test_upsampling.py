@@ -1,4 +1,4 @@
-"""Contours along the picture's edges, against the guided filter written out in loops."""
+"""Contours along the image's edges, against the guided filter written out in loops."""
 
 import tracemalloc
 from dataclasses import replace
@@ -18,7 +18,7 @@ GEOMETRY = Geometry(
 
 
 def whole(size_wh: tuple[int, int], grid_hw: tuple[int, int]) -> Plan:
-    """The picture as it is, cut into a grid."""
+    """The image as it is, cut into a grid."""
     resized = (8 * grid_hw[1], 8 * grid_hw[0])
     return Plan(size_wh, resized, (0, 0, *resized), grid_hw)
 
@@ -65,7 +65,7 @@ def literal(coarse_hw: np.ndarray, image_hwc: np.ndarray, radius: int) -> np.nda
     ("size_wh", "grid_hw", "radius"),
     [((31, 23), (4, 5), 6), ((24, 24), (6, 6), 4), ((40, 9), (2, 8), 5), ((7, 5), (5, 7), 1)],
 )
-def test_a_picture_that_is_not_reduced(
+def test_a_image_that_is_not_reduced(
     size_wh: tuple[int, int], grid_hw: tuple[int, int], radius: int, *, grey: bool
 ) -> None:
     image_hwc, map_hw, drawn = noise(size_wh, grey=grey), scores(grid_hw), whole(size_wh, grid_hw)
@@ -75,7 +75,7 @@ def test_a_picture_that_is_not_reduced(
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def test_edges_of_a_smooth_picture() -> None:
+def test_edges_of_a_smooth_image() -> None:
     """Little noise on a gradient: where single precision would cancel."""
     y, x = np.indices((30, 36))
     smooth = np.stack([100 + 3 * x, 120 + 2 * y, 230 + 0 * x], axis=-1)
@@ -87,7 +87,7 @@ def test_edges_of_a_smooth_picture() -> None:
 
 
 def test_long_sums_keep_their_digits() -> None:
-    """The last row of a long picture is as right as the first."""
+    """The last row of a long image is as right as the first."""
     rng, drawn = np.random.default_rng(2), whole((6, 400), (100, 2))
     strip = np.full((400, 6, 3), 250, np.uint8) - rng.integers(0, 3, (400, 6, 3), np.uint8)
     map_hw = scores((100, 2))
@@ -98,7 +98,7 @@ def test_long_sums_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_picture_of_one_colour_smooths(value: int) -> None:
+def test_a_image_of_one_colour_smooths(value: int) -> None:
     """No edges: twice the mean of a window; signs of wide regions stay."""
     image_hwc, drawn = np.full((48, 64, 3), value, np.uint8), whole((64, 48), (6, 8))
     map_hw = np.where(np.arange(8) < 4, -1, 1).astype(np.float32) * np.ones((6, 1), np.float32)
@@ -127,7 +127,7 @@ def test_a_sharp_edge_is_followed_to_the_pixel(edge: int, *, tall: bool) -> None
     assert ((upsample(map_hw, drawn) > 0) != truth).any()
 
 
-def test_an_edge_is_followed_in_a_reduced_picture() -> None:
+def test_an_edge_is_followed_in_a_reduced_image() -> None:
     """A disc of 640 x 480 on 16 x 12 tokens: to the pixel, where bilinear is far off."""
     y, x = np.indices((480, 640))
     truth = np.hypot(x - 305, y - 227) < 131
@@ -142,7 +142,7 @@ def test_an_edge_is_followed_in_a_reduced_picture() -> None:
     "size_wh",
     [(1, 1), (1, 50), (50, 1), (2, 3), (8, 8), (3, 2000), (2000, 3), (1, 5000), (700, 500)],
 )
-def test_small_long_and_large_pictures(size_wh: tuple[int, int]) -> None:
+def test_small_long_and_large_images(size_wh: tuple[int, int]) -> None:
     drawn = plan(size_wh, replace(GEOMETRY, max_aspect=6000.0))
     map_hw = scores(drawn.grid_hw)
     found = guided_upsample(map_hw, noise(size_wh), drawn)
@@ -180,7 +180,7 @@ def test_every_geometry_keeps_its_places(geometry: Geometry, size_wh: tuple[int,
     image_hwc[top : height - 9, left : width - 11] = (240, 240, 100)
     truth = image_hwc[..., 0] > 128
     drawn = plan(size_wh, geometry)
-    # What the model sees of it, by the nearest pixel of the picture.
+    # What the model sees of it, by the nearest pixel of the image.
     (x0, y0, x1, y1), (wide, tall) = drawn.crop_xyxy, drawn.resized_wh
     x = ((np.arange(x0, x1) + 0.5) * width / wide).astype(int)
     y = ((np.arange(y0, y1) + 0.5) * height / tall).astype(int)
@@ -193,7 +193,7 @@ def test_every_geometry_keeps_its_places(geometry: Geometry, size_wh: tuple[int,
     assert wrong < wrong_bilinear / 2 and wrong < 0.02
 
 
-def test_pictures_may_lie_anywhere_in_memory() -> None:
+def test_images_may_lie_anywhere_in_memory() -> None:
     image_hwc, drawn, map_hw = noise((60, 44)), whole((60, 44), (5, 7)), scores((5, 7))
     expected = guided_upsample(map_hw, image_hwc, drawn)
     fixed, turned = image_hwc.copy(), np.asfortranarray(image_hwc)
@@ -211,7 +211,7 @@ def test_pictures_may_lie_anywhere_in_memory() -> None:
     np.testing.assert_array_equal(map_hw, before)
 
 
-def test_a_mirrored_picture_has_the_mirrored_mask() -> None:
+def test_a_mirrored_image_has_the_mirrored_mask() -> None:
     image_hwc, drawn, map_hw = noise((64, 48)), whole((64, 48), (6, 8)), scores((6, 8))
     expected = guided_upsample(map_hw, image_hwc, drawn)
     found = guided_upsample(map_hw[:, ::-1].copy(), image_hwc[:, ::-1], drawn)[:, ::-1]
@@ -219,7 +219,7 @@ def test_a_mirrored_picture_has_the_mirrored_mask() -> None:
 
 
 @pytest.mark.parametrize("grid_hw", [(16, 16), (64, 64)])
-def test_memory_is_a_few_planes_of_the_picture(grid_hw: tuple[int, int]) -> None:
+def test_memory_is_a_few_planes_of_the_image(grid_hw: tuple[int, int]) -> None:
     size_wh = (1600, 1200)
     drawn, image_hwc, map_hw = whole(size_wh, grid_hw), noise(size_wh), scores(grid_hw)
     upsample(map_hw, drawn)  # places are remembered
@@ -228,12 +228,12 @@ def test_memory_is_a_few_planes_of_the_picture(grid_hw: tuple[int, int]) -> None
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     plane = 4 * size_wh[0] * size_wh[1]
-    # One of the picture's size, and many of the reduced picture's, which is small.
+    # One of the image's size, and many of the reduced image's, which is small.
     assert peak < 2.5 * plane
 
 
 def test_nothing_is_found_where_nothing_is_positive() -> None:
-    """Noise of a picture is no reason for a mask."""
+    """Noise of an image is no reason for a mask."""
     drawn, image_hwc = whole((64, 48), (6, 8)), noise((64, 48))
     asked = replace(REQUEST, plan=drawn, guide=image_hwc)
     map_hw = -abs(scores((6, 8)))
@@ -246,7 +246,7 @@ def test_nothing_is_found_where_nothing_is_positive() -> None:
 
 
 def test_a_token_alone_is_not_lost() -> None:
-    """Means over windows drown it where no edge of the picture holds it."""
+    """Means over windows drown it where no edge of the image holds it."""
     drawn, image_hwc = whole((64, 48), (6, 8)), np.full((48, 64, 3), 90, np.uint8)
     map_hw = np.full((6, 8), -0.5, np.float32)
     map_hw[2, 3] = 0.4

@@ -1,4 +1,4 @@
-"""Embeddings of prompts about pictures: what is remembered, in memory and on disk."""
+"""Embeddings of prompts with an image: the caches in memory and on disk."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,6 @@ import pytest
 
 from rism.runtime import BundleError, InputError, ProviderError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
-from rism.runtime.bundle.reader import Bundle
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from tests.runtime.vision_language import WORDS, make_bundle, spied
@@ -24,7 +23,7 @@ def bundle(tmp_path: Path, reseal: Reseal) -> Path:
     return reseal(make_bundle(tmp_path / "looking"))
 
 
-def test_a_picture_is_looked_at_once(bundle: Path, colours: np.ndarray) -> None:
+def test_an_image_is_encoded_once(bundle: Path, colours: np.ndarray) -> None:
     segmenter, spies = spied(bundle, max_batch=2)
     first = segmenter.segment(colours, WORDS)
     assert len(spies["vision_encoder"].fed) == 1
@@ -38,7 +37,7 @@ def test_a_picture_is_looked_at_once(bundle: Path, colours: np.ndarray) -> None:
         np.testing.assert_array_equal(one.score_map, other.score_map)
     segmenter.segment(colours[:, ::-1].copy(), WORDS[:1])
     assert len(spies["vision_encoder"].fed) == 2
-    assert len(spies["text_encoder"].fed) == runs + 1  # the same words of another picture
+    assert len(spies["text_encoder"].fed) == runs + 1  # the same words of another image
 
 
 def test_a_state_serves_any_number_of_calls(bundle: Path, colours: np.ndarray) -> None:
@@ -50,16 +49,16 @@ def test_a_state_serves_any_number_of_calls(bundle: Path, colours: np.ndarray) -
     assert len(spies["vision_encoder"].fed) == 1
 
 
-def test_a_cache_by_picture_and_words(
+def test_a_cache_by_image_and_words(
     bundle: Path, tmp_path: Path, colours: np.ndarray, opened: list[str]
 ) -> None:
-    def run(picture: np.ndarray, words: list[str]) -> list[bytes]:
+    def run(image: np.ndarray, words: list[str]) -> list[bytes]:
         opened.clear()
         segmenter = Segmenter.from_bundle(
             bundle, provider="cpu", threads=1, cache_dir=tmp_path / "c"
         )
         assert sorted(opened) == ["transformer.onnx", "vae_encoder.onnx"]
-        return [result.score_map.tobytes() for result in segmenter.segment(picture, words)]
+        return [result.score_map.tobytes() for result in segmenter.segment(image, words)]
 
     first = run(colours, WORDS)
     assert sorted(opened[2:]) == ["text_encoder.onnx", "vision_encoder.onnx"]
@@ -79,43 +78,26 @@ def test_a_cache_by_picture_and_words(
         lambda d: d["files"]["vision_encoder.onnx"].update(sha256="0" * 64),
         lambda d: d["prompt"]["vision"].update(mean=[0.1, 0.2, 0.3]),
         lambda d: d["prompt"]["quotes"].update(start=0),
-        lambda d: d["prompt"].update(unseen_id=None),
-        lambda d: d["prompt"].update(drop=6),
     ],
 )
-def test_what_changes_an_embedding_changes_its_name(
+def test_a_name_has_all_that_changes_an_embedding(
     bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-
     data = json.loads((bundle / "manifest.json").read_text())
     cache = EmbeddingCache(tmp_path / "c", parse_manifest(data), provider="cpu")
-    embeds = np.ones((5, 3), np.float32)
-    cache.put("x", embeds, picture="p")
-    found = cache.get("x", picture="p", rows=5)
-    assert found is not None and found.tobytes() == embeds.tobytes()
-    assert cache.get("x", picture="q", rows=5) is None
-    assert cache.get("x", rows=5) is None
-    assert cache.get("x", picture="p", rows=4) is None  # of another length: not sound
+    cache.put("x", np.ones((5, 3), np.float32), image="p")
+    assert cache.get("x", image="p", rows=5) is not None
     change(data)
     other = EmbeddingCache(tmp_path / "c", parse_manifest(data), provider="cpu")
-    assert other.get("x", picture="p", rows=5) is None
+    assert other.get("x", image="p", rows=5) is None
 
 
-def test_entries_have_at_most_the_longest_length(bundle: Path, tmp_path: Path) -> None:
-    cache = EmbeddingCache(tmp_path / "c", Bundle.open(bundle).manifest, provider="cpu")
-    for shape in ((91, 3), (5, 4), (15,)):
-        cache.put("x", np.ones(shape, np.float32))
-    assert list((tmp_path / "c").iterdir()) == []
-    cache.put("x", np.ones((90, 3), np.float32))
-    assert cache.get("x") is not None
-
-
-def test_there_must_be_a_picture(bundle: Path, colours: np.ndarray) -> None:
+def test_there_must_be_an_image(bundle: Path, colours: np.ndarray) -> None:
     segmenter = Segmenter.from_bundle(bundle, provider="cpu")
     said = [segmenter._encoder.instruct("van")]
     embedder = segmenter._embedder
     assert isinstance(embedder, PromptEmbedder)
-    with pytest.raises(InputError, match="text encoder looks at the picture, expected one to emb"):
+    with pytest.raises(InputError, match="text encoder looks at the image, expected one to emb"):
         embedder.embed(said)
     blind = replace(segmenter.set_image(colours), view=None)
     with pytest.raises(InputError, match="has nothing for the text encoder to look at, expected"):

@@ -4,11 +4,14 @@ import hashlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ def manifest(manifest_data: dict[str, Any]) -> Manifest:
 
 
 def number(instruction: str) -> np.ndarray:
-    """An embedding that can be told from every other."""
+    """An embedding that can be warnings from every other."""
     seed = int.from_bytes(hashlib.sha256(instruction.encode()).digest()[:4])
     return np.random.default_rng(seed).standard_normal((8, 3), dtype=np.float32)
 
@@ -51,60 +54,34 @@ def test_what_was_put_comes_back_bit_by_bit(tmp_path: Path, manifest: Manifest) 
         assert found.tobytes() == number(wanted).tobytes()
         assert not found.flags.writeable
     assert again.get("remove the  red") is None
-
-
-def test_an_entry_is_a_plain_npy_file(tmp_path: Path, manifest: Manifest) -> None:
-    EmbeddingCache(tmp_path, manifest, provider="cpu").put("x", number("x"))
-    (entry,) = entries(tmp_path)
-    assert len(entry.stem) == 64 and os.listdir(tmp_path) == [entry.name]
-    np.testing.assert_array_equal(np.load(entry, allow_pickle=False), number("x"))
-    saved = io.BytesIO()
-    np.save(saved, number("x"))
-    assert entry.read_bytes() == saved.getvalue()
-    assert entry.stat().st_size == ENTRY
+    written = [entry.read_bytes() for entry in entries(tmp_path / "new" / "deep")]
+    assert sorted(written) == sorted(saved(number(wanted)) for wanted in "ab")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "same"),
     [
-        lambda d: d["files"]["text_encoder.onnx"].update(sha256="0" * 64),
-        lambda d: d["files"]["text_encoder.weights"].update(sha256="0" * 64),
-        lambda d: d["files"]["tokenizer.json"].update(sha256="0" * 64),
-        lambda d: d["prompt"].update(prefix="<s> <s>"),
-        lambda d: d["prompt"].update(suffix=""),
-        lambda d: d["prompt"].update(pad_id=1),
-        lambda d: d["prompt"].update(max_length=9),
+        (lambda d: d["files"]["text_encoder.onnx"].update(sha256="0" * 64), False),
+        (lambda d: d["files"]["text_encoder.weights"].update(sha256="0" * 64), False),
+        (lambda d: d["files"]["tokenizer.json"].update(sha256="0" * 64), False),
+        (lambda d: d["prompt"].update(prefix="<s> <s>"), False),
+        (lambda d: d["prompt"].update(drop=1), False),
+        (lambda d: d["prompt"].update(max_length=9), False),
+        (lambda d: d["files"]["transformer.vectors.onnx"].update(sha256="0" * 64), True),
+        (lambda d: d["method"].update(tau=0.5), True),
+        (lambda d: d["prompt"].update(template="segment {expression}"), True),
     ],
 )
-def test_what_changes_an_embedding_changes_its_name(
-    tmp_path: Path, manifest_data: dict[str, Any], manifest: Manifest, change: Change
+def test_a_name_has_all_that_changes_an_embedding(
+    tmp_path: Path, manifest_data: dict[str, Any], manifest: Manifest, change: Change, same: bool
 ) -> None:
-    EmbeddingCache(tmp_path, manifest, provider="cpu").put("x", number("x"))
-    change(manifest_data)
-    other = EmbeddingCache(tmp_path, parse_manifest(manifest_data), provider="cpu")
-    assert other.get("x") is None
-
-
-def test_the_kind_of_provider_is_part_of_the_name(tmp_path: Path, manifest: Manifest) -> None:
-    EmbeddingCache(tmp_path, manifest, provider="cpu").put("x", number("x"))
+    cache = EmbeddingCache(tmp_path, manifest, provider="cpu")
+    cache.put("x", number("x"))
     assert EmbeddingCache(tmp_path, manifest, provider="cuda").get("x") is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda d: d["files"]["transformer.vectors.onnx"].update(sha256="0" * 64),
-        lambda d: d["method"].update(tau=0.5),
-        lambda d: d["prompt"].update(template="segment {expression}"),
-    ],
-)
-def test_what_does_not_change_it_does_not(
-    tmp_path: Path, manifest_data: dict[str, Any], manifest: Manifest, change: Change
-) -> None:
-    EmbeddingCache(tmp_path, manifest, provider="cpu").put("x", number("x"))
+    assert cache.get("x", image="another") is None
     change(manifest_data)
     other = EmbeddingCache(tmp_path, parse_manifest(manifest_data), provider="cpu")
-    assert other.get("x") is not None
+    assert (other.get("x") is not None) == same
 
 
 def saved(array: Any, **options: Any) -> bytes:
@@ -115,19 +92,14 @@ def saved(array: Any, **options: Any) -> bytes:
 
 SOUND = saved(number("x"))
 BAD: dict[str, bytes] = {
-    "empty": b"",
     "cut short": SOUND[:-1],
     "longer": SOUND + b"x",
-    "half of it": SOUND[:100],
     "no header": bytes(ENTRY),
     "another shape": saved(number("x").reshape(3, 8)),
-    "flat": saved(number("x").ravel()),
     "float64": saved(number("x").astype(np.float64)[:, :1].repeat(3, 1)[:4]),
-    "integers": saved(number("x").astype("<i4")),
     "big-endian": saved(number("x").astype(">f4")),
     "by columns": saved(np.asfortranarray(number("x"))),
     "not finite": saved(np.where(np.eye(8, 3), np.nan, 1).astype(np.float32)),
-    "infinite": saved(np.where(np.eye(8, 3), np.inf, 1).astype(np.float32)),
     "objects": saved(np.array([[None] * 3] * 8), allow_pickle=True),
     "a claim": SOUND.replace(b"(8, 3)", b"(9**9,)"),
     "a zip": b"PK\x03\x04" + bytes(ENTRY - 4),
@@ -138,8 +110,8 @@ BAD: dict[str, bytes] = {
 def test_whatever_is_not_sound_is_a_miss_and_is_replaced(
     tmp_path: Path, manifest: Manifest, kind: str
 ) -> None:
-    told: list[str] = []
-    cache = EmbeddingCache(tmp_path / "c", manifest, provider="cpu", warn=told.append)
+    warnings: list[str] = []
+    cache = EmbeddingCache(tmp_path / "c", manifest, provider="cpu", warn=warnings.append)
     cache.put("x", number("x"))
     (entry,) = entries(tmp_path / "c")
     entry.unlink()
@@ -156,13 +128,13 @@ def test_whatever_is_not_sound_is_a_miss_and_is_replaced(
     else:
         entry.write_bytes(BAD[kind])
     assert cache.get("x") is None
-    assert len(told) == 1
-    assert told[0].startswith(f"cached embedding {entry} is not sound (")
-    assert told[0].endswith("): made again") and told[0].isprintable()
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"cached embedding {entry} is not sound (")
+    assert warnings[0].endswith("): made again") and warnings[0].isprintable()
     cache.put("x", number("x"))
     found = cache.get("x")
     if kind == "folder":  # nothing of ours: left alone, and said
-        assert found is None and "embedding not cached (" in told[1]
+        assert found is None and "embedding not cached (" in warnings[1]
         return
     assert found is not None and found.tobytes() == number("x").tobytes()
     assert not entry.is_symlink() and entry.is_file()
@@ -179,13 +151,6 @@ def test_a_huge_file_is_not_read(tmp_path: Path, manifest: Manifest) -> None:
     assert cache.get("x") is None
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-
-
-def test_what_is_not_finite_is_not_kept(tmp_path: Path, manifest: Manifest) -> None:
-    cache = EmbeddingCache(tmp_path, manifest, provider="cpu")
-    cache.put("x", np.full((8, 3), np.nan, np.float32))
-    cache.put("y", np.zeros((8, 4), np.float32))
-    assert entries(tmp_path) == []
 
 
 def test_the_oldest_go_first_and_nothing_of_others(tmp_path: Path, manifest: Manifest) -> None:
@@ -207,10 +172,14 @@ def test_the_oldest_go_first_and_nothing_of_others(tmp_path: Path, manifest: Man
     assert all((tmp_path / name).read_bytes() == data for name, data in others.items())
 
 
-def test_an_embedding_beyond_the_limit_is_not_kept(tmp_path: Path, manifest: Manifest) -> None:
-    cache = EmbeddingCache(tmp_path, manifest, provider="cpu", limit_bytes=50)
-    cache.put("x", number("x"))
-    assert cache.get("x") is None and os.listdir(tmp_path) == []
+def test_what_is_not_kept(tmp_path: Path, manifest: Manifest) -> None:
+    cache = EmbeddingCache(tmp_path, manifest, provider="cpu")
+    for array in (np.full((8, 3), np.nan), np.zeros((8, 4)), np.zeros((9, 3)), np.zeros(8)):
+        cache.put("x", array.astype(np.float32))
+    EmbeddingCache(tmp_path, manifest, provider="cpu", limit_bytes=50).put("x", number("x"))
+    assert os.listdir(tmp_path) == [] and cache.get("x") is None
+    cache.put("x", number("x")[:5])
+    assert cache.get("x") is None and cache.get("x", rows=5) is not None
 
 
 def test_a_bundle_that_does_not_say_how_wide(tmp_path: Path, manifest_data: dict[str, Any]) -> None:
@@ -220,85 +189,59 @@ def test_a_bundle_that_does_not_say_how_wide(tmp_path: Path, manifest_data: dict
         EmbeddingCache(tmp_path, parse_manifest(manifest_data), provider="cpu")
 
 
-HAMMER = """
-import json, os, random, sys, threading
-sys.path.insert(0, sys.argv[4])
-from tests_helper import number
-from rism.runtime.prompt.embedding_cache import EmbeddingCache
-from rism.runtime.bundle.manifest import parse_manifest
+def hammer(folder: str, seed: int, limit: int) -> None:
+    """In a process of its own: threads read, write and tear the same entries."""
+    manifest = parse_manifest(json.load(sys.stdin))
+    warnings: list[str] = []
+    hits: list[bool] = []
 
-folder, seed, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-manifest = parse_manifest(json.load(sys.stdin))
-told, hits, wrong = [], [], []
+    def work(seed: int) -> None:
+        cache = EmbeddingCache(
+            folder, manifest, provider="cpu", limit_bytes=limit, warn=warnings.append
+        )
+        draw = random.Random(seed)
+        for step in range(100):
+            name = f"remove {draw.randrange(20)}"
+            found = cache.get(name)
+            if found is None:
+                cache.put(name, number(name))
+            else:
+                hits.append(found.tobytes() == number(name).tobytes())
+            if seed % 7 == 0 and step % 10 == 0:
+                for entry in sorted(os.listdir(folder))[:2]:
+                    with suppress(OSError):
+                        os.truncate(Path(folder, entry), draw.randrange(200))
 
-
-def work(seed):
-    cache = EmbeddingCache(folder, manifest, provider="cpu", limit_bytes=limit, warn=told.append)
-    draw = random.Random(seed)
-    for step in range(150):
-        name = f"remove {draw.randrange(20)}"
-        found = cache.get(name)
-        if found is None:
-            cache.put(name, number(name))
-        elif found.tobytes() == number(name).tobytes():
-            hits.append(name)
-        else:
-            wrong.append(name)
-        if seed % 7 == 0 and step % 10 == 0:  # a process that tears files
-            for entry in sorted(os.listdir(folder))[:2]:
-                try:
-                    os.truncate(os.path.join(folder, entry), draw.randrange(200))
-                except OSError:
-                    pass
-
-
-threads = [threading.Thread(target=work, args=(seed * 10 + i,)) for i in range(3)]
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(json.dumps([len(hits), wrong, told]))
-"""
+    threads = [threading.Thread(target=work, args=(seed * 10 + i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps([len(hits), all(hits), warnings]))
 
 
 def test_processes_and_threads_share_a_folder(
     tmp_path: Path, manifest_data: dict[str, Any]
 ) -> None:
-    helper = tmp_path / "helper"
-    helper.mkdir()
-    (helper / "tests_helper.py").write_text(
-        "import hashlib\nimport numpy as np\n\n\n"
-        "def number(instruction):\n"
-        "    seed = int.from_bytes(hashlib.sha256(instruction.encode()).digest()[:4])\n"
-        "    return np.random.default_rng(seed).standard_normal((8, 3), dtype=np.float32)\n"
-    )
-    folder = tmp_path / "c"
-    limit = 12 * ENTRY
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", HAMMER, str(folder), str(seed), str(limit), str(helper)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            text=True,
-        )
-        for seed in range(4)
-    ]
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(manifest_data))
-        process.stdin.close()
-        process.stdin = None
-    hits = 0
-    for process in started:
-        out, error = process.communicate(timeout=900)
-        assert process.returncode == 0 and error == "", error
-        found, wrong, told = json.loads(out)
-        assert wrong == []
-        assert all("is not sound (" in line or "embedding not cached (" in line for line in told)
-        hits += found
-    assert hits > 100
-    left = [file for file in folder.iterdir() if file.suffix != ".npy"]
-    assert left == []
+    limit, folder = 12 * ENTRY, tmp_path / "c"
+    code = f"from {__name__} import hammer; hammer({str(folder)!r}, %d, {limit})"
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(
+            lambda seed: subprocess.run(
+                [sys.executable, "-c", code % seed],
+                cwd=ROOT,
+                input=json.dumps(manifest_data),
+                capture_output=True,
+                text=True,
+                check=False,
+            ),
+            range(3),
+        ):
+            assert done.returncode == 0 and done.stderr == "", done.stderr
+            hits, right, warnings = json.loads(done.stdout)
+            assert right and hits > 30
+            assert all("is not sound (" in e or "embedding not cached (" in e for e in warnings)
+    assert all(file.suffix == ".npy" for file in folder.iterdir())
     assert sum(file.stat().st_size for file in folder.iterdir()) <= limit
 
 
@@ -359,34 +302,14 @@ def test_threads_load_the_text_encoder_once(
     assert opened.count("text_encoder.onnx") == 1
 
 
-def test_damage_costs_time_and_no_more(
-    tiny_master: Path, tmp_path: Path, colours: np.ndarray
-) -> None:
-    told: list[str] = []
-
-    def run() -> bytes:
-        segmenter = Segmenter.from_bundle(
-            tiny_master, provider="cpu", threads=1, cache_dir=tmp_path / "c", warn=told.append
-        )
-        return segmenter.segment(colours, "red").score_map.tobytes()
-
-    first = run()
-    (entry,) = entries(tmp_path / "c")
-    entry.write_bytes(b"hello")
-    assert run() == first
-    assert len(told) == 1 and "is not sound (5 bytes): made again" in told[0]
-    assert run() == first
-    assert len(told) == 1
-
-
 def test_a_folder_that_goes_away(tiny_master: Path, tmp_path: Path, colours: np.ndarray) -> None:
-    told: list[str] = []
+    warnings: list[str] = []
     segmenter = Segmenter.from_bundle(
-        tiny_master, provider="cpu", cache_dir=tmp_path / "c", warn=told.append
+        tiny_master, provider="cpu", cache_dir=tmp_path / "c", warn=warnings.append
     )
     (tmp_path / "c").rmdir()
     assert segmenter.segment(colours, "red").mask.any()
-    assert len(told) == 1 and told[0].startswith("embedding not cached (cannot write ")
+    assert len(warnings) == 1 and warnings[0].startswith("embedding not cached (cannot write ")
 
 
 def test_a_folder_that_is_none(tiny_master: Path, tmp_path: Path, opened: list[str]) -> None:

@@ -32,13 +32,8 @@ def test_renders_the_template_and_pads(encoder: PromptEncoder) -> None:
         ("<s>", "remove", "blue", "</s>"),
     )
     assert np.flatnonzero(encoded.expression_mask[0]).tolist() == [2, 3]
-
-
-def test_masks_say_whose_the_tokens_are(encoder: PromptEncoder) -> None:
-    encoded = encoder.encode(["the red", "blue"])
-    assert encoded.instruction_mask.tolist()[0] == [False, *[True] * 3, *[False] * 4]
-    assert encoded.instruction_mask.tolist()[1] == [False, *[True] * 2, *[False] * 5]
-    assert encoded.expression_mask.tolist()[1] == [False, False, True, *[False] * 5]
+    assert np.flatnonzero(encoded.instruction_mask[0]).tolist() == [1, 2, 3]
+    assert encoder.encode(["{expression} red"]).tokens[0][2:4] == ("{expression}", "red")
 
 
 def test_white_space_is_collapsed(encoder: PromptEncoder) -> None:
@@ -47,11 +42,6 @@ def test_white_space_is_collapsed(encoder: PromptEncoder) -> None:
     ).input_ids
     for other in others:
         np.testing.assert_array_equal(other, plain)
-
-
-def test_a_template_in_an_expression_is_text(encoder: PromptEncoder) -> None:
-    encoded = encoder.encode(["{expression} red"])
-    assert encoded.tokens[0][2:4] == ("{expression}", "red")
 
 
 @pytest.mark.parametrize(
@@ -67,15 +57,24 @@ def test_what_nobody_sees_around_an_expression(written: str, meant: str) -> None
     assert clean_expression(written) == meant
 
 
-@pytest.mark.parametrize("expression", ["", " ", "\n\t ", "\u3000", "\ufeff", "\u200b \u3164"])
-def test_empty(expression: str) -> None:
-    with pytest.raises(InputError, match="the expression is empty, expected words such as"):
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        *((text, "is empty, expected words such as") for text in ("", "\n\t ", "\u200b \u3164")),
+        (3, "is of type int, expected text"),
+        (" ".join(["red"] * 5000), "has 19999 characters, expected at most 4096: shorten"),
+        ("a\0b", r"contains the control character U\+0000: take it out"),
+        ("red\x1b[2J", r"contains the control character U\+001B: take it out"),
+        ("a\x7fb", r"contains the control character U\+007F: take it out"),
+        ("a\ud800", r"contains the control character U\+D800: take it out"),
+    ],
+)
+def test_wrong_expressions(expression: Any, expected: str) -> None:
+    with pytest.raises(InputError, match=f"^the expression {expected}"):
         clean_expression(expression)
 
 
-def test_five_thousand_words(encoder: PromptEncoder) -> None:
-    with pytest.raises(InputError, match="has 19999 characters, expected at most 4096: shorten"):
-        encoder.encode([" ".join(["red"] * 5000)])
+def test_a_prompt_has_a_length(encoder: PromptEncoder) -> None:
     with pytest.raises(InputError, match=r"makes a prompt of 103 tokens, expected at most 8: sh"):
         encoder.encode([" ".join(["red"] * 100)])
 
@@ -85,24 +84,10 @@ def test_emoji_and_other_scripts_are_words(encoder: PromptEncoder, expression: s
     assert encoder.encode([expression]).attention_mask.sum() >= 4
 
 
-@pytest.mark.parametrize(
-    ("expression", "code"),
-    [("a\0b", "U+0000"), ("red\x1b[2J", "U+001B"), ("a\x7fb", "U+007F"), ("a\ud800", "U+D800")],
-)
-def test_control_characters(expression: str, code: str) -> None:
-    with pytest.raises(InputError, match=f"control character {code.replace('+', '.')}: take it"):
-        clean_expression(expression)
-
-
 @pytest.mark.parametrize("expression", ["red </s> <s> add a cat", "a<pad>b", "<unk>"])
 def test_an_expression_cannot_leave_the_template(encoder: PromptEncoder, expression: str) -> None:
     with pytest.raises(InputError, match=r"contains '<.*>', a control token of this model: take"):
         encoder.encode([expression])
-
-
-def test_not_text() -> None:
-    with pytest.raises(InputError, match="the expression is of type int, expected text"):
-        clean_expression(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -181,19 +166,14 @@ def prompts(encoder: PromptEncoder) -> list[PromptState]:
 
 def test_weights(prompts: list[PromptState]) -> None:
     assert (prompt_token_weights(None, prompts) == np.ones((2, 8))).all()
-    assert (prompt_token_weights("all", prompts) == np.ones((2, 8))).all()
     assert prompt_token_weights("valid", prompts).sum(1).tolist() == [5, 4]
     assert prompt_token_weights("valid", prompts).dtype == np.float32
-    assert prompt_token_weights("instruction", prompts).tolist()[0] == [0, 1, 1, 1, 0, 0, 0, 0]
-    assert prompt_token_weights("instruction", prompts).tolist()[1] == [0, 1, 1, 0, 0, 0, 0, 0]
-    assert prompt_token_weights("expression", prompts).tolist()[1] == [0, 0, 1, 0, 0, 0, 0, 0]
     assert prompt_token_weights([0, 1, 2, 3, 4, 5, 6, 7], prompts)[1].tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ("some", "prompt_weights is 'some', expected one of all, valid, instruction, exp"),
         (
             "text",
             "prompt_weights is 'text', expected one of all, valid, instruction, "
@@ -209,24 +189,12 @@ def test_wrong_weights(prompts: list[PromptState], weights: object, expected: st
         prompt_token_weights(weights, prompts)  # type: ignore[arg-type]
 
 
-def test_the_expressions_tokens_must_be_there(encoder: PromptEncoder) -> None:
-    instruction = encoder.instruct("the red")
-    prompts = states(encoder, [instruction, encoder.reword(instruction, "remove red")])
-    assert prompt_token_weights("instruction", prompts)[1].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
-    with pytest.raises(InputError) as error:
-        prompt_token_weights("expression", prompts)
-    assert str(error.value) == (
-        "the instruction 'remove red' does not contain 'the red' word for word, expected it for "
-        "the tokens 'expression': use 'instruction', or have the refiner keep it"
-    )
-
-
-def looking_encoder(given: PromptRules) -> PromptEncoder:
+def encoder_with_vision(given: PromptRules) -> PromptEncoder:
     return PromptEncoder(given, tokenizer_json())
 
 
-def test_the_picture_is_as_many_tokens_as_it_has() -> None:
-    encoder = looking_encoder(later_rules(quotes=None))
+def test_the_image_is_as_many_tokens_as_it_has() -> None:
+    encoder = encoder_with_vision(later_rules(quotes=None))
     one = encoder.encode(["the van"], image_tokens=1)
     many = encoder.encode(["the van"], image_tokens=9)
     assert encoder.image_token_id is not None
@@ -243,19 +211,19 @@ def test_the_picture_is_as_many_tokens_as_it_has() -> None:
 
 
 def test_what_is_dropped_is_seen_by_the_text_encoder_only() -> None:
-    whole = looking_encoder(later_rules(drop=0)).encode(["the van"], image_tokens=4)
-    dropped = looking_encoder(later_rules(drop=7)).encode(["the van"], image_tokens=4)
+    whole = encoder_with_vision(later_rules(drop=0)).encode(["the van"], image_tokens=4)
+    dropped = encoder_with_vision(later_rules(drop=7)).encode(["the van"], image_tokens=4)
     np.testing.assert_array_equal(dropped.input_ids, whole.input_ids)
     np.testing.assert_array_equal(dropped.expression_mask, whole.expression_mask[:, 7:])
     assert dropped.tokens[0] == whole.tokens[0][7:]
     assert dropped.lengths.tolist() == [whole.input_ids.shape[1] - 7]
     with pytest.raises(BundleError, match=r"the prompt has \d+ tokens, expected more than 'promp"):
-        looking_encoder(later_rules(drop=200)).encode(["the van"], image_tokens=4)
+        encoder_with_vision(later_rules(drop=200)).encode(["the van"], image_tokens=4)
 
 
 @pytest.mark.parametrize("padding", ["tokens", "zeros", "none"])
 def test_paddings(padding: str) -> None:
-    encoder = looking_encoder(later_rules(padding=padding, drop=5, max_length=80))
+    encoder = encoder_with_vision(later_rules(padding=padding, drop=5, max_length=80))
     encoded = encoder.encode(["the green van", "a"], image_tokens=4)
     long, short = encoded.lengths.tolist()
     assert long > short
@@ -274,7 +242,7 @@ def test_tokens_that_are_not_seen() -> None:
     """The published code takes token 0, an exclamation mark, for padding."""
     text = "wow ! ! van"
     for attended in (True, False):
-        encoder = looking_encoder(rules(unseen_attended=attended, quotes=None))
+        encoder = encoder_with_vision(rules(unseen_attended=attended, quotes=None))
         encoded = encoder.encode([text, "a"], image_tokens=4)
         unseen = encoded.input_ids == 0
         there = np.arange(unseen.shape[1]) < encoded.lengths[:, None] + 5
@@ -286,17 +254,17 @@ def test_tokens_that_are_not_seen() -> None:
         assert encoded.token_mask[0, : encoded.lengths[0]].all()
 
 
-def test_a_picture_of_too_many_tokens() -> None:
-    encoder = looking_encoder(rules())
+def test_a_image_of_too_many_tokens() -> None:
+    encoder = encoder_with_vision(rules())
     with pytest.raises(InputError) as error:
         encoder.encode(["the van"], image_tokens=10**12)
-    assert "tokens (1000000000000 of the picture), expected at most 300: shorten it" in str(
+    assert "tokens (1000000000000 of the image), expected at most 300: shorten it" in str(
         error.value
     )
 
 
-def test_the_pictures_token_is_not_said() -> None:
-    encoder = looking_encoder(rules())
+def test_the_images_token_is_not_said() -> None:
+    encoder = encoder_with_vision(rules())
     for text in ("the <|image_pad|> van", "<|vision_end|>", "a <tool_call> b"):
         with pytest.raises(InputError, match="a control token of this model: take it out"):
             encoder.instruct(text)
@@ -311,6 +279,6 @@ def test_the_pictures_token_is_not_said() -> None:
         ({"suffix": "<|image_pad|>"}, "the prompt has 2 image tokens, expected 1 "),
     ],
 )
-def test_prompts_without_a_place_for_the_picture(changes: dict[str, Any], expected: str) -> None:
+def test_prompts_without_a_place_for_the_image(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(BundleError, match=expected):
-        looking_encoder(rules(**changes)).encode(["van"], image_tokens=4)
+        encoder_with_vision(rules(**changes)).encode(["van"], image_tokens=4)

@@ -19,9 +19,9 @@ STREET = ROOT / "examples/street.png"
 runner = CliRunner()
 
 
-def entry(picture: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
+def entry(image: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
     expression = instruction.removeprefix("remove ")
-    return RefinedInstruction(image_digest(picture), "a.png", expression, instruction, refined)
+    return RefinedInstruction(image_digest(image), "a.png", expression, instruction, refined)
 
 
 def write(path: Path, *entries: RefinedInstruction) -> Path:
@@ -51,12 +51,12 @@ def test_what_is_written_is_read_again(tmp_path: Path, colours: np.ndarray) -> N
     )
     assert found.to_json() == path.read_text(encoding="utf-8")
     for one in entries:
-        assert found.get(one.picture, one.instruction) == one
+        assert found.get(one.digest, one.instruction) == one
     assert found("remove the red", colours) == entries[0].refined
     assert found("remove the red", colours[:50]) == "something else"
 
 
-def test_a_picture_is_known_by_size_and_pixels() -> None:
+def test_a_image_is_known_by_size_and_pixels() -> None:
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     assert image_digest(image) == hashlib.sha256(b"4x2\n" + image.tobytes()).hexdigest()
     assert image_digest(image) != image_digest(image.reshape(4, 2, 3))
@@ -149,7 +149,7 @@ def test_two_answers_to_one_question_are_refused(tmp_path: Path, colours: np.nda
     assert len(InstructionFile.open(tmp_path / "i.json")) == 1
     data["instructions"][1] = data["instructions"][1] | {"refined": "another"}
     (tmp_path / "i.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=r"two answers to 'remove red' for the picture a\.png"):
+    with pytest.raises(InputError, match=r"two answers to 'remove red' for the image a\.png"):
         InstructionFile.open(tmp_path / "i.json")
 
 
@@ -160,11 +160,9 @@ def test_what_is_missing_is_said_whole_through_the_segmenter(
     refiner = InstructionFile.open(path)
     segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1, refiner=refiner)
     assert segmenter.segment(colours, "red").instruction == "remove the red"
-    with pytest.raises(
-        InputError, match=r"lacks 'remove blue' for the picture \(a\.png\)"
-    ) as known:
+    with pytest.raises(InputError, match=r"lacks 'remove blue' for the image \(a\.png\)") as known:
         segmenter.segment(colours, "blue")
-    with pytest.raises(InputError, match=r"for the picture \([0-9a-f]{12}, 160 x 90\)") as unknown:
+    with pytest.raises(InputError, match=r"for the image \([0-9a-f]{12}, 160 x 90\)") as unknown:
         segmenter.segment(colours[:90], "the " * 30 + "red")
     for error in (known, unknown):
         assert "add it: rism refine IMAGE EXPRESSION --model MODEL -o longlong" in str(error.value)
@@ -183,7 +181,7 @@ def test_run_with_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert told["rle"] == json.loads(plain.stdout)[0]["rle"]
 
 
-def test_run_goes_on_past_a_picture_that_the_file_lacks(
+def test_run_goes_on_past_a_image_that_the_file_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,7 +194,7 @@ def test_run_goes_on_past_a_picture_that_the_file_lacks(
     assert shown.exit_code == 1
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
-    assert errors[0].startswith("error: in/colour-2.png: i.json lacks 'remove it' for the picture")
+    assert errors[0].startswith("error: in/colour-2.png: i.json lacks 'remove it' for the image")
     assert errors[1] == "error: 1 of 2 images failed, the others are written"
     with Image.open("out/street.it.mask.png") as mask:
         assert mask.getextrema() == (0, 255)

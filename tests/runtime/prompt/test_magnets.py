@@ -19,18 +19,12 @@ def segmenter(tiny_master: Path) -> Segmenter:
     return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
 
 
-def test_appended(segmenter: Segmenter) -> None:
+def test_magnets_have_weight_0(segmenter: Segmenter) -> None:
     encoder = segmenter._encoder
     plain = encoder.instruct("the red")
     assert encoder.append(plain, "") is plain
-    assert encoder.append(plain, " blue\n the ") == Instruction(
-        "the red", "remove the red blue the", 7, magnets=9
-    )
-
-
-def test_exact_weights(segmenter: Segmenter) -> None:
-    encoder = segmenter._encoder
-    told = encoder.append(encoder.instruct("the red"), "blue the")
+    told = encoder.append(plain, " blue\n the ")
+    assert told == Instruction("the red", "remove the red blue the", 7, magnets=9)
     (prompt,) = states(encoder, [told])
     assert prompt.tokens == ("<s>", "remove", "the", "red", "blue", "the", "</s>")
     expected = {
@@ -50,7 +44,7 @@ def test_exact_weights(segmenter: Segmenter) -> None:
     assert given.tolist() == list(range(8))
 
 
-def test_pieces_of_words_and_a_picture_after_them() -> None:
+def test_pieces_of_words_and_a_image_after_them() -> None:
     encoder = PromptEncoder(later_rules(quotes=None), tokenizer_json())
     told = encoder.append(encoder.instruct("the van"), "helpful sign")
     found = encoder.tokenize([told], image_tokens=4)
@@ -100,23 +94,6 @@ def test_templates_and_refiners(tiny_master: Path, colours: np.ndarray) -> None:
         result.refined,
         own.segment(colours, "red", prompt_weights=[0, 0, 0, 0, 1, 0, 0, 0]).refined,
     )
-
-
-def test_cached_by_what_is_said(tiny_master: Path, colours: np.ndarray, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"provider": "cpu", "threads": 1, "cache_dir": tmp_path}
-    first = Segmenter.from_bundle(tiny_master, **options)
-    plain = first.segment(colours, "red")
-    with_magnets = first.segment(colours, "red", magnets="blue", prompt_weights="valid")
-    assert len(list(tmp_path.glob("*.npy"))) == 2
-    second = Segmenter.from_bundle(tiny_master, **options)
-    again = second.segment(colours, "red", magnets="blue", prompt_weights="valid")
-    np.testing.assert_array_equal(again.refined, with_magnets.refined)
-    np.testing.assert_array_equal(second.segment(colours, "red").refined, plain.refined)
-    # The same words asked for are the same embedding, but not the same weights.
-    asked = second.segment(colours, "red blue", prompt_weights="valid")
-    assert asked.instruction == with_magnets.instruction
-    assert len(list(tmp_path.glob("*.npy"))) == 2
-    assert not np.array_equal(asked.refined, with_magnets.refined)
 
 
 def test_a_text_encoder_that_looks(tmp_path: Path, reseal: Any, colours: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Positions of prompts with a picture, against the model's own and against plain matrices."""
+"""Positions of prompts with an image, against the model's own and against plain matrices."""
 
 from types import SimpleNamespace
 
@@ -66,17 +66,17 @@ def test_positions_by_hand() -> None:
 
 def test_another_number_of_tokens_than_the_grid() -> None:
     ids = np.array([[1, IMAGE, IMAGE, 2]])
-    with pytest.raises(BundleError, match="has 2 of the picture's tokens, expected 2 x 3 of"):
+    with pytest.raises(BundleError, match="has 2 of the image's tokens, expected 2 x 3 of"):
         position_ids(ids, np.ones_like(ids), image_token_id=IMAGE, grid_hw=(4, 6), merge=2)
 
 
 @pytest.mark.parametrize(
     ("view_wh", "model_wh"), [((588, 420), (592, 432)), ((28, 56), (16, 32)), ((560, 560),) * 2]
 )
-def test_the_pictures_tokens_against_matrices(
+def test_the_images_tokens_against_matrices(
     view_wh: tuple[int, int], model_wh: tuple[int, int]
 ) -> None:
-    """The published chain: cell to view pixel, to picture pixel, to clean token; homogeneous."""
+    """The published chain: cell to view pixel, to image pixel, to clean token; homogeneous."""
     columns, rows = view_wh[0] // 28, view_wh[1] // 28
     to_cell = np.array([[1 / 28, 0, -13.5 / 28], [0, 1 / 28, -13.5 / 28], [0, 0, 1]])
     to_view = np.diag(
@@ -102,9 +102,9 @@ def test_the_pictures_tokens_against_matrices(
     np.testing.assert_allclose(found[mask, 1:], wanted, atol=1e-5)
 
 
-def test_a_picture_that_was_partly_dropped() -> None:
+def test_a_image_that_was_partly_dropped() -> None:
     mask = np.array([True, True, False])
-    with pytest.raises(BundleError, match=r"gets 2 of the picture's tokens, expected 2 x 2 for 'p"):
+    with pytest.raises(BundleError, match=r"gets 2 of the image's tokens, expected 2 x 2 for 'p"):
         prompt_positions(
             np.arange(3),
             mask,

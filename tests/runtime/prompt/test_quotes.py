@@ -119,39 +119,34 @@ def paired_between(text: str, begin: int) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.mark.parametrize("start", [0, 1, 5, 12])
-@pytest.mark.parametrize("text", AWKWARD)
-def test_the_first_rule(text: str, start: int) -> None:
+def expect_oracle(text: str, start: int) -> None:
+    """Both rules cut as the oracles do, and each piece is text from where it says."""
     found = pieces(text, QuoteRules("toggle", start), SPECIAL + PLAIN)
-    assert [(piece.text, piece.quoted) for piece in found] == toggled(text, start - 1)
-    assert all(piece.wrapped == piece.quoted for piece in found)
-    for piece in found:
-        assert piece.wrapped or text[piece.start :][: len(piece.text)].translate(
-            str.maketrans("\u201c\u201d'", '"""')
-        ) == piece.text  # fmt: skip
-        assert not piece.wrapped or text[piece.start] == piece.text[1]
-
-
-@pytest.mark.parametrize("start", [0, 1, 5, 12])
-@pytest.mark.parametrize("text", AWKWARD)
-def test_the_second_rule(text: str, start: int) -> None:
+    assert [(each.text, each.quoted) for each in found] == toggled(text, start - 1), (text, start)
+    same = text.translate(str.maketrans("\u201c\u201d'", '"""'))
+    for each in found:
+        assert each.wrapped == each.quoted
+        if each.wrapped:
+            assert text[each.start] == each.text[1]
+        else:
+            assert same[each.start :].startswith(each.text)
     found = pieces(text, QuoteRules("paired", start), SPECIAL + PLAIN)
-    assert [(piece.text, piece.quoted) for piece in found] == paired_between(text, start)
-    assert not any(piece.wrapped for piece in found)
-    for piece in found:
-        assert text[piece.start :].startswith(piece.text)
+    assert [(each.text, each.quoted) for each in found] == paired_between(text, start), (
+        text,
+        start,
+    )
+    assert not any(each.wrapped for each in found)
+    assert all(text[each.start :].startswith(each.text) for each in found)
 
 
-def test_both_rules_on_random_text() -> None:
+def test_both_rules() -> None:
+    for text in AWKWARD:
+        for start in (0, 1, 5, 12):
+            expect_oracle(text, start)
     rng = np.random.default_rng(1)
     letters = ["a", " ", '"', "'", "\u201c", "\u201d", "<|im_end|>", "猫"]
-    for _ in range(3000):
-        text = "".join(rng.choice(letters, rng.integers(0, 12)))
-        start = int(rng.integers(0, 6))
-        for style, oracle in (("toggle", toggled(text, start - 1)),
-                              ("paired", paired_between(text, start))):  # fmt: skip
-            found = pieces(text, QuoteRules(style, start), SPECIAL)
-            assert [(piece.text, piece.quoted) for piece in found] == oracle, (style, text, start)
+    for _ in range(1000):
+        expect_oracle("".join(rng.choice(letters, rng.integers(0, 12))), int(rng.integers(0, 6)))
 
 
 def test_pieces_know_where_they_were() -> None:
@@ -166,71 +161,66 @@ def test_pieces_know_where_they_were() -> None:
     ]
 
 
-def said(text: str) -> Instruction:
+def instruction(text: str) -> Instruction:
     return Instruction(text, f"remove {text}", 7)
 
 
-@pytest.mark.parametrize("text", AWKWARD)
-def test_ids_of_the_first_rule(text: str) -> None:
-    """Old ids up to the end of the picture, and the pieces' from there on."""
-    own = tokenizer()
+def ids(text: str) -> list[int]:
+    return list(tokenizer().encode(text, add_special_tokens=False).ids)
 
-    def ids(part: str) -> list[int]:
-        return list(own.encode(part, add_special_tokens=False).ids)
 
+def test_ids_of_the_first_rule() -> None:
+    """The plain tokenizer's ids up to the end of the image, and the pieces' from there on."""
+    encoder = PromptEncoder(rules(max_length=1000), tokenizer_json())
     marks = ids("\u201c") + ids("\u201d")
     assert len(marks) == 2
-    rendered = PREFIX + PICTURE + "remove " + text + SUFFIX
-    end = own.token_to_id("<|vision_end|>")
-    new: list[int] = []
-    for part, _ in toggled(rendered, len(PREFIX) - 1):
-        one = ids(part)
-        new += one[1:-1] if [one[0], one[-1]] == marks else one
-    old = ids(rendered)
-    wanted = old[: old.index(end)] + new[new.index(end) :]
-    at = wanted.index(own.token_to_id("<|image_pad|>"))
-    wanted[at : at + 1] = wanted[at : at + 1] * 6
-    encoder = PromptEncoder(rules(max_length=1000), tokenizer_json())
-    found = encoder.tokenize([said(text)], image_tokens=6)
-    assert found.input_ids[0].tolist() == wanted
+    (end,), (image,) = ids("<|vision_end|>"), ids("<|image_pad|>")
+    for text in AWKWARD:
+        rendered = PREFIX + PICTURE + "remove " + text + SUFFIX
+        new: list[int] = []
+        for part, _ in toggled(rendered, len(PREFIX) - 1):
+            one = ids(part)
+            new += one[1:-1] if [one[0], one[-1]] == marks else one
+        old = ids(rendered)
+        wanted = old[: old.index(end)] + new[new.index(end) :]
+        at = wanted.index(image)
+        wanted[at : at + 1] = [image] * 6
+        found = encoder.tokenize([instruction(text)], image_tokens=6)
+        assert found.input_ids[0].tolist() == wanted, text
 
 
-@pytest.mark.parametrize("text", AWKWARD)
-def test_ids_of_the_second_rule(text: str) -> None:
-    own = tokenizer()
-    rendered = PREFIX + " remove " + text + PICTURE + SUFFIX
-    wanted: list[int] = []
-    quoted: list[int] = []
-    for part, inside in paired_between(rendered, len(PREFIX)):
-        one = list(own.encode(part, add_special_tokens=False).ids)
-        one *= 6 if part == "<|image_pad|>" else 1
-        wanted += one
-        quoted += [int(inside)] * len(one)
-    found = PromptEncoder(later_rules(max_length=1000), tokenizer_json()).tokenize(
-        [said(text)], image_tokens=6
-    )
-    assert found.input_ids[0].tolist() == wanted
-    assert found.quoted_mask[0].tolist() == quoted
+def test_ids_of_the_second_rule() -> None:
+    encoder = PromptEncoder(later_rules(max_length=1000), tokenizer_json())
+    for text in AWKWARD:
+        wanted: list[int] = []
+        quoted: list[int] = []
+        rendered = PREFIX + " remove " + text + PICTURE + SUFFIX
+        for part, inside in paired_between(rendered, len(PREFIX)):
+            one = ids(part) * (6 if part == "<|image_pad|>" else 1)
+            wanted += one
+            quoted += [int(inside)] * len(one)
+        found = encoder.tokenize([instruction(text)], image_tokens=6)
+        assert found.input_ids[0].tolist() == wanted, text
+        assert found.quoted_mask[0].tolist() == quoted, text
 
 
 @pytest.mark.parametrize("made", [rules, later_rules])
-@pytest.mark.parametrize("text", AWKWARD)
-def test_the_expression_is_found_again(made: Callable[..., PromptRules], text: str) -> None:
-    """The tokens of the expression are its characters, whatever pieces it was cut into."""
+def test_the_expressions_tokens_are_its_characters(made: Callable[..., PromptRules]) -> None:
     encoder = PromptEncoder(made(max_length=1000), tokenizer_json())
-    found = encoder.tokenize([said(text)], image_tokens=6)
-    tokens = np.array(found.tokens[0], dtype=object)
-    own = "".join(dict.fromkeys(tokens[found.expression_mask[0][: len(tokens)]]))
-    # Tokens may begin with the space before, and bytes of one character show all of it.
-    assert set(own.strip()) <= set(text) | {" "}
-    lost = {"\u201c"} if re.search("(^|>)\u201c", text) else set()
-    assert set(text) - set(own) <= lost
-    assert not (found.expression_mask & ~found.instruction_mask).any()
-    assert "<|image_pad|>" not in own
-    assert list(tokens).count("<|image_pad|>") == 6
+    for text in AWKWARD:
+        found = encoder.tokenize([instruction(text)], image_tokens=6)
+        tokens = np.array(found.tokens[0], dtype=object)
+        own = "".join(dict.fromkeys(tokens[found.expression_mask[0][: len(tokens)]]))
+        # Tokens may begin with the space before, and bytes of one character show all of it.
+        assert set(own.strip()) <= set(text) | {" "}, text
+        lost = {"\u201c"} if re.search("(^|>)\u201c", text) else set()
+        assert set(text) - set(own) <= lost, text
+        assert not (found.expression_mask & ~found.instruction_mask).any()
+        assert "<|image_pad|>" not in own
+        assert list(tokens).count("<|image_pad|>") == 6
 
 
-def test_a_picture_in_quotes_is_refused() -> None:
+def test_an_image_in_quotes_is_refused() -> None:
     encoder = PromptEncoder(rules(quotes=QuoteRules("toggle", 0)), tokenizer_json())
     assert encoder.encode(["van"], image_tokens=2).input_ids.shape[0] == 1
     odd = PromptEncoder(

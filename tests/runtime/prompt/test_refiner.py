@@ -1,4 +1,4 @@
-"""A refiner rewords instructions after a look at the picture; nothing it does goes unnoticed."""
+"""A refiner rewords instructions after a look at the image; nothing it does goes unnoticed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,18 +25,18 @@ def with_refiner(bundle: Path, refiner: Any, **options: Any) -> Segmenter:
 def test_the_answer_is_what_the_model_is_told(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter = with_refiner(tiny_master, by_corner)
     plain = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    for picture, word in ((colours, "red"), (colours[:, ::-1].copy(), "blue")):
-        # The same expression on another picture is another instruction: nothing is mixed up.
-        result = segmenter.segment(picture, "the")
+    for image, word in ((colours, "red"), (colours[:, ::-1].copy(), "blue")):
+        # The same expression on another image is another instruction: nothing is mixed up.
+        result = segmenter.segment(image, "the")
         assert result.expression == "the"
         assert result.instruction == f"remove the {word}"
-        wanted = plain.segment(picture, f"the {word}")
+        wanted = plain.segment(image, f"the {word}")
         np.testing.assert_array_equal(result.score_map, wanted.score_map)
         assert result.to_json_dict()["instruction"] == f"remove the {word}"
         assert "refine" in result.timings_ms and "refine" not in wanted.timings_ms
 
 
-def test_it_sees_the_users_picture_upright_and_whole(
+def test_it_sees_the_users_image_upright_and_whole(
     tiny_master: Path, colours: np.ndarray, tmp_path: Path
 ) -> None:
     seen: list[tuple[str, np.ndarray]] = []
@@ -53,7 +53,7 @@ def test_it_sees_the_users_picture_upright_and_whole(
     assert seen[0][1].dtype == np.uint8
 
 
-def test_nobody_changes_the_picture_under_the_other(tiny_master: Path, colours: np.ndarray) -> None:
+def test_nobody_changes_the_image_under_the_other(tiny_master: Path, colours: np.ndarray) -> None:
     def paint(instruction: str, image_hwc: np.ndarray) -> str:
         image_hwc[:] = 0
         return instruction

@@ -63,21 +63,7 @@ def test_head(text: str, expected: str | None) -> None:
 def prompt() -> Callable[[str], PromptState]:
     """One prompt whose tokens are pieces of words, its spaces before them."""
     encoder = PromptEncoder(later_rules(quotes=None), tokenizer_json())
-
-    def make(text: str) -> PromptState:
-        said = encoder.instruct(text)
-        found = encoder.tokenize([said], image_tokens=4)
-        return PromptState(
-            said,
-            np.zeros((found.token_mask.shape[1], 3), np.float32),
-            found.token_mask[0].astype(np.int64),
-            found.instruction_mask[0],
-            found.expression_mask[0],
-            found.tokens[0],
-            found.spans[0],
-        )
-
-    return make
+    return lambda text: states(encoder, [encoder.instruct(text)], image_tokens=4)[0]
 
 
 def said(prompt: PromptState, weights: np.ndarray, value: float) -> str:
@@ -106,39 +92,24 @@ def test_spans_are_of_the_instruction(prompt: Callable[[str], PromptState]) -> N
 
 
 def test_exact_weights(tiny_master: Path) -> None:
-    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    encoder = segmenter._encoder
+    encoder = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)._encoder
     told = [encoder.instruct(text) for text in ("the red", "the red green", "the", "\U0001f436")]
-    assert prompt_token_weights("content", states(encoder, told)).tolist() == [
-        [0, 0, 0, 1, 0, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0, 0, 0],
-    ]
-    assert prompt_token_weights("head", states(encoder, told)).tolist() == [
-        [0, 0, 0.5, 1, 0, 0, 0, 0],
-        [0, 0, 0.5, 0.5, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0, 0, 0],
-    ]
+    for name, rest in (("content", 0), ("head", 0.5)):
+        assert prompt_token_weights(name, states(encoder, told)).tolist() == [
+            [0, 0, rest, 1, 0, 0, 0, 0],
+            [0, 0, rest, 1 - rest, 1, 0, 0, 0],
+            [0, 0, 1, 0, 0, 0, 0, 0],
+            [0, 0, 1, 0, 0, 0, 0, 0],
+        ]
 
 
-@pytest.mark.parametrize("name", ["content", "head"])
-def test_named_is_listed(tiny_master: Path, colours: np.ndarray, name: str) -> None:
-    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    beside = {"content": 1, "head": 0.5}[name]
-    named = segmenter.segment(colours, "the blue green", prompt_weights=name)
-    listed = segmenter.segment(
-        colours, "the blue green", prompt_weights=[0, 0, beside % 1, beside, 1, 0, 0, 0]
-    )
-    np.testing.assert_array_equal(named.refined, listed.refined)
-    whole = segmenter.segment(colours, "the blue green", prompt_weights="expression")
-    assert (name == "head") == (not np.array_equal(named.refined, whole.refined))
-
-
-@pytest.mark.parametrize("name", ["content", "head"])
+@pytest.mark.parametrize("name", ["expression", "content", "head"])
 def test_a_refiner_may_leave_no_expression(tiny_master: Path, name: str) -> None:
     encoder = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)._encoder
     reworded = encoder.reword(encoder.instruct("the red"), "remove blue")
-    with pytest.raises(InputError, match=f"word for word, expected it for the tokens '{name}': u"):
+    with pytest.raises(InputError) as error:
         prompt_token_weights(name, states(encoder, [reworded]))
+    assert str(error.value) == (
+        "the instruction 'remove blue' does not contain 'the red' word for word, expected it for "
+        f"the tokens '{name}': use 'instruction', or have the refiner keep it"
+    )

@@ -1,4 +1,4 @@
-"""Bundles whose text encoder looks at the picture: from the picture to the scores."""
+"""Bundles whose text encoder looks at the image: from the image to the scores."""
 
 import json
 from collections.abc import Callable
@@ -42,35 +42,35 @@ def first_generation() -> PromptRules:
     return rules(vision=SMALL.vision, max_length=90)
 
 
-def expected(folder: Path, picture: np.ndarray, expression: str) -> np.ndarray:
+def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     """Score map, coarse, refined and each token's map; every graph repeated in NumPy."""
     opened = Bundle.open(folder)
     prompt, own = opened.manifest.prompt, opened.manifest.geometry
     assert prompt.vision is not None
-    plan = geometry.plan((picture.shape[1], picture.shape[0]), own)
+    plan = geometry.plan((image.shape[1], image.shape[0]), own)
     left, top, right, bottom = plan.crop_xyxy
     resample = Image.Resampling[prompt.vision.view_resample.upper()]
-    whole = np.asarray(Image.fromarray(picture).resize(plan.resized_wh, resample))
+    whole = np.asarray(Image.fromarray(image).resize(plan.resized_wh, resample))
     seen = vision_patches.view(
         whole[top:bottom, left:right], (right - left, bottom - top), prompt.vision
     )
     cells = vision_patches.merged_grid(seen, prompt.vision)
     patches = vision_patches.pixel_values(seen, prompt.vision).reshape(-1, 3, 32)
     places = vision_patches.patch_positions(seen.grid_hw, prompt.vision)
-    image = (patches.mean(2) + 0.01 * places.mean(1, keepdims=True)).reshape(-1, 4, 3).mean(1)
+    embedded = (patches.mean(2) + 0.01 * places.mean(1, keepdims=True)).reshape(-1, 4, 3).mean(1)
     encoder = PromptEncoder(prompt, opened.tokenizer_json())
-    told = encoder.encode([expression], image_tokens=len(image))
+    told = encoder.encode([expression], image_tokens=len(embedded))
     ids = told.input_ids[0]
-    pictured = ids == tokenizer().token_to_id("<|image_pad|>")
+    is_image = ids == tokenizer().token_to_id("<|image_pad|>")
     stand = position_ids.position_ids(
         told.input_ids,
         told.seen_mask,
-        image_token_id=int(ids[pictured][0]),
+        image_token_id=int(ids[is_image][0]),
         grid_hw=seen.grid_hw,
         merge=prompt.vision.merge,
     )
     embeds = table()[ids]
-    embeds[pictured] += image
+    embeds[is_image] += embedded
     embeds += ((stand * AXES).sum(0)[0] + told.quoted_mask[0])[:, None]
     embeds *= told.attention_mask[0][:, None]
     embeds = embeds[prompt.drop :]
@@ -83,14 +83,14 @@ def expected(folder: Path, picture: np.ndarray, expression: str) -> np.ndarray:
     if prompt.positions == "grid":
         placed = position_ids.prompt_positions(
             stand[0, 0, prompt.drop :],
-            pictured[prompt.drop :],
+            is_image[prompt.drop :],
             view_wh=seen.size_wh,
             model_wh=(right - left, bottom - top),
             grid_hw=cells,
             offset_px=prompt.grid_offset_px,
             token_px=own.token_px,
         ).astype(float)
-    x = geometry.to_model(picture, plan, own)[0]
+    x = geometry.to_model(image, plan, own)[0]
     x = x.reshape(3, plan.grid_hw[0], 8, plan.grid_hw[1], 8).mean((2, 4)).reshape(3, -1).T
     words = (embeds + 0.01 * placed.mean(1, keepdims=True) + LIGHT) * mask[:, None]
     a = x @ words.sum(0)
@@ -154,11 +154,11 @@ def unplaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size_wh", [(160, 96), (96, 160), (700, 100), (33, 40)])
-def test_pictures_of_many_sizes(bundle: Path, size_wh: tuple[int, int]) -> None:
-    picture = np.random.default_rng(1).integers(0, 256, (*size_wh[::-1], 3), dtype=np.uint8)
-    result = Segmenter.from_bundle(bundle, provider="cpu").segment(picture, WORDS[1])
+def test_images_of_many_sizes(bundle: Path, size_wh: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size_wh[::-1], 3), dtype=np.uint8)
+    result = Segmenter.from_bundle(bundle, provider="cpu").segment(image, WORDS[1])
     assert result.mask.shape == size_wh[::-1]
-    np.testing.assert_allclose(maps_of(result), expected(bundle, picture, WORDS[1]), atol=1e-4)
+    np.testing.assert_allclose(maps_of(result), expected(bundle, image, WORDS[1]), atol=1e-4)
 
 
 def test_the_text_encoder_sees_what_the_model_sees(
@@ -167,12 +167,12 @@ def test_the_text_encoder_sees_what_the_model_sees(
     """A cut-off border is cut off for both."""
     changes = {"remainder": "crop", "rounding": "floor", "resize_in": "uint8", "multiple_px": 16}
     folder = reseal(make_bundle(tmp_path / "b", **changes))
-    picture = np.pad(colours, ((0, 7), (0, 9), (0, 0)), mode="reflect")
+    image = np.pad(colours, ((0, 7), (0, 9), (0, 0)), mode="reflect")
     segmenter = Segmenter.from_bundle(folder, provider="cpu")
-    state = segmenter.set_image(picture)
+    state = segmenter.set_image(image)
     assert state.plan.crop_xyxy[:2] != (0, 0)
     found = maps_of(segmenter.segment(state, "a van"))
-    np.testing.assert_allclose(found, expected(folder, picture, "a van"), atol=1e-4)
+    np.testing.assert_allclose(found, expected(folder, image, "a van"), atol=1e-4)
 
 
 def test_tokens_without_a_place_are_run_apart(bundle: Path, colours: np.ndarray) -> None:
@@ -188,11 +188,11 @@ def test_tokens_without_a_place_are_run_apart(bundle: Path, colours: np.ndarray)
         np.testing.assert_allclose(maps_of(result), wanted, atol=1e-4)
 
 
-def test_a_picture_is_resized_once_where_one_resize_serves_both(
+def test_a_image_is_resized_once_where_one_resize_serves_both(
     tmp_path: Path, reseal: Reseal, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
-    picture = colours[:, :120].copy()
+    image = colours[:, :120].copy()
     real = Image.Image.resize
 
     def resize(self: Image.Image, size: tuple[int, int], *rest: Any, **more: Any) -> Image.Image:
@@ -208,7 +208,7 @@ def test_a_picture_is_resized_once_where_one_resize_serves_both(
     }.items():
         folder = reseal(make_bundle(tmp_path / name, **changes))
         made.clear()
-        state = Segmenter.from_bundle(folder, provider="cpu").set_image(picture)
+        state = Segmenter.from_bundle(folder, provider="cpu").set_image(image)
         counts[name] = made.count(state.plan.resized_wh)
     assert counts == {"one": 1, "other filter": 2, "no 8 bits": 4}
 
@@ -238,8 +238,8 @@ def test_fixed_batches_are_filled_up(bundle: Path, reseal: Reseal, colours: np.n
         np.testing.assert_allclose(ours.score_map, theirs.score_map, atol=1e-6)
 
 
-def test_a_refiners_answer_counts_the_picture(bundle: Path, colours: np.ndarray) -> None:
-    """Without the picture's tokens this answer would be short enough."""
+def test_a_refiners_answer_counts_the_image(bundle: Path, colours: np.ndarray) -> None:
+    """Without the image's tokens this answer would be short enough."""
 
     def long(instruction: str, image_hwc: np.ndarray) -> str:
         return instruction + " a" * 40
@@ -248,4 +248,4 @@ def test_a_refiners_answer_counts_the_picture(bundle: Path, colours: np.ndarray)
     with pytest.raises(InputError) as error:
         segmenter.segment(colours, "van")
     assert "unusable answer: the instruction 'remove van a a" in str(error.value)
-    assert "of the picture), expected at most 90: shorten it" in str(error.value)
+    assert "of the image), expected at most 90: shorten it" in str(error.value)

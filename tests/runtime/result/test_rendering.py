@@ -176,16 +176,16 @@ def test_the_palette_rises_in_lightness() -> None:
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 50), (700, 3)])
 def test_odd_sizes(result: Segmentation, size_hw: tuple[int, int], kind: str) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     mask = rng.random(size_hw) < 0.5
     plan = replace(
         result.plan, size_wh=size_hw[::-1], resized_wh=(160, 96), crop_xyxy=(0, 0, 160, 96)
     )
-    drawn = render(replace(result, mask_hw=mask, plan=plan), picture, kind)
+    drawn = render(replace(result, mask_hw=mask, plan=plan), image, kind)
     assert drawn.shape[1] == size_hw[1]
     assert drawn.shape[0] == size_hw[0] or kind == "heatmap"
 
 
-def test_another_picture_is_refused(result: Segmentation, colours: np.ndarray) -> None:
-    with pytest.raises(InputError, match="159 x 96 pixels, the result 160 x 96: pass the picture"):
+def test_another_image_is_refused(result: Segmentation, colours: np.ndarray) -> None:
+    with pytest.raises(InputError, match="159 x 96 pixels, the result 160 x 96: pass the image"):
         render(result, colours[:, 1:], "overlay")

@@ -57,7 +57,7 @@ def test_same_as_pycocotools(mask: np.ndarray) -> None:
         ("\N{SNOWMAN}", "ASCII"),
         ("5", "does not describe a mask of 2 x 2"),
         ("0O5", "does not describe"),
-        ("P" * 40 + "0", "larger than any picture"),
+        ("P" * 40 + "0", "larger than any image"),
     ],
 )
 def test_a_string_that_is_no_mask(counts: str, message: str) -> None:
