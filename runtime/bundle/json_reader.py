@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeGuard
 
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import BundleError, RismError, one_line
 
 MAX_TEXT = 8192
 MAX_ENTRIES = 4096
@@ -18,8 +18,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._
 class Node:
     """One JSON object of the manifest, or of a file beside it, with the path that led to it.
 
-    All methods raise `BundleError` naming the full key when a value is missing, of the wrong
-    type, or out of range.
+    All methods raise `error` naming the full key when a value is missing, of the wrong type, or
+    out of range.
     """
 
     def __init__(
@@ -29,16 +29,15 @@ class Node:
         *,
         document: str = "manifest.json",
         mend: str = "export the bundle again",
+        error: type[RismError] = BundleError,
     ) -> None:
         self.path = path
-        self._document, self._mend = document, mend
+        self._document, self._mend, self._error = document, mend, error
         shown = f"{document}: " + (f"key '{path}'" if path else "the top level")
         if not isinstance(data, dict):
-            raise BundleError(f"{shown} is {_kind(data)}, expected an object: {mend}")
+            raise error(f"{shown} is {_kind(data)}, expected an object: {mend}")
         if len(data) > MAX_ENTRIES:
-            raise BundleError(
-                f"{shown} has {len(data)} entries, expected at most {MAX_ENTRIES}: {mend}"
-            )
+            raise error(f"{shown} has {len(data)} entries, expected at most {MAX_ENTRIES}: {mend}")
         self._data: Mapping[str, Any] = data
 
     def full(self, key: str) -> str:
@@ -48,7 +47,7 @@ class Node:
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise the error for one key."""
         found = _kind(self._data[key]) if key in self._data else "missing"
-        raise BundleError(
+        raise self._error(
             f"{self._document}: key '{self.full(key)}' is {found}, expected {expected}: "
             f"{self._mend}"
         )
@@ -76,7 +75,9 @@ class Node:
         return self.node(key) if key in self._data else self._below({}, key)
 
     def _below(self, data: object, key: str) -> "Node":
-        return Node(data, self.full(key), document=self._document, mend=self._mend)
+        return Node(
+            data, self.full(key), document=self._document, mend=self._mend, error=self._error
+        )
 
     def text(self, key: str, *, default: str | None = None, multiline: bool = False) -> str:
         """Return a printable string; newlines and tabs only where `multiline`."""

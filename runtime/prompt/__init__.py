@@ -1,1 +1,1 @@
-"""From an expression to prompt embeddings, and the tokens whose attention counts."""
+"""From an expression to prompt embeddings, and the weights of prompt tokens."""

@@ -1,4 +1,4 @@
-"""From instructions to prompt embeddings: what is remembered, and what is computed."""
+"""From instructions to prompt embeddings, with caches in memory and on disk."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +29,7 @@ INSTRUCTIONS_KEPT = 256
 
 
 class PromptEmbedder:
-    """Tokenises instructions and embeds those that were not seen before."""
+    """Tokenises instructions and embeds those that are not in its caches."""
 
     def __init__(
         self,
@@ -41,15 +41,15 @@ class PromptEmbedder:
         disk: EmbeddingCache | None = None,
         vision_encoder: VisionEncoder | None = None,
     ) -> None:
-        """Put a tokenizer and a text encoder together.
+        """Take a tokenizer and a text encoder.
 
         Args:
             encoder: the bundle's template and tokenizer.
             engine: the bundle's "text_encoder".
-            max_batch: instructions per run, where the graph leaves it free.
+            max_batch: instructions per run, if the graph leaves it free.
             fixed_batch: instructions per run that the graph was exported for, or None.
-            disk: embeddings of earlier runs; None for none.
-            vision_encoder: what the text encoder looks at images with; None where it does not.
+            disk: a cache on disk, or None.
+            vision_encoder: for text encoders with vision; otherwise None.
         """
         self._encoder = encoder
         self._rules = encoder.rules
@@ -59,59 +59,65 @@ class PromptEmbedder:
         self._disk = disk
         self._vision_encoder = vision_encoder
         self._kept: LruCache[Embeds] = LruCache(INSTRUCTIONS_KEPT)
-        self._turn = Lock()
+        self._lock = Lock()
 
     def embed(
         self, instructions: Sequence[Instruction], image: ImageState | None = None
     ) -> tuple[list[PromptState], dict[str, float]]:
-        """Return the instructions encoded, in order, and milliseconds by stage.
+        """Return the prompts of instructions, in order, and milliseconds by stage.
 
         Args:
-            instructions: what the model is told.
-            image: what it is told about; for text encoders that look at it.
+            instructions: for one image.
+            image: needed by text encoders with vision.
 
         Raises:
-            InputError: one of them is too long, or there is no image; then nothing was run.
+            InputError: an instruction is too long, or there is no image; then nothing was run.
             ProviderError: the text encoder or the vision encoder failed.
         """
-        # Threads that ask the same of two images wait for one answer.
-        with self._turn:
+        # One thread at a time: others wait for its embeddings instead of computing them again.
+        with self._lock:
             return self._embed(instructions, image)
 
     def _embed(
         self, instructions: Sequence[Instruction], image: ImageState | None
     ) -> tuple[list[PromptState], dict[str, float]]:
         start = perf_counter()
-        context, looked = VisionContext(), 0.0
-        if self._vision_encoder is None:
-            encoded = self._encoder.tokenize(instructions)
-        else:
-            image = _needed(image)
+        context, tokens, vision_s = VisionContext(), 0, 0.0
+        if self._vision_encoder is not None:
+            if image is None:
+                raise InputError("this bundle's text encoder needs an image, expected one to embed")
             tokens = self._vision_encoder.image_tokens(image)
-            encoded = self._encoder.tokenize(instructions, image_tokens=tokens)
+        encoded = self._encoder.tokenize(instructions, image_tokens=tokens)
+        if self._vision_encoder is not None and image is not None:
             context = self._vision_encoder.place_tokens(encoded, image)
-        rows = {said.text: row for row, said in enumerate(instructions)}
+        rows = {each.text: row for row, each in enumerate(instructions)}
         found = {
             text: embeds
             for text, row in rows.items()
-            if (embeds := self._known(text, context, self._kept_rows(encoded, row))) is not None
+            if (embeds := self._cached(text, context, self._kept_rows(encoded, row))) is not None
         }
         missing = {text: row for text, row in rows.items() if text not in found}
-        feeds = _feeds(encoded, context)
-        if missing and self._vision_encoder is not None:
+        feeds: dict[str, Any] = {
+            "input_ids": encoded.input_ids,
+            "attention_mask": encoded.attention_mask,
+            "quoted_mask": encoded.quoted_mask,
+        }
+        if context.position_ids is not None:
+            feeds["position_ids"] = context.position_ids
+        if missing and self._vision_encoder is not None and image is not None:
             before = perf_counter()
-            feeds["image_embeds"] = self._vision_encoder.encode(_needed(image))
-            looked = perf_counter() - before
-        found |= self._make(missing, encoded, feeds, context)
+            feeds["image_embeds"] = self._vision_encoder.encode(image)
+            vision_s = perf_counter() - before
+        found |= self._compute(missing, encoded, feeds, context)
         prompts = [
-            self._state(said, found[said.text], encoded, row, context)
-            for row, said in enumerate(instructions)
+            self._state(each, found[each.text], encoded, row, context)
+            for row, each in enumerate(instructions)
         ]
-        timings = {} if self._vision_encoder is None else {"vision": looked * 1e3}
-        return prompts, {**timings, "text": (perf_counter() - start - looked) * 1e3}
+        timings = {} if self._vision_encoder is None else {"vision": vision_s * 1e3}
+        return prompts, {**timings, "text": (perf_counter() - start - vision_s) * 1e3}
 
-    def _known(self, text: str, context: VisionContext, rows: int) -> Embeds | None:
-        """Look in memory, then on disk: (rows, E) or None."""
+    def _cached(self, text: str, context: VisionContext, rows: int) -> Embeds | None:
+        """Look up an embedding in memory, then on disk: (rows, E) or None."""
         embeds = self._kept.get(f"{context.digest}\0{text}")
         if embeds is None and self._disk is not None:
             embeds = self._disk.get(text, image=context.digest, rows=rows)
@@ -119,29 +125,29 @@ class PromptEmbedder:
                 self._kept.put(f"{context.digest}\0{text}", embeds)
         return embeds
 
-    def _make(
+    def _compute(
         self,
         missing: dict[str, int],
         encoded: EncodedPrompts,
         feeds: dict[str, Any],
         context: VisionContext,
     ) -> dict[str, Embeds]:
-        """Embed what is missing, each text with its row, and remember it."""
-        made: dict[str, Embeds] = {}
+        """Embed the missing texts, each with its row, and keep them in the caches."""
+        computed: dict[str, Embeds] = {}
         texts = list(missing)
         for first in range(0, len(texts), self._batch):
             some = texts[first : first + self._batch]
             rows = [missing[text] for text in some]
             whole = self._run(rows, encoded, feeds)
             for at, (text, row) in enumerate(zip(some, rows, strict=True)):
-                # Without what is only padding; with padding "tokens" that is an embedding, too.
+                # Without padding, except for padding "tokens", which is embedded, too.
                 own = at, slice(self._kept_rows(encoded, row))
                 embeds = changed(whole, partial(_copied, where=own))
-                made[text] = embeds
+                computed[text] = embeds
                 self._kept.put(f"{context.digest}\0{text}", embeds)
                 if self._disk is not None:
                     self._disk.put(text, np.asarray(embeds), image=context.digest)
-        return made
+        return computed
 
     def _run(self, rows: list[int], encoded: EncodedPrompts, feeds: dict[str, Any]) -> Embeds:
         """Run the text encoder once: (len(rows) or the fixed batch, tokens, E)."""
@@ -160,26 +166,26 @@ class PromptEmbedder:
         return embeds
 
     def _kept_rows(self, encoded: EncodedPrompts, row: int) -> int:
-        """Return how many embeddings of a prompt are kept."""
+        """Return the number of embeddings that are kept of a prompt."""
         if self._rules.padding == "tokens":
             return self._rules.max_length
         return int(encoded.lengths[row])
 
     def _state(
         self,
-        said: Instruction,
+        instruction: Instruction,
         embeds: Embeds,
         encoded: EncodedPrompts,
         row: int,
         context: VisionContext,
     ) -> PromptState:
-        """Put together what the transformer gets of one prompt: N_p columns of each."""
+        """Return the transformer's inputs for one prompt: N_p columns of each."""
         length = int(encoded.lengths[row])
         width = length if self._rules.padding == "none" else self._rules.max_length
         if len(embeds) < width:
             embeds = changed(embeds, partial(_filled_up, count=width))
         return PromptState(
-            said,
+            instruction,
             embeds,
             encoded.token_mask[row, :width].astype(np.int64),
             encoded.instruction_mask[row, :width],
@@ -190,29 +196,12 @@ class PromptEmbedder:
         )
 
 
-def _feeds(encoded: EncodedPrompts, context: VisionContext) -> dict[str, Any]:
-    feeds: dict[str, Any] = {
-        "input_ids": encoded.input_ids,
-        "attention_mask": encoded.attention_mask,
-        "quoted_mask": encoded.quoted_mask,
-    }
-    if context.position_ids is not None:
-        feeds["position_ids"] = context.position_ids
-    return feeds
-
-
 def _copied(rows: Array, where: tuple[int, slice]) -> Array:
-    """Return a part as float32, which holds no more than itself in memory."""
+    """Return a part as float32, copied so that the rest can be freed."""
     return rows[where].astype(np.float32)
 
 
 def _filled_up(rows: Array, count: int) -> Array:
-    """Add rows of zeros up to a number of rows."""
+    """Append rows of zeros up to a number of rows."""
     surplus = count - len(rows)
     return array_namespace(rows).pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows
-
-
-def _needed(image: ImageState | None) -> ImageState:
-    if image is None:
-        raise InputError("this bundle's text encoder looks at the image, expected one to embed")
-    return image

@@ -1,8 +1,8 @@
-"""Prompt embeddings on disk, so that a text encoder of billions of parameters can stay there.
+"""Prompt embeddings on disk, so that a text encoder of billions of parameters need not be loaded.
 
-One `.npy` file per instruction, or per instruction and image where the text encoder looks at
-it, safe to share between processes. Nothing in the folder is
-trusted: whatever is not exactly of the form that was to be written is a miss.
+One `.npy` file per instruction, or per instruction and image for text encoders with vision. The
+folder can be shared between processes and is not trusted: a file that is not exactly of the
+expected form is a miss.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 
 FORMAT = "rism-embeddings-2"
 DEFAULT_LIMIT_BYTES = 2 * 2**30
-# An entry, or what a killed process left of one. Nothing else in the folder is ever removed.
+# An entry, or the rest of one that a killed process was writing. Nothing else is ever removed.
 _OURS = re.compile(r"[0-9a-f]{64}\.npy|\.[0-9a-f]{40}\.tmp-[0-9a-f]{12}")
 
 
@@ -49,15 +49,15 @@ class EmbeddingCache:
         """Open a folder, or make it.
 
         Args:
-            folder: any folder; other bundles and other processes may use it, too.
+            folder: other bundles and other processes may use it, too.
             manifest: the bundle's. Its tokenizer, text encoder and weights are part of each name.
-            provider: what runs the text encoder: "cpu", "cuda", or a plan by its hash; they
+            provider: of the text encoder: "cpu", "cuda", or the hash of a plan; their results
                 differ in the last bits, or in more.
-            limit_bytes: of all entries together; the oldest are removed beyond it.
-            warn: told in one line of an entry that was not sound or could not be written.
+            limit_bytes: of all entries; beyond it the oldest are removed.
+            warn: called with a line for each entry that is damaged or cannot be written.
 
         Raises:
-            OutputError: the folder is not there and cannot be made.
+            OutputError: the folder cannot be made.
             BundleError: the bundle does not say how wide its embeddings are.
         """
         self._folder = Path(folder)
@@ -82,9 +82,9 @@ class EmbeddingCache:
         """Return an embedding, (rows, E) float32 and read-only, or None where there is none.
 
         Args:
-            instruction: what was embedded.
-            image: digest of what the text encoder saw of an image; empty where it saw none.
-            rows: how many tokens it has; None for `max_length`.
+            instruction: its text.
+            image: digest of the text encoder's view of the image; empty without vision.
+            rows: the number of its tokens; None for `max_length`.
         """
         path = self._path(instruction, image)
         shape = (self._rows if rows is None else rows, self._width)
@@ -100,11 +100,11 @@ class EmbeddingCache:
             return None
 
     def put(self, instruction: str, embeds: Float32, *, image: str = "") -> None:
-        """Keep an embedding, (rows, E) float32; where that fails, warn and go on.
+        """Write an embedding, (rows, E) float32; where that fails, warn and go on.
 
         Args:
-            instruction: what was embedded.
-            embeds: of at most `max_length` tokens; what is not finite is not kept.
+            instruction: its text.
+            embeds: of at most `max_length` tokens; not written if not finite.
             image: see `get`.
         """
         if embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows:
@@ -119,17 +119,17 @@ class EmbeddingCache:
             self._warn(f"embedding not cached ({one_line(error)})")
 
     def _path(self, instruction: str, image: str) -> Path:
-        # Neither has a zero byte in it, and an instruction is never empty.
-        said = (instruction, image) if image else (instruction,)
-        name = b"\0".join([self._context, *(part.encode() for part in said)])
+        # Neither contains a zero byte, and an instruction is never empty.
+        parts = (instruction, image) if image else (instruction,)
+        name = b"\0".join([self._context, *(part.encode() for part in parts)])
         return self._folder / f"{hashlib.sha256(name).hexdigest()}.npy"
 
 
 def _context(manifest: Manifest, provider: str) -> bytes:
-    """Return all that an embedding depends on besides the instruction and the image."""
+    """Return everything that an embedding depends on besides the instruction and the image."""
     prompt = asdict(manifest.prompt)
     del prompt["template"]  # a part of the instruction
-    # A manifest does not say whose weights a file holds, so all but graphs and noise count.
+    # A manifest does not say which graph's weights a file holds: all but graphs and noise count.
     others = {graph.file for graph in manifest.graphs.values()} | {manifest.noise.file}
     for name in SIZELESS:
         if name in manifest.graphs:
@@ -139,7 +139,7 @@ def _context(manifest: Manifest, provider: str) -> bytes:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Float32:
-    """Read an entry; its kind, size and header are checked before its numbers are read."""
+    """Read an entry; its kind, size and header are checked first."""
     header, count = _npy_header(shape), _nbytes(shape)
     data = read_plain_file(path, most=len(header) + count)
     if len(data) != len(header) + count:
@@ -160,7 +160,7 @@ def _nbytes(shape: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=64)
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return what `numpy.save` writes before float32 numbers of this shape."""
+    """Return the header that `numpy.save` writes before float32 numbers of this shape."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f4", "fortran_order": False, "shape": shape}

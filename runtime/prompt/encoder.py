@@ -25,8 +25,8 @@ __all__ = [
 
 MAX_EXPRESSION_CHARACTERS = 4096
 _MARK = "{expression}"
-# Unicode's default ignorable code points and white space. Variation selectors and tags at an end
-# are part of the emoji before them.
+# Unicode's default ignorable code points and white space. Variation selectors and tags after an
+# emoji are part of it.
 _IGNORABLE = (
     r"\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     r"\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -36,14 +36,14 @@ _UNSEEN = re.compile(rf"^[{_IGNORABLE}\ufe00-\ufe0f\U000e0000-\U000e0fff]+|[{_IG
 
 @dataclass(frozen=True)
 class Instruction:
-    """What the model is told for one expression.
+    """The instruction sent to the text encoder for one expression.
 
     Attributes:
-        expression: as it was asked, white space collapsed.
-        text: the template with the expression in it, or what a refiner made of that, and then
+        expression: the user's, white space collapsed.
+        text: the template with the expression in it, or a refiner's version of that, followed by
             the magnets.
-        start: where in `text` the expression begins; None where it is not there word for word.
-        magnets: how many characters at the end of `text` are magnets, with the space before
+        start: where the expression begins in `text`; None if it is not there word for word.
+        magnets: number of characters of the magnets at the end of `text`, with the space before
             them; see `PromptEncoder.append`.
     """
 
@@ -54,25 +54,25 @@ class Instruction:
 
     @property
     def length_without_magnets(self) -> int:
-        """How many characters of `text` are no magnets."""
+        """Number of characters of `text` before the magnets."""
         return len(self.text) - self.magnets
 
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One encoded instruction; of one image where the text encoder looks at it, else of any.
+    """An encoded instruction; for one image if the text encoder has vision, else for any.
 
     Attributes:
-        instruction: what the model is told.
-        embeds: (N_p, E) float32, on the GPU where they were made on one; `numpy.asarray` brings
-            them.
+        instruction: the instruction.
+        embeds: (N_p, E) float32, on the GPU if they were computed there; `numpy.asarray` copies
+            them to the host.
         attention_mask: (N_p,) int64, one where the transformer has a token.
-        instruction_mask: (N_p,) bool, true on the tokens of the instruction but its magnets.
-        expression_mask: (N_p,) bool, true on the expression's own tokens.
+        instruction_mask: (N_p,) bool, true on the tokens of the instruction, without magnets.
+        expression_mask: (N_p,) bool, true on the tokens of the expression.
         tokens: text of each token, without padding.
-        spans: for each of them the characters of `instruction.text` that it covers, as (first,
-            end); the model's own prefix and suffix lie outside.
-        positions: (N_p, 3) float32, where the bundle gives prompt tokens positions; else None.
+        spans: for each of them the characters of `instruction.text` that it covers, as (start,
+            end); those of the model's own prefix and suffix lie outside.
+        positions: (N_p, 3) float32, if the bundle gives prompt tokens positions; else None.
     """
 
     instruction: Instruction
@@ -87,7 +87,7 @@ class PromptState:
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts as the text encoder takes them, S tokens each, and what the transformer gets.
+    """Tokenised prompts: S tokens each for the text encoder, N_p for the transformer.
 
     The transformer's N_p columns begin after the first `drop` of the text encoder's S.
 
@@ -96,12 +96,12 @@ class EncodedPrompts:
         attention_mask: (B, S) int64, one on each token that the text encoder attends to.
         seen_mask: (B, S) int64, one on each token that has a position of its own.
         quoted_mask: (B, S) int64, one on the tokens of characters in quotes.
-        lengths: (B,) int64, the tokens that the transformer gets, without padding.
+        lengths: (B,) int64, the transformer's tokens without padding.
         token_mask: (B, N_p) bool, true where the transformer has a token.
-        instruction_mask: (B, N_p) bool, true on the tokens of the instruction: neither the
-            model's own prefix and suffix, nor magnets, nor padding.
-        expression_mask: (B, N_p) bool, true on the tokens that carry the expression itself.
-        tokens: for each prompt the text of each token that the transformer gets, without padding.
+        instruction_mask: (B, N_p) bool, true on the tokens of the instruction, without the
+            model's prefix and suffix, magnets and padding.
+        expression_mask: (B, N_p) bool, true on the tokens of the expression.
+        tokens: for each prompt the text of each of the transformer's tokens, without padding.
         spans: for each of these tokens the characters of the instruction that it covers; see
             `PromptState`.
     """
@@ -132,7 +132,7 @@ class PromptEncoder:
             template: text with {expression} in it once, instead of the bundle's.
 
         Raises:
-            BundleError: the tokenizer file is not one, or has no token for the image.
+            BundleError: not a tokenizer file, or it has no image token.
             InputError: the template cannot be used.
         """
         self.rules = rules
@@ -144,28 +144,20 @@ class PromptEncoder:
 
     @property
     def image_token_id(self) -> int | None:
-        """Id of the token that stands for the image; None where there is none."""
+        """Id of the image token; None for text encoders without vision."""
         return self._tokenizer.image_id
 
     def encode(self, expressions: Sequence[str], *, image_tokens: int = 0) -> EncodedPrompts:
-        """Tokenise expressions, each inside the template.
-
-        Args:
-            expressions: what is asked.
-            image_tokens: see `tokenize`.
-
-        Raises:
-            InputError: see `instruct` and `tokenize`.
-        """
-        instructions = [self.instruct(expression) for expression in expressions]
-        return self.tokenize(instructions, image_tokens=image_tokens)
+        """Tokenise expressions, each inside the template; see `instruct` and `tokenize`."""
+        return self.tokenize(
+            [self.instruct(each) for each in expressions], image_tokens=image_tokens
+        )
 
     def instruct(self, expression: str) -> Instruction:
         """Put an expression into the template.
 
         Raises:
-            InputError: it is empty, or has control characters or the tokenizer's control
-                tokens in it.
+            InputError: it is empty, or contains control characters or control tokens.
         """
         cleaned = clean_expression(expression)
         self._refuse_control_tokens(cleaned, "the expression")
@@ -173,11 +165,11 @@ class PromptEncoder:
         return Instruction(cleaned, head + cleaned + tail, len(head))
 
     def reword(self, instruction: Instruction, text: str, *, image_tokens: int = 0) -> Instruction:
-        """Put other words into an instruction, and look for its expression among them.
+        """Replace the text of an instruction, and find its expression in the new one.
 
         Args:
-            instruction: what was to be said.
-            text: what is said instead.
+            instruction: the original.
+            text: the new text.
             image_tokens: see `tokenize`.
 
         Raises:
@@ -191,13 +183,13 @@ class PromptEncoder:
         return reworded
 
     def append(self, instruction: Instruction, magnets: str) -> Instruction:
-        """Put magnets after an instruction: words for attention that belongs nowhere.
+        """Append magnets to an instruction: words that absorb stray attention.
 
-        RefAM's idea (arXiv 2509.22650). `prompt_token_weights` gives them no weight.
+        An idea of RefAM (arXiv 2509.22650). `prompt_token_weights` gives them weight 0.
 
         Args:
-            instruction: what is said, after any refiner.
-            magnets: words; none for an empty text.
+            instruction: after any refiner.
+            magnets: words; may be empty.
 
         Raises:
             InputError: they are not usable, by the rules for expressions.
@@ -214,9 +206,8 @@ class PromptEncoder:
         """Tokenise instructions between prefix and suffix.
 
         Args:
-            instructions: what is said.
-            image_tokens: how many tokens stand for the image; for bundles whose text encoder
-                looks at it.
+            instructions: in any order.
+            image_tokens: number of image tokens; for text encoders with vision.
 
         Returns:
             With padding "tokens" S is `drop` + `max_length`, otherwise the length of the longest
@@ -225,7 +216,7 @@ class PromptEncoder:
 
         Raises:
             InputError: an instruction is too long.
-            BundleError: `drop` leaves nothing of a prompt, or the image is not in it once.
+            BundleError: `drop` leaves nothing of a prompt, or it has not one image token.
         """
         rules = self.rules
         rows = [self._row(instruction, image_tokens) for instruction in instructions]
@@ -235,8 +226,8 @@ class PromptEncoder:
         total = rules.drop + (rules.max_length if rules.padding == "tokens" else longest)
         ids = np.full((len(rows), total), rules.pad_id, np.int64)
         there, quoted = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.int64)
-        told = np.zeros((len(rows), width), np.bool_)
-        asked = np.zeros_like(told)
+        in_instruction = np.zeros((len(rows), width), np.bool_)
+        in_expression = np.zeros_like(in_instruction)
         tokens: list[tuple[str, ...]] = []
         spans: list[tuple[tuple[int, int], ...]] = []
         for at, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
@@ -245,10 +236,12 @@ class PromptEncoder:
             ids[at, :count] = row.ids
             there[at, :count] = 1
             quoted[at, :count] = row.quoted
-            told[at, : len(kept)] = _within(kept, first, instruction.length_without_magnets)
+            in_instruction[at, : len(kept)] = _within(
+                kept, first, instruction.length_without_magnets
+            )
             if instruction.start is not None:
                 start = first + instruction.start
-                asked[at, : len(kept)] = _within(kept, start, len(instruction.expression))
+                in_expression[at, : len(kept)] = _within(kept, start, len(instruction.expression))
             rendered = self._render(instruction)
             tokens.append(tuple(rendered[a:b] for a, b in kept))
             spans.append(tuple((a - first, b - first) for a, b in kept))
@@ -256,17 +249,26 @@ class PromptEncoder:
         attended = there if rules.unseen_attended else seen
         in_use = np.arange(width) < lengths[:, None]
         return EncodedPrompts(
-            ids, attended, seen, quoted, lengths, in_use, told, asked, tuple(tokens), tuple(spans)
+            ids,
+            attended,
+            seen,
+            quoted,
+            lengths,
+            in_use,
+            in_instruction,
+            in_expression,
+            tuple(tokens),
+            tuple(spans),
         )
 
     def _render(self, instruction: Instruction) -> str:
         return self.rules.prefix + instruction.text + self.rules.suffix
 
     def _row(self, instruction: Instruction, image_tokens: int) -> TokenRow:
-        """Tokenise one instruction; its length is known before the image's tokens are made."""
+        """Tokenise one instruction; its length is checked before the image token is repeated."""
         row = self._tokenizer.encode(self._render(instruction))
-        is_image = 0 if row.image_at is None else image_tokens - 1
-        count, length = len(row.ids) + is_image - self.rules.drop, self.rules.max_length
+        added = 0 if row.image_at is None else image_tokens - 1
+        count, length = len(row.ids) + added - self.rules.drop, self.rules.max_length
         if count > length:
             whose = f" ({image_tokens} of the image)" if row.image_at is not None else ""
             mend = "use fewer magnets, or shorten it" if instruction.magnets else "shorten it"
@@ -282,7 +284,7 @@ class PromptEncoder:
         return row.expanded(image_tokens)
 
     def _refuse_control_tokens(self, text: str, what: str) -> None:
-        """Keep a text from closing the template's turn and opening another."""
+        """Prevent a text from ending the template's chat turn and starting another."""
         seen = self._tokenizer.forms(text)
         for token in self._tokenizer.control:
             if any(token in form for form in seen):
@@ -293,10 +295,10 @@ class PromptEncoder:
 
 
 def expression_list(expressions: str | Sequence[str]) -> list[str]:
-    """Return what was asked for, one expression or several, as a list.
+    """Return one expression or several as a list.
 
     Raises:
-        InputError: it is neither text nor something to go through.
+        InputError: neither text nor an iterable of texts.
     """
     if isinstance(expressions, str):
         return [expressions]
@@ -308,19 +310,18 @@ def expression_list(expressions: str | Sequence[str]) -> list[str]:
     return list(expressions)
 
 
-def clean_expression(expression: str, *, what: str = "the expression") -> str:
-    """Check an expression, collapse its white space, take off what nobody sees around it.
+def clean_expression(expression: object, *, what: str = "the expression") -> str:
+    """Check an expression, collapse its white space, and strip invisible characters at its ends.
 
-    Files and web pages leave byte order marks, zero-width spaces and marks of direction at the
-    ends of a text; tokens of their own, they would change the answer. Within it all are kept:
-    emoji and some scripts need them.
+    Files and web pages leave byte order marks, zero-width spaces and direction marks there, whose
+    tokens would change the result. Inside they are kept: emoji and some scripts need them.
 
     Args:
-        expression: what somebody wants segmented, or another text from outside.
-        what: what messages call it.
+        expression: the user's, or another text from outside.
+        what: its name in messages.
 
     Raises:
-        InputError: not text, empty, too many characters, or control characters in it.
+        InputError: not text, empty, too long, or with control characters.
     """
     if not isinstance(expression, str):
         raise InputError(f"{what} is of type {type(expression).__name__}, expected text")
@@ -342,7 +343,7 @@ def clean_expression(expression: str, *, what: str = "the expression") -> str:
 
 
 def check_template(template: str) -> str:
-    """Check a template as an expression is checked, and that there is one place for one in it.
+    """Check a template like an expression, and that {expression} is in it once.
 
     Raises:
         InputError: not text with {expression} in it once.
@@ -356,5 +357,5 @@ def check_template(template: str) -> str:
 
 
 def _within(offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[bool]:
-    """Say which tokens overlap a piece of the text."""
+    """Return which tokens overlap a piece of the text."""
     return [a < start + length and b > start for a, b in offsets]

@@ -13,11 +13,12 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 
@@ -35,8 +36,6 @@ SCHEMA_VERSION = "1.0"
 READS_MAJOR = 1
 MAX_ENTRIES = 100_000
 _MAX_BYTES = 64 * 2**20
-_MAX_TEXT = 1024
-_MAX_FACTS = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAKE = "make it again with rism refine"
 
@@ -122,20 +121,22 @@ class InstructionFile:
             InputError: it is missing, not such a file, damaged, or newer than this reader.
         """
         name = one_line(Path(path).name, limit=60)
-        data = _parse(_read(Path(path), name), name)
+        top = _parse(_read(Path(path), name), name)
+        refiner = top.node_or_empty("refiner")
+        facts = {key: refiner.raw(key) for key in refiner.names()}
         origin = Origin(
-            _text(data, "model", name, default=""),
-            _text(data, "revision", name, default=""),
-            _facts(data.get("refiner", {}), name),
+            top.text("model", default=""),
+            top.text("revision", default=""),
+            {one_line(k): fact for k, fact in facts.items() if isinstance(fact, (int, str))},
         )
         found = cls(name, origin)
-        for number, entry in enumerate(_entries(data, name)):
-            added = _entry(entry, f"{name}: entry {number + 1}")
+        for number, value in enumerate(top.items("instructions", most=MAX_ENTRIES)):
+            added = _entry(value, name, f"instructions[{number}]")
             known = found.get(added.digest, added.instruction)
             if known is not None and known.refined != added.refined:
                 raise InputError(
-                    f"{name} has two answers to '{one_line(added.instruction, limit=80)}' for "
-                    f"the image {one_line(added.image, limit=60)}, expected one: remove the other"
+                    f"{name} has two texts for '{one_line(added.instruction, limit=80)}' and the "
+                    f"image {one_line(added.image, limit=60)}, expected one: remove the other"
                 )
             found.add(added)
         return found
@@ -227,7 +228,11 @@ def _read(path: Path, name: str) -> bytes:
     return raw
 
 
-def _parse(raw: bytes, name: str) -> dict[str, Any]:
+def _node(value: object, name: str, path: str = "") -> Node:
+    return Node(value, path, document=name, mend=_MAKE, error=InputError)
+
+
+def _parse(raw: bytes, name: str) -> Node:
     try:
         data: object = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -238,81 +243,27 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
         raise InputError(
             f"{name} is not a file of instructions, expected key 'format' to be '{FORMAT}': {_MAKE}"
         )
-    version = data.get("schema_version")
-    match = re.fullmatch(r"(\d{1,4})\.\d{1,4}", version) if isinstance(version, str) else None
-    if match is None:
+    top = _node(data, name)
+    version = re.fullmatch(r"(\d{1,4})\.\d{1,4}", top.text("schema_version"))
+    if version is None or int(version[1]) < READS_MAJOR:
+        top.refuse("schema_version", f"a version such as '{SCHEMA_VERSION}'")
+    if int(version[1]) > READS_MAJOR:
         raise InputError(
-            f"{name}: key 'schema_version' is {_shown(version)}, expected a version such as "
-            f"'{SCHEMA_VERSION}': {_MAKE}"
-        )
-    if int(match[1]) > READS_MAJOR:
-        raise InputError(
-            f"{name} was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
+            f"{name} was made by a newer rism (format {version[0]}, this reads {READS_MAJOR}.x): "
             "update rism, or make it again with this one"
         )
-    if int(match[1]) < 1:
-        raise InputError(f"{name} has format {version}, expected {READS_MAJOR}.x: {_MAKE}")
-    return data
+    return top
 
 
-def _entries(data: Mapping[str, Any], name: str) -> list[object]:
-    value = data.get("instructions")
-    if not isinstance(value, list) or len(value) > MAX_ENTRIES:
-        raise InputError(
-            f"{name}: key 'instructions' is {_shown(value)}, expected a list of at most "
-            f"{MAX_ENTRIES} entries: {_MAKE}"
-        )
-    return value
-
-
-def _entry(value: object, where: str) -> RefinedInstruction:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is {_shown(value)}, expected an object: {_MAKE}")
-    digest = value.get("picture")
-    if not isinstance(digest, str) or _DIGEST.fullmatch(digest) is None:
-        raise InputError(
-            f"{where}: key 'picture' is {_shown(digest)}, expected 64 hexadecimal digits: {_MAKE}"
-        )
+def _entry(value: object, name: str, path: str) -> RefinedInstruction:
+    node = _node(value, name, path)
+    digest = node.text("picture")
+    if _DIGEST.fullmatch(digest) is None:
+        node.refuse("picture", "64 hexadecimal digits")
     words = {}
     for key in ("expression", "instruction", "refined"):
         try:
-            words[key] = clean_expression(value.get(key, ""), what=f"key '{key}'")
+            words[key] = clean_expression(node.raw(key), what=f"key '{node.full(key)}'")
         except InputError as error:
-            raise InputError(f"{where}: {error}, or {_MAKE}") from None
-    return RefinedInstruction(digest, _text(value, "image", where, default=""), **words)
-
-
-def _facts(value: object, name: str) -> dict[str, Fact]:
-    if not isinstance(value, dict) or len(value) > _MAX_FACTS:
-        raise InputError(
-            f"{name}: key 'refiner' is {_shown(value)}, expected an object of at most "
-            f"{_MAX_FACTS} entries: {_MAKE}"
-        )
-    return {
-        one_line(key): fact
-        for key, fact in value.items()
-        if isinstance(fact, int) or (isinstance(fact, str) and len(fact) <= _MAX_TEXT)
-    }
-
-
-def _text(data: Mapping[str, Any], key: str, where: str, *, default: str) -> str:
-    value = data.get(key, default)
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
-        raise InputError(
-            f"{where}: key '{key}' is {_shown(value)}, expected printable text of at most "
-            f"{_MAX_TEXT} characters: {_MAKE}"
-        )
-    return value
-
-
-def _shown(value: object) -> str:
-    """Describe a wrong value shortly enough for a message."""
-    if value is None:
-        return "missing"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, int) and abs(value) > 10**18:
-        return "a huge integer"
-    return one_line(repr(value), limit=60)
+            raise InputError(f"{name}: {error}, or {_MAKE}") from None
+    return RefinedInstruction(digest, node.text("image", default=""), **words)

@@ -1,4 +1,4 @@
-"""Where each token of a prompt with an image in it stands (docs/bundle.md, steps 4 and 5)."""
+"""Positions of the tokens of a prompt with an image (docs/bundle.md, steps 4 and 5)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +17,25 @@ def position_ids(
     merge: int,
     unseen_position: int = 0,
 ) -> npt.NDArray[np.int64]:
-    """Count tokens for the text encoder's three rotary axes: time, height and width.
+    """Return positions on the text encoder's three rotary axes: time, height and width.
 
-    A token of text stands one further on every axis than what was before it. The image's
-    tokens share their time, and stand on height and width by row and column; the text goes on
-    after the longer side.
+    The position of a text token is that of the token before it plus one on every axis. The image
+    tokens have one time, and height and width by row and column; the text after them goes on from
+    the longer side.
 
     Args:
         input_ids: (B, S) int64.
         seen_mask: (B, S) int64, zero on tokens that do not count.
-        image_token_id: the token that stands for a part of the image.
+        image_token_id: the image token.
         grid_hw: rows and columns of patches.
-        merge: patches along one side of a merged one, which is one token.
-        unseen_position: what tokens that do not count get on every axis.
+        merge: patches along one side of a merged patch, which is one token.
+        unseen_position: position of tokens that do not count, on every axis.
 
     Returns:
         (3, B, S) int64.
 
     Raises:
-        BundleError: a prompt has another number of the image's tokens than the grid.
+        BundleError: the image tokens of a prompt are not as many as the grid has.
     """
     rows, columns = grid_hw[0] // merge, grid_hw[1] // merge
     ids = np.full((3, *input_ids.shape), unseen_position, np.int64)
@@ -66,18 +66,18 @@ def prompt_positions(
     offset_px: float,
     token_px: int,
 ) -> npt.NDArray[np.float32]:
-    """Place a prompt's tokens on the transformer's own axes: time, row and column.
+    """Return a prompt's positions on the transformer's axes: time, row and column.
 
-    The last token has time -1, those before it less; text has row and column 0. A token of the
-    image has those of its centre on the grid of the clean tokens: corners of the view lie on
-    corners of the image at the model's size, pixel centre on pixel centre.
+    The last token has time -1, those before it less; text has row and column 0. An image token
+    has those of its centre on the grid of the clean tokens: corners of the view are mapped to
+    corners of the image at the model's size, pixel centre to pixel centre.
 
     Args:
-        time_ids: (N_p,) int64, the first axis of `position_ids`, without what is dropped.
-        image_mask: (N_p,) bool, true on the image's tokens.
+        time_ids: (N_p,) int64, the first axis of `position_ids`, without dropped tokens.
+        image_mask: (N_p,) bool, true on the image tokens.
         view_wh: width and height of the view, pixels.
         model_wh: of the image at the model's size, pixels.
-        grid_hw: rows and columns of the image's tokens.
+        grid_hw: rows and columns of the image tokens.
         offset_px: centre of the first clean token, pixels.
         token_px: side of a clean token, pixels.
 
@@ -108,7 +108,7 @@ def prompt_positions(
 def _centres(
     cells: int, view: int, model: int, offset_px: float, token_px: int
 ) -> npt.NDArray[np.float64]:
-    """Return where the centres of the view's cells lie along one side, in clean tokens."""
+    """Return the centres of the view's cells along one side, in clean tokens."""
     side = view / cells
     pixel = np.arange(cells) * side + (side - 1) / 2
     scale = (model - 1) / (view - 1) if view > 1 else 0.0

@@ -1,8 +1,8 @@
-"""Quoted words, a character at a time: the pieces in which a prompt is tokenised.
+"""Quoted words, tokenised one character at a time: the pieces in which a prompt is tokenised.
 
-Editors that write what stands in quotes on a sign are trained with prompts whose quoted words
-the tokenizer gets as single characters. Two such rules are published; where they are odd, so is
-this (docs/bundle.md, step 4).
+Image editors that write quoted text are trained with prompts in which the tokenizer gets quoted
+words as single characters. Two such rules are published; where they are odd, so is this
+(docs/bundle.md, step 4).
 """
 
 import re
@@ -21,12 +21,12 @@ _PAIRS = {'"': '"', OPENING: CLOSING}
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a rendered prompt that is tokenised by itself.
+    """A part of a rendered prompt that is tokenised separately.
 
     Attributes:
-        text: what the tokenizer gets.
-        start: where in the rendered prompt it begins.
-        quoted: whether it is a character that stood in quotes.
+        text: the tokenizer's input.
+        start: where it begins in the rendered prompt.
+        quoted: whether it is a character in quotes.
         wrapped: whether `text` has an opening and a closing quote around that character.
     """
 
@@ -37,7 +37,7 @@ class Piece:
 
 
 def pieces(rendered: str, rules: QuoteRules, special: Sequence[str] = ()) -> list[Piece]:
-    """Cut a rendered prompt into what is tokenised piece by piece.
+    """Split a rendered prompt into pieces.
 
     Args:
         rendered: prefix, instruction and suffix, with one image token in them.
@@ -55,9 +55,9 @@ def pieces(rendered: str, rules: QuoteRules, special: Sequence[str] = ()) -> lis
 
 
 def _toggled(text: str, first: int) -> Iterator[Piece]:
-    """Let every quote from `first` on open or close in turn; quotes belong to what is outside.
+    """Split by quotes that open and close in turn from `first` on, whatever their kind.
 
-    What was opened and not closed is quoted to the end.
+    Quotes belong to the text outside; a text that is not closed is quoted to the end.
     """
     begin, opened = 0, text.find('"', first)
     while opened >= 0:
@@ -74,22 +74,22 @@ def _toggled(text: str, first: int) -> Iterator[Piece]:
 
 
 def _paired(part: str, offset: int, first: int) -> list[Piece]:
-    """Let each kind of quote end with its own kind; quotes belong to what is outside.
+    """Split by quotes that are closed by their own kind; they belong to the text outside.
 
     Args:
         part: text between two special tokens.
-        offset: where in the rendered prompt it begins.
-        first: where in it quotes begin to count.
+        offset: where it begins in the rendered prompt.
+        first: where quotes begin to count in it.
     """
     cut: list[Piece] = []
     begin, opened = 0, _find_opening(part, first)
     while opened >= 0:
-        # A Chinese quote that opens a part is left out, by the published rule.
+        # The published rule leaves out a Chinese quote at the start of a part.
         if part[opened] != OPENING or begin < opened:
             cut.append(Piece(part[begin : opened + 1], offset + begin, quoted=False))
         closed = part.find(_PAIRS[part[opened]], opened + 1)
         if closed < 0:
-            # Never closed: no quote at all, and one piece with the text before it.
+            # Never closed: not a quote, and one piece with the text before it.
             start = cut.pop().start - offset if cut else opened + 1
             return [*cut, Piece(part[start:], offset + start, quoted=False)]
         cut += [Piece(part[at], offset + at, quoted=True) for at in range(opened + 1, closed)]

@@ -1,9 +1,9 @@
-"""The hook between the template and the model: who may reword an instruction, and how.
+"""Rewording of instructions by a refiner, between the template and the model.
 
-The paper's best figures reword it with the model family's own instruction refiner (appendix A3).
+The paper's best results use the model family's own instruction refiner (appendix A3).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ __all__ = ["Refiner", "refine"]
 
 
 class Refiner(Protocol):
-    """Whatever can be called with an instruction and an image, and answers an instruction."""
+    """A function of an instruction and an image that returns an instruction."""
 
     def __call__(self, instruction: str, image_hwc: npt.NDArray[np.uint8], /) -> str:
         """Reword an instruction.
@@ -26,8 +26,8 @@ class Refiner(Protocol):
             image_hwc: (H, W, 3) uint8, the user's image in RGB, upright; read-only.
 
         Returns:
-            The instruction to use, without the model's chat prefix and suffix. The same text
-            again is always right.
+            The instruction to use, without the model's chat prefix and suffix; it may be the
+            same.
         """
 
 
@@ -39,51 +39,51 @@ def refine(
     *,
     image_tokens: int = 0,
 ) -> list[Instruction]:
-    """Ask a refiner once for each distinct instruction, and check what it answers.
+    """Reword each distinct instruction once, and check the results.
 
     Args:
-        refiner: whom to ask.
-        instructions: what was rendered.
-        image_hwc: (H, W, 3) uint8, the image; None where a state came without it.
-        encoder: knows what may not be in an instruction.
-        image_tokens: how many tokens of a prompt stand for the image.
+        refiner: the refiner.
+        instructions: with the expressions in the template.
+        image_hwc: (H, W, 3) uint8, the image; None in a state that was made without.
+        encoder: checks the results.
+        image_tokens: number of image tokens of a prompt.
 
     Raises:
-        InputError: no image, or the refiner failed, or its answer cannot be used as an
-            expression could not; the message names the refiner.
+        InputError: no image, or the refiner failed, or its result cannot be used; the message
+            names the refiner.
     """
     if image_hwc is None:
         raise InputError(
-            "the image state has no pixels for the refiner to look at, expected one made by this "
-            "segmenter: call its set_image"
+            "the image state has no pixels for the refiner, expected one made by this segmenter: "
+            "call its set_image"
         )
-
-    def usable(instruction: Instruction, answer: str) -> Instruction:
-        return encoder.reword(instruction, answer, image_tokens=image_tokens)
-
-    said = {told: _reword(refiner, told, image_hwc, usable) for told in dict.fromkeys(instructions)}
-    return [said[told] for told in instructions]
+    reworded = {
+        each: _reword(refiner, each, image_hwc, encoder, image_tokens)
+        for each in dict.fromkeys(instructions)
+    }
+    return [reworded[each] for each in instructions]
 
 
 def _reword(
     refiner: Refiner,
     instruction: Instruction,
     image_hwc: npt.NDArray[np.uint8],
-    usable: Callable[[Instruction, str], Instruction],
+    encoder: PromptEncoder,
+    image_tokens: int,
 ) -> Instruction:
     name = one_line(getattr(refiner, "__qualname__", type(refiner).__qualname__), limit=80)
     try:
-        answer = refiner(instruction.text, image_hwc)
-    except InputError:  # one of ours says itself what is wrong
+        text = refiner(instruction.text, image_hwc)
+    except InputError:  # its message is complete
         raise
-    except Exception as error:  # whatever foreign code raises
+    except Exception as error:  # of any foreign code
         raise InputError(
             f"refiner '{name}' failed ({type(error).__name__}: {one_line(error, limit=200)}), "
-            "expected an instruction: mend it, or run without"
+            "expected an instruction: correct it, or run without"
         ) from error
-    if answer == instruction.text:
+    if text == instruction.text:
         return instruction
     try:
-        return usable(instruction, answer)
+        return encoder.reword(instruction, text, image_tokens=image_tokens)
     except InputError as error:
-        raise InputError(f"refiner '{name}' gave an unusable answer: {error}") from None
+        raise InputError(f"refiner '{name}' returned an unusable instruction: {error}") from None

@@ -1,46 +1,39 @@
-"""The prompt weights w of a_l = A_vp w: which tokens of a prompt count, and how much."""
+"""The prompt weights w of a_l = A_vp w: the weight of each token of a prompt."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.expression.head_noun import content_words, head_noun
+from rism.runtime.options import PromptWeights
 from rism.runtime.prompt.encoder import PromptState
 
-__all__ = ["TOKEN_SETS", "PromptWeights", "prompt_token_weights"]
-
-PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float] | None
+__all__ = ["TOKEN_SETS", "prompt_token_weights"]
 
 TOKEN_SETS = ("all", "valid", "instruction", "expression", "content", "head")
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
-_BESIDE_HEAD = 0.5  # weight of the expression's tokens that are not of the head noun
+_BESIDE_HEAD = 0.5  # weight of the expression's other tokens
 
 
 def prompt_token_weights(
     weights: PromptWeights, prompts: Sequence[PromptState]
 ) -> npt.NDArray[np.float32]:
-    """Make the prompt weights w of a_l = A_vp w.
-
-    Magnets weigh nothing, whatever was chosen: they are there to take attention away.
+    """Return the prompt weights w of a_l = A_vp w; those of magnets are 0.
 
     Args:
-        weights: which tokens count: None or "all" for the paper's ones, "valid" for all but
-            the padding, "instruction" for the template and the expression in it, "expression"
-            for the expression's own, "content" for these without stop words, "head" for the
-            head noun in full and the rest of the expression at half weight; or numbers (N_p,)
-            or (B, N_p).
-        prompts: the B prompts they are for.
+        weights: numbers (N_p,) or (B, N_p), or the name of a set; see `SegmentOptions`.
+        prompts: the B prompts that they are for.
 
     Returns:
         (B, N_p) float32.
 
     Raises:
-        InputError: none of those, or not finite; or a set of the expression's tokens where a
-            refiner left none of it in its instruction.
+        InputError: an unknown name, wrong or not finite numbers, or a set of the expression's
+            tokens after a refiner removed the expression from its instruction.
     """
     shape = (len(prompts), max(prompt.attention_mask.size for prompt in prompts))
     if weights is None or isinstance(weights, str):
@@ -48,9 +41,11 @@ def prompt_token_weights(
     else:
         chosen = _listed(weights, shape)
     for row, prompt in enumerate(prompts):
-        said = prompt.instruction
-        if said.magnets:
-            chosen[row, _covered(prompt, [(said.length_without_magnets, len(said.text))])] = 0
+        instruction = prompt.instruction
+        if instruction.magnets:
+            chosen[
+                row, _covered(prompt, [(instruction.length_without_magnets, len(instruction.text))])
+            ] = 0
     return chosen
 
 
@@ -87,30 +82,33 @@ def _listed(
 
 
 def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
-    """Return the weights of one of the named sets but "all": (N_p,)."""
+    """Return the weights of a named set other than "all": (N_p,)."""
     if name == "valid":
         return prompt.attention_mask
     if name == "instruction":
         return prompt.instruction_mask
-    said = prompt.instruction
-    if said.start is None or not prompt.expression_mask.any():
+    instruction = prompt.instruction
+    if instruction.start is None or not prompt.expression_mask.any():
         raise InputError(
-            f"the instruction '{one_line(said.text, limit=80)}' does not contain "
-            f"'{one_line(said.expression, limit=40)}' word for word, expected it for the tokens "
-            f"'{name}': use 'instruction', or have the refiner keep it"
+            f"the instruction '{one_line(instruction.text, limit=80)}' does not contain "
+            f"'{one_line(instruction.expression, limit=40)}' word for word, expected it for the "
+            f"tokens '{name}': use 'instruction', or have the refiner keep it"
         )
-    content = [(said.start + a, said.start + b) for a, b in content_words(said.expression)]
-    head = head_noun(said.expression)
+    content = [
+        (instruction.start + a, instruction.start + b)
+        for a, b in content_words(instruction.expression)
+    ]
+    head = head_noun(instruction.expression)
     if name == "expression" or head is None:
         return prompt.expression_mask
     if name == "content":
         return _covered(prompt, content)
-    of_head = _covered(prompt, [(said.start + head[0], said.start + head[1])])
+    of_head = _covered(prompt, [(instruction.start + head[0], instruction.start + head[1])])
     return np.where(of_head, 1, _BESIDE_HEAD * prompt.expression_mask)
 
 
 def _covered(prompt: PromptState, pieces: Iterable[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Say which tokens overlap any of the pieces of the instruction's text: (N_p,)."""
+    """Return which tokens overlap any of the pieces of the instruction's text: (N_p,)."""
     found = np.zeros(prompt.attention_mask.size, np.bool_)
     for first, end in pieces:
         for at, (a, b) in enumerate(prompt.spans):

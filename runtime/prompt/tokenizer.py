@@ -1,4 +1,4 @@
-"""From a rendered prompt to token ids, each with the text that it stands for."""
+"""From a rendered prompt to token ids and the characters that each covers."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,10 +18,9 @@ class TokenRow:
 
     Attributes:
         ids: of the tokens.
-        offsets: for each the characters of the rendered prompt that it stands for, the end
-            exclusive.
+        offsets: for each the characters of the rendered prompt that it covers, end exclusive.
         quoted: for each whether it is of a character in quotes.
-        image_at: which of them stands for the image; None where the prompt has no image.
+        image_at: index of the image token; None without one.
     """
 
     ids: tuple[int, ...]
@@ -30,7 +29,7 @@ class TokenRow:
     image_at: int | None = None
 
     def expanded(self, count: int) -> "TokenRow":
-        """Repeat the token that stands for the image."""
+        """Repeat the image token."""
         at = self.image_at
         if at is None:
             return self
@@ -43,7 +42,7 @@ class TokenRow:
 
 
 class PromptTokenizer:
-    """The bundle's tokenizer, and its rules for quotes and for the image."""
+    """The bundle's tokenizer, with its rules for quotes and for the image token."""
 
     def __init__(self, rules: PromptRules, tokenizer_json: bytes) -> None:
         """Load the tokenizer.
@@ -53,12 +52,12 @@ class PromptTokenizer:
             tokenizer_json: bytes of a Hugging Face `tokenizers` file.
 
         Raises:
-            BundleError: the file is not one, or has no token for the image.
+            BundleError: not such a file, or it has no image token.
         """
         self._rules = rules
         with self._failures():
             self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-            # The file may carry its own truncation, which would cut expressions silently.
+            # Truncation that is set in the file would cut expressions silently.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
@@ -82,7 +81,7 @@ class PromptTokenizer:
         self._marks = (self._only_id(OPENING), self._only_id(CLOSING))
 
     def forms(self, text: str) -> list[str]:
-        """Return a text as it is and as the tokenizer's normaliser makes it."""
+        """Return a text, and the text that the tokenizer's normaliser makes of it."""
         normalizer = self._tokenizer.normalizer
         if normalizer is None:
             return [text]
@@ -91,10 +90,10 @@ class PromptTokenizer:
             return [text, normalizer.normalize_str(text)]
 
     def encode(self, rendered: str) -> TokenRow:
-        """Tokenise a rendered prompt, with one token for the image.
+        """Tokenise a rendered prompt, with one image token.
 
         Raises:
-            BundleError: the bundle has an image in its prompts, and not once.
+            BundleError: the bundle's prompts need an image token, and have none or several.
         """
         quotes = self._rules.quotes
         if quotes is None:
@@ -102,7 +101,7 @@ class PromptTokenizer:
         row = self._with_image(self._joined(pieces(rendered, quotes, self._added)))
         if quotes.style != "toggle" or row.image_at is None:
             return row
-        # Up to the image the prompt is tokenised as it is, quotes and all.
+        # Up to the image token the prompt is tokenised as one piece, quotes included.
         head = self._with_image(self._plain(rendered))
         until, after = (head.image_at or 0) + 1, row.image_at + 1
         return TokenRow(
@@ -118,7 +117,7 @@ class PromptTokenizer:
         return TokenRow(tuple(encoding.ids), tuple(encoding.offsets), (False,) * len(encoding.ids))
 
     def _joined(self, cut: list[Piece]) -> TokenRow:
-        """Tokenise each piece by itself."""
+        """Tokenise each piece separately."""
         rows = {text: self._plain(text) for text in {piece.text for piece in cut}}
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -129,14 +128,14 @@ class PromptTokenizer:
             if piece.wrapped:
                 if (inner[:1], inner[-1:]) == ((self._marks[0],), (self._marks[1],)):
                     inner = inner[1:-1]
-                places = ((0, 1),) * len(inner)  # the character alone is in the prompt
+                places = ((0, 1),) * len(inner)  # the prompt has the character without quotes
             ids += inner
             offsets += [(piece.start + a, piece.start + b) for a, b in places]
             quoted += [piece.quoted] * len(inner)
         return TokenRow(tuple(ids), tuple(offsets), tuple(quoted))
 
     def _with_image(self, row: TokenRow) -> TokenRow:
-        """Find the token that stands for the image."""
+        """Find the image token."""
         if self.image_id is None:
             return row
         count = row.ids.count(self.image_id)
@@ -149,7 +148,7 @@ class PromptTokenizer:
         return replace(row, image_at=row.ids.index(self.image_id))
 
     def _only_id(self, text: str) -> int | None:
-        """Return the id of a text that is one token."""
+        """Return the id of a text if it is one token."""
         ids = self._plain(text).ids
         return ids[0] if len(ids) == 1 else None
 

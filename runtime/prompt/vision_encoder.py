@@ -1,4 +1,4 @@
-"""What prompts get of an image: its embeddings, and where its tokens stand."""
+"""Vision-encoder features of an image, and the position ids of its tokens in the prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ VIEWS_KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class VisionContext:
-    """What a few prompts get of one image, apart from its embeddings.
+    """Positions of the tokens of prompts with one image.
 
     Attributes:
-        digest: names what is seen; empty where the text encoder sees nothing.
+        digest: of the text encoder's view of the image; empty without vision.
         position_ids: (3, B, S) int64 for the text encoder, or None.
-        positions: for each prompt (tokens, 3) float32 for the transformer; none where it takes
+        positions: for each prompt (tokens, 3) float32 for the transformer; empty if it takes
             none.
     """
 
@@ -43,7 +43,7 @@ class VisionContext:
 
 
 class VisionEncoder:
-    """Shows images to the bundle's "vision_encoder", and remembers what it made of them."""
+    """Runs the bundle's "vision_encoder" on images, and keeps their embeddings."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class VisionEncoder:
         image_token_id: int,
         token_px: int,
     ) -> None:
-        """Put a vision encoder and the rules for prompts together.
+        """Take an engine and the bundle's rules.
 
         Args:
             rules: for prompts.
-            vision: what they say about images.
+            vision: for the view of an image.
             engine: the bundle's "vision_encoder".
-            image_token_id: the token that stands for a part of the image.
+            image_token_id: the image token.
             token_px: side of a clean token, pixels.
         """
         self._rules = rules
@@ -71,12 +71,12 @@ class VisionEncoder:
         self._kept: LruCache[Float32 | Mirrored] = LruCache(VIEWS_KEPT)
 
     def image_tokens(self, image: ImageState) -> int:
-        """Return how many tokens stand for an image."""
+        """Return the number of tokens of an image."""
         rows, columns = merged_grid(_view_of(image), self._vision)
         return rows * columns
 
     def encode(self, image: ImageState) -> Float32 | Mirrored:
-        """Return an image's embeddings, one for each of its tokens: (V, E) float32.
+        """Return the embeddings of an image's tokens: (V, E) float32.
 
         Raises:
             ProviderError: the vision encoder failed.
@@ -96,10 +96,10 @@ class VisionEncoder:
         return embeds
 
     def place_tokens(self, encoded: EncodedPrompts, image: ImageState) -> VisionContext:
-        """Say where the tokens of prompts about an image stand.
+        """Return the positions of the tokens of prompts with an image.
 
         Raises:
-            BundleError: the image's tokens are not in the prompts as they should be.
+            BundleError: the prompts do not have the image's tokens.
         """
         view = _view_of(image)
         ids = position_ids(
@@ -132,12 +132,12 @@ class VisionEncoder:
 def open_vision_encoder(
     manifest: Manifest, encoder: PromptEncoder, engines: Mapping[str, Engine]
 ) -> VisionEncoder | None:
-    """Return what a bundle's text encoder looks at images with; None where it does not.
+    """Return the vision encoder of a bundle; None if its text encoder has no vision.
 
     Args:
         manifest: the bundle's.
         encoder: its tokenizer and template.
-        engines: by graph, with "vision_encoder" where the bundle has one.
+        engines: by graph, with "vision_encoder" if the bundle has one.
     """
     vision, token = manifest.prompt.vision, encoder.image_token_id
     if vision is None or token is None:
@@ -152,14 +152,14 @@ def open_vision_encoder(
 
 
 def _view_of(image: ImageState) -> View:
-    """Return what the text encoder sees of an image.
+    """Return the text encoder's view of an image.
 
     Raises:
         InputError: the state was made without.
     """
     if image.view is None:
         raise InputError(
-            "the image state has nothing for the text encoder to look at, expected one made by "
-            "this segmenter: call its set_image"
+            "the image state has no view for the text encoder, expected one made by this "
+            "segmenter: call its set_image"
         )
     return image.view

@@ -97,10 +97,10 @@ def test_there_must_be_an_image(bundle: Path, colours: np.ndarray) -> None:
     said = [segmenter._encoder.instruct("van")]
     embedder = segmenter._embedder
     assert isinstance(embedder, PromptEmbedder)
-    with pytest.raises(InputError, match="text encoder looks at the image, expected one to emb"):
+    with pytest.raises(InputError, match="text encoder needs an image, expected one to emb"):
         embedder.embed(said)
     blind = replace(segmenter.set_image(colours), view=None)
-    with pytest.raises(InputError, match="has nothing for the text encoder to look at, expected"):
+    with pytest.raises(InputError, match="has no view for the text encoder, expected"):
         segmenter.segment(blind, "van")
 
 

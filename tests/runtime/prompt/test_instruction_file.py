@@ -65,11 +65,12 @@ def test_a_image_is_known_by_size_and_pixels() -> None:
 
 def test_what_the_reader_does_not_know_is_ignored(tmp_path: Path, colours: np.ndarray) -> None:
     data = document(colours) | {"schema_version": "1.7", "comment": [1, {"a": None}]}
+    data["instructions"][0]["refined"] = "cut \U0001f468\u200d\U0001f469"
     data["refiner"] = {"temperature": 0.5, "nested": {}, "precision": "bf16"}
     data["instructions"][0]["cut"] = True
     (tmp_path / "i.json").write_text(json.dumps(data))
     found = InstructionFile.open(tmp_path / "i.json")
-    assert found("remove red", colours) == "cut red"
+    assert found("remove red", colours) == "cut \U0001f468\u200d\U0001f469"
     assert found.origin.refiner == {"precision": "bf16"}
 
 
@@ -78,50 +79,31 @@ def test_what_the_reader_does_not_know_is_ignored(tmp_path: Path, colours: np.nd
     [
         ({"format": "coco"}, "is not a file of instructions, expected key 'format' to be"),
         ({"schema_version": "2.0"}, r"by a newer rism \(format 2.0, this reads 1.x\): update rism"),
-        ({"schema_version": 1.0}, "key 'schema_version' is 1.0, expected a version such as '1.0'"),
-        ({"schema_version": "0.9"}, "has format 0.9, expected 1.x"),
+        ({"schema_version": 1.0}, "key 'schema_version' is 1.0, expected"),
+        ({"schema_version": "0.9"}, "key 'schema_version' is '0.9', expected a version such as"),
         ({"model": "a\nb"}, "key 'model' is 'a.nb', expected printable text"),
-        ({"revision": "x" * 5000}, "key 'revision' is 'xxx"),
         ({"refiner": []}, "key 'refiner' is a list of 0, expected an object"),
-        ({"refiner": dict.fromkeys(map(str, range(100)), 1)}, "expected an object of at most 64"),
         ({"instructions": {}}, "key 'instructions' is an object, expected a list"),
-        ({"instructions": None}, "key 'instructions' is missing, expected a list"),
-        ({"instructions": [7]}, "entry 1 is 7, expected an object"),
-        ({"instructions": [10**40]}, "entry 1 is a huge integer, expected an object"),
+        ({"instructions": [7]}, r"key 'instructions\[0\]' is 7, expected an object"),
+        ({"picture": "../etc"}, r"key 'instructions\[0\].picture' is '../etc', expected 64 hexade"),
+        ({"picture": 7}, "picture' is 7, expected"),
+        ({"refined": ["a"]}, r"key 'instructions\[0\].refined' is of type list, expected text"),
+        ({"refined": " "}, "refined' is empty, expected words"),
+        ({"refined": "a\0b"}, r"refined' contains the control character U\+0000"),
+        ({"instruction": None}, "instruction' is of type NoneType"),
+        ({"image": "a\nb"}, "image' is"),
     ],
 )
-def test_a_file_that_is_not_one(
-    tmp_path: Path, colours: np.ndarray, change: dict[str, Any], expected: str
-) -> None:
-    (tmp_path / "i.json").write_text(json.dumps(document(colours) | change))
-    with pytest.raises(InputError, match=expected) as error:
-        InstructionFile.open(tmp_path / "i.json")
-    assert str(error.value).startswith("i.json")
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"picture": "../etc"}, "key 'picture' is '../etc', expected 64 hexadecimal digits"),
-        ({"picture": 7}, "key 'picture' is 7, expected 64 hexadecimal digits"),
-        ({"refined": ["a"]}, "key 'refined' is of type list, expected text"),
-        ({"refined": " "}, "key 'refined' is empty, expected words"),
-        ({"refined": "a\0b"}, r"key 'refined' contains the control character U\+0000"),
-        ({"refined": "x" * 5000}, "key 'refined' has 5000 characters, expected at most 4096"),
-        ({"instruction": None}, "key 'instruction' is of type NoneType"),
-        ({"expression": 1}, "key 'expression' is of type int"),
-        ({"image": "a\nb"}, "key 'image' is"),
-    ],
-)
-def test_an_entry_that_is_none(
+def test_wrong_files(
     tmp_path: Path, colours: np.ndarray, change: dict[str, Any], expected: str
 ) -> None:
     data = document(colours)
-    data["instructions"][0] |= change
+    own = data["instructions"][0]
+    (own if set(change) <= set(own) else data).update(change)
     (tmp_path / "i.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=f"^i.json: entry 1: {expected}.* again with rism refine"):
+    with pytest.raises(InputError, match=f"^i.json.*{expected}.* with ") as error:
         InstructionFile.open(tmp_path / "i.json")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"[" * 200_000, b"[]", b"null", b'{"format"'])
@@ -142,14 +124,14 @@ def test_places_that_hold_none(tmp_path: Path) -> None:
         InstructionFile.open(tmp_path / "large.json")
 
 
-def test_two_answers_to_one_question_are_refused(tmp_path: Path, colours: np.ndarray) -> None:
+def test_two_texts_for_one_instruction_are_refused(tmp_path: Path, colours: np.ndarray) -> None:
     data = document(colours)
     data["instructions"] *= 2
     (tmp_path / "i.json").write_text(json.dumps(data))
     assert len(InstructionFile.open(tmp_path / "i.json")) == 1
     data["instructions"][1] = data["instructions"][1] | {"refined": "another"}
     (tmp_path / "i.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=r"two answers to 'remove red' for the image a\.png"):
+    with pytest.raises(InputError, match=r"two texts for 'remove red' and the image a\.png"):
         InstructionFile.open(tmp_path / "i.json")
 
 
@@ -166,19 +148,6 @@ def test_what_is_missing_is_said_whole_through_the_segmenter(
         segmenter.segment(colours[:90], "the " * 30 + "red")
     for error in (known, unknown):
         assert "add it: rism refine IMAGE EXPRESSION --model MODEL -o longlong" in str(error.value)
-
-
-def test_run_with_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(Path("i.json"), entry(load_image(STREET), "remove it", "remove the green van"))
-    flags = ["--provider", "cpu", "--json"]
-    shown = runner.invoke(app, ["run", str(STREET), "it", "--instructions", "i.json", *flags])
-    assert shown.exit_code == 0, shown.output
-    (told,) = json.loads(shown.stdout)
-    assert told["expression"] == "it"
-    assert told["instruction"] == "remove the green van"
-    plain = runner.invoke(app, ["run", str(STREET), "the green van", *flags])
-    assert told["rle"] == json.loads(plain.stdout)[0]["rle"]
 
 
 def test_run_goes_on_past_a_image_that_the_file_lacks(

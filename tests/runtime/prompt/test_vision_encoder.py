@@ -247,5 +247,5 @@ def test_a_refiners_answer_counts_the_image(bundle: Path, colours: np.ndarray) -
     segmenter = Segmenter.from_bundle(bundle, provider="cpu", refiner=long)
     with pytest.raises(InputError) as error:
         segmenter.segment(colours, "van")
-    assert "unusable answer: the instruction 'remove van a a" in str(error.value)
+    assert "unusable instruction: the instruction 'remove van a a" in str(error.value)
     assert "of the image), expected at most 90: shorten it" in str(error.value)
