@@ -20,8 +20,8 @@ from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.signatures import trace_text, trace_transformer, trace_vae, trace_vision
 from rism.export.precision import PRECISIONS

@@ -26,8 +26,8 @@ from benchmarks.harness.measure import environment
 from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape, write_checkpoint
 from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
 from rism.export import ExportOptions, export_bundle
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel

@@ -51,6 +51,9 @@ class Capture:
         fused: probe by `rism.export.probe`, with the main attention's own row statistics: for
             PyTorch that runs, never for a graph to export. Vectors only.
 
+        velocity: what a whole model predicts for the noisy tokens, (B, N_v, C) float32; the single
+            step predicts nothing.
+
     Raises:
         ValueError: Matrices or per-token attention of a fused probe.
     """
@@ -68,6 +71,7 @@ class Capture:
     transition_matrices: list[torch.Tensor] = field(default_factory=list)
     to_tokens: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
     # Values of the first attention: made once, or engines would make them for each block.
     _masses: torch.Tensor | None = None
 

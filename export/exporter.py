@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.export.bundle_writer import BundleWriter, Export
-from rism.export.checkpoint.locate import Checkpoint, content_digest, find_checkpoint, pipeline_name
-from rism.export.checkpoint.safetensors_store import read_headers
-from rism.export.errors import UnsupportedModelError
-from rism.export.families import FAMILIES
+from rism.export.checkpoint.locate import Checkpoint, content_digest
+from rism.export.families.find import family_of, find_checkpoint
 from rism.export.manifest_writer import write_manifest
 from rism.export.options import ExportOptions, ExportReport
 from rism.export.output_folder import atomic_folder, check_output
@@ -27,7 +25,7 @@ from rism.export.precision import PRECISIONS
 from rism.export.progress import Progress
 from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.errors import InputError, one_line
+from rism.runtime.errors import InputError
 
 __all__ = ["export_bundle", "fixed_noise", "open_model", "plan_export"]
 
@@ -140,21 +138,7 @@ def open_model(checkpoint: Checkpoint) -> OpenModel:
     Raises:
         CheckpointError, UnsupportedModelError: as `export_bundle` does.
     """
-    pipeline, file = pipeline_name(checkpoint), checkpoint.transformer_file
-    headers = {} if file is None else read_headers(file)
-    for family in FAMILIES:
-        if family.owns(file, headers) if file is not None else pipeline in family.pipelines:
-            return family.open(checkpoint)
-    if file is not None:
-        raise UnsupportedModelError(
-            f"{file.name} is no transformer that is known here, expected FLUX.2-klein's or "
-            "Step1X-Edit's, in their makers' layout"
-        )
-    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-    raise UnsupportedModelError(
-        f"{checkpoint.folder.name} is a {one_line(pipeline, limit=80)}, expected one of: {known}. "
-        "The method needs joint attention over prompt, noisy and clean image tokens"
-    )
+    return family_of(checkpoint).open(checkpoint)
 
 
 def fixed_noise(spec: ModelSpec) -> npt.NDArray[np.float32]:

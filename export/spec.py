@@ -6,9 +6,8 @@ The rest of the exporter asks these objects and never a model's name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,15 +15,12 @@ import numpy.typing as npt
 import torch
 
 from rism.export.attention_capture import Capture
-from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part
-from rism.export.checkpoint.safetensors_store import StoredTensor
+from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 from rism.runtime.bundle.manifest import Geometry, PromptRules
 
 __all__ = [
-    "Axis",
-    "FamilySpec",
     "ModelSpec",
     "OpenModel",
     "Picture",
@@ -37,32 +33,6 @@ __all__ = [
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
-
-Axis = float | str | tuple[str, float]
-"""One rotary axis of a token's position: a number; "row" or "column" (image tokens) or "index"
-(prompt tokens); or one of these names and what is added to it."""
-
-
-@dataclass(frozen=True)
-class FamilySpec:
-    """A family of editing transformers with joint attention over [prompt; noisy; clean].
-
-    Attributes:
-        name: as in the manifest.
-        prompt_axes: rotary position of the prompt's tokens; empty where it is an input.
-        noisy_axes, clean_axes: likewise of the image's two kinds.
-        pipelines: names of the diffusers pipelines that hold such a model.
-        owns: tells whether a file in the makers' layout, by its name and tensors, is of it.
-        open: reads a checkpoint's configuration and headers; no weights.
-    """
-
-    name: str
-    prompt_axes: tuple[Axis, ...]
-    noisy_axes: tuple[Axis, ...]
-    clean_axes: tuple[Axis, ...]
-    pipelines: tuple[str, ...]
-    owns: Callable[[Path, Mapping[str, StoredTensor]], bool]
-    open: Callable[[Checkpoint], OpenModel]
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ from torch import nn
 
 from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape
 from benchmarks.synthetic.step1x_tensors import SMALL, STEP1X, Step1XShape
-from rism.export.checkpoint.locate import STEP1X as STEP1X_PIPELINE
+from rism.export.families.flux2 import FAMILY as FLUX2_KLEIN
 from rism.export.families.flux2.dit import INTO_STREAM as FLUX2_INTO_STREAM
 from rism.export.families.flux2.dit import MODULATIONS, Flux2SingleStep
-from rism.export.families.flux2.klein import FLUX2_KLEIN
-from rism.export.families.step1x.connector import ConnectorSizes
+from rism.export.families.step1x import FAMILIES as STEP1X_FAMILIES
 from rism.export.families.step1x.dit import INTO_STREAM as STEP1X_INTO_STREAM
-from rism.export.families.step1x.dit import Step1XSingleStep, Step1XSizes
-from rism.export.families.step1x.model import STEP1X_FAMILIES
+from rism.export.families.step1x.dit import Step1XSingleStep
+from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes
+from rism.export.family import FamilySpec
 from rism.export.precision import Precision
-from rism.export.spec import FamilySpec
 
 __all__ = ["MODELS", "Constants", "Draw", "Sized"]
 
@@ -118,7 +117,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
 
     A picture's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
     """
-    family = next(each for each in STEP1X_FAMILIES if STEP1X_PIPELINE in each.pipelines)
+    family = STEP1X_FAMILIES["1.0"]
     sizes = Step1XSizes(
         in_channels=shape.channels,
         heads=shape.heads,

@@ -30,8 +30,8 @@ from rism.calibration.e4m3 import E4M3_MAX
 from rism.calibration.emulate import emulated
 from rism.calibration.open_graph import open_graph
 from rism.export import ExportOptions, export_bundle
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.runtime import Segmenter

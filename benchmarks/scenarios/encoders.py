@@ -22,8 +22,8 @@ from benchmarks.harness.checks import same_values
 from benchmarks.harness.errors import ConfigError
 from benchmarks.harness.measure import by_turns, host_peak
 from benchmarks.harness.rows import Job, Row, bundle_folder, picture_size, timed
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.precision import PRECISIONS
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.onnxruntime import OrtEngine

@@ -15,7 +15,7 @@ from benchmarks.harness.measure import Timing
 from benchmarks.harness.rows import Job, Row, of_size, timed
 from benchmarks.scenarios.processes import peak_of
 from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape, write_checkpoint
-from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.find import find_checkpoint
 
 __all__ = ["measure"]
 

@@ -59,7 +59,7 @@ def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, f
         Largest difference over the largest value, of the connector's two outputs and of the whole
         stream after every block but the last, of which nobody asks more than where it looks.
     """
-    wanted, found = _literal(model, given), _Tap(model).run(model, given)
+    wanted, found = _reference(model, given), _Tap(model).run(model, given)
     assert wanted.tokens is not None
     assert wanted.pooled is not None
     expected = {"connector tokens": wanted.tokens, "connector pooled": wanted.pooled}
@@ -70,9 +70,8 @@ def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, f
     }
 
 
-def _literal(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRecord:
+def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRecord:
     tensors = reference.makers_tensors(model.files.transformer)
-    sizes = reference.makers_sizes(tensors, connector_heads=model.sizes.connector.heads)
     embeds, hidden = given.prompt.embeds, model.sizes.connector.hidden
     rows, columns = given.grid_hw
     noisy = torch.tensor([[0.0, r, c] for r in range(rows) for c in range(columns)])
@@ -80,7 +79,7 @@ def _literal(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XReco
     first = {"1.0": [0.0, 0.0, 0.0], "1.1": [1.0, 1.0, 1.0], "1.2": [1.0, 0.0, 0.0]}
     own = given.prompt.positions
     with torch.no_grad():
-        record: reference.Step1XRecord = reference.open_reference(sizes, tensors, FP32)(
+        record: reference.Step1XRecord = reference.open_reference(model.sizes, tensors, FP32)(
             given.clean_latents,
             given.noise,
             embeds[..., :hidden],

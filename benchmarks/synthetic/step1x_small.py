@@ -19,8 +19,8 @@ from PIL import Image
 from benchmarks.synthetic.step1x_checkpoint import SMALL, write_diffusers, write_original
 from benchmarks.synthetic.step1x_parity import TextComparison, block_differences, random_inputs
 from rism.export import ExportOptions, export_bundle
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.families.step1x.model import Step1XModel
 from rism.runtime import Segmenter
 

@@ -13,7 +13,7 @@ __all__ = ["WideCapture"]
 
 @dataclass
 class WideCapture(Capture):
-    """Keeps the features of many blocks and sites, and what the model predicts.
+    """Keeps the features of many blocks and sites.
 
     Attributes:
         blocks: whose features are kept, in the order they run.
@@ -21,7 +21,6 @@ class WideCapture(Capture):
         storage: number type of what is kept.
         watching: false for a step that is only on the way to another: nothing is kept.
         kept: (B, N_v, D) by site and block.
-        velocity: what the model predicts for the noisy tokens, (B, N_v, C) float32.
     """
 
     blocks: frozenset[int] = frozenset()
@@ -29,7 +28,6 @@ class WideCapture(Capture):
     storage: torch.dtype = torch.float32
     watching: bool = True
     kept: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
-    velocity: torch.Tensor | None = None
 
     def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
         """Offer (B, N_v, D) of one site; kept if it is among those asked for."""

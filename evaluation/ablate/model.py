@@ -18,12 +18,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from rism.evaluation.ablate.capture import WideCapture
-from rism.evaluation.ablate.family_denoisers import Denoiser, denoiser
 from rism.export.attention_capture import Spans
 from rism.export.checkpoint.json_files import read_json
-from rism.export.checkpoint.locate import Checkpoint, find_checkpoint
+from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part
+from rism.export.errors import UnsupportedModelError
 from rism.export.exporter import fixed_noise, open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.precision import PRECISIONS
 from rism.export.spec import ModelSpec, OpenModel, PromptTokens
 from rism.runtime.engines.base import Arrays
@@ -156,7 +157,12 @@ class AblationModel:
             opened.spec = opened.spec.with_template(options.template)
         self.checkpoint, self.device = checkpoint, device
         self.precision = PRECISIONS[options.precision or opened.default_precision]
-        self._denoiser: Denoiser = denoiser(opened, _index(checkpoint))
+        family = opened.spec.family
+        if family.denoiser is None:
+            raise UnsupportedModelError(
+                f"models of the family {family.title} cannot be ablated: it has no denoiser"
+            )
+        self._denoiser = family.denoiser(opened, _index(checkpoint))
         self.steps = self._denoiser.steps if options.steps is None else options.steps
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for, expected at least 1")

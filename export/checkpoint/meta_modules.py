@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
-from rism.export.precision import is_table
+from rism.export.precision import Precision, apply_precision, is_table
 
-__all__ = ["Part", "WeightRule", "build_empty", "weightless"]
+__all__ = ["Part", "WeightRule", "build_empty", "cast_part", "weightless"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -88,6 +88,26 @@ class Part:
             for name, tensor in self.tensors()
             if name not in tables
         )
+
+
+def cast_part(
+    name: str,
+    module: nn.Module,
+    rules: Mapping[str, WeightRule],
+    precision: Precision,
+    into_stream: Sequence[str],
+) -> Part:
+    """Bring a module's layers to a precision and make a part of it.
+
+    Args:
+        name: of the part.
+        module: changed in place, see `apply_precision`.
+        rules: where the values of its weights are.
+        precision: what it computes in.
+        into_stream: layers whose result is added to the residual stream, by the ends of names.
+    """
+    apply_precision(module, precision, lambda weight: rules[weight].dtype, into_stream=into_stream)
+    return Part(name, module, rules)
 
 
 def build_empty(build: Callable[[], Module]) -> Module:

@@ -1,11 +1,14 @@
-"""The model families that can be exported, one module each."""
+"""The model families that can be exported, one package each.
+
+A new family is a package with a `FamilySpec`, and its line in `FAMILIES`. What it declares must be
+readable without PyTorch: heavy modules are imported by its functions.
+"""
 
 from __future__ import annotations
 
-from rism.export.families.flux2.klein import FLUX2_KLEIN
-from rism.export.families.step1x.model import STEP1X_FAMILIES
-from rism.export.spec import FamilySpec
+from rism.export.families import flux2, step1x
+from rism.export.family import FamilySpec
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[FamilySpec, ...] = (FLUX2_KLEIN, *STEP1X_FAMILIES)
+FAMILIES: tuple[FamilySpec, ...] = (flux2.FAMILY, *step1x.FAMILIES.values())

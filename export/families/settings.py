@@ -10,6 +10,7 @@ from typing import Any
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.errors import CheckpointError
+from rism.export.family import FamilySpec
 from rism.export.precision import PRECISIONS
 from rism.runtime.bundle.confidence_rule import ConfidenceRule
 from rism.runtime.bundle.scope import Scope
@@ -124,14 +125,14 @@ def feature_block(settings: Mapping[str, Any], *, depth: float, blocks: int) -> 
 
 
 def read_settings(
-    checkpoint: Checkpoint, known: Mapping[str, Setting], licences: Mapping[str, str]
+    checkpoint: Checkpoint, family: FamilySpec, known: Mapping[str, Setting]
 ) -> dict[str, Any]:
     """Return the published defaults, and what the checkpoint says of itself.
 
     Args:
         checkpoint: where rism.json may lie.
+        family: that the checkpoint is of.
         known: every key.
-        licences: by the checkpoint's source.
 
     Raises:
         CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
@@ -157,5 +158,7 @@ def read_settings(
         )
     found = {key: setting.default for key, setting in known.items()}
     found["name"] = checkpoint.name
-    found["licence"] = licences.get(checkpoint.source, found["licence"])
+    for model in family.published:
+        if checkpoint.source == f"hub:{model.repository}":
+            found["licence"] = model.licence
     return found | own | dict(checkpoint.settings)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from rism.export.spec import Axis
+from rism.export.family import Axis
 
 __all__ = ["RotaryTable", "rotate"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rism.export.checkpoint.json_files import list_files, read_json
-from rism.export.checkpoint.locate import HUB_IDS, MAKERS, Checkpoint, find_checkpoint, hub_failure
+from rism.export.checkpoint.locate import Checkpoint, hub_failure
 from rism.export.errors import CheckpointError
+from rism.export.families.find import find_checkpoint, makers_model
 from rism.export.plan.text import count, existing, size
 from rism.runtime.bundle.hub import import_hub
 from rism.runtime.errors import BundleError, OutputError, one_line
@@ -143,7 +144,7 @@ def plan_from_headers(
         config = read_json(place)
     depths = [config.get(key) for key in ("num_layers", "num_single_layers")]
     if found.source.startswith("hub:") and not offline:
-        parts = tuple(_on_hub(HUB_IDS.get(model, model), revision))
+        parts = tuple(_on_hub(found.source.removeprefix("hub:"), revision))
     else:
         parts = tuple(_here(found))
     if not parts:
@@ -211,7 +212,8 @@ def _parameters(file: Path) -> int:
 
 def _on_hub(hub_id: str, revision: str | None) -> Iterator[WeightFiles]:
     """Ask the hub for the sizes of a repository's weights; nothing of them is downloaded."""
-    makers = MAKERS.get(hub_id)
+    published = makers_model(hub_id)
+    makers = None if published is None else published.makers
     sizes = _file_sizes(hub_id, revision)
     for name in _PARTS:
         mine = sum(each for file, each in sizes.items() if file.startswith(f"{name}/"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from rism.export import families
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import (
     content_digest,
@@ -20,12 +21,6 @@ from rism.runtime.errors import one_line
 
 __all__ = ["LanguageFiles", "find_language_model", "stored_type"]
 
-# The three that are published with a language model to ask.
-HUB_IDS = {
-    "step1x": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "step1x-v1.1": "stepfun-ai/Step1X-Edit-v1p1-diffusers",
-    "step1x-v1.2": "stepfun-ai/Step1X-Edit-v1p2",
-}
 # Of a repository the language model's files only; small ones everywhere, to see the layout.
 _PATTERNS = ["*.json", "*.txt", "*.jinja", "model*.safetensors", "text_encoder/*.safetensors"]
 
@@ -37,12 +32,14 @@ class LanguageFiles:
     Attributes:
         weights: the folder of its config.json and weights.
         tokenizer: the folder of its tokenizer, and mostly of its picture processor.
+        prompt: the file with the refiner's system prompt.
         source: the hub repository, or the folder's name.
         commit: of the repository; empty for a folder.
     """
 
     weights: Path
     tokenizer: Path
+    prompt: Path
     source: str
     commit: str
 
@@ -108,15 +105,17 @@ def find_language_model(
             checkpoint's folder here.
         UnsupportedModelError: Its language model is another.
     """
-    refuse_two_meanings(model, HUB_IDS)
+    refining = [family for family in families.FAMILIES if family.refiner is not None]
+    known = {m.name: m.language_repository for family in refining for m in family.published}
+    refuse_two_meanings(model, known)
     folder, source, commit = Path(model), "", ""
     if folder.suffix == ".safetensors" and folder.is_file():
         folder = folder.parent
-    if model in HUB_IDS or not folder.is_dir():
-        source = HUB_IDS.get(model, model)
+    if model in known or not folder.is_dir():
+        source = known.get(model, model)
         if source.count("/") != 1 or source.startswith((".", "/")):
             raise CheckpointError(
-                f"no model '{one_line(model)}': expected one of {', '.join(HUB_IDS)}, an existing "
+                f"no model '{one_line(model)}': expected one of {', '.join(known)}, an existing "
                 "folder that holds a Qwen2.5-VL, or a hub id like owner/name"
             )
         folder = fetch_snapshot(
@@ -127,16 +126,18 @@ def find_language_model(
     named = [part for place in around for part in sorted(place.glob("Qwen2.5-VL*/"))]
     parts = [folder, folder / "text_encoder", *named]
     found = next((part for part in parts if (part / "config.json").is_file()), None)
+    titles = " or ".join(dict.fromkeys(family.title for family in refining))
     if found is None:
         raise CheckpointError(
             f"{folder} holds no language model, expected text_encoder/, Qwen2.5-VL-7B-Instruct/ "
-            "or config.json and weights in it: give the folder or the hub id of a Step1X-Edit"
+            f"or config.json and weights in it: give the folder or the hub id of a {titles}"
         )
     kind = read_json(found / "config.json").get("model_type")
-    if kind != "qwen2_5_vl":
+    prompts = {r.model_type: r.prompt for family in refining if (r := family.refiner)}
+    if kind not in prompts:
         raise UnsupportedModelError(
             f"the language model of {one_line(source or folder)} is {one_line(kind, limit=40)}, "
-            "expected qwen2_5_vl, which Step1X-Edit has: only its family has a refiner"
+            f"expected {' or '.join(prompts)}, as {titles} has it: other families have no refiner"
         )
     beside = [found.parent / "processor", found.parent / "tokenizer"]
     places = [*beside, found] if found.name == "text_encoder" else [found]
@@ -146,7 +147,7 @@ def find_language_model(
             f"{found.parent} has no tokenizer, expected processor/ or tokenizer/ beside the "
             "language model, or tokenizer.json in its folder: download it again"
         )
-    return LanguageFiles(found, tokenizer, source or folder_name(folder), commit)
+    return LanguageFiles(found, tokenizer, prompts[kind], source or folder_name(folder), commit)
 
 
 def stored_type(config: dict[str, Any]) -> str:

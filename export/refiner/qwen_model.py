@@ -1,7 +1,7 @@
 """The Qwen2.5-VL of a checkpoint: loaded, and asked as Step1X-Edit's makers ask it.
 
 Source: the "think" step of Step1X-Edit v1.2 (ReasonEdit, arXiv 2511.22625) in diffusers; the
-words are families/step1x/texts/refiner.txt. Its makers sample; here the likeliest token is taken
+words are in the family's `RefinerSpec`. Its makers sample; here the likeliest token is taken
 every time, so that an answer can be had again.
 """
 
@@ -41,7 +41,6 @@ LONGEST_SIDE = 1024
 _FACTOR = 28  # pixels per token, along a side
 _MOST_TOKENS, _LEAST_TOKENS = 16_384, 4
 _MOST_ELONGATED = 200
-_PROMPT_FILE = Path(__file__).parents[1] / "families" / "step1x" / "texts" / "refiner.txt"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _IMAGE_TOKEN = "<|image_pad|>"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -164,7 +163,7 @@ class LanguageModel:
         return inputs
 
     def _render(self, instruction: str) -> str:
-        system, user = _prompt()
+        system, user = _prompt(self.files.prompt)
         language = "中文" if len(_CHINESE.findall(instruction)) > 1 else "英文"
         told = user.replace("{language}", language).replace("{instruction}", instruction)
         conversation = [
@@ -221,9 +220,9 @@ def _whole_tokens(width: int, height: int) -> tuple[int, int]:
 
 
 @cache
-def _prompt() -> tuple[str, str]:
+def _prompt(file: Path) -> tuple[str, str]:
     """Return what the system says, and what the user says after the picture."""
-    system, user = _PROMPT_FILE.read_text(encoding="utf-8").split("\n---\n")
+    system, user = file.read_text(encoding="utf-8").split("\n---\n")
     return system, user.removesuffix("\n")
 
 

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("diffusers")
 
 from benchmarks import precision
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from tests.export.families.step1x.small_model import make_step1x
 
 

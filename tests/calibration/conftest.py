@@ -14,7 +14,7 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 from safetensors.numpy import load_file
 
-from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.signatures import trace_transformer

@@ -13,7 +13,7 @@ from rism.calibration.graph_blocks import split_at_blocks
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.open_graph import open_transformer
 from rism.export import ExportReport
-from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import open_klein
 from rism.runtime.bundle.reader import Bundle
 from tests.export.small import feeds

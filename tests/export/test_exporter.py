@@ -12,7 +12,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 
 from rism.export import ExportOptions, ExportReport, ParityError, export_bundle, exporter
-from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.dit import Flux2SingleStep
 from rism.export.families.flux2.klein import open_klein
 from rism.export.families.flux2.reference import reference_capture

@@ -15,7 +15,7 @@ from torch import nn
 
 from rism.evaluation.scenes.judged import judged_scene
 from rism.export import ExportError, ExportOptions, ExportReport, export_bundle
-from rism.export.checkpoint.locate import find_checkpoint
+from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import KleinModel, open_klein
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.parity.gate import run_graph

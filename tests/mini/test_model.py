@@ -30,7 +30,8 @@ def test_checkpoint_and_bundle_are_small() -> None:
 
 
 def test_the_bundle_was_exported_from_the_checkpoint() -> None:
-    from rism.export.checkpoint.locate import content_digest, find_checkpoint
+    from rism.export.checkpoint.locate import content_digest
+    from rism.export.families.find import find_checkpoint
 
     model = Bundle.open(BUNDLE).manifest.model
     assert model.revision == content_digest(find_checkpoint("mini").folders, Event())

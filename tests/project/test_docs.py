@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.export.checkpoint.locate import BUILT_IN, HUB_IDS
+from rism.export.families.find import BUILT_IN, published_models
 from rism.runtime import Segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_models_that_are_named_exist() -> None:
     named = {
         name for page in PAGES for name in re.findall(r"--model ([a-z][\w.-]*)", page.read_text())
     }
-    assert named and named <= {*BUILT_IN, *HUB_IDS}
+    assert named and named <= {*BUILT_IN, *published_models()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -21,8 +21,9 @@ from torch import nn
 from rism.export.attention_capture import Capture
 from rism.export.errors import UnsupportedModelError
 from rism.export.families.attention_processors import replaced_processors
+from rism.export.family import FamilySpec
 from rism.export.graph.rotary import RotaryTable, rotate
-from rism.export.spec import FamilySpec, PromptTokens
+from rism.export.spec import PromptTokens
 
 __all__ = ["INTO_STREAM", "MODULATIONS", "Flux2SingleStep"]
 

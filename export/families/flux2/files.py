@@ -21,7 +21,7 @@ from rism.export.checkpoint.safetensors_store import (
     read_headers,
 )
 from rism.export.errors import CheckpointError
-from rism.export.families.flux2.single_file import is_flux2_file, open_autoencoder, open_transformer
+from rism.export.families.flux2.single_file import open_autoencoder, open_transformer
 from rism.runtime.errors import one_line
 
 __all__ = ["KleinFiles", "open_files"]
@@ -136,11 +136,6 @@ def open_files(checkpoint: Checkpoint) -> KleinFiles:
         config = read_json(folder / "transformer" / "config.json")
     else:
         headers = read_headers(checkpoint.transformer_file)
-        if not is_flux2_file(headers):
-            raise CheckpointError(
-                f"{checkpoint.transformer_file} is no FLUX.2 transformer: expected the makers' "
-                "file, such as flux-2-klein-9b.safetensors"
-            )
         transformer, config = open_transformer(checkpoint.transformer_file, headers)
     vae, vae_config = _open_vae(folder)
     files = KleinFiles(

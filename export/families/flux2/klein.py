@@ -13,19 +13,20 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from rism.export.checkpoint.chat_template import open_tokenizer, tokenizer_json
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty
+from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty, cast_part
 from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.families.flux2 import FAMILY
 from rism.export.families.flux2.dit import INTO_STREAM, Flux2SingleStep
 from rism.export.families.flux2.files import KleinFiles, open_files
 from rism.export.families.flux2.modulation import fold_modulation
 from rism.export.families.flux2.reference import ReferenceKlein
-from rism.export.families.flux2.single_file import is_flux2_file
-from rism.export.families.flux2.spec import check_parts, klein_settings, make_spec, out_layers
+from rism.export.families.flux2.spec import SETTINGS, check_parts, make_spec, out_layers
+from rism.export.families.settings import read_settings
 from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
-from rism.export.precision import Precision, apply_precision
-from rism.export.spec import FamilySpec, ModelSpec, OpenModel, ReferenceModel
+from rism.export.precision import Precision
+from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
-__all__ = ["FLUX2_KLEIN", "KleinModel", "open_klein"]
+__all__ = ["KleinModel", "open_klein"]
 
 # Layers of Qwen3 and of the VAE whose results are added to the residual stream.
 _TEXT_INTO_STREAM = ("o_proj", "down_proj")
@@ -67,8 +68,7 @@ class KleinModel:
             precision=precision,
         )
         rules = _rules(module, self.files.text, lambda name: f"model.{name}")
-        _cast(module, precision, rules, _TEXT_INTO_STREAM)
-        return Part("text_encoder", module, rules)
+        return cast_part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
 
     def vision_encoder(self, precision: Precision) -> None:
         """See `OpenModel`: its text encoder sees no picture."""
@@ -80,43 +80,27 @@ class KleinModel:
         variance = store["bn.running_var"].read().float() + vae.config.batch_norm_eps
         module = VaeEncoder(vae, store["bn.running_mean"].read().float(), 1 / variance.sqrt())
         rules = _rules(module, store, lambda name: name)
-        _cast(module, precision, rules, _VAE_INTO_STREAM)
-        return Part("vae_encoder", module, rules)
+        return cast_part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
 
     def transformer(self, precision: Precision) -> Part:
         """See `OpenModel`."""
-        transformer = build_empty(self._empty_transformer)
+        transformer = build_empty(self.empty_transformer)
         modulation = {
             name: folded.to(precision.stream) for name, folded in self._modulation.items()
         }
-        module = Flux2SingleStep(transformer, FLUX2_KLEIN, modulation)
-        rules = _rules(module, self._transformer_store, self._stored_name)
+        module = Flux2SingleStep(transformer, self.spec.family, modulation)
+        rules = _rules(module, self.transformer_store, self._stored_name)
         width = self.spec.feature_dim
-        fused = self._transformer_store[
+        fused = self.transformer_store[
             f"single_transformer_blocks.{len(self.blocks.single) - 1}.attn.to_qkv_mlp_proj.weight"
         ]
         for place, name in enumerate(("to_q", "to_k", "to_v")):
             rules[f"last.{name}.weight"] = fused.rows(place * width, (place + 1) * width)
-        _cast(module, precision, rules, INTO_STREAM)
-        return Part("transformer", module, rules)
+        return cast_part("transformer", module, rules, precision, INTO_STREAM)
 
     def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""
-        return ReferenceKlein(
-            transformer=self._empty_transformer,
-            vae=lambda: AutoencoderKLFlux2.from_config(self.files.vae_config),
-            text_config=lambda: self.files.text_config(max(self.blocks.out_layers) + 1),
-            stores={
-                "transformer": self._transformer_store,
-                "vae": self.files.vae,
-                "text": self.files.text,
-            },
-            tokenizer=self.tokenizer,
-            out_layers=self.blocks.out_layers,
-            max_length=self.spec.prompt.max_length,
-            timestep=self.spec.timestep,
-            precision=precision,
-        )
+        return ReferenceKlein(self, precision)
 
     def samples_of_blocks(self) -> Sequence[OpenModel]:
         """One double-stream block, and one single-stream block, each before the last one."""
@@ -144,7 +128,8 @@ class KleinModel:
             for double, single in kept
         ]
 
-    def _empty_transformer(self) -> Flux2Transformer2DModel:
+    def empty_transformer(self) -> Flux2Transformer2DModel:
+        """Build the transformer of these blocks, in `build_empty`."""
         config = self.files.transformer_config | {
             "num_layers": len(self.blocks.double),
             "num_single_layers": len(self.blocks.single),
@@ -152,13 +137,13 @@ class KleinModel:
         return Flux2Transformer2DModel.from_config(config)
 
     @cached_property
-    def _transformer_store(self) -> TensorStore:
+    def transformer_store(self) -> TensorStore:
         """The tensors of these blocks, numbered as the model built of them numbers them."""
         places = {"transformer_blocks": self.blocks.double} | {
             "single_transformer_blocks": self.blocks.single
         }
         names = {}
-        for name in build_empty(self._empty_transformer).state_dict():
+        for name in build_empty(self.empty_transformer).state_dict():
             group, _, rest = name.partition(".")
             index, _, tail = rest.partition(".")
             old = f"{group}.{places[group][int(index)]}.{tail}" if group in places else name
@@ -197,15 +182,6 @@ def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _cast(
-    module: nn.Module,
-    precision: Precision,
-    rules: Mapping[str, WeightRule],
-    into_stream: Sequence[str],
-) -> None:
-    apply_precision(module, precision, lambda name: rules[name].dtype, into_stream=into_stream)
-
-
 def open_klein(checkpoint: Checkpoint) -> OpenModel:
     """Open a checkpoint in diffusers' or in its makers' layout; see `open_files`.
 
@@ -213,23 +189,12 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
         CheckpointError: A part is missing or damaged, or the parts do not belong together.
     """
     files = open_files(checkpoint)
-    settings = klein_settings(checkpoint)
+    settings = read_settings(checkpoint, FAMILY, SETTINGS)
     layers = out_layers(settings)
     check_parts(files, layers)
     files.check_tensors(max(layers) + 1)  # the reference model runs one block more
     tokenizer = open_tokenizer(files.tokenizer)
-    spec = make_spec(FLUX2_KLEIN, settings, files, tokenizer)
+    spec = make_spec(FAMILY, settings, files, tokenizer)
     blocks = _Blocks(tuple(range(spec.double_blocks)), tuple(range(spec.single_blocks)), layers)
     precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
     return KleinModel(files, spec, tokenizer, blocks, precision)
-
-
-FLUX2_KLEIN = FamilySpec(
-    name="flux2-klein",
-    prompt_axes=(0.0, 0.0, 0.0, "index"),
-    noisy_axes=(0.0, "row", "column", 0.0),
-    clean_axes=(10.0, "row", "column", 0.0),
-    pipelines=("Flux2KleinPipeline",),
-    owns=lambda _file, headers: is_flux2_file(headers),
-    open=open_klein,
-)

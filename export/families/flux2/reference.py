@@ -1,28 +1,30 @@
-"""The reference capture of FLUX.2: the untouched diffusers forward, every matrix stored.
+"""The reference of FLUX.2-klein: diffusers' own forward pass, every attention matrix stored.
 
-Nothing here is shared with `flux2_dit` or `capture`: the parity gate compares two
-implementations, one the way the paper writes it (equations 1, 3 and 4), one the way it runs.
+Nothing here is shared with `dit` or `Capture`: the parity gate compares two implementations, one
+as the paper writes it (equations 1, 3 and 4), one as it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.models.transformers import transformer_flux2 as flux2
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
+from transformers import Qwen3Model
 
 from rism.export.checkpoint.layer_streaming import stream_weights
 from rism.export.checkpoint.meta_modules import build_empty
-from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.flux2.dit import MODULATIONS
 from rism.export.precision import Precision
 from rism.export.spec import Picture, ReferenceCapture, ReferenceInputs, ReferencePrompt
+
+if TYPE_CHECKING:
+    from rism.export.families.flux2.klein import KleinModel
 
 __all__ = ["ReferenceKlein", "reference_capture"]
 
@@ -35,29 +37,19 @@ class ReferenceKlein:
     """A `ReferenceModel`: the classes of diffusers and transformers, weights streamed in.
 
     Attributes:
-        transformer, vae, text: build the empty models (the text model's configuration).
-        stores: their tensors.
-        tokenizer, out_layers, max_length: as the pipeline is called with.
-        timestep: sigma.
+        model: the checkpoint.
         precision: weights are rounded to what it stores; everything runs in float32.
     """
 
-    transformer: Callable[[], Flux2Transformer2DModel]
-    vae: Callable[[], AutoencoderKLFlux2]
-    text_config: Callable[[], Qwen3Config]
-    stores: Mapping[str, TensorStore]
-    tokenizer: PreTrainedTokenizerBase
-    out_layers: tuple[int, ...]
-    max_length: int
-    timestep: float
+    model: KleinModel
     precision: Precision
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
-        """Encode instructions by the pipeline's own function; the picture plays no part."""
+        """Encode instructions by the pipeline's own function, which does not see the image."""
         del picture
-        model = build_empty(lambda: Qwen3Model(self.text_config()))
-        store = self.stores["text"]
+        layers, store = self.model.blocks.out_layers, self.model.files.text
+        model = build_empty(lambda: Qwen3Model(self.model.files.text_config(max(layers) + 1)))
         names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
         model.norm = nn.Identity()  # only what follows the last hidden state that is used
         stream_weights(model, store.renamed(names), self.precision)
@@ -67,24 +59,25 @@ class ReferenceKlein:
         )
         embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
             text_encoder=model,
-            tokenizer=self.tokenizer,
+            tokenizer=self.model.tokenizer,
             prompt=list(instructions),
             dtype=torch.float32,
             device=torch.device("cpu"),
-            max_sequence_length=self.max_length,
-            hidden_states_layers=list(self.out_layers),
+            max_sequence_length=self.model.spec.prompt.max_length,
+            hidden_states_layers=list(layers),
         )
         return [ReferencePrompt(each) for each in embeds]
 
     def image_embeds(self, picture: Picture) -> None:
-        """See `ReferenceModel`: the text encoder sees nothing."""
+        """See `ReferenceModel`: the text encoder does not see the image."""
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Pictures (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
-        vae = build_empty(self.vae)
+        files = self.model.files
+        vae = build_empty(lambda: AutoencoderKLFlux2.from_config(files.vae_config))
         vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
-        stream_weights(vae, self.stores["vae"], self.precision, exact=("bn.",))
+        stream_weights(vae, files.vae, self.precision, exact=("bn.",))
         found = []
         for image in images:
             packed = Flux2KleinPipeline._patchify_latents(vae.encode(image).latent_dist.mode())
@@ -95,10 +88,10 @@ class ReferenceKlein:
 
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
-        transformer = build_empty(self.transformer)
+        transformer = build_empty(self.model.empty_transformer)
         # What comes after the last block is not captured, and named otherwise in single files.
         transformer.norm_out, transformer.proj_out = _Skipped(), nn.Identity()
-        stream_weights(transformer, self.stores["transformer"], self.precision, exact=_FOLDED)
+        stream_weights(transformer, self.model.transformer_store, self.precision, exact=_FOLDED)
         stream = self.precision.stream
         for name in MODULATIONS:
             getattr(transformer, name).register_forward_hook(
@@ -113,7 +106,7 @@ class ReferenceKlein:
                 prompt_weights=given.prompt_weights,
                 grid_hw=given.grid_hw,
                 feature_block=feature_block,
-                timestep=self.timestep,
+                timestep=self.model.spec.timestep,
             )
             for given in inputs
         ]

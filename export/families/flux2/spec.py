@@ -8,27 +8,21 @@ from typing import Any
 from transformers import Qwen2TokenizerFast
 
 from rism.export.checkpoint.chat_template import prompt_rules
-from rism.export.checkpoint.locate import Checkpoint
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2.files import KleinFiles
-from rism.export.families.settings import COMMON, Setting, feature_block, read_settings, whole
-from rism.export.spec import FamilySpec, ModelSpec
+from rism.export.families.settings import COMMON, Setting, feature_block, whole
+from rism.export.family import FamilySpec
+from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry
 
-__all__ = ["check_parts", "klein_settings", "make_spec", "out_layers"]
+__all__ = ["SETTINGS", "check_parts", "make_spec", "out_layers"]
 
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
 _MAX_ASPECT = 8.0  # as Flux2ImageProcessor.check_image_input
-_LICENCES = {
-    "hub:black-forest-labs/FLUX.2-klein-4B": "Apache-2.0",
-    "hub:black-forest-labs/FLUX.2-klein-base-4B": "Apache-2.0",
-    "hub:black-forest-labs/FLUX.2-klein-9B": "FLUX Non-Commercial License",
-    "hub:black-forest-labs/FLUX.2-klein-base-9B": "FLUX Non-Commercial License",
-}
 # What the published pipelines take as defaults. A checkpoint of another size says its own in
 # a file `rism.json` beside model_index.json.
-_SETTINGS = COMMON | {
+SETTINGS = COMMON | {
     "resize": Setting("shrink", lambda v: v in ("always", "shrink"), "always or shrink"),
     "remainder": Setting("crop", lambda v: v in ("stretch", "crop"), "stretch or crop"),
     "max_sequence_length": whole(512, 1, 8192),
@@ -42,11 +36,6 @@ _SETTINGS = COMMON | {
 
 def _is_state(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 511
-
-
-def klein_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The published defaults, and what the checkpoint says of itself; see `read_settings`."""
-    return read_settings(checkpoint, _SETTINGS, _LICENCES)
 
 
 def out_layers(settings: Mapping[str, Any]) -> tuple[int, ...]:

@@ -5,32 +5,23 @@ Names are the checkpoint's. What depends on the timestep alone is a constant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.families.step1x.sizes import ConnectorSizes
 from rism.export.precision import Precision
 
-__all__ = ["INTO_STREAM", "Connector", "ConnectorSizes", "sinusoids"]
+__all__ = ["INTO_STREAM", "SINUSOIDS", "Connector", "timestep_constants"]
 
 INTO_STREAM = ("input_embedder", "self_attn_proj", "fc2", "adaLN_modulation.1")
 _EPS = 1e-6
+SINUSOIDS = 256
+"""Channels of the timestep's embedding before its layers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConnectorSizes:
-    """Widths of a connector: in and out of it, and of the pooled vector; heads, blocks."""
-
-    hidden: int
-    width: int
-    pooled: int
-    heads: int
-    depth: int
-
-
-def sinusoids(timestep: float, channels: int) -> torch.Tensor:
+def _sinusoids(timestep: float, channels: int) -> torch.Tensor:
     """Embed one number: cosines, then sines (1, channels) float32; arXiv 1706.03762.
 
     Args:
@@ -41,6 +32,28 @@ def sinusoids(timestep: float, channels: int) -> torch.Tensor:
     exponents = torch.arange(half, dtype=torch.float32) / half
     angles = timestep * torch.exp(-exponents * torch.log(torch.tensor(10000.0)))
     return torch.cat([angles.cos(), angles.sin()]).unsqueeze(0)
+
+
+def timestep_constants(store: TensorStore, timestep: float) -> dict[str, torch.Tensor]:
+    """Compute in float32 what the timestep alone decides; see `Step1XSingleStep`.
+
+    Args:
+        store: the transformer's tensors.
+        timestep: sigma, 1 at the first step.
+    """
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = (store[f"{name}.{kind}"].read().float() for kind in ("weight", "bias"))
+        return F.linear(x, weight, bias)
+
+    steps = _sinusoids(1000 * timestep, SINUSOIDS)
+    return {
+        name: linear(second, F.silu(linear(first, steps)))
+        for name, first, second in (
+            ("time", "time_embed.in_layer", "time_embed.out_layer"),
+            ("connector_time", "connector.S.t_embedder.mlp.0", "connector.S.t_embedder.mlp.2"),
+        )
+    }
 
 
 class Connector(nn.Module):

@@ -8,7 +8,7 @@ everything of the last block that no captured quantity depends on, are absent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,15 +21,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from rism.export.attention_capture import Capture
+from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.errors import UnsupportedModelError
 from rism.export.families.attention_processors import replaced_processors
+from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import INTO_STREAM as _CONNECTOR_INTO_STREAM
-from rism.export.families.step1x.connector import Connector, ConnectorSizes
+from rism.export.families.step1x.connector import SINUSOIDS, Connector
+from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.family import FamilySpec
 from rism.export.graph.rotary import RotaryTable, rotate
-from rism.export.precision import Precision
-from rism.export.spec import FamilySpec, PromptTokens
+from rism.export.precision import PRECISIONS, Precision
+from rism.export.spec import PromptTokens
 
-__all__ = ["INTO_STREAM", "Step1XSingleStep", "Step1XSizes"]
+__all__ = ["INTO_STREAM", "Step1XSingleStep", "expected_shapes"]
 
 # Layers whose results are added to the residual stream, begin it, or multiply into it.
 INTO_STREAM = (
@@ -49,42 +53,6 @@ INTO_STREAM = (
 _THETA = 10000.0
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Step1XSizes:
-    """Sizes of a transformer.
-
-    Attributes:
-        in_channels: of a packed latent token.
-        heads, head_dim: of the attention; their product is the width.
-        double, single: numbers of blocks.
-        context: width of the connector's tokens.
-        connector: its sizes.
-        scaled: whether it has a scale factor (version 1.0).
-        mapping: width of the quoted tokens' embeddings beside the hidden states, or 0.
-    """
-
-    in_channels: int
-    heads: int
-    head_dim: int
-    double: int
-    single: int
-    context: int
-    connector: ConnectorSizes
-    scaled: bool
-    mapping: int
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.heads * self.head_dim
-
-    @property
-    def axes_dims(self) -> tuple[int, int, int]:
-        """Share of a head that each rotary axis turns: (16, 56, 56) of 128."""
-        first = self.head_dim // 8
-        return first, (self.head_dim - first) // 2, (self.head_dim - first) // 2
 
 
 class Step1XSingleStep(nn.Module):
@@ -277,3 +245,29 @@ class _Processor:
             return out
         length = spans.prompt
         return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
+
+
+def expected_shapes(sizes: Step1XSizes) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a transformer of these sizes, under the names of the diffusers layout."""
+    width, inner = sizes.width, sizes.connector.width
+    # One block more: the single step keeps only a part of its last one.
+    whole = replace(sizes, single=sizes.single + 1)
+    module = build_empty(lambda: Step1XSingleStep(whole, FAMILIES["1.0"], {}, PRECISIONS["fp32"]))
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if not name.startswith("last_")
+    }
+    linears = {
+        "time_embed.in_layer": (width, SINUSOIDS),
+        "time_embed.out_layer": (width, width),
+        "connector.S.t_embedder.mlp.0": (inner, SINUSOIDS),
+        "connector.S.t_embedder.mlp.2": (inner, inner),
+        "norm_out.linear": (2 * width, width),
+        "proj_out": (sizes.in_channels, width),
+    }
+    if sizes.mapping:
+        linears["text_token_mapping"] = (sizes.mapping, sizes.connector.hidden)
+    for name, (rows, columns) in linears.items():
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
+    return shapes

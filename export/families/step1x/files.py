@@ -23,10 +23,14 @@ from rism.export.checkpoint.safetensors_store import (
     read_headers,
 )
 from rism.export.errors import CheckpointError
-from rism.export.families.step1x.connector import ConnectorSizes
-from rism.export.families.step1x.dit import Step1XSizes
-from rism.export.families.step1x.names import is_step1x_file, open_autoencoder, open_transformer
-from rism.export.families.step1x.shapes import expected_shapes, guess_vae, sizes_of
+from rism.export.families.step1x.dit import expected_shapes
+from rism.export.families.step1x.names import open_autoencoder, open_transformer
+from rism.export.families.step1x.sizes import (
+    ConnectorSizes,
+    Step1XSizes,
+    guess_vae,
+    sizes_of,
+)
 from rism.runtime.errors import one_line
 
 __all__ = ["Step1XFiles", "open_files"]
@@ -169,11 +173,6 @@ def open_files(checkpoint: Checkpoint) -> Step1XFiles:
         return _planned(files, None if makers else read_json(folder / "transformer/config.json"))
     if checkpoint.transformer_file is not None:
         headers = read_headers(checkpoint.transformer_file)
-        if not is_step1x_file(headers):
-            raise CheckpointError(
-                f"{checkpoint.transformer_file} is no Step1X-Edit transformer: expected the "
-                "makers' file, such as step1x-edit-i1258.safetensors"
-            )
         transformer = open_transformer(checkpoint.transformer_file, headers)
         vae = open_autoencoder(_autoencoder(folder))
         files = replace(files, vae_config=_vae_config(guess_vae(vae)))

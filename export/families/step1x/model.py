@@ -4,41 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
 
 from rism.export.checkpoint.chat_template import open_tokenizer, tokenizer_json
 from rism.export.checkpoint.json_files import read_json
-from rism.export.checkpoint.locate import STEP1X, Checkpoint
-from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty
-from rism.export.checkpoint.safetensors_store import StoredTensor, TensorStore
+from rism.export.checkpoint.locate import Checkpoint
+from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty, cast_part
+from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.errors import CheckpointError
-from rism.export.families.step1x.connector import sinusoids
-from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, Step1XSizes
+from rism.export.families.step1x import FAMILIES
+from rism.export.families.step1x.connector import timestep_constants
+from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, expected_shapes
 from rism.export.families.step1x.files import Step1XFiles, open_files
-from rism.export.families.step1x.names import is_step1x_file
-from rism.export.families.step1x.pipeline_reference import ReferenceParts, ReferenceStep1XEdit
-from rism.export.families.step1x.shapes import SINUSOIDS, expected_shapes, read_linear
-from rism.export.families.step1x.spec import (
-    NOISY_AXES,
-    VERSIONS,
-    Version,
-    make_spec,
-    step1x_settings,
-)
+from rism.export.families.step1x.pipeline_reference import ReferenceStep1XEdit
+from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.families.step1x.spec import make_spec, step1x_settings
+from rism.export.families.step1x.versions import Version
 from rism.export.graph.encoders import VaeEncoder
 from rism.export.graph.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
-from rism.export.precision import Precision, apply_precision
-from rism.export.spec import FamilySpec, ModelSpec, OpenModel, ReferenceModel
+from rism.export.precision import Precision
+from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
-__all__ = ["STEP1X_FAMILIES", "Step1XModel"]
+__all__ = ["Step1XModel", "open_step1x"]
 
 _TEXT_INTO_STREAM = ("o_proj", "down_proj")
 _VISION_INTO_STREAM = ("patch_embed", "attn.proj", "mlp.down_proj")
@@ -90,19 +84,19 @@ class Step1XModel:
 
     def vision_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
-        model = build_empty(lambda: Qwen2_5_VLModel(self._text_config()))
+        model = build_empty(lambda: Qwen2_5_VLModel(self.text_config()))
         module = QwenVisionEncoder(model.visual, precision)
         rules = {
-            name: self._text_store[f"visual.{name}"]
+            name: self.text_store[f"visual.{name}"]
             for name in module.state_dict()
             if name != "patch_embed.weight"
         }
-        rules["patch_embed.weight"] = self._text_store["visual.patch_embed.proj.weight"].flattened()
-        return _part("vision_encoder", module, rules, precision, _VISION_INTO_STREAM)
+        rules["patch_embed.weight"] = self.text_store["visual.patch_embed.proj.weight"].flattened()
+        return cast_part("vision_encoder", module, rules, precision, _VISION_INTO_STREAM)
 
     def text_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
-        config, sizes = self._text_config(), self.sizes
+        config, sizes = self.text_config(), self.sizes
         model = build_empty(lambda: Qwen2_5_VLModel(config))
         mapping = None
         if sizes.mapping:
@@ -122,20 +116,20 @@ class Step1XModel:
             rules[name] = (
                 self.files.transformer[f"text_token_mapping.{rest}"]
                 if own
-                else self._text_store[f"language_model.{name}"]
+                else self.text_store[f"language_model.{name}"]
             )
-        return _part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
+        return cast_part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
 
     def vae_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
         vae = build_empty(lambda: AutoencoderKL.from_config(self.files.vae_config))
         module = VaeEncoder(vae, vae.config.shift_factor or 0.0, vae.config.scaling_factor)
         rules = {name: self.files.vae[name] for name in module.state_dict()}
-        return _part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
+        return cast_part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
 
     def transformer(self, precision: Precision) -> Part:
         """See `OpenModel`."""
-        store, last = self._transformer_store, len(self.blocks.single) - 1
+        store, last = self.transformer_store, len(self.blocks.single) - 1
         module = build_empty(
             lambda: Step1XSingleStep(self.sizes, self.spec.family, self._constants, precision)
         )
@@ -152,27 +146,11 @@ class Step1XModel:
                 rules[name] = whole.rows(0, 2 * self.sizes.width)
             else:
                 rules[name] = store[name]
-        return _part("transformer", module, rules, precision, INTO_STREAM)
+        return cast_part("transformer", module, rules, precision, INTO_STREAM)
 
     def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""
-        return ReferenceStep1XEdit(
-            ReferenceParts(
-                sizes=self.sizes,
-                transformer=self._transformer_store,
-                vae=self.files.vae,
-                vae_config=self.files.vae_config,
-                text=self._text_store,
-                text_config=self._text_config,
-                mapping=self.files.transformer,
-            ),
-            version=self.version,
-            spec=self.spec,
-            tokenizer=self.tokenizer,
-            chat_template=self.chat_template,
-            preprocessor=self.preprocessor,
-            precision=precision,
-        )
+        return ReferenceStep1XEdit(self, precision)
 
     def samples_of_blocks(self) -> Sequence[OpenModel]:
         """One double-stream block, and one single-stream block, each before the last one."""
@@ -182,7 +160,7 @@ class Step1XModel:
             kept.append(((self.blocks.double[0],), (last,)))
         if len(self.blocks.single) > 1:
             kept.append(((), (self.blocks.single[0], last)))
-        whole = self._text_config().vision_config.fullatt_block_indexes
+        whole = self.text_config().vision_config.fullatt_block_indexes
         windowed = [index for index in self.blocks.vision if index not in whole]
         vision = tuple(sorted({*windowed[:1], *list(whole)[:1]}))
         return [
@@ -202,18 +180,19 @@ class Step1XModel:
             for double, single in kept or [((), (last,))]
         ]
 
-    def _text_config(self) -> Any:
+    def text_config(self) -> Any:
+        """Return the language model's configuration, with these blocks."""
         return self.files.text_config(blocks=self.blocks.text, vision_blocks=self.blocks.vision)
 
     @cached_property
-    def _text_store(self) -> TensorStore:
+    def text_store(self) -> TensorStore:
         """The tensors of these blocks, numbered as the model built of them numbers them."""
-        module = build_empty(lambda: Qwen2_5_VLModel(self._text_config()))
+        module = build_empty(lambda: Qwen2_5_VLModel(self.text_config()))
         places = {"visual.blocks": self.blocks.vision}
         return _renumbered(self.files.text, module.state_dict(), places)
 
     @cached_property
-    def _transformer_store(self) -> TensorStore:
+    def transformer_store(self) -> TensorStore:
         """Likewise."""
         places = {
             "transformer_blocks": self.blocks.double,
@@ -225,16 +204,7 @@ class Step1XModel:
     @cached_property
     def _constants(self) -> dict[str, torch.Tensor]:
         """What the timestep alone decides."""
-        store = self.files.transformer
-        steps = sinusoids(1000 * self.spec.timestep, SINUSOIDS)
-        found = {}
-        for name, first, second in (
-            ("time", "time_embed.in_layer", "time_embed.out_layer"),
-            ("connector_time", "connector.S.t_embedder.mlp.0", "connector.S.t_embedder.mlp.2"),
-        ):
-            inner = F.silu(read_linear(store, first, steps))
-            found[name] = read_linear(store, second, inner)
-        return found
+        return timestep_constants(self.files.transformer, self.spec.timestep)
 
 
 def _renumbered(
@@ -252,25 +222,11 @@ def _renumbered(
     return store.renamed(found)
 
 
-def _part(
-    name: str,
-    module: nn.Module,
-    rules: Mapping[str, WeightRule],
-    precision: Precision,
-    into_stream: Sequence[str],
-) -> Part:
-    def stored(weight: str) -> torch.dtype:
-        rule = rules[weight]
-        return rule.dtype
-
-    apply_precision(module, precision, stored, into_stream=into_stream)
-    return Part(name, module, rules)
-
-
-def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
+def open_step1x(version: Version, checkpoint: Checkpoint) -> OpenModel:
     """Open a checkpoint of a version; see `open_files`."""
     files = open_files(checkpoint)
-    settings = step1x_settings(checkpoint, version)
+    family = FAMILIES[version.name]
+    settings = step1x_settings(checkpoint, family, version)
     version = replace(version, vision_id=settings["vision_id"])
     if settings["connector_heads"] is not None:
         connector = replace(files.sizes.connector, heads=settings["connector_heads"])
@@ -280,7 +236,7 @@ def _open(version: Version, checkpoint: Checkpoint) -> OpenModel:
     preprocessor = read_json(_first(files.processors, "preprocessor_config.json"))
     levels = len(files.vae_config["block_out_channels"])
     spec = make_spec(
-        _FAMILY[version.name],
+        family,
         version,
         settings,
         sizes=files.sizes,
@@ -328,37 +284,3 @@ def _first(folders: Sequence[Path], *names: str) -> Path:
     raise CheckpointError(
         f"{folders[0]} lacks {names[0]}: download the text encoder's processor too"
     )
-
-
-def _version_of_file(file: Path, headers: Mapping[str, StoredTensor]) -> str | None:
-    """Tell the version of a file in the makers' layout.
-
-    Only 1.0's connector has a scale factor, only 1.2 may have a mapping of quoted tokens.
-    """
-    if not is_step1x_file(headers):
-        return None
-    if any(name.endswith("connector.scale_factor") for name in headers):
-        return "1.0"
-    if any("text_token_mapping." in name for name in headers) or "v1p2" in file.name.lower():
-        return "1.2"
-    return "1.1"
-
-
-def _family(version: Version, pipeline: str) -> FamilySpec:
-    return FamilySpec(
-        name="step1x-edit",
-        prompt_axes=version.prompt_axes,
-        noisy_axes=NOISY_AXES,
-        clean_axes=version.clean_axes,
-        pipelines=(pipeline,),
-        owns=lambda file, headers: _version_of_file(file, headers) == version.name,
-        open=partial(_open, version),
-    )
-
-
-_FAMILY = {
-    "1.0": _family(VERSIONS["1.0"], STEP1X),
-    "1.1": _family(VERSIONS["1.1"], "Step1XEditPipeline"),
-    "1.2": _family(VERSIONS["1.2"], "Step1XEditPipelineV1P2"),
-}
-STEP1X_FAMILIES: tuple[FamilySpec, ...] = tuple(_FAMILY.values())

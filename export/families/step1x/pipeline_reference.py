@@ -1,22 +1,22 @@
-"""The reference Step1X-Edit: the libraries' own text encoder and autoencoder, the transcribed DiT.
+"""The reference of Step1X-Edit: the libraries' text encoder and autoencoder, the transcribed DiT.
 
-The conditioner's steps follow the published ones with the classes of transformers, not with the
-lean runtime's: the parity gate compares the two.
+Prompts are made as published, with the classes of transformers and not with the runtime's: the
+parity gate compares the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLModel
+from transformers import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
@@ -25,13 +25,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from rism.export.checkpoint.chat_template import tokenizer_json
 from rism.export.checkpoint.layer_streaming import stream_weights
 from rism.export.checkpoint.meta_modules import build_empty
-from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.step1x import reference as reference
-from rism.export.families.step1x.dit import Step1XSizes
-from rism.export.families.step1x.spec import IMAGE_TOKEN, Version, content, prefix_text
+from rism.export.families.step1x.spec import IMAGE_TOKEN, content, prefix_text
 from rism.export.precision import Precision
 from rism.export.spec import (
-    ModelSpec,
     Picture,
     ReferenceCapture,
     ReferenceInputs,
@@ -40,32 +37,14 @@ from rism.export.spec import (
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
-__all__ = ["Processed", "ReferenceParts", "ReferenceStep1XEdit"]
+if TYPE_CHECKING:
+    from rism.export.families.step1x.model import Step1XModel
+
+__all__ = ["Processed", "ReferenceStep1XEdit"]
 
 _QUOTES = "\"'“”"
 # Folded into constants by the exporter from unrounded weights, and not rounded after.
 _FOLDED = ("time_in.", "connector.S.t_embedder.")
-
-
-@dataclass(frozen=True)
-class ReferenceParts:
-    """Where the parts' tensors are, and what builds the libraries' models of them.
-
-    Attributes:
-        sizes: of the transformer.
-        transformer, vae, text: tensors; of the transformer under the diffusers layout's names.
-        vae_config: of `AutoencoderKL`.
-        text_config: makes the configuration of `Qwen2_5_VLModel`.
-        mapping: holds "text_token_mapping", where there is one.
-    """
-
-    sizes: Step1XSizes
-    transformer: TensorStore
-    vae: TensorStore
-    vae_config: Mapping[str, Any]
-    text: TensorStore
-    text_config: Callable[[], Any]
-    mapping: TensorStore
 
 
 @dataclass(frozen=True)
@@ -92,20 +71,10 @@ class Processed:
 class ReferenceStep1XEdit:
     """A `ReferenceModel`; weights are read from the checkpoint when a layer runs."""
 
-    def __init__(
-        self,
-        parts: ReferenceParts,
-        *,
-        version: Version,
-        spec: ModelSpec,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str,
-        preprocessor: Mapping[str, Any],
-        precision: Precision,
-    ) -> None:
-        self.parts, self.version, self.spec = parts, version, spec
-        self.tokenizer, self.chat_template = tokenizer, chat_template
-        self.preprocessor, self.precision = preprocessor, precision
+    def __init__(self, model: Step1XModel, precision: Precision) -> None:
+        self.model, self.precision = model, precision
+        self.files, self.sizes = model.files, model.sizes
+        self.version, self.spec = model.version, model.spec
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
@@ -122,9 +91,9 @@ class ReferenceStep1XEdit:
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Pictures (1, 3, H, W) in [-1, 1] to shifted, scaled and packed latents (1, N_v, C)."""
-        vae = build_empty(lambda: AutoencoderKL.from_config(dict(self.parts.vae_config)))
+        vae = build_empty(lambda: AutoencoderKL.from_config(dict(self.files.vae_config)))
         vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
-        stream_weights(vae, self.parts.vae, self.precision)
+        stream_weights(vae, self.files.vae, self.precision)
         found = []
         for image in images:
             latents = vae.encode(image).latent_dist.mode()
@@ -137,23 +106,8 @@ class ReferenceStep1XEdit:
 
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
-        ours = self.parts.sizes
-        sizes = reference.Step1XSizes(
-            in_channels=ours.in_channels,
-            width=ours.width,
-            heads=ours.heads,
-            double=ours.double,
-            single=ours.single,
-            context_dim=ours.context,
-            vector_dim=ours.connector.pooled,
-            connector_in=ours.connector.hidden,
-            connector_heads=ours.connector.heads,
-            connector_depth=ours.connector.depth,
-            axes=ours.axes_dims,
-            scale_factor=ours.scaled,
-        )
-        tensors = reference.makers_tensors(self.parts.transformer)
-        model = reference.open_reference(sizes, tensors, self.precision, exact=_FOLDED)
+        tensors = reference.makers_tensors(self.model.transformer_store)
+        model = reference.open_reference(self.sizes, tensors, self.precision, exact=_FOLDED)
         return [self._capture(model, given, feature_block) for given in inputs]
 
     def _capture(
@@ -161,7 +115,7 @@ class ReferenceStep1XEdit:
     ) -> ReferenceCapture:
         prompt = given.prompt
         assert prompt.mask is not None, "prompts of this model have a mask"
-        embeds, hidden = prompt.embeds, self.parts.sizes.connector.hidden
+        embeds, hidden = prompt.embeds, self.sizes.connector.hidden
         grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in given.grid_hw))
         noisy = torch.nn.functional.pad(grid, (1, 0))
         clean = {
@@ -170,25 +124,25 @@ class ReferenceStep1XEdit:
             "1.2": torch.nn.functional.pad(grid, (1, 0), value=1.0),
         }[self.version.name]
         own = prompt.positions
-        return reference.reference_step1x(
-            model,
-            clean_latents=given.clean_latents,
-            noise=given.noise,
-            prompt_embeds=embeds[..., :hidden],
-            prompt_mask=prompt.mask,
-            prompt_positions=torch.zeros(embeds.shape[1], 3) if own is None else own,
-            noisy_positions=noisy,
-            clean_positions=clean,
-            prompt_weights=given.prompt_weights,
-            feature_block=feature_block,
-            timestep=self.spec.timestep,
-            extra=embeds[..., hidden:] if self.parts.sizes.mapping else None,
-        )
+        with torch.no_grad():
+            record: reference.Step1XRecord = model(
+                given.clean_latents,
+                given.noise,
+                embeds,
+                prompt.mask,
+                torch.zeros(embeds.shape[1], 3) if own is None else own,
+                noisy,
+                clean,
+                self.spec.timestep,
+                embeds[..., hidden:] if self.sizes.mapping else None,
+                feature_block=feature_block,
+            )
+        return record.capture(given.prompt_weights)
 
     @cached_property
     def _language(self) -> Qwen2_5_VLModel:
-        model = build_empty(lambda: Qwen2_5_VLModel(self.parts.text_config()))
-        stream_weights(model, self.parts.text, self.precision)
+        model = build_empty(lambda: Qwen2_5_VLModel(self.model.text_config()))
+        stream_weights(model, self.model.text_store, self.precision)
         return model
 
     def _pixels(self, picture: Picture) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +151,7 @@ class ReferenceStep1XEdit:
         image = Image.fromarray(picture)
         if self.version.align:
             image = image.resize(_aligned(image.size, rules.cell_px))
-        given = {k: v for k, v in self.preprocessor.items() if k in _PROCESSOR_KEYS}
+        given = {k: v for k, v in self.model.preprocessor.items() if k in _PROCESSOR_KEYS}
         limits = {"shortest_edge": rules.min_pixels, "longest_edge": rules.max_pixels}
         ours = self.version.arithmetic == "torchvision"
         processor = Qwen2VLImageProcessorPil(**given, size=limits, do_resize=not ours)
@@ -215,9 +169,9 @@ class ReferenceStep1XEdit:
     def _ids(self, instruction: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (1, S) with the picture's among them, and which are of quoted characters."""
         parts = content(self.version, prefix_text(self.version), instruction)
-        text = self.tokenizer.apply_chat_template(
+        text = self.model.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}],
-            chat_template=self.chat_template,
+            chat_template=self.model.chat_template,
             tokenize=False,
             add_generation_prompt=True,
             add_vision_id=self.version.vision_id,
@@ -225,11 +179,11 @@ class ReferenceStep1XEdit:
         quotes = self.spec.prompt.quotes
         if quotes is not None and any(mark in text[quotes.start :] for mark in _QUOTES):
             # How quoted words are cut is tested in tests/runtime/prompt/test_quotes.py.
-            encoder = PromptEncoder(self.spec.prompt, tokenizer_json(self.tokenizer).encode())
+            encoder = PromptEncoder(self.spec.prompt, tokenizer_json(self.model.tokenizer).encode())
             said = Instruction(instruction, instruction, 0)
             found = encoder.tokenize([said], image_tokens=tokens)
             return torch.from_numpy(found.input_ids), torch.from_numpy(found.quoted_mask)
-        ids = self.tokenizer(
+        ids = self.model.tokenizer(
             text.replace(IMAGE_TOKEN, tokens * IMAGE_TOKEN), return_tensors="pt"
         ).input_ids
         return ids, torch.zeros_like(ids)
@@ -257,7 +211,7 @@ class ReferenceStep1XEdit:
                 pixel_values=given.pixel_values,
                 image_grid_thw=given.grid_thw,
             ).last_hidden_state[0, rules.drop :]
-        if self.parts.sizes.mapping:
+        if self.sizes.mapping:
             mapped = self._mapped(given.input_ids, given.quoted)
             hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
         length = len(hidden)
@@ -272,7 +226,8 @@ class ReferenceStep1XEdit:
         """The mapped embeddings of quoted tokens, zeros elsewhere: (S, W)."""
         dtype = self.precision.storage(torch.bfloat16)
         weight, bias = (
-            self.parts.mapping[f"text_token_mapping.{kind}"].read() for kind in ("weight", "bias")
+            self.files.transformer[f"text_token_mapping.{kind}"].read()
+            for kind in ("weight", "bias")
         )
         bias = bias.to(self.precision.stream).float()
         words = self._language.get_input_embeddings()(ids)[0]

@@ -1,7 +1,4 @@
-"""Blocks of the reference form of Step1X-Edit's transformer, and what is kept of a run.
-
-See `step1x_reference`.
-"""
+"""Blocks of the reference of Step1X-Edit's transformer, and what is kept of a run."""
 
 from __future__ import annotations
 
@@ -12,53 +9,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.spec import ReferenceCapture
 
 __all__ = [
     "DoubleBlock",
     "SingleBlock",
     "Step1XRecord",
-    "Step1XSizes",
     "TwoLayers",
     "rotary_turns",
 ]
 
 _THETA = 10000.0
 _EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class Step1XSizes:
-    """What a transformer and its connector are made of; the defaults are the published ones.
-
-    Attributes:
-        in_channels: of a packed latent token.
-        width, heads: of the residual stream.
-        double, single: blocks of each kind.
-        mlp_ratio: hidden width of MLPs over the width around them.
-        context_dim: of the connector's tokens.
-        vector_dim: of the connector's pooled vector.
-        connector_in: of the language model's hidden states.
-        connector_heads, connector_depth: of the connector's refiner.
-        axes: rotary dimensions of time, row and column; together a head.
-        mapping: whether embeddings of quoted tokens may be mapped past the connector (1.2).
-        scale_factor: whether the connector scales the mean it pools (1.0).
-    """
-
-    in_channels: int = 64
-    width: int = 3072
-    heads: int = 24
-    double: int = 19
-    single: int = 38
-    mlp_ratio: float = 4.0
-    context_dim: int = 4096
-    vector_dim: int = 768
-    connector_in: int = 3584
-    connector_heads: int = 32
-    connector_depth: int = 2
-    axes: tuple[int, int, int] = (16, 56, 56)
-    mapping: bool = False
-    scale_factor: bool = False
+_MLP_RATIO = 4
 
 
 @dataclass
@@ -247,7 +211,7 @@ class DoubleBlock(nn.Module):
     def __init__(self, sizes: Step1XSizes) -> None:
         super().__init__()
         self.count = sizes.heads
-        hidden = int(sizes.width * sizes.mlp_ratio)
+        hidden = _MLP_RATIO * sizes.width
         for stream in ("img", "txt"):
             self.add_module(f"{stream}_mod", _Modulation(sizes.width, 6))
             self.add_module(f"{stream}_attn", _SelfAttention(sizes))
@@ -285,7 +249,7 @@ class SingleBlock(nn.Module):
     def __init__(self, sizes: Step1XSizes) -> None:
         super().__init__()
         self.count, self.width = sizes.heads, sizes.width
-        hidden = int(sizes.width * sizes.mlp_ratio)
+        hidden = _MLP_RATIO * sizes.width
         self.linear1 = nn.Linear(sizes.width, 3 * sizes.width + hidden)
         self.linear2 = nn.Linear(sizes.width + hidden, sizes.width)
         self.norm = _QueryKeyNorm(sizes.width // sizes.heads)

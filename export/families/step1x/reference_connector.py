@@ -1,7 +1,4 @@
-"""The reference form of Step1X-Edit's connector: hidden states to prompt tokens and one vector.
-
-Parameters have the makers' names. See `step1x_reference`.
-"""
+"""The reference of Step1X-Edit's connector: hidden states to prompt tokens and one vector."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from rism.export.families.step1x.sizes import ConnectorSizes
 
 __all__ = ["ReferenceConnector", "allowed_pairs", "sinusoid"]
 
@@ -82,14 +81,14 @@ class _Mlp(nn.Module):
 class _RefinerBlock(nn.Module):
     """Attention among the prompt's tokens and an MLP, each behind a gate."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.count = heads
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.self_attn_qkv = nn.Linear(width, 3 * width)
         self.self_attn_proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width, int(width * mlp_ratio))
+        self.mlp = _Mlp(width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(
@@ -108,18 +107,20 @@ class _RefinerBlock(nn.Module):
 
 
 class _Blocks(nn.Module):
-    def __init__(self, depth: int, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, sizes: ConnectorSizes) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_RefinerBlock(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            _RefinerBlock(sizes.width, sizes.heads) for _ in range(sizes.depth)
+        )
 
 
 class _Refiner(nn.Module):
-    def __init__(self, inputs: int, width: int, heads: int, depth: int, mlp_ratio: float) -> None:
+    def __init__(self, sizes: ConnectorSizes) -> None:
         super().__init__()
-        self.input_embedder = nn.Linear(inputs, width)
-        self.t_embedder = _TimeEmbedder(width)
-        self.c_embedder = _Projection(inputs, width)
-        self.individual_token_refiner = _Blocks(depth, width, heads, mlp_ratio)
+        self.input_embedder = nn.Linear(sizes.hidden, sizes.width)
+        self.t_embedder = _TimeEmbedder(sizes.width)
+        self.c_embedder = _Projection(sizes.hidden, sizes.width)
+        self.individual_token_refiner = _Blocks(sizes)
 
     def forward(self, states: torch.Tensor, time: float, mask: torch.Tensor) -> torch.Tensor:
         condition = self.t_embedder(time) + self.c_embedder(masked_mean(states, mask))
@@ -131,23 +132,13 @@ class _Refiner(nn.Module):
 
 
 class ReferenceConnector(nn.Module):
-    """Hidden states (B, N, inputs) to tokens (B, N, width) and a pooled vector (B, pooled)."""
+    """Hidden states (B, N, hidden) to tokens (B, N, width) and a pooled vector (B, pooled)."""
 
-    def __init__(
-        self,
-        *,
-        inputs: int,
-        width: int,
-        heads: int,
-        depth: int,
-        pooled: int,
-        mlp_ratio: float,
-        scale_factor: bool,
-    ) -> None:
+    def __init__(self, sizes: ConnectorSizes, *, scaled: bool) -> None:
         super().__init__()
-        self.S = _Refiner(inputs, width, heads, depth, mlp_ratio)
-        self.global_proj_out = nn.Linear(inputs, pooled)
-        self.scale_factor = nn.Parameter(torch.zeros(1)) if scale_factor else None
+        self.S = _Refiner(sizes)
+        self.global_proj_out = nn.Linear(sizes.hidden, sizes.pooled)
+        self.scale_factor = nn.Parameter(torch.zeros(1)) if scaled else None
 
     def forward(
         self, states: torch.Tensor, timestep: float, mask: torch.Tensor
@@ -155,7 +146,7 @@ class ReferenceConnector(nn.Module):
         """Run it.
 
         Args:
-            states: (B, N, inputs); rows of padding count in the tokens, not in the means.
+            states: (B, N, hidden); rows of padding count in the tokens, not in the means.
             timestep: sigma.
             mask: (B, N).
         """

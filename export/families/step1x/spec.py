@@ -1,14 +1,8 @@
-"""Step1X-Edit's versions: everything that differs between them, as data.
-
-Read off the published sources (stepfun-ai/Step1X-Edit; Peyton-Chen/diffusers, branches step1xedit
-and step1xedit_v1p2).
-"""
+"""What a Step1X-Edit checkpoint says of itself, put together with its version's rules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,16 +18,15 @@ from rism.export.families.settings import (
     read_settings,
     whole,
 )
-from rism.export.families.step1x.dit import Step1XSizes
-from rism.export.spec import Axis, FamilySpec, ModelSpec
+from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.families.step1x.versions import TEXTS, Version
+from rism.export.family import FamilySpec
+from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, QuoteRules, VisionRules
 
 __all__ = [
     "IMAGE_TOKEN",
-    "NOISY_AXES",
-    "VERSIONS",
-    "Version",
     "content",
     "make_spec",
     "prefix_text",
@@ -43,129 +36,12 @@ __all__ = [
 # l' of the paper is block 40 of 57; other depths keep the proportion.
 _FEATURE_DEPTH = 40 / 57
 _MAX_ASPECT = 8.0
-_LICENCES = {
-    "hub:stepfun-ai/Step1X-Edit": "Apache-2.0",
-    "hub:stepfun-ai/Step1X-Edit-v1p1-diffusers": "Apache-2.0",
-    "hub:stepfun-ai/Step1X-Edit-v1p2": "Apache-2.0",
-}
-_TEXTS = Path(__file__).parent / "texts"
 # Pillow's numbers, as preprocessor_config.json has them.
 _FILTERS = dict(zip((0, 4, 2, 5, 3, 1), RESAMPLES, strict=True))
 IMAGE_TOKEN = "<|image_pad|>"
 
 
-@dataclass(frozen=True)
-class Version:
-    """What one version does otherwise than the others.
-
-    Attributes:
-        name: as its makers count.
-        prompt_axes, clean_axes: rotary positions; none where the prompt's are an input.
-        prefix: file with the text that stands before the instruction.
-        picture_first: whether the picture comes between that text and the instruction.
-        drop: tokens at the beginning that the transformer does not see.
-        max_length: most tokens that it sees.
-        padding: as `PromptRules` has it.
-        vision_id: whether "Picture 1: " stands before the picture.
-        masks_attention: whether the token with id 0 is not attended to ("!", by an accident of
-            the published code); its position is 1 in every version.
-        flash: whether a token that is not attended to does not attend, either: flash attention
-            leaves it out.
-        quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
-            length.
-        cells: least and most merged patches of the picture.
-        saved_cells: whether a processor that was saved with the model says so itself.
-        align: as `VisionRules` has it.
-        size_level: pixels of the picture are about its square.
-        resample, resize_in: how the VAE's picture is made.
-        view_resample: how the text encoder's is.
-        arithmetic: as `VisionRules` has it.
-    """
-
-    name: str
-    prompt_axes: tuple[Axis, ...]
-    clean_axes: tuple[Axis, ...]
-    prefix: str
-    picture_first: bool
-    drop: int
-    max_length: int
-    padding: str
-    vision_id: bool
-    masks_attention: bool
-    flash: bool
-    quotes: tuple[str, int | None]
-    cells: tuple[int, int]
-    saved_cells: bool
-    align: bool
-    size_level: int
-    resample: str
-    resize_in: str
-    view_resample: str
-    arithmetic: str
-
-
-NOISY_AXES: tuple[Axis, ...] = (0.0, "row", "column")
-_FIRST = Version(
-    name="1.0",
-    prompt_axes=(0.0, 0.0, 0.0),
-    clean_axes=NOISY_AXES,
-    prefix="prefix-1.0.txt",
-    picture_first=True,
-    drop=217,
-    max_length=640,
-    padding="zeros",
-    # Asked for, and dropped in silence by the release that is pinned (docs/step1x.md).
-    vision_id=False,
-    masks_attention=True,
-    flash=True,
-    quotes=("toggle", 156),
-    cells=(256, 324),
-    saved_cells=False,
-    align=True,
-    size_level=512,
-    resample="bicubic",
-    resize_in="uint8",
-    view_resample="bicubic",
-    arithmetic="pillow",
-)
-_SECOND = replace(
-    _FIRST,
-    name="1.1",
-    clean_axes=(1.0, ("row", 1.0), ("column", 1.0)),
-    vision_id=True,
-    flash=False,
-    saved_cells=True,
-    size_level=1024,
-    resample="lanczos",
-    view_resample="lanczos",
-    arithmetic="torchvision",
-)
-_THIRD = Version(
-    name="1.2",
-    prompt_axes=(),
-    clean_axes=(1.0, "row", "column"),
-    prefix="prefix-1.2.txt",
-    picture_first=False,
-    drop=90,
-    max_length=2048,
-    padding="none",
-    vision_id=True,
-    masks_attention=False,
-    flash=False,
-    quotes=("paired", None),
-    cells=(256, 400),
-    saved_cells=False,
-    align=False,
-    size_level=1024,
-    resample="bilinear",
-    resize_in="float32",
-    view_resample="lanczos",
-    arithmetic="torchvision",
-)
-VERSIONS = {version.name: version for version in (_FIRST, _SECOND, _THIRD)}
-
-
-def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
+def step1x_settings(checkpoint: Checkpoint, family: FamilySpec, version: Version) -> dict[str, Any]:
     """The published defaults of a version, and what the checkpoint says of itself."""
     known = COMMON | {
         "size_level": whole(version.size_level, 8, 8192),
@@ -176,7 +52,7 @@ def step1x_settings(checkpoint: Checkpoint, version: Version) -> dict[str, Any]:
         "connector_heads": nullable(whole(None, 1, 1024)),
         "vision_id": flag(version.vision_id),
     }
-    return read_settings(checkpoint, known, _LICENCES)
+    return read_settings(checkpoint, family, known)
 
 
 def make_spec(
@@ -291,7 +167,7 @@ def _prompt(
 
 def prefix_text(version: Version) -> str:
     """Return the text that stands before every instruction."""
-    return (_TEXTS / version.prefix).read_bytes().decode("utf-8")
+    return (TEXTS / version.prefix).read_bytes().decode("utf-8")
 
 
 def content(version: Version, before: str, instruction: str) -> list[dict[str, str]]:

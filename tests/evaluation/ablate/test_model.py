@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from benchmarks.synthetic.step1x_checkpoint import SMALL
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.grid import SITES, Grid, MapSetting
 from rism.evaluation.ablate.masks import masks
@@ -28,7 +27,7 @@ from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans
 from rism.export.families.flux2.reference import reference_capture
-from rism.export.families.step1x.reference import makers_sizes, makers_tensors, open_reference
+from rism.export.families.step1x.reference import makers_tensors, open_reference
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
@@ -230,7 +229,7 @@ def _reference_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw:
     """The transcribed blocks, then diffusers' final norm and the stored projection."""
     store = opened.files.transformer
     tensors = makers_tensors(store)
-    sizes = makers_sizes(tensors, connector_heads=SMALL.connector_heads)
+    sizes = opened.sizes
     blocks = open_reference(sizes, tensors, PRECISIONS["fp32"])
     norm = AdaLayerNormContinuous(sizes.width, sizes.width, elementwise_affine=False, eps=1e-6)
     weight, bias = (store[f"norm_out.linear.{kind}"].read().float() for kind in ("weight", "bias"))
@@ -239,7 +238,7 @@ def _reference_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw:
         weight, bias = (torch.cat([each[half:], each[:half]]) for each in (weight, bias))
     norm.load_state_dict({"linear.weight": weight, "linear.bias": bias})
     out, out_bias = (store[f"proj_out.{kind}"].read().float() for kind in ("weight", "bias"))
-    hidden = sizes.connector_in
+    hidden = sizes.connector.hidden
     length, tokens = given.embeds.shape[1], clean.shape[1]
     places = torch.cartesian_prod(*(torch.arange(float(n)) for n in grid_hw))
     noisy = torch.nn.functional.pad(places, (1, 0))

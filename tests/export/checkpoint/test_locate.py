@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, export_bundle
-from rism.export.checkpoint.locate import content_digest, find_checkpoint
+from rism.export.checkpoint.locate import content_digest
 from rism.export.checkpoint.safetensors_store import open_folder, read_headers
+from rism.export.families.find import find_checkpoint
 from rism.export.refiner.qwen_files import find_language_model
 
 

@@ -14,9 +14,9 @@ pytest.importorskip("onnx_ir")
 
 import onnx_ir as ir
 
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.checkpoint.meta_modules import Part
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.signatures import trace_text, trace_transformer, trace_vae

@@ -19,8 +19,8 @@ pytest.importorskip("tensorrt_rtx")
 
 from benchmarks.engine_graphs import SparseWeights, open_sparse
 from benchmarks.engines import prepare
-from rism.export.checkpoint.locate import find_checkpoint
 from rism.export.exporter import open_model
+from rism.export.families.find import find_checkpoint
 
 BLOCKS = (1, 1)
 SQUARE = "no N_v x N tensor"

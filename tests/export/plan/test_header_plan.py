@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import HfApi
 from safetensors import safe_open
 
-from rism.export.checkpoint.locate import BUILT_IN
 from rism.export.errors import CheckpointError
+from rism.export.families.find import BUILT_IN
 from rism.export.plan.header_plan import plan_from_headers
 from rism.runtime.errors import OutputError
 

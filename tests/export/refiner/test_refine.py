@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from rism.export import CheckpointError, ExportError, UnsupportedModelError
-from rism.export.families import __file__ as families
+from rism.export.families.step1x.versions import TEXTS
 from rism.export.refiner import qwen_model
 from rism.export.refiner.answer_file import unquote
 from rism.export.refiner.qwen_files import find_language_model
@@ -30,7 +30,7 @@ from tests.export.small_vlm import make_vlm, real_processor
 
 ROOT = Path(__file__).parents[3]
 STREET, OTHER = ROOT / "examples/street.png", ROOT / "examples/colour-2.png"
-PROMPT = (Path(families).parent / "step1x/refiner.txt").read_text(encoding="utf-8")
+PROMPT = (TEXTS / "refiner.txt").read_text(encoding="utf-8")
 runner = CliRunner()
 
 

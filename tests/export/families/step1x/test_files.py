@@ -21,17 +21,18 @@ from benchmarks.synthetic.qwen_files import (
 )
 from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X
 from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, plan_export
-from rism.export.checkpoint.locate import STEP1X as PIPELINE
-from rism.export.checkpoint.locate import Checkpoint, find_checkpoint
+from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part
 from rism.export.exporter import open_model
 from rism.export.families import FAMILIES
+from rism.export.families.find import find_checkpoint
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import plan
 from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
 
+PIPELINE = "Step1XEdit"
 FILE = "step1x-edit-i1258.safetensors"
 QWEN = "Qwen2.5-VL-7B-Instruct"
 
@@ -251,7 +252,7 @@ def test_settings_that_cannot_be(original: Path) -> None:
 
 def test_a_file_of_somebody_else(original: Path, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "step1x-something.safetensors")
-    with pytest.raises(UnsupportedModelError, match="no transformer that is known here"):
+    with pytest.raises(UnsupportedModelError, match="not a transformer of a known family"):
         plan_export(str(tmp_path / "step1x-something.safetensors"), tmp_path / "b")
 
 

@@ -24,18 +24,16 @@ from rism.export.checkpoint.safetensors_store import (
     read_headers,
 )
 from rism.export.errors import CheckpointError
+from rism.export.families.step1x.names import NAMES, open_transformer
 from rism.export.families.step1x.reference import (
     ReferenceStep1X,
     Step1XRecord,
-    Step1XSizes,
-    makers_names,
-    makers_sizes,
     makers_tensors,
     open_reference,
-    reference_step1x,
 )
 from rism.export.families.step1x.reference_blocks import rotary_turns
 from rism.export.families.step1x.reference_connector import allowed_pairs, sinusoid
+from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, sizes_of
 from rism.export.precision import PRECISIONS
 
 BATCH, CLEAN, PROMPT = 2, 12, 7
@@ -43,9 +41,14 @@ GRID = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(4.0)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AnyStored]:
-    file = write_original(tmp_path_factory.mktemp("step1x") / "model", SMALL, version="1.0")
-    return makers_tensors(TensorStore("transformer", read_headers(file)))
+def makers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer's file in the makers' layout."""
+    return write_original(tmp_path_factory.mktemp("step1x") / "model", SMALL, version="1.0")
+
+
+@pytest.fixture(scope="module")
+def original(makers: Path) -> dict[str, AnyStored]:
+    return makers_tensors(TensorStore("transformer", read_headers(makers)))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,28 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> TensorStore:
     return open_folder(folder / "transformer")
 
 
-def opened(tensors: dict[str, AnyStored], **sizes: Any) -> ReferenceStep1X:
-    found = replace(makers_sizes(tensors, connector_heads=SMALL.connector_heads), **sizes)
-    return open_reference(found, tensors, PRECISIONS["fp32"])
+SIZES = Step1XSizes(
+    in_channels=SMALL.channels,
+    heads=SMALL.heads,
+    head_dim=SMALL.head_dim,
+    double=SMALL.double,
+    single=SMALL.single,
+    context=SMALL.connector,
+    connector=ConnectorSizes(
+        hidden=SMALL.text_width,
+        width=SMALL.connector,
+        pooled=SMALL.pooled,
+        heads=SMALL.connector_heads,
+        depth=SMALL.connector_depth,
+    ),
+    scaled=True,
+    mapping=0,
+)
+MAPPING = replace(SIZES, scaled=False, mapping=SMALL.connector)
+
+
+def opened(tensors: dict[str, AnyStored], sizes: Step1XSizes = SIZES) -> ReferenceStep1X:
+    return open_reference(sizes, tensors, PRECISIONS["fp32"])
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
@@ -83,42 +105,28 @@ def run(model: ReferenceStep1X, given: dict[str, Any], **options: Any) -> Step1X
     return record
 
 
-def test_sizes_are_read_off_shapes(original: dict[str, AnyStored]) -> None:
-    sizes = makers_sizes(original, connector_heads=2)
-    assert sizes == Step1XSizes(
-        in_channels=16,
-        width=96,
-        heads=3,
-        double=2,
-        single=3,
-        context_dim=32,
-        vector_dim=48,
-        connector_in=32,
-        connector_heads=2,
-        axes=(4, 14, 14),
-        scale_factor=True,
-    )
+def test_sizes_are_read_off_shapes(makers: Path, converted: TensorStore) -> None:
+    heads = {"connector_heads_num": SMALL.connector_heads}
+    assert sizes_of(open_transformer(makers, read_headers(makers)), heads) == SIZES
+    assert sizes_of(converted, heads) == MAPPING
+    assert SIZES.axes_dims == SMALL.axes
 
 
 def test_both_layouts_are_the_same_model(
     original: dict[str, AnyStored], converted: TensorStore
 ) -> None:
     given = inputs()
-    plain = run(opened(original, scale_factor=False), given)
-    stacked = run(opened(makers_tensors(converted)), given)
+    plain = run(opened(original, replace(SIZES, scaled=False)), given)
+    stacked = run(opened(makers_tensors(converted), MAPPING), given)
     assert len(plain.blocks) == SMALL.double + SMALL.single
     for one, other in zip(plain.blocks, stacked.blocks, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
 
 
 def test_names_cover_a_checkpoint(converted: TensorStore) -> None:
-    names = makers_names(converted)
+    names = NAMES.makers_names(converted)
     used = {old for parts in names.values() for old in parts}
-    assert set(converted) - used == {
-        f"{layer}.{kind}"
-        for layer in ("proj_out", "norm_out.linear")
-        for kind in ("weight", "bias")
-    }
+    assert used == set(converted)
     assert names["double_blocks.1.txt_attn.qkv.bias"] == (
         "transformer_blocks.1.attn.add_q_proj.bias",
         "transformer_blocks.1.attn.add_k_proj.bias",
@@ -129,7 +137,7 @@ def test_names_cover_a_checkpoint(converted: TensorStore) -> None:
 def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
     """The blocks are FLUX.1's, of which diffusers has its own implementation."""
     given = inputs()
-    record = run(opened(makers_tensors(converted)), given)
+    record = run(opened(makers_tensors(converted), MAPPING), given)
     flux = FluxTransformer2DModel(
         in_channels=SMALL.channels,
         num_layers=SMALL.double,
@@ -170,14 +178,14 @@ def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
 def test_what_is_captured(original: dict[str, AnyStored]) -> None:
     model, given = opened(original), inputs()
     weights = torch.rand(BATCH, PROMPT, generator=torch.Generator().manual_seed(1))
-    found = reference_step1x(model, **given, prompt_weights=weights, feature_block=3)
+    record = run(model, given, feature_block=3)
+    found = record.capture(weights)
     blocks = SMALL.double + SMALL.single
     ones = torch.ones(BATCH, blocks, CLEAN)
     torch.testing.assert_close(found.transition_matrices.sum(-1), ones)
     assert found.token_attention.shape == (BATCH, CLEAN, PROMPT)
     summed = (found.token_attention * weights[:, None]).sum(-1)
     torch.testing.assert_close(found.attention_vectors.sum(1), summed)
-    record = run(model, given, feature_block=3)
     to_all = record.to_prompt[0].sum(-1) + record.to_clean[0].sum(-1)
     assert (to_all < 1).all() and (to_all > 0.2).all()  # the rest goes to the noisy tokens
     torch.testing.assert_close(found.features["block"], record.blocks[3][:, -CLEAN:])
@@ -223,12 +231,12 @@ def test_only_the_first_version_scales_the_mean(original: dict[str, AnyStored]) 
     bias = original["connector.global_proj_out.bias"].read().float()
     factor = original["connector.scale_factor"].read().float()
     for scaled, mean in ((True, 1 + factor), (False, 1)):
-        pooled = run(opened(original, scale_factor=scaled), given).pooled
+        pooled = run(opened(original, replace(SIZES, scaled=scaled)), given).pooled
         torch.testing.assert_close(pooled, (weight * mean + bias).expand(BATCH, -1))
 
 
 def test_quoted_tokens_are_added(converted: TensorStore) -> None:
-    model, given = opened(makers_tensors(converted)), inputs()
+    model, given = opened(makers_tensors(converted), MAPPING), inputs()
     assert model.sizes.mapping
     embeds = torch.randn(BATCH, PROMPT, SMALL.text_width)
     quoted = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
@@ -277,8 +285,7 @@ def test_weights_are_rounded_but_for_the_exact(tmp_path: Path, converted: Tensor
     weight = torch.randn(SMALL.width, 256)
     save_file({key: weight}, tmp_path / "wide.safetensors")
     tensors |= read_headers(tmp_path / "wide.safetensors")
-    sizes = makers_sizes(tensors, connector_heads=SMALL.connector_heads)
     x = torch.randn(1, 256)
     for exact, used in (((), weight.bfloat16().float()), (("time_in.",), weight)):
-        layer = open_reference(sizes, tensors, PRECISIONS["bf16"], exact=exact).time_in.in_layer
+        layer = open_reference(MAPPING, tensors, PRECISIONS["bf16"], exact=exact).time_in.in_layer
         torch.testing.assert_close(layer(x), x @ used.T + layer.bias)

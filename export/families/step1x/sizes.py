@@ -1,27 +1,64 @@
-"""Sizes of Step1X-Edit's parts from their tensors, and tensors from sizes."""
+"""Sizes of Step1X-Edit's parts, read off their tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.errors import CheckpointError
-from rism.export.families.step1x.connector import ConnectorSizes
-from rism.export.families.step1x.dit import Step1XSingleStep, Step1XSizes
-from rism.export.precision import PRECISIONS
-from rism.export.spec import FamilySpec
 
-__all__ = ["SINUSOIDS", "expected_shapes", "guess_vae", "read_linear", "sizes_of"]
-
-SINUSOIDS = 256
-"""Channels of the timestep's embedding before its layers."""
+__all__ = ["ConnectorSizes", "Step1XSizes", "guess_vae", "sizes_of"]
 
 _CONNECTOR_HEAD = 128  # width of a head in every published connector; no tensor says it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorSizes:
+    """Widths of a connector: in and out of it, and of the pooled vector; heads, blocks."""
+
+    hidden: int
+    width: int
+    pooled: int
+    heads: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Step1XSizes:
+    """Sizes of a transformer.
+
+    Attributes:
+        in_channels: of a packed latent token.
+        heads, head_dim: of the attention; their product is the width.
+        double, single: numbers of blocks.
+        context: width of the connector's tokens.
+        connector: its sizes.
+        scaled: whether it has a scale factor (version 1.0).
+        mapping: width of the quoted tokens' embeddings beside the hidden states, or 0.
+    """
+
+    in_channels: int
+    heads: int
+    head_dim: int
+    double: int
+    single: int
+    context: int
+    connector: ConnectorSizes
+    scaled: bool
+    mapping: int
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.heads * self.head_dim
+
+    @property
+    def axes_dims(self) -> tuple[int, int, int]:
+        """Share of a head that each rotary axis turns: (16, 56, 56) of 128."""
+        first = self.head_dim // 8
+        return first, (self.head_dim - first) // 2, (self.head_dim - first) // 2
 
 
 def sizes_of(store: TensorStore, config: Mapping[str, Any]) -> Step1XSizes:
@@ -60,33 +97,6 @@ def sizes_of(store: TensorStore, config: Mapping[str, Any]) -> Step1XSizes:
     )
 
 
-def expected_shapes(sizes: Step1XSizes) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a transformer of these sizes, under the names of the diffusers layout."""
-    width, inner = sizes.width, sizes.connector.width
-    nobody = FamilySpec("", (), (), (), (), lambda *_: False, lambda _: None)  # type: ignore[arg-type,return-value]
-    # One block more: the single step keeps only a part of its last one.
-    whole = replace(sizes, single=sizes.single + 1)
-    module = build_empty(lambda: Step1XSingleStep(whole, nobody, {}, PRECISIONS["fp32"]))
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in module.state_dict().items()
-        if not name.startswith("last_")
-    }
-    linears = {
-        "time_embed.in_layer": (width, SINUSOIDS),
-        "time_embed.out_layer": (width, width),
-        "connector.S.t_embedder.mlp.0": (inner, SINUSOIDS),
-        "connector.S.t_embedder.mlp.2": (inner, inner),
-        "norm_out.linear": (2 * width, width),
-        "proj_out": (sizes.in_channels, width),
-    }
-    if sizes.mapping:
-        linears["text_token_mapping"] = (sizes.mapping, sizes.connector.hidden)
-    for name, (rows, columns) in linears.items():
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
-    return shapes
-
-
 def guess_vae(store: TensorStore) -> dict[str, Any]:
     """Read an autoencoder's configuration off its encoder."""
     levels = _count(store, "encoder.down_blocks.")
@@ -114,9 +124,3 @@ def _shape(store: TensorStore, name: str, axes: int) -> tuple[int, ...]:
 def _count(names: Iterable[str], prefix: str) -> int:
     rests = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return len({rest.partition(".")[0] for rest in rests})
-
-
-def read_linear(store: TensorStore, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Apply a stored layer once, in float32."""
-    weight, bias = (store[f"{name}.{kind}"].read().float() for kind in ("weight", "bias"))
-    return torch.nn.functional.linear(x, weight, bias)
