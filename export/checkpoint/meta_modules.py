@@ -83,11 +83,8 @@ class Part:
     def largest_nbytes(self) -> int:
         """Size of the largest tensor that is held at once: tables are written in pieces."""
         tables = {f"{n}.weight" for n, m in self.module.named_modules() if is_table(m)}
-        return max(
-            tensor.numel() * tensor.dtype.itemsize
-            for name, tensor in self.tensors()
-            if name not in tables
-        )
+        kept = (tensor for name, tensor in self.tensors() if name not in tables)
+        return max((tensor.numel() * tensor.dtype.itemsize for tensor in kept), default=0)
 
 
 def cast_part(
