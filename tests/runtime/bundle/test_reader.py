@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.errors import BundleError
+from tests.broken_manifests import MISSING, change
 
 Reseal = Callable[..., Path]
 
@@ -24,17 +27,64 @@ def test_opens_and_maps_the_noise(tiny_bundle: Path) -> None:
     np.testing.assert_array_equal(noise, expected)
 
 
-def test_missing_file(tiny_bundle: Path) -> None:
-    (tiny_bundle / "noise.f32").unlink()
-    with pytest.raises(BundleError, match=r"'noise.f32' is missing: copy the whole folder"):
-        Bundle.open(tiny_bundle)
-
-
-def test_wrong_size_is_found_without_hashing(tiny_bundle: Path) -> None:
-    with (tiny_bundle / "noise.f32").open("ab") as file:
+def _wrong_size(folder: Path) -> None:
+    with (folder / "noise.f32").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(BundleError, match=r"'noise.f32' is 3601 bytes, expected 3600: copy it"):
+
+
+def _link(folder: Path, name: str) -> None:
+    """Put a link to the right bytes in the place of a file."""
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+
+
+def _link_folder(folder: Path) -> None:
+    (folder / "real").mkdir()
+    (folder / "real" / "extra.txt").write_text("x")
+    (folder / "linked").symlink_to(folder / "real")
+    entry = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
+    data = json.loads((folder / "manifest.json").read_text())
+    data["files"] |= {"real/extra.txt": entry, "linked/extra.txt": entry}
+    (folder / "manifest.json").write_text(json.dumps(data))
+
+
+def _pipe(folder: Path) -> None:
+    (folder / "noise.f32").unlink()
+    os.mkfifo(folder / "noise.f32")
+
+
+def _manifest(content: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "manifest.json").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "noise.f32").unlink(), "'noise.f32' is missing: copy the whole folder"),
+        (_wrong_size, "'noise.f32' is 3601 bytes, expected 3600: copy it"),
+        (lambda f: _link(f, "noise.f32"), "'noise.f32' is a link or not a plain file"),
+        (_link_folder, "'linked/extra.txt' is a link"),
+        (_pipe, "not a plain file"),
+        (
+            lambda f: (f / "sneaky.weights").write_bytes(b"x"),
+            "'sneaky.weights' is not listed",
+        ),
+        (lambda f: _link(f, "manifest.json"), "manifest.json is not a plain file"),
+        (_manifest(b"{"), "is not readable JSON"),
+        (_manifest(b"\xff\xfe"), "is not readable JSON"),
+        (_manifest(b"[" * 200_000), "is not readable JSON"),
+        (_manifest(b'{"a": ' + b"9" * 5000 + b"}"), "is not readable JSON"),
+        (_manifest(b" " * (2**20 + 1)), "larger than 1 MiB"),
+        (_manifest(b""), "manifest.json is empty"),
+    ],
+)
+def test_a_damaged_folder_is_refused_without_hashing(
+    tiny_bundle: Path, damage: Callable[[Path], Any], says: str
+) -> None:
+    damage(tiny_bundle)
+    with pytest.raises(BundleError) as error:
         Bundle.open(tiny_bundle, verify=False)
+    assert says in str(error.value)
 
 
 def test_wrong_hash(tiny_bundle: Path) -> None:
@@ -46,79 +96,6 @@ def test_wrong_hash(tiny_bundle: Path) -> None:
     Bundle.open(tiny_bundle, verify=False)
 
 
-@pytest.mark.parametrize("name", ["../noise.f32", "/etc/hostname", "a/../../x", "..", "a//b"])
-def test_a_path_outside_the_folder(tiny_bundle: Path, reseal: Reseal, name: str) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["files"][name] = data["files"]["noise.f32"]
-
-    reseal(tiny_bundle, change)
-    with pytest.raises(BundleError, match="expected relative paths inside the bundle"):
-        Bundle.open(tiny_bundle)
-
-
-def test_a_link_is_refused_even_to_the_right_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
-    target = tmp_path / "elsewhere"
-    (tiny_bundle / "noise.f32").rename(target)
-    (tiny_bundle / "noise.f32").symlink_to(target)
-    with pytest.raises(BundleError, match=r"'noise.f32' is a link or not a plain file"):
-        Bundle.open(tiny_bundle)
-
-
-def test_a_linked_folder_inside_is_refused(tiny_bundle: Path, reseal: Reseal) -> None:
-    (tiny_bundle / "real").mkdir()
-    (tiny_bundle / "real" / "extra.txt").write_text("x")
-    (tiny_bundle / "linked").symlink_to(tiny_bundle / "real")
-
-    def change(data: dict[str, Any]) -> None:
-        data["files"]["linked/extra.txt"] = data["files"]["real/extra.txt"]
-
-    reseal(tiny_bundle, change)
-    with pytest.raises(BundleError, match=r"'linked/extra.txt' is a link"):
-        Bundle.open(tiny_bundle)
-
-
-def test_a_fifo_does_not_hang(tiny_bundle: Path) -> None:
-    (tiny_bundle / "noise.f32").unlink()
-    os.mkfifo(tiny_bundle / "noise.f32")
-    with pytest.raises(BundleError, match="not a plain file"):
-        Bundle.open(tiny_bundle)
-
-
-def test_unlisted_weights_are_refused(tiny_bundle: Path) -> None:
-    (tiny_bundle / "sneaky.weights").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"'sneaky.weights' is not listed in manifest.json"):
-        Bundle.open(tiny_bundle)
-
-
-def test_a_note_beside_the_files_is_fine(tiny_bundle: Path) -> None:
-    (tiny_bundle / "NOTES.md").write_text("mine")
-    Bundle.open(tiny_bundle)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"{", "is not readable JSON"),
-        (b"\xff\xfe", "is not readable JSON"),
-        (b"[" * 200_000, "is not readable JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not readable JSON"),
-        (b" " * (2**20 + 1), "larger than 1 MiB"),
-        (b"", "manifest.json is empty"),
-    ],
-)
-def test_a_manifest_that_is_no_manifest(tiny_bundle: Path, content: bytes, expected: str) -> None:
-    (tiny_bundle / "manifest.json").write_bytes(content)
-    with pytest.raises(BundleError, match=expected):
-        Bundle.open(tiny_bundle)
-
-
-def test_a_linked_manifest_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tiny_bundle / "manifest.json").rename(tmp_path / "m.json")
-    (tiny_bundle / "manifest.json").symlink_to(tmp_path / "m.json")
-    with pytest.raises(BundleError, match=r"manifest.json is not a plain file"):
-        Bundle.open(tiny_bundle)
-
-
 def test_no_bundle_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not there, expected a folder.*rism export --model"):
         Bundle.open(tmp_path / "none")
@@ -126,45 +103,30 @@ def test_no_bundle_there(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-def test_a_graph_whose_tensors_are_not_the_manifests(tiny_bundle: Path, reseal: Reseal) -> None:
-    model = onnx.load(tiny_bundle / "vae_encoder.onnx")
-    model.graph.input[0].name = "picture"
-    model.graph.node[0].input[0] = "picture"
-    onnx.save(model, tiny_bundle / "vae_encoder.onnx")
-    reseal(tiny_bundle)
-    with pytest.raises(
-        BundleError,
-        match=r"'vae_encoder.onnx' has no input 'image' \(the manifest's 'image'\), it has picture",
-    ):
-        Segmenter.from_bundle(tiny_bundle, provider="cpu")
+IMAGE = "graphs vae_encoder inputs image"
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "expected"),
+    ("way", "value", "says"),
     [
-        ("dtype", "float16", r"input 'image' is tensor\(float\), expected tensor\(float16\)"),
-        ("shape", [1, 4, "h", "w"], r"input 'image' has shape \[1, 3, 'h', 'w'\], expected \[1, 4"),
-        ("shape", [1, "h", "w"], r"input 'image' has shape \[1, 3, 'h', 'w'\], expected \[1, 'h'"),
+        (
+            f"{IMAGE} name",
+            "picture",
+            "vae_encoder.onnx' has no input 'picture' (the manifest's 'im",
+        ),
+        (f"{IMAGE} dtype", "float16", "'image' is tensor(float), expected tensor(float16)"),
+        (f"{IMAGE} shape", [1, 4, "h", "w"], "has shape [1, 3, 'h', 'w'], expected [1, 4, 'h', 'w"),
+        (f"{IMAGE} shape", [1, "h", "w"], "has shape [1, 3, 'h', 'w'], expected [1, 'h', 'w']"),
+        ("graphs transformer.vectors inputs noise", MISSING, "does not list (noise)"),
     ],
 )
-def test_a_tensor_of_another_type_or_rank(
-    tiny_bundle: Path, reseal: Reseal, field: str, value: object, expected: str
+def test_a_graph_that_is_not_the_manifests(
+    tiny_bundle: Path, manifest_data: dict[str, Any], way: str, value: object, says: str
 ) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["graphs"]["vae_encoder"]["inputs"]["image"][field] = value
-
-    reseal(tiny_bundle, change)
-    with pytest.raises(BundleError, match=expected):
+    (tiny_bundle / "manifest.json").write_text(json.dumps(change(manifest_data, way, value)))
+    with pytest.raises(BundleError) as error:
         Segmenter.from_bundle(tiny_bundle, provider="cpu")
-
-
-def test_an_input_the_manifest_does_not_list(tiny_bundle: Path, reseal: Reseal) -> None:
-    def change(data: dict[str, Any]) -> None:
-        del data["graphs"]["transformer.vectors"]["inputs"]["noise"]
-
-    reseal(tiny_bundle, change)
-    with pytest.raises(BundleError, match=r"has inputs the manifest does not list \(noise\)"):
-        Segmenter.from_bundle(tiny_bundle, provider="cpu")
+    assert says in str(error.value)
 
 
 def test_bytes_that_are_no_graph(tiny_bundle: Path, reseal: Reseal) -> None:
@@ -187,8 +149,8 @@ def test_weights_outside_the_folder_are_not_read(
         Segmenter.from_bundle(tiny_bundle, provider="cpu")
 
 
-def test_companions_of_macos_are_passed_over(tiny_bundle: Path) -> None:
-    for name in ("._noise.f32", "__MACOSX/noise.f32", ".DS_Store"):
+def test_notes_and_companions_of_macos_are_passed_over(tiny_bundle: Path) -> None:
+    for name in ("._noise.f32", "__MACOSX/noise.f32", ".DS_Store", "NOTES.md"):
         (tiny_bundle / name).parent.mkdir(exist_ok=True)
         (tiny_bundle / name).write_bytes(b"\0\5\x16\7")
     Bundle.open(tiny_bundle)

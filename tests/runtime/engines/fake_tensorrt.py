@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines import cuda_device, nvidia_driver, tensorrt_library, variants
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
+from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library
 from rism.runtime.errors import ProviderError
 from tests.runtime.method.cuda.emulator import EmulatedKernels, emulated
@@ -390,6 +392,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt, device: HostDev
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: ADA)
     monkeypatch.setattr(variants, "this_platform", lambda: "linux-x86_64")
     monkeypatch.setattr(cuda_device, "open_device", lambda _: device)
+
+
+def load_plan(
+    given: Path | Bundle, graph: str, trt: FakeTensorRt, device: HostDevice
+) -> TensorRtEngine:
+    """Load a plan of a bundle's first engine variant."""
+    bundle = given if isinstance(given, Bundle) else Bundle.open(given)
+    variant = bundle.manifest.engines[0]
+    return TensorRtEngine(
+        bundle, variant, graph,
+        library=library(trt, variant.target), device=device, rebuild="rism build B",
+    )  # fmt: skip
 
 
 def library(trt: FakeTensorRt, target: str = "tensorrt-rtx") -> Library:

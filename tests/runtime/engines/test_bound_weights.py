@@ -21,7 +21,13 @@ from rism.runtime.engines.bound_weights import read_bound_weights
 from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.errors import BundleError, ProviderError
 from tests.broken_manifests import LIST, LISTS, WEIGHTS, list_weights
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
+from tests.runtime.engines.fake_tensorrt import (
+    FakeTensorRt,
+    HostDevice,
+    load_plan,
+    stand_in,
+    variant,
+)
 from tests.runtime.engines.profiles import TEXT, VAE, transformer
 
 Reseal = Callable[..., Path]
@@ -117,11 +123,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CountingDevice:
 
 
 def _load(folder: Path, device: HostDevice, graph: str = "transformer.vectors") -> TensorRtEngine:
-    bundle = Bundle.open(folder)
-    return TensorRtEngine(
-        bundle, bundle.manifest.engines[0], graph,
-        library=library(FakeTensorRt()), device=device, rebuild="rism build B",
-    )  # fmt: skip
+    return load_plan(folder, graph, FakeTensorRt(), device)
 
 
 @pytest.mark.parametrize("capture", MODES)
@@ -235,14 +237,8 @@ def test_a_list_of_weights_that_changed_after_the_bundle_was_opened(built: Any) 
     text = (folder / LISTED).read_text()
     (folder / LISTED).write_text(text.replace("3072", "3070"))
     with pytest.raises(BundleError, match=r"vectors.weights.json' is not the file that manifest"):
-        TensorRtEngine(
-            bundle, bundle.manifest.engines[0], "transformer.vectors",
-            library=library(FakeTensorRt()), device=HostDevice(), rebuild="rism build B",
-        )  # fmt: skip
+        load_plan(bundle, "transformer.vectors", FakeTensorRt(), HostDevice())
     (folder / LISTED).write_text(text)
     (folder / "transformer.weights").write_bytes(b"short")
     with pytest.raises(BundleError, match=r"'transformer.weights' cannot be read \(mmap length"):
-        TensorRtEngine(
-            bundle, bundle.manifest.engines[0], "transformer.vectors",
-            library=library(FakeTensorRt()), device=HostDevice(), rebuild="rism build B",
-        )  # fmt: skip
+        load_plan(bundle, "transformer.vectors", FakeTensorRt(), HostDevice())
