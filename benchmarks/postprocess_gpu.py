@@ -6,7 +6,6 @@ published models return; in one run, each until its masks are on the host:
 
 - `kernels`: `CudaPostprocess`; each launch by itself as well, beside the time that its bytes take
   at the rate of a large copy
-- `array code`: the same method over CuPy, one operation at a time
 - `host`: everything is brought to the host, for NumPy
 
 The cache is overwritten before each run, as a transformer leaves it.
@@ -33,11 +32,9 @@ from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.postprocess import (
     PostprocessRequest,
-    localise_outputs,
     postprocess_numpy,
 )
 from rism.runtime.method.postprocess_cuda import CudaPostprocess
-from rism.runtime.method.upsampling import upsample
 from rism.runtime.options import ResolvedOptions
 
 # More than any GPU's second-level cache.
@@ -129,7 +126,7 @@ class _Clocked:
 def measure(
     case: Case, capture: str, count: int, *, device: Device, runs: int, flush_bytes: int
 ) -> dict[str, Any]:
-    """Figures of one case for `count` expressions, and that all three ways agree."""
+    """Figures of one case for `count` expressions, and that both ways agree."""
     wanted, host = case.wanted(capture, count), _outputs(case, capture, count)
     there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
     for name, each in host.items():
@@ -138,7 +135,6 @@ def measure(
     ours, watched = CudaPostprocess(device), CudaPostprocess(clocked)
     ways: dict[str, Callable[[], Masks]] = {
         "kernels": lambda: [each.mask_hw for each in ours.queue(there, wanted)()],
-        "array code": lambda: _array_code(there, wanted, device),
         "host": lambda: _host_code(there, wanted, device),
     }
     masks = {name: run() for name, run in ways.items()}  # compiles
@@ -191,17 +187,6 @@ def _outputs(case: Case, capture: str, count: int) -> dict[str, np.ndarray]:
     return outputs
 
 
-def _array_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:
-    with device.lock, device.current():
-        masks = []
-        for row in range(wanted.count):
-            own = {name: each[row] for name, each in there.items()}
-            found = localise_outputs(wanted.capture, own, tau=TAU, prototype=OPTIONS.prototype)
-            mask = upsample(found.scores.reshape(wanted.plan.grid_hw), wanted.plan) > 0
-            masks.append(device.download(mask))
-        return masks
-
-
 def _host_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:
     outputs = {name: device.download(each) for name, each in there.items()}
     return [each.mask_hw for each in postprocess_numpy(outputs, wanted)]
@@ -244,7 +229,7 @@ def report(title: str, result: dict[str, Any]) -> str:
         return f"{title}\n  not run: {result['not_run']}"
     ours = result["kernels"]["median_s"]
     lines = [title]
-    for name in ("kernels", "array code", "host"):
+    for name in ("kernels", "host"):
         timing, differ = result[name], result["pixels_that_differ"][name]
         lines.append(
             f"  {name:18}{timing['median_s'] * 1e6:12.0f} us ({timing['min_s'] * 1e6:.0f} to "

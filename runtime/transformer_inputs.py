@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.engines.cuda_device import Device
-from rism.runtime.engines.device_engine import Mirrored, at, held
+from rism.runtime.engines.device_engine import Mirrored, array_namespace, at, held
 from rism.runtime.engines.tensor_checks import repeat_last
 from rism.runtime.image import geometry
 from rism.runtime.image_encoder import ImageState
-from rism.runtime.method.equations import array_namespace
 from rism.runtime.prompt.encoder import PromptState
 
 __all__ = ["batches", "transformer_feeds"]

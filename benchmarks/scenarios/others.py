@@ -139,5 +139,5 @@ def measure_postprocess_gpu(job: Job) -> list[Row]:
     rest = {"launches": result["launches"], "copy_bytes_per_s": result["copy_bytes_per_s"]}
     return [
         summed_up(way, result[way], **(rest if way == "kernels" else {}))
-        for way in ("host", "array code", "kernels")
+        for way in ("host", "kernels")
     ]

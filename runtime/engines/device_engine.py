@@ -6,6 +6,7 @@ GPU; between others it is copied when somebody first asks.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,9 +16,28 @@ from rism.runtime.engines.base import Arrays, Engine, LazyEngine
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["DeviceEngine", "Mirrored", "at", "changed", "device_engine", "held", "run_in_place"]
+__all__ = [
+    "DeviceEngine",
+    "Mirrored",
+    "array_namespace",
+    "at",
+    "changed",
+    "device_engine",
+    "held",
+    "run_in_place",
+]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+
+
+def array_namespace(array: Any) -> ModuleType:
+    """Return the module (numpy or cupy) that an array belongs to."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        module: ModuleType = cupy
+        return module
+    return np
 
 
 class DeviceEngine:

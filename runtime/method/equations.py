@@ -1,17 +1,17 @@
 """The method: from attention vectors and features to a score map (arXiv 2605.13122).
 
-Pure functions over NumPy or CuPy arrays; each finds the namespace from its argument. For one
-expression: L blocks, N image tokens, D feature channels. Nothing larger than the features
+Pure functions over NumPy arrays. For one expression: L blocks, N image tokens, D feature
+channels. Nothing larger than the features
 themselves is ever built: upsampling is linear, so equation 6's argmax over D x H x W is the sign
 of one upsampled N_h x N_w map.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = [
     "ATTENTION_CONSTANT",
@@ -19,7 +19,6 @@ __all__ = [
     "FEATURES_NOT_FINITE",
     "Array",
     "Localisation",
-    "array_namespace",
     "class_means",
     "classify",
     "coarse_map",
@@ -33,8 +32,7 @@ __all__ = [
     "separability",
 ]
 
-# NumPy or CuPy; their stubs share no protocol that says "an array".
-Array: TypeAlias = Any
+Array: TypeAlias = npt.NDArray[Any]
 
 # Below this relative span a float32 sum over blocks is rounding, not signal.
 _CONSTANT_SPAN = 1e-6
@@ -66,23 +64,13 @@ class Localisation:
     reason: str | None = None
 
 
-def array_namespace(array: Array) -> ModuleType:
-    """Return the module (numpy or cupy) that an array belongs to."""
-    if type(array).__module__.partition(".")[0] == "cupy":
-        import cupy
-
-        module: ModuleType = cupy
-        return module
-    return np
-
-
 def minmax(values: Array) -> Array:
     """Scale to [0, 1]; zeros where the values are constant or not finite."""
-    xp = array_namespace(values)
     if degenerate_reason(values) is not None:
-        return xp.zeros(values.shape, xp.float32)
+        return np.zeros(values.shape, np.float32)
     low = values.min()
-    return ((values - low) / (values.max() - low)).astype(xp.float32)
+    scaled: Array = ((values - low) / (values.max() - low)).astype(np.float32)
+    return scaled
 
 
 def degenerate_reason(values: Array) -> str | None:
@@ -91,8 +79,7 @@ def degenerate_reason(values: Array) -> str | None:
     Args:
         values: (N,), before `minmax`.
     """
-    xp = array_namespace(values)
-    if not bool(xp.isfinite(values).all()):
+    if not bool(np.isfinite(values).all()):
         return ATTENTION_NOT_FINITE
     low, high = float(values.min()), float(values.max())
     if high - low <= _CONSTANT_SPAN * max(abs(low), abs(high)):
@@ -141,9 +128,8 @@ def class_means(features: Array, region: Array) -> tuple[Array, Array, Array]:
         (2, D) means, (2,) mean squared lengths (one, less the share of zero vectors), and the
         (N,) inverse norms, all float32.
     """
-    xp = array_namespace(features)
-    inverse = xp.empty(features.shape[0], xp.float32)
-    sums = xp.zeros((2, features.shape[1]), xp.float32)
+    inverse = np.empty(features.shape[0], np.float32)
+    sums = np.zeros((2, features.shape[1]), np.float32)
     for rows in _blocks(features):
         block = features[rows]
         inverse[rows] = _inverse_norms(block)
@@ -195,11 +181,10 @@ def localise(features: Array, region: Array, *, rule: str = "equation") -> tuple
     Returns:
         (N,) float32 scores, and the separability of `scores > 0`.
     """
-    xp = array_namespace(features)
     means, _, inverse = class_means(features, region)
     means = _by_rule(means, rule)
-    scores = xp.empty(features.shape[0], xp.float32)
-    sums = xp.zeros(means.shape, xp.float32)
+    scores = np.empty(features.shape[0], np.float32)
+    sums = np.zeros(means.shape, np.float32)
     # The sums of a block follow from its scores, so that features are read twice, not thrice.
     for rows in _blocks(features):
         block = features[rows]
@@ -230,17 +215,16 @@ def segment_tokens(
         rule: see `prototypes`.
         prior: (N,) float32 in [0, 1], multiplies the refined map before tau; None as published.
     """
-    xp = array_namespace(features)
     coarse = coarse_map(attention_vectors)
     raw = propagated_vectors.sum(axis=0)
     reason = degenerate_reason(raw)
     refined = minmax(raw)
-    nothing = xp.zeros(features.shape[0], xp.float32)
+    nothing = np.zeros(features.shape[0], np.float32)
     if reason is not None:
         return Localisation(nothing, coarse, refined, 0.0, reason)
-    weighted = refined if prior is None else minmax(refined * xp.asarray(prior))
+    weighted = refined if prior is None else minmax(refined * np.asarray(prior))
     scores, fisher = localise(features, weighted > tau, rule=rule)
-    if not bool(xp.isfinite(scores).all()):
+    if not bool(np.isfinite(scores).all()):
         return Localisation(nothing, coarse, refined, 0.0, FEATURES_NOT_FINITE)
     return Localisation(scores, coarse, refined, fisher)
 
@@ -257,8 +241,7 @@ def _fisher(means: Array, squares: Array) -> float:
 def _class_sums(block: Array, region: Array, inverse_norms: Array) -> Array:
     """Sums of L2-normalised rows over a region and the rest: (n, D) to (2, D)."""
     # (M / |F|) F, instead of a normalised copy of F.
-    xp = array_namespace(block)
-    weights = xp.empty((2, block.shape[0]), xp.float32)
+    weights = np.empty((2, block.shape[0]), np.float32)
     weights[0] = region * inverse_norms
     weights[1] = inverse_norms - weights[0]
     return weights @ block
@@ -266,10 +249,9 @@ def _class_sums(block: Array, region: Array, inverse_norms: Array) -> Array:
 
 def _means(sums: Array, region: Array, inverse_norms: Array) -> tuple[Array, Array]:
     """From sums over classes to their means and mean squared lengths; see `class_means`."""
-    xp = array_namespace(sums)
-    member = xp.stack([region, ~region]).astype(xp.float32)
-    count = xp.maximum(member.sum(axis=1), 1)
-    return sums / count[:, None], member @ (inverse_norms != 0).astype(xp.float32) / count
+    member = np.stack([region, ~region]).astype(np.float32)
+    count = np.maximum(member.sum(axis=1), 1)
+    return sums / count[:, None], member @ (inverse_norms != 0).astype(np.float32) / count
 
 
 def _dots(rows: Array, other: Array) -> Array:
@@ -280,9 +262,8 @@ def _dots(rows: Array, other: Array) -> Array:
 
 def _inverse_norms(features: Array) -> Array:
     """1 / |F| per token, and 0 for a zero vector."""
-    xp = array_namespace(features)
     square = _dots(features, features)
-    return 1 / xp.where(square > 0, xp.sqrt(square), np.inf)
+    return 1 / np.where(square > 0, np.sqrt(square), np.inf)
 
 
 def _by_rule(means: Array, rule: str) -> Array:
@@ -290,14 +271,13 @@ def _by_rule(means: Array, rule: str) -> Array:
         return means
     if rule != "cosine":
         raise ValueError(f"prototype rule is {rule!r}, expected 'equation' or 'cosine'")
-    xp = array_namespace(means)
-    length = xp.sqrt((means * means).sum(axis=1, keepdims=True))
-    return means / xp.where(length > 0, length, 1)
+    length = np.sqrt((means * means).sum(axis=1, keepdims=True))
+    return means / np.where(length > 0, length, 1)
 
 
 def _blocks(features: Array) -> Iterator[slice]:
     """Rows that fit in a core's cache, so that norms and sums read memory once."""
     rows, channels = features.shape
-    step = rows if array_namespace(features) is not np else max(1, _BLOCK_VALUES // channels)
+    step = max(1, _BLOCK_VALUES // channels)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,6 @@ from rism.runtime.method.equations import (
     FEATURES_NOT_FINITE,
     Array,
     Localisation,
-    array_namespace,
     degenerate_reason,
     propagate,
     segment_tokens,
@@ -159,7 +159,7 @@ def localise_outputs(
 
     Args:
         capture: a capture mode.
-        outputs: of one expression, by logical name, float32; NumPy or CuPy arrays.
+        outputs: of one expression, by logical name, float32.
         tau: region threshold.
         prototype: see `equations.prototypes`.
         prior: see `segment_tokens`; ignored for "scores", whose graph contains the threshold.
@@ -167,13 +167,12 @@ def localise_outputs(
     if capture == "scores":
         scores, refined = outputs["scores"], outputs["refined_attention"]
         coarse, fisher = outputs["coarse_attention"], float(outputs["separability"])
-        xp = array_namespace(scores)
         reason = degenerate_reason(refined)
-        if reason is None and not bool(xp.isfinite(scores).all()):
+        if reason is None and not bool(np.isfinite(scores).all()):
             reason = FEATURES_NOT_FINITE
         if reason is not None:
-            finite = xp.nan_to_num(coarse), xp.nan_to_num(refined)
-            return Localisation(xp.zeros_like(scores), *finite, 0.0, reason)
+            finite = np.nan_to_num(coarse), np.nan_to_num(refined)
+            return Localisation(np.zeros_like(scores), *finite, 0.0, reason)
         return Localisation(scores, coarse, refined, fisher if np.isfinite(fisher) else 0.0)
     vectors = outputs["attention_vectors"]
     if capture == "matrices":
@@ -184,7 +183,7 @@ def localise_outputs(
     return segment_tokens(vectors, propagated, features, tau=tau, rule=prototype, prior=prior)
 
 
-def expect_outputs(capture: str, outputs: Mapping[str, Array], *, batch: int, tokens: int) -> None:
+def expect_outputs(capture: str, outputs: Mapping[str, Any], *, batch: int, tokens: int) -> None:
     """Check outputs against the shapes of docs/bundle.md, step 5.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.equations import Array, array_namespace
+from rism.runtime.method.equations import Array
 
 __all__ = ["guided_upsample", "upsample"]
 
@@ -155,21 +155,20 @@ def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
     a crop is clamped too and takes the nearest value.
 
     Args:
-        map_hw: a NumPy or CuPy array; the result is of the same kind.
+        map_hw: (N_h, N_w) float32.
         plan: how the image was brought to the model's grid.
         rows: of the image, to compute only these.
     """
-    xp = array_namespace(map_hw)
     across, (cells, shares) = _weights(plan)
     cells, shares = cells[rows], shares[rows]
     first = int(cells[0])
     map_hw = map_hw[first : int(cells[-1]) + 2]
-    left, x_share, top, y_share = (xp.asarray(a) for a in (*across, cells - first, shares))
-    right = xp.minimum(left + 1, map_hw.shape[1] - 1)
+    left, x_share, top, y_share = *across, cells - first, shares
+    right = np.minimum(left + 1, map_hw.shape[1] - 1)
     # Across first: then the large array only needs whole rows blended, in place.
     wide = map_hw[:, left] * (1 - x_share) + map_hw[:, right] * x_share
-    full_hw = xp.take(wide, top, axis=0)
-    to_next = xp.take(xp.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
+    full_hw = np.take(wide, top, axis=0)
+    to_next = np.take(np.diff(wide, axis=0, append=wide[-1:]), top, axis=0)
     to_next *= y_share[:, None]
     full_hw += to_next
     return full_hw

@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.engines.base import Engine
-from rism.runtime.engines.device_engine import Mirrored, changed, run_in_place
+from rism.runtime.engines.device_engine import Mirrored, array_namespace, changed, run_in_place
 from rism.runtime.engines.tensor_checks import expect_shape, repeat_last
 from rism.runtime.errors import InputError
 from rism.runtime.image_encoder import ImageState
 from rism.runtime.lru_cache import LruCache
-from rism.runtime.method.equations import Array, array_namespace
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import EncodedPrompts, Instruction, PromptEncoder, PromptState
 from rism.runtime.prompt.vision_encoder import VisionContext, VisionEncoder
@@ -196,12 +195,12 @@ class PromptEmbedder:
         )
 
 
-def _copied(rows: Array, where: tuple[int, slice]) -> Array:
+def _copied(rows: Any, where: tuple[int, slice]) -> Any:
     """Return a part as float32, copied so that the rest can be freed."""
     return rows[where].astype(np.float32)
 
 
-def _filled_up(rows: Array, count: int) -> Array:
+def _filled_up(rows: Any, count: int) -> Any:
     """Append rows of zeros up to a number of rows."""
     surplus = count - len(rows)
     return array_namespace(rows).pad(rows, ((0, surplus), (0, 0))) if surplus > 0 else rows

@@ -118,7 +118,7 @@ def test_a_batch_nobody_could_fill(
         Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
 
 
-def test_a_size_is_loaded_when_a_image_needs_it(
+def test_a_size_is_loaded_when_an_image_needs_it(
     static_bundle: Path, colours: np.ndarray, opened: list[str]
 ) -> None:
     segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", threads=1)

@@ -1,7 +1,5 @@
 """Words of place and size, as people write them to tell one object from others."""
 
-import pytest
-
 from rism.runtime.expression.spatial_words import Cues, read_cues
 
 NOTHING = Cues()
@@ -37,7 +35,7 @@ SAID = {
     "right\N{NO-BREAK SPACE}one\N{HORIZONTAL ELLIPSIS}": RIGHT,
     "upper bunk": TOP,
     "the one on top": TOP,
-    "the sandwich at the top of the image": TOP,
+    "the sandwich at the top of the picture": TOP,
     "lower": BOTTOM,
     "lowest shelf": BOTTOM,
     "top left pizza": Cues(across=-1, down=-1),
@@ -97,28 +95,20 @@ NOT_SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("expression", SAID)
-def test_what_is_said(expression: str) -> None:
-    assert read_cues(expression) == SAID[expression]
-
-
-@pytest.mark.parametrize(
-    "expression", [each for some in NOT_SAID.values() for each in some], ids=repr
-)
-def test_what_is_not_said(expression: str) -> None:
-    assert read_cues(expression) == NOTHING
-
-
-@pytest.mark.parametrize("cues", [LEFT, RIGHT, TOP, BOTTOM, Cues(middle=True)])
-def test_places(cues: Cues) -> None:
-    assert cues.place
+def test_cues() -> None:
+    for expression, cues in SAID.items():
+        assert read_cues(expression) == cues, expression
+    for what, expressions in NOT_SAID.items():
+        for expression in expressions:
+            assert read_cues(expression) == NOTHING, (what, expression)
 
 
 def test_a_size_is_no_place() -> None:
+    assert all(cues.place for cues in (LEFT, RIGHT, TOP, BOTTOM, Cues(middle=True)))
     assert not SMALL.place and not NOTHING.place
 
 
 def test_long_expressions_take_no_time() -> None:
-    """Rules that look back would take minutes for these."""
+    """Regular expressions that backtrack would take minutes for these."""
     for word in ("left ", "right ", "in a ", "with the ", "to the far ", "1 from ", "that is "):
         read_cues(word * 4000)

@@ -103,7 +103,7 @@ def test_truncated(form: str) -> None:
     assert "damaged or cut short" in str(error.value) or "not an image" in str(error.value)
 
 
-@pytest.mark.parametrize("side", [9_000, 12_000, 50_000])
+@pytest.mark.parametrize("side", [9_000, 50_000])
 @pytest.mark.filterwarnings("error")
 def test_a_bomb_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(InputError, match="expected at most 64 megapixels: make it smaller"):
@@ -114,10 +114,6 @@ def test_the_limit_holds_for_every_source(image: np.ndarray) -> None:
     for source in (image, Image.fromarray(image), encode(Image.fromarray(image))):
         with pytest.raises(InputError, match=r"has 30 x 20 pixels, expected at most 0.0005 mega"):
             load_image(source, max_pixels=500)
-
-
-def test_one_pixel() -> None:
-    assert load_image(encode(Image.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[9, 8, 7]]]
 
 
 def test_cmyk() -> None:
@@ -219,12 +215,9 @@ def test_transparency_is_over_white() -> None:
     half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
     assert load_image(encode(half)).tolist() == [[[127, 127, 127]]]
     assert load_image(encode(Image.new("LA", (1, 1), (0, 0)))).tolist() == [[[255, 255, 255]]]
+    assert load_image(encode(Image.new("1", (1, 1), 1))).tolist() == [[[255, 255, 255]]]
     rgba = np.array([[[1, 2, 3, 0], [1, 2, 3, 255]]], np.uint8)
     assert load_image(rgba).tolist() == [[[255, 255, 255], [1, 2, 3]]]
-
-
-def test_one_bit() -> None:
-    assert load_image(encode(Image.new("1", (1, 1), 1))).tolist() == [[[255, 255, 255]]]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -280,9 +273,6 @@ def test_the_first_frame_of_several() -> None:
 def test_arrays_of_another_kind(array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"cannot be used, expected \(H, W\), .* uint8 in RGB"):
         load_image(array)
-
-
-def test_empty_array() -> None:
     with pytest.raises(InputError, match="is 0 x 4 pixels, expected at least 1 x 1"):
         load_image(np.zeros((4, 0, 3), np.uint8))
 

@@ -109,7 +109,7 @@ def test_a_view_that_fits_is_a_copy() -> None:
 def test_sizes_are_the_processors() -> None:
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     rng = np.random.default_rng(3)
-    for width, height in rng.integers(1, 1600, (4000, 2)).tolist():
+    for width, height in rng.integers(1, 1600, (1000, 2)).tolist():
         if max(width, height) > 200 * min(width, height):
             continue
         limits = {"fewest": RULES.min_pixels, "most": RULES.max_pixels}
@@ -161,15 +161,6 @@ def test_the_image_comes_to_the_models_size_first() -> None:
     assert seen.size_wh == (588, 420)
 
 
-def test_a_view_of_the_right_size_is_not_touched() -> None:
-    pixels = image((560, 448))
-    seen = vision_patches.view(pixels, (560, 448), RULES)
-    np.testing.assert_array_equal(seen.image_hwc, pixels)
-    assert not seen.image_hwc.flags.writeable
-    pixels[:] = 0
-    assert seen.image_hwc.any()
-
-
 @pytest.mark.parametrize("grid_hw", [(32, 42), (2, 2), (4, 10), (2, 40)])
 def test_positions_are_in_the_order_of_the_patches(grid_hw: tuple[int, int]) -> None:
     utils = pytest.importorskip("transformers.vision_utils")
@@ -178,19 +169,6 @@ def test_positions_are_in_the_order_of_the_patches(grid_hw: tuple[int, int]) -> 
     found = vision_patches.patch_positions(grid_hw, RULES)
     assert found.dtype == np.int64 and found.flags.c_contiguous
     np.testing.assert_array_equal(found, wanted.numpy())
-
-
-def test_patches_lie_where_their_positions_say() -> None:
-    """Without anybody's processor: an image whose pixels name their patch."""
-    rules = replace(
-        RULES, patch_px=2, merge=2, frames=1, min_pixels=1, mean=(0.0,) * 3, std=(1.0,) * 3
-    )
-    pixels = np.indices((8, 12), dtype=np.uint8).transpose(1, 2, 0) // 2
-    pixels = np.concatenate([pixels, pixels[..., :1] * 0], axis=2)
-    seen = vision_patches.view(pixels, (12, 8), rules)
-    values = vision_patches.pixel_values(seen, rules).reshape(-1, 3, 4)
-    places = vision_patches.patch_positions(seen.grid_hw, rules)
-    np.testing.assert_allclose(values[:, :2] * 255, np.repeat(places[..., None], 4, 2), atol=1e-5)
 
 
 def test_long_images() -> None:
@@ -216,8 +194,3 @@ def test_odd_rules_make_no_gigantic_arrays(rules: VisionRules, size_wh: tuple[in
         vision_patches.view(image(size_wh), size_wh, rules)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-
-
-def test_the_largest_cells_make_one_token() -> None:
-    rules = replace(RULES, patch_px=256, merge=16, min_pixels=1, max_pixels=1)
-    assert vision_patches.view(image((8, 8)), (8, 8), rules).size_wh == (4096, 4096)

@@ -65,7 +65,7 @@ def literal(coarse_hw: np.ndarray, image_hwc: np.ndarray, radius: int) -> np.nda
     ("size_wh", "grid_hw", "radius"),
     [((31, 23), (4, 5), 6), ((24, 24), (6, 6), 4), ((40, 9), (2, 8), 5), ((7, 5), (5, 7), 1)],
 )
-def test_a_image_that_is_not_reduced(
+def test_an_image_that_is_not_reduced(
     size_wh: tuple[int, int], grid_hw: tuple[int, int], radius: int, *, grey: bool
 ) -> None:
     image_hwc, map_hw, drawn = noise(size_wh, grey=grey), scores(grid_hw), whole(size_wh, grid_hw)
@@ -86,19 +86,8 @@ def test_edges_of_a_smooth_image() -> None:
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_long_sums_keep_their_digits() -> None:
-    """The last row of a long image is as right as the first."""
-    rng, drawn = np.random.default_rng(2), whole((6, 400), (100, 2))
-    strip = np.full((400, 6, 3), 250, np.uint8) - rng.integers(0, 3, (400, 6, 3), np.uint8)
-    map_hw = scores((100, 2))
-    found = guided_upsample(map_hw, strip, drawn)
-    expected = literal(upsample(map_hw, drawn), strip, 3)
-    np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert abs(found - expected)[-50:].max() < 2e-3
-
-
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_image_of_one_colour_smooths(value: int) -> None:
+def test_an_image_of_one_colour_smooths(value: int) -> None:
     """No edges: twice the mean of a window; signs of wide regions stay."""
     image_hwc, drawn = np.full((48, 64, 3), value, np.uint8), whole((64, 48), (6, 8))
     map_hw = np.where(np.arange(8) < 4, -1, 1).astype(np.float32) * np.ones((6, 1), np.float32)
@@ -191,31 +180,6 @@ def test_every_geometry_keeps_its_places(geometry: Geometry, size_wh: tuple[int,
     found, bilinear = guided_upsample(map_hw, image_hwc, drawn) > 0, upsample(map_hw, drawn) > 0
     wrong, wrong_bilinear = ((each != truth)[part].mean() for each in (found, bilinear))
     assert wrong < wrong_bilinear / 2 and wrong < 0.02
-
-
-def test_images_may_lie_anywhere_in_memory() -> None:
-    image_hwc, drawn, map_hw = noise((60, 44)), whole((60, 44), (5, 7)), scores((5, 7))
-    expected = guided_upsample(map_hw, image_hwc, drawn)
-    fixed, turned = image_hwc.copy(), np.asfortranarray(image_hwc)
-    fixed.flags.writeable = False
-    wide = np.zeros((44, 120, 4), np.uint8)
-    wide[:, ::2, :3] = image_hwc
-    mirrored = np.ascontiguousarray(image_hwc[::-1, ::-1])[::-1, ::-1]
-    before = map_hw.copy()
-    for image in (fixed, turned, wide[:, ::2, :3], mirrored):
-        np.testing.assert_array_equal(image, image_hwc)
-        np.testing.assert_array_equal(guided_upsample(map_hw, image, drawn), expected)
-    fixed_map = np.asfortranarray(map_hw)
-    fixed_map.flags.writeable = False
-    np.testing.assert_array_equal(guided_upsample(fixed_map, image_hwc, drawn), expected)
-    np.testing.assert_array_equal(map_hw, before)
-
-
-def test_a_mirrored_image_has_the_mirrored_mask() -> None:
-    image_hwc, drawn, map_hw = noise((64, 48)), whole((64, 48), (6, 8)), scores((6, 8))
-    expected = guided_upsample(map_hw, image_hwc, drawn)
-    found = guided_upsample(map_hw[:, ::-1].copy(), image_hwc[:, ::-1], drawn)[:, ::-1]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("grid_hw", [(16, 16), (64, 64)])

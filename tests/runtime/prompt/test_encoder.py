@@ -254,7 +254,7 @@ def test_tokens_that_are_not_seen() -> None:
         assert encoded.token_mask[0, : encoded.lengths[0]].all()
 
 
-def test_a_image_of_too_many_tokens() -> None:
+def test_an_image_of_too_many_tokens() -> None:
     encoder = encoder_with_vision(rules())
     with pytest.raises(InputError) as error:
         encoder.encode(["the van"], image_tokens=10**12)

@@ -56,7 +56,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, colours: np.ndarray) -> N
     assert found("remove the red", colours[:50]) == "something else"
 
 
-def test_a_image_is_known_by_size_and_pixels() -> None:
+def test_an_image_is_known_by_size_and_pixels() -> None:
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     assert image_digest(image) == hashlib.sha256(b"4x2\n" + image.tobytes()).hexdigest()
     assert image_digest(image) != image_digest(image.reshape(4, 2, 3))
@@ -150,7 +150,7 @@ def test_what_is_missing_is_said_whole_through_the_segmenter(
         assert "add it: rism refine IMAGE EXPRESSION --model MODEL -o longlong" in str(error.value)
 
 
-def test_run_goes_on_past_a_image_that_the_file_lacks(
+def test_run_goes_on_past_an_image_that_the_file_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

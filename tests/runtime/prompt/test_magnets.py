@@ -44,7 +44,7 @@ def test_magnets_have_weight_0(segmenter: Segmenter) -> None:
     assert given.tolist() == list(range(8))
 
 
-def test_pieces_of_words_and_a_image_after_them() -> None:
+def test_pieces_of_words_and_an_image_after_them() -> None:
     encoder = PromptEncoder(later_rules(quotes=None), tokenizer_json())
     told = encoder.append(encoder.instruct("the van"), "helpful sign")
     found = encoder.tokenize([told], image_tokens=4)

@@ -102,7 +102,7 @@ def test_the_images_tokens_against_matrices(
     np.testing.assert_allclose(found[mask, 1:], wanted, atol=1e-5)
 
 
-def test_a_image_that_was_partly_dropped() -> None:
+def test_an_image_that_was_partly_dropped() -> None:
     mask = np.array([True, True, False])
     with pytest.raises(BundleError, match=r"gets 2 of the image's tokens, expected 2 x 2 for 'p"):
         prompt_positions(

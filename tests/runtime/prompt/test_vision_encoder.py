@@ -188,7 +188,7 @@ def test_tokens_without_a_place_are_run_apart(bundle: Path, colours: np.ndarray)
         np.testing.assert_allclose(maps_of(result), wanted, atol=1e-4)
 
 
-def test_a_image_is_resized_once_where_one_resize_serves_both(
+def test_an_image_is_resized_once_where_one_resize_serves_both(
     tmp_path: Path, reseal: Reseal, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []

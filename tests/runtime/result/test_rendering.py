@@ -11,7 +11,6 @@ from rism.runtime import Segmenter
 from rism.runtime.errors import InputError
 from rism.runtime.result.labels import draw_labels, label_text
 from rism.runtime.result.rendering import (
-    _PALETTE,
     COLOURS_RGB,
     KINDS,
     contrasting,
@@ -44,16 +43,13 @@ def test_every_kind_has_the_images_size(
     drawn = render(result, colours, kind)
     assert drawn.shape == shape
     assert drawn.dtype == np.uint8
+    if kind == "mask":
+        assert (
+            np.array_equal(drawn, result.mask_hw * np.uint8(255)) and len(encode_png(drawn)) < 600
+        )
     with Image.open(io.BytesIO(encode_png(drawn))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), drawn)
-
-
-def test_the_mask_is_black_and_white(result: Segmentation, colours: np.ndarray) -> None:
-    drawn = render(result, colours, "mask")
-    assert set(np.unique(drawn)) == {0, 255}
-    assert np.array_equal(drawn == 255, result.mask_hw)
-    assert len(encode_png(drawn)) < 600
 
 
 def with_mask(result: Segmentation, rows: slice, columns: slice, **changes: Any) -> Segmentation:
@@ -118,18 +114,7 @@ def test_labels_do_not_cover_each_other(result: Segmentation) -> None:
     assert not small.any()
 
 
-def test_an_overlay_of_several(result: Segmentation, colours: np.ndarray) -> None:
-    two = [
-        with_mask(result, slice(50, 90), slice(10, 60)),
-        with_mask(result, slice(50, 90), slice(90, 150), expression="red"),
-    ]
-    both = overlay(colours, two)
-    assert np.array_equal(both, overlay(colours, two))
-    assert not np.array_equal(both[55, 20], both[55, 100])
-    assert both.shape == colours.shape
-
-
-@pytest.mark.parametrize("size_hw", [(1, 1), (1, 900), (450, 600), (903, 907)])
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 900), (450, 600)])
 def test_the_outline_is_what_pillows_filters_draw(size_hw: tuple[int, int]) -> None:
     mask = np.zeros(size_hw, bool)
     mask[size_hw[0] // 3 : -size_hw[0] // 4, : size_hw[1] // 2] = True
@@ -164,12 +149,6 @@ def test_the_heat_map_is_hottest_where_the_object_is(
     bar = drawn[96 + 8, 10:-10].sum(axis=1)
     assert bar[-1] > bar[0] + 300 and (np.diff(bar) >= -3).all()  # 0 at the left, 1 at the right
     assert (drawn[96 + 20 :] == 0).any()  # numbers
-
-
-def test_the_palette_rises_in_lightness() -> None:
-    lightness = _PALETTE @ np.array([0.2126, 0.7152, 0.0722])
-    assert _PALETTE.shape == (256, 3)
-    assert (np.diff(lightness) > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,12 +39,12 @@ def _masks() -> list[np.ndarray]:
     return [*masks, blocks, np.ones((2000, 1500), bool)]
 
 
-@pytest.mark.parametrize("mask", _masks(), ids=lambda mask: f"{mask.shape}-{mask.mean():.2f}")
-def test_same_as_pycocotools(mask: np.ndarray) -> None:
-    theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    ours = encode_rle(mask)
-    assert ours == theirs["counts"].decode()
-    assert np.array_equal(decode_rle(ours, mask.shape), mask)
+def test_same_as_pycocotools() -> None:
+    for mask in _masks():
+        theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        ours = encode_rle(mask)
+        assert ours == theirs["counts"].decode()
+        assert np.array_equal(decode_rle(ours, mask.shape), mask)
 
 
 @pytest.mark.parametrize(
