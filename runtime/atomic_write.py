@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing a file so that readers see all of it or nothing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
     Raises:
         OutputError: The place is missing, full, read-only or a folder.
     """
-    # The kind is asked of the path as given: a link to a pipe (/dev/stdout) resolves to a
-    # name that does not exist.
+    # Of the path as given: a link to a pipe (/dev/stdout) resolves to a name that does not exist.
     given = Path(path)
     try:
         if not follow_links:

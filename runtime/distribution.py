@@ -1,7 +1,6 @@
-"""What this package is called where packages are kept, and how to install it again.
+"""The name of this distribution, and how to install it again with other extras.
 
-The distribution is not named after the import: `rism` on PyPI is somebody else's. Nothing is
-imported until a hint is wanted.
+The name is not that of the import: `rism` on PyPI is another project.
 """
 
 from __future__ import annotations

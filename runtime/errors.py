@@ -1,8 +1,7 @@
-"""What can go wrong, as a few kinds.
+"""The kinds of errors that rism raises, and its warning.
 
-Every message is one line: what was wrong, what was expected, how to mend it. Libraries raise
-these; only the command line turns them into exit codes. What went on in another way than it could
-have is a `RismWarning`, given by Python's `warnings`.
+Every message is one line: what was wrong, what was expected, how to mend it. Only the command
+line turns errors into exit codes.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ class RismError(Exception):
 
 
 class InputError(RismError):
-    """A picture, an expression or an argument that cannot be used."""
+    """An image, an expression or an argument that cannot be used."""
 
 
 class BundleError(RismError):
@@ -41,7 +40,7 @@ class OutputError(RismError):
 
 
 class RismWarning(UserWarning):
-    """A run goes on, right but slower than it could be; the message says why."""
+    """The results are right, but something is slower than it could be; the message says why."""
 
 
 def one_line(text: object, *, limit: int = 300) -> str:
@@ -55,8 +54,8 @@ def one_line(text: object, *, limit: int = 300) -> str:
 def failures_as(make: Callable[[str], RismError]) -> Iterator[None]:
     """Turn whatever a library's parser raises, of whatever kind, into one of our errors.
 
-    A panic of a library in Rust is no `Exception`: it derives from `BaseException`, as an interrupt
-    does, and is told by its name.
+    A panic of a library in Rust derives from `BaseException`, as an interrupt does: only its
+    class name tells them apart.
 
     Args:
         make: our error, from what the library said.

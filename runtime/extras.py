@@ -1,4 +1,4 @@
-"""The door to the parts of rism that need more than the runtime does."""
+"""Imports of the parts of rism that need more packages than the runtime does."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def import_extra(module: str, *, command: str, extra: str) -> Any:
 
     Args:
         module: its full name.
-        command: as in `rism COMMAND`.
-        extra: what brings the packages that it needs.
+        command: as in `rism COMMAND`, for the message.
+        extra: the extra of this distribution that installs what it needs.
 
     Raises:
         RismError: one of them is missing.

@@ -1,7 +1,7 @@
-"""What the model `rism` of a Triton repository runs, in the server's Python backend.
+"""The model `rism` of a Triton repository, in the server's Python backend.
 
-A picture's bytes and an expression go in, a mask's PNG comes out. The graphs are the repository's
-other models, asked from inside the server; everything between them is the runtime's.
+It takes an image's bytes and an expression and returns a mask as PNG. The graphs are other models
+of the repository, called inside the server.
 """
 
 import hashlib
@@ -121,9 +121,9 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests, each of one or more rows of a picture and an expression.
+        """Answer requests, each of one or more rows of an image and an expression.
 
-        Expressions on one picture are run together, whichever requests they came in.
+        Expressions on one image are run together, whichever requests they came in.
         """
         utils = _utils()
         asked: list[list[_Row]] = []
@@ -135,15 +135,15 @@ class TritonPythonModel:
                 asked.append([])
                 answers[at] = _failure(utils, error)
         found: dict[_Row, Segmentation] = {}
-        for picture in dict.fromkeys(row[0] for rows in asked for row in rows):
-            concerned = [at for at, rows in enumerate(asked) if picture in {row[0] for row in rows}]
+        for image in dict.fromkeys(row[0] for rows in asked for row in rows):
+            concerned = [at for at, rows in enumerate(asked) if image in {row[0] for row in rows}]
             try:
-                self._segment(picture, [row for at in concerned for row in asked[at]], found)
+                self._segment(image, [row for at in concerned for row in asked[at]], found)
             except RismError:
-                # Somebody's expression or picture is at fault: the others are not to suffer.
+                # One request has a wrong expression or image: answer the others.
                 for at in concerned:
                     try:
-                        self._segment(picture, asked[at], found)
+                        self._segment(image, asked[at], found)
                     except RismError as error:
                         answers[at] = _failure(utils, error)
         return [
@@ -151,13 +151,11 @@ class TritonPythonModel:
             for at, rows in enumerate(asked)
         ]
 
-    def _segment(
-        self, picture: bytes, rows: Sequence[_Row], found: dict[_Row, Segmentation]
-    ) -> None:
-        """Segment what rows ask of one picture."""
-        expressions = list(dict.fromkeys(text for seen, text in rows if seen == picture))
-        results = self._segmenter.segment(picture, expressions, tau=self._tau)
-        found |= {(picture, text): r for text, r in zip(expressions, results, strict=True)}
+    def _segment(self, image: bytes, rows: Sequence[_Row], found: dict[_Row, Segmentation]) -> None:
+        """Segment what rows ask of one image."""
+        expressions = list(dict.fromkeys(text for seen, text in rows if seen == image))
+        results = self._segmenter.segment(image, expressions, tau=self._tau)
+        found |= {(image, text): r for text, r in zip(expressions, results, strict=True)}
 
 
 def _open(folder: Path) -> Bundle:
@@ -192,12 +190,12 @@ def _rows(utils: Any, request: Any) -> list[_Row]:
     Raises:
         InputError: an expression is not UTF-8.
     """
-    pictures, texts = (
+    images, texts = (
         utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
         for name in ("image", "expression")
     )
     try:
-        return [(bytes(p), bytes(t).decode()) for p, t in zip(pictures, texts, strict=True)]
+        return [(bytes(p), bytes(t).decode()) for p, t in zip(images, texts, strict=True)]
     except UnicodeDecodeError as error:
         raise InputError(f"an expression is not UTF-8 ({error.reason}), expected text") from None
 

@@ -1,4 +1,4 @@
-"""Files that rism keeps in folders of its user: read as if a stranger had put them there."""
+"""Files that rism keeps in folders of its user. What is read from there is not trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLAGS |= getattr(os, "O_BINARY", 0)
 
 
 def read_plain_file(path: Path, *, most: int) -> bytes:
-    """Return a whole file of at most `most` bytes, whose kind and size are looked at first.
+    """Return a whole file of at most `most` bytes; its kind and size are checked first.
 
     Raises:
         OSError: it is not there, a link, or cannot be read.

@@ -11,10 +11,10 @@ _LEAST_SEPARABILITY = 1e-3
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for a presence.
+    """Measures of one result that tell present objects from absent ones.
 
     Attributes:
-        separability: Fisher's score of mask and rest; `method.separability`.
+        separability: Fisher's score of the mask against the rest.
         concentration: 1 - H(p) / log N of the coarse map as a distribution p over tokens: 0
             where it is even, 1 where it is one token.
         agreement: Pearson's correlation of the refined map and the score map.
@@ -30,11 +30,12 @@ class ConfidenceRule:
     """Logistic regression on `Evidence`, fitted to present and absent objects of a model.
 
     Attributes:
-        separability: weight of its natural logarithm, from 0.001 on.
+        separability: weight of the natural logarithm of separability, which counts as 0.001
+            where it is less.
         concentration: weight.
         agreement: weight.
         bias: the constant.
-        threshold: below this confidence nothing in the picture fits.
+        threshold: below this confidence the object counts as absent.
     """
 
     separability: float
@@ -53,20 +54,20 @@ class ConfidenceRule:
         )
 
     def confidence(self, found: Evidence) -> float:
-        """Return the probability, 0 to 1, that what was asked for is in the picture."""
+        """Return the probability, 0 to 1, that the object is in the image."""
         return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
 
     def judge(self, found: Evidence, least: float | None = None) -> tuple[float, str | None]:
-        """Return the confidence, and what to say where it is too low for an answer.
+        """Return the confidence, and a message where it is too low, else None.
 
         Args:
-            found: what speaks for a presence.
-            least: what is expected; None for `threshold`.
+            found: the measures of the result.
+            least: the lowest confidence to accept; None for `threshold`.
         """
         confidence, least = self.confidence(found), self.threshold if least is None else least
         if confidence >= least:
             return confidence, None
         return confidence, (
-            f"nothing in the picture seems to fit: confidence {confidence:.3f}, expected at least "
+            f"nothing in the image seems to fit: confidence {confidence:.3f}, expected at least "
             f"{least:.3f}"
         )

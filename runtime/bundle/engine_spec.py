@@ -1,7 +1,7 @@
 """What a manifest says about engines: built variants, stored test vectors, FP8 scales.
 
-All three are optional. A reader that knows none of them reads the ONNX graphs, so a value that
-a newer builder may invent (a target, a precision) is kept as text and simply never fits here.
+All three are optional: a bundle's ONNX graphs run without them. A target or a precision that this
+version does not know is kept as text, and its engine is never chosen.
 """
 
 import math
@@ -59,12 +59,12 @@ class PlanSpec:
     """One graph of a variant.
 
     Attributes:
-        file: the plan, untouched as its builder wrote it.
+        file: the plan, byte for byte as the library built it.
         layers: the build's layer listing (JSON), or None.
-        refit: of a stripped plan: an ONNX file whose initialisers lie in the bundle's own
-            weights, which the plan is refitted from; otherwise None.
+        refit: for a stripped plan, the ONNX file to refit it from, whose initialisers lie in the
+            bundle's own weights; otherwise None.
         shapes: the optimisation profile, by logical input name; inputs of one shape may lack.
-        weights: of a plan that takes its weights as inputs: a JSON file that says where in the
+        weights: for a plan that takes its weights as inputs, the JSON file that says where in the
             bundle they lie; otherwise None.
     """
 
@@ -81,7 +81,7 @@ class EngineVariant:
 
     Attributes:
         name: the folder under engines/.
-        target: "tensorrt-rtx" or "tensorrt"; others never fit.
+        target: "tensorrt-rtx" or "tensorrt"; engines for others are never chosen.
         version: of the library that built it, such as "1.7.1.116".
         platform: such as "linux-x86_64".
         compute_capabilities: GPUs that it runs on, such as ("8.6", "8.9").
@@ -115,13 +115,13 @@ class RecordedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Its size in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class RecordedGraph:
-    """Inputs of one graph and what it made of them, by logical name."""
+    """Stored inputs and outputs of one graph, by logical name."""
 
     inputs: Mapping[str, RecordedTensor]
     outputs: Mapping[str, RecordedTensor]
@@ -129,7 +129,7 @@ class RecordedGraph:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Stored vectors: the file, the engine that made them, and the graphs they are of."""
+    """Test vectors: their file, the engine that computed them, and the tensors of each graph."""
 
     file: str
     made_by: str

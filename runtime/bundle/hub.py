@@ -1,4 +1,4 @@
-"""Ready bundles on the model hub: "owner/name" or "owner/name@revision" to a folder of this user.
+"""Bundles on the Hugging Face hub, by "owner/name" or "owner/name@revision".
 
 The hub's own cache holds links to files named by their hashes, which neither the reader of bundles
 nor engines follow. So a bundle's files are linked once more, as plain files, into rism's folder of

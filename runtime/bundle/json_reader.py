@@ -1,7 +1,7 @@
 """Typed reading of untrusted JSON: every refusal names the key.
 
-A manifest may come from anybody, so nothing is taken for granted: types, ranges, lengths and
-counts are checked here, and what the reader does not know is ignored.
+A manifest may come from a stranger, so types, ranges, lengths and counts are checked here.
+Unknown keys are ignored.
 """
 
 import re
@@ -53,7 +53,7 @@ class Node:
         )
 
     def has(self, key: str) -> bool:
-        """Tell whether the key is there."""
+        """Tell whether the key is present."""
         return key in self._data
 
     def names(self) -> list[str]:
@@ -179,7 +179,7 @@ def is_integer(value: object, low: int, high: int) -> TypeGuard[int]:
 
 
 def _kind(value: object) -> str:
-    """Describe a wrong value shortly enough for a message."""
+    """Describe a wrong value in a few words, for a message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):

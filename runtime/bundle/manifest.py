@@ -1,7 +1,7 @@
 """The manifest of a bundle (docs/bundle.md), as frozen dataclasses.
 
-`parse_manifest` is the only way in: it treats the JSON as hostile, names the key in every
-refusal, ignores unknown keys, and refuses formats newer than it can read.
+`parse_manifest` makes them from JSON that may come from a stranger: every error names the key,
+unknown keys are ignored, and formats newer than this reader are refused.
 """
 
 import re
@@ -60,7 +60,7 @@ MAX_NOUNS = 1000
 class ModelInfo:
     """Where the weights came from.
 
-    `scope` is what a demonstrator can be asked, None where nothing is known of it.
+    `scope` limits what a demonstrator can be asked; None where the bundle states no limit.
     """
 
     name: str
@@ -82,7 +82,7 @@ class PrecisionInfo:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture is brought to the model's size; see docs/bundle.md, step 2.
+    """How an image is brought to the model's size; see docs/bundle.md, step 2.
 
     `sizes` are the (width, height) in pixels that graphs were exported at; none where graphs
     take any size. `rounding` is "floor" or "ceil"; `resize_in` is the type that the resize
@@ -105,9 +105,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Method:
-    """Defaults of the method and the place that its features come from.
+    """Defaults of the method, and where in the model its features come from.
 
-    `confidence` is None where nobody has fitted one: then nothing is called absent.
+    `confidence` is None for a model without a fitted rule: then no object is called absent.
     """
 
     tau: float
@@ -155,7 +155,7 @@ class Manifest:
         return tuple(c for c in CAPTURES if self.at_size(f"transformer.{c}", first) in self.graphs)
 
     def at_size(self, name: str, size_wh: tuple[int, int] | None) -> str:
-        """Name the graph for pictures of a size: with "@WxH" where sizes are fixed."""
+        """Name the graph for images of a size: with "@WxH" where sizes are fixed."""
         if not self.geometry.sizes or size_wh is None:
             return name
         return name + size_suffix(size_wh)
@@ -174,11 +174,11 @@ class Manifest:
         return names
 
     def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
-        """Return a graph, for pictures of a size where that matters.
+        """Return a graph, for images of a size where that matters.
 
         Args:
             name: "text_encoder", "vision_encoder", "vae_encoder" or "transformer.<capture>".
-            size_wh: what pictures are resized to, pixels; None for the first two.
+            size_wh: what images are resized to, pixels; None for the first two.
         """
         return self.graphs[self.at_size(name, size_wh)]
 

@@ -1,4 +1,4 @@
-"""How a manifest says that an expression becomes tokens (docs/bundle.md, step 4)."""
+"""How a manifest says to turn an expression into tokens (docs/bundle.md, step 4)."""
 
 from dataclasses import dataclass
 
@@ -31,18 +31,18 @@ class QuoteRules:
 
 @dataclass(frozen=True)
 class VisionRules:
-    """How a text encoder that looks at the picture sees it; see `runtime/image/vision_patches`.
+    """How the vision encoder gets the image; see `runtime/image/vision_patches`.
 
     Attributes:
-        image_token: text of the token that stands for the picture, once in prefix or suffix.
-        view_resample: filter that brings the picture to the model's size for this eye.
+        image_token: text of the token that stands for the image, once in prefix or suffix.
+        view_resample: filter that brings the image to the model's size for the vision encoder.
         align: whether the view then goes to the nearest multiples of a merged patch, before the
             limits are looked at.
         resample: filter of the steps after `view_resample`.
         min_pixels, max_pixels: the limits.
         patch_px: side of a patch, pixels.
         merge: patches along one side of a merged one, which is one token.
-        frames: how often a patch holds the still picture.
+        frames: how often a patch holds the still image.
         mean, std: of the normalisation, RGB.
         arithmetic: whose resize brings the view within the limits: "pillow" or "torchvision".
     """
@@ -85,10 +85,10 @@ class PromptRules:
         unseen_attended: whether others attend to it nevertheless.
         unseen_position: what it has instead, on every rotary axis.
         positions: "grid" where the transformer takes a position for every prompt token: those
-            of the picture's tokens lie on its own grid.
+            of the image's tokens lie on its own grid.
         grid_offset_px: of that: centre of the first token, pixels.
         quotes: None where text is tokenised as it is.
-        vision: None where the text encoder does not look at the picture.
+        vision: None where the text encoder does not get the image.
     """
 
     template: str

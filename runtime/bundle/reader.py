@@ -1,6 +1,6 @@
-"""Opening a bundle: one folder, every byte of it accounted for.
+"""Opening a bundle: its folder, its manifest, and the sizes and hashes of all its files.
 
-The reader checks sizes before reading and hashes before trusting. The format is docs/bundle.md.
+The format is docs/bundle.md.
 """
 
 import hashlib
@@ -96,7 +96,7 @@ class Bundle:
         return self.path / name
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a listed file whose contents are acted on: these were hashed.
+        """Return the bytes of a listed file, checked against its hash as they are read.
 
         Raises:
             BundleError: it is not the file that the manifest lists, or cannot be read.

@@ -1,4 +1,4 @@
-"""What a demonstrator was made for: the nouns that it knows, and images as flat as drawings."""
+"""What a demonstrator model can be asked: nouns that it was trained on, in drawn scenes."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _FLAT_LEVELS = 4
 
 @dataclass(frozen=True)
 class Scope:
-    """Questions that a demonstrator can be asked; models for photographs have none.
+    """The limits of a demonstrator; models for photographs have none.
 
     Attributes:
         nouns: lower case; the words for objects that it was trained on.

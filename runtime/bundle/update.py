@@ -1,4 +1,4 @@
-"""Adding to a finished bundle: engines, test vectors, scales.
+"""Changing a finished bundle: adding or removing engines, test vectors, FP8 scales.
 
 A change is prepared in `.amending/` inside the bundle, with a journal of what it is about to
 touch; replacing manifest.json is the moment from which it holds. What stops a change before or
@@ -91,7 +91,7 @@ def update_bundle(
 def expect_own_bundle(folder: Path) -> None:
     """Refuse to change a bundle inside the package: every program here that uses rism shares it.
 
-    Commands ask before their work, `update_bundle` whatever asks nothing.
+    Commands call this before their work; `update_bundle` calls it in any case.
 
     Raises:
         OutputError: it is one of the built-in bundles.

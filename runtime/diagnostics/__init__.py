@@ -1,1 +1,1 @@
-"""What this machine has, and whether its engines compute what the model does."""
+"""`environment`: what this machine has; `selftest`: whether its engines compute the right thing."""

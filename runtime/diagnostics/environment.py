@@ -1,4 +1,4 @@
-"""What this machine has for running a bundle, and what exactly it lacks."""
+"""What this machine has for running bundles, for `rism doctor`."""
 
 from __future__ import annotations
 

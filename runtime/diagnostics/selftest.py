@@ -1,8 +1,8 @@
-"""Numbers that say whether an engine computes what the model does.
+"""The self-test: whether an engine computes what the model does.
 
-A bundle may store, for each graph, inputs and what one engine made of them ("vectors"). Every
-other engine is fed the same and compared: engines have been silently wrong on some pairs of GPU
-and library, by far more than rounding.
+A bundle may store inputs of each graph and the outputs of one engine ("test vectors"). Other
+engines get the same inputs and are compared: some pairs of GPU and library have been wrong by far
+more than rounding, without an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record",
 
 FILE = "selftest.bin"
 EXPRESSION = "the green square"
-# Sides of the picture in tokens where pictures may be small; engines are built for no smaller.
+# Sides of the image in tokens where images may be small; engines are built for no smaller.
 SIDE_TOKENS = 16
 MAX_OUTPUT_BYTES = 64 * 2**20
 _ALIGNMENT = 64
@@ -51,7 +51,7 @@ Loads: TypeAlias = Mapping[str, Callable[[], Engine]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may cost.
+    """The largest errors that a precision may have.
 
     Attributes:
         output: largest error over the reference's largest value.
@@ -64,8 +64,7 @@ class Limits:
     mask: float
 
 
-# Of one rounding unit and depth; measured figures are in docs/engines.md. What the test is for,
-# a kernel that computes something else, is off by about 1.
+# From measured errors, see docs/engines.md. A wrong kernel is off by about 1.
 LIMITS: Mapping[str, Limits] = {
     "float32": Limits(output=2e-3, region=2e-2, mask=0.01),
     "float16": Limits(output=3e-2, region=0.1, mask=0.03),
@@ -187,7 +186,7 @@ def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
 def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[str, Any], bytes]:
     """Return the manifest's "self_test" and the bytes of its file; writes nothing.
 
-    One picture, as small as the bundle's engines are built for, and one expression go through
+    One image, as small as the bundle's engines are built for, and one expression go through
     the whole bundle; what each graph was given and returned is kept, but for outputs of more
     than 64 MiB (the transition matrices of large models).
 
@@ -208,7 +207,7 @@ def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[
     selection, engines = start_first_available(bundle, capture, request, start)
     spies = {key: _Recorder(engine, seen, key) for key, engine in engines.items()}
     segmenter = Segmenter(selection.bundle, spies, capture=capture)
-    segmenter.segment(_picture(_size(manifest)), EXPRESSION)
+    segmenter.segment(_image(_size(manifest)), EXPRESSION)
     del segmenter, engines, spies
     first = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     feeds = seen.pop(manifest.at_size("transformer", first))[0]
@@ -249,9 +248,9 @@ class _Recorder:
 
 
 def _size(manifest: Manifest) -> tuple[int, int]:
-    """Return the (width, height) in pixels of a picture that engines are built for.
+    """Return the (width, height) in pixels of an image that engines are built for.
 
-    That is a square of the model's area, and where small pictures stay small a small one.
+    That is a square of the model's area, and where small images stay small a small one.
     """
     geometry = manifest.geometry
     if geometry.sizes:
@@ -263,14 +262,14 @@ def _size(manifest: Manifest) -> tuple[int, int]:
     return side, side
 
 
-def _picture(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _image(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Draw a green square on a gradient: (height, width, 3) uint8."""
     width, height = size_wh
     rows, columns = np.indices((height, width))
     channels = [columns * 255 // width, np.full_like(rows, 90), 255 - rows * 255 // height]
-    picture = np.stack(channels, axis=-1).astype(np.uint8)
-    picture[height // 4 : height * 5 // 8, width // 4 : width * 5 // 8] = (30, 200, 40)
-    return picture
+    image = np.stack(channels, axis=-1).astype(np.uint8)
+    image[height // 4 : height * 5 // 8, width // 4 : width * 5 // 8] = (30, 200, 40)
+    return image
 
 
 def _pack(

@@ -1,4 +1,4 @@
-"""What every engine is: one graph that takes named arrays and returns named arrays."""
+"""Engines: each runs one graph, which takes named arrays and returns named arrays."""
 
 from collections.abc import Callable, Mapping
 from threading import Lock

@@ -1,7 +1,7 @@
-"""Weights that an engine takes as inputs: where in the bundle they lie, and on the device.
+"""Weights that a plan takes as inputs: where in the bundle they lie, and their copies on the GPU.
 
-A plan of this kind holds kernels and no weights. The bundle's own weights are copied to the
-device once, whatever number of plans (capture modes, fixed sizes) is bound to them.
+A plan of this kind holds kernels and no weights. The bundle's own weights are copied to the GPU
+once and shared by all plans (of capture modes and fixed sizes) that use them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -23,18 +22,10 @@ from rism.runtime.errors import BundleError, one_line
 
 __all__ = ["BoundWeight", "OnDevice", "read_bound_weights", "upload"]
 
-# Names as ONNX and ml_dtypes have them.
-_BYTES: Mapping[str, int] = MappingProxyType(
-    {
-        "float32": 4,
-        "float16": 2,
-        "bfloat16": 2,
-        "float8_e4m3fn": 1,
-        "int64": 8,
-        "int32": 4,
-        "bool": 1,
-    }
-)
+# By the names that ONNX and ml_dtypes use.
+_BYTES = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int64": 8, "int32": 4, "bool": 1
+}  # fmt: skip
 _MAX_JSON_BYTES = 2**24
 _MEND = "build the engine again"
 
@@ -51,14 +42,17 @@ class BoundWeight:
 
 
 class OnDevice:
-    """A weight on a device, shared for as long as somebody holds it."""
+    """A weight on a device, freed when the last plan that uses it is.
+
+    Attributes:
+        array: of bytes, since NumPy has no bfloat16.
+    """
 
     def __init__(self, array: DeviceArray) -> None:
-        """Keep the array: of bytes, since NumPy has no bfloat16."""
         self.array = array
 
 
-# (bundle's digest, file, offset, length, device) to what is there already.
+# By the bundle's digest, file, offset, length and device.
 _SHARED: WeakValueDictionary[tuple[str, str, int, int, int], OnDevice] = WeakValueDictionary()
 
 
@@ -73,7 +67,7 @@ def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
         Weights by name of the plan's input.
 
     Raises:
-        BundleError: it is not such a file, or names what the bundle has not.
+        BundleError: it is not such a file, or lists weights that the bundle does not have.
     """
     size = bundle.manifest.files[name].size
     if size > _MAX_JSON_BYTES:
@@ -106,15 +100,15 @@ def _weight(node: Node, bundle: Bundle) -> BoundWeight:
 def upload(
     bundle: Bundle, weights: Mapping[str, BoundWeight], device: Device
 ) -> dict[str, OnDevice]:
-    """Copy weights to a device, but for those that are there.
+    """Copy weights to a device, unless they are there already.
 
     Args:
-        bundle: that they are of; its files are read where they lie.
+        bundle: an open bundle; its files are mapped, not read into memory.
         weights: by name of the plan's input.
         device: the GPU.
 
     Returns:
-        What is on the device, by name; it stays there as long as somebody holds it.
+        The weights on the device, by name; keep them for as long as the plan may run.
 
     Raises:
         BundleError: a file is no longer what it was when the bundle was opened.

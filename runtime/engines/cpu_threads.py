@@ -1,4 +1,4 @@
-"""CPUs that this process may use, and how pictures that are worked on at once share them."""
+"""The CPUs that this process may use, and how several images at once share them."""
 
 import math
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 
 __all__ = ["MOST_WORKERS", "SMALL_BUNDLE_BYTES", "cpu_count", "threads_each"]
 
-# Each worker holds a decoded picture and what is drawn of it.
+# Each worker holds a decoded image and what is drawn of it.
 MOST_WORKERS = 4
-# A bundle below this computes a picture in less time than it takes to read and write one: two
-# pictures at once on a thread each beat two threads that wait for each other. Above it, layers
+# A bundle below this computes an image in less time than it takes to read and write one: two
+# images at once on a thread each beat two threads that wait for each other. Above it, layers
 # are large enough for all threads, and what a run needs of memory is not multiplied.
 SMALL_BUNDLE_BYTES = 2**30
 

@@ -55,12 +55,12 @@ class Device:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make it the device that a library's calls in this thread are about."""
+        """Make it the current device and stream of CUDA in this thread."""
         with self._device, self._stream:
             yield
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """Return an array of no values in particular, C-contiguous."""
+        """Return an uninitialised, C-contiguous array."""
         with self.current():
             return self._cupy.empty(shape, np.dtype(dtype))
 
@@ -73,7 +73,7 @@ class Device:
                 into[...] = source
 
     def pointer(self, array: DeviceArray) -> int:
-        """Return where an array's memory begins."""
+        """Return the address of an array."""
         return int(array.data.ptr)
 
     def holds(self, array: Any) -> bool:
@@ -86,7 +86,7 @@ class Device:
             return np.asarray(self._cupy.asnumpy(array, stream=self._stream))
 
     def scratch(self, nbytes: int) -> DeviceArray:
-        """Return memory of at least this size for what runs next; every engine gets the same."""
+        """Return working memory of at least this size, which all engines share."""
         if self._scratch is None or self._scratch.nbytes < nbytes:
             self._scratch = self.empty((nbytes,), "uint8")
         return self._scratch
@@ -149,10 +149,9 @@ class Device:
         return Kernels(module, self)
 
     def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
-        """Queue an array's way to the host; the result waits for it and returns it.
+        """Queue a copy of an array to the host; the result waits for it and returns it.
 
-        Page-locked memory, which the GPU writes at the full rate of the bus and a process has
-        little of: copy what is to live longer than a moment.
+        It is in page-locked memory, of which a process has little: copy what is kept for long.
         """
         with self.current():
             # CuPy keeps such memory for the next one when nobody refers to it any more.
@@ -168,13 +167,13 @@ class Device:
         return wait
 
     def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> DeviceArray:
-        """Return an array over memory of the device that another library's object keeps."""
+        """Return an array over memory of the device that `owner` keeps alive."""
         cuda, size = self._cupy.cuda, math.prod(shape) * np.dtype(dtype).itemsize
         memory = cuda.UnownedMemory(pointer, size, owner, self.number)
         return self._cupy.ndarray(shape, np.dtype(dtype), cuda.MemoryPointer(memory, 0))
 
     def mark(self) -> Any:
-        """Queue a point in time."""
+        """Queue the recording of a point in time."""
         with self.current():
             event = self._cupy.cuda.Event()
             event.record(self._stream)

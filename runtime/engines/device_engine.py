@@ -1,7 +1,6 @@
-"""Engines that leave their outputs on a GPU, and arrays that stay there until the host asks.
+"""Engines that leave their outputs on a GPU, and arrays that are copied to the host when needed.
 
-What one graph returns and the next one takes never visits the host between two engines of one
-GPU; between others it is copied when somebody first asks.
+Between two engines on one GPU, what the first returns is not copied to the host.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +72,7 @@ class DeviceEngine:
 
 
 class Mirrored:
-    """A float32 array on the host, on a GPU or on both: copied when first asked for there."""
+    """A float32 array on the host, on a GPU or on both: copied when it is first needed there."""
 
     def __init__(self, array: Any, device: Device | None = None) -> None:
         """Take an array of a device, ready in the order of its stream, or one of the host."""
@@ -112,7 +111,7 @@ class Mirrored:
             return self._there[device]
 
     def changed(self, change: Callable[[DeviceArray], DeviceArray]) -> "Mirrored":
-        """Return what a function makes of the array, where it lies."""
+        """Apply a function to the array, on the device where it is."""
         if not self._there:
             return Mirrored(change(self._host))
         device, array = next(iter(self._there.items()))
@@ -122,10 +121,10 @@ class Mirrored:
 
 @contextmanager
 def held(device: Device | None) -> Iterator[None]:
-    """Hold a device, if any, and have CuPy work there: nobody else queues in between.
+    """Lock a device, if any, and make it the current one.
 
     Raises:
-        ProviderError: in place of a `MemoryError`, which CuPy's OutOfMemoryError is.
+        ProviderError: in place of a `MemoryError`, of which CuPy's OutOfMemoryError is one.
     """
     if device is None:
         yield
@@ -141,14 +140,14 @@ def held(device: Device | None) -> Iterator[None]:
 
 
 def at(array: Float32 | Mirrored, device: Device | None) -> Any:
-    """Return an array as an engine of a device takes it, or one of the host with None."""
+    """Return an array on a device, or on the host with None."""
     if not isinstance(array, Mirrored):
         return array
     return np.asarray(array) if device is None else array.on(device)
 
 
 def changed(array: Float32 | Mirrored, change: Callable[[Any], Any]) -> Float32 | Mirrored:
-    """Return what a function of NumPy's or CuPy's arrays makes of one, where it lies."""
+    """Apply a function of NumPy or CuPy arrays to an array, on the device where it is."""
     found: Float32 | Mirrored
     found = array.changed(change) if isinstance(array, Mirrored) else change(array)
     return found

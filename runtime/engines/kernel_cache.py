@@ -1,12 +1,12 @@
 """Kernels that TensorRT for RTX compiled for a GPU, kept on disk: its runtime cache.
 
-The library compiles a plan's kernels where the plan runs, seconds for each new shape. One file a
-plan and kind of machine keeps them for the processes that follow.
+The library compiles a plan's kernels on the machine that runs it, which takes seconds for each
+new shape. One file for each plan and kind of machine keeps them for later processes.
 
-What is in it runs on the GPU and is covered by no manifest, so it lies in a folder that only this
-user writes to, never in a bundle. Its bytes reach the library only if their hash is right; the
-library itself then refuses what another version, driver or card compiled. Whatever is refused is
-compiled anew, with a word.
+The kernels run on the GPU and no manifest lists them, so they are kept in a folder that only this
+user can write to, never in a bundle, and are used only if their hash is right. The library itself
+refuses kernels of another version, driver or card. Refused kernels are compiled again, with a
+warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["RuntimeCache", "cache_folder"]
 FORMAT = "rism-runtime-cache-1"
 LARGEST_BYTES = 2**30
 LIMIT_BYTES = 4 * 2**30
-# An entry, or what a killed process left of one. Nothing else in the folder is ever removed.
+# An entry, or a temporary file of a killed process. Nothing else in the folder is removed.
 _OURS = re.compile(r"[0-9a-f]{64}\.rtcache|\.[0-9a-f]{40}\.tmp-[0-9a-f]{12}")
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -41,10 +41,10 @@ class RuntimeCache:
     """The compiled kernels of one plan on one kind of machine."""
 
     def __init__(self, key: Sequence[str]) -> None:
-        """Name them; nothing is read yet.
+        """Remember the key; nothing is read yet.
 
         Args:
-            key: all that kernels depend on: the plan's hash, the library's version, driver, card.
+            key: what kernels depend on: the plan's hash, the library's version, driver, card.
         """
         self._key = json.dumps([FORMAT, *key]).encode()
         self._label = ""
@@ -54,12 +54,12 @@ class RuntimeCache:
         self._shapes: set[Shapes] = set()
 
     def attach(self, config: RuntimeConfig, *, label: str) -> None:
-        """Let a context of this config use the kernels that are kept, and gather its own.
+        """Let a context of this config use the stored kernels, and collect new ones.
 
-        Whatever stands against it is a `RismWarning`.
+        Gives a `RismWarning` where that cannot be done.
 
         Args:
-            config: of a context that is to be made. Keep this object for as long as the context.
+            config: of the context to be made, which must not outlive this object.
             label: what messages call the plan.
         """
         self._label = label
@@ -84,9 +84,9 @@ class RuntimeCache:
             self._cannot_keep(ValueError("the library refuses"))
 
     def ran(self, shapes: Shapes) -> None:
-        """Keep what was compiled for a run, if it is the first of its shapes in this process.
+        """Store what was compiled for a run, if it is the first of its shapes in this process.
 
-        Where that fails, a `RismWarning` says so, once.
+        Gives one `RismWarning` where that fails.
 
         Args:
             shapes: of all inputs.

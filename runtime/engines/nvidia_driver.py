@@ -1,7 +1,6 @@
-"""What NVIDIA's driver says of itself and its GPUs, asked of libcuda and nothing else.
+"""The version of NVIDIA's driver and its GPUs, read with five functions of libcuda.
 
-Five functions of the driver API, so that `rism doctor` and the choice of an engine work where
-only NumPy is installed. Memory, streams and graphs are `device.py`'s.
+So `rism doctor` and the choice of an engine work where only NumPy is installed.
 """
 
 import ctypes
@@ -34,7 +33,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver: the newest CUDA that it serves, (major, minor), and its GPUs."""
+    """NVIDIA's driver: the newest CUDA that it supports, (major, minor), and its GPUs."""
 
     cuda: tuple[int, int]
     gpus: tuple[Gpu, ...]
@@ -71,7 +70,7 @@ def sm(compute_capability: str) -> str:
 
 @cache
 def find_driver() -> Driver:
-    """Ask the driver.
+    """Return the driver and its GPUs.
 
     Raises:
         ProviderError: there is none, or it does not start.

@@ -22,7 +22,7 @@ BATCH = (1, 1, 8)
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 _SMALLEST_PX = 256
-# Tokens of an expression and what stands around it, beside those of the picture.
+# Tokens of an expression and what stands around it, beside those of the image.
 _USUAL_WORDS = 24
 
 
@@ -58,9 +58,9 @@ def ranges(
         batch: fewest, usual and most expressions of a run.
 
     Raises:
-        InputError: shapes that are none, or that the bundle cannot have.
+        InputError: `shapes` cannot be read, or the bundle cannot have such sizes.
     """
-    sizes = _pictures(rules, noise_rows, shapes)
+    sizes = _images(rules, noise_rows, shapes)
     token = rules.token_px
     areas = [(w // token) * (h // token) for w, h in sizes]
     found = {
@@ -116,8 +116,8 @@ def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> di
     return found
 
 
-def _pictures(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tuple[int, int]]:
-    """The smallest, the usual and the largest picture that the model is to see, pixels."""
+def _images(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tuple[int, int]]:
+    """Return the smallest, usual and largest (width, height) of an image, in pixels."""
     if shapes == "static" or (shapes is None and rules.sizes):
         if not rules.sizes:
             raise InputError(
@@ -163,8 +163,8 @@ def _pictures(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tupl
 
 
 def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
-    """What pictures of every shape become by the bundle's rules."""
-    plans = [geometry.plan(size, rules) for size in _extreme_pictures(rules)]
+    """Return the ranges of the sizes that images of any shape are resized to."""
+    plans = [geometry.plan(size, rules) for size in _extreme_images(rules)]
     square = geometry.plan((rules.size_level, rules.size_level), rules)
     rows = [each.grid_hw[0] * rules.token_px for each in plans]
     columns = [each.grid_hw[1] * rules.token_px for each in plans]
@@ -178,8 +178,8 @@ def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
     }
 
 
-def _extreme_pictures(rules: Geometry) -> Iterator[tuple[int, int]]:
-    """Pictures of the model's area in every aspect ratio, and small ones where they stay small."""
+def _extreme_images(rules: Geometry) -> Iterator[tuple[int, int]]:
+    """Yield sizes of large images in every aspect ratio, and a small one if it stays small."""
     # Large ones, whose sides round to no other aspect ratio than the one that is meant.
     level, steps = 16 * rules.size_level, 512
     for step in range(-steps, steps + 1):

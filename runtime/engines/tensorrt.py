@@ -1,7 +1,6 @@
-"""A plan of TensorRT or TensorRT for RTX, run.
+"""Running a plan of TensorRT or TensorRT for RTX.
 
-The order of calls is the maker's: runtime, engine, (weights), context, shapes, addresses, run.
-Outputs stay on the device until somebody wants them.
+The order of calls is the library's: runtime, engine, (weights), context, shapes, addresses, run.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ WEIGHT_TYPES = {
 
 @dataclass(frozen=True)
 class _Bound:
-    """Arrays that a context was told of; they live as long as it may use them."""
+    """Arrays whose addresses a context has, kept alive for as long as it may use them."""
 
     inputs: Mapping[str, DeviceArray]
     outputs: Mapping[str, DeviceArray]

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT for RTX: finding the library, reading a plan, saying what is wrong.
+"""TensorRT and TensorRT for RTX: finding the library, reading a plan, explaining its errors.
 
-A plan is code: its maker's library runs what is inside. It is read only where the bundle's
-manifest gives its hash, so whoever is trusted with the manifest is trusted with the plan.
+A plan is code, which the library runs. It is read only if the manifest gives its hash, so trust
+in a bundle's manifest is trust in its plans.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
 __all__ = ["LIBRARIES", "Library", "ReadPlan", "check_driver", "find_library", "probe", "read_plan"]
 
-# Target: module, what people call it.
+# By target: the module and the library's name.
 LIBRARIES = {
     "tensorrt-rtx": ("tensorrt_rtx", "TensorRT for RTX"),
     "tensorrt": ("tensorrt", "TensorRT"),
@@ -41,7 +41,7 @@ class Library:
 
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
-        title: what people call it.
+        title: its name for people.
         version: such as "1.7.1.116".
         cuda_major: the major version of CUDA that it was built with, or None if not known.
         module: the module.
@@ -56,7 +56,7 @@ class Library:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """A plan in memory, and what has to live as long: its library's objects need each other."""
+    """A plan in memory, and the library's objects that have to live as long."""
 
     engine: EngineObject
     logger: Any
@@ -139,7 +139,7 @@ def read_plan(library: Library, plan: bytes, *, label: str, rebuild: str) -> Rea
 def _refusal(
     library: Library, lines: deque[str], flags: int, *, label: str, rebuild: str
 ) -> RismError:
-    """Turn what the library said into one line."""
+    """Return the error for what the library logged."""
     mine = f"{library.title} {library.version}"
     said = " | ".join(lines)
     if flags & 2 or "incompatible device" in said or _names_capability(said):

@@ -1,9 +1,8 @@
-"""Which engine variant of a bundle fits here, or why none does.
+"""Choosing the engine variant of a bundle that fits this machine, or saying why none does.
 
-The makers' rules: a plan runs on the very version of the library that built it, to the last
-number, TensorRT's and TensorRT for RTX's alike (version-compatible plans are not built here);
-TensorRT for RTX's plans serve Windows and Linux and the compute capabilities that were asked
-for, TensorRT's the platform and the kind of GPU that they were built on.
+NVIDIA's rules: a plan runs only with the exact version of the library that built it (rism builds
+no version-compatible plans). Plans of TensorRT for RTX run on Windows and Linux and on the compute
+capabilities that they were built for, TensorRT's on the platform and kind of GPU of the build.
 """
 
 import platform

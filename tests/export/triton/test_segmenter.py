@@ -154,7 +154,7 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
     assert server.runs["s_transformer_scores"] == [3, 1]
     assert [answer.error() for answer in answers] == [None] * 4
     said = answers[3].tensors["reason"][0, 0].decode()
-    assert said.startswith("nothing in the picture seems to fit: confidence 0.0")
+    assert said.startswith("nothing in the image seems to fit: confidence 0.0")
     segmenter = Segmenter.from_bundle(provider="cpu", capture="scores")
     for request, answer in zip(requests, answers, strict=True):
         dims = {o.name: list(o.dims) for o in config.output}

@@ -154,7 +154,7 @@ def test_too_little_confidence_is_an_empty_mask(
     without = Segmenter.from_bundle(tiny_master, provider="cpu", capture=capture, threads=1)
     result, expected = (each.segment(colours, "red") for each in (segmenter, without))
     assert result.reason == (
-        "nothing in the picture seems to fit: confidence 0.119, expected at least 0.500"
+        "nothing in the image seems to fit: confidence 0.119, expected at least 0.500"
     )
     assert not result.mask.any() and result.mask.shape == (96, 160)
     assert result.score == 0.0 and result.box_xyxy is None
