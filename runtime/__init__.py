@@ -1,6 +1,6 @@
-"""The runtime: reads a bundle, segments pictures. Never needs torch.
+"""The runtime: opens bundles and segments images, without torch.
 
-Names are imported when first asked for, so that importing this package costs nothing.
+Names are imported on first use, so that importing this package is quick.
 """
 
 from typing import TYPE_CHECKING

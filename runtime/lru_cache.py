@@ -1,4 +1,4 @@
-"""A small cache of arrays that forgets what was used longest ago."""
+"""A cache of arrays that drops the least recently used ones."""
 
 from collections import OrderedDict
 from threading import Lock

@@ -1,4 +1,4 @@
-"""Opening image files: which decoder a file gets, and what stands between some files and theirs."""
+"""Opening of image files: the choice of a decoder, and corrections for files it misreads."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 2**29
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-# Chunks of a PNG that say nothing of its pixels, and the two texts that may say which way is up.
+# Chunks of a PNG that do not change its pixels, and the two texts that may hold an orientation.
 _TEXT = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _TURNING = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _MAX_TEXT_BYTES = 2**20
@@ -35,12 +35,12 @@ _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262,
 def open_image(data: BinaryIO, name: str) -> Image.Image:
     """Open an image file by its header: its size is known, its pixels are not decoded yet.
 
-    `PIL.Image.open` is passed by: it warns of sizes that are refused here anyway, and hides why a
+    `PIL.Image.open` is not used: it warns of sizes that are refused here anyway, and hides why a
     file cannot be read.
 
     Args:
-        data: an open binary file that can seek, at its beginning; it stays the caller's.
-        name: what messages call it.
+        data: an open binary file that can seek, at its beginning; the caller closes it.
+        name: its name in messages.
 
     Raises:
         InputError: it is empty, not an image, damaged, or of a kind that cannot be read here.
@@ -51,7 +51,7 @@ def open_image(data: BinaryIO, name: str) -> Image.Image:
         raise InputError(f"{name} is empty (0 bytes): get the file again")
     if head.startswith(_APPLE_DOUBLE):
         raise InputError(
-            f"{name} is not an image, macOS keeps notes about one in it: give the file of that "
+            f"{name} is not an image but metadata that macOS keeps about one: use the file of that "
             "name without '._'"
         )
     try:
@@ -64,7 +64,7 @@ def open_image(data: BinaryIO, name: str) -> Image.Image:
         reason = ""
     except InputError:
         raise
-    except Exception as error:  # decoders raise whatever they stumble on in a hostile header
+    except Exception as error:  # decoders raise any error on a hostile header
         reason = f" ({one_line(error, limit=80)})"
     raise InputError(
         f"{name} is not an image rism can read, expected {', '.join(FORMATS)}: "
@@ -82,7 +82,7 @@ def _by_pillow(data: BinaryIO, head: bytes) -> Image.Image | None:
 
 
 def _heif(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
-    """Open AVIF or HEIC; both are boxes as in MP4, told apart by the brands in the first."""
+    """Open AVIF or HEIC; both are boxes as in MP4, distinguished by the brands in the first."""
     length = min(int.from_bytes(head[:4]), len(head))
     brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
     if brands & _AVIF:
@@ -107,10 +107,10 @@ def _heif(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
 
 
 def _without_text(data: BinaryIO) -> BinaryIO:
-    """Leave out a PNG's colour profile and texts: nothing uses them, and Pillow limits them.
+    """Remove a PNG's colour profile and texts: they are not used, and Pillow limits their size.
 
     Raises:
-        InputError: what is left is larger than 512 MiB.
+        InputError: the rest is larger than 512 MiB.
     """
     kept: list[tuple[int, int]] = []
     start, at, size = 0, 8, data.seek(0, io.SEEK_END)
@@ -137,7 +137,7 @@ def _without_text(data: BinaryIO) -> BinaryIO:
 
 
 def _may_turn(kind: bytes, data: BinaryIO, length: int) -> bool:
-    """Tell whether a text may hold EXIF or XMP, and is of a size that Pillow takes."""
+    """Return whether a text may hold EXIF or XMP, and is of a size that Pillow takes."""
     if kind == b"iCCP" or length > _MAX_TEXT_BYTES:
         return False
     keyword, _, text = data.read(length).partition(b"\0")
@@ -154,10 +154,10 @@ def _may_turn(kind: bytes, data: BinaryIO, length: int) -> bool:
 
 
 def _mend_tiff(image: Image.Image) -> None:
-    """Refuse, or put right, what Pillow would read wrongly without a word.
+    """Refuse or correct a TIFF that Pillow would silently misread.
 
     Raises:
-        ValueError: it is such a TIFF.
+        ValueError: it cannot be corrected.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
     bits, planes_apart = max(tags.get(_BITS, (1,))), tags.get(_PLANAR, 1) == 2
@@ -178,20 +178,20 @@ def _mend_tiff(image: Image.Image) -> None:
 
 
 def white_is_zero(image: Image.Image) -> bool:
-    """Tell whether an opened TIFF of 16-bit gray has its white at zero, which Pillow leaves so."""
+    """Return whether an opened TIFF of 16-bit gray has white at zero, which Pillow ignores."""
     tags = getattr(image, "tag_v2", {})
     return image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0
 
 
 def has_deep_colours(image: Image.Image) -> bool:
-    """Tell whether an opened file has 16-bit colours, of which Pillow decodes the upper 8."""
+    """Return whether an opened file has 16-bit colours, of which Pillow decodes the upper bytes."""
     return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile) for tile in _tiles(image))
 
 
 def open_low_bytes(data: BinaryIO, name: str) -> Image.Image | None:
-    """Open a file with 16-bit colours so that the lower 8 are decoded; None where that cannot be.
+    """Open a file with 16-bit colours so that the lower 8 bits are decoded; None if impossible.
 
-    The decoder is told that the bytes of each value are in the other order.
+    The byte order of the decoder is reversed.
     """
     data.seek(0)
     image = open_image(data, name)
@@ -200,9 +200,9 @@ def open_low_bytes(data: BinaryIO, name: str) -> Image.Image | None:
     tiles = []
     for tile in _tiles(image):
         bands, _, order = _raw_mode(tile).partition(";16")
-        # libtiff takes planes that lie apart in the order of this machine, whatever it is told.
-        apart = tile[0] == "libtiff" and tags.get(_PLANAR, 1) == 2
-        if apart or bands not in ("RGB", "RGBA", "RGBX", "R", "G", "B", "A"):
+        # libtiff reads separate planes in the byte order of this machine, whatever it is given.
+        separate = tile[0] == "libtiff" and tags.get(_PLANAR, 1) == 2
+        if separate or bands not in ("RGB", "RGBA", "RGBX", "R", "G", "B", "A"):
             return None
         other = "B" if order.replace("N", native) == "L" else "L"
         tiles.append(_with_raw_mode(tile, f"{bands};16{other}"))

@@ -1,6 +1,6 @@
-"""From the user's image to the model's grid, and back.
+"""From the user's image to the model's grid.
 
-docs/bundle.md, steps 2 and 7. Sizes are (width, height), arrays (height, width).
+docs/bundle.md, step 2. Sizes are (width, height), arrays (height, width).
 """
 
 import math
@@ -22,13 +22,13 @@ Resized: TypeAlias = npt.NDArray[np.uint8] | Float32
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one image on its way to the model.
+    """How an image is resized and cropped for the model.
 
     Attributes:
         size_wh: the user's image, pixels.
         resized_wh: after the resize, pixels.
-        crop_xyxy: the part of the resized image the model sees, pixels, right and bottom
-            exclusive; the whole of it for `stretch` and for fixed sizes.
+        crop_xyxy: the part of the resized image that the model sees, pixels, right and bottom
+            exclusive; all of it for `stretch` and for fixed sizes.
         grid_hw: rows and columns of tokens.
     """
 
@@ -44,7 +44,7 @@ class Plan:
 
 
 def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None = None) -> Plan:
-    """Say how an image of this size is brought to the model.
+    """Return how an image of this size is resized and cropped.
 
     Args:
         size_wh: width and height of the image, pixels.
@@ -52,8 +52,8 @@ def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None
         max_tokens: rows of the bundle's noise; None for no limit.
 
     Raises:
-        InputError: the image is longer than `max_aspect`, too small for one token, or makes
-            more tokens than there is noise for.
+        InputError: the aspect ratio exceeds `max_aspect`, or the image is too small for one token
+            or makes more tokens than there is noise for.
     """
     width, height = size_wh
     aspect = max(width, height) / min(width, height)
@@ -93,13 +93,13 @@ def _resized(
     if geometry.resize == "always" and geometry.rounding == "ceil":
         wide, tall = _rounded_up(size_wh, level)
     elif geometry.resize == "always":
-        # side * level / root, in this order: exact where the answer is whole, so a square
+        # side * level / root, in this order: exact where the result is whole, so that a square
         # image never loses a row of tokens to the rounding of level / root.
         root = math.sqrt(area)
         wide, tall = width * level / root, height * level / root
     elif area > level * level:
-        # The order of diffusers' Flux2 pipeline, to the last bit: for one square image in
-        # six it comes to a pixel less than the above, and every pixel after it differs.
+        # The order of diffusers' Flux2 pipeline, to the last bit: for one square image in six it
+        # gives a pixel less than the above.
         scale = math.sqrt(level * level / area)
         wide, tall = width * scale, height * scale
     multiple = geometry.multiple_px
@@ -114,7 +114,7 @@ def _resized(
 
 
 def _rounded_up(size_wh: tuple[int, int], level: int) -> tuple[int, int]:
-    """Round the longer side up, and what the shorter one is for it; in this order, to the bit."""
+    """Round the longer side up, then the shorter one that belongs to it; exact in this order."""
     width, height = size_wh
     ratio = width / height
     if width > height:

@@ -1,4 +1,4 @@
-"""Images in, 8-bit RGB out: everything that can be odd about a file ends at this door."""
+"""Reading of images of any kind as 8-bit RGB."""
 
 import io
 from pathlib import Path
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
-"""A path, the bytes of a file or an open binary file, all turned upright by their EXIF; or a PIL
-image or a uint8 array, taken as they are. See `load_image`."""
+"""A path, the bytes of a file or an open binary file, which are turned upright by their EXIF; or a
+PIL image or a uint8 array, which are taken as they are. See `load_image`."""
 
 SUFFIXES = (
     *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe"),
     *(".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"),
 )
-"""How names of image files end, in lower case, for listing folders; contents are what counts."""
+"""File name suffixes of images in lower case, to list folders; the content decides the format."""
 MAX_PIXELS = 64_000_000
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -52,11 +52,11 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
     """Read an image as 8-bit RGB.
 
     - EXIF: a path, bytes and an open file are turned upright as their EXIF says. A PIL image and
-      an array are taken as they are: whoever opened them may have turned or cut them since.
+      an array are taken as they are: the caller may have turned or cropped them.
       `PIL.ImageOps.exif_transpose` turns a PIL image upright.
-    - Depth: gray and colours of more than 8 bits are scaled by the range that they use, to
+    - Depth: gray and colours of more than 8 bits are scaled by their range, to
       round(value * 255 / (2^b - 1)), where b is the number of bits of the largest value, 8 or
-      more. So 4095 is white in an image of 12 bits, whether these are stored in 16 or in 32.
+      more. So 4095 is white in an image of 12 bits, stored in 16 or in 32.
     - Colour: palettes and CMYK are converted, transparency is laid over white, colour profiles
       are not applied.
 
@@ -75,8 +75,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
 
     Raises:
         InputError: the file is missing, not an image, damaged, too large or of a kind that cannot
-            be read here, or the array is not of one of the shapes above; the message says what to
-            do.
+            be read here, or the array has another shape.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -88,24 +87,24 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
 
 
 def pixel_count(file: Path) -> int:
-    """Return how many pixels an image file has by its header; 0 where there is none to be read."""
+    """Return the number of pixels of an image file by its header; 0 if it cannot be read."""
     if not file.is_file():  # a pipe can be read once
         return 0
     try:
         with file.open("rb") as data, open_image(data, "the image") as image:
             return image.width * image.height
-    except (OSError, InputError):  # `load_image` says what is wrong
+    except (OSError, InputError):  # `load_image` reports it
         return 0
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1 where it says nothing of use.
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 without a valid one.
 
-    After loading, that of a TIFF is 1: Pillow itself has turned it.
+    After loading, that of a TIFF is 1: Pillow has turned it.
     """
     try:
         found = int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # unreadable EXIF says nothing about the pixels
+    except Exception:  # unreadable EXIF does not matter
         return 1
     return found if found in _TRANSPOSE else 1
 
@@ -174,7 +173,7 @@ def _check_size(size_wh: tuple[int, int], name: str, max_pixels: int) -> None:
 def _decode(
     image: Image.Image, data: BinaryIO | None, name: str, max_pixels: int
 ) -> npt.NDArray[np.uint8]:
-    """Decode an image of a file (`data`), or take one that somebody else opened."""
+    """Decode an image of a file (`data`), or one that the caller opened (None)."""
     _check_size(image.size, name, max_pixels)
     try:
         deep, inverted = data is not None and has_deep_colours(image), white_is_zero(image)
@@ -189,7 +188,7 @@ def _decode(
         return np.array(rgb, dtype=np.uint8)
     except InputError:
         raise
-    except Exception as error:  # decoders raise whatever they stumble on in damaged data
+    except Exception as error:  # decoders raise any error on damaged data
         raise InputError(
             f"{name} is damaged or cut short, it could not be decoded "
             f"({one_line(error, limit=80)}): get the file again"
@@ -248,7 +247,7 @@ def _deep_colours(image: Image.Image, data: BinaryIO, name: str) -> Image.Image:
     bits = int(values[..., :3].max()).bit_length()
     scaled = _to_8_bits(values, bits)
     if image.mode == "RGBA":
-        # Mostly 65535 for opaque, whatever the colours use.
+        # Opaque is mostly 65535, whatever range the colours have.
         alpha = values[..., 3]
         scaled[..., 3] = _to_8_bits(alpha, max(bits, int(alpha.max()).bit_length()))
     found = Image.fromarray(scaled)
@@ -257,7 +256,7 @@ def _deep_colours(image: Image.Image, data: BinaryIO, name: str) -> Image.Image:
 
 
 def _to_8_bits(values: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]:
-    """Return round(x * 255 / (2^bits - 1)), `bits` being 8 or more; of more than 16 the upper."""
+    """Return round(x * 255 / (2^bits - 1)) for 8 bits or more; of more than 16 the upper 16."""
     bits = max(bits, 8)
     table = np.arange(2**16)
     white = 2 ** min(bits, 16) - 1

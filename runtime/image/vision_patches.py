@@ -1,7 +1,7 @@
-"""What a text encoder that looks at the image sees of it (docs/bundle.md, step 4).
+"""Views and patches of an image for a text encoder with vision (docs/bundle.md, step 4).
 
-Sizes are (width, height), arrays (height, width). Every step is a resize of 8-bit pixels, as the
-processors that such encoders are published with do it, to the last bit.
+Sizes are (width, height), arrays (height, width). Every step resizes 8-bit pixels exactly as the
+processors do that such encoders are published with.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ Float64: TypeAlias = npt.NDArray[np.float64]
 # Limits of the step to the nearest multiples, in merged patches.
 ALIGN_FEWEST, ALIGN_MOST = 4, 16384
 MAX_ASPECT = 200
-# A bundle's own limits may be odd; what is made of them stays below these.
+# Upper bounds for views and patches, whatever limits a bundle sets.
 MAX_VIEW_PIXELS = 2**24
 MAX_PATCH_PIXELS = 2**25
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """An image as the text encoder sees it.
+    """An image at the text encoder's size.
 
     Attributes:
         image_hwc: (h, w, 3) uint8, read-only; sides are multiples of a merged patch.
@@ -50,23 +50,23 @@ class View:
 
     @cached_property
     def digest(self) -> str:
-        """Name of its pixels: 64 hexadecimal digits."""
+        """SHA-256 of its size and pixels, hexadecimal."""
         named = hashlib.sha256(repr(self.image_hwc.shape).encode(), usedforsecurity=False)
         named.update(self.image_hwc.data)
         return named.hexdigest()
 
 
 def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> View:
-    """Bring an image to the text encoder.
+    """Resize an image for the text encoder.
 
     Args:
-        pixels_hwc: (H, W, 3) uint8; not resized first where it is of `size_wh` already.
-        size_wh: what the image is resized to for the model, pixels.
+        pixels_hwc: (H, W, 3) uint8.
+        size_wh: the image's size for the model, pixels; it is resized to that first.
         rules: the bundle's.
 
     Raises:
-        InputError: the image is longer than such encoders take.
-        BundleError: the rules make a view of more pixels than anybody needs.
+        InputError: the aspect ratio exceeds 200.
+        BundleError: the rules make a view of too many pixels.
     """
     image = _resize(Image.fromarray(pixels_hwc), size_wh, rules.view_resample)
     cell = rules.cell_px
@@ -81,7 +81,7 @@ def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> Vie
         seen = _resize_16(np.asarray(image), fitted, rules.resample)
     else:
         seen = np.array(_resize(image, fitted, rules.resample))
-    seen.flags.writeable = False  # kept with the image's state, for any number of prompts
+    seen.flags.writeable = False  # shared by prompts
     return View(seen, (fitted[1] // rules.patch_px, fitted[0] // rules.patch_px))
 
 
@@ -118,9 +118,9 @@ def patch_positions(grid_hw: tuple[int, int], rules: VisionRules) -> npt.NDArray
 
 
 def _tables(rules: VisionRules) -> npt.NDArray[np.float32]:
-    """Return what each 8-bit value becomes, by channel: (3, 256) float32.
+    """Return the normalised value of each 8-bit value, by channel: (3, 256) float32.
 
-    Scaled in double precision, rounded, and normalised in single: the processor's own order.
+    Scaled in double precision, rounded, and normalised in single, as the processor does.
     """
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
     mean, std = np.array(rules.mean, np.float32), np.array(rules.std, np.float32)
@@ -130,14 +130,14 @@ def _tables(rules: VisionRules) -> npt.NDArray[np.float32]:
 def _fit(
     size_wh: tuple[int, int], cell: int, *, fewest: int, most: int, least: int
 ) -> tuple[int, int]:
-    """Return the multiples of a merged patch that keep a size between two limits.
+    """Round a size to multiples of a merged patch, between two limits.
 
     Args:
         size_wh: width and height, pixels.
         cell: side of a merged patch, pixels.
         fewest: the lower limit, pixels.
         most: the upper limit, pixels.
-        least: shortest side before the limits are looked at, pixels.
+        least: minimum of a side before the limits apply, pixels.
     """
     width, height = size_wh
     if max(size_wh) > MAX_ASPECT * min(size_wh):
@@ -172,29 +172,21 @@ def _resize(image: Image.Image, size_wh: tuple[int, int], resample: str) -> Imag
 
 
 def _resize_16(pixels_hwc: Uint8, size_wh: tuple[int, int], resample: str) -> Uint8:
-    """Resize as torchvision does a tensor of 8 bits on a CPU: Pillow's filters in 16-bit weights.
+    """Resize as torchvision does an 8-bit tensor on a CPU: Pillow's filters with 16-bit weights.
 
-    Across first, then down, rounded to 8 bits in between; a side that stays is not touched.
+    Across first, then down, rounded to 8 bits in between.
     """
     found = pixels_hwc
     for axis, size in ((1, size_wh[0]), (0, size_wh[1])):
         if found.shape[axis] != size:
             found = _pass_16(found, axis, size, *_FILTERS_16[resample])
-    return np.array(found, order="C")  # never the caller's
+    return np.array(found, order="C")  # a copy, always
 
 
 def _pass_16(
     pixels: Uint8, axis: int, size: int, reach: float, weigh: Callable[[Float64], Float64]
 ) -> Uint8:
-    """Resize one axis.
-
-    Args:
-        pixels: 8-bit values.
-        axis: which.
-        size: of it, afterwards.
-        reach: of the filter, pixels of the smaller side.
-        weigh: the filter.
-    """
+    """Resize one axis to `size` by a filter that reaches `reach` pixels of the smaller side."""
     before = pixels.shape[axis]
     wide = max(before / size, 1.0)
     centres = (np.arange(size) + 0.5) * (before / size)
@@ -203,7 +195,7 @@ def _pass_16(
     taps = first[:, None] + np.arange(int((last - first).max()) + 1)
     weights = weigh(np.abs((taps - centres[:, None] + 0.5) / wide)) * (taps <= last[:, None])
     weights /= weights.sum(1, keepdims=True)
-    # As many bits as leave the largest weight in 15.
+    # The number of bits with which the largest weight fits in 15.
     bits = next(n for n in range(23) if n == 22 or int(weights.max() * 2 ** (n + 1) + 0.5) >= 2**15)
     whole = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
     source = np.moveaxis(pixels, axis, -1)

@@ -1,1 +1,1 @@
-"""What a segmentation returns: the mask, and how it is drawn and encoded."""
+"""The result of a segmentation, and how it is drawn and encoded."""

@@ -1,6 +1,6 @@
-"""What is written on drawings: labels of masks, and the scale of a heat map.
+"""Text on drawings: labels of masks, and the scale of a heat map.
 
-Texts are in Pillow's own font, which has Latin letters only.
+The font is Pillow's default, which has Latin letters only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Uint8: TypeAlias = "npt.NDArray[np.uint8]"
 Rgb: TypeAlias = tuple[int, int, int]
 _Box: TypeAlias = tuple[int, int, int, int]
 
-_FONT_PART = 30  # letters are this part of the shorter side, in bounds
+_FONT_PART = 30  # letters are this part of the shorter side, within `_FONT_PX`
 _FONT_PX = (11, 40)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,11 +29,11 @@ _SCALE_OF = "attention"
 
 
 def label_text(result: Segmentation, number: int) -> str:
-    """Say what a mask is of and how sure it is, such as "the green van 0.98".
+    """Return the label of a mask, its expression and confidence: "the green van 0.98".
 
     Args:
-        result: whose mask it is.
-        number: stands for an expression in letters that the font does not have, as "#1".
+        result: with the mask.
+        number: replaces an expression in letters that the font does not have, as "#1".
     """
     name = result.expression if _has_letters(result.expression) else f"#{number}"
     if result.reason is not None:
@@ -45,12 +45,12 @@ def label_text(result: Segmentation, number: int) -> str:
 def draw_labels(
     drawn_hwc: Uint8, labels: Sequence[tuple[str, Rgb, tuple[int, int, int, int] | None]]
 ) -> None:
-    """Write labels at their boxes, none over another; on an image with no room for one, none.
+    """Write labels at their boxes without overlap; labels without room are left out.
 
     Args:
         drawn_hwc: (H, W, 3), drawn on.
-        labels: text, colour of its ground, and box (x0, y0, x1, y1) of what it is the label of;
-            without one it is written at the bottom.
+        labels: text, background colour, and box (x0, y0, x1, y1) of the object; without one the
+            label is written at the bottom.
     """
     height, width = drawn_hwc.shape[:2]
     font = _font(_font_px(height, width))
@@ -64,7 +64,7 @@ def draw_labels(
         wide = int(font.getlength(shown)) + 2 * pad + 2
         x0, y0, _, y1 = box or (0, height, width, height)
         x = min(max(x0, 0), width - wide)
-        # Above what it names, else below, else in it; then wherever there is room.
+        # Above the object, else below, else in it, else anywhere.
         tops = [y0 - tall - pad, y1 + pad, y0 + pad] if box else []
         tops += [*range(height - tall, -1, -tall)]
         fitting = [
@@ -80,7 +80,7 @@ def draw_labels(
 
 
 def with_scale(heat_hwc: Uint8, colours: Uint8) -> Uint8:
-    """Put a colour bar with numbers from 0 to 1 under a heat map: (H + bar, W, 3).
+    """Append a colour bar with numbers from 0 to 1 to a heat map: (H + bar, W, 3).
 
     Args:
         heat_hwc: (H, W, 3).
@@ -116,7 +116,7 @@ def _write(
     light = float(np.array(ground, np.float32) @ _LUMA) > 140
     tag = Image.new("RGB", (x1 - x0, y1 - y0), ground)
     pen = ImageDraw.Draw(tag)
-    # Two lines, as around a mask: one of them shows on any image.
+    # A frame that contrasts with the background: one of the two shows on any image.
     pen.rectangle([0, 0, x1 - x0 - 1, y1 - y0 - 1], outline="black" if light else "white")
     middle = (pad + 1, (y1 - y0) / 2)
     pen.text(middle, text, fill="black" if light else "white", font=font, anchor="lm")
@@ -137,7 +137,7 @@ def _font_px(height: int, width: int) -> int:
 @lru_cache(maxsize=32)
 def _font(px: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(px)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it is no bitmap
+    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it is not a bitmap
     return font
 
 
@@ -152,7 +152,7 @@ def _has_letters(text: str) -> bool:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, wide: int) -> str:
-    """Shorten a text to a width, in the middle: its end says how sure it is."""
+    """Shorten a text to a width in the middle: its end has the confidence."""
     if font.getlength(text) <= wide:
         return text
     name, end = text[:-14], text[-14:]

@@ -1,4 +1,4 @@
-"""Images of a result: the mask itself, an overlay, a cutout, a heat map.
+"""Drawings of a result: the mask, an overlay, a cutout, a heat map.
 
 Arrays in, arrays out; `encode_png` turns any of them into a file's bytes.
 """
@@ -43,8 +43,8 @@ _OPACITY = 0.3
 _LIGHT, _DARK = 255, 0
 _LOOKED_AT = 4000  # pixels of a mask
 _EYE_WEIGHTS = np.array([0.3, 0.5, 0.2], np.float32)
-# Dark violet, purple, red, orange, pale yellow: lightness rises all the way, so the order
-# survives a grey print and colour-blind eyes.
+# Dark violet, purple, red, orange, pale yellow: lightness rises, so that the order shows in grey
+# prints and to colour-blind readers.
 _STOPS_RGB = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
@@ -56,16 +56,16 @@ _OUTLINE_PART = 300  # the outline is this part of the shorter side
 
 
 def render(result: Segmentation, image_hwc: Uint8, kind: Kind) -> Uint8:
-    """Draw one kind of image of a result.
+    """Draw a result.
 
     Args:
-        result: what `Segmenter.segment` returned for the image.
-        image_hwc: the image, (H, W, 3) RGB, as `load_image` gives it.
+        result: of `Segmenter.segment`.
+        image_hwc: its image, (H, W, 3) RGB, as `load_image` returns it.
         kind: one of `KINDS`.
 
     Returns:
-        (H, W) for a mask, (H, W, 4) for a cutout, (H, W, 3) for an overlay; of a heat map too, but
-        with the scale under it.
+        (H, W) for a mask, (H, W, 4) for a cutout, (H, W, 3) for an overlay, and (H + scale, W, 3)
+        for a heat map.
 
     Raises:
         InputError: the image is not of the result's size.
@@ -86,15 +86,15 @@ def render(result: Segmentation, image_hwc: Uint8, kind: Kind) -> Uint8:
 
 
 def overlay(image_hwc: Uint8, results: Sequence[Segmentation], *, labels: bool = True) -> Uint8:
-    """Tint the masks of results, each in a colour that its object does not have: (H, W, 3).
+    """Tint the masks of results, each in a colour that contrasts with its object: (H, W, 3).
 
-    A mask is outlined by a light line and a dark one around it, so that one of them shows on any
-    ground. A label has the expression and the confidence, and says what is doubtful or not found.
+    A mask has a light and a dark outline, so that one of them shows on any background. A label has
+    the expression and the confidence, and says what is doubtful or not found.
 
     Args:
         image_hwc: (H, W, 3) RGB.
         results: of that image.
-        labels: write them, where they fit.
+        labels: whether to write labels.
     """
     drawn = image_hwc.copy()
     colours = contrasting(image_hwc, [result.mask_hw for result in results])
@@ -112,14 +112,14 @@ def overlay(image_hwc: Uint8, results: Sequence[Segmentation], *, labels: bool =
 
 
 def contrasting(image_hwc: Uint8, masks: Sequence[npt.NDArray[np.bool_]]) -> list[Rgb]:
-    """Choose for each mask the colour that differs most from what is under it.
+    """Choose for each mask the colour that differs most from the image under it.
 
     Args:
         image_hwc: (H, W, 3) RGB.
         masks: (H, W) each.
 
     Returns:
-        Colours from a fixed list, each once until all are taken.
+        Colours from a fixed list, each once until all are used.
     """
     palette = np.array(COLOURS_RGB, np.float32)
     chosen: list[Rgb] = []
@@ -127,9 +127,9 @@ def contrasting(image_hwc: Uint8, masks: Sequence[npt.NDArray[np.bool_]]) -> lis
         places = np.flatnonzero(mask_hw)
         some = places[:: len(places) // _LOOKED_AT + 1]
         pixels = image_hwc.reshape(-1, 3)[some].astype(np.float32)
-        # Weighed as the eye does, roughly: (p, 1, 3) against (1, c, 3).
+        # Roughly weighted by perception: (p, 1, 3) against (1, c, 3).
         apart = np.sqrt((pixels[:, None] - palette) ** 2 @ _EYE_WEIGHTS)
-        # Most of an object, not its mean: half green and half red is not brown.
+        # A percentile, not the mean: half green and half red is not brown.
         score = np.percentile(apart, 25, axis=0) if len(some) else np.zeros(len(palette))
         since = len(chosen) // len(palette) * len(palette)
         free = [at for at, each in enumerate(COLOURS_RGB) if each not in chosen[since:]]
@@ -138,7 +138,7 @@ def contrasting(image_hwc: Uint8, masks: Sequence[npt.NDArray[np.bool_]]) -> lis
 
 
 def outline(drawn_hwc: Uint8, mask_hw: npt.NDArray[np.bool_], colour: Rgb) -> None:
-    """Draw a line of a colour within the edge of a mask, a light and a dark one around it."""
+    """Draw a coloured line inside the edge of a mask, and a light and a dark one outside."""
     thickness = max(1, round(min(mask_hw.shape) / _OUTLINE_PART))
     near = _grown(mask_hw, thickness)
     drawn_hwc[_grown(near, thickness) & ~near] = _DARK
@@ -149,16 +149,16 @@ def outline(drawn_hwc: Uint8, mask_hw: npt.NDArray[np.bool_], colour: Rgb) -> No
 def cutout(image_hwc: Uint8, mask_hw: npt.NDArray[np.bool_]) -> Uint8:
     """Keep the mask and make the rest transparent: (H, W, 4) RGBA."""
     drawn = np.zeros((*mask_hw.shape, 4), np.uint8)
-    # What is transparent is also black: the image's background must not travel in the file.
+    # Transparent pixels are black: the file must not contain the image's background.
     drawn[mask_hw, :3] = image_hwc[mask_hw]
     drawn[..., 3] = mask_hw * np.uint8(255)
     return drawn
 
 
 def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
-    """Lay a map in [0, 1], (H, W), in colours over the grey image: (H, W, 3)."""
+    """Blend a map in [0, 1], (H, W), in colours with the grey image: (H, W, 3)."""
     drawn = np.empty((*map_hw.shape, 3), np.uint8)
-    # Some rows at a time: the floats between bytes and bytes are seven times as large.
+    # A few rows at a time: the floats in between take seven times the memory.
     for top in range(0, len(map_hw), _ROWS):
         rows = slice(top, top + _ROWS)
         level = np.rint(np.clip(map_hw[rows], 0.0, 1.0) * 255).astype(np.uint8)
@@ -170,14 +170,14 @@ def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
 def encode_png(pixels: Uint8) -> bytes:
     """Encode (H, W), (H, W, 3) or (H, W, 4) uint8 as a PNG file's bytes."""
     buffer = io.BytesIO()
-    # A two-valued mask shrinks with the slow setting. Images hardly do: the usual level, 6, takes
-    # six times as long as 2 for files that are an eighth smaller.
+    # The slow setting pays off for masks only: for images the default level, 6, takes six times as
+    # long as 2 for files that are an eighth smaller.
     Image.fromarray(pixels).save(buffer, "PNG", optimize=pixels.ndim == 2, compress_level=2)
     return buffer.getvalue()
 
 
 def _grown(mask_hw: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
-    """Pixels at most `by` rows and `by` columns from the mask."""
+    """Return the pixels at most `by` rows and `by` columns from the mask."""
     for axis in (0, 1):
         lines = mask_hw.swapaxes(0, axis)
         grown = lines.copy(order="K")
@@ -198,4 +198,4 @@ def _palette() -> npt.NDArray[np.float32]:
 
 _PALETTE = _palette()
 SCALE_RGB: Uint8 = np.rint(_PALETTE * _HEAT_SHARE + 128 * (1 - _HEAT_SHARE)).astype(np.uint8)
-"""(256, 3): what 0 to 1 look like over a middle grey."""
+"""(256, 3): the colours of 0 to 1 over a middle grey."""

@@ -35,7 +35,7 @@ def decode_rle(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Decode COCO's `counts` string into a mask (H, W) bool.
 
     Raises:
-        InputError: The string is no such encoding, or not of this size.
+        InputError: the string is not such an encoding, or not of this size.
     """
     height, width = size_hw
     runs = _unpack(counts)

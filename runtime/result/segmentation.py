@@ -20,40 +20,39 @@ _DOUBTFUL = 0.5  # as likely absent as present
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """The answer for one expression on one image; it can be pickled, with its mask compressed.
+    """The result for one expression on one image; it can be pickled, with its mask compressed.
 
     Attributes:
-        expression: the expression as it was asked, white space collapsed.
-        instruction: what the model was told: the template with the expression in it, or what a
-            refiner made of that, and then the magnets.
+        expression: the user's expression, white space collapsed.
+        instruction: the instruction sent to the text encoder: the template with the expression in
+            it, or a refiner's version of that, followed by the magnets.
         mask_hw: (H, W) bool at the size of the image.
         score_map: (N_h, N_w) float32 on the token grid; the mask is where it is positive after
-            upsampling. Zeros where there is no answer, but not where the confidence is too low.
+            upsampling. Zeros without a result, but not where the confidence is too low.
         coarse: (N_h, N_w) float32 in [0, 1], the coarse attention map (CAM).
         refined: (N_h, N_w) float32 in [0, 1], the refined attention map (RAM).
-        score: mean of the positive values of `score_map`, the margin by which the tokens of the
-            object are nearer to it than to the rest; 0 where the mask is empty.
-        separability: Fisher's score between mask and rest; larger is surer.
+        score: mean of the positive values of `score_map`, the margin by which the object's tokens
+            are nearer to it than to the background; 0 where the mask is empty.
+        separability: Fisher's score between mask and background; larger is surer.
         concentration: how concentrated the coarse map is, 0 (even) to 1 (one token).
         agreement: correlation of the refined map and the score map, -1 to 1.
-        confidence: the probability that what was asked for is in the image, by the bundle's
-            rule for the three above; None where the bundle's was never fitted, and where it
-            cannot know (`outside`).
+        confidence: probability that the object is present, by the bundle's rule for the three
+            above; None if that was never fitted, and out of scope (`outside`).
         reason: why the mask is empty, or None where it is not.
         demonstrator: whether the model is one: small, and made for drawn scenes.
-        outside: why a demonstrator cannot know: none of its nouns is in the expression, or the
-            image is unlike what it was made for. None for other models.
-        provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; where not all
-            of them ran on one, the transformer's first: "tensorrt-rtx:0+cuda:0".
-        precision: what the transformer computed in, such as "float32" or "fp8".
+        outside: why the input is out of a demonstrator's scope: none of its nouns is in the
+            expression, or the image is unlike its training images. None for other models.
+        provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; if they ran on
+            several, the transformer's first: "tensorrt-rtx:0+cuda:0".
+        precision: of the transformer, such as "float32" or "fp8".
         model: name of the bundle's model.
         timings_ms: wall time by stage. Stages shared by the expressions of one call are divided
-            evenly, so the results of a call add up to its duration.
-        tokens: text of each prompt token, where the bundle captures token attention.
-        token_attention: (len(tokens), N_h, N_w) float32, or None: how much each place looks at
+            evenly, so that the results of a call add up to its duration.
+        tokens: text of each prompt token, if the bundle captures token attention.
+        token_attention: (len(tokens), N_h, N_w) float32, or None: attention of each position to
             each prompt token, summed over blocks.
-        sinks: places in the prompt of the attention sinks that were weighed out, from 0; see
-            `find_sinks`. Empty where there are none, or they were not asked for.
+        sinks: indices in the prompt of the attention sinks that were given weight 0; see
+            `find_sinks`. Empty if there are none, or without option `sinks`.
         plan: how the image was brought to the model's grid.
     """
 
@@ -147,7 +146,7 @@ class Segmentation:
         self.__dict__.update(state, mask_hw=decode_rle(*state["mask_hw"]))
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: everything but the arrays and the token texts."""
+        """Return everything but the arrays and the token texts, for JSON."""
         return {
             "expression": self.expression,
             "instruction": self.instruction,

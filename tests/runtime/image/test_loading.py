@@ -343,7 +343,7 @@ def test_avif_and_heic_without_their_package(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_lies_beside_images(tmp_path: Path) -> None:
     file = tmp_path / "._a.png"
     file.write_bytes(b"\0\5\x16\7" + bytes(4092))
-    with pytest.raises(InputError, match=r"\._a.png' is not an image, macOS keeps notes"):
+    with pytest.raises(InputError, match=r"\._a.png' is not an image but metadata that macOS"):
         load_image(file)
     with pytest.raises(InputError, match=r"is empty \(0 bytes\): get the file again"):
         load_image(b"")
