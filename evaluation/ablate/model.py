@@ -180,16 +180,11 @@ class AblationModel:
         precision, rules = self.precision, opened.spec.prompt
         self._vae = engine(opened.vae_encoder(precision), "clean_latents", self.device)
         self._encoder = PromptEncoder(rules, opened.tokenizer_json.encode())
-        vision_encoder = None
-        tower, token = opened.vision_encoder(precision), self._encoder.image_token_id
-        if tower is not None and rules.vision is not None and token is not None:
-            vision_encoder = VisionEncoder(
-                rules,
-                rules.vision,
-                engine(tower, "image_embeds", text_device),
-                image_token_id=token,
-                token_px=opened.spec.geometry.token_px,
-            )
+        vision_encoder, tower = None, opened.vision_encoder(precision)
+        if tower is not None and rules.vision is not None:
+            own = engine(tower, "image_embeds", text_device)
+            token_px = opened.spec.geometry.token_px
+            vision_encoder = VisionEncoder(self._encoder, rules.vision, own, token_px=token_px)
         text = engine(opened.text_encoder(precision), "prompt_embeds", text_device)
         self._vision_encoder = vision_encoder
         self._embedder = PromptEmbedder(

@@ -23,21 +23,17 @@ _HIGH = 5.0  # times the median over tokens
 _EVEN = 0.75  # standard deviation over mean
 
 
-def find_sinks(
-    token_attention: Float32, weights: Float32, *, high: float = _HIGH, even: float = _EVEN
-) -> npt.NDArray[np.bool_]:
+def find_sinks(token_attention: Float32, weights: Float32) -> npt.NDArray[np.bool_]:
     """Find tokens whose attention is high and near-uniform over the image.
 
     With m and s the mean and the standard deviation of a token's attention over the N_v
-    positions, it is a sink where m > `high` times the median of m over the tokens of non-zero
-    weight, and s / m < `even`. So fewer than half of these tokens can be sinks.
+    positions, it is a sink where m > 5 times the median of m over the tokens of non-zero weight,
+    and s / m < 0.75. So fewer than half of these tokens can be sinks.
 
     Args:
         token_attention: (N_v, N_p) float32, not negative; a token with values that are not finite
             is no sink.
         weights: (N_p,) float32; a token of weight zero is no sink.
-        high: 5 by default.
-        even: 0.75 by default.
 
     Returns:
         (N_p,) bool.
@@ -49,7 +45,7 @@ def find_sinks(
     with np.errstate(invalid="ignore", over="ignore"):
         mean, spread = seen.mean(axis=0), seen.std(axis=0)
         typical = np.median(mean[counted])
-        return np.asarray(counted & (mean > high * typical) & (spread < even * mean))
+        return np.asarray(counted & (mean > _HIGH * typical) & (spread < _EVEN * mean))
 
 
 def without_sinks(

@@ -19,17 +19,13 @@ __all__ = [
     "FEATURES_NOT_FINITE",
     "Array",
     "Localisation",
-    "class_means",
-    "classify",
     "coarse_map",
     "degenerate_reason",
     "localise",
     "minmax",
     "propagate",
-    "prototypes",
     "refined_map",
     "segment_tokens",
-    "separability",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -79,7 +75,7 @@ def degenerate_reason(values: Array) -> str | None:
     Args:
         values: (N,), before `minmax`.
     """
-    if not bool(np.isfinite(values).all()):
+    if not np.isfinite(values).all():
         return ATTENTION_NOT_FINITE
     low, high = float(values.min()), float(values.max())
     if high - low <= _CONSTANT_SPAN * max(abs(low), abs(high)):
@@ -102,96 +98,43 @@ def propagate(transition_matrices: Array, attention_vectors: Array) -> Array:
     return (transition_matrices @ attention_vectors[..., None])[..., 0]
 
 
-def prototypes(features: Array, region: Array, *, rule: str = "equation") -> Array:
-    """Equation 5: the means of the L2-normalised features over the region and over the rest.
+def localise(features: Array, region: Array, *, rule: str = "equation") -> tuple[Array, float]:
+    """Equations 5 and 6 on the token grid, and the separability of the two classes.
+
+    The prototypes P of equation 5 are the means of the L2-normalised features F over the region
+    and over the rest. The scores F . (P_fg - P_bg) are equation 6 before its argmax. Fisher's
+    score |mu_1 - mu_0|^2 / (sigma2_1 + sigma2_0) (equation 2, A1-A3) of the classes that the
+    scores' signs make says how far apart they are.
 
     Args:
         features: (N, D) float32, as the model gives them.
         region: (N,) bool, M = RAM > tau.
-        rule: "equation" leaves the means as they are, as equation 6 uses them; "cosine"
+        rule: "equation" leaves the prototypes as they are, as equation 6 uses them; "cosine"
             normalises them, as the paper's text says.
 
     Returns:
-        (2, D) float32: foreground, background. A class without tokens is zero.
-    """
-    return _by_rule(class_means(features, region)[0], rule)
-
-
-def class_means(features: Array, region: Array) -> tuple[Array, Array, Array]:
-    """Means of the L2-normalised features over a region and the rest, in one pass.
-
-    Args:
-        features: (N, D) float32.
-        region: (N,) bool.
-
-    Returns:
-        (2, D) means, (2,) mean squared lengths (one, less the share of zero vectors), and the
-        (N,) inverse norms, all float32.
+        (N,) float32 scores, and the separability; 0 if one class has no tokens.
     """
     inverse = np.empty(features.shape[0], np.float32)
     sums = np.zeros((2, features.shape[1]), np.float32)
     for rows in _blocks(features):
-        block = features[rows]
-        inverse[rows] = _inverse_norms(block)
-        sums += _class_sums(block, region[rows], inverse[rows])
-    return *_means(sums, region, inverse), inverse
-
-
-def classify(features: Array, prototypes: Array, *, inverse_norms: Array | None = None) -> Array:
-    """Equation 6 before its argmax: scores = F . (P_fg - P_bg), F L2-normalised.
-
-    Args:
-        features: (N, D) float32.
-        prototypes: (2, D) float32, foreground and background.
-        inverse_norms: (N,) 1 / |F| if already known.
-
-    Returns:
-        (N,) float32, positive where the foreground prototype is nearer.
-    """
-    if inverse_norms is None:
-        inverse_norms = _inverse_norms(features)
-    return _dots(features, prototypes[0] - prototypes[1]) * inverse_norms
-
-
-def separability(features: Array, mask: Array) -> float:
-    """Fisher's score J = |mu_1 - mu_0|^2 / (sigma2_1 + sigma2_0) (equation 2, A1-A3).
-
-    Args:
-        features: (N, D) float32; L2-normalised here.
-        mask: (N,) bool, the ground truth or the prediction on the token grid.
-
-    Returns:
-        J, where sigma2 is the mean squared distance to the class mean; 0 where one class has
-        no tokens.
-    """
-    if not bool(mask.any()) or bool(mask.all()):
-        return 0.0
-    means, squares, _ = class_means(features, mask)
-    return _fisher(means, squares)
-
-
-def localise(features: Array, region: Array, *, rule: str = "equation") -> tuple[Array, float]:
-    """Equations 5 and 6 on the token grid, and how far apart the two classes came out.
-
-    Args:
-        features: (N, D) float32.
-        region: (N,) bool, M = RAM > tau.
-        rule: see `prototypes`.
-
-    Returns:
-        (N,) float32 scores, and the separability of `scores > 0`.
-    """
-    means, _, inverse = class_means(features, region)
-    means = _by_rule(means, rule)
+        inverse[rows] = _inverse_norms(features[rows])
+        sums += _class_sums(features[rows], region[rows], inverse[rows])
+    prototypes, _ = _means(sums, region, inverse)
+    if rule == "cosine":
+        length = np.sqrt((prototypes * prototypes).sum(axis=1, keepdims=True))
+        prototypes = prototypes / np.where(length > 0, length, 1)
+    elif rule != "equation":
+        raise ValueError(f"prototype rule is {rule!r}, expected 'equation' or 'cosine'")
     scores = np.empty(features.shape[0], np.float32)
-    sums = np.zeros(means.shape, np.float32)
+    sums = np.zeros_like(sums)
     # The sums of a block follow from its scores, so that features are read twice, not thrice.
     for rows in _blocks(features):
         block = features[rows]
-        scores[rows] = classify(block, means, inverse_norms=inverse[rows])
+        scores[rows] = _dots(block, prototypes[0] - prototypes[1]) * inverse[rows]
         sums += _class_sums(block, scores[rows] > 0, inverse[rows])
     mask = scores > 0
-    if not bool(mask.any()) or bool(mask.all()):
+    if not mask.any() or mask.all():
         return scores, 0.0
     return scores, _fisher(*_means(sums, mask, inverse))
 
@@ -212,7 +155,7 @@ def segment_tokens(
         propagated_vectors: (L, N) float32, T_l a_l.
         features: (N, D) float32.
         tau: region threshold in [0, 1).
-        rule: see `prototypes`.
+        rule: see `localise`.
         prior: (N,) float32 in [0, 1], multiplies the refined map before tau; None as published.
     """
     coarse = coarse_map(attention_vectors)
@@ -224,7 +167,7 @@ def segment_tokens(
         return Localisation(nothing, coarse, refined, 0.0, reason)
     weighted = refined if prior is None else minmax(refined * np.asarray(prior))
     scores, fisher = localise(features, weighted > tau, rule=rule)
-    if not bool(np.isfinite(scores).all()):
+    if not np.isfinite(scores).all():
         return Localisation(nothing, coarse, refined, 0.0, FEATURES_NOT_FINITE)
     return Localisation(scores, coarse, refined, fisher)
 
@@ -248,7 +191,7 @@ def _class_sums(block: Array, region: Array, inverse_norms: Array) -> Array:
 
 
 def _means(sums: Array, region: Array, inverse_norms: Array) -> tuple[Array, Array]:
-    """From sums over classes to their means and mean squared lengths; see `class_means`."""
+    """From sums over classes to their means (2, D) and mean squared lengths (2,)."""
     member = np.stack([region, ~region]).astype(np.float32)
     count = np.maximum(member.sum(axis=1), 1)
     return sums / count[:, None], member @ (inverse_norms != 0).astype(np.float32) / count
@@ -264,15 +207,6 @@ def _inverse_norms(features: Array) -> Array:
     """1 / |F| per token, and 0 for a zero vector."""
     square = _dots(features, features)
     return 1 / np.where(square > 0, np.sqrt(square), np.inf)
-
-
-def _by_rule(means: Array, rule: str) -> Array:
-    if rule == "equation":
-        return means
-    if rule != "cosine":
-        raise ValueError(f"prototype rule is {rule!r}, expected 'equation' or 'cosine'")
-    length = np.sqrt((means * means).sum(axis=1, keepdims=True))
-    return means / np.where(length > 0, length, 1)
 
 
 def _blocks(features: Array) -> Iterator[slice]:

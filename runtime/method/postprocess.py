@@ -161,7 +161,7 @@ def localise_outputs(
         capture: a capture mode.
         outputs: of one expression, by logical name, float32.
         tau: region threshold.
-        prototype: see `equations.prototypes`.
+        prototype: see `equations.localise`.
         prior: see `segment_tokens`; ignored for "scores", whose graph contains the threshold.
     """
     if capture == "scores":

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle.manifest import Manifest
-from rism.runtime.bundle.prompt_spec import PromptRules, VisionRules
+from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.engines.device_engine import Mirrored, run_in_place
 from rism.runtime.engines.tensor_checks import expect_shape
@@ -46,27 +46,19 @@ class VisionEncoder:
     """Runs the bundle's "vision_encoder" on images, and keeps their embeddings."""
 
     def __init__(
-        self,
-        rules: PromptRules,
-        vision: VisionRules,
-        engine: Engine,
-        *,
-        image_token_id: int,
-        token_px: int,
+        self, encoder: PromptEncoder, vision: VisionRules, engine: Engine, *, token_px: int
     ) -> None:
         """Take an engine and the bundle's rules.
 
         Args:
-            rules: for prompts.
-            vision: for the view of an image.
+            encoder: the bundle's template and tokenizer.
+            vision: the bundle's rules for the view of an image.
             engine: the bundle's "vision_encoder".
-            image_token_id: the image token.
             token_px: side of a clean token, pixels.
         """
-        self._rules = rules
+        self._encoder = encoder
         self._vision = vision
         self._engine = engine
-        self._token = image_token_id
         self._token_px = token_px
         self._kept: LruCache[Float32 | Mirrored] = LruCache(VIEWS_KEPT)
 
@@ -101,28 +93,30 @@ class VisionEncoder:
         Raises:
             BundleError: the prompts do not have the image's tokens.
         """
-        view = _view_of(image)
+        view, rules = _view_of(image), self._encoder.rules
+        token = self._encoder.image_token_id
+        assert token is not None, "an encoder with vision has an image token"
         ids = position_ids(
             encoded.input_ids,
             encoded.seen_mask,
-            image_token_id=self._token,
+            image_token_id=token,
             grid_hw=view.grid_hw,
             merge=self._vision.merge,
-            unseen_position=self._rules.unseen_position,
+            unseen_position=rules.unseen_position,
         )
-        if self._rules.positions == "none":
+        if rules.positions == "none":
             return VisionContext(view.digest, ids)
         left, top, right, bottom = image.plan.crop_xyxy
         placed = []
         for row, length in enumerate(encoded.lengths.tolist()):
-            kept = slice(self._rules.drop, self._rules.drop + length)
+            kept = slice(rules.drop, rules.drop + length)
             where = prompt_positions(
                 ids[0, row, kept],
-                encoded.input_ids[row, kept] == self._token,
+                encoded.input_ids[row, kept] == token,
                 view_wh=view.size_wh,
                 model_wh=(right - left, bottom - top),
                 grid_hw=merged_grid(view, self._vision),
-                offset_px=self._rules.grid_offset_px,
+                offset_px=rules.grid_offset_px,
                 token_px=self._token_px,
             )
             placed.append(where)
@@ -132,23 +126,11 @@ class VisionEncoder:
 def open_vision_encoder(
     manifest: Manifest, encoder: PromptEncoder, engines: Mapping[str, Engine]
 ) -> VisionEncoder | None:
-    """Return the vision encoder of a bundle; None if its text encoder has no vision.
-
-    Args:
-        manifest: the bundle's.
-        encoder: its tokenizer and template.
-        engines: by graph, with "vision_encoder" if the bundle has one.
-    """
-    vision, token = manifest.prompt.vision, encoder.image_token_id
-    if vision is None or token is None:
+    """Return the vision encoder of a bundle; None if its text encoder has no vision."""
+    vision, token_px = manifest.prompt.vision, manifest.geometry.token_px
+    if vision is None:
         return None
-    return VisionEncoder(
-        manifest.prompt,
-        vision,
-        engines["vision_encoder"],
-        image_token_id=token,
-        token_px=manifest.geometry.token_px,
-    )
+    return VisionEncoder(encoder, vision, engines["vision_encoder"], token_px=token_px)
 
 
 def _view_of(image: ImageState) -> View:

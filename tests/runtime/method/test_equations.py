@@ -101,40 +101,27 @@ def test_features_are_normalised_and_scale_does_not_matter(features: np.ndarray)
 
 def test_many_row_blocks_equal_one(monkeypatch: pytest.MonkeyPatch, features: np.ndarray) -> None:
     region = np.arange(N_V) % 3 == 0
-    whole = equations.prototypes(features.astype(np.float32), region)
+    scores, fisher = equations.localise(features.astype(np.float32), region)
     monkeypatch.setattr(equations, "_BLOCK_VALUES", 5 * D)
-    np.testing.assert_allclose(
-        equations.prototypes(features.astype(np.float32), region), whole, atol=1e-6
-    )
+    again, same = equations.localise(features.astype(np.float32), region)
+    np.testing.assert_allclose(again, scores, atol=1e-6)
+    assert same == pytest.approx(fisher, rel=1e-5)
 
 
-def test_prototype_rules(features: np.ndarray) -> None:
+def test_prototypes_and_separability(features: np.ndarray) -> None:
     f = features / np.linalg.norm(features, axis=1, keepdims=True)
-    region = np.arange(N_V) > 15
+    region, f32 = np.arange(N_V) > 15, features.astype(np.float32)
     means = np.stack([f[region].mean(0), f[~region].mean(0)])
-    f32 = features.astype(np.float32)
-    np.testing.assert_allclose(equations.prototypes(f32, region), means, atol=1e-6)
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
-    np.testing.assert_allclose(equations.prototypes(f32, region, rule="cosine"), unit, atol=1e-6)
-    scores = equations.classify(f32, unit.astype(np.float32))
-    np.testing.assert_allclose(scores, f @ unit[0] - f @ unit[1], atol=1e-5)
+    for rule, prototypes in (("equation", means), ("cosine", unit)):
+        scores, fisher = equations.localise(f32, region, rule=rule)
+        np.testing.assert_allclose(scores, f @ (prototypes[0] - prototypes[1]), atol=1e-5)
+        classes = f[scores > 0], f[scores <= 0]
+        within = sum(((each - each.mean(0)) ** 2).sum(1).mean() for each in classes)
+        between = ((classes[0].mean(0) - classes[1].mean(0)) ** 2).sum()
+        assert fisher == pytest.approx(between / within, 1e-5)
     with pytest.raises(ValueError, match="prototype rule is 'other', expected 'equation'"):
-        equations.prototypes(f32, region, rule="other")
-
-
-def test_separability_is_fishers(features: np.ndarray) -> None:
-    f = features / np.linalg.norm(features, axis=1, keepdims=True)
-    mask = np.arange(N_V) > 13
-    means = f[mask].mean(0), f[~mask].mean(0)
-    within = sum(
-        ((f[m] - mean) ** 2).sum(1).mean() for m, mean in zip((mask, ~mask), means, strict=True)
-    )
-    expected = ((means[0] - means[1]) ** 2).sum() / within
-    assert equations.separability(features.astype(np.float32), mask) == pytest.approx(
-        expected, 1e-5
-    )
-    for one_class in (np.zeros(N_V, bool), np.ones(N_V, bool)):
-        assert equations.separability(features, one_class) == 0.0
+        equations.localise(f32, region, rule="other")
 
 
 @pytest.mark.parametrize(
