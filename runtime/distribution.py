@@ -11,11 +11,7 @@ DISTRIBUTION = "rism-seg"
 
 
 def install_hint(extras: str) -> str:
-    """Return the command that installs this rism again, from where it came from, with extras.
-
-    Args:
-        extras: such as "gpu" or "tensorrt,cuda".
-    """
+    """Return the command that installs this rism again with extras, such as "tensorrt,cuda"."""
     import shlex
     from pathlib import Path
 

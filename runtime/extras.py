@@ -12,12 +12,7 @@ __all__ = ["import_extra"]
 
 
 def import_extra(module: str, *, command: str, extra: str) -> Any:
-    """Import a module of rism for a command, or say what to install for it.
-
-    Args:
-        module: its full name.
-        command: as in `rism COMMAND`, for the message.
-        extra: the extra of this distribution that installs what it needs.
+    """Import a module of rism for `rism COMMAND`, or name the extra to install for it.
 
     Raises:
         RismError: one of them is missing.

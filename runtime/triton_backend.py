@@ -33,18 +33,14 @@ _Row: TypeAlias = tuple[bytes, str]
 
 
 class ServedGraph:
-    """One graph, run by another model of the server."""
+    """One graph, run by another model of the server.
+
+    `joins` says that it is a transformer that takes latents by row and column of the grid.
+    """
 
     provider = "triton"
 
     def __init__(self, model: str, spec: GraphSpec, *, joins: bool) -> None:
-        """Remember where to ask.
-
-        Args:
-            model: its name in the repository.
-            spec: its tensors, by the bundle's manifest.
-            joins: it is a transformer that takes latents by row and column of the grid.
-        """
         self._model = model
         self._spec = spec
         self._joins = joins
@@ -103,11 +99,7 @@ class TritonPythonModel:
     """The class that the server looks for in model.py."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open what the exporter wrote: called once by the server.
-
-        Args:
-            args: the server's; "model_repository" is the model's folder.
-        """
+        """Open what the exporter wrote; the server calls this once, with the model's folder."""
         folder = Path(args["model_repository"]) / args["model_version"]
         served = _Served(**json.loads((folder / SERVED).read_bytes()))
         bundle = _open(folder)

@@ -58,12 +58,7 @@ class ConfidenceRule:
         return float(1 / (1 + np.exp(-np.clip(self.logit(found), -60, 60))))
 
     def judge(self, found: Evidence, least: float | None = None) -> tuple[float, str | None]:
-        """Return the confidence, and a message where it is too low, else None.
-
-        Args:
-            found: the measures of the result.
-            least: the lowest confidence to accept; None for `threshold`.
-        """
+        """Return the confidence, and a message if it is below `least` (None: `threshold`)."""
         confidence, least = self.confidence(found), self.threshold if least is None else least
         if confidence >= least:
             return confidence, None

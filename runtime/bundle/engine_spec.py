@@ -139,13 +139,7 @@ class SelfTest:
 def parse_engines(
     top: Node, graphs: Mapping[str, GraphSpec], files: Mapping[str, FileInfo]
 ) -> tuple[EngineVariant, ...]:
-    """Read the list "engines" of a manifest, or its absence.
-
-    Args:
-        top: the manifest.
-        graphs: those that this reader knows; a plan of another graph of the manifest is
-            ignored, like the graph itself.
-        files: what the manifest lists.
+    """Read the list "engines" of a manifest; plans of graphs that are not in `graphs` are ignored.
 
     Raises:
         BundleError: a key is wrong, a file is not listed, or a plan is of no graph.
@@ -223,12 +217,7 @@ def _range(shapes: Node, logical: str, graph: GraphSpec) -> ShapeRange:
 def parse_self_test(
     top: Node, graphs: Mapping[str, GraphSpec], files: Mapping[str, FileInfo]
 ) -> SelfTest | None:
-    """Read the object "self_test" of a manifest, or its absence.
-
-    Args:
-        top: the manifest.
-        graphs: those that this reader knows; vectors of others are ignored.
-        files: what the manifest lists.
+    """Read "self_test" of a manifest; vectors of graphs that are not in `graphs` are ignored.
 
     Raises:
         BundleError: a key is wrong, or a tensor is not the graph's or not inside its file.

@@ -80,12 +80,7 @@ class GraphSpec:
 def parse_graphs(
     node: Node, sizes: tuple[tuple[int, int], ...], prompt: PromptRules
 ) -> dict[str, GraphSpec]:
-    """Read the object "graphs" of a manifest.
-
-    Args:
-        node: that object.
-        sizes: (width, height) of each fixed size; none where graphs take any size.
-        prompt: the rules for prompts, which say what there is to be fed.
+    """Read the object "graphs" of a manifest; `sizes` are (width, height), none if graphs take any.
 
     Raises:
         BundleError: a graph is missing, or has tensors that a reader cannot feed or find.

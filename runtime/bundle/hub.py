@@ -60,12 +60,9 @@ def import_hub(what: str) -> Any:
 
 
 def fetch_bundle(hub_id: str) -> Path:
-    """Return the folder of a hub's bundle, fetched if it is not here. `Bundle.open` checks it.
+    """Return the folder of a hub's bundle, "owner/name[@revision]", fetching it if need be.
 
-    HF_HUB_OFFLINE=1 takes what the hub's cache holds.
-
-    Args:
-        hub_id: "owner/name", or with "@" and a branch, tag or commit.
+    `Bundle.open` checks it. HF_HUB_OFFLINE=1 uses only what the hub's cache holds.
 
     Raises:
         BundleError: it cannot be had, is no bundle, or has links that leave the hub's cache.

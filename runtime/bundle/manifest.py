@@ -184,10 +184,7 @@ class Manifest:
 
 
 def parse_manifest(data: object) -> Manifest:
-    """Check a parsed manifest.json and turn it into a `Manifest`.
-
-    Args:
-        data: what `json.loads` returned.
+    """Check what `json.loads` made of a manifest.json and turn it into a `Manifest`.
 
     Raises:
         BundleError: not a bundle, a newer format, or a key that is missing, of the wrong type

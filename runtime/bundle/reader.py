@@ -51,11 +51,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
-        """Open a bundle folder and check it.
-
-        Args:
-            path: the folder.
-            verify: also compare SHA-256 hashes. Existence, kind and size are always checked.
+        """Open a bundle folder and check its files: existence and sizes, and hashes if `verify`.
 
         Raises:
             BundleError: the folder, its manifest or one of its files is not as it should be.

@@ -26,12 +26,7 @@ class Scope:
     flatness: float
 
     def unknown(self, expression: str, instruction: str) -> str | None:
-        """Say that neither an expression nor what is made of it names a known object, else None.
-
-        Args:
-            expression: as it was asked.
-            instruction: with its template, or as a refiner worded it.
-        """
+        """Say that neither an expression nor its instruction names a known object; else None."""
         texts = expression, instruction
         words = {text[a:b].lower() for text in texts for a, b in noun_phrase(text)}
         if not words.isdisjoint(self.nouns):

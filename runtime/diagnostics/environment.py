@@ -60,12 +60,7 @@ def the_driver() -> Driver | str:
 
 
 def probe(provider: Provider, *, device: int = 0) -> Probe:
-    """Try everything that a provider needs, short of a graph.
-
-    Args:
-        provider: one of `PROVIDERS`.
-        device: number of the GPU.
-    """
+    """Try everything that a provider needs, short of a graph."""
     try:
         return Probe(provider.name, True, provider.probe(device))
     except RismError as error:

@@ -136,11 +136,7 @@ def check_variant(bundle: Bundle, name: str, *, device: int = 0) -> list[Compari
 
 
 def record(folder: Path, request: EngineRequest | None = None) -> str:
-    """Make vectors with the engines at hand and store them in a bundle.
-
-    Args:
-        folder: the bundle.
-        request: what is to make them; None for onnxruntime on the CPU.
+    """Make vectors with the engines asked for (None: onnxruntime on the CPU) and store them.
 
     Returns:
         What made them, such as "onnxruntime-cpu 1.31.1".
@@ -156,12 +152,7 @@ def record(folder: Path, request: EngineRequest | None = None) -> str:
 
 
 def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
-    """Put vectors into a bundle, in the place of those that it has.
-
-    Args:
-        folder: the bundle.
-        entry: the manifest's "self_test", as `vectors` returns it.
-        data: its file.
+    """Put what `vectors` returned into a bundle, in place of the vectors that it has.
 
     Raises:
         BundleError, OutputError: see `update_bundle`.
@@ -189,10 +180,6 @@ def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[
     One image, as small as the bundle's engines are built for, and one expression go through
     the whole bundle; what each graph was given and returned is kept, but for outputs of more
     than 64 MiB (the transition matrices of large models).
-
-    Args:
-        bundle: an open bundle; only its graphs and the manifest are used.
-        request: what is to make them; None for onnxruntime on the CPU.
 
     Raises:
         ProviderError: the engines cannot run here, or do not return finite numbers.

@@ -27,15 +27,12 @@ Load: TypeAlias = "tuple[str, Callable[[], Engine]]"
 
 
 class LazyEngine:
-    """An engine that is loaded at its first run: once, however many threads ask."""
+    """An engine that is loaded at its first run: once, however many threads ask.
+
+    Where loading fails, the run fails, and the next one tries again.
+    """
 
     def __init__(self, load: Callable[[], Engine], *, provider: str) -> None:
-        """Remember how to load.
-
-        Args:
-            load: makes the engine; what it raises, the run raises, and the next run tries again.
-            provider: what the engine will say that it runs on.
-        """
         self._load = load
         self.provider = provider
         self._engine: Engine | None = None

@@ -57,14 +57,7 @@ _SHARED: WeakValueDictionary[tuple[str, str, int, int, int], OnDevice] = WeakVal
 
 
 def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
-    """Read which weights a plan takes.
-
-    Args:
-        bundle: an open bundle.
-        name: the JSON file beside the plan, which the manifest lists.
-
-    Returns:
-        Weights by name of the plan's input.
+    """Read which weights a plan takes, by name of its input, from a JSON file of the bundle.
 
     Raises:
         BundleError: it is not such a file, or lists weights that the bundle does not have.
@@ -100,12 +93,7 @@ def _weight(node: Node, bundle: Bundle) -> BoundWeight:
 def upload(
     bundle: Bundle, weights: Mapping[str, BoundWeight], device: Device
 ) -> dict[str, OnDevice]:
-    """Copy weights to a device, unless they are there already.
-
-    Args:
-        bundle: an open bundle; its files are mapped, not read into memory.
-        weights: by name of the plan's input.
-        device: the GPU.
+    """Copy weights, by name of the plan's input, to a device, unless they are there already.
 
     Returns:
         The weights on the device, by name; keep them for as long as the plan may run.

@@ -30,10 +30,5 @@ def cpu_count() -> int:
 
 
 def threads_each(threads: int | None, workers: int) -> int:
-    """Return how many threads each of some workers may have, so that together they fit.
-
-    Args:
-        threads: CPU threads for all of them; None for as many as this process may use.
-        workers: how many there are.
-    """
+    """Return the threads of each worker where `workers` share `threads`, None for all CPUs."""
     return max(1, (threads or cpu_count()) // max(1, workers))

@@ -38,14 +38,12 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class RuntimeCache:
-    """The compiled kernels of one plan on one kind of machine."""
+    """The compiled kernels of one plan on one kind of machine.
+
+    Its key is what kernels depend on: the plan's hash, the library's version, driver, card.
+    """
 
     def __init__(self, key: Sequence[str]) -> None:
-        """Remember the key; nothing is read yet.
-
-        Args:
-            key: what kernels depend on: the plan's hash, the library's version, driver, card.
-        """
         self._key = json.dumps([FORMAT, *key]).encode()
         self._label = ""
         self._file = Path()
@@ -84,12 +82,9 @@ class RuntimeCache:
             self._cannot_keep(ValueError("the library refuses"))
 
     def ran(self, shapes: Shapes) -> None:
-        """Store what was compiled for a run, if it is the first of its shapes in this process.
+        """Store what was compiled for a run, if it is the first with these shapes of its inputs.
 
         Gives one `RismWarning` where that fails.
-
-        Args:
-            shapes: of all inputs.
         """
         if self._library is None or shapes in self._shapes:
             return

@@ -150,14 +150,7 @@ class OrtEngine:
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run the graph.
-
-        Args:
-            feeds: arrays by logical name; names the graph does not declare are left out, and
-                dtypes are cast to the declared ones.
-
-        Returns:
-            The declared outputs by logical name.
+        """Run the graph: arrays by logical name, in and out; inputs are cast to the declared types.
 
         Raises:
             ProviderError: onnxruntime failed, for lack of memory for example.
@@ -190,22 +183,10 @@ def ort_loads(
     threads: int | None = None,
     workers: int = 1,
 ) -> tuple[dict[str, Load], list[str]]:
-    """Return what loads graphs into onnxruntime.
+    """Return what loads graphs into onnxruntime, by the keys of `graphs`, and notes on the engines.
 
-    Of several workers those with a small bundle on the CPU share its threads and run at once.
-    On a GPU, and with a large bundle, they take turns with all threads: a run has the memory
-    that it had alone.
-
-    Args:
-        bundle: an open bundle.
-        graphs: names of the manifest's graphs, by the keys that the result is to have.
-        backend: of the provider.
-        device: CUDA device number.
-        threads: CPU threads for all workers; None for as many as this process may use.
-        workers: threads of the caller that will run the engines at once.
-
-    Returns:
-        What loads each graph, and what there is to say of the kind of engine.
+    Of several workers those with a small bundle on the CPU share its threads and run at once. On a
+    GPU, and with a large bundle, they take turns with all threads: a run needs the memory of one.
     """
     small = sum(info.size for info in bundle.manifest.files.values()) < SMALL_BUNDLE_BYTES
     at_once = small and not backend.gpu

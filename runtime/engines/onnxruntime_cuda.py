@@ -31,14 +31,7 @@ class CudaEngine(DeviceEngine, OrtEngine):
     """A graph in onnxruntime on a GPU, its outputs left there."""
 
     def __init__(self, file: Path, spec: GraphSpec, *, there: Device, **how: Any) -> None:
-        """Load a graph.
-
-        Args:
-            file: see `OrtEngine`.
-            spec: see `OrtEngine`.
-            there: the GPU, of the number that `how` says.
-            how: see `OrtEngine`; runs take turns by the GPU's lock.
-        """
+        """Load a graph, see `OrtEngine`; runs take turns by the lock of the GPU `there`."""
         super().__init__(file, spec, stream=there.stream, **how)
         self.device = there
         given, lies = self._session.get_inputs(), self._session.get_input_memory_infos()

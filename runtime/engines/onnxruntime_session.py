@@ -41,16 +41,9 @@ def open_session(
     entries: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Any:
-    """Open a graph in onnxruntime, on a provider or not at all.
+    """Open a graph in onnxruntime, on a provider or not at all; for the arguments see `OrtEngine`.
 
-    Args:
-        file: the ONNX file.
-        backend: of the provider.
-        device: CUDA device number.
-        threads: CPU threads.
-        stream: CUDA's handle of a stream to work on; None for one of its own.
-        entries: more of onnxruntime's session configuration.
-        settings: see `OnnxRuntime.settings`.
+    `entries` are more of onnxruntime's session configuration.
 
     Raises:
         ProviderError, BundleError: see `OrtEngine`.

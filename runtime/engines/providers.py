@@ -183,12 +183,7 @@ def check_provider(name: str, *, device: int = 0) -> None:
 
 
 def check_precision(precision: PrecisionInfo, provider: Provider, why: str) -> None:
-    """Refuse what a provider cannot compute in, before anything is loaded.
-
-    Args:
-        precision: the bundle's.
-        provider: one that runs ONNX graphs.
-        why: how that provider came to be chosen, for the message.
+    """Refuse what a provider cannot compute in; `why` says how the provider was chosen.
 
     Raises:
         ProviderError: it cannot compute in the bundle's precision.

@@ -110,10 +110,7 @@ class OnnxRuntimeRtx(OnnxRuntime):
 
 
 def find_device(number: int) -> Any:
-    """Return onnxruntime's device (`OrtEpDevice`) of a GPU, the plugin registered.
-
-    Args:
-        number: of the GPU, as CUDA counts.
+    """Return onnxruntime's device (`OrtEpDevice`) of a GPU by CUDA's number, the plugin registered.
 
     Raises:
         ProviderError: the package, the driver or the GPU is missing, does not fit the others, or

@@ -91,13 +91,10 @@ class EngineSelection:
     max_batch: int | None
 
     def load(self, *, lazy_text: bool = False) -> dict[str, Engine]:
-        """Load the engines, by the names of `loads`.
+        """Load the engines, in parallel: parsing and packing weights use one thread for the most.
 
-        All at once: parsing and weight packing are mostly single-threaded. Graphs of fixed sizes
-        are each loaded when first needed.
-
-        Args:
-            lazy_text: load the text encoder and the vision encoder, too, when first needed.
+        Graphs of fixed sizes, and with `lazy_text` the encoders of text and vision, are loaded
+        when they are first needed.
         """
         sized = bool(self.bundle.manifest.geometry.sizes)
 
@@ -116,11 +113,7 @@ def start_first_available(
 ) -> T:
     """Start what was asked for, or with "auto" the first of what there is.
 
-    Args:
-        bundle: an open bundle.
-        capture: a capture mode that it has.
-        request: what is asked for.
-        start: loads a selection; where it raises `ProviderError`, "auto" goes on.
+    `start` loads a selection; where it raises `ProviderError`, "auto" tries the next one.
 
     Raises:
         InputError: no such provider, precision or engine.

@@ -86,11 +86,7 @@ def ranges(
 
 
 def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> dict[str, ShapeRange]:
-    """Turn sizes of dimensions into shapes of a graph's inputs.
-
-    Args:
-        inputs: of the graph, by logical name.
-        known: as `ranges` gives them.
+    """Turn the sizes of dimensions, as `ranges` gives them, into shapes of a graph's inputs.
 
     Raises:
         InputError: a dimension has a name that is not known.

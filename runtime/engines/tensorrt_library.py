@@ -111,13 +111,7 @@ def probe(target: str, device: int) -> str:
 
 
 def read_plan(library: Library, plan: bytes, *, label: str, rebuild: str) -> ReadPlan:
-    """Deserialise a plan.
-
-    Args:
-        library: the one that is to run it.
-        plan: the bytes as the builder wrote them.
-        label: what messages call it.
-        rebuild: the command that builds it anew.
+    """Deserialise a plan; messages call it `label` and end in the command `rebuild`.
 
     Raises:
         BundleError: not a plan, or not all of it.
