@@ -273,12 +273,15 @@ class TensorRtEngine(DeviceEngine):
         ):
             found = [name for name in names if modes[name] == mode]
             declared = [spec.name for spec in specs.values()]
-            if kind == "input" and self._plan.weights is not None:
-                self._check_weight_names(found, declared, weights)
+            if kind == "input":
                 declared += weights
-            # Of outputs a plan may have more, which nobody asks for.
-            if set(declared) - set(found) or (kind == "input" and set(found) - set(declared)):
-                raise self._lie(f"has {kind}s {_list(found)}", _list(declared))
+            # There may be hundreds of weights: the message names only what differs.
+            lacking = [name for name in declared if name not in found or declared.count(name) > 1]
+            # More outputs than those of the manifest do no harm.
+            more = [name for name in found if name not in declared and kind == "input"]
+            if lacking or more:
+                by = self._plan.weights if kind == "input" else None
+                raise self._lie(f"has {kind}s {_list(more)}", _list(lacking), by=by)
             for logical, spec in specs.items():
                 self._check_tensor(logical, spec)
         for name, weight in weights.items():
@@ -304,23 +307,10 @@ class TensorRtEngine(DeviceEngine):
         if engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
             raise self._lie(f"wants '{logical}' in host memory", "device memory")
 
-    def _check_weight_names(
-        self, found: list[str], declared: list[str], weights: Mapping[str, BoundWeight]
-    ) -> None:
-        """Refuse other names of weights than the plan's; there are hundreds: name what differs."""
-        more = [name for name in found if name not in weights and name not in declared]
-        lacking = [name for name in weights if name not in found or name in declared]
-        if more:
-            raise self._lie(f"takes the weights {_list(more)}", "fewer", by=self._plan.weights)
-        if lacking:
-            raise self._lie(f"takes no weights {_list(lacking)}", "them", by=self._plan.weights)
-
     def _check_weight(self, name: str, weight: BoundWeight) -> None:
         """Refuse a weight of another type or size: a plan would read past its end."""
-        dtype, shape = (
-            self._read.engine.get_tensor_dtype(name),
-            tuple(self._read.engine.get_tensor_shape(name)),
-        )
+        dtype = self._read.engine.get_tensor_dtype(name)
+        shape = tuple(self._read.engine.get_tensor_shape(name))
         if dtype != getattr(self._trt, WEIGHT_TYPES[weight.dtype]) or shape != weight.shape:
             raise self._lie(
                 f"takes the weight '{one_line(name, limit=80)}' as {one_line(dtype, limit=40)} "

@@ -1,8 +1,9 @@
-"""CuPy's edge: what a device does with it, on arrays that stand for a GPU's."""
+"""A device's calls of CuPy, recorded; its arrays are played by a class around NumPy's."""
 
 import sys
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,89 +19,16 @@ class GpuArray:
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
         self.shape, self.dtype, self.nbytes = values.shape, values.dtype, values.nbytes
-        self.size = values.size
-        self.data = SimpleNamespace(ptr=values.ctypes.data)
+        self.size, self.data = values.size, SimpleNamespace(ptr=values.ctypes.data)
 
     def set(self, source: np.ndarray, stream: Any = None) -> None:
         assert type(source) is np.ndarray and source.flags.c_contiguous
         assert source.dtype == self.dtype and source.shape == self.shape
         self.values[...] = source
-        stream.done.append("set")
+        stream.set(self)
 
     def __setitem__(self, where: Any, source: "GpuArray") -> None:
         self.values[where] = source.values
-        Current.stream[-1].done.append("copy")
-
-
-class Current:
-    stream: list["Stream"] = []  # noqa: RUF012
-
-
-class Stream:
-    def __init__(self, *, non_blocking: bool) -> None:
-        assert non_blocking
-        self.ptr, self.done = 4711, list[str]()
-
-    def __enter__(self) -> None:
-        Current.stream.append(self)
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        Current.stream.pop()
-
-    def begin_capture(self) -> None:
-        self.done.append("begin")
-
-    def end_capture(self) -> Any:
-        self.done.append("end")
-        if "work" not in self.done:
-            raise RuntimeError("cudaErrorStreamCaptureInvalidated:\ncapture invalidated")
-        return SimpleNamespace(launch=lambda stream: stream.done.append("launch"))
-
-
-class Gpu:
-    def __init__(self, number: int) -> None:
-        if number > 1:
-            raise RuntimeError("cudaErrorInvalidDevice:\ninvalid device ordinal")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    attributes = {"MultiProcessorCount": 132, "WarpSize": 32}  # noqa: RUF012
-
-
-class Event:
-    """Each is recorded ten milliseconds after the one before."""
-
-    now = 0
-
-    def record(self, stream: Stream) -> None:
-        Event.now += 10
-        self.at, self.waited = Event.now, False
-        stream.done.append("event")
-
-    def synchronize(self) -> None:
-        self.waited = True
-
-
-class RawModule:
-    """Compiles what has a brace, and writes down its launches."""
-
-    def __init__(self, code: str, options: tuple[str, ...]) -> None:
-        self.code, self.options = code, options
-
-    def compile(self) -> None:
-        assert Current.stream
-        if "{" not in self.code:
-            raise RuntimeError("postprocess.cu(1): error:\nexpected a brace")
-
-    def get_function(self, name: str) -> Any:
-        def kernel(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any]) -> None:
-            Current.stream[-1].done.append((name, grid, block, arguments))
-
-        return kernel
 
 
 class Wrapped:
@@ -112,44 +40,38 @@ class Wrapped:
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+def cupy(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     def asnumpy(
-        array: GpuArray, stream: Stream, out: np.ndarray | None = None, blocking: bool = True
+        array: GpuArray, stream: MagicMock, out: np.ndarray | None = None, blocking: bool = True
     ) -> np.ndarray:
-        stream.done.append("get" if blocking else "get later")
+        stream.get(blocking)
         if out is None:
             return array.values.copy()
         out[...] = array.values
         return out
 
-    def elapsed(first: Event, last: Event) -> float:
-        assert last.waited
-        return last.at - first.at
-
-    def pinned(size: int) -> bytearray:
-        return bytearray(size + 512)  # CuPy rounds up
-
-    fake = SimpleNamespace(
+    fake = MagicMock(
         __version__="14.2.0",
-        cuda=SimpleNamespace(
-            Device=Gpu,
-            Stream=Stream,
-            Event=Event,
-            get_elapsed_time=elapsed,
-            alloc_pinned_memory=pinned,
-            UnownedMemory=lambda *given: given,
-            MemoryPointer=lambda memory, offset: (*memory, offset),
-        ),
         ndarray=Wrapped,
-        RawModule=RawModule,
         empty=lambda shape, dtype: GpuArray(np.empty(shape, dtype)),
         asnumpy=asnumpy,
     )
+    fake.cuda.alloc_pinned_memory = lambda size: bytearray(size + 512)  # CuPy rounds up
+    fake.cuda.UnownedMemory = lambda *given: given
+    fake.cuda.MemoryPointer = lambda memory, offset: (*memory, offset)
+    fake.cuda.Stream.return_value.ptr = 4711
     monkeypatch.setitem(sys.modules, "cupy", fake)
     return fake
 
 
-def test_arrays_come_and_go_on_one_stream(cupy: Any) -> None:
+def queued(cupy: MagicMock) -> list[str]:
+    """Names of what was called on the stream, but for making it the current one."""
+    names = [name for name, *_ in cupy.cuda.Stream.return_value.method_calls]
+    cupy.cuda.Stream.return_value.reset_mock()
+    return names
+
+
+def test_arrays_come_and_go_on_one_stream(cupy: MagicMock) -> None:
     device = Device(1)
     assert (device.number, device.stream) == (1, 4711)
     first, second = (device.empty((2, 3), "float32") for _ in range(2))
@@ -160,82 +82,73 @@ def test_arrays_come_and_go_on_one_stream(cupy: Any) -> None:
     np.testing.assert_array_equal(found, [[0, 2, 4], [1, 3, 5]])
     assert found.dtype == np.float32
     assert device.pointer(second) == second.values.ctypes.data
-    assert device._stream.done == ["set", "copy", "get"]
-
-
-def test_scratch_grows_and_is_shared(cupy: Any) -> None:
-    device = Device()
+    assert queued(cupy) == ["set", "get"]
     large = device.scratch(1000)
-    assert large.nbytes == 1000
-    assert device.scratch(10) is large
+    assert device.scratch(10) is large and large.nbytes == 1000
     assert device.scratch(1001).nbytes == 1001
 
 
-def test_a_graph_is_captured_and_launched(cupy: Any) -> None:
-    device = Device()
-    launch = device.capture(lambda: device._stream.done.append("work"))
+def test_a_graph_is_captured_and_launched(cupy: MagicMock) -> None:
+    device, stream = Device(), cupy.cuda.Stream.return_value
+    launch = device.capture(lambda: stream.work())
+    assert queued(cupy) == ["begin_capture", "work", "end_capture"]
     launch()
-    launch()
-    assert device._stream.done == ["begin", "work", "end", "launch", "launch"]
+    stream.end_capture.return_value.launch.assert_called_once_with(stream=stream)
 
 
-def test_a_capture_that_fails_is_ended_and_says_why(cupy: Any) -> None:
+@pytest.mark.parametrize("failure", [ValueError("the engine\nfailed"), KeyboardInterrupt()])
+def test_a_capture_that_fails_is_ended_and_says_why(
+    cupy: MagicMock, failure: BaseException
+) -> None:
     """The end of a capture that failed is an error of its own, which is not the reason."""
-    device = Device()
-
-    def fail() -> None:
-        raise ValueError("the engine\nfailed")
-
-    with pytest.raises(ProviderError) as error:
-        device.capture(fail)
-    assert str(error.value) == "GPU 0 records no CUDA graph (the engine failed)"
-    assert device._stream.done == ["begin", "end"]
-    with pytest.raises(ProviderError, match=r"graph \(cudaErrorStreamCaptureInvalidated: capture"):
+    device, stream = Device(), cupy.cuda.Stream.return_value
+    stream.work.side_effect = failure
+    stream.end_capture.side_effect = RuntimeError("cudaErrorStreamCapture:\ninvalidated")
+    with pytest.raises((ProviderError, KeyboardInterrupt)) as error:
+        device.capture(lambda: stream.work())
+    assert str(error.value) in ("GPU 0 records no CUDA graph (the engine failed)", "")
+    assert queued(cupy) == ["begin_capture", "work", "end_capture"]
+    with pytest.raises(ProviderError, match=r"graph \(cudaErrorStreamCapture: invalidated\)"):
         device.capture(lambda: None)
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        device.capture(interrupt)
-    assert device._stream.done == ["begin", "end"] * 3
-
-
-def test_kernels_are_compiled_and_launched_on_the_stream(cupy: Any) -> None:
+def test_kernels_are_compiled_and_launched_on_the_stream(cupy: MagicMock) -> None:
     device = Device()
     kernels = device.kernels("void k() {}", {"HELD": 3, "THREADS": 256})
-    assert kernels._module.options == ("--std=c++17", "--fmad=false", "-DHELD=3", "-DTHREADS=256")
+    options = ("--std=c++17", "--fmad=false", "-DHELD=3", "-DTHREADS=256")
+    cupy.RawModule.assert_called_once_with(code="void k() {}", options=options)
     array = device.empty((4,), "float32")
-    for _ in range(2):
-        kernels.launch("k", (5, 2, 1), 256, [array, np.int32(7)])
-    assert device._stream.done == [("k", (5, 2, 1), (256, 1, 1), (array, np.int32(7)))] * 2
-    assert device.multiprocessors == 132
-
-
-def test_kernels_that_do_not_compile(cupy: Any) -> None:
+    kernels.launch("k", (5, 2, 1), 256, [array, np.int32(7)])
+    kernel = cupy.RawModule.return_value.get_function.return_value
+    kernel.assert_called_once_with((5, 2, 1), (256, 1, 1), (array, np.int32(7)))
+    cupy.RawModule.return_value.compile.side_effect = RuntimeError("k.cu(1): error:\na brace")
     with pytest.raises(ProviderError) as error:
-        Device().kernels("void k()", {})
+        device.kernels("void k()", {})
     assert str(error.value) == (
-        "CuPy 14.2.0 cannot compile the kernels of post-processing for GPU 0 (postprocess.cu(1): "
-        f"error: expected a brace): {install_hint('cuda')}, which brings NVIDIA's compiler, or "
-        "use --provider onnxruntime-cpu"
+        "CuPy 14.2.0 cannot compile the kernels of post-processing for GPU 0 (k.cu(1): error: a "
+        f"brace): {install_hint('cuda')}, which brings NVIDIA's compiler, or use "
+        "--provider onnxruntime-cpu"
     )
 
 
-def test_an_array_is_fetched_in_page_locked_memory(cupy: Any) -> None:
+def test_an_array_is_fetched_in_page_locked_memory(cupy: MagicMock) -> None:
     """Queued at once, waited for by who wants it; each has memory of its own."""
     device = Device()
     arrays = [device.empty((3, 4), "float32"), device.empty((5,), "uint8")]
     for each in arrays:
         device.copy(np.arange(each.size).reshape(each.shape), into=each)
-    del device._stream.done[:]
-    waits = [device.fetch(each) for each in arrays]
-    assert device._stream.done == ["get later", "event"] * 2
+    queued(cupy)
+    waits, event = [device.fetch(each) for each in arrays], cupy.cuda.Event.return_value
+    assert queued(cupy) == ["get", "get"] and not event.synchronize.called
     for each, wait in zip(arrays, waits, strict=True):
         np.testing.assert_array_equal(wait(), each.values)
+    assert event.synchronize.call_count == 2
+    cupy.cuda.get_elapsed_time.return_value = 10
+    assert device.elapsed_ms(device.mark(), device.mark()) == 10
+    assert event.synchronize.call_count == 3
 
 
-def test_memory_of_another_library_is_kept_by_its_owner(cupy: Any) -> None:
+def test_memory_of_another_library_is_kept_by_its_owner(cupy: MagicMock) -> None:
     owner = np.arange(6, dtype=np.float16)
     device = Device(1)
     array = device.wrap(owner.ctypes.data, (2, 3), "float16", owner)
@@ -245,23 +158,14 @@ def test_memory_of_another_library_is_kept_by_its_owner(cupy: Any) -> None:
     assert not Device(0).holds(array) and not device.holds(owner)
 
 
-def test_time_between_two_points(cupy: Any) -> None:
-    device = Device()
-    first, last = device.mark(), device.mark()
-    assert device.elapsed_ms(first, last) == 10
-    assert device._stream.done == ["event", "event"]
-
-
-def test_a_gpu_that_cupy_cannot_use(cupy: Any) -> None:
+def test_a_gpu_that_cupy_cannot_use(cupy: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy.cuda.Device.side_effect = RuntimeError("cudaErrorInvalidDevice:\ninvalid device ordinal")
     with pytest.raises(ProviderError) as error:
         Device(2)
     assert str(error.value) == (
         "CuPy 14.2.0 cannot use GPU 2 (cudaErrorInvalidDevice: invalid device ordinal): see "
         "nvidia-smi, update the driver, or use --provider onnxruntime-cpu"
     )
-
-
-def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(
         ProviderError, match=r"CuPy cannot be imported .*work on a GPU: .*pip .*\[cuda\]"
