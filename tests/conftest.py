@@ -91,10 +91,11 @@ SCORES = """
 """
 
 
-def _graph(name: str, signature: str, body: str, weights: dict[str, Any], file: Path) -> None:
+def write_graph(file: Path, signature: str, body: str, weights: dict[str, Any]) -> None:
     import onnx.parser  # only here and below: tests of the GPU's kernels need none
     from onnx import numpy_helper
 
+    name = file.stem.replace(".", "_")
     model = onnx.parser.parse_model(f"{HEADER} {name} {signature} {{ {body} }}")
     for key, value in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
@@ -102,24 +103,22 @@ def _graph(name: str, signature: str, body: str, weights: dict[str, Any], file: 
 
 
 def _write_graphs(folder: Path) -> None:
-    _graph(
-        "vae",
+    write_graph(
+        folder / "vae_encoder.onnx",
         "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
         """pooled = AveragePool<kernel_shape=[8, 8], strides=[8, 8]>(image)
            rows = Reshape(pooled, flat)
            clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
         {"flat": np.array([1, 3, -1])},
-        folder / "vae_encoder.onnx",
     )
-    _graph(
-        "text",
+    write_graph(
+        folder / "text_encoder.onnx",
         "(int64[batch, 8] input_ids, int64[batch, 8] attention_mask) => (float[batch, 8, 3] e)",
         """all = Gather(table, input_ids)
            m = Cast<to=1>(attention_mask)
            m3 = Unsqueeze(m, last)
            e = Mul(all, m3)""",
         {"last": np.array([2])},
-        folder / "text_encoder.onnx",
     )
     _externalise(folder / "text_encoder.onnx", "table", EMBEDDING, "text_encoder.weights")
     constants = {
@@ -133,21 +132,19 @@ def _write_graphs(folder: Path) -> None:
         "matrices": ("float[batch, 2, n_v] a, float[batch, 2, n_v, n_v] ts", MATRICES),
     }
     for mode, (signature, extra) in outputs.items():
-        _graph(
-            mode,
+        write_graph(
+            folder / f"transformer.{mode}.onnx",
             f"({TRANSFORMER_INPUTS}) => ({signature}, float[batch, n_v, 3] features, "
             "float[batch, n_v, 8] per_token)",
             BODY + extra + TOKENS,
             constants,
-            folder / f"transformer.{mode}.onnx",
         )
-    _graph(
-        "scores",
+    write_graph(
+        folder / "transformer.scores.onnx",
         f"({TRANSFORMER_INPUTS}, float[1] tau) => (float[batch, n_v] scores, "
         "float[batch, n_v] coarse, float[batch, n_v] refined, float[batch] J)",
         BODY + SCORES,
         {**constants, "single": np.float32(1)},
-        folder / "transformer.scores.onnx",
     )
 
 

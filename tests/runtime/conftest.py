@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rism.runtime import Segmenter
 from rism.runtime.engines import onnxruntime, rtx_plugin
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.engines.profiles import ALL
@@ -29,6 +30,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(onnxruntime, "open_session", session)
     return files
+
+
+@pytest.fixture(scope="session")
+def segmenter(tiny_master: Path) -> Segmenter:
+    return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+
+
+@pytest.fixture
+def vision_bundle(tmp_path: Path, reseal: Reseal) -> Path:
+    """A bundle whose text encoder has vision."""
+    from tests.runtime.vision_language import make_bundle
+
+    return reseal(make_bundle(tmp_path / "vision"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
+from tests.runtime.spies import spied
 
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
@@ -59,24 +60,11 @@ def test_any_image_goes_to_the_nearest_size_and_back(
 def test_a_batch_is_filled_up_and_the_surplus_dropped(
     static_bundle: Path, colours: np.ndarray
 ) -> None:
-    segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", max_batch=1)
-    fed: list[tuple[int, ...]] = []
-    name = "transformer@160x96"
-    engine = segmenter._engines[name]
-
-    class Spy:
-        provider = "cpu"
-
-        def run(self, feeds: Any) -> Any:
-            fed.append(
-                tuple(len(feeds[x]) for x in ("clean_latents", "prompt_embeds", "prompt_weights"))
-            )
-            return engine.run(feeds)
-
-    segmenter._engines[name] = Spy()
+    segmenter, spies = spied(static_bundle, max_batch=1)
     words = ["red", "green", "blue"]
     together = segmenter.segment(colours, words)
-    assert fed == [(2, 2, 2), (2, 2, 2)]
+    for name in ("clean_latents", "prompt_embeds", "prompt_weights"):
+        assert spies["transformer@160x96"].batches(name) == [2, 2]
     assert [result.expression for result in together] == words
     for result in together:
         alone = segmenter.segment(colours, result.expression)

@@ -137,11 +137,6 @@ def test_what_a_graph_holds_cannot_be_asked_of_it() -> None:
     assert settled("scores", prototype="equation", tau=0.1, instances=True).tau == 0.1
 
 
-@pytest.fixture(scope="module")
-def segmenter(tiny_master: Path) -> Segmenter:
-    return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-
-
 def test_a_segmenter_refuses_before_it_looks(segmenter: Segmenter) -> None:
     some: Any
     for some, message in (({"foo": 1}, "no option 'foo'"), ({"tau": 2}, "tau is 2")):

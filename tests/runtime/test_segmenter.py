@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
-from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.errors import BundleError
-
-
-@pytest.fixture(scope="module")
-def segmenter(tiny_master: Path) -> Segmenter:
-    return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+from tests.runtime.spies import spied
 
 
 def truth(colours: np.ndarray, channel: int) -> np.ndarray:
@@ -83,47 +78,24 @@ def test_a_list_equals_one_by_one(segmenter: Segmenter, colours: np.ndarray) -> 
         np.testing.assert_allclose(alone.score_map, result.score_map, atol=1e-6)
 
 
-def spied(bundle: Path, **options: Any) -> tuple[Segmenter, dict[str, list[int]]]:
-    """A segmenter, and how many rows each run of each engine had."""
-    own = Segmenter.from_bundle(bundle, provider="cpu", threads=1)
-    seen: dict[str, list[int]] = {name: [] for name in own._engines}
-    spies = {name: _Spy(engine, seen[name]) for name, engine in own._engines.items()}
-    return Segmenter(own.bundle, spies, capture="vectors", **options), seen
-
-
-class _Spy:
-    """An engine that notes how many expressions each run had."""
-
-    provider = "spy:0"
-
-    def __init__(self, engine: Engine, seen: list[int]) -> None:
-        self._engine, self._seen = engine, seen
-
-    def run(self, feeds: Any) -> Arrays:
-        self._seen.append(
-            len(feeds.get("clean_latents", feeds.get("image", feeds.get("input_ids"))))
-        )
-        return self._engine.run(feeds)
-
-
 def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
-    segmenter, seen = spied(tiny_master, max_batch=2)
+    segmenter, spies = spied(tiny_master, max_batch=2)
     results = segmenter.segment(colours, ["red", "green", "blue", "the red", "the blue"])
-    assert seen["transformer"] == [2, 2, 1]
-    assert seen["text_encoder"] == [2, 2, 1]
+    assert spies["transformer"].batches("clean_latents") == [2, 2, 1]
+    assert spies["text_encoder"].batches("input_ids") == [2, 2, 1]
     assert len(results) == 5
 
 
 def test_images_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
-    segmenter, seen = spied(tiny_master)
+    segmenter, spies = spied(tiny_master)
     segmenter.segment(colours, "red")
     segmenter.segment(colours.copy(), ["red", "blue", "red"])
-    assert seen["vae_encoder"] == [1]
-    assert seen["text_encoder"] == [1, 1]
+    assert len(spies["vae_encoder"].fed) == 1
+    assert spies["text_encoder"].batches("input_ids") == [1, 1]
     other = colours.copy()
     other[0, 0] = 7
     segmenter.segment(other, "red")
-    assert seen["vae_encoder"] == [1, 1]
+    assert len(spies["vae_encoder"].fed) == 2
 
 
 def test_any_engine_will_do(tiny_master: Path, colours: np.ndarray) -> None:

@@ -10,14 +10,9 @@ from rism.runtime import InputError
 from rism.runtime.prompt.encoder import Instruction, PromptState
 from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.transformer_inputs import batches
-from tests.runtime.vision_language import make_bundle, spied
+from tests.runtime.spies import spied
 
 Reseal = Callable[..., Path]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, reseal: Reseal) -> Path:
-    return reseal(make_bundle(tmp_path / "looking"))
 
 
 def test_batches_keep_together_what_is_alike() -> None:
@@ -39,8 +34,8 @@ def test_batches_keep_together_what_is_alike() -> None:
         prompt_token_weights([1, 2, 3], plain)
 
 
-def test_weights_of_prompts_of_different_lengths(bundle: Path, colours: np.ndarray) -> None:
-    segmenter, spies = spied(bundle)
+def test_weights_of_prompts_of_different_lengths(vision_bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(vision_bundle)
     words = ["the green van", "a hat"]
     segmenter.segment(colours, words, prompt_weights="expression")
     for feeds, word in zip(spies["transformer"].fed, words, strict=True):
@@ -49,8 +44,8 @@ def test_weights_of_prompts_of_different_lengths(bundle: Path, colours: np.ndarr
         assert feeds["prompt_weights"].sum() == told.expression_mask.sum()
 
 
-def test_one_run_holds_prompts_of_one_length(bundle: Path, colours: np.ndarray) -> None:
-    segmenter, spies = spied(bundle, max_batch=2)
+def test_one_run_holds_prompts_of_one_length(vision_bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(vision_bundle, max_batch=2)
     words = ["a van", "the green van", "a hat", "the hat", "a sun", "a van"]
     lengths = [len(segmenter._encoder.encode([word], image_tokens=9).tokens[0]) for word in words]
     assert len(set(lengths)) > 1 and len(set(lengths)) < len(words)

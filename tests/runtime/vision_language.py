@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
-from onnx import numpy_helper
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
-from rism.runtime import Segmenter
 from rism.runtime.bundle.prompt_spec import PromptRules, QuoteRules, VisionRules
-from rism.runtime.engines.base import Arrays, Engine
+from tests.conftest import tensor, write_graph
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 SPECIAL += ["<|image_pad|>"]
@@ -105,7 +101,6 @@ def later_rules(**changes: Any) -> PromptRules:
 WIDTH = 3
 SMALL_VISION = replace(VISION, patch_px=4, min_pixels=8 * 64, max_pixels=12 * 64)
 SMALL = later_rules(vision=SMALL_VISION, max_length=90)
-HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 VISION_BODY = """
     by_channel = Reshape(pixel_values, channels)
     colours = ReduceMean<axes=[2], keepdims=0>(by_channel)
@@ -206,53 +201,53 @@ def make_bundle(folder: Path, given: PromptRules = SMALL, **geometry: Any) -> Pa
     return folder
 
 
-def _entry(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
-    return {"name": name, "dtype": dtype, "shape": list(shape)}
-
-
 def _graphs() -> dict[str, Any]:
     row = ("int64", "batch", "s")
+
+    def entry(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
+        return tensor(name, list(shape), dtype)
+
     return {
         "vision_encoder": {
             "file": "vision_encoder.onnx",
             "inputs": {
-                "pixel_values": _entry("pixel_values", "float32", "p", "k"),
-                "patch_positions": _entry("patch_positions", "int64", "p", 2),
+                "pixel_values": entry("pixel_values", "float32", "p", "k"),
+                "patch_positions": entry("patch_positions", "int64", "p", 2),
             },
-            "outputs": {"image_embeds": _entry("image_embeds", "float32", "v", WIDTH)},
+            "outputs": {"image_embeds": entry("image_embeds", "float32", "v", WIDTH)},
         },
         "text_encoder": {
             "file": "text_encoder.onnx",
             "inputs": {
-                "input_ids": _entry("input_ids", *row),
-                "attention_mask": _entry("attention_mask", *row),
-                "quoted_mask": _entry("quoted_mask", *row),
-                "position_ids": _entry("position_ids", "int64", 3, "batch", "s"),
-                "image_embeds": _entry("image_embeds", "float32", "v", WIDTH),
+                "input_ids": entry("input_ids", *row),
+                "attention_mask": entry("attention_mask", *row),
+                "quoted_mask": entry("quoted_mask", *row),
+                "position_ids": entry("position_ids", "int64", 3, "batch", "s"),
+                "image_embeds": entry("image_embeds", "float32", "v", WIDTH),
             },
-            "outputs": {"prompt_embeds": _entry("prompt_embeds", "float32", "batch", "n_p", WIDTH)},
+            "outputs": {"prompt_embeds": entry("prompt_embeds", "float32", "batch", "n_p", WIDTH)},
         },
         "vae_encoder": {
             "file": "vae_encoder.onnx",
-            "inputs": {"image": _entry("image", "float32", 1, 3, "h", "w")},
-            "outputs": {"clean_latents": _entry("clean_latents", "float32", 1, "n_v", WIDTH)},
+            "inputs": {"image": entry("image", "float32", 1, 3, "h", "w")},
+            "outputs": {"clean_latents": entry("clean_latents", "float32", 1, "n_v", WIDTH)},
         },
         "transformer.vectors": {
             "file": "transformer.onnx",
             "inputs": {
-                "clean_latents": _entry("clean", "float32", "batch", "n_v", WIDTH),
-                "noise": _entry("noise", "float32", 1, "n_v", WIDTH),
-                "prompt_embeds": _entry("embeds", "float32", "batch", "n_p", WIDTH),
-                "prompt_weights": _entry("w", "float32", "batch", "n_p"),
-                "prompt_mask": _entry("mask", "float32", "batch", "n_p"),
-                "prompt_positions": _entry("placed", "float32", "n_p", 3),
-                "positions": _entry("positions", "float32", "n_v", 2),
+                "clean_latents": entry("clean", "float32", "batch", "n_v", WIDTH),
+                "noise": entry("noise", "float32", 1, "n_v", WIDTH),
+                "prompt_embeds": entry("embeds", "float32", "batch", "n_p", WIDTH),
+                "prompt_weights": entry("w", "float32", "batch", "n_p"),
+                "prompt_mask": entry("mask", "float32", "batch", "n_p"),
+                "prompt_positions": entry("placed", "float32", "n_p", 3),
+                "positions": entry("positions", "float32", "n_v", 2),
             },
             "outputs": {
-                "attention_vectors": _entry("a", "float32", "batch", 1, "n_v"),
-                "propagated_vectors": _entry("ta", "float32", "batch", 1, "n_v"),
-                "features": _entry("features", "float32", "batch", "n_v", WIDTH),
-                "token_attention": _entry("per_token", "float32", "batch", "n_v", "n_p"),
+                "attention_vectors": entry("a", "float32", "batch", 1, "n_v"),
+                "propagated_vectors": entry("ta", "float32", "batch", 1, "n_v"),
+                "features": entry("features", "float32", "batch", "n_v", WIDTH),
+                "token_attention": entry("per_token", "float32", "batch", "n_v", "n_p"),
             },
         },
     }
@@ -264,7 +259,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
     k = 3 * rules.frames * rules.patch_px**2
     image = tokenizer().token_to_id(rules.image_token)
     some = {"hundredth": np.float32(0.01), "last": np.array([2]), "axis_1": np.array([1])}
-    _write(
+    write_graph(
         folder / "vision_encoder.onnx",
         f"(float[p, {k}] pixel_values, int64[p, 2] patch_positions)"
         " => (float[v, 3] image_embeds)",
@@ -272,7 +267,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
         {"hundredth": some["hundredth"], "channels": np.array([-1, 3, k // 3]),
          "blocks": np.array([-1, rules.merge**2, 3])},
     )  # fmt: skip
-    _write(
+    write_graph(
         folder / "text_encoder.onnx",
         "(int64[batch, s] input_ids, int64[batch, s] attention_mask, int64[batch, s] quoted_mask,"
         " int64[3, batch, s] position_ids, float[v, 3] image_embeds)"
@@ -282,7 +277,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
          "none": np.array(0), "last": some["last"], "first": np.array([0]), "axes": AXES,
          "drop": np.array([given.drop]), "end": np.array([2**31]), "axis_1": some["axis_1"]},
     )  # fmt: skip
-    _write(
+    write_graph(
         folder / "vae_encoder.onnx",
         "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
         """pooled = AveragePool<kernel_shape=[8, 8], strides=[8, 8]>(image)
@@ -290,7 +285,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
            clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
         {"flat": np.array([1, 3, -1])},
     )
-    _write(
+    write_graph(
         folder / "transformer.onnx",
         "(float[batch, n_v, 3] clean, float[1, n_v, 3] noise, float[batch, n_p, 3] embeds,"
         " float[batch, n_p] w, float[batch, n_p] mask, float[n_p, 3] placed,"
@@ -301,32 +296,6 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
     )
 
 
-def _write(file: Path, signature: str, body: str, weights: dict[str, Any]) -> None:
-    model = onnx.parser.parse_model(f"{HEADER} {file.stem} {signature} {{ {body} }}")
-    for key, value in weights.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), key))
-    onnx.save_model(model, file)
-
-
 AXES = np.array([0.01, 0.02, 0.03], np.float32).reshape(3, 1, 1)
 LIGHT = np.array([0.1, -0.2, 0.3], np.float32)  # a column that counts shows, even where it is 0
 WORDS = ["the green van", 'the "STOP" sign', "a van", "wow ! a", "the man's hat", "a hat"]
-
-
-class Spy:
-    """An engine that notes what each run was fed."""
-
-    provider = "spy:0"
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.fed = engine, list[Arrays]()
-
-    def run(self, feeds: Any) -> Arrays:
-        self.fed.append(dict(feeds))
-        return self.engine.run(feeds)
-
-
-def spied(folder: Path, **options: Any) -> tuple[Segmenter, dict[str, Spy]]:
-    own = Segmenter.from_bundle(folder, provider="cpu", threads=1)
-    spies = {name: Spy(engine) for name, engine in own._engines.items()}
-    return Segmenter(own.bundle, spies, capture="vectors", **options), spies

@@ -13,18 +13,14 @@ from rism.runtime import BundleError, InputError, ProviderError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
-from tests.runtime.vision_language import WORDS, make_bundle, spied
+from tests.runtime.spies import spied
+from tests.runtime.vision_language import WORDS
 
 Reseal = Callable[..., Path]
 
 
-@pytest.fixture
-def bundle(tmp_path: Path, reseal: Reseal) -> Path:
-    return reseal(make_bundle(tmp_path / "looking"))
-
-
-def test_an_image_is_encoded_once(bundle: Path, colours: np.ndarray) -> None:
-    segmenter, spies = spied(bundle, max_batch=2)
+def test_an_image_is_encoded_once(vision_bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(vision_bundle, max_batch=2)
     first = segmenter.segment(colours, WORDS)
     assert len(spies["vision_encoder"].fed) == 1
     assert set(first[0].timings_ms) == {
@@ -40,8 +36,8 @@ def test_an_image_is_encoded_once(bundle: Path, colours: np.ndarray) -> None:
     assert len(spies["text_encoder"].fed) == runs + 1  # the same words of another image
 
 
-def test_a_state_serves_any_number_of_calls(bundle: Path, colours: np.ndarray) -> None:
-    segmenter, spies = spied(bundle)
+def test_a_state_serves_any_number_of_calls(vision_bundle: Path, colours: np.ndarray) -> None:
+    segmenter, spies = spied(vision_bundle)
     state = segmenter.set_image(colours)
     assert state.view is not None and spies["vision_encoder"].fed == []
     for word in WORDS:
@@ -50,12 +46,12 @@ def test_a_state_serves_any_number_of_calls(bundle: Path, colours: np.ndarray) -
 
 
 def test_a_cache_by_image_and_words(
-    bundle: Path, tmp_path: Path, colours: np.ndarray, opened: list[str]
+    vision_bundle: Path, tmp_path: Path, colours: np.ndarray, opened: list[str]
 ) -> None:
     def run(image: np.ndarray, words: list[str]) -> list[bytes]:
         opened.clear()
         segmenter = Segmenter.from_bundle(
-            bundle, provider="cpu", threads=1, cache_dir=tmp_path / "c"
+            vision_bundle, provider="cpu", threads=1, cache_dir=tmp_path / "c"
         )
         assert sorted(opened) == ["transformer.onnx", "vae_encoder.onnx"]
         return [result.score_map.tobytes() for result in segmenter.segment(image, words)]
@@ -81,9 +77,9 @@ def test_a_cache_by_image_and_words(
     ],
 )
 def test_a_name_has_all_that_changes_an_embedding(
-    bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+    vision_bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    data = json.loads((bundle / "manifest.json").read_text())
+    data = json.loads((vision_bundle / "manifest.json").read_text())
     cache = EmbeddingCache(tmp_path / "c", parse_manifest(data), provider="cpu")
     cache.put("x", np.ones((5, 3), np.float32), image="p")
     assert cache.get("x", image="p", rows=5) is not None
@@ -92,8 +88,8 @@ def test_a_name_has_all_that_changes_an_embedding(
     assert other.get("x", image="p", rows=5) is None
 
 
-def test_there_must_be_an_image(bundle: Path, colours: np.ndarray) -> None:
-    segmenter = Segmenter.from_bundle(bundle, provider="cpu")
+def test_there_must_be_an_image(vision_bundle: Path, colours: np.ndarray) -> None:
+    segmenter = Segmenter.from_bundle(vision_bundle, provider="cpu")
     said = [segmenter._encoder.instruct("van")]
     embedder = segmenter._embedder
     assert isinstance(embedder, PromptEmbedder)
@@ -104,19 +100,21 @@ def test_there_must_be_an_image(bundle: Path, colours: np.ndarray) -> None:
         segmenter.segment(blind, "van")
 
 
-def test_another_number_of_embeddings(bundle: Path, reseal: Reseal, colours: np.ndarray) -> None:
+def test_another_number_of_embeddings(
+    vision_bundle: Path, reseal: Reseal, colours: np.ndarray
+) -> None:
     def change(data: dict[str, Any]) -> None:
         data["prompt"]["vision"] |= {"patch_px": 8, "merge": 1, "frames": 1}
 
     with pytest.raises((BundleError, ProviderError), match=r"image_embeds|failed on cpu"):
-        Segmenter.from_bundle(reseal(bundle, change), provider="cpu").segment(colours, "van")
+        Segmenter.from_bundle(reseal(vision_bundle, change), provider="cpu").segment(colours, "van")
 
 
 def test_a_text_encoder_that_does_not_drop(
-    bundle: Path, reseal: Reseal, colours: np.ndarray
+    vision_bundle: Path, reseal: Reseal, colours: np.ndarray
 ) -> None:
     def change(data: dict[str, Any]) -> None:
         data["prompt"]["drop"] = 4
 
     with pytest.raises(BundleError, match=r"returned 'prompt_embeds' of shape .*, expected \(1, "):
-        Segmenter.from_bundle(reseal(bundle, change), provider="cpu").segment(colours, "van")
+        Segmenter.from_bundle(reseal(vision_bundle, change), provider="cpu").segment(colours, "van")

@@ -10,13 +10,8 @@ from rism.runtime import InputError, Segmenter
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 from rism.runtime.prompt.token_weights import TOKEN_SETS, prompt_token_weights
 from tests.runtime.prompt.states import states
-from tests.runtime.vision_language import PICTURE, later_rules, make_bundle, tokenizer_json
-from tests.runtime.vision_language import spied as looking
-
-
-@pytest.fixture(scope="module")
-def segmenter(tiny_master: Path) -> Segmenter:
-    return Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
+from tests.runtime.spies import spied
+from tests.runtime.vision_language import PICTURE, later_rules, tokenizer_json
 
 
 def test_magnets_have_weight_0(segmenter: Segmenter) -> None:
@@ -96,8 +91,8 @@ def test_templates_and_refiners(tiny_master: Path, colours: np.ndarray) -> None:
     )
 
 
-def test_a_text_encoder_that_looks(tmp_path: Path, reseal: Any, colours: np.ndarray) -> None:
-    own, spies = looking(reseal(make_bundle(tmp_path / "looking")))
+def test_a_text_encoder_with_vision(vision_bundle: Path, colours: np.ndarray) -> None:
+    own, spies = spied(vision_bundle)
     result = own.segment(colours, "the green van", magnets="the sign")
     assert result.instruction == "remove the green van the sign"
     (fed,) = spies["transformer"].fed

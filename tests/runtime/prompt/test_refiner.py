@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rism.runtime import InputError, Refiner, Segmenter
+from tests.runtime.spies import spied
 
 
 def by_corner(instruction: str, image_hwc: np.ndarray) -> str:
@@ -86,27 +87,16 @@ def test_an_instruction_is_encoded_once(tiny_master: Path, colours: np.ndarray) 
     def same(instruction: str, image_hwc: np.ndarray) -> str:
         return "remove the red"
 
-    segmenter = with_refiner(tiny_master, same)
-    runs: list[int] = []
-    encoder = segmenter._embedder._engine
-
-    class Spy:
-        provider = "cpu"
-
-        def run(self, feeds: Any) -> Any:
-            runs.append(len(feeds["input_ids"]))
-            return encoder.run(feeds)
-
-    segmenter._embedder._engine = Spy()
+    segmenter, spies = spied(tiny_master, refiner=same)
     first, second = segmenter.segment(colours, ["the red", "blue"])
-    assert runs == [1]
+    assert spies["text_encoder"].batches("input_ids") == [1]
     np.testing.assert_array_equal(first.score_map, second.score_map)
     assert (first.expression, second.expression) == ("the red", "blue")
     # What is kept is the embedding; whose tokens are whose is still each expression's own.
     segmenter.segment(colours, "the red", prompt_weights="expression")
     with pytest.raises(InputError, match="'remove the red' does not contain 'blue' word for word"):
         segmenter.segment(colours, "blue", prompt_weights="expression")
-    assert runs == [1]
+    assert spies["text_encoder"].batches("input_ids") == [1]
 
 
 @pytest.mark.parametrize(

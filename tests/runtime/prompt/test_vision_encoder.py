@@ -18,6 +18,7 @@ from rism.runtime.method.equations import segment_tokens
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import PromptEncoder
 from rism.runtime.result.segmentation import Segmentation
+from tests.runtime.spies import spied
 from tests.runtime.vision_language import (
     AXES,
     LIGHT,
@@ -25,17 +26,11 @@ from tests.runtime.vision_language import (
     WORDS,
     make_bundle,
     rules,
-    spied,
     table,
     tokenizer,
 )
 
 Reseal = Callable[..., Path]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, reseal: Reseal) -> Path:
-    return reseal(make_bundle(tmp_path / "looking"))
 
 
 def first_generation() -> PromptRules:
@@ -154,11 +149,11 @@ def unplaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size_wh", [(160, 96), (96, 160), (700, 100), (33, 40)])
-def test_images_of_many_sizes(bundle: Path, size_wh: tuple[int, int]) -> None:
+def test_images_of_many_sizes(vision_bundle: Path, size_wh: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size_wh[::-1], 3), dtype=np.uint8)
-    result = Segmenter.from_bundle(bundle, provider="cpu").segment(image, WORDS[1])
+    result = Segmenter.from_bundle(vision_bundle, provider="cpu").segment(image, WORDS[1])
     assert result.mask.shape == size_wh[::-1]
-    np.testing.assert_allclose(maps_of(result), expected(bundle, image, WORDS[1]), atol=1e-4)
+    np.testing.assert_allclose(maps_of(result), expected(vision_bundle, image, WORDS[1]), atol=1e-4)
 
 
 def test_the_text_encoder_sees_what_the_model_sees(
@@ -175,16 +170,16 @@ def test_the_text_encoder_sees_what_the_model_sees(
     np.testing.assert_allclose(found, expected(folder, image, "a van"), atol=1e-4)
 
 
-def test_tokens_without_a_place_are_run_apart(bundle: Path, colours: np.ndarray) -> None:
+def test_tokens_without_a_place_are_run_apart(vision_bundle: Path, colours: np.ndarray) -> None:
     """Of one length, but standing elsewhere: "!" has no position of its own."""
-    segmenter, spies = spied(bundle)
+    segmenter, spies = spied(vision_bundle)
     words = ["a ! a", "a a !", "a ? a", "a ! a"]
     found = segmenter.segment(colours, words)
     fed = spies["transformer"].fed
     assert len({feeds["prompt_embeds"].shape[1] for feeds in fed}) == 1
     assert [len(feeds["prompt_embeds"]) for feeds in fed] == [2, 1, 1]
     for result in found:
-        wanted = expected(bundle, colours, result.expression)
+        wanted = expected(vision_bundle, colours, result.expression)
         np.testing.assert_allclose(maps_of(result), wanted, atol=1e-4)
 
 
@@ -228,23 +223,25 @@ def fix_batch(folder: Path, name: str, batch: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(data))
 
 
-def test_fixed_batches_are_filled_up(bundle: Path, reseal: Reseal, colours: np.ndarray) -> None:
-    wanted = Segmenter.from_bundle(bundle, provider="cpu").segment(colours, WORDS)
-    fix_batch(bundle, "text_encoder", 4)
-    fix_batch(bundle, "transformer.vectors", 3)
-    found = Segmenter.from_bundle(reseal(bundle), provider="cpu").segment(colours, WORDS)
+def test_fixed_batches_are_filled_up(
+    vision_bundle: Path, reseal: Reseal, colours: np.ndarray
+) -> None:
+    wanted = Segmenter.from_bundle(vision_bundle, provider="cpu").segment(colours, WORDS)
+    fix_batch(vision_bundle, "text_encoder", 4)
+    fix_batch(vision_bundle, "transformer.vectors", 3)
+    found = Segmenter.from_bundle(reseal(vision_bundle), provider="cpu").segment(colours, WORDS)
     assert [result.expression for result in found] == WORDS
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours.score_map, theirs.score_map, atol=1e-6)
 
 
-def test_a_refiners_answer_counts_the_image(bundle: Path, colours: np.ndarray) -> None:
+def test_a_refiners_answer_counts_the_image(vision_bundle: Path, colours: np.ndarray) -> None:
     """Without the image's tokens this answer would be short enough."""
 
     def long(instruction: str, image_hwc: np.ndarray) -> str:
         return instruction + " a" * 40
 
-    segmenter = Segmenter.from_bundle(bundle, provider="cpu", refiner=long)
+    segmenter = Segmenter.from_bundle(vision_bundle, provider="cpu", refiner=long)
     with pytest.raises(InputError) as error:
         segmenter.segment(colours, "van")
     assert "unusable instruction: the instruction 'remove van a a" in str(error.value)
