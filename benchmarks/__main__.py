@@ -1,8 +1,8 @@
-"""`python -m benchmarks [run] [SCENARIO...]`: every figure beside its baseline, of the same run.
+"""`python -m benchmarks [SCENARIO...]`: every figure beside its baseline, measured in one run.
 
-Scenarios stand in a file: scenarios.toml for any machine, gpu.toml for one with a GPU. Each is
-measured in processes of its own, with a time limit; what fails is a row with its reason, and the
-exit code is 1.
+Scenarios are defined in scenarios.toml for any machine and in gpu.toml for one with a GPU. Each is
+measured in processes of its own with a time limit. One that fails becomes a row with its reason,
+and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Scenario, chosen, read_config
+from benchmarks.harness.errors import ConfigError
 from benchmarks.harness.measure import environment
-from benchmarks.results import SCHEMA, failures, save, table
 from benchmarks.run import longest_s, run_scenario
+from benchmarks.summary import SCHEMA, failures, save, table
 from rism.runtime.errors import RismError
 
 QUICK = Path(__file__).parent / "scenarios.toml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the scenarios asked for, and return the exit code."""
+    """Run the chosen scenarios, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.partition(":")[2].strip()
     )
-    parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help="names; none: all but slow ones"
-    )
-    parser.add_argument("--config", type=Path, default=QUICK, help="by default scenarios.toml")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there (matplotlib)")
-    parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help="by default all but the slow ones")
+    add("--config", type=Path, default=QUICK, help="by default scenarios.toml")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a "
+        "parameter, or of runs, warm_up and time_limit_s")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add("--plots", type=Path, metavar="DIR", help="draw them there (matplotlib)")
+    add("--list", action="store_true", help="list the scenarios, run nothing")
     args = parser.parse_args(arguments)
     names = args.scenarios[1:] if args.scenarios[:1] == ["run"] else args.scenarios
     try:
@@ -41,10 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
         if args.list:
             print("\n".join(_listed(each) for each in scenarios))
             return 0
-        return _run(args, chosen(scenarios, names))
+        return _run(args, chosen(scenarios, names, dict(_pair(text) for text in args.set)))
     except RismError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text} has no value, expected NAME=VALUE")
+    return name, value
 
 
 def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
@@ -60,7 +69,7 @@ def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
 
         def keep(found: dict[str, Any], name: str = scenario.name) -> None:
             done[name] = found
-            save(args.json, results)  # a run that is cut short leaves what it had
+            save(args.json, results)  # an interrupted run leaves what it had
 
         keep(run_scenario(scenario, keep))
         print(table(scenario.name, done[scenario.name]), end="\n\n", flush=True)
@@ -84,6 +93,6 @@ def _listed(scenario: Scenario) -> str:
 
 
 if __name__ == "__main__":
-    # What it started ends with it, also where it is told to end.
+    # Child processes end with this one, also when it is told to end.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())

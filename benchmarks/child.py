@@ -1,7 +1,7 @@
-"""One process's share of a scenario: what `benchmarks.run` starts, so that it can end it.
+"""`python -m benchmarks.child JOB FILE`: one process's share of a scenario.
 
-`python -m benchmarks.child JOB FILE`: reads a job as JSON and writes to FILE, a line of JSON at a
-time, whatever is known as soon as it is: who ends this process has all lines before.
+It reads a job as JSON, and appends a line of JSON to FILE whenever a row is known, so that whoever
+ends this process has all rows before.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from benchmarks.harness.rows import Job
 from benchmarks.scenarios import KINDS
 from rism.runtime.errors import RismError, one_line
 
-__all__ = ["Line", "answer", "read_answer"]
-
 Line = dict[str, Any]
 """{"row": ...}, {"reason": why there are no more} or {"versions": ..., "gpu": ...}."""
 
 
-def answer(job: Job) -> Iterator[Line]:
-    """Measure, and say what is found as it is found, and on what."""
+def measure(job: Job) -> Iterator[Line]:
+    """Give out each row as soon as it is known, and what it was measured on."""
     kind = KINDS[job.kind]
     try:
         rows = kind.load()(job)
@@ -35,7 +33,7 @@ def answer(job: Job) -> Iterator[Line]:
             yield {"row": asdict(row)}
     except RismError as error:
         yield {"reason": str(error)}
-    except Exception as error:  # whatever a library raises is the end of this scenario alone
+    except Exception as error:  # of any library; other scenarios go on
         traceback.print_exc()
         yield {"reason": f"{type(error).__name__}: {one_line(error)}"}
     yield _machine(kind.packages)  # a GPU's clocks are now those of its work
@@ -49,19 +47,13 @@ def _machine(packages: tuple[str, ...]) -> Line:
     return found
 
 
-def read_answer(file: Path) -> list[Line]:
-    """Read what a child wrote so far; a line that it had not finished is none."""
+def read_lines(file: Path) -> list[Line]:
+    """Read what a child has written so far, but for a line that it has not finished."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def main() -> None:
-    """Read the job, write the answer."""
-    job = Job(**json.loads(sys.argv[1]))
-    with Path(sys.argv[2]).open("w", buffering=1) as file:
-        for line in answer(job):
-            file.write(json.dumps(line) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    with Path(sys.argv[2]).open("w", buffering=1) as out:
+        for line in measure(Job(**json.loads(sys.argv[1]))):
+            out.write(json.dumps(line) + "\n")

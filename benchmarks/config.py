@@ -9,26 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import ConfigError
+from benchmarks.harness.rows import check_known
 from benchmarks.scenarios import KINDS, Value
 from rism.runtime.errors import one_line
 
-__all__ = ["Scenario", "Target", "chosen", "read_config"]
-
 _TIMES = {"runs": (1, 10_000), "warm_up": (0, 10_000), "time_limit_s": (1, 86_400)}
-_KEYS = {"kind", "what", "baseline", "also", "slow", "parameters", "targets", *_TIMES}
 _LIMITS = ("at_most_s", "at_most_bytes", "ratio_at_most", "over_weights_at_most")
+# Each key of a table with a value of its type.
+_FILE: dict[str, Any] = dict.fromkeys(_TIMES, 1) | {"scenarios": {}}
+_SCENARIO: dict[str, Any] = dict.fromkeys(_TIMES, 1) | {
+    "kind": "text",
+    "what": "text",
+    "baseline": "text",
+    "also": ["text"],
+    "slow": False,
+    "parameters": {},
+    "targets": [{}],
+}
+_TARGET: dict[str, Any] = dict.fromkeys(_LIMITS, 1.0) | {
+    "row": "text",
+    "group": "text",
+    "against": "text",
+}
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a row should reach: at least one limit.
+class Limit:
+    """What a row should reach: at least one of its limits is set.
 
     Attributes:
         row: its name.
-        group: of that group alone; None for every one.
-        against: what `ratio_at_most` is a ratio to; None for the scenario's baseline.
+        group: the only group that it is for; None for all.
+        against: the row that `ratio_at_most` is a ratio to; None for the scenario's baseline.
         at_most_s: of its median.
-        at_most_bytes: of its median, where it is of bytes, else of its memory on the host.
+        at_most_bytes: of its median, where that is of bytes, else of its memory on the host.
         ratio_at_most: of its median to that of `against`.
         over_weights_at_most: bytes on the device beyond the weights.
     """
@@ -68,7 +82,7 @@ class Scenario:
     warm_up: int
     time_limit_s: int
     parameters: Mapping[str, Value]
-    targets: tuple[Target, ...] = ()
+    targets: tuple[Limit, ...] = ()
     slow: bool = False
 
 
@@ -76,7 +90,7 @@ def read_config(file: Path) -> list[Scenario]:
     """Read all scenarios of a file.
 
     Raises:
-        ConfigError: the file cannot be read, or says what is not known.
+        ConfigError: the file cannot be read, or has keys or values that are not known.
     """
     try:
         given = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -86,119 +100,96 @@ def read_config(file: Path) -> list[Scenario]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {one_line(error)}") from None
-    _known("key", given, {"scenarios", *_TIMES}, file.name)
-    scenarios = given.get("scenarios")
-    if not isinstance(scenarios, dict) or not scenarios:
+    defaults = _table(given, _FILE, "key", file.name)
+    scenarios = defaults.pop("scenarios", {})
+    if not scenarios:
         raise ConfigError(f"{file.name} has no [scenarios.NAME], expected at least one")
-    defaults = {name: given[name] for name in _TIMES if name in given}
     return [_scenario(name, each, defaults) for name, each in scenarios.items()]
 
 
-def chosen(scenarios: list[Scenario], names: list[str]) -> list[Scenario]:
-    """Return those of these names, in the file's order; where there are none, all but slow ones.
+def chosen(
+    scenarios: list[Scenario], names: list[str], changes: Mapping[str, str] | None = None
+) -> list[Scenario]:
+    """Return those of these names, in the file's order; without names, all but the slow ones.
+
+    Args:
+        scenarios: of a file.
+        names: to choose.
+        changes: parameters (or runs, warm_up, time_limit_s) as "NAME=VALUE" gives them.
 
     Raises:
-        ConfigError: there is no such scenario.
+        ConfigError: there is no such scenario, or a chosen one has no such parameter.
     """
-    known = [each.name for each in scenarios]
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"scenario '{one_line(name, limit=40)}' is not known, expected some of "
-                f"{', '.join(known)}"
-            )
-    return [each for each in scenarios if each.name in names or not (names or each.slow)]
+    check_known("scenario", names, [each.name for each in scenarios])
+    found = [each for each in scenarios if each.name in names or not (names or each.slow)]
+    return [_changed(each, changes) for each in found] if changes else found
+
+
+def _changed(scenario: Scenario, changes: Mapping[str, str]) -> Scenario:
+    own = {name: getattr(scenario, name) for name in _SCENARIO if name != "targets"}
+    own |= {"also": list(scenario.also), "parameters": dict(scenario.parameters)}
+    for name, text in changes.items():
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:  # a text without its quotes
+            value = text
+        (own if name in _TIMES else own["parameters"])[name] = value
+    changed = _scenario(scenario.name, own, {})
+    return Scenario(**{**vars(changed), "targets": scenario.targets})
 
 
 def _scenario(name: str, given: object, defaults: Mapping[str, Any]) -> Scenario:
     where = f"scenario '{one_line(name, limit=40)}'"
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where} is not a table, expected [scenarios.{one_line(name)}]")
-    _known("key", given, _KEYS, where)
-    kind = given.get("kind")
-    if kind not in KINDS:
-        raise ConfigError(
-            f"{where}: kind '{one_line(kind)}' is not known, expected one of {', '.join(KINDS)}"
-        )
-    times = {}
+    table = _table(given, _SCENARIO, "key", where)
+    for key in ("kind", "baseline"):
+        if not table.get(key):
+            raise ConfigError(f"{where}: {key} is not given, expected text")
+    try:
+        kind = KINDS[check_known("kind", [table["kind"]], KINDS)[0]]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     for key, (low, high) in _TIMES.items():
-        value = given.get(key, defaults.get(key))
-        if type(value) is not int or not low <= value <= high:
-            raise ConfigError(
-                f"{where}: {key} is {one_line(value)}, expected a number from {low} to {high}"
-            )
-        times[key] = value
+        value = table.setdefault(key, defaults.get(key))
+        if value is None or not low <= value <= high:
+            raise ConfigError(f"{where}: {key} is {value}, expected a number from {low} to {high}")
+    own = _table(
+        table.pop("parameters", {}), kind.parameters, f"parameter of kind '{table['kind']}'", where
+    )
     return Scenario(
         name=name,
-        kind=kind,
-        what=_text(given.get("what", KINDS[kind].what), f"{where}: what"),
-        baseline=_text(given.get("baseline"), f"{where}: baseline"),
-        also=tuple(_typed(given.get("also", []), ["a row"], f"{where}: also")),
-        parameters=_parameters(kind, given.get("parameters", {}), where),
-        targets=_targets(given.get("targets", []), where),
-        slow=_typed(given.get("slow", False), False, f"{where}: slow"),
-        **times,
+        parameters={**kind.parameters, **own},
+        targets=tuple(_target(each, where) for each in table.pop("targets", [])),
+        also=tuple(table.pop("also", ())),
+        **({"what": kind.what} | table),
     )
 
 
-def _parameters(kind: str, given: object, where: str) -> dict[str, Value]:
-    known = KINDS[kind].parameters
+def _target(given: object, where: str) -> Limit:
+    table = _table(given, _TARGET, "key of a target", where)
+    if "row" not in table or not any(key in table for key in _LIMITS):
+        raise ConfigError(f"{where}: a target needs row and at least one of {', '.join(_LIMITS)}")
+    return Limit(**table)
+
+
+def _table(given: object, known: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
+    """Return a table whose keys are known and whose values have the types of the known ones."""
     if not isinstance(given, dict):
-        raise ConfigError(f"{where}: parameters are not a table")
-    _known(f"parameter of kind '{kind}'", given, set(known), where)
-    return {
-        name: _typed(given.get(name, default), default, f"{where}: parameter {name}")
-        for name, default in known.items()
-    }
+        raise ConfigError(f"{where} is {one_line(given)}, expected a table")
+    try:
+        check_known(what, list(given), sorted(known))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return {key: _typed(value, known[key], f"{where}: {key}") for key, value in given.items()}
 
 
-def _targets(given: object, where: str) -> tuple[Target, ...]:
-    if not isinstance(given, list):
-        raise ConfigError(f"{where}: targets are not a list, expected [[scenarios.NAME.targets]]")
-    found = []
-    for each in given:
-        if not isinstance(each, dict):
-            raise ConfigError(f"{where}: a target is not a table")
-        _known("key of a target", each, {"row", "group", "against", *_LIMITS}, where)
-        texts: dict[str, Any] = {
-            key: _text(each[key], f"{where}: {key} of a target")
-            for key in ("row", "group", "against")
-            if key in each
-        }
-        limits = {key: _typed(each[key], 1.0, f"{where}: {key}") for key in _LIMITS if key in each}
-        if "row" not in texts or not limits:
-            raise ConfigError(
-                f"{where}: a target says row and at least one of {', '.join(_LIMITS)}"
-            )
-        found.append(Target(**texts, **limits))
-    return tuple(found)
-
-
-def _typed(value: Any, default: Any, where: str) -> Any:
-    """Return a value that has its default's type; a whole number is a float, too."""
-    if isinstance(default, float) and type(value) is int:
+def _typed(value: Any, example: Any, where: str) -> Any:
+    """Return a value that has the example's type; a whole number is a float, too."""
+    if isinstance(example, float) and type(value) is int:
         return float(value)
-    right = type(value) is type(default)
-    if right and isinstance(default, list):
-        right = all(type(each) is type(default[0]) for each in value)
+    right, expected = type(value) is type(example), type(example).__name__
+    if isinstance(example, list):
+        expected = f"list of {type(example[0]).__name__}"
+        right = right and all(type(each) is type(example[0]) for each in value)
     if not right:
-        expected = type(default).__name__
-        if isinstance(default, list):
-            expected = f"list of {type(default[0]).__name__}"
         raise ConfigError(f"{where} is {one_line(value, limit=60)}, expected {expected}")
     return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{where} is {one_line(value)}, expected text")
-    return value
-
-
-def _known(what: str, given: Mapping[str, object], known: set[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise ConfigError(
-                f"{where}: {what} '{one_line(key, limit=40)}' is not known, expected some of "
-                f"{', '.join(sorted(known)) or 'none'}"
-            )

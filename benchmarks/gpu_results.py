@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.capture.block import BASELINE
 from benchmarks.gpu_run import CASES
 from benchmarks.gpu_steps import SCHEMA
-from benchmarks.probe import BASELINE, known_gpu
 from benchmarks.rooflines import stages
-from benchmarks.rooflines.probe import GPUS, SHAPES, WAYS, cost, floor_s
+from benchmarks.rooflines.gpus import GPUS, known_gpu
+from benchmarks.rooflines.probe import SHAPES, WAYS, cost, floor_s
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, RismError, one_line
-
-__all__ = ["bars", "fill", "merge", "page", "readme_line"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,8 +32,8 @@ _NOTHING = "No GPU has run this yet."
 PAPER = {CASES[0]: (603.78, 25.31), CASES[1]: (1493.02, 22.27)}
 NAMES = {CASES[0]: "Step1X-Edit 1.0 at 512", CASES[1]: "FLUX.2-klein-9B at 1024"}
 _FLOOR_CASES = {
-    CASES[0]: stages.Case(stages.STEP1X, 512),
-    CASES[1]: stages.Case(stages.KLEIN_9B, 1024),
+    CASES[0]: stages.StageCase(stages.STEP1X, 512),
+    CASES[1]: stages.StageCase(stages.KLEIN_9B, 1024),
 }
 _FLOOR_STAGES = {
     "no capture": "DiT without capture",
@@ -201,7 +200,7 @@ def _of_card(result: Result) -> str:
 
 def _passes(result: Result, case: str) -> str:
     steps, rows = result["steps"], []
-    gpu = next((each for each in stages.GPUS if each.name.startswith(card(result))), None)
+    gpu = GPUS.get(card(result))
     least = {stage.name: stage for stage in stages.stages(_FLOOR_CASES[case])}
     columns = ("eager", "CUDA graph", "torch.compile", "both")
     for variant in ("no capture", "fused", "vectors", "fused blind", "paper mean", "paper"):

@@ -46,8 +46,6 @@ from benchmarks.gpu_steps import (
     run_tests,
 )
 
-__all__ = ["CASES", "COMPILED", "SMALL_CASES", "VARIANTS", "main"]
-
 CASES = ("step1x-1.0@512", "9b@1024")
 SMALL_CASES = ("tiny-step1x@64", "tiny@64")
 VARIANTS = ("paper mean", "no capture", "fused", "vectors", "fused blind")

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import gc
 import json
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+from benchmarks.harness.errors import reason
+from benchmarks.harness.measure import RunOptions, Timing, environment, repeat, repeat_on_gpu
 
-__all__ = [
-    "ROOT",
-    "SCHEMA",
-    "Run",
-    "compile_and_run",
-    "describe_machine",
-    "postprocess",
-    "probe_one_block",
-    "run_eagerly",
-    "run_tests",
-]
+if TYPE_CHECKING:
+    from benchmarks.capture.models import RandomModel
+    from benchmarks.capture.pytorch import Figure
+    from benchmarks.capture.variants import Variant
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "rism-gpu-run-1"
+Facts = dict[str, object]
+Keep = Callable[[], None]
+"""Writes what is known so far: what comes next may end the process."""
 _GRAPHED = ("no capture", "fused", "vectors")
 _TESTS_S = 110
 
@@ -103,12 +99,6 @@ class Run:
             yield
 
 
-def reason(error: Exception) -> dict[str, str]:
-    """What a row says that has no figure."""
-    last = "".join(traceback.format_exception(error)[-3:])
-    return {"failed": f"{type(error).__name__}: {str(error)[:600]}", "trace": last[-1200:]}
-
-
 def free_memory() -> None:
     """Give back what nothing refers to."""
     torch = sys.modules.get("torch")
@@ -117,21 +107,16 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def clock(run: Run, work: Callable[[], object], runs: int = 10) -> dict[str, float]:
-    """Time some work while nobody else does."""
-    from benchmarks.harness.measure import repeat, repeat_on_gpu
-
+def clock(run: Run, work: Callable[[], object], runs: int = 10) -> Timing:
+    """Time some work while no other process does."""
     work()  # compiles, tunes
     with run.alone():
-        timing = (repeat_on_gpu if run.cuda else repeat)(work, runs=run.runs(runs), warm_up=2)
-    return timing.to_json_dict()
+        return (repeat_on_gpu if run.cuda else repeat)(work, runs=run.runs(runs), warm_up=2)
 
 
 def describe_machine(run: Run) -> object:
     """Versions, the GPU, and the two rates that everything is held against."""
     import torch
-
-    from benchmarks.harness.measure import environment
 
     packages = ("torch", "triton", "diffusers", "transformers", "cupy-cuda13x")
     found = environment(packages=packages, gpu=run.cuda)
@@ -141,9 +126,9 @@ def describe_machine(run: Run) -> object:
     size, side = (2**31, 8192) if run.cuda else (2**20, 128)
     source = torch.empty(size, dtype=torch.uint8, device=run.device)
     target = torch.empty_like(source)
-    found["copy_bytes_per_s"] = 2 * size / clock(run, lambda: target.copy_(source))["median_s"]
+    found["copy_bytes_per_s"] = 2 * size / clock(run, lambda: target.copy_(source)).median
     a, b = (torch.randn(side, side, device=run.device, dtype=dtype) for _ in range(2))
-    found["product_flop_per_s"] = 2 * side**3 / clock(run, lambda: a @ b)["median_s"]
+    found["product_flop_per_s"] = 2 * side**3 / clock(run, lambda: a @ b).median
     return found
 
 
@@ -156,57 +141,36 @@ def _commit() -> str:
 
 def probe_one_block(run: Run, case: str) -> object:
     """Time every way of probing one block; its errors against float64, its repeatability."""
-    import torch
+    from benchmarks.capture.block import compare_ways
 
-    from benchmarks.probe import BASELINE, SMALL, Block
-    from benchmarks.rooflines.probe import SHAPES
-    from rism.export.probe import attend
-
-    block = Block(SHAPES.get(case, SMALL), run.device)
     ways: dict[str, object] = {}
-    found: dict[str, object] = {"backends": _backends(block) if run.cuda else {}, "ways": ways}
-    attention = torch.nn.functional.scaled_dot_product_attention
-    ways[BASELINE] = clock(run, lambda: attention(block.q, block.k, block.v), 30)
-    ways["the same with statistics"] = clock(run, lambda: attend(block.q, block.k, block.v), 30)
-    literal: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for way, (work, weights) in reversed(block.ways().items()):
-        try:
-            wanted = literal.setdefault(id(weights), block.literal(weights))
-            first, again = work(), work()
-            errors = [
-                ((a.double() - b).abs().max() / b.abs().max()).item()
-                for a, b in zip(first, wanted, strict=True)
-            ]
-            repeats = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-            ways[way] = {
-                **clock(run, work, 30),
-                "error_a": errors[0],
-                "error_ta": errors[1],
-                "repeats": repeats,
-            }
-        except Exception as error:  # the other ways may do
-            ways[way] = reason(error)
+    found: dict[str, object] = {"ways": ways}
+    clocked = functools.partial(clock, run, runs=30)
+    for way, timing, facts in compare_ways(case, run.device, clocked):
+        ways[way] = facts if timing is None else {**timing.to_json_dict(), **facts}
         run.save(f"probe {case}", found)
-    return found | ({"tiles": _tiles()} if run.cuda else {})
+    return found | ({"tiles": _tiles(), "backends": _backends(case)} if run.cuda else {})
 
 
-def _backends(block: Any) -> dict[str, str]:
-    """Which of PyTorch's attentions serves the main queries and the exported probe."""
+def _backends(case: str) -> dict[str, str]:
+    """Return which of PyTorch's attentions serves the main queries and the exported probe."""
     import torch
 
+    from benchmarks.capture.block import Block
+    from benchmarks.rooflines.probe import SHAPES
+
+    block = Block(SHAPES[case], "cuda")
     narrow = block.precision.probe
-    shared = torch.zeros_like(block.k[:, :1], dtype=narrow).expand_as(block.k)
+    q, k = block.clean.to(narrow), block.k.to(narrow)
+    shared = torch.zeros_like(k[:, :1]).expand_as(k)
+    arrays = {
+        "main": (block.q, block.k, block.v),
+        "probe": (q, k, shared),
+        "probe, values of their own memory": (q, k, shared.contiguous()),
+    }
     return {
-        name: torch.nn.attention.SDPBackend(torch._fused_sdp_choice(*arrays)).name
-        for name, arrays in {
-            "main": (block.q, block.k, block.v),
-            "probe": (block.clean.to(narrow), block.k.to(narrow), shared),
-            "probe, values of their own memory": (
-                block.clean.to(narrow),
-                block.k.to(narrow),
-                shared.contiguous(),
-            ),
-        }.items()
+        name: torch.nn.attention.SDPBackend(torch._fused_sdp_choice(*each)).name
+        for name, each in arrays.items()
     }
 
 
@@ -219,99 +183,101 @@ def _tiles() -> dict[str, str]:
 
 def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
     """Time whole passes as PyTorch runs Python, and some replayed as a CUDA graph."""
-    import numpy as np
-
     from benchmarks.capture.pytorch import profile, replay, run_eager
-    from benchmarks.capture.variants import VARIANTS as KNOWN
 
-    model, found = _model(run, case)
-    wanted = None
-    for name in variants:
-        try:
-            runs = run.runs(5 if name == "paper" else 10)
-            figure = run_eager(model, KNOWN[name], runs=runs, warm_up=2, alone=run.alone)
-            row: dict[str, object] = {**figure.timing.to_json_dict()}
-            if figure.memory_bytes is not None:
-                row["peak_over_weights_bytes"] = figure.memory_bytes - model.nbytes
-            outputs = list(figure.outputs.values())
-            if name == "paper mean":
-                wanted = outputs
-            elif wanted is not None and name != "no capture":
-                row["largest_difference"] = [
-                    float(np.abs(a - b).max() / np.abs(b).max())
-                    for a, b in zip(outputs, wanted, strict=True)
-                ]
-            found[name] = row
-            run.save(step, found)
-            module = model.module(KNOWN[name])
-            if run.cuda and name in _GRAPHED:
-                with run.alone():
-                    row["cuda_graph"] = replay(module, model, runs=10).to_json_dict()
-            if name == "fused":
-                row["kernels_s"] = profile(module, model)
-        except Exception as error:  # the other variants may do
-            known = found.get(name)
-            found[name] = {**(known if isinstance(known, dict) else {}), **reason(error)}
-        free_memory()
-        run.save(step, found)
-    return found
+    wanted: list[Any] = []
 
+    def measure(model: RandomModel, variant: Variant, row: Facts, keep: Keep) -> None:
+        name = variant.name
+        runs = RunOptions(run.runs(5 if name == "paper" else 10), warm_up=2, alone=run.alone)
+        figure = run_eager(model, variant, runs)
+        row |= _facts(model, figure)
+        outputs = list(figure.outputs.values())
+        if name == "paper mean":
+            wanted.extend(outputs)
+        elif wanted and name != "no capture":
+            row["largest_difference"] = [
+                float(abs(a - b).max() / abs(b).max()) for a, b in zip(outputs, wanted, strict=True)
+            ]
+        keep()
+        module = model.module(variant)
+        if run.cuda and name in _GRAPHED:
+            with run.alone():
+                row["cuda_graph"] = replay(module, model, runs=10).to_json_dict()
+        if name == "fused":
+            row["kernels_s"] = profile(module, model)
 
-def _model(run: Run, case: str) -> tuple[Any, dict[str, object]]:
-    from benchmarks.capture.models import Case, RandomModel
-    from rism.export.precision import PRECISIONS
-
-    start = time.monotonic()
-    model = RandomModel(Case.parse(case), PRECISIONS["bf16" if run.cuda else "fp32"], run.device)
-    if run.cuda:
-        import torch
-
-        torch.cuda.synchronize()
-    made = round(time.monotonic() - start, 1)
-    return model, {"made_s": made, "weights_bytes": model.nbytes}
+    return _each_variant(run, step, case, variants, measure)
 
 
 def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
     """Time passes through torch.compile."""
     from benchmarks.capture.pytorch import run_compiled
-    from benchmarks.capture.variants import VARIANTS as KNOWN
 
-    model, found = _model(run, case)
-    backend = "inductor" if run.cuda else "aot_eager"  # a rehearsal need not wait for a compiler
+    backend = "inductor" if run.cuda else "aot_eager"  # a dry run need not wait for a compiler
+
+    def measure(model: RandomModel, variant: Variant, row: Facts, _keep: Keep) -> None:
+        runs = RunOptions(run.runs(10), warm_up=2, alone=run.alone)
+        figure = run_compiled(model, variant, runs, backend=backend, graph=run.cuda)
+        row |= _facts(model, figure)
+
+    return _each_variant(run, step, case, variants, measure)
+
+
+def _each_variant(
+    run: Run,
+    step: str,
+    case: str,
+    variants: Sequence[str],
+    measure: Callable[[RandomModel, Variant, Facts, Keep], None],
+) -> object:
+    """Make a model and measure its variants; what is in a row when one fails is kept."""
+    from benchmarks.capture.models import CaptureCase, RandomModel
+    from benchmarks.capture.variants import VARIANTS
+    from rism.export.precision import PRECISIONS
+
+    start = time.monotonic()
+    precision = PRECISIONS["bf16" if run.cuda else "fp32"]
+    model = RandomModel(CaptureCase.parse(case), precision, run.device)
+    if run.cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    made_s = round(time.monotonic() - start, 1)
+    found: Facts = {"made_s": made_s, "weights_bytes": model.nbytes}
     for name in variants:
+        row: Facts = {}
+        found[name] = row
         try:
-            figure = run_compiled(
-                model,
-                KNOWN[name],
-                runs=run.runs(10),
-                warm_up=2,
-                backend=backend,
-                graph=run.cuda,
-                alone=run.alone,
-            )
-            row = {**figure.timing.to_json_dict(), **figure.notes}
-            if figure.memory_bytes is not None:
-                row["peak_over_weights_bytes"] = figure.memory_bytes - model.nbytes
-            found[name] = row
-        except Exception as error:  # the other variant may do
-            found[name] = reason(error)
+            measure(model, VARIANTS[name], row, functools.partial(run.save, step, found))
+        except Exception as error:  # the other variants may run
+            row |= reason(error)
         free_memory()
         run.save(step, found)
     return found
 
 
+def _facts(model: RandomModel, figure: Figure) -> Facts:
+    facts = {**figure.timing.to_json_dict(), **figure.notes}
+    if figure.memory_bytes is not None:
+        facts["peak_over_weights_bytes"] = figure.memory_bytes - model.nbytes
+    return facts
+
+
 def postprocess(run: Run) -> object:
     """Time the kernels of post-processing, each launch, and what they replace."""
-    from benchmarks import postprocess_gpu
+    from benchmarks.scenarios import postprocess_gpu
     from rism.runtime.engines.cuda_device import open_device
 
     device = open_device(0)
     found: dict[str, object] = {"cuda_graph": _replays(device)}
     for case in postprocess_gpu.CASES:
         with run.alone():
-            found[case.name] = postprocess_gpu.measure(
-                case, "vectors", 1, device=device, runs=20, flush_bytes=postprocess_gpu.FLUSH_BYTES
-            )
+            ways = postprocess_gpu.compare_ways(case, "vectors", 1, device=device, runs=20)
+        found[case.name] = {
+            name: each.to_json_dict() if isinstance(each, Timing) else each
+            for name, each in ways.items()
+        }
         run.save("post-processing", found)
     return found
 

@@ -1,4 +1,4 @@
-r"""`python -m benchmarks.pinned_release`: what the makers' own code makes of a prompt.
+r"""`python -m benchmarks.pinned_release`: record what the makers' own code makes of a prompt.
 
 Step1X-Edit's makers pin their libraries (transformers 4.49.0 for 1.0, 4.55.0 for the diffusers
 fork of 1.1 and 1.2), and what a prompt becomes depends on them. This runs the makers' files, read
@@ -36,9 +36,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["CASES", "picture", "projected"]
-
-# What is said, about a picture of which size at the model's.
+# Instructions, and the size of the image each is about.
 CASES: tuple[tuple[str, tuple[int, int]], ...] = (
     ("remove the green van", (112, 80)),
     ("remove the sign! now", (112, 80)),
@@ -50,12 +48,13 @@ _PIPELINES = {
     "1.1": ("pipeline_step1x_edit", "Step1XEditPipeline"),
     "1.2": ("pipeline_step1x_edit_v1p2", "Step1XEditPipelineV1P2"),
 }
+_TEXTS = Path(__file__).parents[1] / "export" / "families" / "step1x" / "texts"
 _LENGTH = 640
 _SHOWN = 160  # characters at a rendered prompt's end
 
 
-def picture(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return the picture of a size: (h, w, 3) noise."""
+def noise_image(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return noise of a size: (h, w, 3)."""
     shape = (size_wh[1], size_wh[0], 3)
     return np.random.default_rng(size_wh[0]).integers(0, 256, shape, dtype=np.uint8)
 
@@ -146,10 +145,9 @@ def _makers(makers: Path, folder: Path, said: dict[str, Any]) -> list[dict[str, 
     }
     conditioner = _source(makers / "modules" / "conditioner.py", "conditioner", changes)
     embedder = conditioner.Qwen25VL_7b_Embedder(language, dtype=torch.float32, device="cpu")
-    recorder = _Recorder(embedder.model, embedder.processor)
-    found = []
+    recorder, found = _Recorder(embedder.model, embedder.processor), []
     for instruction, size_wh in CASES:
-        pixels = torch.from_numpy(picture(size_wh)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(noise_image(size_wh)).permute(2, 0, 1).float() / 255
         embedder([instruction], [pixels])
         found.append(recorder.case(instruction, size_wh, said["drop_tokens"]))
     return found
@@ -177,7 +175,7 @@ def _fork(version: str, folder: Path, said: dict[str, Any]) -> list[dict[str, An
     sys.modules[thinker.__name__] = thinker
     module = _source(path, f"{package}.{file}_small", changes, package)
     pipeline: Any = object.__new__(getattr(module, name))
-    prefix = (_prefixes() / f"prefix-{'1.2' if version == '1.2' else '1.0'}.txt").read_bytes()
+    prefix = (_TEXTS / f"prefix-{'1.2' if version == '1.2' else '1.0'}.txt").read_bytes()
     vars(pipeline).update(
         text_encoder=model,
         processor=processor,
@@ -188,7 +186,7 @@ def _fork(version: str, folder: Path, said: dict[str, Any]) -> list[dict[str, An
     recorder = _Recorder(model, processor)
     found = []
     for instruction, size_wh in CASES:
-        image = Image.fromarray(picture(size_wh))
+        image = Image.fromarray(noise_image(size_wh))
         outputs = pipeline._get_qwenvl_embeds([instruction], [image], torch.device("cpu"))
         case = recorder.case(instruction, size_wh, said["drop_tokens"])
         if version == "1.2":
@@ -200,24 +198,8 @@ def _fork(version: str, folder: Path, said: dict[str, Any]) -> list[dict[str, An
     return found
 
 
-def _prefixes() -> Path:
-    return Path(__file__).parents[1] / "export" / "families" / "step1x"
-
-
-def _torchvision_without_operators() -> None:
-    """Leave out the part of it that asks for its operators, which are built for GPUs."""
-    name = "torchvision._meta_registrations"
-    sys.modules[name] = types.ModuleType(name)
-
-
 def _stand_in_for_flash_attention() -> None:
     """Write out flash_attn's functions, which run on GPUs alone, in plain torch."""
-
-    def whole_attention(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _dropout: float, **options: Any
-    ) -> torch.Tensor:
-        ends = torch.tensor([0, q.shape[1]])
-        return attention(q[0], k[0], v[0], ends, **options)[None]
 
     def attention(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **options: Any
@@ -236,6 +218,9 @@ def _stand_in_for_flash_attention() -> None:
         ]
         return torch.cat(parts)
 
+    def batched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **options: Any) -> Any:
+        return attention(q[0], k[0], v[0], torch.tensor([0, q.shape[1]]), **options)[None]
+
     def pad(x: torch.Tensor, places: torch.Tensor, batch: int, length: int) -> torch.Tensor:
         out = x.new_zeros(batch * length, *x.shape[1:])
         out[places] = x
@@ -251,7 +236,7 @@ def _stand_in_for_flash_attention() -> None:
         for name in ("flash_attn", "flash_attn.bert_padding", "flash_attn.layers",
                      "flash_attn.layers.rotary")
     )  # fmt: skip
-    vars(whole).update(flash_attn_varlen_func=attention, flash_attn_func=whole_attention)
+    vars(whole).update(flash_attn_varlen_func=attention, flash_attn_func=batched)
     vars(padding).update(
         index_first_axis=lambda x, places: x[places], pad_input=pad, unpad_input=None
     )
@@ -276,7 +261,9 @@ def _stand_in_for_flash_attention() -> None:
 
 def _child(version: str, folder: Path, makers: Path) -> None:
     """In the pinned environment: print the cases."""
-    _torchvision_without_operators()
+    # This part of torchvision asks for its operators, which are built for GPUs.
+    name = "torchvision._meta_registrations"
+    sys.modules[name] = types.ModuleType(name)
     import transformers
 
     said = json.loads((folder / "rism.json").read_text())

@@ -1,6 +1,6 @@
-"""Running scenarios: each in processes of its own, with a time limit; what came of it.
+"""Running scenarios, each in processes of its own with a time limit.
 
-Rows are read while they are measured, and those of a process that is ended are kept.
+Rows are read while they are measured, so those of a process that is ended are kept.
 """
 
 from __future__ import annotations
@@ -18,35 +18,33 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Line, answer, read_answer
+from benchmarks.child import Line, measure, read_lines
 from benchmarks.config import Scenario
 from benchmarks.harness.measure import versions
+from benchmarks.harness.processes import ROOT, environment_with_root
 from benchmarks.harness.rows import NOT_REACHED, Job, Row, failed
-from benchmarks.results import summary
 from benchmarks.scenarios import KINDS
+from benchmarks.summary import summary
 from rism.runtime.errors import one_line
 
-__all__ = ["longest_s", "run_here", "run_scenario"]
-
-ROOT = Path(__file__).parent.parent
 _LOOK_S = 1.0
 Watch = Callable[[dict[str, Any]], None]
-"""Told what is known of a scenario, as `run_scenario` returns it, each time that it is more."""
+"""Called with what is known of a scenario, as `run_scenario` returns it, whenever there is more."""
 _Seen = Callable[[list[Line]], None]
 
 
 def run_scenario(scenario: Scenario, watch: Watch = lambda _: None) -> dict[str, Any]:
     """Measure a scenario in processes of its own.
 
-    What a process that fails, or takes too long, had measured is kept; what it had not is a row
-    that says so; the others are measured.
+    Of a process that fails, or takes too long, the rows that it had measured are kept; the others
+    get its reason, and the remaining processes run.
     """
-    return _run(scenario, watch, lambda job, seen: _in_child(job, scenario.time_limit_s, seen))
+    return _run(scenario, watch, lambda job, seen: in_child(job, scenario.time_limit_s, seen))
 
 
 def run_here(scenario: Scenario) -> dict[str, Any]:
-    """Measure a scenario in this process, without a limit: memory is not its alone."""
-    return _run(scenario, lambda _: None, lambda job, _: [*answer(job)])
+    """Measure a scenario in this process, without a limit."""
+    return _run(scenario, lambda _: None, lambda job, _: [*measure(job)])
 
 
 def longest_s(scenario: Scenario) -> int:
@@ -58,75 +56,72 @@ def _run(
     scenario: Scenario, watch: Watch, ask: Callable[[Job, _Seen], list[Line]]
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    said: dict[str, list[Line]] = {}
+    parts: dict[str, list[Line]] = {}
 
-    def told(part: str, lines: list[Line]) -> dict[str, Any]:
-        said[part] = lines
-        return _summary(scenario, said, seconds=time.perf_counter() - start)
+    def known() -> dict[str, Any]:
+        return _summary(scenario, parts, seconds=time.perf_counter() - start)
 
-    found: dict[str, Any] = {}
     for part, job in _jobs(scenario):
 
         def seen(lines: list[Line], part: str = part) -> None:
-            watch(told(part, lines))
+            parts[part] = lines
+            watch(known())
 
-        found = told(part, ask(job, seen))
-    return found
+        parts[part] = ask(job, seen)
+    return known()
 
 
 def _summary(
-    scenario: Scenario, said: Mapping[str, list[Line]], *, seconds: float
+    scenario: Scenario, parts: Mapping[str, list[Line]], *, seconds: float
 ) -> dict[str, Any]:
-    """Put together what the parts of a scenario said so far."""
+    """Put together what the processes of a scenario have written so far."""
     rows: list[Row] = []
     found = versions(KINDS[scenario.kind].packages)
     gpu: object = None
-    for part, lines in said.items():
+    for part, lines in parts.items():
         own: dict[tuple[str, str], Row] = {}
         reason: str | None = None
         for line in lines:
             if "row" in line:
-                row = _row(line["row"])
+                row = Row(**{**line["row"], "values": tuple(line["row"]["values"])})
                 own[row.group, row.name] = row  # what was announced is replaced by its figure
             reason = line.get("reason", reason)
             found |= line.get("versions", {})
             gpu = line.get("gpu", gpu)
         if reason is not None:
-            ended = {k: row for k, row in own.items() if row.reason == NOT_REACHED}
-            own |= {key: replace(row, reason=reason) for key, row in ended.items()}
-            if not ended:
+            missing = {key: row for key, row in own.items() if row.reason == NOT_REACHED}
+            own |= {key: replace(row, reason=reason) for key, row in missing.items()}
+            if not missing:
                 own["", part] = failed(part or scenario.name, reason)
         rows += own.values()
     return summary(scenario, rows, found, seconds=seconds, gpu=gpu)
 
 
 def _jobs(scenario: Scenario) -> Iterator[tuple[str, Job]]:
-    """Give each process's share, and what to call it."""
+    """Give each process's share, and its name."""
     alone = KINDS[scenario.kind].alone
-    parameters = dict(scenario.parameters)
-    if alone is None:
-        yield "", Job(scenario.kind, scenario.runs, scenario.warm_up, parameters)
-        return
-    listed = parameters[alone]
-    assert isinstance(listed, list), "a kind splits along a list"
-    for value in listed:
-        share = parameters | {alone: [value]}
-        yield str(value), Job(scenario.kind, scenario.runs, scenario.warm_up, share)
+    shares: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if alone is not None:
+        values = scenario.parameters[alone]
+        assert isinstance(values, list), "a kind is split along a list"
+        shares = [(str(value), {alone: [value]}) for value in values]
+    for part, own in shares:
+        parameters = {**scenario.parameters, **own}
+        yield part, Job(scenario.kind, scenario.runs, scenario.warm_up, parameters)
 
 
-def _in_child(job: Job, limit_s: int, seen: _Seen) -> list[Line]:
+def in_child(job: Job, limit_s: int, seen: _Seen = lambda _: None) -> list[Line]:
+    """Run a job in a process of its own, at most so long, and return the lines that it wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        file, errors = Path(folder) / "answer.jsonl", Path(folder) / "errors.txt"
-        command = [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job)), str(file)]
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        file, errors = Path(folder) / "rows.jsonl", Path(folder) / "errors.txt"
         with errors.open("w") as stderr:
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job)), str(file)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": paths},
+                env=environment_with_root(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                start_new_session=True,  # it starts others, which end with it
+                start_new_session=True,  # so that the processes that it starts end with it
             )
         try:
             _wait(process, file, limit_s, seen)
@@ -135,27 +130,23 @@ def _in_child(job: Job, limit_s: int, seen: _Seen) -> list[Line]:
             if code is None:  # it took too long, or this process is to end
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        lines, said = read_answer(file), errors.read_text(errors="replace").strip()
+        lines, output = read_lines(file), errors.read_text(errors="replace").strip()
         if code is None:
             return [*lines, {"reason": f"was not done after {limit_s} s"}]
         if code != 0:
-            last = said.splitlines()[-1:] or ["it said nothing"]
+            last = output.splitlines()[-1:] or ["it wrote no message"]
             return [*lines, {"reason": f"exit code {code}: {one_line(last[0])}"}]
-        if said and any("reason" in line for line in lines):
-            print(said, file=sys.stderr, flush=True)
+        if output and any("reason" in line for line in lines):
+            print(output, file=sys.stderr, flush=True)
         return lines
 
 
 def _wait(process: subprocess.Popen[bytes], file: Path, limit_s: int, seen: _Seen) -> None:
-    """Wait for a process to end, at most so long, and tell each time that it wrote more."""
+    """Wait for a process to end, and call `seen` each time that it wrote more."""
     end, size = time.monotonic() + limit_s, 0
     while (left := end - time.monotonic()) > 0 and process.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(left, _LOOK_S))
         before, size = size, file.stat().st_size if file.exists() else 0
         if size > before:
-            seen(read_answer(file))
-
-
-def _row(given: Mapping[str, Any]) -> Row:
-    return Row(**{**given, "values": tuple(given["values"])})
+            seen(read_lines(file))

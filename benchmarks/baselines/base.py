@@ -8,8 +8,6 @@ import torch
 
 from rism.export.attention_capture import Capture, Spans
 
-__all__ = ["VectorsCapture"]
-
 
 @dataclass
 class VectorsCapture(Capture):

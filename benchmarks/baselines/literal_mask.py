@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 Float32 = npt.NDArray[np.float32]
 
-__all__ = ["literal_mask"]
-
 
 def _minmax(values: torch.Tensor) -> torch.Tensor:
     return (values - values.min()) / (values.max() - values.min())

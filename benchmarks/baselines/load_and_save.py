@@ -15,8 +15,6 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen3ForCausalLM
 
-__all__ = ["load_and_save"]
-
 _PARTS = {
     "transformer": Flux2Transformer2DModel,
     "vae": AutoencoderKLFlux2,

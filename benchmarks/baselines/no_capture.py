@@ -12,8 +12,6 @@ import torch
 
 from benchmarks.baselines.base import VectorsCapture
 
-__all__ = ["NoCapture"]
-
 
 @dataclass
 class NoCapture(VectorsCapture):

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["OPSET", "write_plain_graph"]
-
 # PyTorch's default; Attention is an operator from 23 on.
 OPSET = 18
 

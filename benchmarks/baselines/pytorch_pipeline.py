@@ -26,8 +26,6 @@ from benchmarks.baselines.literal_mask import literal_mask
 from rism.export.families.flux2.reference import reference_capture
 from rism.export.spec import ReferenceCapture
 
-__all__ = ["CHECKPOINT", "NOISE", "PytorchPipeline"]
-
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "export" / "builtin" / "mini"
 NOISE = ROOT / "runtime" / "builtin" / "mini" / "noise.f32"

@@ -13,8 +13,6 @@ import torch
 from benchmarks.baselines.base import VectorsCapture
 from rism.export.attention_capture import Spans
 
-__all__ = ["StoredAttention", "StoredMean"]
-
 
 @dataclass
 class StoredAttention(VectorsCapture):

@@ -1,4 +1,4 @@
-"""What stands behind the names of `benchmarks.capture`: a builder for each family, and a table.
+"""The models that can be measured by name: a builder for each family, and a table.
 
 Sizes are the published ones, and small ones to try the benchmark on a CPU; nothing is read.
 """
@@ -13,7 +13,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import nn
 
-from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape
+from benchmarks.synthetic.flux2_checkpoint import SIZES, KleinShape
 from benchmarks.synthetic.step1x_tensors import SMALL, STEP1X, Step1XShape
 from rism.export.families.flux2 import FAMILY as FLUX2_KLEIN
 from rism.export.families.flux2.dit import INTO_STREAM as FLUX2_INTO_STREAM
@@ -25,15 +25,17 @@ from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 
-__all__ = ["MODELS", "Constants", "Draw", "Sized"]
-
 Draw = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Normal numbers of a shape and a type, on the device."""
 
 Constants = Mapping[str, torch.Tensor]
 
-_TINY = Shape(2, 3, 2, 32, text_hidden=16, text_intermediate=32)
-_SMALL = Shape(2, 4, 8, 64, text_hidden=128, text_intermediate=256)
+_STEP1X_MODULATION = (
+    *("norm.linear", "norm1.linear", "norm1_context.linear"),
+    *("last_modulation", "adaLN_modulation.1"),
+)
+_TINY = KleinShape(1, 2, 2, 32, text_hidden=16, text_intermediate=32)
+_SMALL = KleinShape(2, 4, 8, 64, text_hidden=128, text_intermediate=256)
 _TINY_STEP1X = replace(SMALL, double=1, single=2, connector_depth=1)
 
 
@@ -43,8 +45,7 @@ class Sized:
 
     Attributes:
         family: axis rules of its tokens.
-        heads, head_dim: of the attention; their product is the width.
-        double, single: blocks of each kind.
+        shape: of the transformer: heads and their width, blocks of each kind.
         feature_depth: l' over the number of blocks.
         latent_channels: of a packed latent token.
         text_dim, prompt_dim: widths of the text encoder and of what is made of it.
@@ -57,10 +58,7 @@ class Sized:
     """
 
     family: FamilySpec
-    heads: int
-    head_dim: int
-    double: int
-    single: int
+    shape: KleinShape | Step1XShape
     feature_depth: float
     latent_channels: int
     text_dim: int
@@ -75,11 +73,11 @@ class Sized:
     @property
     def feature_block(self) -> int:
         """l'; not the last block, of which attention is all that is left, unless it is the only."""
-        blocks = self.double + self.single
+        blocks = self.shape.double + self.shape.single
         return max(0, min(math.floor(self.feature_depth * blocks + 0.5), blocks - 2))
 
 
-def _klein(shape: Shape, *, prompt_tokens: int = 512) -> Sized:
+def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> Sized:
     """FLUX.2-klein: all modulation is constants."""
     arguments, width = shape.transformer(), shape.heads * shape.head_dim
 
@@ -96,10 +94,7 @@ def _klein(shape: Shape, *, prompt_tokens: int = 512) -> Sized:
 
     return Sized(
         family=FLUX2_KLEIN,
-        heads=shape.heads,
-        head_dim=shape.head_dim,
-        double=shape.double,
-        single=shape.single,
+        shape=shape,
         feature_depth=20 / 32,
         latent_channels=arguments["in_channels"],
         text_dim=shape.text_hidden,
@@ -115,7 +110,7 @@ def _klein(shape: Shape, *, prompt_tokens: int = 512) -> Sized:
 def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 350) -> Sized:
     """Step1X-Edit 1.0: modulation is computed from the prompt, which a connector refines.
 
-    A picture's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
+    An image's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
     """
     family = STEP1X_FAMILIES["1.0"]
     sizes = Step1XSizes(
@@ -142,10 +137,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
 
     return Sized(
         family=family,
-        heads=shape.heads,
-        head_dim=shape.head_dim,
-        double=shape.double,
-        single=shape.single,
+        shape=shape,
         feature_depth=40 / 57,
         latent_channels=shape.channels,
         text_dim=shape.text_width,
@@ -155,20 +147,14 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
         constants=constants,
         build=lambda constants, precision: Step1XSingleStep(sizes, family, constants, precision),
         into_stream=STEP1X_INTO_STREAM,
-        modulation=(
-            "norm.linear",
-            "norm1.linear",
-            "norm1_context.linear",
-            "last_modulation",
-            "adaLN_modulation.1",
-        ),
+        modulation=_STEP1X_MODULATION,
     )
 
 
 def _of_blocks(blocks: int) -> Sized:
     """A narrow klein of so many blocks, a quarter of them double-stream."""
     double = blocks // 4
-    shape = Shape(double, blocks - double, 2, 32, text_hidden=16, text_intermediate=32)
+    shape = KleinShape(double, blocks - double, 2, 32, text_hidden=16, text_intermediate=32)
     return _klein(shape, prompt_tokens=64)
 
 

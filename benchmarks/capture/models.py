@@ -22,15 +22,13 @@ from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry, PromptRules
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["Case", "RandomModel", "count_flop", "room_bytes"]
-
 _TOKEN_PX = 16
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model at a picture's size, such as 9b@1024 or, width by height, 9b@2048x1024."""
+class CaptureCase:
+    """A model at a image's size, such as 9b@1024 or, width by height, 9b@2048x1024."""
 
     model: str
     side_px: int
@@ -41,7 +39,7 @@ class Case:
         return f"{self.model}@{self.side_px}{height}"
 
     @classmethod
-    def parse(cls, text: str) -> Case:
+    def parse(cls, text: str) -> CaptureCase:
         """Read one.
 
         Raises:
@@ -106,10 +104,10 @@ class Case:
             text_dim=sized.text_dim,
             prompt_dim=sized.prompt_dim,
             latent_channels=sized.latent_channels,
-            double_blocks=sized.double,
-            single_blocks=sized.single,
+            double_blocks=sized.shape.double,
+            single_blocks=sized.shape.single,
             feature_block=sized.feature_block,
-            feature_dim=sized.heads * sized.head_dim,
+            feature_dim=sized.shape.heads * sized.shape.head_dim,
             prompt_mask=sized.real_tokens is not None,
         )
 
@@ -146,13 +144,13 @@ class Case:
         return {**latents, "prompt_embeds": embeds, **rest}
 
 
-def count_flop(case: Case, variant: Variant, precision: Precision) -> int:
+def count_flop(case: CaptureCase, variant: Variant, precision: Precision) -> int:
     """Count one pass's multiplications and additions in matrix products and attentions.
 
     Every product that the module asks for is counted by its shapes; nothing is computed.
 
     Args:
-        case: which model, how large a picture.
+        case: which model, how large an image.
         variant: what is read on the way.
         precision: of the module that is counted.
     """
@@ -180,12 +178,12 @@ class RandomModel:
     """The single step of one case, with weights, and inputs for it.
 
     Args:
-        case: which model, how large a picture.
+        case: which model, how large an image.
         precision: of weights and arithmetic.
         device: "cpu" or "cuda"; nothing large is ever anywhere else.
     """
 
-    def __init__(self, case: Case, precision: Precision, device: str) -> None:
+    def __init__(self, case: CaptureCase, precision: Precision, device: str) -> None:
         self.case, self.precision, self.device = case, precision, device
         self.spec = case.spec()
         generator = torch.Generator(device).manual_seed(_SEED)
@@ -208,7 +206,7 @@ class RandomModel:
         """
         room, capture = room_bytes(self.device), variant.capture
         if room is not None and capture is not None:
-            spans, heads = Spans(**self.case.tokens), self.case.sized.heads
+            spans, heads = Spans(**self.case.tokens), self.case.sized.shape.heads
             kept = capture.nbytes(spans, self.spec.blocks, heads, self.precision.compute.itemsize)
             if kept > room:
                 raise NoRoomError(
@@ -227,10 +225,6 @@ class RandomModel:
         constants = {name: self.step.get_buffer(name).cpu() for name in self._constants}
         twin = self.case.empty_step(constants, self.precision)
         return Part("transformer", twin, dict(self.step.named_parameters()))
-
-    def drop_weights(self) -> None:
-        """Give their memory back; only `feeds` is of use afterwards."""
-        self.step.to("meta")
 
     def inputs(self) -> dict[str, Input]:
         """Inputs of a graph of this fixed size."""

@@ -12,9 +12,9 @@ import onnxruntime as ort
 import torch
 
 from benchmarks.capture.models import RandomModel
-from benchmarks.capture.pytorch import Check, Figure, forget
-from benchmarks.capture.variants import VARIANTS, Variant, capturing
-from benchmarks.harness.measure import repeat
+from benchmarks.capture.pytorch import Figure, forget
+from benchmarks.capture.variants import Variant, capturing
+from benchmarks.harness.measure import RunOptions, repeat
 from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.trace import trace
@@ -22,30 +22,22 @@ from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.engines.onnxruntime_session import open_session
 from rism.runtime.engines.providers import check_provider, find_provider
 
-__all__ = ["run_graph", "write_graphs"]
 
-_WARM_UP = 3
-
-
-def write_graphs(model: RandomModel, names: list[str], folder: Path) -> dict[str, Path]:
-    """Export variants as rism does, weights straight from the device; all share one file.
+def write_graph(model: RandomModel, variant: Variant, folder: Path) -> Path:
+    """Export a variant as rism does, weights straight from the device, and return its file.
 
     Raises:
         ProviderError: ONNX Runtime cannot run on this device; nothing is written.
-        ExportError: A variant cannot be traced.
+        ExportError: The variant cannot be traced.
     """
     check_provider(model.device)
     part = model.part()
-    files = {}
+    module = capturing(part.module, model.spec, variant, model.precision)
+    graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
     with WeightFile(folder / "transformer.weights") as weights:
-        for name in names:
-            variant = VARIANTS[name]
-            module = capturing(part.module, model.spec, variant, model.precision)
-            graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
-            store_weights(graph, _OnHost(part.rules), weights)
-            files[name] = folder / f"{name.replace(' ', '_')}.onnx"
-            ir.save(graph, files[name])
-    return files
+        store_weights(graph, _OnHost(part.rules), weights)
+    ir.save(graph, folder / "transformer.onnx")
+    return folder / "transformer.onnx"
 
 
 class _OnHost(Mapping[str, WeightRule]):
@@ -71,20 +63,16 @@ def run_graph(
     variant: Variant,
     *,
     device: str,
-    runs: int,
-    warm_up: int = _WARM_UP,
-    check: Check | None = None,
+    runs: RunOptions,
 ) -> Figure:
     """Run a graph, inputs and outputs staying on the device.
 
     Args:
         file: the graph.
-        feeds: its inputs; those that it has no use for are left out.
+        feeds: its inputs; those that it does not use are left out.
         variant: what it is.
         device: "cpu" or "cuda".
-        runs: how often.
-        warm_up: untimed runs before.
-        check: asked of the first run's outputs.
+        runs: how often, and what is checked before.
     """
     forget()
     before = _free(device)
@@ -103,9 +91,9 @@ def run_graph(
 
     run()
     found = dict(zip(variant.outputs, binding.copy_outputs_to_cpu(), strict=True))
-    if check is not None:
-        check(found)
-    timing = repeat(run, runs=runs, warm_up=warm_up)
+    if runs.check is not None:
+        runs.check(found)
+    timing = repeat(run, runs=runs.runs, warm_up=runs.warm_up)
     memory = None if before is None else before - (_free(device) or 0)
     return Figure(timing, memory, found, {"nodes": _nodes(session)})
 

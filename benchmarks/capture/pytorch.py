@@ -5,38 +5,17 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy.typing as npt
 import torch
 
 from benchmarks.capture.models import RandomModel
 from benchmarks.capture.variants import Variant
-from benchmarks.harness.measure import Timing, repeat, repeat_on_gpu
+from benchmarks.harness.measure import Arrays, RunOptions, Timing, repeat, repeat_on_gpu
 
-__all__ = [
-    "Check",
-    "Figure",
-    "attention_kernels",
-    "forget",
-    "out_of_memory",
-    "outputs_of",
-    "profile",
-    "replay",
-    "run_compiled",
-    "run_eager",
-]
-
-Arrays = dict[str, npt.NDArray[Any]]
-Check = Callable[[Arrays], None]
-"""Raises where outputs are not what they should be; asked before anything is timed."""
-Alone: TypeAlias = Callable[[], AbstractContextManager[object]]
-"""Entered while something is timed, so that other processes can wait."""
 Module: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 
-_WARM_UP = 3
 _GIB = 2**30
 
 
@@ -62,37 +41,28 @@ def outputs_of(model: RandomModel, variant: Variant) -> Arrays:
     return _outputs(model, variant, model.module(variant))
 
 
-def run_eager(
-    model: RandomModel,
-    variant: Variant,
-    *,
-    runs: int,
-    warm_up: int = _WARM_UP,
-    check: Check | None = None,
-    alone: Alone = nullcontext,
-) -> Figure:
+def run_eager(model: RandomModel, variant: Variant, runs: RunOptions) -> Figure:
     """Run it as PyTorch runs Python, operator by operator."""
-    times = _Times(runs, warm_up, check, alone)
-    return _measure(model, variant, model.module(variant), times)
+    return _measure(model, variant, model.module(variant), runs)
 
 
 def run_compiled(
     model: RandomModel,
     variant: Variant,
+    runs: RunOptions,
     *,
-    runs: int,
-    warm_up: int = _WARM_UP,
-    check: Check | None = None,
-    alone: Alone = nullcontext,
     backend: str = "inductor",
     graph: bool = False,
 ) -> Figure:
-    """Run it through torch.compile, the graph taken by torch.export as the exporter's is.
+    """Run it through torch.compile, on the graph that torch.export takes as the exporter does.
 
-    A `backend` of "eager" takes the graph and no compiler. `graph` times it as a CUDA graph, too,
-    for the note "cuda_graph".
+    Args:
+        model: whose weights are used.
+        variant: what is read on the way.
+        runs: how often, and what is checked before.
+        backend: of torch.compile; "eager" takes the graph and compiles nothing.
+        graph: also time it as a CUDA graph, for the note "cuda_graph".
     """
-    times = _Times(runs, warm_up, check, alone)
     module = model.module(variant)
     start = time.perf_counter()
     try:
@@ -103,23 +73,14 @@ def run_compiled(
             )
             compiled(**model.feeds)
         seconds = time.perf_counter() - start
-        figure = _measure(model, variant, compiled, times, {"compile_s": round(seconds, 1)})
+        figure = _measure(model, variant, compiled, runs, {"compile_s": round(seconds, 1)})
         if graph:
-            with alone():
-                figure.notes["cuda_graph"] = replay(compiled, model, runs=runs).to_json_dict()
+            with runs.alone():
+                times = replay(compiled, model, runs=runs.runs).to_json_dict()
+            figure.notes["cuda_graph"] = times
         return figure
     finally:
         torch.compiler.reset()  # it would keep the weights
-
-
-@dataclass(frozen=True)
-class _Times:
-    """How often, and what is asked before."""
-
-    runs: int
-    warm_up: int
-    check: Check | None
-    alone: Alone
 
 
 def replay(module: Module, model: RandomModel, *, runs: int) -> Timing:
@@ -163,42 +124,23 @@ def _measure(
     model: RandomModel,
     variant: Variant,
     module: Module,
-    times: _Times,
+    runs: RunOptions,
     notes: dict[str, object] | None = None,
 ) -> Figure:
     def run() -> object:
         return module(**model.feeds)
 
     found = _outputs(model, variant, module)
-    if times.check is not None:
-        times.check(found)
-    with torch.no_grad(), times.alone():
+    if runs.check is not None:
+        runs.check(found)
+    with torch.no_grad(), runs.alone():
         if model.device == "cpu":
-            timing, memory = repeat(run, runs=times.runs, warm_up=times.warm_up), None
+            timing, memory = repeat(run, runs=runs.runs, warm_up=runs.warm_up), None
         else:
             torch.cuda.reset_peak_memory_stats()
-            timing = repeat_on_gpu(run, runs=times.runs, warm_up=times.warm_up)
+            timing = repeat_on_gpu(run, runs=runs.runs, warm_up=runs.warm_up)
             memory = torch.cuda.max_memory_allocated()
     return Figure(timing, memory, found, notes or {})
-
-
-def attention_kernels(model: RandomModel) -> dict[str, str]:
-    """Which of PyTorch's kernels serve the main attention and the probes' narrow values."""
-    tokens, sized = model.case.tokens, model.case.sized
-
-    def chosen(rows: int, width: int, dtype: torch.dtype) -> str:
-        keys = torch.empty(
-            1, sized.heads, sum(tokens.values()), sized.head_dim, dtype=dtype, device=model.device
-        )
-        number = torch._fused_sdp_choice(keys[:, :, :rows], keys, keys[..., :width].contiguous())
-        return torch.nn.attention.SDPBackend(number).name.lower()
-
-    probe = model.precision.probe
-    return {
-        "main": chosen(sum(tokens.values()), sized.head_dim, model.precision.compute),
-        "probe, values of width 2": chosen(tokens["clean"], 2, probe),
-        "probe, values of the head size": chosen(tokens["clean"], sized.head_dim, probe),
-    }
 
 
 def out_of_memory() -> str:

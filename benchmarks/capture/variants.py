@@ -1,4 +1,4 @@
-"""What is compared: ways of reading the method's quantities off a forward pass, and not doing so.
+"""Ways of reading the method's quantities off a forward pass, and a pass without any.
 
 Each is a `Capture` that a family's single step calls, so blocks and weights are the same for all.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.baselines.base import VectorsCapture
 from benchmarks.baselines.no_capture import NoCapture
@@ -20,50 +19,7 @@ from rism.export.precision import Precision
 from rism.export.probe import torch_form
 from rism.export.spec import ModelSpec, PromptTokens
 
-__all__ = ["BASELINE", "FUSED", "VARIANTS", "VECTORS", "Variant", "capturing"]
-
-BASELINE, VECTORS, FUSED = "no capture", "vectors", "fused"
-_QUANTITIES = CaptureOptions("vectors").outputs
-
-
-@dataclass
-class _AllKeys(VectorsCapture):
-    """`vectors` with the second attention over all keys, too: METHOD as it is first written."""
-
-    def probe(
-        self,
-        index: int,
-        q_clean: torch.Tensor,
-        k: torch.Tensor,
-        statistics: torch.Tensor | None = None,
-    ) -> None:
-        del index, statistics
-        q, k = q_clean.to(self.precision.probe), k.to(self.precision.probe)
-        weights, spans = self.prompt_weights, self.spans
-        batch = weights.shape[0]
-        on_prompt = F.pad(weights.unsqueeze(-1), (0, 1))
-        on_noisy = weights.new_zeros(batch, spans.noisy, 2)
-        on_clean = F.pad(weights.new_ones(batch, spans.clean, 1), (1, 0))
-        masses = self._read(q, k, torch.cat([on_prompt, on_noisy, on_clean], dim=1))
-        a, to_clean = masses.mean(1).unbind(-1)
-        on_clean = F.pad(a.unsqueeze(-1), (0, 0, spans.clean_start, 0))
-        spread = self._read(q, k, on_clean).mean(1)[..., 0]
-        self.attention_vectors.append(a)
-        self.propagated_vectors.append(spread / to_clean)
-
-    def _read(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        width = value.shape[-1]
-        return self._attend(q, k, self._for_heads(value, q))[..., :width]
-
-
-@dataclass
-class _Narrow(_AllKeys):
-    """The same, with values of one or two columns and no zeros beside them."""
-
-    def _read(self, q: torch.Tensor, k: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        scale = self.precision.probe_scale
-        shared = (value * scale).to(q.dtype).unsqueeze(1).expand(-1, k.shape[1], -1, -1)
-        return F.scaled_dot_product_attention(q, k, shared).float() / scale
+BASELINE = "no capture"
 
 
 @dataclass
@@ -97,12 +53,9 @@ class _Shares(_Fused):
     ) -> None:
         del index
         narrow, scale = self.precision.probe, self.precision.probe_scale
+        q, k = q_clean.to(narrow), k.to(narrow)
         a, propagated = torch_form.probe_vectors(
-            q_clean.to(narrow),
-            k.to(narrow),
-            self.prompt_weights,
-            statistics,
-            value_scale=scale,
+            q, k, self.prompt_weights, statistics, value_scale=scale
         )
         self.attention_vectors.append(a)
         self.propagated_vectors.append(propagated)
@@ -113,52 +66,37 @@ class Variant:
     """One thing to measure.
 
     Attributes:
-        what: it does, in a line.
+        name: of its rows.
         capture: how; None for the module that rism exports.
-        outputs: names of what its graph gives out.
         engines: that run it.
+        outputs: names of what its graph gives out.
     """
 
-    what: str
+    name: str
     capture: type[VectorsCapture] | None
-    outputs: tuple[str, ...] = _QUANTITIES
     engines: tuple[str, ...] = ("torch", "compile", "onnxruntime")
+    outputs: tuple[str, ...] = CaptureOptions("vectors").outputs
 
 
+_COMPILED = ("torch", "compile")
 VARIANTS = {
-    BASELINE: Variant(
-        "every block as in the others, nothing probed; of the last block queries and keys only",
-        NoCapture,
-        outputs=("features", "last"),
-    ),
-    "paper": Variant(
-        "softmax written out, clean rows of every head stored per block",
-        StoredAttention,
-        engines=("torch",),
-    ),
-    "paper mean": Variant(
-        "softmax written out, the heads' mean of clean rows stored per block",
-        StoredMean,
-        engines=("torch",),
-    ),
-    VECTORS: Variant("as exported: two attentions more, the second over clean keys only", None),
-    FUSED: Variant(
-        "prompt keys, then clean keys, by the main attention's row statistics",
-        _Fused,
-        engines=("torch", "compile"),
-    ),
-    "fused blind": Variant(
-        "the same without them: one pass over all keys, one over clean keys",
-        _Blind,
-        engines=("torch", "compile"),
-    ),
-    "shares": Variant(
-        "as fused, in PyTorch's attention instead of kernels of rism's",
-        _Shares,
-        engines=("torch",),
-    ),
-    "all keys": Variant("both attentions over all keys", _AllKeys),
-    "narrow": Variant("the same, values without zeros beside them", _Narrow),
+    each.name: each
+    for each in (
+        # Every block as in the others, nothing probed; of the last block queries and keys only.
+        Variant(BASELINE, NoCapture, outputs=("features", "last")),
+        # Softmax written out, clean rows of every head stored for each block.
+        Variant("paper", StoredAttention, ("torch",)),
+        # The same, of which the mean of the heads is stored.
+        Variant("paper mean", StoredMean, ("torch",)),
+        # As exported: two attentions more, the second over clean keys only.
+        Variant("vectors", None),
+        # Prompt keys, then clean keys, by the main attention's row statistics.
+        Variant("fused", _Fused, _COMPILED),
+        # The same without them: one pass over all keys, one over clean keys.
+        Variant("fused blind", _Blind, _COMPILED),
+        # As fused, in PyTorch's attention instead of rism's kernels.
+        Variant("shares", _Shares, ("torch",)),
+    )
 }
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Fp8Linear", "use_fp8"]
-
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
 _BLOCKS = "transformer_blocks."

@@ -1,1 +1,1 @@
-"""What every benchmark uses: rows, plots, peaks of memory, checks."""
+"""What every scenario uses: timing, memory, rows, comparison with the baseline, other processes."""

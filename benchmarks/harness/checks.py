@@ -11,8 +11,6 @@ import numpy.typing as npt
 from benchmarks.harness.errors import DiffersError
 from rism.runtime.method.equations import segment_tokens
 
-__all__ = ["same_masks", "same_outputs", "same_values"]
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 

@@ -1,10 +1,10 @@
-"""What goes wrong in a benchmark: one line, and what to do about it."""
+"""Errors of a benchmark."""
 
 from __future__ import annotations
 
-from rism.runtime.errors import RismError
+import traceback
 
-__all__ = ["ConfigError", "DiffersError", "NoRoomError", "ScenarioError"]
+from rism.runtime.errors import RismError
 
 
 class ConfigError(RismError):
@@ -21,3 +21,9 @@ class NoRoomError(RismError):
 
 class ScenarioError(RismError):
     """A scenario cannot be measured here."""
+
+
+def reason(error: Exception) -> dict[str, str]:
+    """Return the facts of a row without a figure: the error, and where it was raised."""
+    last = "".join(traceback.format_exception(error)[-3:])
+    return {"failed": f"{type(error).__name__}: {str(error)[:600]}", "trace": last[-1200:]}

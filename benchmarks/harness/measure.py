@@ -6,30 +6,19 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy.typing as npt
 
 from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.runtime.distribution import DISTRIBUTION
-
-__all__ = [
-    "HostPeak",
-    "Timing",
-    "by_turns",
-    "environment",
-    "host_peak",
-    "peak_bytes",
-    "repeat",
-    "repeat_on_gpu",
-    "versions",
-]
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 _PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "pillow", "tokenizers")
 _GPU_FIELDS = (
@@ -42,6 +31,27 @@ _GPU_FIELDS = (
     "power.limit",
     "temperature.gpu",
 )
+
+
+T = TypeVar("T")
+Arrays = dict[str, npt.NDArray[Any]]
+"""A transformer's outputs by name."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a way is run.
+
+    Attributes:
+        runs, warm_up: timed runs, and untimed ones before.
+        check: raises where outputs are not what they should be; called before anything is timed.
+        alone: entered while something is timed, so that other processes can wait.
+    """
+
+    runs: int
+    warm_up: int = 3
+    check: Callable[[Arrays], None] | None = None
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -68,28 +78,21 @@ class Timing:
 
 def repeat(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
     """Time `run` after `warm_up` untimed calls."""
-    for _ in range(warm_up):
-        run()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return Timing(tuple(seconds))
+    return by_turns({"": run}, runs=runs, warm_up=warm_up, settle=False)[""]
 
 
 def by_turns(
     ways: Mapping[str, Callable[[], object]], *, runs: int, warm_up: int = 1, settle: bool = True
 ) -> dict[str, Timing]:
-    """Time several ways of one thing by turns, so that a busy minute is everybody's.
+    """Time several ways of one thing by turns, so that a busy minute slows all of them.
 
     Args:
         ways: by name.
         runs: of each.
         warm_up: untimed calls of each, before.
         settle: take up to three turns of several runs each, and begin each by one that is not
-            timed: threads of another library wait by spinning for a while, and take the cores
-            from whoever comes next. Without it every run is a turn.
+            timed: waiting threads of another library spin for a while, and take the cores from
+            the next. Without it every run is a turn.
     """
     for run in ways.values():
         for _ in range(warm_up):
@@ -126,45 +129,30 @@ def repeat_on_gpu(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> 
     return Timing(tuple(seconds))
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Peak of what `run` allocates through Python and NumPy."""
-    tracemalloc.start()
-    try:
-        run()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+def with_host_peak(run: Callable[[], T]) -> tuple[T, int | None]:
+    """Run something, and watch the resident memory of this process.
 
-
-@dataclass
-class HostPeak:
-    """Memory of this process while something ran.
-
-    Attributes:
-        nbytes: what it held at most beyond what it held before, resident; None where the kernel
-            does not tell (anything but Linux).
+    Returns:
+        Its result, and the most that was held beyond what was held before, in bytes; None where
+        the kernel does not tell (anything but Linux).
     """
-
-    nbytes: int | None = None
-
-
-@contextmanager
-def host_peak() -> Iterator[HostPeak]:
-    """Watch the kernel's own high-water mark, which is lowered first."""
-    found = HostPeak()
     trim_malloc()  # what was freed and kept would hide what is taken
     try:
-        _CLEAR.write_text("5")
-        before: int | None = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
     except OSError:
-        before = None
-    yield found
-    if before is not None:
-        found.nbytes = max(0, _resident("VmHWM") - before)
+        return run(), None
+    result = run()
+    return result, max(0, _resident("VmHWM") - before)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process ever held, mapped files included (Linux)."""
+    return _resident("VmHWM")
 
 
 def _resident(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"the kernel does not tell {field}")
@@ -192,14 +180,13 @@ def environment(*, packages: Sequence[str] = (), gpu: bool = False) -> dict[str,
         packages: to name besides those that every benchmark uses.
         gpu: say what the CUDA device is, and how fast it runs at this moment.
     """
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     found: dict[str, object] = {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpus": cpus,
         "packages": versions(packages),
     }
     return found | {"gpu": _gpu()} if gpu else found

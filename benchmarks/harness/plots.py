@@ -1,4 +1,4 @@
-"""Figures as pictures: one a scenario, medians with their spread."""
+"""Figures drawn, one image for each scenario, medians with their spread."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 from benchmarks.harness.errors import ScenarioError
 
-__all__ = ["draw"]
-
-_SCALES = {"s": (1e3, "ms"), "bytes": (1e-6, "MB")}
+_SCALES = {"s": (1e3, "ms"), "bytes": (1e-6, "MB"), "": (1, "")}
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:

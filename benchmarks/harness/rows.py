@@ -1,37 +1,21 @@
-"""What a scenario is told, and what comes of it: one row for each way of doing one thing."""
+"""What a scenario is asked for, and what it finds: one row for each way of doing one thing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from benchmarks.harness.errors import ConfigError
-from benchmarks.harness.measure import Timing
+from benchmarks.harness.measure import Timing, by_turns, with_host_peak
 from rism.runtime.bundle.reader import resolve_bundle
-
-__all__ = [
-    "EXAMPLE",
-    "NOT_REACHED",
-    "Job",
-    "Row",
-    "absent",
-    "bundle_folder",
-    "failed",
-    "of_size",
-    "pending",
-    "picture_size",
-    "summed_up",
-    "timed",
-]
+from rism.runtime.errors import one_line
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street.png"
 
 NOT_REACHED = "not reached"
-"""Why a row that is announced has no values yet; who ends its process puts a better reason."""
-
-T = TypeVar("T")
+"""Reason of a row that is announced and has no values yet."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,7 @@ class Job:
     Attributes:
         kind: of `benchmarks.scenarios.KINDS`.
         runs, warm_up: timed runs, and untimed ones before.
-        parameters: all that the kind has.
+        parameters: all that the kind has, of the types of its defaults.
     """
 
     kind: str
@@ -49,17 +33,8 @@ class Job:
     warm_up: int
     parameters: dict[str, Any]
 
-    def get(self, name: str, _type: type[T]) -> T:
-        """Return a parameter, whose type was checked when the configuration was read."""
-        return cast(T, self.parameters[name])
-
-    def texts(self, name: str) -> list[str]:
-        """Return a parameter that is a list of texts."""
-        return cast(list[str], self.parameters[name])
-
-    def numbers(self, name: str) -> list[int]:
-        """Return a parameter that is a list of numbers."""
-        return cast(list[int], self.parameters[name])
+    def __getitem__(self, name: str) -> Any:
+        return self.parameters[name]
 
 
 @dataclass(frozen=True)
@@ -69,21 +44,19 @@ class Row:
     Attributes:
         name: the way.
         group: the thing, where a scenario has several; ratios are within a group.
-        unit: "s" or "bytes".
+        unit: "s", "bytes", or "" for a plain number.
         values: one for each run; empty where it was not measured.
-        runs: how many there were where `values` are only the fastest, the median and the slowest.
-        host_bytes: memory of the process while it ran, beyond what it held before, at most.
-        device_bytes: memory of the GPU at most, weights included.
-        notes: what else there is to say, for JSON.
+        host_bytes: peak memory of the process while it ran, beyond what it held before.
+        device_bytes: peak memory of the GPU, weights included.
+        notes: further facts, for the JSON file.
         reason: why there are no values.
-        failed: whether that is a fault of this run; False for what this machine has not.
+        failed: whether that is an error of this run; False for what this machine does not have.
     """
 
     name: str
     group: str = ""
     unit: str = "s"
     values: tuple[float, ...] = ()
-    runs: int | None = None
     host_bytes: int | None = None
     device_bytes: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -101,41 +74,40 @@ def timed(
     **notes: object,
 ) -> Row:
     """Make a row of seconds."""
-    return Row(
-        name,
-        group,
-        values=timing.seconds,
-        host_bytes=host_bytes,
-        device_bytes=device_bytes,
-        notes=notes,
-    )
+    return Row(name, group, "s", timing.seconds, host_bytes, device_bytes, notes)
 
 
-def summed_up(
-    name: str,
-    timing: Mapping[str, Any],
+def time_ways(
+    job: Job,
+    ways: Mapping[str, Callable[[], object]],
     *,
     group: str = "",
-    host_bytes: int | None = None,
-    device_bytes: int | None = None,
-    **notes: object,
+    notes: Mapping[str, Mapping[str, object]] | None = None,
+    **common: object,
+) -> list[Row]:
+    """Time several ways by turns, then run each once more for its memory.
+
+    Args:
+        job: says how often.
+        ways: by the names of their rows.
+        group: of all rows.
+        notes: of each row that has some.
+        common: notes of all rows.
+    """
+    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    rows = []
+    for name, way in ways.items():
+        _, peak = with_host_peak(way)
+        own = {**common, **(notes or {}).get(name, {})}
+        rows.append(Row(name, group, "s", timings[name].seconds, peak, notes=own))
+    return rows
+
+
+def of_value(
+    name: str, value: float, *, unit: str = "bytes", group: str = "", **notes: object
 ) -> Row:
-    """Make a row of what `Timing.to_json_dict` left of the times."""
-    values = (timing["min_s"], timing["median_s"], timing["max_s"])
-    return Row(
-        name,
-        group,
-        values=values,
-        runs=int(timing["runs"]),
-        host_bytes=host_bytes,
-        device_bytes=device_bytes,
-        notes=notes,
-    )
-
-
-def of_size(name: str, nbytes: int, *, group: str = "", **notes: object) -> Row:
-    """Make a row of bytes."""
-    return Row(name, group, unit="bytes", values=(float(nbytes),), notes=notes)
+    """Make a row of one number: of bytes, or of another unit that a `Row` may have."""
+    return Row(name, group, unit=unit, values=(float(value),), notes=notes)
 
 
 def failed(name: str, reason: str, *, group: str = "") -> Row:
@@ -149,16 +121,16 @@ def absent(name: str, reason: str, *, group: str = "") -> Row:
 
 
 def pending(name: str, *, group: str = "") -> Row:
-    """Announce a row that is to come, so that it is missed if it does not."""
+    """Announce a row, so that it is reported as not reached if it never comes."""
     return failed(name, NOT_REACHED, group=group)
 
 
 def bundle_folder(name: str) -> Path:
-    """Return a bundle's folder; "mini" is the built-in one, whatever lies in this folder."""
+    """Return a bundle's folder; "mini" is always the built-in one."""
     return resolve_bundle(None if name == "mini" else name)
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """Read "640x480" as (640, 480).
 
     Raises:
@@ -168,3 +140,18 @@ def picture_size(text: str) -> tuple[int, int]:
     if len(sides) != 2 or not all(side.isdecimal() and 0 < int(side) < 2**15 for side in sides):
         raise ConfigError(f"size '{text}' is not two numbers of pixels, expected such as 640x480")
     return int(sides[0]), int(sides[1])
+
+
+def check_known(what: str, names: list[str], known: Collection[str]) -> list[str]:
+    """Return names that are all known.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{what} '{one_line(name, limit=40)}' is not known, expected some of "
+                f"{', '.join(known)}"
+            )
+    return names

@@ -1,1 +1,4 @@
-"""The least time that a stage can take on a card."""
+"""Lower bounds from datasheets: the least time of each stage and of the probe on each card.
+
+`python -m benchmarks.rooflines` prints the tables of docs/performance.md and docs/probe.md.
+"""

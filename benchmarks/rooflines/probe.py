@@ -1,52 +1,19 @@
-"""What the probe must cost: its arithmetic and its bytes, over what a GPU's datasheet promises.
+"""Lower bounds of the probe: its arithmetic and its bytes over the rates of a card.
 
-Counts are of one picture (batch of one) over a whole forward pass. Docs: docs/probe.md.
+Counts are of one image (batch of one) over a whole forward pass. Docs: docs/probe.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GPUS", "SHAPES", "WAYS", "Cost", "Gpu", "Shape", "cost", "floor_s", "table"]
+from benchmarks.rooflines.gpus import GPUS, Gpu
 
 _FLOAT32, _BFLOAT16 = 4, 2
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """Rates of a datasheet.
-
-    Attributes:
-        tensor: dense bfloat16 products accumulated in float32, FLOP/s.
-        memory: bytes/s.
-        processors: multiprocessors.
-        clock: boost, Hz.
-    """
-
-    tensor: float
-    memory: float
-    processors: int
-    clock: float
-
-    @property
-    def exponentials(self) -> float:
-        """Exponentials a second: 16 for each multiprocessor and cycle (CUDA C++ guide)."""
-        return 16 * self.processors * self.clock
-
-
-# NVIDIA's datasheets and architecture whitepapers: A100 SXM 80 GB, H100 and H200 SXM,
-# GeForce RTX 4090 (Ada) and RTX 5090 (Blackwell).
-GPUS = {
-    "A100": Gpu(312e12, 2.039e12, 108, 1.41e9),
-    "H100": Gpu(989.4e12, 3.35e12, 132, 1.83e9),
-    "H200": Gpu(989.4e12, 4.8e12, 132, 1.83e9),
-    "RTX 4090": Gpu(165.2e12, 1.008e12, 128, 2.52e9),
-    "RTX 5090": Gpu(209.5e12, 1.792e12, 170, 2.407e9),
-}
-
-
-@dataclass(frozen=True)
-class Shape:
+class ProbeShape:
     """A model at a size.
 
     Attributes:
@@ -70,8 +37,8 @@ class Shape:
 
 
 SHAPES = {
-    "step1x-1.0@512": Shape(24, 128, 640, 1024, 57, 39.706655719424e12),
-    "9b@1024": Shape(32, 128, 512, 4096, 32, 156.667522056192e12),
+    "step1x-1.0@512": ProbeShape(24, 128, 640, 1024, 57, 39.706655719424e12),
+    "9b@1024": ProbeShape(32, 128, 512, 4096, 32, 156.667522056192e12),
 }
 
 
@@ -90,17 +57,14 @@ class Cost:
     bytes: float
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flop + other.flop,
-            self.exponentials + other.exponentials,
-            self.bytes + other.bytes,
-        )
+        flop, exponentials = self.flop + other.flop, self.exponentials + other.exponentials
+        return Cost(flop, exponentials, self.bytes + other.bytes)
 
     def __mul__(self, times: int) -> Cost:
         return Cost(self.flop * times, self.exponentials * times, self.bytes * times)
 
 
-def _pass(shape: Shape, keys: int, *, width: int = 0, kept: int = 0) -> Cost:
+def _pass(shape: ProbeShape, keys: int, *, width: int = 0, kept: int = 0) -> Cost:
     """One pass of the clean queries over so many keys.
 
     Args:
@@ -119,7 +83,7 @@ def _pass(shape: Shape, keys: int, *, width: int = 0, kept: int = 0) -> Cost:
     )
 
 
-def cost(shape: Shape, way: str, *, weighted: int | None = None) -> Cost:
+def cost(shape: ProbeShape, way: str, *, weighted: int | None = None) -> Cost:
     """Count one of `WAYS`.
 
     Args:
@@ -150,16 +114,12 @@ WAYS = ("vectors", "shares", "fused blind", "fused")
 def floor_s(cost: Cost, gpu: Gpu) -> float:
     """Seconds that the busiest unit needs when all of them overlap."""
     return max(
-        cost.flop / gpu.tensor, cost.exponentials / gpu.exponentials, cost.bytes / gpu.memory
+        cost.flop / gpu.bf16, cost.exponentials / gpu.exponentials, cost.bytes / gpu.bandwidth
     )
 
 
 def table(weighted: int = 16) -> str:
-    """Return all floors as a table.
-
-    Args:
-        weighted: prompt tokens with a weight in the last line of each model.
-    """
+    """Return all lower bounds as a table, the last line of a model for few weighted tokens."""
     lines = [
         f"{'case':<16}{'way':<24}{'TFLOP':>8}{'share':>8}{'10^9 exp':>10}{'GB':>7}"
         + "".join(f"{name + ' ms':>13}" for name in GPUS)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.rooflines.stages`: the least time of each stage by datasheet rates.
+"""Lower bounds of each stage of an image and an expression, on each card.
 
 A stage takes at least its operations over the arithmetic rate, and at least its bytes over the
 memory's bandwidth; weights are read once a run. docs/performance.md derives the formulas.
@@ -6,45 +6,14 @@ memory's bandwidth; weights are read once a run. docs/performance.md derives the
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["CASES", "GPUS", "Case", "Gpu", "Stage", "Transformer", "stages"]
+from benchmarks.rooflines.gpus import GPUS, Gpu
 
 TERA = 1e12
 _TOKEN_PX = 16
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Dense rates with float32 accumulation and bandwidth, as the maker's datasheet has them.
-
-    Attributes:
-        name: the card.
-        bf16: operations a second, 1e12; the same for float16.
-        fp8: likewise; None where there is no FP8.
-        bandwidth: bytes a second, 1e12.
-        source: the document.
-    """
-
-    name: str
-    bf16: float
-    fp8: float | None
-    bandwidth: float
-    source: str
-
-
-GPUS = (
-    Gpu("A100 80GB SXM", 312.0, None, 2.039, "A100 datasheet"),
-    Gpu("H100 SXM", 989.4, 1978.9, 3.35, "H100 datasheet, without sparsity"),
-    Gpu("H200 SXM", 989.4, 1978.9, 4.8, "H200 datasheet, without sparsity"),
-    Gpu("RTX 4090", 165.2, 330.3, 1.008, "Ada architecture whitepaper, float32 accumulation"),
-    Gpu("RTX 5090", 209.5, 419.0, 1.792, "RTX Blackwell whitepaper, float32 accumulation"),
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +30,6 @@ class Transformer:
         modulation: weights of the modulation of a block, in D^2: double, single. They meet one
             vector, so they are bytes and hardly operations.
         prompt: N_p.
-        weighted: prompt tokens that usually have a weight.
     """
 
     name: str
@@ -71,7 +39,6 @@ class Transformer:
     per_token: int
     modulation: tuple[int, int]
     prompt: int
-    weighted: int
 
     @property
     def blocks(self) -> int:
@@ -104,19 +71,19 @@ class Transformer:
     def fused_probe(self, clean: int) -> float:
         """Operations of a probe that knows the main attention's row sums: clean keys once.
 
-        L (2 N_v^2 D + 2 N_v N_w D), N_w the prompt tokens that have a weight.
+        L (2 N_v^2 D + 2 N_v N_w D), N_w = N_p where all prompt tokens have a weight.
         """
-        return self.blocks * 2 * clean * (clean + self.weighted) * self.width
+        return self.blocks * 2 * clean * (clean + self.prompt) * self.width
 
 
-KLEIN_4B = Transformer("FLUX.2-klein-4B", 5, 20, 3072, 13, (0, 0), 512, 512)
-KLEIN_9B = Transformer("FLUX.2-klein-9B", 8, 24, 4096, 13, (0, 0), 512, 512)
-STEP1X = Transformer("Step1X-Edit 1.0", 19, 38, 3072, 12, (12, 3), 640, 640)
+KLEIN_4B = Transformer("FLUX.2-klein-4B", 5, 20, 3072, 13, (0, 0), 512)
+KLEIN_9B = Transformer("FLUX.2-klein-9B", 8, 24, 4096, 13, (0, 0), 512)
+STEP1X = Transformer("Step1X-Edit 1.0", 19, 38, 3072, 12, (12, 3), 640)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model at the area of a picture."""
+class StageCase:
+    """A model at the area of an image."""
 
     model: Transformer
     side_px: int
@@ -130,7 +97,7 @@ class Case:
         return (self.side_px // _TOKEN_PX) ** 2
 
 
-CASES = (Case(STEP1X, 512), Case(STEP1X, 1024), Case(KLEIN_9B, 512), Case(KLEIN_9B, 1024))
+CASES = tuple(StageCase(model, side) for model in (STEP1X, KLEIN_9B) for side in (512, 1024))
 
 
 @dataclass(frozen=True)
@@ -159,9 +126,9 @@ class Stage:
         rate = getattr(gpu, precision)
         if rate is None:
             return None
-        busy = self.products / (rate * TERA) + self.attention / (gpu.bf16 * TERA)
+        busy = self.products / rate + self.attention / gpu.bf16
         nbytes = self.nbytes / 2 if precision == "fp8" else self.nbytes
-        return float(max(busy, nbytes / (gpu.bandwidth * TERA)))
+        return float(max(busy, nbytes / gpu.bandwidth))
 
 
 @dataclass(frozen=True)
@@ -184,8 +151,8 @@ class _Language:
         )
 
 
-# Qwen3-8B up to the last hidden state that is read; Qwen2.5-VL-7B with the prefix of 217 tokens, a
-# picture of 324 and an instruction; its tower over 4 x 324 patches (attention within windows).
+# Qwen3-8B up to the last hidden state that is read; Qwen2.5-VL-7B with the prefix of 217 tokens, an
+# image of 324 and an instruction; its tower over 4 x 324 patches (attention within windows).
 _TEXT = {
     "FLUX.2-klein-9B": (_Language(27, 4096, 1024, 12288, 512),),
     "Step1X-Edit 1.0": (
@@ -195,8 +162,8 @@ _TEXT = {
 }
 
 
-def stages(case: Case, *, vae_operations: float | None = None) -> Iterator[Stage]:
-    """Give every stage of one picture and one expression in 16 bits.
+def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[Stage]:
+    """Give every stage of one image and one expression in 16 bits.
 
     Args:
         case: model and size.
@@ -206,7 +173,7 @@ def stages(case: Case, *, vae_operations: float | None = None) -> Iterator[Stage
     for name, language in zip(("text encoder", "vision encoder"), _TEXT[model.name], strict=False):
         yield language.stage(name)
     if vae_operations is not None:
-        # Its first levels are of the picture's size: 3 kernels a layer read and write 128 channels.
+        # Its first levels are of the image's size: 3 kernels a layer read and write 128 channels.
         traffic = 2 * 2 * 128 * case.side_px**2 * 3 * 5
         yield Stage("VAE encoder", vae_operations, traffic)
     weights = 2 * model.weights
@@ -224,7 +191,7 @@ def stages(case: Case, *, vae_operations: float | None = None) -> Iterator[Stage
     )
 
 
-def count_vae(case: Case) -> float:
+def count_vae(case: StageCase) -> float:
     """Count the VAE encoder's operations from its shapes; nothing is computed."""
     import torch
     from diffusers import AutoencoderKL, AutoencoderKLFlux2
@@ -233,7 +200,7 @@ def count_vae(case: Case) -> float:
     with torch.device("meta"):
         if case.model is STEP1X:
             vae: Any = AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
+                block_out_channels=(128, 256, 512),
                 down_block_types=("DownEncoderBlock2D",) * 4,
                 up_block_types=("UpDecoderBlock2D",) * 4,
                 layers_per_block=2,
@@ -241,25 +208,23 @@ def count_vae(case: Case) -> float:
             )
         else:
             vae = AutoencoderKLFlux2()
-        picture = torch.empty(1, 3, case.side_px, case.side_px)
+        image = torch.empty(1, 3, case.side_px, case.side_px)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        vae.encoder(picture)
+        vae.encoder(image)
     return float(counter.get_total_flops())
 
 
-def table(case: Case, found: list[Stage]) -> str:
+def table(case: StageCase, found: list[Stage]) -> str:
     """Floors of one case in milliseconds, as Markdown."""
-    head = ["stage", "TFLOP", "GB", *(f"{gpu.name}" for gpu in GPUS)]
+    head = ["stage", "TFLOP", "GB", *(f"{gpu.name}" for gpu in GPUS.values())]
     lines = [f"**{case}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for stage in found:
         cells = [stage.name, _short(stage.operations / TERA), _short(stage.nbytes / 1e9)]
-        for gpu in GPUS:
-            both = [stage.seconds(gpu, precision) for precision in ("bf16", "fp8")]
-            low = (
-                "" if both[1] is None or "DiT" not in stage.name else f" ({_short(both[1] * 1e3)})"
-            )
-            cells.append(f"{_short((both[0] or 0) * 1e3)}{low}")
+        for gpu in GPUS.values():
+            bf16, fp8 = (stage.seconds(gpu, precision) for precision in ("bf16", "fp8"))
+            low = f" ({_short(fp8 * 1e3)})" if fp8 is not None and "DiT" in stage.name else ""
+            cells.append(f"{_short((bf16 or 0) * 1e3)}{low}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -269,28 +234,3 @@ def _short(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}" if value >= 1e-3 else "0"
-
-
-def main() -> None:
-    """Print a table for each case, and keep the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rooflines.stages", description=__doc__
-    )
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    args = parser.parse_args()
-    kept = []
-    for case in CASES:
-        found = list(stages(case, vae_operations=count_vae(case)))
-        print(table(case, found), end="\n\n", flush=True)
-        for stage in found:
-            floors = {gpu.name: {p: stage.seconds(gpu, p) for p in ("bf16", "fp8")} for gpu in GPUS}
-            kept.append(
-                {"case": str(case), "stage": stage.name, "operations": stage.operations}
-                | {"bytes": stage.nbytes, "floor_s": floors}
-            )
-    if args.json is not None:
-        args.json.write_text(json.dumps(kept, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

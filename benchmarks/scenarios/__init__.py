@@ -1,6 +1,6 @@
-"""Kinds of scenarios: what each measures, what it can be told, and where its code is.
+"""Kinds of scenarios, a module each: what each measures, and its parameters with their defaults.
 
-Nothing here imports what it takes to measure. A parameter's default says its type.
+Nothing here imports the packages that it takes to measure.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import cast
 
 from benchmarks.harness.rows import Job, Row
 
-__all__ = ["KINDS", "Kind", "Value"]
-
 Value = bool | int | float | str | list[int] | list[str]
 
 
@@ -23,62 +21,57 @@ class Kind:
 
     Attributes:
         what: it measures.
-        module: of this package.
-        function: in it, from a `Job` to rows, each given out as soon as it is known.
-        parameters: by name, with their defaults.
+        code: module of this package and, after a colon, its function from a `Job` to rows.
+        parameters: by name, with defaults that have their types.
         alone: a parameter that is a list; each of its values is measured by a process of its own.
         packages: whose versions matter besides those that are always told.
     """
 
     what: str
-    module: str
-    function: str
+    code: str
     parameters: Mapping[str, Value] = field(default_factory=dict)
     alone: str | None = None
     packages: tuple[str, ...] = ()
 
     def load(self) -> Callable[[Job], Iterable[Row]]:
-        """Import what measures it."""
-        module = import_module(f"benchmarks.scenarios.{self.module}")
-        return cast(Callable[[Job], Iterable[Row]], getattr(module, self.function))
+        """Import the function that measures it."""
+        module, _, function = self.code.partition(":")
+        found = getattr(import_module(f"benchmarks.scenarios.{module}"), function or "measure")
+        return cast(Callable[[Job], Iterable[Row]], found)
 
 
 _TORCH = ("torch", "diffusers", "transformers")
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
 _GPU = ("onnxruntime-gpu", "triton")
+_TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 KINDS: dict[str, Kind] = {
     "postprocess": Kind(
         "from a transformer's outputs to a mask",
         "postprocess",
-        "measure",
         {"grids": ["32x32"], "features": 3072, "blocks": [57], "size": "640x480", "tau": 0.8},
         packages=("torch",),
     ),
     "contour": Kind(
-        "from a map on the token grid to a mask along the picture's edges",
+        "from a map on the token grid to a mask along the image's edges",
         "contour",
-        "measure",
         {"grids": ["16x16", "64x64"], "size": "640x480"},
     ),
     "preprocess": Kind(
-        "from a picture's pixels to the VAE's input",
+        "from an image's pixels to the VAE's input",
         "preprocess",
-        "measure",
         {"sizes": ["640x480", "1920x1080"]},
         packages=_TORCH,
     ),
     "encoder": Kind(
         "a text encoder or a VAE encoder as a bundle has it",
         "encoders",
-        "measure",
         {"part": "text_encoder", "batch": 1, "size": "128x128", "plain": True},
         packages=(*_TORCH, *_ONNX),
     ),
     "dit": Kind(
         "the diffusion transformer, by engine and by what is captured",
         "dit",
-        "measure",
         {
             "cases": ["small@256"],
             "engines": ["torch", "onnxruntime"],
@@ -93,61 +86,102 @@ KINDS: dict[str, Kind] = {
         alone="engines",
         packages=(*_TORCH, *_ONNX, *_GPU),
     ),
-    "picture": Kind(
-        "from a picture and an expression to a mask, whole",
-        "picture",
-        "measure_picture",
+    "image": Kind(
+        "from an image and an expression to a mask",
+        "image:measure_image",
         {"checkpoint": "mini", "bundle": "mini", "expression": "the green van"},
         packages=_TORCH,
     ),
     "expressions": Kind(
-        "several expressions on one picture, together and one by one",
-        "picture",
-        "measure_expressions",
+        "several expressions on one image, together and one by one",
+        "image:measure_expressions",
         {"bundle": "mini", "counts": [1, 4, 8], "provider": "cpu"},
     ),
     "cold_start": Kind(
         "a process from nothing to a mask",
-        "processes",
-        "measure_cold_start",
+        "processes:measure_cold_start",
         {"expression": "the green van"},
         packages=_TORCH,
     ),
     "import_time": Kind(
-        "a process that imports and ends", "processes", "measure_import", packages=_TORCH
+        "a process that imports and ends", "processes:measure_import", packages=_TORCH
     ),
     "install_size": Kind(
-        "what lies on the disk after an installation",
-        "install",
-        "measure",
-        {"extra": "cpu", "against": "export"},
+        "files on the disk after an installation", "install", {"extra": "cpu", "against": "export"}
     ),
     "export": Kind(
         "from a checkpoint to a bundle, in a process of its own",
         "export",
-        "measure",
-        {"shape": "mini", "parity": "full"},
+        {
+            "shape": "mini",
+            "blocks": "all",
+            "against": "load and save, PyTorch",
+            "arguments": ["--parity", "full"],
+            "run": False,
+        },
         packages=(*_TORCH, *_ONNX),
     ),
-    "folder": Kind("a folder of pictures", "others", "measure_folder", {"pictures": 40}),
+    "precision": Kind(
+        "errors of every output in 16 bits",
+        "precision",
+        {"models": ["klein-4b"], "blocks": "1+2"},
+        packages=_TORCH,
+    ),
+    "fp8_masks": Kind(
+        "mean IoU of masks in FP8 with those in float32",
+        "fp8:measure_masks",
+        {
+            "precisions": ["fp32"],
+            "rules": ["max"],
+            "scenes": 100,
+            "samples": 32,
+            "parts": False,
+        },
+        packages=("onnx-ir",),
+    ),
+    "calibration": Kind(
+        "peak memory of `rism calibrate`",
+        "fp8:measure_memory",
+        {"models": ["klein-4b"], "blocks": ["1+2", "4+5"], "samples": 2},
+        packages=("onnx-ir",),
+    ),
+    "engines": Kind(
+        "building engines of TensorRT for RTX",
+        "engines",
+        {
+            "models": ["klein-9b", "step1x-1.0"],
+            "blocks": ["1+2"],
+            "graphs": ["transformer.vectors", "transformer.scores"],
+            "precisions": ["bf16"],
+        },
+        packages=_TENSORRT,
+    ),
+    "folder": Kind(
+        "a folder of images",
+        "folder",
+        {"images": [40], "size": "640x480", "ways": ["single calls", "overlapped"]},
+    ),
     "providers": Kind(
         "every provider and engine that a bundle has",
-        "others",
-        "measure_providers",
+        "providers",
         {"bundle": "mini", "build": False, "expressions": 4},
-        packages=(*_GPU, "tensorrt", "tensorrt-rtx"),
+        packages=(*_GPU, *_TENSORRT),
+    ),
+    "provider": Kind(
+        "one provider or engine of a bundle",
+        "providers:measure_one",
+        {"bundle": "mini", "provider": "onnxruntime-cpu", "engine": "", "expressions": 4},
+        packages=(*_GPU, *_TENSORRT),
     ),
     "probe": Kind(
         "one block's probe beside the attention that it reads",
-        "others",
-        "measure_probe",
+        "probe",
         {"case": "small", "device": "cpu"},
         packages=("torch", "triton"),
     ),
     "postprocess_gpu": Kind(
         "post-processing where an engine leaves its outputs",
-        "others",
-        "measure_postprocess_gpu",
+        "postprocess_gpu",
         {"case": "step1x-edit at 512", "capture": "vectors", "expressions": 1},
         packages=("cupy-cuda13x",),
     ),

@@ -1,4 +1,4 @@
-"""A map on the token grid brought to the picture: along its edges, and bilinearly.
+"""A map on the token grid brought to the image: along its edges, and bilinearly.
 
 The map is what a perfect one would be: the share of each token that the true mask covers.
 """
@@ -12,14 +12,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.harness.errors import DiffersError
-from benchmarks.harness.measure import by_turns, host_peak
-from benchmarks.harness.rows import EXAMPLE, Job, Row, picture_size, timed
+from benchmarks.harness.rows import EXAMPLE, Job, Row, image_size, time_ways
 from rism.evaluation.metrics.iou import overlap
 from rism.runtime import load_image
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.upsampling import guided_upsample, upsample
-
-__all__ = ["measure"]
 
 BILINEAR, GUIDED = "bilinear", "guided"
 
@@ -32,17 +29,17 @@ def measure(job: Job) -> Iterator[Row]:
     Raises:
         DiffersError: the contour is not nearer than bilinear: its time means nothing.
     """
-    size_wh = picture_size(job.get("size", str))
+    size_wh = image_size(job["size"])
     truth = Image.open(EXAMPLE.parent / "truth" / EXAMPLE.name).convert("L")
     image = Image.fromarray(load_image(EXAMPLE)).resize(size_wh, Image.Resampling.BOX)
     image_hwc = np.asarray(image)
     true_hw = np.asarray(truth.resize(size_wh, Image.Resampling.BOX)) > 127
-    for grid in job.texts("grids"):
+    for grid in job["grids"]:
         yield from _grid(job, grid, image_hwc, true_hw)
 
 
 def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) -> list[Row]:
-    columns, tall = picture_size(grid)
+    columns, tall = image_size(grid)
     resized = (16 * columns, 16 * tall)
     plan = Plan(true_hw.shape[::-1], resized, (0, 0, *resized), (tall, columns))
     covered = Image.fromarray(true_hw.astype(np.float32))
@@ -58,19 +55,8 @@ def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) 
             f"the guided contour's boundary IoU is {near[GUIDED]:.3f}, expected more than the "
             f"bilinear one's {near[BILINEAR]:.3f}: its time means nothing"
         )
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
-    rows = []
-    for name, way in ways.items():
-        with host_peak() as peak:
-            way()
-        rows.append(
-            timed(
-                name,
-                timings[name],
-                group=f"{grid} tokens",
-                host_bytes=peak.nbytes,
-                iou=round(found[name].iou, 4),
-                boundary_iou=round(near[name], 4),
-            )
-        )
-    return rows
+    notes = {
+        name: {"iou": round(each.iou, 4), "boundary_iou": round(each.boundary_iou, 4)}
+        for name, each in found.items()
+    }
+    return time_ways(job, ways, group=f"{grid} tokens", notes=notes)

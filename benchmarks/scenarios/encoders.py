@@ -19,17 +19,13 @@ import torch
 from benchmarks.baselines.plain_onnx import write_plain_graph
 from benchmarks.baselines.pytorch_pipeline import CHECKPOINT, PytorchPipeline
 from benchmarks.harness.checks import same_values
-from benchmarks.harness.errors import ConfigError
-from benchmarks.harness.measure import by_turns, host_peak
-from benchmarks.harness.rows import Job, Row, bundle_folder, picture_size, timed
+from benchmarks.harness.rows import Job, Row, bundle_folder, check_known, image_size, time_ways
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 from rism.export.precision import PRECISIONS
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.onnxruntime import OrtEngine
 from rism.runtime.prompt.encoder import PromptEncoder
-
-__all__ = ["measure"]
 
 PYTORCH, PLAIN, OURS = "PyTorch", "ONNX Runtime, plain graph", "rism"
 # Weights of the bundle are stored in 16 bits.
@@ -41,27 +37,19 @@ Way = Callable[[], Array]
 
 def measure(job: Job) -> list[Row]:
     """Measure one of the two parts."""
-    part = job.get("part", str)
     makers = {"text_encoder": _text, "vae_encoder": _vae}
-    if part not in makers:
-        raise ConfigError(f"part '{part}' is not known, expected one of {', '.join(makers)}")
+    [part] = check_known("part", [job["part"]], makers)
     bundle = Bundle.open(bundle_folder("mini"), verify=False)
     feeds, pytorch = makers[part](job, PytorchPipeline(), bundle)
     spec = bundle.manifest.graph(part)
     engine = OrtEngine(bundle.file(spec.file), spec)
     ways: dict[str, Way] = {PYTORCH: pytorch}
-    if job.get("plain", bool):
+    if job["plain"]:
         ways[PLAIN] = _plain(part, feeds)
     ways[OURS] = lambda: next(iter(engine.run(feeds).values()))
     wanted = pytorch()
     errors = {name: same_values(name, way(), wanted, _TOLERANCE) for name, way in ways.items()}
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
-    rows = []
-    for name, way in ways.items():
-        with host_peak() as peak:
-            way()
-        rows.append(timed(name, timings[name], host_bytes=peak.nbytes, error=errors[name]))
-    return rows
+    return time_ways(job, ways, notes={name: {"error": each} for name, each in errors.items()})
 
 
 def _plain(part: str, feeds: dict[str, Array]) -> Way:
@@ -77,7 +65,7 @@ def _plain(part: str, feeds: dict[str, Array]) -> Way:
 
 
 def _text(job: Job, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str, Array], Way]:
-    texts = [f"the green van {number}" for number in range(job.get("batch", int))]
+    texts = [f"the green van {number}" for number in range(job["batch"])]
     prompts = PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json())
     encoded = prompts.tokenize([prompts.instruct(text) for text in texts])
     ids, mask = (
@@ -101,7 +89,7 @@ def _text(job: Job, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str
 
 
 def _vae(job: Job, pipeline: PytorchPipeline, _bundle: Bundle) -> tuple[dict[str, Array], Way]:
-    width, height = picture_size(job.get("size", str))
+    width, height = image_size(job["size"])
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
 

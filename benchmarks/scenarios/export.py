@@ -1,78 +1,93 @@
-"""A whole export in a process of its own: time and memory, against loading and saving in PyTorch.
+"""A whole export in a process of its own: time and memory, against reading the same weights.
 
-The full sizes are `python -m benchmarks.full_size`'s; here a checkpoint is made on the spot.
+Baselines: loading and saving in PyTorch, or a plain copy of the files. The checkpoint, of random
+weights, is written first; full sizes need room for it, the copy and the bundle in TMPDIR.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness.errors import ConfigError
-from benchmarks.harness.measure import Timing
-from benchmarks.harness.rows import Job, Row, of_size, timed
-from benchmarks.scenarios.processes import peak_of
-from benchmarks.synthetic.flux2_checkpoint import SIZES, Shape, write_checkpoint
+import numpy as np
+import onnx
+
+from benchmarks.harness.processes import time_and_peak
+from benchmarks.harness.rows import EXAMPLE, Job, Row, check_known, of_value, timed
+from benchmarks.synthetic.flux2_checkpoint import KleinShape, write_checkpoint
+from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
 from rism.export.families.find import find_checkpoint
+from rism.runtime import Segmenter
 
-__all__ = ["measure"]
-
-BASELINE, OURS = "load and save, PyTorch", "rism export"
+BASELINES = {"load and save, PyTorch": "load_and_save", "copy": "copy_files"}
+OURS = "rism export"
 # A vocabulary of the tokenizer that is written with it, and half a gigabyte of blocks.
 SHAPES = {
-    "small": Shape(2, 6, 12, 64, 384, 1152, text_blocks=12, text_heads=6, text_kv_heads=2,
-                   text_head_dim=64, vocabulary=8192, tied=True),
-    "large": Shape(2, 6, 24, 128, 2560, 9728, text_blocks=28, vocabulary=8192, tied=True),
+    "small": KleinShape(2, 6, 12, 64, 384, 1152, text_blocks=12, text_heads=6, text_kv_heads=2,
+                        text_head_dim=64, vocabulary=8192, tied=True),
+    "large": KleinShape(2, 6, 24, 128, 2560, 9728, text_blocks=28, vocabulary=8192, tied=True),
 }  # fmt: skip
-
 _SETTINGS = {"text_encoder_out_layers": [3, 6, 9], "feature_block": 5, "size_level": 512}
 
 
 def measure(job: Job) -> list[Row]:
-    """Measure both, a process a run; there is no warm-up, and memory is a group of its own."""
-    name = job.get("shape", str)
+    """Measure both, a process each run, without warm-up; memory is a group of its own."""
+    [baseline] = check_known("baseline", [job["against"]], BASELINES)
     with tempfile.TemporaryDirectory() as place:
-        scratch = Path(place)
-        checkpoint = _checkpoint(name, scratch)
-        nbytes = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
-        count = iter(range(10**6))
+        scratch, count = Path(place), itertools.count()
+        checkpoint = _checkpoint(job["shape"], job["blocks"], scratch)
+        bundles: list[Path] = []
 
-        def load_and_save() -> tuple[str, ...]:
-            target = str(scratch / f"saved-{next(count)}")
-            return ("-m", "benchmarks.baselines.load_and_save", str(checkpoint), target)
+        def read() -> tuple[str, ...]:
+            target = str(scratch / f"read-{next(count)}")
+            return ("-m", f"benchmarks.baselines.{BASELINES[baseline]}", str(checkpoint), target)
 
         def export() -> tuple[str, ...]:
-            target = str(scratch / f"bundle-{next(count)}")
-            return (
-                *("-m", "rism", "export", "--model", str(checkpoint), "-o", target, "-q"),
-                *("--parity", job.get("parity", str)),
-            )
+            bundles.append(scratch / f"bundle-{next(count)}")
+            start = ("-m", "rism", "export", "--model", str(checkpoint), "-o", str(bundles[-1]))
+            return (*start, "-q", *job["arguments"])
 
-        commands = {BASELINE: load_and_save, OURS: export}
-        seconds: dict[str, list[float]] = {each: [] for each in commands}
-        peaks: dict[str, list[int]] = {each: [] for each in commands}
-        for _ in range(job.runs):
-            for each, command in commands.items():
-                start = time.perf_counter()
-                peaks[each].append(peak_of(command()))
-                seconds[each].append(time.perf_counter() - start)
-    rows = [
-        timed(each, Timing(tuple(some)), group="time", checkpoint_bytes=nbytes)
-        for each, some in seconds.items()
-    ]
-    return rows + [of_size(each, max(some), group="memory") for each, some in peaks.items()]
+        found = time_and_peak({baseline: read, OURS: export}, runs=job.runs)
+        facts = _facts(checkpoint, bundles[-1], run=job["run"])
+    rows = [timed(name, timing, group="time", **facts) for name, (timing, _) in found.items()]
+    return rows + [of_value(name, peak, group="memory") for name, (_, peak) in found.items()]
 
 
-def _checkpoint(name: str, scratch: Path) -> Path:
+def _facts(checkpoint: Path, bundle: Path, *, run: bool) -> dict[str, Any]:
+    """Check every graph, and say what was written; with `run`, segment an image with it."""
+    for graph in sorted(bundle.glob("*.onnx")):
+        onnx.checker.check_model(str(graph))
+    facts: dict[str, Any] = {
+        "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")),
+        "bundle_bytes": sum(file.stat().st_size for file in bundle.iterdir()),
+        "parity": json.loads((bundle / "manifest.json").read_text())["parity"],
+    }
+    if run:
+        start = time.perf_counter()
+        segmenter = Segmenter.from_bundle(bundle, provider="cpu", verify=False)
+        loaded = time.perf_counter()
+        result = segmenter.segment(EXAMPLE, "the green van")
+        facts |= {
+            "load_s": round(loaded - start, 1),
+            "run_s": round(time.perf_counter() - loaded, 1),
+            "tokens": result.plan.tokens,
+            "finite": bool(np.isfinite(result.score_map).all()),
+        }
+    return facts
+
+
+def _checkpoint(name: str, blocks: str, scratch: Path) -> Path:
+    check_known("shape", [name], ("mini", *SHAPES, *MODELS))
+    folder = scratch / "checkpoint"
     if name == "mini":
         return find_checkpoint("mini").folder
-    if name not in SHAPES and name not in SIZES:
-        known = ", ".join(("mini", *SHAPES, *SIZES))
-        raise ConfigError(f"shape '{name}' is not known, expected one of {known}")
-    folder = scratch / "checkpoint"
-    write_checkpoint(folder, SHAPES.get(name) or SIZES[name])
     if name in SHAPES:
+        write_checkpoint(folder, SHAPES[name])
         (folder / "rism.json").write_text(json.dumps(_SETTINGS))
+    else:
+        write_model(folder, name, parse_blocks(blocks))
     return folder

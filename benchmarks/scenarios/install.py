@@ -16,10 +16,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from benchmarks.harness.errors import ScenarioError
-from benchmarks.harness.rows import Job, Row, of_size
+from benchmarks.harness.rows import Job, Row, of_value
 from rism.runtime.distribution import DISTRIBUTION
-
-__all__ = ["measure"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,12 +26,12 @@ def measure(job: Job) -> list[Row]:
     """Compare rism with one extra, rism with another, and the wheel alone."""
     own = _own_bytes()
     rows = []
-    for extra in (job.get("against", str), job.get("extra", str)):
+    for extra in (job["against"], job["extra"]):
         sizes = _closure(extra)
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
         row, total = f"{DISTRIBUTION}[{extra}]", own + sum(sizes.values())
-        rows.append(of_size(row, total, packages=len(sizes), of=largest))
-    return [*rows, of_size("rism alone", own)]
+        rows.append(of_value(row, total, packages=len(sizes), of=largest))
+    return [*rows, of_value("rism alone", own)]
 
 
 def _project() -> dict[str, Any]:

@@ -10,13 +10,10 @@ import numpy.typing as npt
 
 from benchmarks.baselines.literal_mask import literal_mask
 from benchmarks.harness.checks import same_masks
-from benchmarks.harness.measure import by_turns, host_peak
-from benchmarks.harness.rows import Job, Row, picture_size, timed
+from benchmarks.harness.rows import Job, Row, image_size, time_ways
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import segment_tokens
 from rism.runtime.method.upsampling import upsample
-
-__all__ = ["LITERAL", "OURS", "measure"]
 
 LITERAL, OURS = "literal, PyTorch", "rism"
 # A pixel at the very boundary may fall on either side of zero.
@@ -27,10 +24,10 @@ Float32 = npt.NDArray[np.float32]
 
 def measure(job: Job) -> Iterator[Row]:
     """Measure every grid with every number of blocks; each is a group."""
-    size, features = picture_size(job.get("size", str)), job.get("features", int)
-    tau = job.get("tau", float)
-    for grid, blocks in itertools.product(job.texts("grids"), job.numbers("blocks")):
-        grid_hw = picture_size(grid)
+    size, features = image_size(job["size"]), job["features"]
+    tau = job["tau"]
+    for grid, blocks in itertools.product(job["grids"], job["blocks"]):
+        grid_hw = image_size(grid)
         group = f"{grid} tokens, {blocks} blocks"
         yield from _both(job, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
 
@@ -58,16 +55,7 @@ def _both(
 
     share = same_masks(OURS, ours(), literal(), _TOLERANCE)
     ways = {LITERAL: literal, OURS: ours}
-    peaks = {}
-    for name, way in ways.items():
-        with host_peak() as peak:
-            way()
-        peaks[name] = peak.nbytes
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
-    return [
-        timed(name, timing, group=group, host_bytes=peaks[name], pixels_that_differ=share)
-        for name, timing in timings.items()
-    ]
+    return time_ways(job, ways, group=group, pixels_that_differ=share)
 
 
 def _draw(grid_hw: tuple[int, int], features: int, blocks: int) -> tuple[Float32, Float32]:

@@ -1,4 +1,4 @@
-"""From a decoded picture to the VAE's input: ours against the pipeline's own image processor.
+"""From a decoded image to the VAE's input: ours against the pipeline's own image processor.
 
 Baseline: diffusers' Flux2ImageProcessor, called as Flux2KleinPipeline calls it.
 """
@@ -13,13 +13,10 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 
 from benchmarks.harness.checks import same_values
-from benchmarks.harness.measure import by_turns, host_peak
-from benchmarks.harness.rows import EXAMPLE, Job, Row, picture_size, timed
+from benchmarks.harness.rows import EXAMPLE, Job, Row, image_size, time_ways
 from rism.runtime import load_image
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image import geometry
-
-__all__ = ["OURS", "PIPELINE", "measure"]
 
 PIPELINE, OURS = "diffusers' image processor", "rism"
 # As FLUX.2-klein is published: no larger than a megapixel, cut to whole tokens.
@@ -38,13 +35,13 @@ _TOLERANCE = 1e-6
 
 
 def measure(job: Job) -> Iterator[Row]:
-    """Measure each size of picture; each is a group."""
-    for size in job.texts("sizes"):
+    """Measure each size of image; each is a group."""
+    for size in job["sizes"]:
         yield from _both(job, size)
 
 
 def _both(job: Job, size: str) -> list[Row]:
-    picture = Image.open(EXAMPLE).convert("RGB").resize(picture_size(size))
+    picture = Image.open(EXAMPLE).convert("RGB").resize(image_size(size))
     processor = Flux2ImageProcessor()
 
     def ours() -> npt.NDArray[np.float32]:
@@ -63,10 +60,4 @@ def _both(job: Job, size: str) -> list[Row]:
 
     error = same_values(OURS, ours(), pipeline(), _TOLERANCE)
     ways = {PIPELINE: pipeline, OURS: ours}
-    rows = []
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
-    for name, way in ways.items():
-        with host_peak() as peak:
-            way()
-        rows.append(timed(name, timings[name], group=size, host_bytes=peak.nbytes, error=error))
-    return rows
+    return time_ways(job, ways, group=size, error=error)

@@ -13,15 +13,6 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 import rism.export
 from benchmarks.synthetic.step1x_tensors import Step1XShape
 
-__all__ = [
-    "CHAT_TEMPLATE",
-    "SPECIAL_TOKENS",
-    "language_config",
-    "make_tokenizer",
-    "write_preprocessor",
-    "write_tokenizer",
-]
-
 # In their published order, after every other token.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -162,22 +153,10 @@ def write_tokenizer(folder: Path, tokenizer: Qwen2TokenizerFast, *, published: b
     (folder / "chat_template.json").write_text(json.dumps(chat, indent=1))
 
 
-def language_config(
-    shape: Step1XShape, tokenizer: Qwen2TokenizerFast, *, nested: bool
-) -> dict[str, Any]:
-    """Return config.json.
-
-    Args:
-        shape: sizes.
-        tokenizer: whose ids the configuration names.
-        nested: repeat the language model's values under `text_config`, as transformers 4.52 and
-            later save them; they are published without it.
-    """
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
+def language_sizes(shape: Step1XShape) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the configuration says of the language model and of the vision encoder."""
     text = {
         "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
         "hidden_act": "silu",
         "hidden_size": shape.text_width,
         "initializer_range": 0.02,
@@ -196,8 +175,6 @@ def language_config(
         "use_sliding_window": False,
         "vocab_size": shape.vocabulary,
     }
-    mrope = {"type": "mrope", "mrope_section": list(shape.mrope)}
-    saved = {"type": "default", "rope_type": "default", "mrope_section": list(shape.mrope)}
     vision = {
         "depth": shape.vision_depth,
         "hidden_act": "silu",
@@ -214,6 +191,25 @@ def language_config(
         "tokens_per_second": 2,
         "temporal_patch_size": 2,
     }
+    return text, vision
+
+
+def language_config(
+    shape: Step1XShape, tokenizer: Qwen2TokenizerFast, *, nested: bool
+) -> dict[str, Any]:
+    """Return config.json.
+
+    Args:
+        shape: sizes.
+        tokenizer: whose ids the configuration names.
+        nested: repeat the language model's values under `text_config`, as transformers 4.52 and
+            later save them; they are published without it.
+    """
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
+    text, vision = language_sizes(shape)
+    text |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
+    mrope = {"type": "mrope", "mrope_section": list(shape.mrope)}
+    saved = {"type": "default", "rope_type": "default", "mrope_section": list(shape.mrope)}
     config: dict[str, Any] = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",

@@ -1,20 +1,14 @@
 """A Step1X-Edit checkpoint of random weights, in the published layouts and sizes.
 
-Real weights are not needed to test an export or to measure one: the same files, names, shapes,
-types and shards are. Published sizes: 19 + 38 blocks of width 3,072, a connector of width 4,096,
-FLUX.1's autoencoder and a Qwen2.5-VL-7B. Files are written a piece at a time, so the 24.9 GB of
-the transformer take a few MB of memory.
+Published sizes: 19 + 38 blocks of width 3,072, a connector of width 4,096, FLUX.1's autoencoder and
+a Qwen2.5-VL-7B.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from benchmarks.synthetic.qwen_files import (
     language_config,
@@ -22,30 +16,19 @@ from benchmarks.synthetic.qwen_files import (
     write_preprocessor,
     write_tokenizer,
 )
-from benchmarks.synthetic.sparse_files import write_sparse
 from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors, vae_tensors_diffusers
 from benchmarks.synthetic.step1x_tensors import (
-    SMALL,
-    STEP1X,
-    Laid,
-    Rows,
     Step1XShape,
     transformer_tensors,
     transformer_tensors_diffusers,
 )
-
-__all__ = ["SMALL", "STEP1X", "Step1XShape", "tensors_nbytes", "write_diffusers", "write_original"]
+from benchmarks.synthetic.tensor_files import RandomNumbers, write_file, write_shards
 
 TRANSFORMER_FILES = {
     "1.0": "step1x-edit-i1258.safetensors",
     "1.1": "step1x-edit-v1p1-official.safetensors",
 }
 _PIPELINES = {"1.1": "Step1XEditPipeline", "1.2": "Step1XEditPipelineV1P2"}
-_SIZES = {"F32": 4, "BF16": 2}
-_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
-# A prime: no two rows of a matrix begin at the same number.
-_POOL = 2**22 - 3
-_MODULATION = ("_mod.lin.weight", "modulation.lin.weight", "adaLN_modulation.1.weight")
 
 
 def write_original(
@@ -57,16 +40,16 @@ def write_original(
         folder: must not exist.
         shape: sizes of the model.
         version: "1.0" or "1.1".
-        seed: of the weights; None for sparse files (`benchmarks.synthetic.sparse_files`).
+        seed: of the weights; None for sparse files.
 
     Returns:
         The transformer's file.
     """
     folder.mkdir(parents=True)
-    pool = None if seed is None else _Pool(seed)
+    numbers = None if seed is None else RandomNumbers(seed)
     file = folder / TRANSFORMER_FILES[version]
-    _write_file(file, transformer_tensors(shape, scale_factor=version == "1.0"), "BF16", pool)
-    _write_file(folder / "vae.safetensors", vae_tensors(shape), "F32", pool)
+    write_file(file, transformer_tensors(shape, scale_factor=version == "1.0"), "BF16", numbers)
+    write_file(folder / "vae.safetensors", vae_tensors(shape), "F32", numbers)
     language = folder / "Qwen2.5-VL-7B-Instruct"
     language.mkdir()
     tokenizer = make_tokenizer(shape)
@@ -74,7 +57,7 @@ def write_original(
     write_preprocessor(language, min_pixels=3136, max_pixels=12845056)
     config = language_config(shape, tokenizer, nested=False)
     _write_json(language / "config.json", config)
-    _write_shards(language, "model", language_tensors(shape), shape.text_shards, pool)
+    write_shards(language, "model", language_tensors(shape), shape.text_shards, numbers)
     return file
 
 
@@ -100,16 +83,16 @@ def write_diffusers(
     """
     folder.mkdir(parents=True)
     mapping = version == "1.2" if mapping is None else mapping
-    pool = _Pool(seed)
+    numbers = RandomNumbers(seed)
     for part in ("transformer", "vae", "text_encoder", "processor", "scheduler"):
         (folder / part).mkdir()
     stem = "diffusion_pytorch_model"
     tensors = transformer_tensors_diffusers(shape, mapping=mapping)
-    _write_shards(folder / "transformer", stem, tensors, shape.transformer_shards, pool)
+    write_shards(folder / "transformer", stem, tensors, shape.transformer_shards, numbers)
     vae = vae_tensors_diffusers(shape)
-    _write_file(folder / "vae" / f"{stem}.safetensors", vae, "BF16", pool)
+    write_file(folder / "vae" / f"{stem}.safetensors", vae, "BF16", numbers)
     texts = language_tensors(shape)
-    _write_shards(folder / "text_encoder", "model", texts, shape.text_shards, pool)
+    write_shards(folder / "text_encoder", "model", texts, shape.text_shards, numbers)
     tokenizer = make_tokenizer(shape)
     write_tokenizer(folder / "processor", tokenizer, published=False)
     write_preprocessor(folder / "processor", min_pixels=256 * 28 * 28, max_pixels=324 * 28 * 28)
@@ -123,11 +106,6 @@ def write_diffusers(
     _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
     _write_json(folder / "model_index.json", _index(version))
     return folder
-
-
-def tensors_nbytes(tensors: Mapping[str, Laid], dtype: str) -> int:
-    """Return how many bytes tensors of a type ("F32", "BF16") take in a file."""
-    return sum(laid.numel for laid in tensors.values()) * _SIZES[dtype]
 
 
 _SCHEDULER = {
@@ -209,77 +187,3 @@ def _vae_config(shape: Step1XShape) -> dict[str, object]:
 
 def _write_json(file: Path, values: Mapping[str, object]) -> None:
     file.write_text(json.dumps(values, indent=1))
-
-
-def _write_shards(
-    folder: Path, stem: str, tensors: Mapping[str, Laid], count: int, pool: _Pool | None
-) -> None:
-    """Write bfloat16 tensors as `count` files of about the same size, and their index."""
-    total = tensors_nbytes(tensors, "BF16")
-    shards: list[dict[str, Laid]] = [{} for _ in range(count)]
-    before = 0
-    for name, laid in tensors.items():
-        shards[before * count // total][name] = laid
-        before += 2 * laid.numel
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05d}-of-{count:05d}.safetensors"
-        _write_file(folder / file, shard, "BF16", pool)
-        places |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    _write_json(folder / f"{stem}.safetensors.index.json", index)
-
-
-def _write_file(file: Path, tensors: Mapping[str, Laid], dtype: str, pool: _Pool | None) -> None:
-    if pool is None:
-        write_sparse(file, {name: laid.shape for name, laid in tensors.items()}, dtype)
-        return
-    with file.open("wb") as out:
-        out.write(_header(tensors, dtype))
-        for laid in tensors.values():
-            for rows in laid.rows:
-                for values in pool.read(rows):
-                    raw = values.to(_TYPES[dtype]).view(torch.uint8)
-                    out.write(raw.numpy().tobytes())
-
-
-def _header(tensors: Mapping[str, Laid], dtype: str) -> bytes:
-    """Return the beginning of a safetensors file: eight bytes of length, then JSON."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, laid in tensors.items():
-        begin, end = end, end + laid.numel * _SIZES[dtype]
-        header[name] = {"dtype": dtype, "shape": laid.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-class _Pool:
-    """Normal numbers, the same ones for the same name, read from any row on."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.normal = torch.empty(_POOL).normal_(generator=generator)
-
-    def read(self, rows: Rows) -> Iterator[torch.Tensor]:
-        """Numbers as a trained model has them: unit gain through a layer, scales near one."""
-        row = math.prod(rows.shape[1:])
-        first = zlib.crc32(rows.name.encode()) + rows.start * row
-        left = (rows.stop - rows.start) * row
-        centre, spread = _distribution(rows.name, rows.shape)
-        while left:
-            begin = first % _POOL
-            piece = self.normal[begin : min(begin + left, _POOL)]
-            yield centre + spread * piece
-            first, left = first + len(piece), left - len(piece)
-
-
-def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return mean and deviation of a tensor's numbers."""
-    if name == "connector.scale_factor":
-        return -0.91, 0.0
-    if len(shape) > 1:
-        gain = 2.0 if name.endswith(_MODULATION) else 1.0
-        return 0.0, gain / math.sqrt(math.prod(shape[1:]))
-    return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.05)

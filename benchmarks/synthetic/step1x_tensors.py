@@ -6,24 +6,12 @@ layouts hold the same model.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = [
-    "SMALL",
-    "STEP1X",
-    "Laid",
-    "Rows",
-    "Step1XShape",
-    "as_they_are",
-    "linear",
-    "norm",
-    "transformer_tensors",
-    "transformer_tensors_diffusers",
-]
-
-Shapes = dict[str, tuple[int, ...]]
+from benchmarks.synthetic.tensor_files import Layout, Rows, Shapes, unchanged
 
 
 @dataclass(frozen=True)
@@ -37,7 +25,7 @@ class Step1XShape:
         pooled: width of the vector that the connector gives beside its tokens.
         connector, connector_heads, connector_depth: the connector.
         vae_widths, vae_layers, vae_latent: the autoencoder.
-        vision_*: the language model's eye.
+        vision_*: the vision encoder.
         text_*: the language model; `mrope` divides half of a head among time, row and column.
         vocabulary: rows of the table of tokens.
         transformer_shards, text_shards: files that each is split into.
@@ -111,50 +99,18 @@ SMALL = Step1XShape(
 )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows [start, stop) of a tensor of the makers' layout, which is `shape` as a whole."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Laid:
-    """A tensor as one layout has it: runs of rows of another, one after the other."""
-
-    shape: tuple[int, ...]
-    rows: tuple[Rows, ...]
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
-
-
-def as_they_are(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Laid]:
-    """Lay tensors out under their own names."""
-    return {k: Laid(shape, (Rows(k, shape, 0, shape[0]),)) for k, shape in shapes.items()}
-
-
-def linear(name: str, inputs: int, outputs: int) -> Shapes:
-    """Weight and bias of a linear layer."""
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm(name: str, width: int) -> Shapes:
-    """Scale and shift of a norm."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def linears(prefix: str, sizes: dict[str, tuple[int, int]]) -> Shapes:
+    """Return weights and biases of linear layers, given inputs and outputs by their names."""
+    found: Shapes = {}
+    for name, (inputs, outputs) in sizes.items():
+        found[f"{prefix}{name}.weight"] = (outputs, inputs)
+        found[f"{prefix}{name}.bias"] = (outputs,)
+    return found
 
 
 def transformer_tensors(
     shape: Step1XShape, *, scale_factor: bool, mapping: bool = False
-) -> dict[str, Laid]:
+) -> dict[str, Layout]:
     """Return the makers' transformer and connector.
 
     Args:
@@ -162,143 +118,132 @@ def transformer_tensors(
         scale_factor: version 1.0 scales the mean that the pooled vector is made of.
         mapping: version 1.2 may map embeddings of quoted tokens past the connector.
     """
-    width = shape.width
-    found: Shapes = {}
-    found |= linear("img_in", shape.channels, width)
-    for name, inputs in (("time_in", 256), ("vector_in", shape.pooled)):
-        found |= linear(f"{name}.in_layer", inputs, width)
-        found |= linear(f"{name}.out_layer", width, width)
-    found |= linear("txt_in", shape.connector, width)
-    for number in range(shape.double):
-        for stream in ("img", "txt"):
-            found |= _double(f"double_blocks.{number}.{stream}", shape)
+    width, head = shape.width, (shape.head_dim,)
+    sizes = {
+        "img_in": (shape.channels, width),
+        "time_in.in_layer": (256, width),
+        "time_in.out_layer": (width, width),
+        "vector_in.in_layer": (shape.pooled, width),
+        "vector_in.out_layer": (width, width),
+        "txt_in": (shape.connector, width),
+        "final_layer.linear": (width, shape.channels),
+        "final_layer.adaLN_modulation.1": (width, 2 * width),
+    }
+    if mapping:
+        sizes["text_token_mapping"] = (shape.text_width, shape.connector)
+    found = linears("", sizes) | _connector(shape)
+    stream = {
+        "_mod.lin": (width, 6 * width),
+        "_attn.qkv": (width, 3 * width),
+        "_attn.proj": (width, width),
+        "_mlp.0": (width, 4 * width),
+        "_mlp.2": (4 * width, width),
+    }
+    single = {
+        "linear1": (width, 7 * width),
+        "linear2": (5 * width, width),
+        "modulation.lin": (width, 3 * width),
+    }
+    for number, name in itertools.product(range(shape.double), ("img", "txt")):
+        prefix = f"double_blocks.{number}.{name}"
+        found |= linears(prefix, stream)
+        found |= {f"{prefix}_attn.norm.{each}_norm.scale": head for each in ("query", "key")}
     for number in range(shape.single):
-        block = f"single_blocks.{number}"
-        found |= linear(f"{block}.linear1", width, 7 * width)
-        found |= linear(f"{block}.linear2", 5 * width, width)
-        found |= _scales(f"{block}.norm", shape)
-        found |= linear(f"{block}.modulation.lin", width, 3 * width)
-    found |= linear("final_layer.linear", width, shape.channels)
-    found |= linear("final_layer.adaLN_modulation.1", width, 2 * width)
-    found |= _connector(shape)
+        prefix = f"single_blocks.{number}."
+        found |= linears(prefix, single)
+        found |= {f"{prefix}norm.{each}_norm.scale": head for each in ("query", "key")}
     if scale_factor:
         found["connector.scale_factor"] = (1,)
-    if mapping:
-        found |= linear("text_token_mapping", shape.text_width, shape.connector)
-    return as_they_are(found)
-
-
-def _double(prefix: str, shape: Step1XShape) -> Shapes:
-    width = shape.width
-    return (
-        linear(f"{prefix}_mod.lin", width, 6 * width)
-        | linear(f"{prefix}_attn.qkv", width, 3 * width)
-        | _scales(f"{prefix}_attn.norm", shape)
-        | linear(f"{prefix}_attn.proj", width, width)
-        | linear(f"{prefix}_mlp.0", width, 4 * width)
-        | linear(f"{prefix}_mlp.2", 4 * width, width)
-    )
-
-
-def _scales(prefix: str, shape: Step1XShape) -> Shapes:
-    return {f"{prefix}.{which}_norm.scale": (shape.head_dim,) for which in ("query", "key")}
+    return unchanged(found)
 
 
 def _connector(shape: Step1XShape) -> Shapes:
     given, width = shape.text_width, shape.connector
-    found = linear("connector.S.input_embedder", given, width)
-    found |= linear("connector.S.t_embedder.mlp.0", 256, width)
-    found |= linear("connector.S.t_embedder.mlp.2", width, width)
-    found |= linear("connector.S.c_embedder.linear_1", given, width)
-    found |= linear("connector.S.c_embedder.linear_2", width, width)
+    sizes = {
+        "S.input_embedder": (given, width),
+        "S.t_embedder.mlp.0": (256, width),
+        "S.t_embedder.mlp.2": (width, width),
+        "S.c_embedder.linear_1": (given, width),
+        "S.c_embedder.linear_2": (width, width),
+        "global_proj_out": (given, shape.pooled),
+    }
+    block = {
+        "self_attn_qkv": (width, 3 * width),
+        "self_attn_proj": (width, width),
+        "mlp.fc1": (width, 4 * width),
+        "mlp.fc2": (4 * width, width),
+        "adaLN_modulation.1": (width, 2 * width),
+    }
+    found = linears("connector.", sizes)
     for number in range(shape.connector_depth):
-        block = f"connector.S.individual_token_refiner.blocks.{number}"
-        found |= norm(f"{block}.norm1", width)
-        found |= linear(f"{block}.self_attn_qkv", width, 3 * width)
-        found |= linear(f"{block}.self_attn_proj", width, width)
-        found |= norm(f"{block}.norm2", width)
-        found |= linear(f"{block}.mlp.fc1", width, 4 * width)
-        found |= linear(f"{block}.mlp.fc2", 4 * width, width)
-        found |= linear(f"{block}.adaLN_modulation.1", width, 2 * width)
-    return found | linear("connector.global_proj_out", given, shape.pooled)
-
-
-# Makers' names to those of diffusers, where a tensor stays whole.
-_RENAMED = (
-    (r"time_in\.", "time_embed."),
-    (r"vector_in\.", "vec_embed."),
-    (r"txt_in\.", "context_embedder."),
-    (r"img_in\.", "x_embedder."),
-    (r"final_layer\.linear\.", "proj_out."),
-    (r"double_blocks\.(\d+)\.img_mod\.lin", r"transformer_blocks.\1.norm1.linear"),
-    (r"double_blocks\.(\d+)\.txt_mod\.lin", r"transformer_blocks.\1.norm1_context.linear"),
-    (
-        r"double_blocks\.(\d+)\.img_attn\.norm\.(.).*_norm\.scale",
-        r"transformer_blocks.\1.attn.norm_\2.weight",
-    ),
-    (
-        r"double_blocks\.(\d+)\.txt_attn\.norm\.(.).*_norm\.scale",
-        r"transformer_blocks.\1.attn.norm_added_\2.weight",
-    ),
-    (r"double_blocks\.(\d+)\.img_attn\.proj", r"transformer_blocks.\1.attn.to_out.0"),
-    (r"double_blocks\.(\d+)\.txt_attn\.proj", r"transformer_blocks.\1.attn.to_add_out"),
-    (r"double_blocks\.(\d+)\.img_mlp\.0", r"transformer_blocks.\1.ff.net.0.proj"),
-    (r"double_blocks\.(\d+)\.img_mlp\.2", r"transformer_blocks.\1.ff.net.2"),
-    (r"double_blocks\.(\d+)\.txt_mlp\.0", r"transformer_blocks.\1.ff_context.net.0.proj"),
-    (r"double_blocks\.(\d+)\.txt_mlp\.2", r"transformer_blocks.\1.ff_context.net.2"),
-    (
-        r"single_blocks\.(\d+)\.norm\.(.).*_norm\.scale",
-        r"single_transformer_blocks.\1.attn.norm_\2.weight",
-    ),
-    (r"single_blocks\.(\d+)\.linear2", r"single_transformer_blocks.\1.proj_out"),
-    (r"single_blocks\.(\d+)\.modulation\.lin", r"single_transformer_blocks.\1.norm.linear"),
-)
-# And where its rows are several tensors: their names, and how many rows each has of the width.
-_SPLIT = (
-    (
-        r"double_blocks\.(\d+)\.img_attn\.qkv",
-        "transformer_blocks",
-        {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1},
-    ),
-    (
-        r"double_blocks\.(\d+)\.txt_attn\.qkv",
-        "transformer_blocks",
-        {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1},
-    ),
-    (
-        r"single_blocks\.(\d+)\.linear1",
-        "single_transformer_blocks",
-        {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1, "proj_mlp": 4},
-    ),
-)
-
-
-def transformer_tensors_diffusers(shape: Step1XShape, *, mapping: bool) -> dict[str, Laid]:
-    """Return the same model as `Step1XEditTransformer2DModel` names it."""
-    found: dict[str, Laid] = {}
-    for name, laid in transformer_tensors(shape, scale_factor=False, mapping=mapping).items():
-        found |= dict(_converted(name, laid.shape, shape.width))
+        prefix = f"connector.S.individual_token_refiner.blocks.{number}."
+        found |= linears(prefix, block)
+        for norm, kind in itertools.product(("norm1", "norm2"), ("weight", "bias")):
+            found[f"{prefix}{norm}.{kind}"] = (width,)
     return found
 
 
-def _converted(name: str, whole: tuple[int, ...], width: int) -> Iterator[tuple[str, Laid]]:
-    kind = name.rpartition(".")[2]
-    for pattern, blocks, parts in _SPLIT:
-        if found := re.match(pattern, name):
-            start = 0
-            for part, share in parts.items():
-                rows = Rows(name, whole, start, start + share * width)
-                yield (
-                    f"{blocks}.{found[1]}.{part}.{kind}",
-                    Laid((share * width, *whole[1:]), (rows,)),
-                )
-                start = rows.stop
-            return
-    if name.startswith("final_layer.adaLN_modulation.1"):  # shift, scale to scale, shift
+# Makers' names to those of diffusers, where a tensor stays whole: outside the blocks, and inside.
+_RENAMED = {
+    "time_in": "time_embed",
+    "vector_in": "vec_embed",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+}
+_IN_BLOCKS = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+    "norm.query_norm": "attn.norm_q",
+    "norm.key_norm": "attn.norm_k",
+    "linear2": "proj_out",
+    "modulation.lin": "norm.linear",
+}
+# And where its rows are several tensors: their names, and how many rows each has of the width.
+_SPLIT = {
+    "img_attn.qkv": {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1},
+    "txt_attn.qkv": {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1},
+    "linear1": {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1, "proj_mlp": 4},
+}
+
+
+def transformer_tensors_diffusers(shape: Step1XShape, *, mapping: bool) -> dict[str, Layout]:
+    """Return the same model as `Step1XEditTransformer2DModel` names it."""
+    found: dict[str, Layout] = {}
+    for name, layout in transformer_tensors(shape, scale_factor=False, mapping=mapping).items():
+        found |= dict(_converted(name, layout.shape, shape.width))
+    return found
+
+
+def _converted(name: str, whole: tuple[int, ...], width: int) -> Iterator[tuple[str, Layout]]:
+    stem, _, kind = name.rpartition(".")
+    if stem == "final_layer.adaLN_modulation.1":  # shift, scale to scale, shift
         shift, scale = Rows(name, whole, 0, width), Rows(name, whole, width, 2 * width)
-        yield f"norm_out.linear.{kind}", Laid(whole, (scale, shift))
+        yield f"norm_out.linear.{kind}", Layout(whole, (scale, shift))
         return
-    renamed = name
-    for pattern, target in _RENAMED:
-        renamed = re.sub(f"^{pattern}", target, renamed)
-    yield renamed, Laid(whole, (Rows(name, whole, 0, whole[0]),))
+    block = re.match(r"(double|single)_blocks\.(\d+)\.(.+)", stem)
+    if block is None:
+        for own, theirs in _RENAMED.items():
+            stem = re.sub(rf"^{re.escape(own)}\b", theirs, stem)
+        yield f"{stem}.{kind}", unchanged({name: whole})[name]
+        return
+    blocks = "transformer_blocks" if block[1] == "double" else "single_transformer_blocks"
+    start = 0
+    for part, share in _SPLIT.get(block[3], {}).items():
+        rows = Rows(name, whole, start, start + share * width)
+        yield f"{blocks}.{block[2]}.{part}.{kind}", Layout((share * width, *whole[1:]), (rows,))
+        start = rows.stop
+    if start == 0:
+        kind = "weight" if kind == "scale" else kind
+        renamed = f"{blocks}.{block[2]}.{_IN_BLOCKS[block[3]]}.{kind}"
+        yield renamed, unchanged({name: whole})[name]

@@ -25,17 +25,23 @@ def read(folder: Path, text: str) -> list[Scenario]:
     return read_config(file)
 
 
-def test_every_kind_that_needs_no_gpu_is_in_the_quick_file() -> None:
+def test_every_kind_is_in_one_of_the_files() -> None:
     scenarios = read_config(QUICK)
-    assert {each.kind for each in scenarios} == set(KINDS) - {"postprocess_gpu"}
+    # A provider alone is a part of the scenario of all of them.
+    assert {each.kind for each in scenarios} == set(KINDS) - {"postprocess_gpu", "provider"}
     for each in scenarios:
         assert set(each.parameters) == set(KINDS[each.kind].parameters)
     gpu = read_config(ROOT / "benchmarks" / "gpu.toml")
-    assert all(KINDS[each.kind].load() for each in gpu if each.kind == "dit")
     assert {each.parameters["device"] for each in gpu if each.kind == "dit"} == {"cuda"}
     assert sum(longest_s(each) for each in chosen(gpu, [])) <= 15 * 60  # of a lent machine
     limits = {t.at_most_s for each in gpu for t in each.targets}
     assert {0.090, 0.330, 0.060} <= limits  # of the transformers on an H200
+
+
+def test_every_kind_has_its_code() -> None:
+    pytest.importorskip("torch")
+    for kind in KINDS.values():
+        assert callable(kind.load())
 
 
 def test_defaults_and_own_values(tmp_path: Path) -> None:
@@ -43,6 +49,16 @@ def test_defaults_and_own_values(tmp_path: Path) -> None:
     assert (one.runs, one.warm_up, one.time_limit_s) == (9, 1, 60)
     assert one.parameters["tau"] == 1.0 and isinstance(one.parameters["tau"], float)
     assert one.parameters["blocks"] == [4] and one.parameters["features"] == 3072
+
+
+def test_other_values_for_one_run(tmp_path: Path) -> None:
+    text = HEAD + SCENARIO + 'targets = [{ row = "rism", at_most_s = 1.0 }]\n'
+    changes = {"size": "64x48", "blocks": "[2, 4]", "runs": "5"}
+    [one] = chosen(read(tmp_path, text), [], changes)
+    assert (one.runs, one.parameters["size"], one.parameters["blocks"]) == (5, "64x48", [2, 4])
+    assert one.targets[0].at_most_s == 1.0
+    with pytest.raises(ConfigError, match="'colour' is not known, expected some of blocks, "):
+        chosen(read(tmp_path, text), [], {"colour": "red"})
 
 
 @pytest.mark.parametrize(
@@ -53,14 +69,14 @@ def test_defaults_and_own_values(tmp_path: Path) -> None:
         (HEAD + "speed = 1\n" + SCENARIO, "some.toml: key 'speed' is not known, .* runs, "),
         (SCENARIO, "scenario 'one': runs is None, expected a number from 1 to 10000"),
         (HEAD + SCENARIO + "runs = 0\n", "scenario 'one': runs is 0, expected"),
-        (HEAD + SCENARIO + "runs = true\n", "scenario 'one': runs is True, expected"),
+        (HEAD + SCENARIO + "runs = true\n", "scenario 'one': runs is True, expected int"),
         (
             HEAD + SCENARIO.replace("postprocess", "magic"),
-            "scenario 'one': kind 'magic' is not known, expected one of postprocess, ",
+            "scenario 'one': kind 'magic' is not known, expected some of postprocess, ",
         ),
         (
             HEAD + '[scenarios.one]\nkind = "postprocess"\n',
-            "scenario 'one': baseline is None, expected text",
+            "scenario 'one': baseline is not given, expected text",
         ),
         (
             HEAD + SCENARIO + "parameters = { colour = 1 }\n",
@@ -69,23 +85,20 @@ def test_defaults_and_own_values(tmp_path: Path) -> None:
         ),
         (
             HEAD + SCENARIO + 'parameters = { blocks = ["8"] }\n',
-            r"scenario 'one': parameter blocks is \['8'\], expected list of int",
+            r"scenario 'one': blocks is \['8'\], expected list of int",
         ),
         (
             HEAD + SCENARIO + 'parameters = { features = "8" }\n',
-            "scenario 'one': parameter features is 8, expected int",
+            "scenario 'one': features is 8, expected int",
         ),
-        (
-            HEAD + SCENARIO + "slow = 1\n",
-            "scenario 'one': slow is 1, expected bool",
-        ),
+        (HEAD + SCENARIO + "slow = 1\n", "scenario 'one': slow is 1, expected bool"),
         (
             HEAD + SCENARIO + 'targets = [{ row = "rism", below = 1 }]\n',
             "scenario 'one': key of a target 'below' is not known",
         ),
         (
             HEAD + SCENARIO + 'targets = [{ row = "rism" }]\n',
-            "scenario 'one': a target says row and at least one of at_most_s, ",
+            "scenario 'one': a target needs row and at least one of at_most_s, ",
         ),
     ],
 )
@@ -99,27 +112,24 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_config(tmp_path / "nothing.toml")
 
 
-def test_slow_ones_only_where_they_are_named(tmp_path: Path) -> None:
-    slow = SCENARIO.replace(".one]", ".two]") + "slow = true\n"
-    scenarios = read(tmp_path, HEAD + SCENARIO + slow)
-    assert [each.name for each in chosen(scenarios, [])] == ["one"]
-    assert [each.name for each in chosen(scenarios, ["two"])] == ["two"]
-
-
-def test_scenarios_by_name() -> None:
-    scenarios = read_config(QUICK)
-    assert [each.name for each in chosen(scenarios, ["vae", "preprocessing"])] == [
-        "preprocessing",
-        "vae",
-    ]
-    with pytest.raises(ConfigError, match=r"scenario 'nothing' is not known, .* preprocessing, "):
+def test_scenarios_by_name(tmp_path: Path) -> None:
+    slow = SCENARIO.replace(".one]", ".slow]") + "slow = true\n"
+    other = SCENARIO.replace(".one]", ".other]")
+    scenarios = read(tmp_path, HEAD + SCENARIO + slow + other)
+    assert [each.name for each in chosen(scenarios, [])] == ["one", "other"]
+    assert [each.name for each in chosen(scenarios, ["other", "slow"])] == ["slow", "other"]
+    with pytest.raises(ConfigError, match=r"scenario 'nothing' is not known, .* one, slow, other"):
         chosen(scenarios, ["nothing"])
 
 
 def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "nothing"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: scenario 'nothing' is not known") and said.count("\n") == 1
+    for arguments, message in (
+        (["run", "nothing"], "scenario 'nothing' is not known"),
+        (["contour", "--set", "runs"], "--set runs has no value, expected NAME=VALUE"),
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
 
 
 def test_the_list_needs_nothing_but_python() -> None:

@@ -1,8 +1,7 @@
-"""The benchmark of providers: what runs here, what does not and why, and what is compared."""
+"""The scenario of providers: what runs here, what does not and why."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -11,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import providers
-from benchmarks.provider_run import Job, Measured, _device_memory
-from benchmarks.providers import Row, as_json, find_rows, measure, report
+from benchmarks.__main__ import QUICK
+from benchmarks.config import read_config
+from benchmarks.harness.rows import Job, Row
+from benchmarks.run import run_here
+from benchmarks.scenarios import providers
+from benchmarks.scenarios.providers import Way, find_ways, run_way
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.engines.providers import PROVIDERS
 
-JOB = Job(picture=str(providers.PICTURE), runs=1, warm_up=0, expressions=2)
+JOB = Job("providers", runs=1, warm_up=0, parameters={"expressions": 2})
+CPU = Way("onnxruntime-cpu", "fp32")
 
 
 @pytest.fixture
@@ -26,42 +29,20 @@ def mini(tmp_path: Path) -> Path:
     return Path(shutil.copytree(resolve_bundle(), tmp_path / "mini"))
 
 
-def timed(seconds: float, **changes: Any) -> Measured:
-    timing = {"median_s": seconds, "min_s": seconds, "max_s": seconds * 2, "runs": 3}
-    given: dict[str, Any] = {
-        "runs_on": "cpu", "precision": "float32", "tokens": 4, "expressions": 2, "load_s": 1.0,
-        "first_s": 1.0, "one": timing, "together": timing, "stages_ms": {"vae": 1.0},
-        "host_bytes": 10**9, "device_bytes": None, "self_test": "passed",
-    } | changes  # fmt: skip
-    return Measured(**given)
-
-
-def test_everything_on_this_machine(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    file = tmp_path / "providers.json"
-    command = ["p", "--runs", "1", "--warm-up", "0", "--expressions", "2", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", [*command, "--no-build"])
-    providers.main()
-    table = capsys.readouterr().out.splitlines()
-    assert table[0] == "mini, float32"
-    found = json.loads(file.read_text())
-    assert found["environment"]["packages"]["onnxruntime"]
-    assert found["settings"] == {"runs": 1, "warm_up": 0, "picture": "street.png"}
-    rows = {row["provider"]: row for row in found["mini"]["rows"]}
+def test_everything_on_this_machine() -> None:
+    [scenario] = [each for each in read_config(QUICK) if each.name == "providers"]
+    found = run_here(replace(scenario, runs=1, warm_up=0))
+    rows = {row["row"].partition(",")[0].partition("+")[0]: row for row in found["rows"]}
     assert set(rows) == set(PROVIDERS)
-    assert found["mini"]["no_vectors"] is None
-    cpu = rows["onnxruntime-cpu"]
-    assert cpu["status"] == "ran" and cpu["reason"] is None
-    own = cpu["measured"]
+    cpu = rows.pop("onnxruntime-cpu")
+    own = cpu["notes"]
     assert own["self_test"] == "passed" and len(own["comparisons"]) > 10
-    assert own["one"]["runs"] == 1 and 0 < own["one"]["median_s"] < own["together"]["median_s"] * 10
-    assert own["stages_ms"]["transformer"] > 0 and own["host_bytes"] > 50_000_000
-    assert own["device_bytes"] is None and own["tokens"] > 100
+    assert 0 < cpu["median"] < own["together"]["median_s"] * 10
+    assert own["stages_ms"]["transformer"] > 0 and own["tokens"] > 100
+    assert cpu["host_bytes"] > 50_000_000 and cpu["device_bytes"] is None
     for row in rows.values():
-        if row["status"] == "not run":
-            assert row["measured"] is None and len(row["reason"]) > 20
-            assert any(row["reason"] in line for line in table)
+        if "reason" in row:
+            assert len(row["reason"]) > 20 and not row["failed"]
     assert not (resolve_bundle() / "selftest.bin").exists()
 
 
@@ -77,23 +58,20 @@ def test_an_engine_without_its_machine(mini: Path) -> None:
         "stripped": False, "graphs": {"text_encoder": graph},
     }  # fmt: skip
     update_bundle(mini, lambda manifest: manifest.update(engines=[engine]), files={file: plan})
-    listed = find_rows(mini, build=True)
-    [row] = [row for row in listed if row.provider.startswith("tensorrt-rtx")]
-    assert (row.engine, row.precision) == ("rtx-fp16", "fp16")
-    if row.reason is None:  # a machine with a GPU: a plan of six bytes has a reason, too
-        [row] = measure(mini, [row], JOB)
-    assert row.reason
+    listed = find_ways(mini, build=True)
+    [way] = [way for way in listed if way.provider.startswith("tensorrt-rtx")]
+    assert (way.engine, way.name) == ("rtx-fp16", "rtx-fp16, fp16")
+    # On a machine with a GPU, a plan of six bytes has a reason, too.
+    assert way.reason or run_way(JOB, mini, way).reason
 
 
 def test_what_a_process_of_its_own_says(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [weights] = mini.glob("vae_encoder.weights")
     weights.write_bytes(weights.read_bytes()[:-1])
-    [row] = measure(mini, [Row("onnxruntime-cpu", "fp32")], JOB)
-    assert row.measured is None
-    assert row.reason is not None and "'vae_encoder.weights' is" in row.reason
+    row = run_way(JOB, mini, CPU)
+    assert row.failed and row.reason is not None and "'vae_encoder.weights' is" in row.reason
     monkeypatch.setattr(providers, "_TIMEOUT_S", 0.01)
-    [row] = measure(mini, [Row("onnxruntime-cpu", "fp32")], JOB)
-    assert row.reason == "was not done after 0.01 s"
+    assert run_way(JOB, mini, CPU).reason == "was not done after 0.01 s"
 
 
 def test_a_crash_is_a_reason(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,57 +79,27 @@ def test_a_crash_is_a_reason(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     crash.write_text("#!/bin/sh\necho 'it fell over' >&2\nkill -SEGV $$\n")
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
-    [row] = measure(mini, [Row("onnxruntime-cpu", "fp32")], JOB)
-    assert row.reason == "exit code -11: it fell over"
+    assert run_way(JOB, mini, CPU).reason == "exit code -11: it fell over"
+
+
+def test_a_failed_self_test_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts: list[tuple[str, list[Any]]] = [("failed", []), ("has no vectors", [])]
+    monkeypatch.setattr(providers, "_timed", lambda _: Row("cpu", values=(1.0,)))
+    monkeypatch.setattr(providers, "_self_test", lambda _: verdicts.pop(0))
+    [row] = providers.measure_one(JOB)
+    assert row.failed and row.reason == "the self-test failed: its time means nothing"
+    [row] = providers.measure_one(JOB)
+    assert row.values == (1.0,) and row.notes["self_test"] == "has no vectors"
 
 
 def test_memory_of_a_gpu_is_what_its_driver_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\n[ "$1" = --id=1 ] && echo 1234\n')
+    smi.write_text('#!/bin/sh\n[ "$1" = --id=0 ] && echo 1234\n')
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    on_gpu = replace(JOB, provider="tensorrt+onnxruntime-cuda", device=1)
-    assert _device_memory(on_gpu) == 1234 * 2**20
-    assert _device_memory(replace(on_gpu, device=0)) is None  # it says nothing
-    assert _device_memory(replace(on_gpu, provider="onnxruntime-cpu")) is None
+    assert providers._device_memory("tensorrt+onnxruntime-cuda") == 1234 * 2**20
+    assert providers._device_memory("onnxruntime-cpu") is None
     smi.unlink()
-    assert _device_memory(on_gpu) is None
-
-
-def test_ratios_are_against_the_best_onnxruntime() -> None:
-    rows = [
-        Row("onnxruntime-cpu", "fp32", measured=timed(8.0)),
-        Row("onnxruntime-cuda", "fp32", measured=timed(0.5, device_bytes=3 * 10**9)),
-        Row("tensorrt", "bf16", "tensorrt-bf16", measured=timed(0.25)),
-        Row("tensorrt-rtx", "fp32", reason="this GPU is not served"),
-    ]
-    ratios = [entry.get("ratio") for entry in as_json(rows)]
-    assert ratios == [0.0625, 1.0, 2.0, None]
-    table = report(rows).splitlines()
-    assert "500.0 ms (500.0 to 1000.0), 2 together 250.0 each" in table[1]
-    assert "memory 1.00 GB + 3.00 GB on the GPU, self-test passed, x1.00" in table[1]
-    assert table[2].startswith("tensorrt-bf16") and table[2].endswith("x2.00")
-    assert table[3].endswith("not run: this GPU is not served")
-    assert table[4] == "ratios are against onnxruntime-cuda, of the whole of one expression"
-    assert as_json(rows[2:])[0].get("ratio") is None
-
-
-def test_a_failed_self_test_and_a_bad_bundle_end_with_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    failed = [Row("onnxruntime-cpu", "fp32", measured=timed(1.0, self_test="failed"))]
-    monkeypatch.setattr(providers, "measure", lambda *_: failed)
-    monkeypatch.setattr(sys, "argv", ["p", "--no-build"])
-    with pytest.raises(SystemExit) as ended:
-        providers.main()
-    assert ended.value.code == 1 and "self-test failed" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["p", str(tmp_path / "nothing")])
-    with pytest.raises(SystemExit) as ended:
-        providers.main()
-    assert ended.value.code == 1 and "is not there" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["p", "--runs", "0"])
-    with pytest.raises(SystemExit):
-        providers.main()
-    assert "--runs and --expressions must be 1 or more" in capsys.readouterr().err
+    assert providers._device_memory("tensorrt") is None

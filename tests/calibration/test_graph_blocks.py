@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.synthetic.step1x_checkpoint import SMALL, write_original
-from benchmarks.synthetic.step1x_parity import random_inputs
+from benchmarks.synthetic.step1x_checkpoint import write_original
 from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
+from benchmarks.synthetic.step1x_tensors import SMALL
 from rism.calibration import Scales, quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
 from rism.calibration.graph_blocks import split_at_blocks
@@ -27,6 +27,7 @@ from rism.export.spec import OpenModel
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.bundle.reader import Bundle
 from tests.calibration.conftest import write_transformer
+from tests.export.families.step1x.parity import random_inputs
 
 Arrays = Mapping[str, np.ndarray]
 

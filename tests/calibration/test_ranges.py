@@ -1,4 +1,4 @@
-"""Calibration of the built-in model: the bars, with fewer scenes than benchmarks/fp8/masks.py."""
+"""Calibration of the built-in model: the bars, with fewer scenes than the scenario fp8-masks."""
 
 from __future__ import annotations
 

@@ -23,15 +23,15 @@ from transformers import (
 )
 
 from benchmarks.synthetic.qwen_files import SPECIAL_TOKENS
-from benchmarks.synthetic.step1x_checkpoint import (
+from benchmarks.synthetic.step1x_checkpoint import write_diffusers, write_original
+from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors
+from benchmarks.synthetic.step1x_tensors import (
     SMALL,
     STEP1X,
-    tensors_nbytes,
-    write_diffusers,
-    write_original,
+    transformer_tensors,
+    transformer_tensors_diffusers,
 )
-from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors, vae_tensors_diffusers
-from benchmarks.synthetic.step1x_tensors import transformer_tensors, transformer_tensors_diffusers
+from benchmarks.synthetic.tensor_files import tensors_nbytes
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +68,6 @@ def test_published_sizes() -> None:
     texts = language_tensors(STEP1X)
     assert (len(texts), tensors_nbytes(texts, "BF16")) == (729, 16_584_333_312)
     assert STEP1X.axes == (16, 56, 56)
-
-
-@pytest.mark.parametrize("shape", [SMALL, STEP1X])
-def test_the_classes_ask_for_these_names(shape: Any) -> None:
-    with torch.device("meta"):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * len(shape.vae_widths),
-            up_block_types=("UpDecoderBlock2D",) * len(shape.vae_widths),
-            block_out_channels=shape.vae_widths,
-            layers_per_block=shape.vae_layers,
-            latent_channels=shape.vae_latent,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-    asked = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
-    assert {name: laid.shape for name, laid in vae_tensors_diffusers(shape).items()} == asked
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

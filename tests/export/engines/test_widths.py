@@ -1,7 +1,7 @@
 """Engines of graphs of the published widths, which TensorRT for RTX builds without a GPU.
 
 With test_build.py, every pair of capture mode, precision and model is built at least once;
-`python -m benchmarks.engines --parts widths` builds all threes of them. Weights are holes in files,
+`python -m benchmarks engines-widths` builds all of them. Weights are sparse files,
 and inputs of the engines.
 """
 
@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
-from benchmarks.engine_graphs import SparseWeights, open_sparse
-from benchmarks.engines import prepare
+from benchmarks.scenarios.engines import prepare
+from benchmarks.synthetic.sparse_graphs import SparseWeights, open_sparse
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["CASES", "Case", "Inputs", "literal"]
+__all__ = ["CASES", "Inputs", "ProbeCase", "literal"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Case:
+class ProbeCase:
     """Sizes; `loud` multiplies the scores, `weights` is how w is drawn."""
 
     batch: int = 1
@@ -62,16 +62,16 @@ class Case:
 
 
 CASES = {
-    "odd sizes": Case(),
-    "one head": Case(heads=1, clean=17, noisy=5),
-    "whole tiles": Case(prompt=32, noisy=32, clean=64, heads=3, dim=32),
-    "a head of 24": Case(dim=24, clean=31, noisy=47),
-    "a head of 128": Case(dim=128, clean=35, noisy=20, heads=4),
-    "three sentences": Case(batch=3, prompt=40, clean=20, noisy=20, weights="few"),
-    "a prompt of tiles": Case(prompt=77, clean=19, noisy=21, weights="ones"),
-    "no weights": Case(weights="none", clean=18, noisy=18),
+    "odd sizes": ProbeCase(),
+    "one head": ProbeCase(heads=1, clean=17, noisy=5),
+    "whole tiles": ProbeCase(prompt=32, noisy=32, clean=64, heads=3, dim=32),
+    "a head of 24": ProbeCase(dim=24, clean=31, noisy=47),
+    "a head of 128": ProbeCase(dim=128, clean=35, noisy=20, heads=4),
+    "three sentences": ProbeCase(batch=3, prompt=40, clean=20, noisy=20, weights="few"),
+    "a prompt of tiles": ProbeCase(prompt=77, clean=19, noisy=21, weights="ones"),
+    "no weights": ProbeCase(weights="none", clean=18, noisy=18),
     # Rows whose mass lies on one key, far above what an exponential of the bare score can hold.
-    "loud scores": Case(loud=120.0, clean=33, noisy=7, prompt=5),
+    "loud scores": ProbeCase(loud=120.0, clean=33, noisy=7, prompt=5),
 }
 
 

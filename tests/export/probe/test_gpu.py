@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.probe import Block
+from benchmarks.capture.block import Block
 from benchmarks.rooflines.probe import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors
 from rism.export.probe.attention import attention
-from tests.export.probe.cases import CASES, Case, literal
+from tests.export.probe.cases import CASES, ProbeCase, literal
 
 pytestmark = pytest.mark.gpu
 BACKENDS = {
@@ -35,7 +35,7 @@ def test_kernels(name: str, dtype: torch.dtype, known: bool) -> None:
 @pytest.mark.parametrize("clean", [64, 77])
 def test_statistics_of_every_attention(backend: str, clean: int) -> None:
     """Natural logarithms over all keys, whatever a kernel pads its rows to."""
-    case = Case(heads=3, prompt=21, noisy=clean, clean=clean, dim=128, batch=2)
+    case = ProbeCase(heads=3, prompt=21, noisy=clean, clean=clean, dim=128, batch=2)
     given = case.inputs(torch.bfloat16, "cuda")
     with sdpa_kernel(BACKENDS[backend]):
         out, statistics = attention(given.q, given.k, given.k)
@@ -52,7 +52,7 @@ def test_statistics_of_every_attention(backend: str, clean: int) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_that_all_heads_share(backend: str) -> None:
     """A head stride of 0, as the probes have it, is read as if each head had its own."""
-    case = Case(heads=3, prompt=21, noisy=77, clean=77, dim=128, batch=2)
+    case = ProbeCase(heads=3, prompt=21, noisy=77, clean=77, dim=128, batch=2)
     given = case.inputs(torch.bfloat16, "cuda")
     q, k = given.q, given.k
     values = k[:, 0].contiguous().unsqueeze(1).expand(-1, 3, -1, -1)
@@ -70,7 +70,7 @@ def test_real_sizes(case: str) -> None:
         for way, (run, weights) in block.ways().items():
             close = 2e-3 if way in ("vectors", "shares") else 1e-4
             found = run()
-            for value, wanted in zip(found, block.literal(weights), strict=True):
+            for value, wanted in zip(found, block.reference(weights), strict=True):
                 error = (value.double() - wanted).abs().max() / wanted.abs().max()
                 assert error < close, (way, error)
             if "fused" in way:
@@ -82,7 +82,7 @@ def test_real_sizes(case: str) -> None:
 @pytest.mark.parametrize("size", ["tiny", "tiny-step1x"])
 def test_a_model_captures_the_same(size: str, precision: str, compiled: bool) -> None:
     pytest.importorskip("diffusers")
-    from benchmarks.capture.models import Case as Model
+    from benchmarks.capture.models import CaptureCase as Model
     from benchmarks.capture.models import RandomModel
     from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 
@@ -114,7 +114,7 @@ def test_nothing_is_as_large_as_a_matrix_of_tokens() -> None:
 
 
 def test_attention_is_the_models_own() -> None:
-    given = Case(dim=128, clean=64, noisy=64, prompt=32).inputs(torch.bfloat16, "cuda")
+    given = ProbeCase(dim=128, clean=64, noisy=64, prompt=32).inputs(torch.bfloat16, "cuda")
     out, _ = attend(given.q, given.k, given.k)
     wanted = torch.nn.functional.scaled_dot_product_attention(given.q, given.k, given.k)
     torch.testing.assert_close(out, wanted.transpose(1, 2).flatten(2))

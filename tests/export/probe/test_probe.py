@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.capture.models import Case as Model
+from benchmarks.capture.models import CaptureCase as Model
 from benchmarks.capture.models import RandomModel
 from rism.export.attention_capture import Capture, Spans
 from rism.export.errors import ExportError
@@ -17,7 +17,7 @@ from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, operators, probe_vectors, torch_form
 from rism.export.probe.attention import attention
-from tests.export.probe.cases import CASES, Case, literal
+from tests.export.probe.cases import CASES, ProbeCase, literal
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["row statistics", "own statistics"])
@@ -76,7 +76,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_nothing_is_as_large_as_a_matrix_of_tokens(known: bool) -> None:
-    given = Case(prompt=30, noisy=400, clean=400, dim=16).inputs(torch.float32)
+    given = ProbeCase(prompt=30, noisy=400, clean=400, dim=16).inputs(torch.float32)
     statistics = given.statistics() if known else None
     with _Largest() as largest:
         torch_form.probe_vectors(given.clean_queries, given.k, given.weights, statistics)
@@ -103,7 +103,7 @@ def test_arithmetic_of_both_forms() -> None:
 @pytest.mark.parametrize("way", ["vectors", "shares", "shares blind"])
 def test_heads_share_one_matrix_of_values(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory once, whole rows of it: what every fused kernel takes (test_gpu.py asks each)."""
-    given = Case(batch=2, heads=3, dim=32, clean=64, noisy=64, prompt=16).inputs(torch.float16)
+    given = ProbeCase(batch=2, heads=3, dim=32, clean=64, noisy=64, prompt=16).inputs(torch.float16)
     handed: list[torch.Tensor] = []
 
     def watched(kernel: Callable[..., Any]) -> Callable[..., Any]:

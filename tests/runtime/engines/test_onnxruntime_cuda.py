@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.capture.onnx import run_graph
 from benchmarks.capture.variants import BASELINE, VARIANTS
+from benchmarks.harness.measure import RunOptions
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics import environment
@@ -203,6 +204,6 @@ def test_sessions_of_users_and_of_benchmarks_are_opened_alike(
         Segmenter.from_bundle(tiny_master, provider="cuda")
     monkeypatch.setattr("benchmarks.capture.onnx._free", lambda _: None)
     with pytest.raises(ProviderError, match="CUDA failure 100"):
-        run_graph(Path("graph.onnx"), {}, VARIANTS[BASELINE], device="cuda", runs=1)
+        run_graph(Path("graph.onnx"), {}, VARIANTS[BASELINE], device="cuda", runs=RunOptions(1))
     assert {name for name, _ in handed} >= {"vae_encoder.onnx", "graph.onnx"}
     assert all(given == [("CUDAExecutionProvider", OPTIONS)] for _, given in handed)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.synthetic.step1x_parity import block_differences, random_inputs
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
+from tests.export.families.step1x.parity import block_differences, random_inputs
 from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
 
 FP32 = PRECISIONS["fp32"]

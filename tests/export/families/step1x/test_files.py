@@ -19,7 +19,7 @@ from benchmarks.synthetic.qwen_files import (
     write_preprocessor,
     write_tokenizer,
 )
-from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X
+from benchmarks.synthetic.step1x_tensors import SMALL, STEP1X
 from rism.export import CheckpointError, ExportOptions, UnsupportedModelError, plan_export
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part

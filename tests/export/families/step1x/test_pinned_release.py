@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.pinned_release import picture, projected
+from benchmarks.pinned_release import noise_image, projected
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
 from rism.export.precision import PRECISIONS
@@ -43,7 +43,7 @@ def test_a_prompt_is_the_releases(opened: Opened, case: int) -> None:
     wanted = RECORDED[version]["cases"][case]
     size_wh = (wanted["size_wh"][0], wanted["size_wh"][1])
     expression = wanted["instruction"].removeprefix("remove ")
-    pixels, none = picture(size_wh), torch.zeros(0)
+    pixels, none = noise_image(size_wh), torch.zeros(0)
     sample = Samples((0, 0), size_wh, pixels, none, (expression,), (wanted["instruction"],))
     looked, grid_hw = vision_feeds(spec, sample)
     with torch.no_grad():

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.synthetic.step1x_parity import random_inputs
 from rism.export import ExportOptions, ExportReport, export_bundle
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
@@ -20,6 +19,7 @@ from rism.export.precision import PRECISIONS, Precision
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.method import equations
+from tests.export.families.step1x.parity import random_inputs
 from tests.export.families.step1x.small_model import make_step1x, open_step1x, picture
 
 PAST_HALF = 65504.0

@@ -14,7 +14,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from benchmarks.synthetic.step1x_checkpoint import SMALL, write_diffusers, write_original
+from benchmarks.synthetic.step1x_checkpoint import write_diffusers, write_original
+from benchmarks.synthetic.step1x_tensors import SMALL
 from rism.export.checkpoint.safetensors_store import (
     AnyStored,
     StackedTensor,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.synthetic.step1x_parity import TextComparison
+from tests.export.families.step1x.parity import TextComparison
 from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
 
 EXPRESSIONS = (

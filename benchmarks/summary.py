@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import Scenario, Target
+from benchmarks.config import Limit, Scenario
 from benchmarks.harness.rows import Row
 from rism.runtime.atomic_write import write_atomically
-
-__all__ = ["SCHEMA", "failures", "save", "summary", "table"]
 
 SCHEMA = 1
 """Version of the files that `--json` writes."""
@@ -40,18 +37,15 @@ def summary(
     """Put a scenario's rows beside its baseline.
 
     Args:
-        scenario: what was asked for.
-        rows: what came of it.
-        versions: of what took part.
+        scenario: what was to be measured.
+        rows: what was found.
+        versions: of the packages that took part.
         seconds: that all of it took.
-        gpu: what is known of it, if there was one.
+        gpu: its description, if there was one.
     """
     rows = rows + _missing(scenario, rows)
     medians = {(row.group, row.name): statistics.median(row.values) for row in rows if row.values}
     figures = [_figure(scenario, row, medians) for row in rows]
-    targets = [
-        each for target in scenario.targets for each in _judged(scenario, target, figures, medians)
-    ]
     found: dict[str, Any] = {
         "kind": scenario.kind,
         "what": scenario.what,
@@ -62,7 +56,9 @@ def summary(
         "seconds": round(seconds, 1),
         "versions": dict(versions),
         "rows": figures,
-        "targets": targets,
+        "targets": [
+            each for limit in scenario.targets for each in _judged(scenario, limit, figures)
+        ],
     }
     return found if gpu is None else found | {"gpu": gpu}
 
@@ -89,7 +85,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
         if row.get("reason"):
             lines.append(f"{start}  {'FAILED' if row['failed'] else 'not here'}: {row['reason']}")
             continue
-        show = _seconds if row["unit"] == "s" else _bytes
+        show = _UNITS[row["unit"]]
         text = f"{start}  {show(row['median']):>10}"
         if row["runs"] > 1:
             text += f"  ({show(row['min'])} to {show(row['max'])})"
@@ -141,7 +137,7 @@ def _figure(
         "median": median,
         "min": min(row.values),
         "max": max(row.values),
-        "runs": row.runs or len(row.values),
+        "runs": len(row.values),
         "baseline": scenario.baseline,
         "ratio": ratio(scenario.baseline),
         "also": {other: each for other, each in also.items() if each is not None},
@@ -152,66 +148,49 @@ def _figure(
 
 
 def _judged(
-    scenario: Scenario,
-    target: Target,
-    figures: list[dict[str, Any]],
-    medians: Mapping[tuple[str, str], float],
-) -> list[dict[str, Any]]:
-    """Compare every row that a target is of with each of its limits."""
-    found = []
-    limits = {name: value for name, value in asdict(target).items() if name.count("at_most")}
-    wanted = [
-        row for row in figures if row["row"] == target.row and target.group in (None, row["group"])
-    ]
-    if not wanted:
-        wanted = [{"row": target.row, "group": target.group or "", "reason": "not measured"}]
-    for row in wanted:
-        for name, limit in limits.items():
-            if limit is None:
+    scenario: Scenario, limit: Limit, figures: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Compare every row that a target is for with each of its limits."""
+    rows = [row for row in figures if row["row"] == limit.row]
+    rows = [row for row in rows if limit.group in (None, row["group"])]
+    if not rows:
+        rows = [{"row": limit.row, "group": limit.group or "", "reason": "not measured"}]
+    against = limit.against or scenario.baseline
+    medians = {(row["group"], row["row"]): row.get("median") for row in figures}
+    for row in rows:
+        for name, (show, end) in _LIMITS.items():
+            most = getattr(limit, name)
+            if most is None:
                 continue
-            against = target.against or scenario.baseline
             value = _limited(name, row, medians.get((row["group"], against)))
-            says, shown = _says(name, limit, value, against)
-            found.append(
-                {
-                    "row": row["row"],
-                    "group": row["group"],
-                    "limit": name,
-                    "at_most": limit,
-                    "against": against if name == "ratio_at_most" else None,
-                    "value": value,
-                    "met": None if value is None else value <= limit,
-                    "says": f"{_called(row)} {says}, is {shown}",
-                }
-            )
-    return found
+            end = end.format(against=against)
+            shown = "-" if value is None else show(value)
+            yield {
+                "row": row["row"],
+                "group": row["group"],
+                "limit": name,
+                "at_most": most,
+                "against": against if name == "ratio_at_most" else None,
+                "value": value,
+                "met": None if value is None else value <= most,
+                "says": f"{_called(row)} at most {show(most)}{end}, is {shown}",
+            }
 
 
 def _limited(name: str, row: Mapping[str, Any], against: float | None) -> float | None:
-    """What a limit is of; None where it was not measured."""
+    """Return what a limit is compared with; None where it was not measured."""
     if "reason" in row:
         return None
-    median: float = row["median"]
-    if name == "ratio_at_most":
-        return median / against if against else None
-    if name == "at_most_s":
-        return median if row["unit"] == "s" else None
-    if name == "at_most_bytes":
-        found: float | None = median if row["unit"] == "bytes" else row["host_bytes"]
-        return found
-    weights = row["notes"].get("weights_bytes")
-    if row["device_bytes"] is None or weights is None:
-        return None
-    return float(row["device_bytes"] - weights)
-
-
-def _says(name: str, limit: float, value: float | None, against: str) -> tuple[str, str]:
-    show = {"at_most_s": _seconds, "ratio_at_most": _ratio}.get(name, _bytes)
-    end = {
-        "ratio_at_most": f" x '{against}'",
-        "over_weights_at_most": " beyond its weights",
-    }.get(name, "")
-    return f"at most {show(limit)}{end}", "-" if value is None else show(value)
+    seconds = row["median"] if row["unit"] == "s" else None
+    nbytes = row["median"] if row["unit"] == "bytes" else row["host_bytes"]
+    weights, device = row["notes"].get("weights_bytes"), row["device_bytes"]
+    found: dict[str, float | None] = {
+        "at_most_s": seconds,
+        "at_most_bytes": nbytes,
+        "ratio_at_most": row["median"] / against if against else None,
+        "over_weights_at_most": None if None in (device, weights) else float(device - weights),
+    }
+    return found[name]
 
 
 def _called(row: Mapping[str, Any]) -> str:
@@ -234,3 +213,17 @@ def _bytes(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+_UNITS = {"s": _seconds, "bytes": _bytes, "": _number}
+# How a limit is written, and what comes after its value.
+_LIMITS: dict[str, tuple[Callable[[float], str], str]] = {
+    "at_most_s": (_seconds, ""),
+    "at_most_bytes": (_bytes, ""),
+    "ratio_at_most": (_ratio, " x '{against}'"),
+    "over_weights_at_most": (_bytes, " beyond its weights"),
+}

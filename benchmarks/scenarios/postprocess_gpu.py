@@ -1,8 +1,7 @@
-"""Post-processing on a GPU, against its floor and against what it replaces.
+"""Post-processing where an engine leaves its outputs, on a GPU.
 
-`python -m benchmarks.postprocess_gpu [--device 0] [--runs 50] [--json FILE]` needs CuPy, a GPU,
-and PyTorch, which describes it. Random outputs of a graph lie on the device, as many as both
-published models return; in one run, each until its masks are on the host:
+Random outputs of a graph lie on the device, as many as both published models return. Two ways,
+each until its masks are on the host:
 
 - `kernels`: `CudaPostprocess`; each launch by itself as well, beside the time that its bytes take
   at the rate of a large copy
@@ -13,21 +12,18 @@ The cache is overwritten before each run, as a transformer leaves it.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.measure import Timing, environment
-from benchmarks.results import save
+from benchmarks.harness.errors import DiffersError
+from benchmarks.harness.measure import Timing
+from benchmarks.harness.rows import Job, Row, check_known, timed
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
-from rism.runtime.errors import RismError, one_line
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.postprocess import (
@@ -49,8 +45,8 @@ Masks = list[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Case:
-    """Sizes of what a model's graph returns, and of a picture."""
+class OutputSizes:
+    """Sizes of what a model's graph returns, and of an image."""
 
     name: str
     grid_hw: tuple[int, int]
@@ -82,11 +78,9 @@ class Case:
 
 
 CASES = (
-    Case("klein-9b at 1024", (64, 64), 4096, 32, (1024, 1024)),
-    Case("step1x-edit at 512", (32, 32), 3072, 57, (640, 480)),
+    OutputSizes("klein-9b at 1024", (64, 64), 4096, 32, (1024, 1024)),
+    OutputSizes("step1x-edit at 512", (32, 32), 3072, 57, (640, 480)),
 )
-# What is read off the transformer, and of how many expressions.
-_WORK = (("vectors", 1), ("vectors", 8), ("matrices", 1))
 
 
 class _Clocked:
@@ -100,11 +94,8 @@ class _Clocked:
         return getattr(self._device, name)
 
     def kernels(self, source: str, macros: dict[str, int]) -> Any:
-        kernels, device, launches = (
-            self._device.kernels(source, macros),
-            self._device,
-            self._launches,
-        )
+        kernels, device = self._device.kernels(source, macros), self._device
+        launches = self._launches
 
         class Launcher:
             def launch(
@@ -123,10 +114,35 @@ class _Clocked:
         return found
 
 
-def measure(
-    case: Case, capture: str, count: int, *, device: Device, runs: int, flush_bytes: int
+def measure(job: Job) -> list[Row]:
+    """Measure one model's sizes.
+
+    Raises:
+        DiffersError: masks differ in more than a thousandth of their pixels.
+    """
+    cases = {case.name: case for case in CASES}
+    case, count = cases[check_known("case", [job["case"]], cases)[0]], job["expressions"]
+    found = compare_ways(case, job["capture"], count, device=open_device(0), runs=job.runs)
+    pixels = case.size_wh[0] * case.size_wh[1] * count
+    if max(found["pixels_that_differ"].values()) > 1e-3 * pixels:
+        raise DiffersError(f"masks differ: {found['pixels_that_differ']} of {pixels} pixels")
+    launches = {key: found[key] for key in ("launches", "copy_bytes_per_s")}
+    return [
+        timed(way, found[way], **(launches if way == "kernels" else {}))
+        for way in ("host", "kernels")
+    ]
+
+
+def compare_ways(
+    case: OutputSizes,
+    capture: str,
+    count: int,
+    *,
+    device: Device,
+    runs: int,
+    flush_bytes: int = FLUSH_BYTES,
 ) -> dict[str, Any]:
-    """Figures of one case for `count` expressions, and that both ways agree."""
+    """Time both ways for `count` expressions, each launch, and compare their masks."""
     wanted, host = case.wanted(capture, count), _outputs(case, capture, count)
     there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
     for name, each in host.items():
@@ -148,7 +164,7 @@ def measure(
     for run in range(runs):
         for name, way in ways.items():
             if name != "kernels" and run % 10:
-                continue  # slow, and no doubt about them
+                continue  # slow, and of less interest
             _settle(device, flush)
             start = time.perf_counter()
             way()
@@ -157,7 +173,7 @@ def measure(
         watched.queue(there, wanted)()
         launches.append(clocked.take())
     return {
-        **{name: Timing(tuple(each)).to_json_dict() for name, each in seconds.items()},
+        **{name: Timing(tuple(each)) for name, each in seconds.items()},
         "launches": _by_launch(launches, case, count, rate),
         "copy_bytes_per_s": rate,
         "pixels_that_differ": {
@@ -167,7 +183,7 @@ def measure(
     }
 
 
-def _outputs(case: Case, capture: str, count: int) -> dict[str, np.ndarray]:
+def _outputs(case: OutputSizes, capture: str, count: int) -> dict[str, np.ndarray]:
     """A blob of tokens with features of its own, in noise: a region, not a coin toss."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices(case.grid_hw).reshape(2, -1)
@@ -212,7 +228,7 @@ def _copy_rate(device: Device, memory: DeviceArray) -> float:
 
 
 def _by_launch(
-    launches: list[list[tuple[str, float]]], case: Case, count: int, rate: float
+    launches: list[list[tuple[str, float]]], case: OutputSizes, count: int, rate: float
 ) -> list[dict[str, object]]:
     rows = []
     for each in zip(*launches, strict=True):
@@ -221,59 +237,3 @@ def _by_launch(
         floor = count * case.floor_bytes(name) / rate
         rows.append({"kernel": name, **timing.to_json_dict(), "floor_s": floor})
     return rows
-
-
-def report(title: str, result: dict[str, Any]) -> str:
-    """A short table, microseconds."""
-    if "not_run" in result:
-        return f"{title}\n  not run: {result['not_run']}"
-    ours = result["kernels"]["median_s"]
-    lines = [title]
-    for name in ("kernels", "host"):
-        timing, differ = result[name], result["pixels_that_differ"][name]
-        lines.append(
-            f"  {name:18}{timing['median_s'] * 1e6:12.0f} us ({timing['min_s'] * 1e6:.0f} to "
-            f"{timing['max_s'] * 1e6:.0f}) {timing['median_s'] / ours:8.1f} x; "
-            f"{differ} pixels differ"
-        )
-    rate = result["copy_bytes_per_s"] / 1e12
-    lines += [
-        f"    {each['kernel']:16}{each['median_s'] * 1e6:12.1f} us, floor "
-        f"{each['floor_s'] * 1e6:.1f} at {rate:.2f} TB/s"
-        for each in result["launches"]
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Measure all cases and print a table of each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.postprocess_gpu", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--device", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    args = parser.parse_args()
-    try:
-        device = open_device(args.device)
-    except RismError as error:
-        raise SystemExit(f"error: {error}") from None
-    results: dict[str, object] = {"environment": environment(packages=("cupy-cuda13x",), gpu=True)}
-    failed = False
-    for case, (capture, count) in itertools.product(CASES, _WORK):
-        title = f"{case.name}, {capture}, {count} expression{'s' * (count > 1)}"
-        try:
-            result = measure(
-                case, capture, count, device=device, runs=args.runs, flush_bytes=FLUSH_BYTES
-            )
-        except Exception as error:  # a driver's errors share no base; other cases may run
-            result, failed = {"not_run": f"{type(error).__name__}: {one_line(error)}"}, True
-        results[title] = result
-        save(args.json, results)  # a run that is cut short leaves what it had
-        print(report(title, result), flush=True)
-    if failed:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,19 @@
-"""Graphs of the published widths without weights, for building engines of them anywhere.
+"""Graphs of the published widths with sparse weights, for building engines of them anywhere.
 
-A checkpoint of holes is opened and traced as every checkpoint is; the weights of the graph are
-then holes of a file, too. An engine that takes its weights as inputs is the same for them as for
-the published ones.
+A sparse checkpoint is opened and traced as every checkpoint is; the weights of the graph are then
+in a sparse file, too. An engine that takes its weights as inputs is the same for them as for the
+published ones.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from benchmarks.synthetic.flux2_checkpoint import SIZES, write_checkpoint
-from benchmarks.synthetic.step1x_checkpoint import SMALL, STEP1X, write_original
+from benchmarks.synthetic.models import write_model
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
@@ -27,57 +24,18 @@ from rism.export.graph.signatures import trace_text, trace_transformer, trace_va
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 
-__all__ = ["MODELS", "SparseWeights", "open_sparse", "quantise_sparse"]
-
 _SCALE = 1 / 64  # of every activation; what it is does not change the engine
-
-
-def _klein(folder: Path, size: str, double: int, single: int) -> None:
-    shape = SIZES[size]
-    whole = (double, single) == (shape.double, shape.single)
-    if whole:
-        write_checkpoint(folder, shape, seed=None)
-        return
-    write_checkpoint(folder, replace(shape, double=double, single=single, text_blocks=4), seed=None)
-    settings = {"text_encoder_out_layers": [1, 2, 3], "feature_block": 1}
-    (folder / "rism.json").write_text(json.dumps(settings))
-
-
-def _step1x(folder: Path, double: int, single: int) -> None:
-    whole = (double, single) == (STEP1X.double, STEP1X.single)
-    shape = replace(STEP1X, vocabulary=SMALL.vocabulary)
-    if not whole:
-        shape = replace(
-            shape,
-            double=double,
-            single=single,
-            vision_depth=2,
-            vision_full=(1,),
-            text_blocks=1,
-            text_shards=1,
-        )
-    write_original(folder, shape, version="1.0", seed=None)
-    if not whole:
-        (folder / "rism.json").write_text(json.dumps({"feature_block": 1}))
-
-
-MODELS: dict[str, tuple[Callable[[Path, int, int], None], tuple[int, int]]] = {
-    "klein-4b": (lambda folder, *blocks: _klein(folder, "4b", *blocks), (5, 20)),
-    "klein-9b": (lambda folder, *blocks: _klein(folder, "9b", *blocks), (8, 24)),
-    "step1x-1.0": (_step1x, (STEP1X.double, STEP1X.single)),
-}
-"""What writes a checkpoint of so many blocks, and how many the published one has."""
 
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """A model without weights, and a folder for what its graphs name."""
+    """A model of a sparse checkpoint, and a folder for the weights of its graphs."""
 
     model: OpenModel
     folder: Path
 
     def graph(self, name: str, precision: str) -> ir.Model:
-        """Trace one graph; its weights are holes of a file in the folder.
+        """Trace one graph; its weights are a sparse file in the folder.
 
         Args:
             name: as in a manifest: "text_encoder", "vision_encoder", "vae_encoder" or
@@ -97,20 +55,19 @@ class SparseWeights:
             options = CaptureOptions(name.partition(".")[2])
             part = model.transformer(chosen)
             traced = trace_transformer(part, model.spec, options, chosen, None)
-        _dig(traced, self.folder / f"{name}.{precision}.weights")
+        _place(traced, self.folder / f"{name}.{precision}.weights")
         return traced
 
 
 def open_sparse(name: str, folder: Path, blocks: tuple[int, int] | None = None) -> SparseWeights:
-    """Write and open a model whose weight files are all holes.
+    """Write and open a model whose weights are zeros that take no room.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `benchmarks.synthetic.models.MODELS`.
         folder: must not exist.
         blocks: double-stream and single-stream blocks; None for all.
     """
-    write, published = MODELS[name]
-    write(folder / "checkpoint", *(blocks or published))
+    write_model(folder / "checkpoint", name, blocks, seed=None)
     return SparseWeights(open_model(find_checkpoint(str(folder / "checkpoint"))), folder)
 
 
@@ -128,7 +85,7 @@ def quantise_sparse(graph: ir.Model, file: Path) -> int:
     kept = kept_layers([layer.name for layer in layers])
     scales = Scales(
         fingerprint=fingerprint(layers),
-        model="holes",
+        model="sparse",
         precision="any",
         rule="max",
         percentile=100.0,
@@ -139,8 +96,8 @@ def quantise_sparse(graph: ir.Model, file: Path) -> int:
     return len(quantise(graph, scales, weights="stored", file=file))
 
 
-def _dig(graph: ir.Model, file: Path) -> None:
-    """Give every initializer without values a place in a file that is all holes."""
+def _place(graph: ir.Model, file: Path) -> None:
+    """Give every initializer without values a place in a sparse file."""
     end = 0
     for value in graph.graph.initializers.values():
         if value.const_value is not None:
