@@ -1,6 +1,5 @@
 """Bundles whose graphs have fixed sizes and a fixed batch."""
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -150,21 +149,3 @@ def test_a_broken_size_is_an_error_when_it_is_needed(
         with pytest.raises(BundleError, match=r"'vae_encoder.96x160.onnx' is not a graph that"):
             segmenter.segment(colours.transpose(1, 0, 2).copy(), "red")
     assert segmenter.segment(colours, "red").mask.any()
-
-
-def test_a_bundle_without_sizes_loads_everything_at_once(
-    tiny_master: Path, opened: list[str]
-) -> None:
-    Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    assert sorted(opened) == ["text_encoder.onnx", "transformer.vectors.onnx", "vae_encoder.onnx"]
-
-
-def test_named_dimensions_are_left_to_the_graph(
-    static_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
-) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["graphs"]["vae_encoder@160x96"]["inputs"]["image"]["shape"] = [1, 3, "h", "w"]
-
-    bundle = reseal(static_bundle, change)
-    assert json.loads((bundle / "manifest.json").read_text())["schema_version"] == "1.1"
-    assert Segmenter.from_bundle(bundle, provider="cpu").segment(colours, "red").mask.any()

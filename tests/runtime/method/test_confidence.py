@@ -95,40 +95,23 @@ def test_a_manifest_without_a_rule_has_none(manifest_data: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("rule", "message"),
     [
-        ({"bias": "0"}, "'method.confidence.bias' is '0', expected a number"),
-        ({"bias": float("nan")}, "'method.confidence.bias' is nan, expected a number"),
-        ({"agreement": float("inf")}, "'method.confidence.agreement' is inf, expected a number"),
-        ({"agreement": 10**400}, "'method.confidence.agreement' is a huge integer, expected"),
-        ({"concentration": True}, "'method.confidence.concentration' is True, expected a number"),
-        ({"separability": [1.0]}, "'method.confidence.separability' is a list of 1, expected"),
-        ({"separability": None}, "'method.confidence.separability' is None, expected a number"),
-        ({"threshold": 1.01}, "'method.confidence.threshold' is 1.01, expected a number from 0"),
-        ({"threshold": -0.1}, "'method.confidence.threshold' is -0.1, expected a number from 0"),
+        (RULE | {"bias": "0"}, "'method.confidence.bias' is '0', expected a number"),
+        (RULE | {"bias": float("nan")}, "'method.confidence.bias' is nan, expected a number"),
+        (RULE | {"threshold": 1.01}, "'method.confidence.threshold' is 1.01, expected a number f"),
+        (RULE | {"threshold": -0.1}, "'method.confidence.threshold' is -0.1, expected a number f"),
+        ({"bias": 1.0}, "'method.confidence.separability' is missing, expected a"),
+        ([], "'method.confidence' is a list of 0, expected an object"),
     ],
 )
 def test_hostile_rules_are_refused(
-    manifest_data: dict[str, Any], change: dict[str, Any], message: str
+    manifest_data: dict[str, Any], rule: object, message: str
 ) -> None:
-    manifest_data["method"]["confidence"] = RULE | change
+    manifest_data["method"]["confidence"] = rule
     with pytest.raises(BundleError) as error:
         parse_manifest(manifest_data)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("key", RULE)
-def test_missing_keys_are_named(manifest_data: dict[str, Any], key: str) -> None:
-    manifest_data["method"]["confidence"] = {k: v for k, v in RULE.items() if k != key}
-    with pytest.raises(BundleError, match=rf"'method\.confidence\.{key}' is missing, expected a"):
-        parse_manifest(manifest_data)
-
-
-@pytest.mark.parametrize("rule", [[], "yes", 0.5, False])
-def test_a_rule_is_an_object(manifest_data: dict[str, Any], rule: object) -> None:
-    manifest_data["method"]["confidence"] = rule
-    with pytest.raises(BundleError, match=r"'method\.confidence' is .*, expected an object"):
-        parse_manifest(manifest_data)
 
 
 Ruled = Callable[..., Segmenter]
@@ -181,6 +164,7 @@ def test_confidence_is_the_rule_of_the_evidence(ruled: Ruled, colours: np.ndarra
         seen = Evidence(result.separability, result.concentration, result.agreement)
         assert result.confidence == ConfidenceRule(**RULE).confidence(seen)
     red = segmenter.segment(colours, "red")
+    assert json.loads(json.dumps(red.to_json_dict(), allow_nan=False)) == red.to_json_dict()
     x = red.coarse.ravel().astype(np.float64)
     shares = x[x > 0] / x.sum()
     entropy = -(shares * np.log(shares)).sum()
@@ -213,12 +197,3 @@ def test_evidence_does_not_depend_on_what_is_left_of_the_answer(
     ]
     assert len({(s.separability, s.concentration, s.agreement) for s in some}) == 1
     assert (some[0].score_map > 0).sum() < (some[2].score_map > 0).sum()
-
-
-def test_the_numbers_in_json(ruled: Ruled, tiny_master: Path, colours: np.ndarray) -> None:
-    without = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)
-    plain, own = (each.segment(colours, "red").to_json_dict() for each in (without, ruled(RULE)))
-    assert plain["confidence"] is None and 0 < own["confidence"] < 1
-    for name in ("separability", "concentration", "agreement"):
-        assert type(plain[name]) is float and plain[name] == own[name]
-    assert json.loads(json.dumps(own, allow_nan=False)) == own

@@ -281,27 +281,6 @@ def test_fixed_sizes_and_a_cache_load_nothing_before_it_is_needed(
     assert opened == ["vae_encoder.160x96.onnx", "transformer.vectors.160x96.onnx"]
 
 
-def test_threads_load_the_text_encoder_once(
-    tiny_master: Path, tmp_path: Path, colours: np.ndarray, opened: list[str]
-) -> None:
-    segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1, cache_dir=tmp_path)
-    barrier = threading.Barrier(8)
-    done: list[str] = []
-
-    def work(word: str) -> None:
-        barrier.wait()
-        done.append(segmenter.segment(colours, word).expression)
-
-    words = ["red", "green", "blue", "the red"] * 2
-    threads = [threading.Thread(target=work, args=(word,)) for word in words]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == sorted(words)
-    assert opened.count("text_encoder.onnx") == 1
-
-
 def test_a_folder_that_goes_away(tiny_master: Path, tmp_path: Path, colours: np.ndarray) -> None:
     warnings: list[str] = []
     segmenter = Segmenter.from_bundle(

@@ -123,6 +123,8 @@ def test_an_answer_is_checked_as_an_expression_is(
         str(error.value)
     )
     assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="the expression is empty"):  # checked before
+        with_refiner(tiny_master, bad).segment(colours, ["red", " "])
 
 
 def test_a_refiner_that_fails_is_named(tiny_master: Path, colours: np.ndarray) -> None:
@@ -137,16 +139,6 @@ def test_a_refiner_that_fails_is_named(tiny_master: Path, colours: np.ndarray) -
         error.value
     )
     assert isinstance(error.value.__cause__, TimeoutError)
-
-
-def test_expressions_are_checked_before_the_refiner_is_asked(
-    tiny_master: Path, colours: np.ndarray
-) -> None:
-    def never(instruction: str, image_hwc: np.ndarray) -> str:
-        raise AssertionError
-
-    with pytest.raises(InputError, match="the expression is empty"):
-        with_refiner(tiny_master, never).segment(colours, ["red", " "])
 
 
 def test_a_template_reaches_the_model(

@@ -151,18 +151,18 @@ def test_the_heat_map_is_hottest_where_the_object_is(
     assert (drawn[96 + 20 :] == 0).any()  # numbers
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 50), (700, 3)])
-def test_odd_sizes(result: Segmentation, size_hw: tuple[int, int], kind: str) -> None:
+def test_odd_sizes(result: Segmentation, size_hw: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     mask = rng.random(size_hw) < 0.5
     plan = replace(
         result.plan, size_wh=size_hw[::-1], resized_wh=(160, 96), crop_xyxy=(0, 0, 160, 96)
     )
-    drawn = render(replace(result, mask_hw=mask, plan=plan), image, kind)
-    assert drawn.shape[1] == size_hw[1]
-    assert drawn.shape[0] == size_hw[0] or kind == "heatmap"
+    for kind in KINDS:
+        drawn = render(replace(result, mask_hw=mask, plan=plan), image, kind)
+        assert drawn.shape[1] == size_hw[1]
+        assert drawn.shape[0] == size_hw[0] or kind == "heatmap"
 
 
 def test_another_image_is_refused(result: Segmentation, colours: np.ndarray) -> None:
