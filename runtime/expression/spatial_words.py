@@ -101,8 +101,8 @@ def read_cues(expression: str) -> Cues:
     words = frozenset(_WORD.findall(own))
     itself = frozenset(_WORD.findall(_OTHER_SIZE.split(own, maxsplit=1)[0]))
 
-    def sign(said: frozenset[str], low: frozenset[str], high: frozenset[str]) -> int:
-        return int(bool(said & high)) - int(bool(said & low))
+    def sign(found: frozenset[str], low: frozenset[str], high: frozenset[str]) -> int:
+        return int(bool(found & high)) - int(bool(found & low))
 
     return Cues(
         across=sign(words, _LEFT, _RIGHT),

@@ -184,7 +184,7 @@ def _resize_16(pixels_hwc: Uint8, size_wh: tuple[int, int], resample: str) -> Ui
 
 
 def _pass_16(
-    pixels: Uint8, axis: int, size: int, reach: float, weigh: Callable[[Float64], Float64]
+    pixels: Uint8, axis: int, size: int, reach: float, kernel: Callable[[Float64], Float64]
 ) -> Uint8:
     """Resize one axis to `size` by a filter that reaches `reach` pixels of the smaller side."""
     before = pixels.shape[axis]
@@ -193,14 +193,14 @@ def _pass_16(
     first = np.maximum((centres - reach * wide + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + reach * wide + 0.5).astype(np.int64), before) - 1
     taps = first[:, None] + np.arange(int((last - first).max()) + 1)
-    weights = weigh(np.abs((taps - centres[:, None] + 0.5) / wide)) * (taps <= last[:, None])
+    weights = kernel(np.abs((taps - centres[:, None] + 0.5) / wide)) * (taps <= last[:, None])
     weights /= weights.sum(1, keepdims=True)
     # The number of bits with which the largest weight fits in 15.
     bits = next(n for n in range(23) if n == 22 or int(weights.max() * 2 ** (n + 1) + 0.5) >= 2**15)
-    whole = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+    fixed_point = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
     source = np.moveaxis(pixels, axis, -1)
     total = np.full((*source.shape[:-1], size), 2**bits // 2, np.int32)
-    for tap, weight in zip(np.minimum(taps, before - 1).T, whole.T, strict=True):
+    for tap, weight in zip(np.minimum(taps, before - 1).T, fixed_point.T, strict=True):
         total += source[..., tap] * weight
     return np.moveaxis((total >> bits).clip(0, 255).astype(np.uint8), -1, axis)
 

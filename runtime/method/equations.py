@@ -70,7 +70,7 @@ def minmax(values: Array) -> Array:
 
 
 def degenerate_reason(values: Array) -> str | None:
-    """Return why no region can be told from a raw map, or None if one can.
+    """Return why no region can be found in a raw map, or None if one can.
 
     Args:
         values: (N,), before `minmax`.

@@ -51,7 +51,7 @@ _CLASS_MEANS_CHANNELS = 32
 _MAPS = 3
 
 # `Answer` and `Reason` of the kernels.
-_SAID = np.dtype(
+_NUMBERS = np.dtype(
     [
         ("reason", "<i4"),
         ("pixels", "<i4"),
@@ -83,26 +83,26 @@ class _Results:
     `masks` has no rows where the host makes the masks.
     """
 
-    said: Any
+    numbers: Any
     maps: Any
     masks: Any
 
     @classmethod
-    def of(cls, whole: Any, request: PostprocessRequest) -> "_Results":
+    def of(cls, memory: Any, request: PostprocessRequest) -> "_Results":
         """Divide a block of bytes, on the device or on the host."""
         count, (height, width) = request.count, cls._mask_hw(request)
-        maps = count * _SAID.itemsize
+        maps = count * _NUMBERS.itemsize
         masks = maps + count * _MAPS * request.plan.tokens * 4
         return cls(
-            whole[:maps].view(np.int32).reshape(count, -1),
-            whole[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
-            whole[masks : masks + count * height * width].reshape(count, height, width),
+            memory[:maps].view(np.int32).reshape(count, -1),
+            memory[maps:masks].view(np.float32).reshape(count, _MAPS, -1),
+            memory[masks : masks + count * height * width].reshape(count, height, width),
         )
 
     @classmethod
     def nbytes(cls, request: PostprocessRequest) -> int:
         height, width = cls._mask_hw(request)
-        each = _SAID.itemsize + _MAPS * request.plan.tokens * 4 + height * width
+        each = _NUMBERS.itemsize + _MAPS * request.plan.tokens * 4 + height * width
         return request.count * each
 
     @staticmethod
@@ -183,11 +183,11 @@ class CudaPostprocess:
         with device.lock, device.current():
             outputs = {k: each.astype(np.float32, copy=False) for k, each in outputs.items()}
             marks = [device.mark()]
-            whole = device.empty((_Results.nbytes(request),), "uint8")
-            results = _Results.of(whole, request)
+            memory = device.empty((_Results.nbytes(request),), "uint8")
+            results = _Results.of(memory, request)
             if request.capture == "scores":
                 self._copy_maps(outputs, results)
-                kernels, means, channels = self._kernels(0), whole, 0
+                kernels, means, channels = self._kernels(0), memory, 0
             else:
                 channels = outputs["features"].shape[2]
                 kernels = self._kernels(channels)
@@ -196,9 +196,9 @@ class CudaPostprocess:
             if request.published:
                 self._queue_masks(kernels, means, channels, request, results)
             elif channels:
-                arguments = (means, results.said, np.int32(channels))
+                arguments = (means, results.numbers, np.int32(channels))
                 kernels.launch("separabilities", (request.count, 1, 1), THREADS, arguments)
-            fetched = device.fetch(whole)
+            fetched = device.fetch(memory)
             tokens = outputs.get("token_attention")
             attention = None if tokens is None else device.fetch(tokens[: request.count])
             marks.append(device.mark())
@@ -247,12 +247,12 @@ class CudaPostprocess:
             )
         else:
             propagated = outputs["propagated_vectors"]
-        maps, said = results.maps, results.said
+        maps, numbers = results.maps, results.numbers
         kernels.launch(
             "attention_maps",
             (2, count, 1),
             MAP_THREADS,
-            (vectors, propagated, maps, said, np.int32(blocks), n),
+            (vectors, propagated, maps, numbers, np.int32(blocks), n),
         )
         published = self._apply_priors(maps, request)
         sizes, tau = (n, d, np.int32(rows)), np.float32(request.options.tau)
@@ -260,8 +260,8 @@ class CudaPostprocess:
         slices = (-(-channels // _CLASS_MEANS_CHANNELS), count, 1)
         for at, (name, arrays, option) in enumerate(
             (
-                ("sums_by_region", (features, maps, inverse, sums, said), tau),
-                ("scores_and_sums", (features, means, maps, inverse, sums, said), cosine),
+                ("sums_by_region", (features, maps, inverse, sums, numbers), tau),
+                ("scores_and_sums", (features, means, maps, inverse, sums, numbers), cosine),
             )
         ):
             kernels.launch(name, (groups, count, 1), THREADS, (*arrays, *sizes, option))
@@ -269,7 +269,7 @@ class CudaPostprocess:
                 "class_means",
                 slices,
                 THREADS,
-                (sums, means, said, np.int32(groups), d, np.int32(at)),
+                (sums, means, numbers, np.int32(groups), d, np.int32(at)),
             )
         for row, refined in published.items():
             maps[row, 1] = refined
@@ -309,9 +309,9 @@ class CudaPostprocess:
 
     def _copy_maps(self, outputs: dict[str, DeviceArray], results: _Results) -> None:
         """Copy the maps of a graph that contains the method to where the kernels write theirs."""
-        results.said.fill(0)
-        count = len(results.said)
-        results.said.view(np.float32)[:, 2] = outputs["separability"][:count]
+        results.numbers.fill(0)
+        count = len(results.numbers)
+        results.numbers.view(np.float32)[:, 2] = outputs["separability"][:count]
         for at, name in enumerate(("coarse_attention", "refined_attention", "scores")):
             results.maps[:, at] = outputs[name][:count]
 
@@ -331,7 +331,7 @@ class CudaPostprocess:
             "mask_pixels",
             (-(-width // THREADS), -(-height // PIXEL_ROWS), request.count),
             THREADS,
-            (scores, means, results.said, results.masks, *sizes, *_axes(request.plan)),
+            (scores, means, results.numbers, results.masks, *sizes, *_axes(request.plan)),
         )
 
 
@@ -355,21 +355,21 @@ def _output(
     times_ms: list[float],
 ) -> ExpressionOutput:
     """Copy one expression's part out of page-locked memory, and make its mask if it has none."""
-    said = host.said[row].view(_SAID)[0]
+    numbers = host.numbers[row].view(_NUMBERS)[0]
     coarse, refined, scores = host.maps[row].copy()
     if request.capture == "scores":
         outputs = {"coarse_attention": coarse, "refined_attention": refined, "scores": scores}
-        outputs["separability"] = said["separability"]
+        outputs["separability"] = numbers["separability"]
         options = request.options
         found = localise_outputs("scores", outputs, tau=options.tau, prototype=options.prototype)
     else:
-        reason = _REASONS[said["reason"]]
+        reason = _REASONS[numbers["reason"]]
         if reason is not None:
             scores = np.zeros_like(scores)
-        found = Localisation(scores, coarse, refined, float(said["separability"]), reason)
+        found = Localisation(scores, coarse, refined, float(numbers["separability"]), reason)
     seen, finish_ms = evidence(found), 0.0
     if request.published:
-        empty = found.reason is not None or not said["pixels"]
+        empty = found.reason is not None or not numbers["pixels"]
         mask_hw = host.masks[row].view(np.bool_).copy()
         if empty:
             mask_hw[...] = False

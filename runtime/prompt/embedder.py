@@ -137,11 +137,11 @@ class PromptEmbedder:
         for first in range(0, len(texts), self._batch):
             some = texts[first : first + self._batch]
             rows = [missing[text] for text in some]
-            whole = self._run(rows, encoded, feeds)
+            batch = self._run(rows, encoded, feeds)
             for at, (text, row) in enumerate(zip(some, rows, strict=True)):
                 # Without padding, except for padding "tokens", which is embedded, too.
                 own = at, slice(self._kept_rows(encoded, row))
-                embeds = changed(whole, partial(_copied, where=own))
+                embeds = changed(batch, partial(_copied, where=own))
                 computed[text] = embeds
                 self._kept.put(f"{context.digest}\0{text}", embeds)
                 if self._disk is not None:
