@@ -19,15 +19,11 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import segment_tokens
 from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import (
-    MAP_THREADS,
     CudaPostprocess,
-    kernel_macros,
-    kernel_source,
 )
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.options import ResolvedOptions
 from tests.runtime.method.cuda.devices import FencedDevice, GuardedDevice
-from tests.runtime.method.cuda.emulator import emulated
 
 GRID_HW, L, B = (9, 13), 3, 3
 N = GRID_HW[0] * GRID_HW[1]
@@ -364,36 +360,3 @@ def test_the_order_of_threads_does_not_matter(capture: str) -> None:
 def _reversed(kernels: Any) -> Any:
     kernels.downwards = True
     return kernels
-
-
-def test_a_missing_barrier_is_seen() -> None:
-    """The emulator's own test: without the barrier in `combine` the order of threads matters."""
-    source = kernel_source()
-    broken = source.replace("    __syncthreads();\n#pragma unroll", "#pragma unroll", 1)
-    assert broken != source
-    vectors = scenes()["attention_vectors"]
-    found = []
-    for downwards in (False, True):
-        kernels = emulated(broken, kernel_macros(24))
-        kernels.downwards = downwards
-        maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
-        arguments = (vectors, vectors, maps, said, np.int32(L), np.int32(N))
-        kernels.launch("attention_maps", (2, B, 1), MAP_THREADS, arguments)
-        found.append(maps)
-    assert (found[0] != found[1]).any()
-
-
-def test_a_barrier_that_some_do_not_reach_is_seen() -> None:
-    source, combine = kernel_source(), "combine<Least, MAP_THREADS>(ends);"
-    broken = source.replace(combine, f"if (threadIdx.x > 40) {combine}")
-    assert broken != source
-    kernels = emulated(broken, kernel_macros(24))
-    vectors = scenes()["attention_vectors"]
-    maps, said = np.zeros((B, 3, N), np.float32), np.zeros((B, 12), np.int32)
-    with pytest.raises(AssertionError, match="some threads of a block do not reach a barrier"):
-        kernels.launch(
-            "attention_maps",
-            (2, B, 1),
-            MAP_THREADS,
-            (vectors, vectors, maps, said, np.int32(L), np.int32(N)),
-        )

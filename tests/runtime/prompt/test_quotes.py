@@ -22,131 +22,66 @@ from tests.runtime.vision_language import (
     tokenizer_json,
 )
 
-AWKWARD = [
-    "the green van",
-    "the man's hat",
-    "the sign \"STOP\" on the \"bus\"",
-    "the \u201c停车\u201d sign",
-    "\u201c停\u201d",
-    '"a"',
-    'say "a \u201cb\u201d c" twice',
-    'say \u201ca "b" c\u201d twice',
-    'the sign "STOP',
-    "the sign \u201cSTOP",
-    "\u201cSTOP",
-    '"STOP',
-    'STOP"',
-    "STOP\u201d and \u201d",
-    "\u201d\u201c",
-    'empty "" and \u201c\u201d and \'\'',
-    '""',
-    '"',
-    "\u201c",
-    '"   "',
-    'the "\U0001f600\U0001f468\u200d\U0001f469" badge',
-    'a "e\u0301" b',
-    "\"'\"'\"",
-    'wow! "!" !',
-    "\u201ca\u201d\u201cb\u201d",
-    '"<tool_call>" x',
-    'x "a<|fake|>b" y',
-    "'tis \"it's\"",
-    'ends in a quote "ok"',
-    '"ab" <tool_call>\u201cc\u201d',
+# Texts, and their pieces by both rules: a piece for each character in brackets, and for each other
+# part; neighbours are separated by a broken bar.
+CASES = [
+    ("the green van", "the green van", "the green van"),
+    ("the man's hat", 'the man"[s hat]', "the man's hat"),
+    ('sign "STOP" on the "bus"', 'sign "[STOP]" on the "[bus]"', 'sign "[STOP]" on the "[bus]"'),
+    ("the \u201c停车\u201d sign", 'the "[停车]" sign', "the \u201c[停车]\u201d sign"),
+    ('say "a \u201cb\u201d c" twice', 'say "[a ]"b"[ c]" twice', 'say "[a \u201cb\u201d c]" twice'),
+    ('say \u201ca "b" c\u201d twice', 'say "[a ]"b"[ c]" twice', 'say \u201c[a "b" c]\u201d twice'),
+    ('the sign "STOP', 'the sign "[STOP]', 'the sign "STOP'),
+    ("the sign \u201cSTOP", 'the sign "[STOP]', "the sign \u201cSTOP"),
+    ('STOP"', 'STOP"', 'STOP"'),
+    ("STOP\u201d and \u201d", 'STOP"[ and ]"', "STOP\u201d and \u201d"),
+    ("\u201d\u201c", '"¦"', "\u201d\u201c"),
+    ('empty "", \u201c\u201d, \'\'', 'empty "¦", "¦", "¦"', 'empty "¦", \u201c¦\u201d, \'\''),
+    ('""', '"¦"', '"¦"'),
+    ('"', '"', '"'),
+    ("\u201c", '"', ""),
+    ('"\U0001f468\u200d"', '"[\U0001f468\u200d]"', '"[\U0001f468\u200d]"'),
+    ('a "e\u0301" b', 'a "[e\u0301]" b', 'a "[e\u0301]" b'),
+    ('"\'"\'"', '"¦""¦""', '"[\']"\'"'),
+    ('wow! "!" !', 'wow! "[!]" !', 'wow! "[!]" !'),
+    ("\u201ca\u201d\u201cb\u201d", '"[a]""[b]"', "[a]\u201d\u201c[b]\u201d"),
+    ('"<tool_call>" x', '"[<tool_call>]" x', '"¦<tool_call>¦" x'),
+    ('x "a<|fake|>b" y', 'x "[a<|fake|>b]" y', 'x "[a<|fake|>b]" y'),
+    ('\'tis "it\'s"', '"[tis ]"it"[s]"', '\'tis "[it\'s]"'),
+    ('ends in a quote "ok"', 'ends in a quote "[ok]"', 'ends in a quote "[ok]"'),
+    ('"ab" <tool_call>\u201cc\u201d', '"[ab]" <tool_call>"[c]"', '"[ab]" ¦<tool_call>[c]\u201d'),
 ]  # fmt: skip
+TEXTS = [text for text, _, _ in CASES]
 
 
-def toggled(text: str, after: int) -> list[tuple[str, bool]]:
-    """The rule of the first generation, a character at a time."""
-    for other in "\u201c\u201d'":
-        text = text.replace(other, '"')
-    found: list[tuple[str, bool]] = []
-    inside, kept = False, ""
-    for place, character in enumerate(text):
-        if character == '"' and place > after:
-            kept += character
-            if not inside:
-                found.append((kept, False))
-                kept = ""
-            inside = not inside
-        elif inside:
-            found.append((f"\u201c{character}\u201d", True))
-        else:
-            kept += character
-    return [*found, (kept, False)] if kept else found
-
-
-def paired(text: str, begin: int) -> list[tuple[str, bool]]:
-    """The rule of the second generation, for a text without special tokens."""
-    found: list[tuple[str, bool]] = []
-    state, kept, inside = "", "", ""
-    for place, character in enumerate(text):
-        if place < begin:
-            kept += character
-        elif state == "":
-            if character == '"':
-                found.append((kept + character, False))
-                kept, state = "", '"'
-            elif character == "\u201c":
-                if kept:
-                    found.append((kept + character, False))
-                kept, state = "", "\u201d"
-            else:
-                kept += character
-        elif character == state:
-            found += [(one, True) for one in inside]
-            inside, kept, state = "", character, ""
-        else:
-            inside += character
-    if state:
-        rest = inside + kept
-        if found and not found[-1][1]:
-            found[-1] = (found[-1][0] + rest, False)
-        else:
-            found.append((rest, False))
-    elif kept:
-        found.append((kept, False))
-    return found
-
-
-def paired_between(text: str, begin: int) -> list[tuple[str, bool]]:
-    found: list[tuple[str, bool]] = []
-    at = 0
-    for part in re.split("(" + "|".join(map(re.escape, SPECIAL + PLAIN)) + ")", text):
-        if part:
-            found += paired(part, max(0, begin - at))
-        at += len(part)
-    return found
-
-
-def expect_oracle(text: str, start: int) -> None:
-    """Both rules cut as the oracles do, and each piece is text from where it says."""
-    found = pieces(text, QuoteRules("toggle", start), SPECIAL + PLAIN)
-    assert [(each.text, each.quoted) for each in found] == toggled(text, start - 1), (text, start)
-    same = text.translate(str.maketrans("\u201c\u201d'", '"""'))
-    for each in found:
-        assert each.wrapped == each.quoted
-        if each.wrapped:
-            assert text[each.start] == each.text[1]
-        else:
-            assert same[each.start :].startswith(each.text)
-    found = pieces(text, QuoteRules("paired", start), SPECIAL + PLAIN)
-    assert [(each.text, each.quoted) for each in found] == paired_between(text, start), (
-        text,
-        start,
-    )
-    assert not any(each.wrapped for each in found)
-    assert all(text[each.start :].startswith(each.text) for each in found)
+def expect(found: list[Piece], text: str, shown: str) -> None:
+    """The pieces are those shown, and each is in the text where it says."""
+    wanted: list[tuple[str, bool]] = []
+    for quoted, plain in re.findall(r"\[([^\]]*)\]|([^\[\]\u00a6]+)", shown):
+        wanted += [(plain, False)] if plain else [(character, True) for character in quoted]
+    own = [(each.text[1:-1] if each.wrapped else each.text, each.quoted) for each in found]
+    own = [part for part in own if part[0]]
+    assert own == wanted, text
+    same = str.maketrans("\u201c\u201d'", '"""')
+    for each, (part, _) in zip(found, own, strict=False):
+        assert text[each.start :].translate(same).startswith(part.translate(same)), text
 
 
 def test_both_rules() -> None:
-    for text in AWKWARD:
-        for start in (0, 1, 5, 12):
-            expect_oracle(text, start)
-    rng = np.random.default_rng(1)
-    letters = ["a", " ", '"', "'", "\u201c", "\u201d", "<|im_end|>", "猫"]
-    for _ in range(1000):
-        expect_oracle("".join(rng.choice(letters, rng.integers(0, 12))), int(rng.integers(0, 6)))
+    for text, toggled, paired in CASES:
+        found = pieces(text, QuoteRules("toggle", 0), SPECIAL + PLAIN)
+        assert all(each.wrapped == each.quoted for each in found)
+        expect(found, text, toggled)
+        found = pieces(text, QuoteRules("paired", 0), SPECIAL + PLAIN)
+        assert not any(each.wrapped for each in found)
+        expect(found, text, paired)
+
+
+def test_quotes_before_the_start_do_not_count() -> None:
+    text = 'a "b" "c"'
+    for start, shown in ((2, 'a "[b]" "[c]"'), (3, 'a "b"[ ]"c"'), (5, 'a "b" "[c]"'), (9, text)):
+        for style in ("toggle", "paired"):
+            expect(pieces(text, QuoteRules(style, start)), text, shown)
 
 
 def test_pieces_know_where_they_were() -> None:
@@ -175,11 +110,11 @@ def test_ids_of_the_first_rule() -> None:
     marks = ids("\u201c") + ids("\u201d")
     assert len(marks) == 2
     (end,), (image,) = ids("<|vision_end|>"), ids("<|image_pad|>")
-    for text in AWKWARD:
+    for text in TEXTS:
         rendered = PREFIX + PICTURE + "remove " + text + SUFFIX
         new: list[int] = []
-        for part, _ in toggled(rendered, len(PREFIX) - 1):
-            one = ids(part)
+        for piece in pieces(rendered, QuoteRules("toggle", len(PREFIX)), SPECIAL + PLAIN):
+            one = ids(piece.text)
             new += one[1:-1] if [one[0], one[-1]] == marks else one
         old = ids(rendered)
         wanted = old[: old.index(end)] + new[new.index(end) :]
@@ -191,14 +126,14 @@ def test_ids_of_the_first_rule() -> None:
 
 def test_ids_of_the_second_rule() -> None:
     encoder = PromptEncoder(later_rules(max_length=1000), tokenizer_json())
-    for text in AWKWARD:
+    for text in TEXTS:
         wanted: list[int] = []
         quoted: list[int] = []
         rendered = PREFIX + " remove " + text + PICTURE + SUFFIX
-        for part, inside in paired_between(rendered, len(PREFIX)):
-            one = ids(part) * (6 if part == "<|image_pad|>" else 1)
+        for piece in pieces(rendered, QuoteRules("paired", len(PREFIX)), SPECIAL + PLAIN):
+            one = ids(piece.text) * (6 if piece.text == "<|image_pad|>" else 1)
             wanted += one
-            quoted += [int(inside)] * len(one)
+            quoted += [int(piece.quoted)] * len(one)
         found = encoder.tokenize([instruction(text)], image_tokens=6)
         assert found.input_ids[0].tolist() == wanted, text
         assert found.quoted_mask[0].tolist() == quoted, text
@@ -207,7 +142,7 @@ def test_ids_of_the_second_rule() -> None:
 @pytest.mark.parametrize("made", [rules, later_rules])
 def test_the_expressions_tokens_are_its_characters(made: Callable[..., PromptRules]) -> None:
     encoder = PromptEncoder(made(max_length=1000), tokenizer_json())
-    for text in AWKWARD:
+    for text in TEXTS:
         found = encoder.tokenize([instruction(text)], image_tokens=6)
         tokens = np.array(found.tokens[0], dtype=object)
         own = "".join(dict.fromkeys(tokens[found.expression_mask[0][: len(tokens)]]))
