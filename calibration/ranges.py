@@ -15,11 +15,12 @@ from rism.calibration.blockwise_run import StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.histogram import Histogram
 from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
+from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import OpenGraph, open_graph, open_transformer
 from rism.calibration.qdq import quantise
 from rism.calibration.report import CalibrationReport, LayerReport, MaskAgreement
 from rism.calibration.samples import CalibrationSample, PreparedSamples, prepare
-from rism.calibration.scales import RULES, Scales
+from rism.calibration.scales import Scales
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import BundleError, InputError, one_line
@@ -76,8 +77,10 @@ class CalibrationOptions:
         Raises:
             InputError: one of them is not valid.
         """
-        if self.rule not in RULES:
-            raise InputError(f"rule is '{one_line(self.rule)}', expected one of {', '.join(RULES)}")
+        if self.rule not in SCALE_RULES:
+            raise InputError(
+                f"rule is '{one_line(self.rule)}', expected one of {', '.join(SCALE_RULES)}"
+            )
         if not 0 < self.percentile <= 100:
             raise InputError(
                 f"percentile is {self.percentile:g}, expected above 0 to 100, such as 99.99"

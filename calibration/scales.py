@@ -14,16 +14,16 @@ from pathlib import Path
 
 from rism.calibration.e4m3 import SMALLEST_SCALE
 from rism.calibration.layers import find_layers, fingerprint
+from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import open_transformer
 from rism.runtime.bundle.json_reader import Node
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import BundleError, InputError, one_line
 
-__all__ = ["RULES", "SCALES_FILE", "Scales", "load_scales", "parse_scales"]
+__all__ = ["SCALES_FILE", "Scales", "load_scales", "parse_scales"]
 
 SCALES_FILE = "scales.json"
-RULES = ("max", "percentile", "mask")
 FORMAT = "rism-scales"
 SCHEMA_VERSION = "1.0"
 READS_MAJOR = 1
@@ -166,7 +166,7 @@ def _parse(root: Node, name: str) -> Scales:
         fingerprint=digest,
         model=graph.text("model"),
         precision=graph.text("precision"),
-        rule=rule.choice("name", RULES),
+        rule=rule.choice("name", SCALE_RULES),
         percentile=rule.number("percentile", 0.0, 100.0),
         samples=root.integer("samples", 1, 10**9),
         layers=layers,

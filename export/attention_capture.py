@@ -15,10 +15,7 @@ from torch.nn import functional as F
 from rism.export import probe as fused_probe
 from rism.export.precision import PRECISIONS, Precision
 
-__all__ = ["CAPTURE_MODES", "FEATURE_SITES", "Capture", "Spans"]
-
-CAPTURE_MODES = ("vectors", "matrices", "scores")
-FEATURE_SITES = ("mmsa", "adaln", "block")
+__all__ = ["Capture", "Spans"]
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rism.export.attention_capture import CAPTURE_MODES, FEATURE_SITES
+from rism.export.names import FEATURE_SITES, GRAPH_PRECISIONS, PARITY_MODES
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
-from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.names import CAPTURES
 
 __all__ = ["ExportOptions", "ExportReport"]
-
-_PARITIES = ("auto", "full", "blocks")
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class ExportOptions:
             InputError: An option is out of range.
         """
         for name, given, known in (
-            ("capture", tuple(self.captures), CAPTURE_MODES),
+            ("capture", tuple(self.captures), CAPTURES),
             ("feature site", (self.feature_site,), FEATURE_SITES),
-            ("precision", (self.precision or "fp32",), tuple(PRECISIONS)),
-            ("parity", (self.parity,), _PARITIES),
+            ("precision", (self.precision or "fp32",), GRAPH_PRECISIONS),
+            ("parity", (self.parity,), PARITY_MODES),
         ):
             unknown = [one_line(value) for value in given if value not in known]
             if unknown or not given:

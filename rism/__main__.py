@@ -1,6 +1,6 @@
 """`python -m rism` is `rism`."""
 
-from rism.runtime.cli import main
+from rism.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,24 +1,29 @@
-"""Imports of the parts of rism that need more packages than the runtime does."""
+"""Imports of packages that an extra of this distribution installs."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
 
-__all__ = ["import_extra"]
+__all__ = ["needs_extra"]
 
 
-def import_extra(module: str, *, command: str, extra: str) -> Any:
-    """Import a module of rism for `rism COMMAND`, or name the extra to install for it.
+@contextmanager
+def needs_extra(extra: str, command: str) -> Iterator[None]:
+    """Name the extra to install when an import inside the block lacks a package.
+
+    Args:
+        extra: the extra of this distribution that installs it.
+        command: as in `rism COMMAND`, for the message.
 
     Raises:
-        RismError: one of them is missing.
+        RismError: a package is missing.
     """
     try:
-        return import_module(module)
+        yield
     except ModuleNotFoundError as error:
         missing = error.name or "a package"
         if missing.partition(".")[0] == "rism":

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from rism.runtime.bundle.manifest import PROTOTYPES, Method
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.names import UPSAMPLING_METHODS
 
 __all__ = [
-    "UPSAMPLES",
     "PromptWeights",
     "ResolvedOptions",
     "SegmentOptions",
@@ -20,7 +20,6 @@ __all__ = [
     "resolve_options",
 ]
 
-UPSAMPLES = ("guided", "bilinear")
 PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float] | None
 
 
@@ -118,7 +117,7 @@ def resolve_options(options: SegmentOptions, method: Method, capture: str) -> Re
         magnets=_joined(own.get("magnets", "")),
         sinks=_flag(own, "sinks", default=False),
         prototype=_one_of(own, "prototype", PROTOTYPES, method.prototype),
-        upsample=_one_of(own, "upsample", UPSAMPLES, "bilinear" if paper else "guided"),
+        upsample=_one_of(own, "upsample", UPSAMPLING_METHODS, "bilinear" if paper else "guided"),
         spatial_prior=_flag(own, "spatial_prior", default=not paper and not in_graph),
         instances=_flag(own, "instances", default=not paper),
         confidence=confidence,

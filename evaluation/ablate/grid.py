@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rism.export.names import FEATURE_SITES
 from rism.runtime.errors import InputError, one_line
 
 __all__ = ["MAPS", "SITES", "TAUS", "FeatureSetting", "Grid", "MapSetting", "Setting"]
 
 MAPS = ("CAM", "RAM")
-SITES = ("block", "adaln", "mmsa")
+SITES = FEATURE_SITES[::-1]
 """Table 3's order."""
 TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MAP_THRESHOLD = 0.5

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from rism.evaluation.datasets.sample import Mask
+from rism.evaluation.names import MASK_MERGES
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import MAX_PIXELS
 from rism.runtime.result.rle import decode_rle
 
 __all__ = [
-    "MERGES",
     "Rle",
     "Segmentation",
     "check_fit",
@@ -28,7 +28,6 @@ __all__ = [
     "decode_segmentation",
 ]
 
-MERGES = ("legacy", "union")
 MAX_PARTS = 4096
 MAX_NUMBERS = 2**20
 MAX_OUTLINE_PX = 2**20
@@ -103,9 +102,9 @@ def decode_segmentation(
         InputError: a part lies farther outside than the picture is long, or is an RLE of
             another size.
     """
-    if merge not in MERGES:
+    if merge not in MASK_MERGES:
         raise InputError(
-            f"masks cannot be merged as '{one_line(merge)}': use {' or '.join(MERGES)}"
+            f"masks cannot be merged as '{one_line(merge)}': use {' or '.join(MASK_MERGES)}"
         )
     check_fit(segmentation, size_hw, where)
     times = np.zeros(size_hw, np.uint16)

@@ -6,21 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rism.evaluation.datasets.sample import Dataset
-from rism.evaluation.datasets.splits import DATASETS, DEFAULT_SPLIT_BY, SPLITS, partition_notes
+from rism.evaluation.datasets.splits import DEFAULT_SPLIT_BY, SPLITS, partition_notes
+from rism.evaluation.names import (
+    DATASET_SUFFIXES,
+    MASK_MERGES,
+    PUBLISHED_DATASETS,
+    SPLIT_AUTHORS,
+    WORDINGS,
+)
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.extras import import_extra
+from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
-    from rism.evaluation.datasets.jsonl import Lines
     from rism.evaluation.datasets.parquet import Parquet
-    from rism.evaluation.datasets.refcoco import Refer
 
 __all__ = ["Request", "open_dataset"]
 
-SPLIT_BYS = ("unc", "umd", "google")
 _FOLDER_NAMES = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "refcocog"}
 # Hubs' names for REFER's splits; "test" is testA only where there is no file of that name.
 _ALIASES = {"val": ("val", "validation"), "testA": ("testA", "test")}
@@ -68,26 +72,26 @@ def open_dataset(request: Request) -> Dataset:
         InputError: it is not there, or nothing of it can be scored; the message says what was
             expected where, and what is there.
     """
-    _check_choice("--gt-merge", request.gt_merge, ("legacy", "union"))
-    _check_choice("--wording", request.wording, ("raw", "sent"))
+    _check_choice("--gt-merge", request.gt_merge, MASK_MERGES)
+    _check_choice("--wording", request.wording, WORDINGS)
     if request.limit is not None and request.limit < 1:
         raise InputError(f"--limit is {request.limit}, expected at least 1")
     if request.source == "scenes":
         return _open_scenes(request)
-    if request.source in DATASETS:
+    if request.source in PUBLISHED_DATASETS:
         return _open_published(request)
     file = Path(request.source)
-    if file.suffix in (".jsonl", ".parquet") and not file.is_file():
+    if file.suffix in DATASET_SUFFIXES and not file.is_file():
         raise InputError(f"'{one_line(file)}' is not there: check the path")
     if file.suffix == ".jsonl":
-        part = _part("jsonl", request)
-        lines: Lines = part.open_lines(file, merge=request.gt_merge, limit=request.limit)
-        return lines
+        with needs_extra("eval", request.command):
+            from rism.evaluation.datasets.jsonl import open_lines
+        return open_lines(file, merge=request.gt_merge, limit=request.limit)
     if file.suffix == ".parquet":
         return _open_parquet([file], request, name=file.stem)
     raise InputError(
-        f"'{one_line(request.source)}' is no dataset, expected {', '.join(DATASETS)}, scenes, "
-        "or the path of a FILE.jsonl or FILE.parquet"
+        f"'{one_line(request.source)}' is no dataset, expected {', '.join(PUBLISHED_DATASETS)}, "
+        "scenes, or the path of a FILE.jsonl or FILE.parquet"
     )
 
 
@@ -119,7 +123,7 @@ def _open_published(request: Request) -> Dataset:
         )
     split_by = request.split_by or DEFAULT_SPLIT_BY[dataset]
     split = request.split or "val"
-    _check_choice("--split-by", split_by, SPLIT_BYS)
+    _check_choice("--split-by", split_by, SPLIT_AUTHORS)
     _check_choice("--split", split, SPLITS)
     files = (
         [] if (request.root / dataset).is_dir() else _parts(request.root, dataset, split_by, split)
@@ -131,7 +135,9 @@ def _open_published(request: Request) -> Dataset:
             dataset, split, split_by=split_by, objects=objects, sentences=sentences
         )
         return dataclasses.replace(opened, notes=(*opened.notes, *notes))
-    refer: Refer = _part("refcoco", request).open_refer(
+    with needs_extra("eval", request.command):
+        from rism.evaluation.datasets.refcoco import open_refer
+    return open_refer(
         dataset,
         request.root,
         split_by=split_by,
@@ -140,7 +146,6 @@ def _open_published(request: Request) -> Dataset:
         wording=request.wording,
         limit=request.limit,
     )
-    return refer
 
 
 def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
@@ -158,19 +163,16 @@ def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
 
 
 def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
+    with needs_extra("eval", request.command):
+        from rism.evaluation.datasets.parquet import open_parquet
+        from rism.evaluation.datasets.refcoco import find_images
     root = request.root
-    opened: Parquet = _part("parquet", request).open_parquet(
+    return open_parquet(
         files,
         name=name,
         merge=request.gt_merge,
         wording=request.wording,
         limit=request.limit,
         columns=request.columns,
-        find_images=None if root is None else lambda: _part("refcoco", request).find_images(root),
+        find_images=None if root is None else lambda: find_images(root),
     )
-    return opened
-
-
-def _part(name: str, request: Request) -> Any:
-    """A module that needs pycocotools or pyarrow, or the error that says how to get them."""
-    return import_extra(f"rism.evaluation.datasets.{name}", command=request.command, extra="eval")

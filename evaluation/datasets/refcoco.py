@@ -21,7 +21,7 @@ from rism.evaluation.datasets.splits import partition_notes
 from rism.evaluation.datasets.stored_images import header_size_hw, read_stored
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["IMAGE_FOLDERS", "WORDINGS", "Refer", "find_images", "listed", "open_refer"]
+__all__ = ["IMAGE_FOLDERS", "Refer", "find_images", "listed", "open_refer"]
 
 # Under the root; the first is REFER's own.
 IMAGE_FOLDERS = (
@@ -32,7 +32,6 @@ IMAGE_FOLDERS = (
     "coco/train2014",
     "train2014",
 )
-WORDINGS = ("raw", "sent")
 MAX_JSON_BYTES = 2**30
 MAX_NAMED = 8
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
+from rism.evaluation.names import SCENE_SETS, SceneSetName
 from rism.evaluation.scenes.expressions import Expression
 from rism.evaluation.scenes.judged import (
-    SETS,
     SPLITS,
-    SceneSetName,
     Split,
     absent_expression,
     judged_scene,
@@ -40,7 +39,7 @@ class SceneSet:
         """Choose a set.
 
         Args:
-            kind: one of `SETS`; see `judged_scene`.
+            kind: one of `SCENE_SETS`; see `judged_scene`.
             split: one of `SPLITS`.
             count: so many scenes.
             offset: number of the first; each has its number, wherever one begins.
@@ -49,8 +48,8 @@ class SceneSet:
         Raises:
             InputError: no such set or split, no scenes, or a negative offset or seed.
         """
-        if kind not in SETS:
-            raise InputError(f"scenes are '{kind}', expected one of {', '.join(SETS)}")
+        if kind not in SCENE_SETS:
+            raise InputError(f"scenes are '{kind}', expected one of {', '.join(SCENE_SETS)}")
         if split not in SPLITS:
             raise InputError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
         if count < 1:
@@ -59,7 +58,7 @@ class SceneSet:
             if not 0 <= value < 2**32:
                 raise InputError(f"{name} is {value}, expected 0 to {2**32 - 1}")
         self._seed = seed
-        self._kind: SceneSetName = next(each for each in SETS if each == kind)
+        self._kind: SceneSetName = next(each for each in SCENE_SETS if each == kind)
         self._split: Split = next(each for each in SPLITS if each == split)
         self._scene = lru_cache(maxsize=4)(self._draw)
         self.name = f"scenes {kind} {split}"

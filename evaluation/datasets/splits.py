@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-__all__ = ["DATASETS", "DEFAULT_SPLIT_BY", "PUBLISHED", "SPLITS", "partition_notes"]
+__all__ = ["DEFAULT_SPLIT_BY", "PUBLISHED", "SPLITS", "partition_notes"]
 
 # (objects, sentences) by dataset, partition and split. Objects: the table in the catalogue of
 # TensorFlow Datasets (ref_coco), counted from REFER's files. Sentences: RefCOCO's from the
@@ -38,7 +38,6 @@ PUBLISHED: dict[str, dict[str, dict[str, tuple[int, int | None]]]] = {
         "google": {"train": (44_822, 85_474), "val": (5_000, 9_536)},
     },
 }
-DATASETS = tuple(PUBLISHED)
 SPLITS = ("train", "val", "test", "testA", "testB")
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
@@ -49,7 +48,7 @@ def partition_notes(
     """Say what a split is by its counts, where that is not what was asked for.
 
     Args:
-        dataset: one of `DATASETS`.
+        dataset: one of `PUBLISHED`.
         split: one of `SPLITS`.
         split_by: the partition that was asked for.
         objects: how many objects are referred to in the split (rows of most mirrors).

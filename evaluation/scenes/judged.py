@@ -9,23 +9,20 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from rism.evaluation.names import SceneSetName
 from rism.evaluation.scenes.expressions import Expression, pick_expression
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
 from rism.evaluation.scenes.scene import Scene, make_scene
 
 __all__ = [
-    "SETS",
     "SPLITS",
     "AbsentExpression",
-    "SceneSetName",
     "Split",
     "absent_expression",
     "judged_scene",
     "training_scene",
 ]
 
-SceneSetName = Literal["plain", "same-kind", "fine", "absent"]
-SETS: tuple[SceneSetName, ...] = get_args(SceneSetName)
 Split = Literal["tuning", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

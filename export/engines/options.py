@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rism.runtime.engines.shape_profiles import BATCH
 from rism.runtime.errors import InputError, one_line
+from rism.runtime.names import ENGINE_PRECISIONS
 
 __all__ = ["WEIGHTS", "BuildOptions"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
 WEIGHTS = ("plan", "stripped", "bound")
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class BuildOptions:
         Raises:
             InputError: an option is out of range.
         """
-        if self.precision is not None and self.precision not in PRECISIONS:
+        if self.precision is not None and self.precision not in ENGINE_PRECISIONS:
             raise InputError(
-                f"precision is '{one_line(self.precision)}', expected {', '.join(PRECISIONS)}"
+                f"precision is '{one_line(self.precision)}', expected one of "
+                f"{', '.join(ENGINE_PRECISIONS)}"
             )
         if self.weights not in WEIGHTS:
             raise InputError(

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.export.checkpoint.chat_template import TEMPLATE
+from rism.export.names import REFINER_DEVICES, REFINER_PRECISIONS
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import check_template, clean_expression
 
 __all__ = ["MAX_NEW_TOKENS", "Asked", "RefineProgress", "RefineSettings"]
 
-PRECISIONS = ("bf16", "fp32")
-PROVIDERS = ("auto", "cpu", "cuda")
 MAX_NEW_TOKENS = 128
 _MOST_NEW_TOKENS = 2048
 _MARK = "{expression}"
@@ -69,14 +68,15 @@ class RefineSettings:
             raise InputError(
                 f"max_new_tokens is {self.max_new_tokens}, expected 1 to {_MOST_NEW_TOKENS}"
             )
-        if self.precision not in (None, *PRECISIONS):
+        if self.precision not in (None, *REFINER_PRECISIONS):
             raise InputError(
                 f"precision is '{one_line(self.precision)}', expected one of "
-                f"{', '.join(PRECISIONS)} (float16 is too narrow for this model)"
+                f"{', '.join(REFINER_PRECISIONS)} (float16 is too narrow for this model)"
             )
-        if self.provider not in PROVIDERS:
+        if self.provider not in REFINER_DEVICES:
             raise InputError(
-                f"provider is '{one_line(self.provider)}', expected one of {', '.join(PROVIDERS)}"
+                f"provider is '{one_line(self.provider)}', expected one of "
+                f"{', '.join(REFINER_DEVICES)}"
             )
 
     def instruct(self, expression: str) -> str:

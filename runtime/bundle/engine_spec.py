@@ -17,7 +17,6 @@ from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import BundleError, one_line
 
 __all__ = [
-    "PRECISIONS",
     "EngineVariant",
     "PlanSpec",
     "RecordedGraph",
@@ -29,7 +28,6 @@ __all__ = [
     "parse_self_test",
 ]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 MAX_VARIANTS = 64
 MAX_CAPABILITIES = 64
 MAX_SELF_TEST_BYTES = 2**32

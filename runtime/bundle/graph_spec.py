@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import PromptRules
+from rism.runtime.names import CAPTURES
 
 __all__ = [
-    "CAPTURES",
     "SIZELESS",
     "GraphSpec",
     "TensorSpec",
@@ -18,7 +18,6 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
-CAPTURES = ("vectors", "matrices", "scores")
 
 _TRANSFORMER_INPUTS = (
     "clean_latents",

@@ -18,7 +18,6 @@ from rism.runtime.bundle.engine_spec import (
 )
 from rism.runtime.bundle.file_spec import FileInfo, parse_files
 from rism.runtime.bundle.graph_spec import (
-    CAPTURES,
     SIZELESS,
     GraphSpec,
     TensorSpec,
@@ -32,9 +31,9 @@ from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
 from rism.runtime.bundle.scope import Scope
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import BundleError, one_line
+from rism.runtime.names import CAPTURES
 
 __all__ = [
-    "CAPTURES",
     "FileInfo",
     "Geometry",
     "GraphSpec",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rism.runtime.errors import InputError, ProviderError, one_line
+from rism.runtime.names import ENGINE_TARGETS
 
 if TYPE_CHECKING:
     from rism.runtime.bundle.manifest import PrecisionInfo
@@ -97,8 +98,7 @@ def _rtx(label: str) -> OnnxRuntime:
 PROVIDERS: dict[str, Provider] = {
     each.name: each
     for each in (
-        Provider(name="tensorrt-rtx", label="tensorrt-rtx"),
-        Provider(name="tensorrt", label="tensorrt"),
+        *(Provider(name=target, label=target) for target in ENGINE_TARGETS),
         Provider(
             name="onnxruntime-tensorrt-rtx",
             label="rtx",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from rism.runtime.bundle.engine_spec import PRECISIONS, EngineVariant
+from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.graph_spec import SIZELESS
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
@@ -36,6 +36,7 @@ from rism.runtime.engines.variants import (
     largest_batch,
 )
 from rism.runtime.errors import InputError, ProviderError, one_line
+from rism.runtime.names import ENGINE_PRECISIONS
 
 __all__ = [
     "EngineRequest",
@@ -120,10 +121,10 @@ def start_first_available(
         ProviderError: nothing that was asked for can run here.
     """
     names = parse_provider(request.provider)
-    if request.precision not in (None, *PRECISIONS):
+    if request.precision not in (None, *ENGINE_PRECISIONS):
         raise InputError(
             f"precision is '{one_line(request.precision, limit=40)}', expected one of "
-            f"{', '.join(PRECISIONS)}"
+            f"{', '.join(ENGINE_PRECISIONS)}"
         )
     if names != ("auto",):
         return start(select_engines(bundle, capture, names, request))

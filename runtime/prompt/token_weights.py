@@ -8,12 +8,11 @@ import numpy.typing as npt
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.expression.head_noun import content_words, head_noun
+from rism.runtime.names import TOKEN_SETS
 from rism.runtime.options import PromptWeights
 from rism.runtime.prompt.encoder import PromptState
 
-__all__ = ["TOKEN_SETS", "prompt_token_weights"]
-
-TOKEN_SETS = ("all", "valid", "instruction", "expression", "content", "head")
+__all__ = ["prompt_token_weights"]
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _BESIDE_HEAD = 0.5  # weight of the expression's other tokens

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.calibration import load_scales
+from rism.cli.app import app
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
-from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

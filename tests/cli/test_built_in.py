@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
-from rism.runtime.cli.app import app
 from rism.runtime.errors import OutputError
 
 BUILT_IN = resolve_bundle()

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from rism.runtime.cli.console import Console
+from rism.cli.console import Console
 from rism.runtime.errors import RismWarning
 
 

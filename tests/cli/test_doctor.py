@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.cli.app import app
 from rism.runtime.diagnostics.selftest import record
 from rism.runtime.engines import nvidia_driver, tensorrt_library
 from rism.runtime.engines.nvidia_driver import find_driver

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.runtime.bundle.reader import resolve_bundle
-from rism.runtime.cli.app import app
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.providers import PROVIDERS, Provider
 

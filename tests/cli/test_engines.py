@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime.cli.app import app
+from rism.cli.app import app
 from rism.runtime.diagnostics.selftest import record
 from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.nvidia_driver import Driver
@@ -92,7 +92,7 @@ def test_why_is_said_on_request(
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, cpu, cuda, rtx"),
+        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, rtx, cuda, cpu"),
         (["--provider", "cpu+cuda"], 2, "expected different ones joined by +"),
         (["--precision", "int4"], 2, "int4"),
         (["--engine", "x"], 1, "error: engine is 'x', this bundle has rtx-fp16: see rism inspect"),

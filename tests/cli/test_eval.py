@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.evaluation.metrics.iou import overlap, summarise
 from rism.runtime import Segmenter
-from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 from rism.runtime.prompt.instruction_file import (
     InstructionFile,
@@ -206,7 +206,7 @@ def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
         (["x.jsonl", "--count", "5"], "--kind and --count go with scenes", 2),
         (["x.jsonl", "--seed", "5"], "--offset and --seed go with scenes", 2),
         (["x.jsonl", "--columns", "image=a"], "--columns goes with a FILE.parquet", 2),
-        (["x.parquet", "--columns", "image"], "--columns is 'image', expected each once", 2),
+        (["x.parquet", "--columns", "image"], "--columns is 'image', expected each role once", 2),
         (["scenes", "folder"], "'folder' is one SOURCE too many", 2),
         (["scenes", "--merge"], "--merge needs the shards' folders", 2),
         (["scenes", "d", "--merge", "--tau", "0.7"], "as they are, without --tau", 2),
@@ -244,7 +244,7 @@ BLOCKED = """
 import sys
 for name in ("pycocotools", "pyarrow", "matplotlib", "tqdm", "torch", "onnx", "onnx_ir"):
     sys.modules[name] = None
-from rism.runtime.cli import main
+from rism.cli import main
 main()
 """
 

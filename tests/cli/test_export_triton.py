@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime.cli.app import app
+from rism.cli.app import app
 from rism.runtime.distribution import install_hint
 
 runner = CliRunner()

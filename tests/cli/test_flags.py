@@ -1,29 +1,26 @@
 """What the command line refuses before anything is loaded, and how it helps to type."""
 
+import inspect
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
-from rism.runtime.cli.app import app
+from rism.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 runner = CliRunner()
-
-
-def _numeric() -> Iterator[tuple[str, str]]:
-    """Every command with each of its flags that is a number."""
-    for command in app.registered_commands:
-        assert command.callback is not None
-        for flag, hint in get_type_hints(command.callback).items():
-            if {int, float} & {hint, *get_args(hint)}:
-                name = command.name or command.callback.__name__
-                yield name, "--" + flag.replace("_", "-")
+NUMERIC = [
+    (command.name, f"--{name.replace('_', '-')}")
+    for command in app.registered_commands
+    for name, parameter in inspect.signature(command.callback).parameters.items()
+    for hint in get_args(parameter.annotation)[:1]
+    if {int, float} & {hint, *get_args(hint)}
+]
 
 
 def _refused(command: str, flag: str, value: str) -> bool:
@@ -33,10 +30,9 @@ def _refused(command: str, flag: str, value: str) -> bool:
 
 
 def test_every_number_has_its_range() -> None:
-    flags = list(_numeric())
-    assert len(flags) > 25
+    assert len(NUMERIC) > 25
     wrong = [
-        (*flag, value) for flag in flags for value in ("-1", "nan") if not _refused(*flag, value)
+        (*flag, value) for flag in NUMERIC for value in ("-1", "nan") if not _refused(*flag, value)
     ]
     assert wrong == []
 
@@ -76,26 +72,43 @@ def test_help_cuts_no_sentence() -> None:
     assert "..." not in shown.partition("Commands:")[2]
 
 
-@pytest.mark.parametrize(
-    ("shell", "ask"),
-    [
-        ("bash", 'COMP_WORDS=(rism run --upsample ""); COMP_CWORD=3; _rism_completion rism; '
-                 'echo "${COMPREPLY[@]}"'),
-        ("zsh", '_TYPER_COMPLETE_ARGS="rism run --upsample " _RISM_COMPLETE=complete_zsh rism'),
-        ("fish", 'complete -C "rism run --upsample "'),
-    ],
-)  # fmt: skip
-def test_completion(shell: str, ask: str, tmp_path: Path) -> None:
-    """As the shell itself runs what --show-completion prints; it is found out by its process."""
+COMPLETIONS = {
+    "r": ["run", "refine"],
+    "run --tok": ["--tokens"],
+    "run --upsample ": ["guided", "bilinear"],
+    "export --precision b": ["bf16"],
+}
+ASK = {
+    "bash": 'COMP_WORDS=(rism {words} "{last}"); COMP_CWORD={at}; _rism_completion rism; '
+    'printf "%s\\n" "${{COMPREPLY[@]}}"',
+    "zsh": '_TYPER_COMPLETE_ARGS="rism {line}" _RISM_COMPLETE=complete_zsh rism',
+    "fish": 'complete -C "rism {line}"',
+}
+
+
+@pytest.mark.parametrize("shell", ASK)
+def test_completion(shell: str, tmp_path: Path) -> None:
+    """The shell itself runs what --show-completion prints; typer recognises it by its process."""
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     rism = tmp_path / "rism"
     rism.write_text(f'#!/bin/sh\nexec {sys.executable} -m rism "$@"\n')
     rism.chmod(0o755)
-    script = tmp_path / "script"
+    asked = []
+    for line in COMPLETIONS:
+        *words, last = line.split(" ")
+        asked.append(
+            ASK[shell].format(line=line, words=" ".join(words), last=last, at=len(words) + 1)
+        )
+    script = f"rism --show-completion > script; source ./script; {'; echo =; '.join(asked)}; true"
     run = subprocess.run(
-        [shell, "-c", f"rism --show-completion > {script}; source {script}; {ask}; true"],
+        [shell, "-c", script],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=900, check=True,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=True,
     )  # fmt: skip
-    assert "guided" in run.stdout and "bilinear" in run.stdout, run.stderr
+    found = [part.split() for part in run.stdout.split("=\n")]
+    for words, expected in zip(found, COMPLETIONS.values(), strict=True):
+        if shell == "bash":
+            assert sorted(words) == sorted(expected), run.stderr
+        else:
+            assert all(any(each in word for word in words) for each in expected), run.stderr

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from rism.runtime.cli import answer
-from rism.runtime.cli import run as run_command
-from rism.runtime.cli.app import app
+from rism.cli import image_job
+from rism.cli.app import app
 from rism.runtime.engines import onnxruntime
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
@@ -92,7 +91,7 @@ def test_what_ends_a_run_ends_it_there(
     monkeypatch: pytest.MonkeyPatch,
     flags: tuple[str, ...],
 ) -> None:
-    real, written = run_command.write_atomically, []
+    real, written = image_job.write_atomically, []
 
     def write(path: Path, data: bytes) -> None:
         if len(written) == 3:
@@ -100,7 +99,7 @@ def test_what_ends_a_run_ends_it_there(
         real(path, data)
         written.append(path.name)
 
-    monkeypatch.setattr(run_command, "write_atomically", write)
+    monkeypatch.setattr(image_job, "write_atomically", write)
     before = threading.active_count()
     shown = rism("green", "--save", "mask", "--json", "-o", "out/", *flags, bundle=tiny_bundle)
     assert shown.exit_code == 1
@@ -189,7 +188,7 @@ def test_a_refiner_is_asked_about_one_picture_at_a_time(
     refused = rism(*asked, "--workers", "2", bundle=tiny_bundle)
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "error: --refiner is asked about one image at a time, expected --workers 1 or none\n"
+        "error: --refiner works on one image at a time, expected --workers 1 or none\n"
     )
 
 
@@ -208,7 +207,7 @@ def test_no_more_pictures_are_decoded_than_are_worked_on(
         counts.append(len(alive))
         return pixels
 
-    monkeypatch.setattr(answer, "load_image", load)
+    monkeypatch.setattr(image_job, "load_image", load)
     for broken in ("2b.png", "5b.jpg", "long.png"):
         (folder / broken).unlink()
     assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 0
@@ -220,7 +219,7 @@ def test_heavy_pictures_wait_for_each_other(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, most, running = threading.Lock(), 0, 0
-    real = answer.load_image
+    real = image_job.load_image
 
     def load(source: Path) -> np.ndarray:
         nonlocal most, running
@@ -232,8 +231,8 @@ def test_heavy_pictures_wait_for_each_other(
             running -= 1
         return pixels
 
-    monkeypatch.setattr(answer, "load_image", load)
-    monkeypatch.setattr(run_command, "_MOST_PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(image_job, "load_image", load)
+    monkeypatch.setattr(image_job, "_MOST_PIXELS_AT_ONCE", 100)
     for broken in ("2b.png", "5b.jpg"):  # which weigh nothing
         (folder / broken).unlink()
     assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 1
@@ -244,7 +243,7 @@ def test_without_json_nothing_is_kept_of_a_picture(
     tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(run_command, "_deliver_json", lambda records, _: kept.append(len(records)))
+    monkeypatch.setattr(image_job, "_deliver_json", lambda records, _: kept.append(len(records)))
     rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle)
     rism("green", "-o", "out.json", *AT_ONCE, bundle=tiny_bundle)
     assert kept == [0, 12]

@@ -155,7 +155,7 @@ def test_what_is_pushed_is_run_from_the_hub(environment: dict[str, str], tmp_pat
     assert missing.returncode == 1
     assert "'me/other' is no folder here and cannot be had from the model hub" in missing.stderr
     again = rism(environment, tmp_path, "push", str(bundle), "me/mini", "--private")
-    assert again.returncode == 1 and "me/mini is there and public" in again.stderr
+    assert again.returncode == 1 and "me/mini exists and is public" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from rism.runtime.cli.app import app
+from rism.cli.app import app
 
 runner = CliRunner()
 

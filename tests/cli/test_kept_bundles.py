@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
+from rism.cli.commands.bundles import BundlesFlags, bundles, remove_bundle
+from rism.cli.console import Console
+from rism.cli.kept_bundles import exported_bundle
 from rism.runtime.bundle.reader import BUILT_INS, Bundle, resolve_bundle
-from rism.runtime.cli.console import Console
-from rism.runtime.cli.kept_bundles import (
-    exported_bundle,
-    list_bundles,
-    remove_bundle,
-)
 from rism.runtime.errors import BundleError, InputError, RismError
 
 pytest.importorskip("huggingface_hub")
@@ -85,7 +82,7 @@ def test_kept_bundles_are_listed_and_removed(
     snapshot: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     folder = resolve_bundle("someone/mini")
-    list_bundles()
+    bundles(BundlesFlags(), Console())
     assert capfdbinary.readouterr().out.decode().startswith(KEPT)
     remove_bundle(KEPT)
     assert not folder.exists() and snapshot.is_dir()
@@ -98,7 +95,7 @@ def test_an_exported_bundle_is_found_again_without_the_exporter(
 ) -> None:
     kept = tmp_path / "cache" / "rism" / "bundles" / "flux2-klein-4b-bf16-scores-abc123"
     shutil.copytree(MINI, kept)
-    monkeypatch.setattr("rism.runtime.cli.kept_bundles.import_extra", None)
+    monkeypatch.setattr("rism.cli.kept_bundles.needs_extra", None)
     wish: dict[str, Any] = {"precision": "bf16", "yes": False, "console": Console(quiet=True)}
     assert exported_bundle("flux2-klein-4b", capture="scores", **wish) == kept
     with pytest.raises(TypeError):  # another one would need the exporter
@@ -110,7 +107,7 @@ def test_gigabytes_are_asked_for_before_an_export(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool
 ) -> None:
     pytest.importorskip("torch")
-    monkeypatch.setattr("rism.runtime.cli.kept_bundles._ASK_ABOVE", limit)
+    monkeypatch.setattr("rism.cli.kept_bundles._ASK_ABOVE_BYTES", limit)
     called: list[Path] = []
     import_module = SimpleNamespace(
         export_bundle=lambda _, folder, *__, **___: called.append(folder)

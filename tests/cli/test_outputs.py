@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from rism.runtime.cli import outputs
-from rism.runtime.cli.app import app
-from rism.runtime.cli.console import UsageError
-from rism.runtime.cli.outputs import check_outputs
+from rism.cli import outputs
+from rism.cli.app import app
+from rism.cli.console import UsageError
+from rism.cli.outputs import check_outputs
 
 runner = CliRunner()
 

@@ -33,7 +33,7 @@ def test_help_is_quick_and_imports_nothing_heavy(rism: Rism, start: Start) -> No
     assert b"inspect " in shown.stdout
     # Seconds of a CPU, which others do not lengthen much; five times the usual.
     assert took < 1.5
-    code = "import sys, rism.runtime.cli.app; print({'numpy', 'PIL', 'rich'} & set(sys.modules))"
+    code = "import sys, rism.cli.app; print({'numpy', 'PIL', 'rich'} & set(sys.modules))"
     imported, _ = start("-c", code, module=None).communicate(timeout=900)
     assert imported == b"set()\n"
 
@@ -196,8 +196,8 @@ def test_head_ends_a_folder_quietly(
     [
         (">&- 2>&- <&-", ["-o", "out/"], 0, ""),
         (">&-", ["-o", "out/"], 0, ""),
-        (">&-", ["--json"], 1, "results are to go to stdout, which is closed"),
-        (">&-", ["-o", "-"], 1, "results are to go to stdout, which is closed"),
+        (">&-", ["--json"], 1, "results go to stdout, which is closed"),
+        (">&-", ["-o", "-"], 1, "results go to stdout, which is closed"),
         ("2>&-", ["-o", "missing/x.png"], 1, ""),
     ],
 )

@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.runtime import Segmenter
-from rism.runtime.cli.app import app
 from rism.runtime.engines import onnxruntime
 
 runner = CliRunner()
@@ -172,7 +172,7 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
     assert shown.exit_code == 1
     errors = shown.stderr.splitlines()
     assert len(errors) == 4
-    assert errors[0] == "note: in: left out A.txt (no names of images), 1 earlier result"
+    assert errors[0] == "note: in: left out A.txt (not images), 1 earlier result"
     assert errors[1].startswith("error: in/broken.png: ")
     assert errors[2].startswith("error: in/long.png: the image is 900 x 10 pixels")
     assert errors[3] == "error: 2 of 5 images failed, the others are written"
@@ -246,7 +246,7 @@ def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
         (["empty"], "folder empty has no images, expected names in .apng"),
         (["x.txt"], "not an image rism can read"),
         (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
-        (["PICTURE", "-o", "no/where/a.png"], "folder no/where is not there: make it first"),
+        (["PICTURE", "-o", "no/where/a.png"], "folder no/where does not exist: make it first"),
         (["PICTURE", "-o", "x.txt/"], "cannot make folder x.txt: File exists"),
         (["PICTURE", "-o", "n" * 300 + ".png"], "File name too long"),
     ],

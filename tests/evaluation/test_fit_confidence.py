@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.evaluation.fit_confidence import fit_confidence
 from rism.evaluation.metrics.iou import Overlap, auroc
 from rism.evaluation.run import record_log
@@ -16,7 +17,6 @@ from rism.evaluation.run.records import Record, Run
 from rism.runtime import Segmenter
 from rism.runtime.bundle.confidence_rule import Evidence
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.cli.app import app
 from rism.runtime.errors import InputError
 from tests.evaluation.small_set import SmallSet
 

@@ -57,9 +57,9 @@ for package in packages:
 @pytest.mark.parametrize(
     ("extra", "packages"),
     [
-        ("build", ["rism.export.engines", "rism.runtime.cli.build"]),
-        ("calibrate", ["rism.calibration", "rism.runtime.cli.calibrate"]),
-        ("triton", ["rism.export.triton", "rism.runtime.cli.export_triton"]),
+        ("build", ["rism.export.engines", "rism.cli.commands.build"]),
+        ("calibrate", ["rism.calibration", "rism.cli.commands.calibrate"]),
+        ("triton", ["rism.export.triton", "rism.cli.commands.export_triton"]),
     ],
 )
 def test_an_extra_brings_what_it_imports(extra: str, packages: list[str]) -> None:

@@ -88,7 +88,7 @@ class TestLeanInstallation:
 
     def test_an_export_can_be_planned(self, lean: Lean) -> None:
         run = lean.python(
-            "import sys; from rism.runtime.cli import main; "
+            "import sys; from rism.cli import main; "
             "sys.argv = 'rism export --model mini -o half --dry-run'.split(); main()"
         )
         assert run.returncode == 0, run.stderr

@@ -97,8 +97,8 @@ def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "code",
     [
-        "from rism.runtime.cli import main; main()",
-        "from rism.runtime.cli.console import Console\n"
+        "from rism.cli import main; main()",
+        "from rism.cli.console import Console\n"
         "with Console(quiet=True).reporting(): import matplotlib.figure",
     ],
 )

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.grid import SITES, Grid, MapSetting
 from rism.evaluation.ablate.masks import masks
@@ -31,7 +32,6 @@ from rism.export.families.step1x.reference import makers_tensors, open_reference
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
-from rism.runtime.cli.app import app
 from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.image_encoder import ImageState
 from rism.runtime.method.upsampling import upsample

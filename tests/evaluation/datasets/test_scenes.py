@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from rism.evaluation.datasets.scenes import SceneSet
-from rism.evaluation.scenes.judged import SETS, SPLITS, absent_expression, judged_scene
+from rism.evaluation.names import SCENE_SETS
+from rism.evaluation.scenes.judged import SPLITS, absent_expression, judged_scene
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES, draw_sprite
 from rism.evaluation.scenes.ruffles import ruffle
 from rism.runtime.errors import InputError
 
 
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", SCENE_SETS)
 def test_a_number_names_a_scene_and_splits_share_none(kind: str) -> None:
     seen = set()
     for split in SPLITS:

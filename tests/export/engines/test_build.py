@@ -12,10 +12,10 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.export.engines import BuildError, BuildOptions, build_engines
 from rism.export.engines.targets import TARGETS, installed_version
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.cli.app import app
 from rism.runtime.engines.bound_weights import read_bound_weights
 from rism.runtime.errors import ProviderError
 from rism.runtime.segmenter import Segmenter

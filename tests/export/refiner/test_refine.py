@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.export import CheckpointError, ExportError, UnsupportedModelError
 from rism.export.families.step1x.versions import TEXTS
 from rism.export.refiner import qwen_model
@@ -24,7 +26,6 @@ from rism.export.refiner.qwen_files import find_language_model
 from rism.export.refiner.qwen_model import LanguageModel, shrink
 from rism.export.refiner.refine import RefineReport, refine_instructions
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
-from rism.runtime.cli.app import app
 from rism.runtime.distribution import install_hint
 from tests.export.small_vlm import make_vlm, real_processor
 
@@ -412,10 +413,8 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    monkeypatch.setattr("rism.runtime.extras.import_module", absent)
+    monkeypatch.delitem(sys.modules, "rism.export.refiner.refine")
+    monkeypatch.setitem(sys.modules, "torch", None)
     shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
     assert shown.exit_code == 1
     assert shown.stderr == (

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.evaluation.datasets.open import Request, open_dataset
 from rism.export.refiner.qwen_model import LanguageModel
 from rism.runtime import InstructionFile, Segmenter
-from rism.runtime.cli.app import app
 from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
@@ -33,7 +33,7 @@ TURNED = f"COCO_train2014_{1:012d}.jpg"
 STUCK = """
 import time
 from rism.export.refiner import answer_file, qwen_model
-from rism.runtime.cli import main
+from rism.cli import main
 answer_file.SAVE_EVERY_S = 0.0
 answer, given = qwen_model.LanguageModel.answer, []
 def slowly(*arguments, **options):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.runtime import InputError, InstructionFile, Segmenter, load_image
-from rism.runtime.cli.app import app
 from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, image_digest
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,39 @@
+"""The names that the exporter's options take, each list written once; only `typing` is imported."""
+
+from typing import Literal, get_args
+
+__all__ = [
+    "FEATURE_SITES",
+    "GRAPH_PRECISIONS",
+    "PARITY_MODES",
+    "REFINER_DEVICES",
+    "REFINER_PRECISIONS",
+    "FeatureSite",
+    "GraphPrecision",
+    "ParityMode",
+    "RefinerDevice",
+    "RefinerPrecision",
+    "ServerDevice",
+]
+
+# What a bundle's graphs compute in.
+GraphPrecision = Literal["fp32", "bf16", "fp16"]
+GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
+
+# Where features are read in a transformer block: the attention's output, its modulated input, or
+# the block's output.
+FeatureSite = Literal["mmsa", "adaln", "block"]
+FEATURE_SITES: tuple[FeatureSite, ...] = get_args(FeatureSite)
+
+# How much of an exported model is compared with PyTorch.
+ParityMode = Literal["auto", "full", "blocks"]
+PARITY_MODES: tuple[ParityMode, ...] = get_args(ParityMode)
+
+# What the instruction refiner computes in, and on what.
+RefinerPrecision = Literal["bf16", "fp32"]
+REFINER_PRECISIONS: tuple[RefinerPrecision, ...] = get_args(RefinerPrecision)
+RefinerDevice = Literal["auto", "cpu", "cuda"]
+REFINER_DEVICES: tuple[RefinerDevice, ...] = get_args(RefinerDevice)
+
+# Where Triton Inference Server runs its models.
+ServerDevice = Literal["auto", "gpu", "cpu"]

@@ -1,0 +1,178 @@
+"""`rism build`: engines of a bundle's graphs."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from rism.cli.console import Console, UsageError, write_stdout
+from rism.cli.flags import QuietFlags, expecting
+from rism.runtime.extras import needs_extra
+from rism.runtime.names import EnginePrecision, EngineTarget
+
+__all__ = ["BuildFlags", "build", "build_default_engine", "check_engine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFlags(QuietFlags):
+    """The flags of `rism build`."""
+
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")]
+    target: Annotated[EngineTarget, typer.Option(help="The library that will run the engines.")] = (
+        "tensorrt-rtx"
+    )
+    precision: Annotated[
+        EnginePrecision | None,
+        typer.Option(
+            help="Default: that of the bundle's graphs. fp8 needs the scales of rism calibrate; "
+            "for fp16 and bf16 export the model with that --precision."
+        ),
+    ] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="GPUs to build for: sm86,sm89,sm120,... Default: all that the library supports.",
+        ),
+    ] = None
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="Image sizes: MIN/OPT/MAX, each WIDTHxHEIGHT after resizing for the model; one "
+            "size; or static. Default: every size that the bundle takes."
+        ),
+    ] = None
+    batch: Annotated[str, typer.Option(help="Expressions per run: MIN/OPT/MAX, or one number.")] = (
+        "1/1/8"
+    )
+    capture: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Transformer graphs to build. Default: all."),
+    ] = None
+    strip_weights: Annotated[
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="Build engines without weights; loading fills them in from the bundle.",
+        ),
+    ] = False
+    bind_weights: Annotated[
+        bool,
+        typer.Option("--bind-weights", help="Build engines that take the weights as inputs."),
+    ] = False
+    scales: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="FP8 scales. Default: those in the bundle."),
+    ] = None
+    name: Annotated[
+        str | None, typer.Option(help="Name of the engine. Default: target and precision.")
+    ] = None
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Keep engines whose layers fail the checks.")
+    ] = False
+    force: Annotated[
+        bool, typer.Option("--force", help="Build again what the bundle already has.")
+    ] = False
+    timeout: Annotated[
+        float,
+        typer.Option(
+            callback=expecting("seconds above 0", lambda seconds: 0 < seconds < float("inf")),
+            help="Seconds for one graph.",
+        ),
+    ] = 3600.0
+
+
+def build(flags: BuildFlags, console: Console) -> None:
+    """Build TensorRT engines of a bundle's graphs, and add them to the bundle."""
+    batch = _batch(flags.batch)
+    if flags.strip_weights and flags.bind_weights:
+        raise UsageError("--strip-weights and --bind-weights exclude each other: pass one")
+    with needs_extra("build", "build"):
+        from rism.export.engines import BuildOptions, build_engines
+        from rism.export.engines.targets import parse_gpus
+        from rism.export.progress import Progress, TerminalProgress
+    captures = [] if flags.capture is None else flags.capture.split(",")
+    options = BuildOptions(
+        target=flags.target,
+        precision=flags.precision,
+        gpus=parse_gpus(flags.gpu) if flags.gpu is not None else (),
+        shapes=flags.shapes,
+        batch=batch,
+        captures=tuple(dict.fromkeys(part.strip() for part in captures)),
+        weights="stripped" if flags.strip_weights else "bound" if flags.bind_weights else "plan",
+        scales=flags.scales,
+        name=flags.name,
+        unchecked=flags.unchecked,
+        force=flags.force,
+        timeout_s=flags.timeout,
+    )
+    start = time.perf_counter()
+    report = build_engines(
+        flags.bundle, options, progress=Progress() if console.quiet else TerminalProgress()
+    )
+    if not console.quiet and report.graphs:
+        write_stdout(f"{report.table()}\n")
+    gpus = ", ".join("sm" + each.replace(".", "") for each in report.compute_capabilities)
+    variant = f"{report.name} ({report.target} {report.version}, {report.precision}, {gpus})"
+    done = (
+        f"kept {variant}, which {flags.bundle} already has (--force builds it again)"
+        if report.was_there == "kept"
+        else f"{report.was_there or 'added'} {variant} {'in' if report.was_there else 'to'} "
+        f"{flags.bundle} in {time.perf_counter() - start:.0f} s"
+    )
+    console.note(f"{done}; self-test: {report.self_test}")
+
+
+def check_engine(text: str, precision: str | None) -> None:
+    """Refuse an `--engine` that cannot be built, before a model is exported for it.
+
+    Args:
+        text: TARGET or TARGET:PRECISION.
+        precision: of the export; None for the model's own.
+
+    Raises:
+        UsageError: FP8, which needs a finished bundle to be calibrated on first.
+        RismError: the target is unknown, its library is missing, or it needs a GPU that this
+            machine does not have.
+    """
+    name, _, asked = text.partition(":")
+    if asked == "fp8":
+        raise UsageError(
+            f"--engine is {text}, and FP8 needs scales, which are found on a finished bundle: "
+            "export, then rism calibrate, then rism build --precision fp8"
+        )
+    if precision is not None and asked not in ("", precision):
+        raise UsageError(
+            f"--engine is {text} and --precision {precision}: an engine has its graph's precision"
+        )
+    with needs_extra("build", "build"):
+        from rism.export.engines import targets
+    target = targets.find_target(name)
+    targets.check_gpus(target, (), asked or precision or "fp16", targets.gpus_here())
+    targets.installed_version(target)
+
+
+def build_default_engine(bundle: Path, text: str, console: Console) -> None:
+    """Build what `rism export --engine TARGET[:PRECISION]` asks for, which was checked before."""
+    target, _, precision = text.partition(":")
+    flags = BuildFlags(
+        bundle=bundle,
+        target=cast("EngineTarget", target),
+        precision=cast("EnginePrecision | None", precision or None),
+    )
+    build(flags, console)
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"(\d{1,3})(?:/(\d{1,3})/(\d{1,3}))?", text.strip(), re.ASCII)
+    low, best, high = (int(part or match[1]) for part in match.groups()) if match else (0, 0, 0)
+    if not 1 <= low <= best <= high:
+        raise UsageError(
+            f"--batch is '{text}', expected growing MIN/OPT/MAX, such as 1/1/8, or a number from 1"
+        )
+    return low, best, high

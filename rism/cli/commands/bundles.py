@@ -1,0 +1,65 @@
+"""`rism bundles`: the bundles in this user's cache."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from rism.cli.console import Console, write_stdout
+from rism.cli.flags import CommandFlags
+from rism.runtime.errors import InputError, OutputError, one_line
+
+__all__ = ["BundlesFlags", "bundles", "remove_bundle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundlesFlags(CommandFlags):
+    """The flags of `rism bundles`."""
+
+    remove: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Remove this bundle instead.")
+    ] = None
+
+
+def bundles(flags: BundlesFlags, console: Console) -> None:  # noqa: ARG001
+    """List the bundles that rism keeps in this user's cache."""
+    from rism.cli.kept_bundles import folder_size, kept_bundles, last_used
+    from rism.runtime.bundle.hub import bundles_folder
+
+    if flags.remove is not None:
+        remove_bundle(flags.remove)
+        return
+    rows = [
+        f"{folder.name:<48} {folder_size(folder) / 1e9:>8.2f} GB  "
+        f"{datetime.fromtimestamp(last_used(folder)):%Y-%m-%d %H:%M}  {folder}\n"
+        for folder in kept_bundles()
+    ]
+    write_stdout("".join(rows) or f"no bundles in {bundles_folder()}\n")
+
+
+def remove_bundle(name: str) -> None:
+    """Remove a kept bundle by its name.
+
+    Raises:
+        InputError: there is none.
+        OutputError: it cannot be removed.
+    """
+    from rism.cli.kept_bundles import kept_bundles
+    from rism.runtime.bundle.hub import bundles_folder
+
+    folder = next((folder for folder in kept_bundles() if folder.name == name), None)
+    if folder is None:
+        raise InputError(
+            f"no bundle '{one_line(name)}' in {bundles_folder()}: rism bundles lists them"
+        )
+    # Renamed first, so that an interrupted removal does not leave half a bundle.
+    gone = folder.with_name(f".{folder.name}.removed")
+    try:
+        folder.replace(gone)
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be removed: {error.strerror or error}") from None

@@ -1,0 +1,199 @@
+"""`rism calibrate`: the scales of a bundle's FP8 engines."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rism.calibration.names import ScaleRule
+from rism.cli.console import Console, UsageError
+from rism.cli.flags import QuietFlags, Threads, expecting
+from rism.runtime.errors import InputError, OutputError
+from rism.runtime.extras import needs_extra
+
+if TYPE_CHECKING:
+    from rism.calibration.samples import Sample
+
+__all__ = ["CalibrateFlags", "calibrate"]
+
+_PLOTS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateFlags(QuietFlags):
+    """The flags of `rism calibrate`."""
+
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="A folder that rism export wrote.")
+    ]
+    images: Annotated[Path, typer.Option(metavar="DIR", help="A folder of images.")]
+    expressions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to find in them: one expression a line, or JSON with 'image' and "
+            "'expression'. Default: a few that fit any image.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write the scales. Default: into the bundle.",
+        ),
+    ] = None
+    rule: Annotated[
+        ScaleRule,
+        typer.Option(
+            help="The range of a layer: its largest value (max), a percentile, or the percentile "
+            "that keeps the masks (mask)."
+        ),
+    ] = "max"
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            callback=expecting("above 0 to 100, such as 99.99", lambda share: 0 < share <= 100),
+            help="For --rule percentile. Default: 99.99.",
+        ),
+    ] = None
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers to leave out of FP8, such as '*.to_out'."),
+    ] = None
+    samples: Annotated[
+        int, typer.Option(min=1, help="Maximum number of images with an expression.")
+    ] = 32
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the effect on each layer as JSON.")
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Plot it: .png, .svg or .pdf.")
+    ] = None
+    threads: Threads = None
+
+
+class _Steps:
+    """Shows the progress of a calibration on the console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._name = console, ""
+
+    def stage(self, text: str) -> None:
+        self._name = text
+        self._console.detail(text)
+
+    def step(self, done: int, total: int) -> None:
+        self._console.progress(done, total, self._name)
+
+
+def calibrate(flags: CalibrateFlags, console: Console) -> None:
+    """Measure the scales of BUNDLE's FP8 engines on images."""
+    from rism.cli.inputs import find_inputs
+    from rism.cli.outputs import check_outputs
+    from rism.runtime.atomic_write import write_atomically
+    from rism.runtime.bundle.reader import Bundle, resolve_bundle
+    from rism.runtime.bundle.update import expect_own_bundle
+
+    _check(flags)
+    if flags.output is None:
+        expect_own_bundle(resolve_bundle(flags.bundle))
+    # Problems with the images are reported before anything heavy is imported.
+    if not flags.images.is_dir():
+        found = "is a file" if flags.images.exists() else "does not exist"
+        raise InputError(
+            f"--images '{flags.images}' {found}, expected a folder of images to calibrate on"
+        )
+    inputs = find_inputs([str(flags.images)])
+    check_outputs(
+        [path for path in (flags.output, flags.report, flags.plot) if path is not None],
+        [*inputs.files, *([] if flags.expressions is None else [flags.expressions])],
+    )
+    for note in inputs.notes:
+        console.note(f"note: {note}")
+    with needs_extra("calibrate", "calibrate"):
+        from rism.calibration import CalibrationOptions
+        from rism.calibration import calibrate as measure_scales
+        from rism.calibration.report import check_plotter, plot_report
+
+        if flags.plot is not None:
+            check_plotter()
+    bundle = Bundle.open(resolve_bundle(flags.bundle))
+    start = time.perf_counter()
+    options = CalibrationOptions(
+        rule=flags.rule,
+        keep=tuple(flags.keep or ()),
+        threads=flags.threads,
+        percentile=flags.percentile or CalibrationOptions.percentile,
+    )
+    samples = _samples(flags, inputs.files)
+    report = measure_scales(bundle, samples, options, steps=_Steps(console))
+    if flags.output is None:
+        _store(bundle.path, report.scales.to_json().encode())
+    else:
+        write_atomically(flags.output, report.scales.to_json().encode())
+    if flags.report is not None:
+        write_atomically(flags.report, report.to_json().encode())
+    if flags.plot is not None:
+        plot_report(report, flags.plot)
+    scales, agreement = report.scales, report.chosen
+    console.note(
+        f"{len(scales.layers)} layers in FP8, {len(scales.kept)} kept, rule {scales.rule} "
+        f"(percentile {scales.percentile:g}), {len(samples)} samples, "
+        f"{time.perf_counter() - start:.0f} s -> {flags.output or bundle.path / 'scales.json'}"
+    )
+    if agreement is not None:
+        console.note(
+            f"masks against the bundle's own: mean IoU {agreement.mean_iou:.3f}, lowest "
+            f"{agreement.lowest_iou:.3f}"
+        )
+
+
+def _check(flags: CalibrateFlags) -> None:
+    if flags.percentile is not None and flags.rule != "percentile":
+        raise UsageError(f"--percentile goes with --rule percentile, not with {flags.rule}")
+    if flags.plot is not None and flags.plot.suffix.lower() not in _PLOTS:
+        raise UsageError(f"--plot is '{flags.plot}', expected a name in {', '.join(_PLOTS)}")
+    # A calibration may take hours: its output folders are checked first.
+    for path in (flags.output, flags.report, flags.plot):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(
+                f"folder {path.parent} does not exist: make it first (mkdir -p {path.parent})"
+            )
+
+
+def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[Sample]:
+    """Return images with expressions, spread evenly over all where there are too many."""
+    from rism.calibration.samples import EXPRESSIONS, in_turn, read_expressions
+
+    found = (
+        in_turn(images, EXPRESSIONS)[: len(images)]
+        if flags.expressions is None
+        else read_expressions(flags.expressions, images)
+    )
+    count = min(flags.samples, len(found))
+    return [found[at * len(found) // count] for at in range(count)]
+
+
+def _store(folder: Path, scales: bytes) -> None:
+    """Write the scales into the bundle, in the place of earlier ones."""
+    from rism.runtime.atomic_write import write_atomically
+    from rism.runtime.bundle.update import update_bundle
+
+    temporary = folder / f".scales-{secrets.token_hex(6)}.json"
+    try:
+        write_atomically(temporary, scales)
+
+        def record(manifest: dict[str, Any]) -> None:
+            manifest["calibration"] = {"file": "scales.json", "graph": "transformer"}
+
+        update_bundle(folder, record, files={"scales.json": temporary})
+    finally:
+        temporary.unlink(missing_ok=True)

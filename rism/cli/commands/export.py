@@ -1,0 +1,192 @@
+"""`rism export`: a bundle from a checkpoint."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rism.cli.console import Console, UsageError, write_stdout
+from rism.cli.flags import CheckpointFlags, QuietFlags, in_utf_8
+from rism.export.names import FeatureSite, GraphPrecision, ParityMode
+from rism.runtime.extras import needs_extra
+from rism.runtime.names import CAPTURES
+
+__all__ = ["ExportFlags", "export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(CheckpointFlags, QuietFlags):
+    """The flags of `rism export`."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="mini, step1x, step1x-v1.1, step1x-v1.2, flux2-klein-4b, flux2-klein-9b, "
+            "flux2-klein-base-4b, flux2-klein-base-9b, a folder, a .safetensors file, or a hub id."
+        ),
+    ]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle folder to write.")
+    ]
+    precision: Annotated[
+        GraphPrecision | None,
+        typer.Option(help="Precision of the graphs. Default: that of the published model."),
+    ] = None
+    capture: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help=f"Transformer graphs: some of {','.join(CAPTURES)}. The first is the bundle's "
+            "default.",
+        ),
+    ] = CAPTURES[0]
+    size_level: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            max=8192,
+            help="Resize every image to about N x N pixels, as the paper does. Default: shrink "
+            "only images that are larger than the model takes.",
+        ),
+    ] = None
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Graphs of fixed sizes: WIDTHxHEIGHT,... Default: one graph for any size.",
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(callback=in_utf_8, help="The instruction. Default: 'remove {expression}'."),
+    ] = None
+    vision_id: Annotated[
+        bool | None,
+        typer.Option(
+            "--vision-id/--no-vision-id",
+            help="Step1X-Edit: put 'Picture 1: ' before the image in the prompt. Default: as the "
+            "release of its version does.",
+        ),
+    ] = None
+    feature_site: Annotated[
+        FeatureSite,
+        typer.Option(
+            help="Where features are read: the attention's output (mmsa), its modulated input "
+            "(adaln), or the block's output (block)."
+        ),
+    ] = "mmsa"
+    token_attention: Annotated[
+        bool, typer.Option("--token-attention", help="Also output attention per prompt token.")
+    ] = False
+    parity: Annotated[
+        ParityMode,
+        typer.Option(
+            help="Compare with PyTorch the whole model (full), or one block of each kind."
+        ),
+    ] = "auto"
+    engines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="TARGET[:PRECISION]",
+            help="Build an engine afterwards: tensorrt-rtx or tensorrt. Repeatable; see rism "
+            "build.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be read, written and needed; without PyTorch, what is known.",
+        ),
+    ] = False
+
+
+def export(flags: ExportFlags, console: Console) -> None:
+    """Write a bundle from a checkpoint, and prove that it computes the same."""
+    from rism.cli.commands.build import build_default_engine, check_engine
+
+    captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
+    for engine in flags.engines or ():
+        check_engine(engine, flags.precision)
+    if flags.dry_run and find_spec("torch") is None:
+        _plan_from_headers(flags)
+        return
+    with needs_extra("export", "export"):
+        from rism.export import (
+            ExportOptions,
+            Progress,
+            TerminalProgress,
+            export_bundle,
+            plan_export,
+        )
+    options = ExportOptions(
+        captures=captures,
+        feature_site=flags.feature_site,
+        token_attention=flags.token_attention,
+        precision=flags.precision,
+        size_level=flags.size_level,
+        sizes=sizes,
+        template=flags.template,
+        vision_id=flags.vision_id,
+        parity=flags.parity,
+        revision=flags.revision,
+        offline=flags.offline,
+    )
+    if flags.dry_run:
+        plan = plan_export(flags.model, flags.output, options)
+        write_stdout(f"{plan.table()}\n")
+        plan.check(flags.output)
+        return
+    start = time.perf_counter()
+    progress = Progress() if console.quiet else TerminalProgress()
+    report = export_bundle(flags.model, flags.output, options, progress=progress)
+    if not console.quiet:
+        write_stdout(f"{report.parity_table().rstrip()}\n")
+    console.note(
+        f"wrote {flags.output}, {report.size_bytes / 1e6:,.1f} MB, in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+    for engine in flags.engines or ():
+        build_default_engine(flags.output, engine, console)
+
+
+def _plan_from_headers(flags: ExportFlags) -> None:
+    """Print what file sizes and headers tell, where there is no PyTorch to build the modules."""
+    from rism.export.plan.header_plan import plan_from_headers
+
+    plan = plan_from_headers(
+        flags.model,
+        flags.output,
+        precision=flags.precision,
+        revision=flags.revision,
+        offline=flags.offline,
+    )
+    write_stdout(f"{plan.table()}\n")
+    plan.check(flags.output)
+
+
+def _parse_captures(text: str) -> tuple[str, ...]:
+    asked = [part.strip() for part in text.split(",")]
+    unknown = [part for part in asked if part not in CAPTURES]
+    if unknown:
+        raise UsageError(f"--capture has '{unknown[0]}', expected some of {','.join(CAPTURES)}")
+    return tuple(dict.fromkeys(asked))
+
+
+def _parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    if text is None:
+        return ()
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([1-9]\d{0,4})x([1-9]\d{0,4})\s*", part, re.ASCII)
+        if match is None:
+            raise UsageError(f"--sizes has '{part}', expected WIDTHxHEIGHT, such as 1024x768")
+        sizes.append((int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(sizes))

@@ -1,0 +1,222 @@
+"""`rism refine`: instructions reworded by a model that sees the image, in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rism.cli.console import Console, Countdown, UsageError
+from rism.cli.dataset_flags import KNOWN_DATASETS, DatasetFlags
+from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, flags_set, in_utf_8
+from rism.export.names import RefinerDevice, RefinerPrecision
+from rism.runtime.errors import RismError, one_line
+from rism.runtime.extras import needs_extra
+
+if TYPE_CHECKING:
+    from rism.evaluation.datasets.sample import Dataset
+    from rism.export.refiner.refine import RefineReport, RefineSettings
+
+__all__ = ["RefineFlags", "refine"]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
+    """The flags of `rism refine`; without an expression `source` is a dataset."""
+
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE|DATASET",
+            help=f"An image, or a folder of images; or, as for rism eval, {KNOWN_DATASETS}.",
+        ),
+    ]
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="EXPRESSION",
+            help="What to find, one quoted text each; a dataset brings its own expressions. An "
+            "existing file is one more image, as for rism run.",
+        ),
+    ] = None
+    model: Annotated[
+        str,
+        typer.Option(
+            help="step1x, step1x-v1.1, step1x-v1.2, a folder with its Qwen2.5-VL, or a hub id."
+        ),
+    ]
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The JSON file to write; entries that it already has are kept.",
+        ),
+    ]
+    template: Annotated[
+        str | None,
+        typer.Option(callback=in_utf_8, help="The instruction. Default: 'remove {expression}'."),
+    ] = None
+    precision: Annotated[
+        RefinerPrecision | None,
+        typer.Option(help="Precision of the model. Default: as published."),
+    ] = None
+    provider: Annotated[
+        RefinerDevice, typer.Option(help="What runs the model; auto takes CUDA if available.")
+    ] = "auto"
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=2048, help="Maximum length of an answer.")
+    ] = 128
+
+    @property
+    def asks_images(self) -> bool:
+        """Whether it is about images with expressions, not about a dataset."""
+        return bool(self.arguments or self.expressions)
+
+    def check(self) -> None:
+        """Refuse flags that do not go together.
+
+        Raises:
+            UsageError: stdin as a file, or flags of the other kind of source.
+        """
+        from rism.cli.inputs import STDIN
+
+        images = [("IMAGE", each) for each in (self.source, *(self.arguments or ()))]
+        for name, value in (*images, ("-o", str(self.output))):
+            if value == STDIN:
+                raise UsageError(f"{name} is -, expected a file: answers are added to one")
+        if not self.asks_images and not self.names_dataset:
+            raise UsageError(
+                f"'{one_line(self.source, limit=80)}' has no EXPRESSION after it, expected one, "
+                f"or a dataset with its own: {KNOWN_DATASETS}"
+            )
+        if not self.asks_images:
+            super().check()
+        elif useless := flags_set(
+            self, ("root", "split_by", "split", "wording", "kind", "count", "limit")
+        ):
+            raise UsageError(
+                f"{', '.join(useless)} go with a dataset, which brings its own sentences: leave "
+                "out EXPRESSION"
+            )
+
+    def settings(self) -> RefineSettings:
+        """How the model is asked."""
+        from rism.export.refiner.refine import RefineSettings
+
+        return RefineSettings(
+            template=self.template,
+            revision=self.revision,
+            offline=self.offline,
+            max_new_tokens=self.max_new_tokens,
+            precision=self.precision,
+            provider=self.provider,
+        )
+
+
+class _Progress:
+    """Shows the progress of a run on the console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.stage, self.failed = console.note, console.error
+        self.step = Countdown(console).step
+
+    def reading(self, done: int, total: int, name: str) -> None:
+        self._console.progress(done, total, f"reading {name}")
+
+
+def refine(flags: RefineFlags, console: Console) -> None:
+    """Have a model reword instructions for an image: of each EXPRESSION, or of a DATASET."""
+    flags.check()
+    with needs_extra("export", "refine"):
+        import rism.export.refiner.refine  # noqa: F401
+    if flags.asks_images:
+        _refine_images(flags, console)
+    else:
+        _refine_dataset(flags, console)
+
+
+def _refine_images(flags: RefineFlags, console: Console) -> None:
+    from rism.cli.file_names import as_text
+    from rism.cli.inputs import find_inputs, sort_arguments
+    from rism.cli.outputs import check_outputs
+    from rism.export.refiner.refine import refine_instructions
+
+    arguments = [flags.source, *(flags.arguments or ())]
+    images, texts = sort_arguments(arguments, flags.expressions or ())
+    found = find_inputs(images, recursive=flags.recursive)
+    check_outputs([flags.output], found.files)
+    for note in found.notes:
+        console.note(f"note: {note}")
+    report = refine_instructions(
+        flags.model,
+        found.files,
+        [as_text(text) for text in texts],
+        flags.output,
+        **asdict(flags.settings()),
+        progress=_Progress(console),
+    )
+    _say(report, flags, console)
+    if report.failures:
+        raise RismError(
+            f"{len(report.failures)} images or instructions were left out, the others are in "
+            f"{flags.output}"
+        )
+
+
+def _refine_dataset(flags: RefineFlags, console: Console) -> None:
+    from rism.cli.outputs import check_outputs
+    from rism.evaluation.run.runner import grouped
+    from rism.export.refiner.refine import Asked, refine_pictures
+
+    settings = flags.settings()
+    check_outputs([flags.output], [Path(flags.source)])
+    dataset = flags.open("refine")
+    for note in dataset.notes:
+        console.note(f"note: {one_line(note)}")
+    asked = [
+        Asked(name, partial(dataset.image, some[0]), [one.expression for one in some])
+        for name, some in grouped(dataset.samples).items()
+    ]
+    counts = f"{len(dataset.samples)} samples on {len(asked)} images"
+    console.note(f"{one_line(dataset.name, limit=80)}: {counts}")
+    report = refine_pictures(
+        flags.model, asked, flags.output, settings, progress=_Progress(console)
+    )
+    _say(report, flags, console)
+    left_out = [
+        one.key for one in dataset.samples if (one.image, one.expression) in report.left_out
+    ]
+    _complain(dataset, left_out, flags, console)
+
+
+def _complain(
+    dataset: Dataset, left_out: Sequence[str], flags: RefineFlags, console: Console
+) -> None:
+    """Name the first samples that are not in the file, and fail if there are any."""
+    for problem in dataset.problems[:_SHOWN]:
+        console.error(f"{problem.where}: {problem.what}")
+    said = []
+    if left_out:
+        named = ", ".join(one_line(key, limit=40) for key in left_out[:_SHOWN])
+        more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+        said.append(f"{len(left_out)} of {len(dataset.samples)} samples ({named}{more})")
+    if dataset.problems:
+        said.append(f"{len(dataset.problems)} that could not be opened")
+    if said:
+        raise RismError(
+            f"{' and '.join(said)} were left out, the others are in {flags.output}: correct them, "
+            "then the same command asks for these only"
+        )
+
+
+def _say(report: RefineReport, flags: RefineFlags, console: Console) -> None:
+    console.note(f"{report.answered} answered, {report.kept} were there already -> {flags.output}")

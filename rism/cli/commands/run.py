@@ -1,0 +1,205 @@
+"""`rism run`: images in, masks out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rism.cli.console import Console, UsageError
+from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags
+from rism.runtime.errors import one_line
+
+if TYPE_CHECKING:
+    from rism.cli.inputs import Inputs
+    from rism.cli.outputs import Destination
+    from rism.runtime.prompt.refiner import Refiner
+    from rism.runtime.segmenter import Segmenter
+
+__all__ = ["RunFlags", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
+    """The flags of `rism run`."""
+
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|EXPRESSION",
+            help="Images, folders of images, or - for stdin; and what to find, one quoted text "
+            "each. An existing file or folder is an image; a text that may be either is refused.",
+        ),
+    ]
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. Default: "
+            "IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder.",
+        ),
+    ] = None
+    save: Annotated[
+        str | None,
+        typer.Option(help="Images to write: mask,overlay,cutout,heatmap or all."),
+    ] = None
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the results as JSON at the end, with masks as COCO RLE; an interrupted "
+            "run prints the results so far.",
+        ),
+    ] = False
+    json_lines: Annotated[
+        bool, typer.Option("--jsonl", help="Print each result as a line of JSON when it is known.")
+    ] = False
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model of rism export, such as flux2-klein-4b, instead of a bundle. It is "
+            "exported once to this user's cache (rism bundles), after a question if that takes "
+            "gigabytes."
+        ),
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Export without that question.")] = False
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="A Python function that rewords each instruction for the image.",
+        ),
+    ] = None
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep text embeddings here; the text encoder is loaded only for new ones.",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Images of a folder to work on at the same time; they share the threads. "
+            "Default: one per thread, at most 4.",
+        ),
+    ] = None
+
+
+def run(flags: RunFlags, console: Console) -> None:
+    """Segment what each EXPRESSION refers to in each IMAGE."""
+    from rism.cli.file_names import as_text, slugs
+    from rism.cli.image_job import ImageJob, run_job
+    from rism.cli.inputs import find_inputs, sort_arguments
+    from rism.cli.outputs import choose_destination
+
+    if flags.model is not None and flags.bundle is not None:
+        raise UsageError("--model and --bundle both say what to run, expected one of them")
+    if flags.model is not None and flags.precision == "fp8":
+        raise UsageError("--model exports fp32, bf16 or fp16; for fp8 see rism build")
+    given, texts = sort_arguments(flags.arguments, flags.expressions or ())
+    expressions = [as_text(text) for text in texts]
+    inputs = find_inputs(given, recursive=flags.recursive)
+    names = slugs(expressions)
+    destination = choose_destination(
+        flags.output,
+        save=flags.save,
+        as_json=flags.as_json,
+        json_lines=flags.json_lines,
+        images=len(inputs.images),
+        slugs=names,
+        from_folder=inputs.from_folder,
+    )
+    for note in inputs.notes:
+        console.note(f"note: {note}")
+    _prepare(destination, flags, inputs, names, console)
+    workers = _workers(flags, len(inputs.images))
+    segmenter = _load(flags, workers, console)
+    reworded = flags.refiner is not None or flags.instructions is not None
+    scope = segmenter.manifest.model.scope
+    if scope is not None and not reworded:  # a refiner's words are known image by image
+        template = flags.template or segmenter.manifest.prompt.template
+        for text in expressions:
+            why = scope.unknown(text, template.replace("{expression}", text))
+            if why is not None:
+                console.note(f"warning: {why}")
+    job = ImageJob(segmenter, expressions, flags.options, reworded, destination, names)
+    run_job(job, inputs, workers, console)
+
+
+def _prepare(
+    destination: Destination,
+    flags: RunFlags,
+    inputs: Inputs,
+    names: list[str],
+    console: Console,
+) -> None:
+    """Check every file of the run before anything is read or written."""
+    from rism.cli.outputs import check_outputs
+
+    files = destination.paths([image.stem for image in inputs.images], names)
+    read: list[Path | int] = [*inputs.files]
+    read += [] if flags.instructions is None else [flags.instructions]
+    if any(image.path is None for image in inputs.images):
+        read.append(0)
+    there = check_outputs(files, read)
+    check_outputs([Path("/dev/stdout")], read)  # ... >> IMAGE
+    if there and destination.folder is not None:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        console.note(f"note: {one_line(there[0])}{more} of an earlier run will be replaced")
+    destination.prepare(files)
+
+
+def _workers(flags: RunFlags, images: int) -> int:
+    """Return how many images are worked on at the same time; with a refiner it is one.
+
+    Raises:
+        UsageError: several, with a refiner, which need not be thread-safe.
+    """
+    from rism.runtime.engines.cpu_threads import MOST_WORKERS, cpu_count
+
+    if flags.refiner is not None:
+        if flags.workers not in (None, 1):
+            raise UsageError("--refiner works on one image at a time, expected --workers 1 or none")
+        return 1
+    workers = flags.workers or min(MOST_WORKERS, flags.threads or cpu_count())
+    return min(workers, images)
+
+
+def _load(flags: RunFlags, workers: int, console: Console) -> Segmenter:
+    from rism.cli.kept_bundles import exported_bundle, mark_used
+    from rism.cli.result_format import DEMONSTRATOR
+
+    refiner = _refiner(flags, console)
+    bundle: str | Path | None = flags.bundle
+    if flags.model is not None:
+        bundle = exported_bundle(
+            flags.model,
+            precision=flags.precision,
+            capture=flags.capture,
+            yes=flags.yes,
+            console=console,
+        )
+    segmenter = flags.load(console, refiner, bundle=bundle, cache_dir=flags.cache, workers=workers)
+    mark_used(segmenter.bundle.path)
+    if segmenter.manifest.model.demonstrator:
+        console.note(DEMONSTRATOR)
+    return segmenter
+
+
+def _refiner(flags: RunFlags, console: Console) -> Refiner | None:
+    from rism.cli.refiner import find_refiner
+    from rism.runtime.prompt.instruction_file import InstructionFile
+
+    if flags.instructions is None:
+        return None if flags.refiner is None else find_refiner(flags.refiner)
+    if flags.refiner is not None:
+        raise UsageError("--instructions and --refiner both reword, expected one of them")
+    found = InstructionFile.open(flags.instructions)
+    console.detail(f"{len(found)} instructions of {found.origin.model} ({found.origin.revision})")
+    return found

@@ -1,0 +1,238 @@
+"""The work of `rism run` on each image: from the file to everything that is written about it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rism.cli.console import Console, ReaderGoneError, write_stdout
+from rism.cli.inputs import InputImage, Inputs
+from rism.cli.outputs import Destination
+from rism.cli.parallel_map import map_ordered
+from rism.cli.result_format import failure_record, json_line, json_text, result_record, summary_line
+from rism.runtime.atomic_write import write_atomically
+from rism.runtime.errors import InputError, RismError, one_line
+from rism.runtime.image.loading import load_image, pixel_count
+from rism.runtime.options import SegmentOptions
+from rism.runtime.result.rendering import Uint8, encode_png, overlay, render
+from rism.runtime.result.segmentation import Segmentation
+from rism.runtime.segmenter import Segmenter
+
+__all__ = ["ImageJob", "ImageOutput", "run_job"]
+
+# About 12 bytes each while an image is drawn, 20 with a heat map.
+_MOST_PIXELS_AT_ONCE = 32_000_000
+
+
+class ImageError(InputError):
+    """An image that has no result, where another may have one."""
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """Everything that is written about one expression on one image.
+
+    Attributes:
+        files: paths and contents; the path None is stdout.
+        record: the entry of the JSON; None without JSON.
+        line: the result in a line.
+        detail: instruction and timings, for -v.
+        warning: why the model cannot handle the image, or None.
+    """
+
+    files: tuple[tuple[Path | None, bytes], ...]
+    record: dict[str, Any] | None
+    line: str
+    detail: str
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """What is done with every image.
+
+    Attributes:
+        segmenter: the open bundle.
+        expressions: what to find.
+        options: keyword arguments of `Segmenter.segment`.
+        reworded: instructions depend on the image, and may fail on some.
+        destination: what is written, and where.
+        slugs: the expressions as parts of file names.
+    """
+
+    segmenter: Segmenter
+    expressions: list[str]
+    options: SegmentOptions
+    reworded: bool
+    destination: Destination
+    slugs: Sequence[str]
+
+    def work(self, image: InputImage) -> list[ImageOutput]:
+        """Segment one image and draw the results; nothing is written, so threads may do it.
+
+        Raises:
+            ImageError: the image cannot be read or has no size that fits the model, or a refiner
+                failed on it.
+            InputError: an expression or an option that fits no image.
+        """
+        try:
+            start = perf_counter()
+            pixels = load_image(image.open())
+            pixels.flags.writeable = False  # the state keeps a reference
+            took = (perf_counter() - start) * 1e3
+            state = self.segmenter.set_image(pixels)
+        except InputError as error:
+            raise ImageError(str(error)) from error
+        try:
+            found = self.segmenter.segment(state, self.expressions, **self.options)
+        except InputError as error:
+            # Expressions and options are the same for every image; a refiner's words are not.
+            if self.reworded:
+                raise ImageError(str(error)) from error
+            raise
+        shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
+        results = [_with_timings(result, shared, len(found)) for result in found]
+        return [self._drawn(image, pixels, results, at, state.unlike) for at in range(len(results))]
+
+    def _drawn(
+        self,
+        image: InputImage,
+        pixels: Uint8,
+        results: list[Segmentation],
+        at: int,
+        unlike: str | None,
+    ) -> ImageOutput:
+        """Draw one result; with the first, the overlay of all of them."""
+        wanted, result = self.destination, results[at]
+        files: list[tuple[Path | None, bytes]] = []
+        written: list[Path] = []
+        for kind in wanted.kinds:
+            path = None if wanted.to_stdout else wanted.path(image.stem, self.slugs[at], kind)
+            written += [] if path is None else [path]
+            if kind != "overlay":
+                files.append((path, encode_png(render(result, pixels, kind))))
+            elif at == 0:
+                files.append((path, encode_png(overlay(pixels, results))))
+        stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
+        return ImageOutput(
+            tuple(files),
+            result_record(image.label, result, written) if wanted.as_json else None,
+            summary_line(image.label, result, written),
+            f'{one_line(image.label)}: "{result.instruction}", {stages} ms',
+            None if unlike is None else f"{one_line(image.label)}: {unlike}",
+        )
+
+
+def _with_timings(result: Segmentation, shared: dict[str, float], share: int) -> Segmentation:
+    """Give each expression its part of the image's own time."""
+    own = {stage: milliseconds / share for stage, milliseconds in shared.items()}
+    return replace(result, timings_ms={**own, **result.timings_ms})
+
+
+def run_job(job: ImageJob, inputs: Inputs, workers: int, console: Console) -> None:
+    """Work on all images and write the results in their order.
+
+    Of several images those that fail are reported and counted, the others still written. However
+    the run ends, a JSON of several images has the results so far, and says what is missing.
+
+    Raises:
+        ImageError: the only image failed.
+        RismError: some of several images failed, or a file cannot be written.
+    """
+    images, destination = inputs.images, job.destination
+    outputs = map_ordered(
+        job.work, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
+    )
+    records: list[dict[str, Any]] = []
+    done = failed = 0
+    try:
+        with closing(outputs):
+            for image, output in zip(images, outputs, strict=True):
+                if inputs.several:
+                    console.progress(done, len(images), image.label)
+                try:
+                    found = output()
+                except ImageError as error:
+                    if not inputs.several:
+                        raise
+                    console.error(f"{image.label}: {error}")
+                    _record([failure_record(image.label, error)], records, destination)
+                    failed += 1
+                else:
+                    _record(_deliver(found, destination, console), records, destination)
+                done += 1
+    except BaseException as error:
+        if inputs.several:
+            _deliver_partial_json(records, destination, images[done:], error, console)
+        raise
+    _deliver_json(records, destination)
+    if failed:
+        raise RismError(f"{failed} of {len(images)} images failed, the others are written")
+
+
+def _pixels(image: InputImage) -> int:
+    return 0 if image.path is None else pixel_count(image.path)
+
+
+def _deliver(
+    outputs: Sequence[ImageOutput], destination: Destination, console: Console
+) -> list[dict[str, Any]]:
+    """Write the files of one image, print its lines, and return its JSON entries."""
+    stdout_is_data = destination.to_stdout or destination.json_stdout
+    if outputs[0].warning is not None:
+        console.note(f"warning: {outputs[0].warning}")
+    for output in outputs:
+        for path, data in output.files:
+            if path is None:
+                write_stdout(data)
+            else:
+                write_atomically(path, data)
+        if not (stdout_is_data or console.quiet or sys.stdout is None):
+            console.clear()
+            write_stdout(output.line + "\n")
+        console.detail(output.detail)
+    return [output.record for output in outputs if output.record is not None]
+
+
+def _record(
+    found: Sequence[dict[str, Any]], records: list[dict[str, Any]], destination: Destination
+) -> None:
+    """Print entries as JSON Lines, and keep them for a JSON at the end."""
+    if destination.json_lines:
+        write_stdout("".join(map(json_line, found)))
+    if destination.json_file is not None or (destination.as_json and not destination.json_lines):
+        records += found
+
+
+def _deliver_json(records: Sequence[dict[str, Any]], destination: Destination) -> None:
+    if not destination.as_json:
+        return
+    text = json_text(records)
+    if destination.json_file is not None:
+        write_atomically(destination.json_file, text.encode())
+    if destination.json_stdout and not destination.json_lines:
+        write_stdout(text)
+
+
+def _deliver_partial_json(
+    records: list[dict[str, Any]],
+    destination: Destination,
+    left: Sequence[InputImage],
+    error: BaseException,
+    console: Console,
+) -> None:
+    """Write the JSON of a run that ends too early; its last entry says what is missing."""
+    why = str(error) or "interrupted"
+    more = f"; {len(left) - 1} more images were not looked at" if len(left) > 1 else ""
+    try:
+        if left:
+            _record([failure_record(left[0].label, f"{why}{more}")], records, destination)
+        _deliver_json(records, destination)
+    except RismError as second:
+        if not isinstance(second, ReaderGoneError):
+            console.error(second)

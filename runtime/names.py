@@ -1,0 +1,40 @@
+"""The names that options take, each list written once.
+
+Only `typing` is imported: the command line makes its choices from these types, and `--help` must
+not wait for NumPy.
+"""
+
+from typing import Literal, get_args
+
+__all__ = [
+    "CAPTURES",
+    "ENGINE_PRECISIONS",
+    "ENGINE_TARGETS",
+    "TOKEN_SETS",
+    "UPSAMPLING_METHODS",
+    "CaptureName",
+    "EnginePrecision",
+    "EngineTarget",
+    "TokenSet",
+    "UpsamplingMethod",
+]
+
+# What a transformer graph outputs: docs/bundle.md, step 5.
+CaptureName = Literal["vectors", "matrices", "scores"]
+CAPTURES: tuple[CaptureName, ...] = get_args(CaptureName)
+
+# What a TensorRT engine computes in.
+EnginePrecision = Literal["fp32", "fp16", "bf16", "fp8"]
+ENGINE_PRECISIONS: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
+
+# Libraries that engines are built for, the preferred one first.
+EngineTarget = Literal["tensorrt-rtx", "tensorrt"]
+ENGINE_TARGETS: tuple[EngineTarget, ...] = get_args(EngineTarget)
+
+# Prompt tokens whose attention counts: docs/bundle.md, step 5.
+TokenSet = Literal["all", "valid", "instruction", "expression", "content", "head"]
+TOKEN_SETS: tuple[TokenSet, ...] = get_args(TokenSet)
+
+# How a mask is brought to the size of the image.
+UpsamplingMethod = Literal["guided", "bilinear"]
+UPSAMPLING_METHODS: tuple[UpsamplingMethod, ...] = get_args(UpsamplingMethod)
