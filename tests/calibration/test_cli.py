@@ -108,7 +108,7 @@ def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
     assert f"error: folder {empty} has no images, expected names in .apng" in output
     code, output = run(bundle, "--images", empty / "notes.txt")
     assert code == 1
-    assert "is a file, expected a folder of pictures to calibrate on" in output
+    assert "is a file, expected a folder of images to calibrate on" in output
     code, output = run(bundle, "--images", tmp_path / "nowhere")
     assert code == 1
     assert "is not there, expected a folder of pictures" in output
@@ -162,7 +162,7 @@ def test_places_that_are_not_there(bundle: Path, pictures: Path, tmp_path: Path)
     for flag, name in (("-o", "s.json"), ("--report", "r.json"), ("--plot", "p.png")):
         code, output = run(bundle, "--images", pictures, flag, tmp_path / "no" / name)
         assert code == 1
-        assert f"folder {tmp_path / 'no'} is not there: make it first (mkdir -p" in output
+        assert f"folder {tmp_path / 'no'} does not exist: make it first (mkdir -p" in output
     assert not (bundle / "scales.json").exists(), "known before the calibration"
 
 

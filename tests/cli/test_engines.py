@@ -92,7 +92,7 @@ def test_why_is_said_on_request(
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, rtx, cuda, cpu"),
+        (["--provider", "tpu"], 2, "provider is 'tpu', expected one of auto, cpu, cuda, rtx"),
         (["--provider", "cpu+cuda"], 2, "expected different ones joined by +"),
         (["--precision", "int4"], 2, "int4"),
         (["--engine", "x"], 1, "error: engine is 'x', this bundle has rtx-fp16: see rism inspect"),

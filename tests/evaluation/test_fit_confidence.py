@@ -163,4 +163,4 @@ def test_the_command_stores_what_the_segmenter_uses(run: Path, tiny_bundle: Path
     code, said = call(run, "--bundle", tiny_bundle)
     assert code == 1
     assert "not of the bundle" in said
-    assert "score it anew" in said
+    assert "score it again" in said

@@ -112,7 +112,7 @@ def test_what_is_there_as_asked_is_kept(built: tuple[Path, str], tmp_path: Path)
     assert code == 0, output
     said = output.splitlines()[-1]
     assert said.startswith(f"kept tensorrt-rtx-fp16 (tensorrt-rtx {_version()}, fp16, sm89, sm120)")
-    assert "(--force builds it anew); self-test: not tested" in said
+    assert "(--force builds it again); self-test: not tested" in said
     assert contents(folder) == before
     for flags in (["--batch", "1"], ["--batch", "1", "--force"]):
         code, output = run("build", folder, "--capture", "vectors", "--gpu", "sm89", *flags)

@@ -398,9 +398,7 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert shown.exit_code == 1
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert errors[0].startswith("error: in/broken.png: 'in/broken.png' is not an image")
-    assert errors[1:] == [
-        "error: 1 pictures or instructions were left out, the others are in i.json"
-    ]
+    assert errors[1:] == ["error: 1 images or instructions were left out, the others are in i.json"]
     assert "2 answered, 0 were there already -> i.json" in shown.stderr
     assert [one["image"] for one in json.loads(Path("i.json").read_text())["instructions"]] == [
         "street.png", "street.png",

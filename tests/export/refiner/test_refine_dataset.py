@@ -66,7 +66,7 @@ def refined(vlm: Path, data: Path) -> Path:
     """The validation split in the model's words."""
     file = data / "val.json"
     shown = refine(*asking(data), "-o", file, model=vlm)
-    assert f"refcoco unc val: {COUNT} samples on 2 pictures\n" in shown.stderr
+    assert f"refcoco unc val: {COUNT} samples on 2 images\n" in shown.stderr
     assert shown.stderr.endswith(f"{COUNT} answered, 0 were there already -> {file}\n")
     return file
 
@@ -225,8 +225,8 @@ def test_what_is_left_out_is_named_and_asked_again(
     assert "annotation 999 is not in instances.json" in told[3]
     assert told[4].startswith(f"error: {len(left_out)} of {len(samples)} samples ({left_out[0]}, ")
     assert told[4].endswith(
-        f"and 1 that could not be opened were left out, the others are in {file}: mend them, and "
-        "the same command asks for these only"
+        f"and 1 that could not be opened were left out, the others are in {file}: correct them, "
+        "then the same command asks for these only"
     )
     assert len(asked) == len(samples) - lost - 1
     assert len(InstructionFile.open(file)) == len(asked) - 1
@@ -255,7 +255,7 @@ def test_the_same_words_of_a_picture_are_asked_once(
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = refine(source, "-o", tmp_path / "i.json", model=vlm)
     assert asked == ["remove the dog", "remove the cat"]
-    assert "mine.jsonl: 8 samples on 2 pictures" in shown.stderr
+    assert "mine.jsonl: 8 samples on 2 images" in shown.stderr
     records = evaluate(
         source, "-o", tmp_path / "run", "--instructions", tmp_path / "i.json", "--paper"
     )
@@ -267,7 +267,7 @@ def test_the_same_words_of_a_picture_are_asked_once(
     [
         (["street.png"], "'street.png' has no EXPRESSION after it, expected one, or a dataset"),
         (["a.png", "the dog", "--root", "d", "--limit", "3"], "--root, --limit go with a dataset"),
-        (["scenes", "--limit", "3"], "scenes are drawn: they take --kind, --split and --count"),
+        (["scenes", "--limit", "3"], "scenes are generated: they take --kind, --split and --count"),
         (["refcoco", "--count", "3"], "--kind and --count go with scenes"),
         (["refcoco", "-o", "-"], "-o is -, expected a file"),
     ],
