@@ -111,7 +111,7 @@ def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
     assert "is a file, expected a folder of images to calibrate on" in output
     code, output = run(bundle, "--images", tmp_path / "nowhere")
     assert code == 1
-    assert "is not there, expected a folder of pictures" in output
+    assert "does not exist, expected a folder of images" in output
 
 
 def test_what_is_no_picture_stops_it(bundle: Path, pictures: Path) -> None:

@@ -329,7 +329,7 @@ def test_a_refiner_may_fail_on_one_picture_of_a_folder(
     assert shown.exit_code == 1
     assert shown.stderr.splitlines() == [
         "error: in/a.png: refiner 'wide_only' failed (AssertionError: too narrow), expected an "
-        "instruction: mend it, or run without",
+        "instruction: correct it, or run without",
         "error: 1 of 2 images failed, the others are written",
     ]
     bad, good = json.loads(shown.stdout)

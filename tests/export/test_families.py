@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rism.cli.app import app
 from rism.export import UnsupportedModelError, families
 from rism.export.families.find import find_checkpoint, published_models
-from rism.runtime.cli.app import app
 from tests.export.dummy_family import FAMILY
 from tests.export.dummy_family.model import make_dummy
 

@@ -18,7 +18,7 @@ from rism.runtime.errors import InputError, OutputError
 from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
-    from rism.calibration.samples import Sample
+    from rism.calibration.samples import CalibrationSample
 
 __all__ = ["CalibrateFlags", "calibrate"]
 
@@ -169,7 +169,7 @@ def _check(flags: CalibrateFlags) -> None:
             )
 
 
-def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[Sample]:
+def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[CalibrationSample]:
     """Return images with expressions, spread evenly over all where there are too many."""
     from rism.calibration.samples import EXPRESSIONS, in_turn, read_expressions
 

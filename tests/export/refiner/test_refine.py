@@ -411,7 +411,8 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "rism.export.refiner.refine")
+    for name in [name for name in sys.modules if name.startswith("rism.export.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
     assert shown.exit_code == 1
