@@ -30,28 +30,16 @@ VERSION = "1.7.1.116"
 ADA = Driver((13, 0), (Gpu(0, "RTX 4090", "8.9", 24 * 2**30),))
 
 
-class Severity(IntEnum):
-    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+def _enum(name: str, *names: str) -> Any:
+    return IntEnum(name, names, start=0)
 
 
-class TensorIOMode(IntEnum):
-    NONE, INPUT, OUTPUT = range(3)
-
-
-class TensorLocation(IntEnum):
-    DEVICE, HOST = range(2)
-
-
-class Strategy(IntEnum):
-    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
-
-
-class CudaGraphStrategy(IntEnum):
-    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
-
-
-class Specialization(IntEnum):
-    LAZY, EAGER, NONE = range(3)
+Severity = _enum("Severity", "INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+TensorIOMode = _enum("TensorIOMode", "NONE", "INPUT", "OUTPUT")
+TensorLocation = _enum("TensorLocation", "DEVICE", "HOST")
+Strategy = _enum("Strategy", "STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED")
+CudaGraphStrategy = _enum("CudaGraphStrategy", "DISABLED", "WHOLE_GRAPH_CAPTURE")
+Specialization = _enum("Specialization", "LAZY", "EAGER", "NONE")
 
 
 class Logger:

@@ -12,9 +12,6 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.capture.onnx import run_graph
-from benchmarks.capture.variants import BASELINE, VARIANTS
-from benchmarks.harness.measure import RunOptions
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics import environment
@@ -186,24 +183,3 @@ def test_without_cupy_it_is_said_that_outputs_are_copied(
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     said = environment.probe(PROVIDERS["onnxruntime-cuda"])
     assert said.ready and said.text.endswith(f" on GPU 0 (H100, 9.0); {why}")
-
-
-def test_sessions_of_users_and_of_benchmarks_are_opened_alike(
-    tiny_master: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handed: list[Any] = []
-
-    def session(file: str, options: Any, providers: Any, **asked: Any) -> Any:
-        del options, asked
-        handed.append((Path(file).name, providers))
-        raise RuntimeError("CUDA failure 100")
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(ProviderError, match="CUDA failure 100"):
-        Segmenter.from_bundle(tiny_master, provider="cuda")
-    monkeypatch.setattr("benchmarks.capture.onnx._free", lambda _: None)
-    with pytest.raises(ProviderError, match="CUDA failure 100"):
-        run_graph(Path("graph.onnx"), {}, VARIANTS[BASELINE], device="cuda", runs=RunOptions(1))
-    assert {name for name, _ in handed} >= {"vae_encoder.onnx", "graph.onnx"}
-    assert all(given == [("CUDAExecutionProvider", OPTIONS)] for _, given in handed)
