@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import TypeAlias
 
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.graph_spec import TensorSpec
@@ -17,7 +17,9 @@ from rism.runtime.image import geometry
 
 __all__ = ["BATCH", "profile", "ranges"]
 
-BATCH = (1, 1, 8)
+# Smallest, usual and largest.
+Range: TypeAlias = tuple[int, int, int]
+BATCH: Range = (1, 1, 8)
 """Fewest, usual and most expressions of a run, unless something else is asked for."""
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
@@ -26,27 +28,14 @@ _SMALLEST_PX = 256
 _USUAL_WORDS = 24
 
 
-@dataclass(frozen=True)
-class _Range:
-    min: int
-    opt: int
-    max: int
-
-    def times(self, factor: int) -> _Range:
-        return _Range(self.min * factor, self.opt * factor, self.max * factor)
-
-    def plus(self, count: int) -> _Range:
-        return _Range(self.min + count, self.opt + count, self.max + count)
-
-
 def ranges(
     rules: Geometry,
     prompt: PromptRules,
     noise_rows: int,
     *,
     shapes: str | None = None,
-    batch: tuple[int, int, int] = BATCH,
-) -> dict[str, _Range]:
+    batch: Range = BATCH,
+) -> dict[str, Range]:
     """Say how large each named dimension of a bundle's graphs can be.
 
     Args:
@@ -62,30 +51,34 @@ def ranges(
     """
     sizes = _images(rules, noise_rows, shapes)
     token = rules.token_px
-    areas = [(w // token) * (h // token) for w, h in sizes]
     found = {
-        "batch": _Range(*batch),
-        "tokens": _Range(*areas),
-        "width": _Range(*(w for w, _ in sizes)),
-        "height": _Range(*(h for _, h in sizes)),
+        "batch": batch,
+        "tokens": _range((w // token) * (h // token) for w, h in sizes),
+        "width": _range(w for w, _ in sizes),
+        "height": _range(h for _, h in sizes),
     }
     if shapes is None and not rules.sizes:
         found |= _by_geometry(rules, noise_rows)
-    seen = _Range(0, 0, 0)
+    seen = 0, 0, 0
     if prompt.vision is not None:
         cell = prompt.vision.cell_px**2
-        low, high = prompt.vision.min_pixels // cell, -(-prompt.vision.max_pixels // cell)
-        seen = _Range(max(1, low), (max(1, low) + high) // 2, high)
+        low, high = max(1, prompt.vision.min_pixels // cell), -(-prompt.vision.max_pixels // cell)
+        seen = low, (low + high) // 2, high
         found["picture_tokens"] = seen
-        found["patches"] = seen.times(prompt.vision.merge**2)
+        found["patches"] = _range(count * prompt.vision.merge**2 for count in seen)
     longest = prompt.max_length
-    own = _Range(1, min(longest, seen.opt + _USUAL_WORDS), longest)
+    own = 1, min(longest, seen[1] + _USUAL_WORDS), longest
     found["prompt_tokens"] = own
-    found["sequence"] = own.plus(prompt.drop)
+    found["sequence"] = _range(count + prompt.drop for count in own)
     return found
 
 
-def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> dict[str, ShapeRange]:
+def _range(counts: Iterable[int]) -> Range:
+    low, usual, high = counts
+    return low, usual, high
+
+
+def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, Range]) -> dict[str, ShapeRange]:
     """Turn the sizes of dimensions, as `ranges` gives them, into shapes of a graph's inputs.
 
     Raises:
@@ -93,10 +86,10 @@ def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> di
     """
     found = {}
     for logical, tensor in inputs.items():
-        sides: list[_Range] = []
+        sides: list[Range] = []
         for size in tensor.shape:
             if isinstance(size, int):
-                sides.append(_Range(size, size, size))
+                sides.append((size, size, size))
             elif size in known:
                 sides.append(known[size])
             else:
@@ -104,11 +97,7 @@ def profile(inputs: Mapping[str, TensorSpec], known: Mapping[str, _Range]) -> di
                     f"input '{logical}' of a graph has a dimension '{one_line(size)}', "
                     f"expected one of {', '.join(known)}: export the bundle again"
                 )
-        found[logical] = ShapeRange(
-            tuple(side.min for side in sides),
-            tuple(side.opt for side in sides),
-            tuple(side.max for side in sides),
-        )
+        found[logical] = ShapeRange(*(tuple(side[at] for side in sides) for at in range(3)))
     return found
 
 
@@ -158,19 +147,18 @@ def _images(rules: Geometry, noise_rows: int, shapes: str | None) -> list[tuple[
     return sizes
 
 
-def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, _Range]:
+def _by_geometry(rules: Geometry, noise_rows: int) -> dict[str, Range]:
     """Return the ranges of the sizes that images of any shape are resized to."""
     plans = [geometry.plan(size, rules) for size in _extreme_images(rules)]
     square = geometry.plan((rules.size_level, rules.size_level), rules)
-    rows = [each.grid_hw[0] * rules.token_px for each in plans]
-    columns = [each.grid_hw[1] * rules.token_px for each in plans]
+    rows, columns = ([each.grid_hw[at] * rules.token_px for each in plans] for at in (0, 1))
     usual = square.grid_hw[0] * rules.token_px
     tokens = [each.tokens for each in plans]
     return {
         # What lies between two steps may round to a few tokens less.
-        "tokens": _Range(min(tokens) * 15 // 16, square.tokens, max(noise_rows, *tokens)),
-        "height": _Range(min(rows), usual, max(rows)),
-        "width": _Range(min(columns), usual, max(columns)),
+        "tokens": (min(tokens) * 15 // 16, square.tokens, max(noise_rows, *tokens)),
+        "height": (min(rows), usual, max(rows)),
+        "width": (min(columns), usual, max(columns)),
     }
 
 

@@ -21,13 +21,7 @@ def manifest() -> Manifest:
 
 
 def sizes(manifest: Manifest, rules: Geometry | None = None, **options: object) -> dict[str, tuple]:
-    found = ranges(
-        rules or manifest.geometry,
-        manifest.prompt,
-        manifest.noise.shape[0],
-        **options,
-    )
-    return {name: (each.min, each.opt, each.max) for name, each in found.items()}
+    return ranges(rules or manifest.geometry, manifest.prompt, manifest.noise.shape[0], **options)
 
 
 @pytest.mark.parametrize("resize", ["always", "shrink"])
