@@ -183,16 +183,8 @@ class PromptEmbedder:
         width = length if self._rules.padding == "none" else self._rules.max_length
         if len(embeds) < width:
             embeds = changed(embeds, partial(_filled_up, count=width))
-        return PromptState(
-            instruction,
-            embeds,
-            encoded.token_mask[row, :width].astype(np.int64),
-            encoded.instruction_mask[row, :width],
-            encoded.expression_mask[row, :width],
-            encoded.tokens[row],
-            encoded.spans[row],
-            _filled_up(context.positions[row], width) if context.positions else None,
-        )
+        positions = _filled_up(context.positions[row], width) if context.positions else None
+        return PromptState(instruction, embeds, encoded.tokens[row], encoded.spans[row], positions)
 
 
 def _copied(rows: Any, where: tuple[int, slice]) -> Any:

@@ -66,9 +66,6 @@ class PromptState:
         instruction: the instruction.
         embeds: (N_p, E) float32, on the GPU if they were computed there; `numpy.asarray` copies
             them to the host.
-        attention_mask: (N_p,) int64, one where the transformer has a token.
-        instruction_mask: (N_p,) bool, true on the tokens of the instruction, without magnets.
-        expression_mask: (N_p,) bool, true on the tokens of the expression.
         tokens: text of each token, without padding.
         spans: for each of them the characters of `instruction.text` that it covers, as (start,
             end); those of the model's own prefix and suffix lie outside.
@@ -77,19 +74,41 @@ class PromptState:
 
     instruction: Instruction
     embeds: npt.NDArray[np.float32] | Mirrored
-    attention_mask: npt.NDArray[np.int64]
-    instruction_mask: npt.NDArray[np.bool_]
-    expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     positions: npt.NDArray[np.float32] | None = None
 
+    @property
+    def attention_mask(self) -> npt.NDArray[np.int64]:
+        """(N_p,) int64, one where the transformer has a token."""
+        return (np.arange(len(self.embeds)) < len(self.tokens)).astype(np.int64)
+
+    @property
+    def instruction_mask(self) -> npt.NDArray[np.bool_]:
+        """(N_p,) bool, true on the tokens of the instruction, without magnets."""
+        return self.covered((0, self.instruction.length_without_magnets))
+
+    @property
+    def expression_mask(self) -> npt.NDArray[np.bool_]:
+        """(N_p,) bool, true on the tokens of the expression."""
+        start = self.instruction.start
+        if start is None:
+            return self.covered()
+        return self.covered((start, start + len(self.instruction.expression)))
+
+    def covered(self, *pieces: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Return which tokens overlap pieces (start, end) of the instruction's text: (N_p,)."""
+        found = np.zeros(len(self.embeds), np.bool_)
+        for start, end in pieces:
+            found[: len(self.spans)] |= [a < end and b > start for a, b in self.spans]
+        return found
+
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Tokenised prompts: S tokens each for the text encoder, N_p for the transformer.
+    """Tokenised prompts, S tokens each for the text encoder.
 
-    The transformer's N_p columns begin after the first `drop` of the text encoder's S.
+    The transformer gets those after the first `drop`.
 
     Attributes:
         input_ids: (B, S) int64, padded on the right.
@@ -97,10 +116,6 @@ class EncodedPrompts:
         seen_mask: (B, S) int64, one on each token that has a position of its own.
         quoted_mask: (B, S) int64, one on the tokens of characters in quotes.
         lengths: (B,) int64, the transformer's tokens without padding.
-        token_mask: (B, N_p) bool, true where the transformer has a token.
-        instruction_mask: (B, N_p) bool, true on the tokens of the instruction, without the
-            model's prefix and suffix, magnets and padding.
-        expression_mask: (B, N_p) bool, true on the tokens of the expression.
         tokens: for each prompt the text of each of the transformer's tokens, without padding.
         spans: for each of these tokens the characters of the instruction that it covers; see
             `PromptState`.
@@ -111,9 +126,6 @@ class EncodedPrompts:
     seen_mask: npt.NDArray[np.int64]
     quoted_mask: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    token_mask: npt.NDArray[np.bool_]
-    instruction_mask: npt.NDArray[np.bool_]
-    expression_mask: npt.NDArray[np.bool_]
     tokens: tuple[tuple[str, ...], ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
 
@@ -211,8 +223,7 @@ class PromptEncoder:
 
         Returns:
             With padding "tokens" S is `drop` + `max_length`, otherwise the length of the longest
-            prompt. N_p is `max_length`, or with padding "none" that of the longest without
-            `drop`.
+            prompt.
 
         Raises:
             InputError: an instruction is too long.
@@ -222,12 +233,9 @@ class PromptEncoder:
         rows = [self._row(instruction, image_tokens) for instruction in instructions]
         lengths = np.array([len(row.ids) - rules.drop for row in rows], np.int64)
         longest = int(lengths.max(initial=0))
-        width = longest if rules.padding == "none" else rules.max_length
         total = rules.drop + (rules.max_length if rules.padding == "tokens" else longest)
         ids = np.full((len(rows), total), rules.pad_id, np.int64)
         there, quoted = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.int64)
-        in_instruction = np.zeros((len(rows), width), np.bool_)
-        in_expression = np.zeros_like(in_instruction)
         tokens: list[tuple[str, ...]] = []
         spans: list[tuple[tuple[int, int], ...]] = []
         for at, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
@@ -236,30 +244,12 @@ class PromptEncoder:
             ids[at, :count] = row.ids
             there[at, :count] = 1
             quoted[at, :count] = row.quoted
-            in_instruction[at, : len(kept)] = _within(
-                kept, first, instruction.length_without_magnets
-            )
-            if instruction.start is not None:
-                start = first + instruction.start
-                in_expression[at, : len(kept)] = _within(kept, start, len(instruction.expression))
             rendered = self._render(instruction)
             tokens.append(tuple(rendered[a:b] for a, b in kept))
             spans.append(tuple((a - first, b - first) for a, b in kept))
         seen = there if rules.unseen_id is None else there * (ids != rules.unseen_id)
         attended = there if rules.unseen_attended else seen
-        in_use = np.arange(width) < lengths[:, None]
-        return EncodedPrompts(
-            ids,
-            attended,
-            seen,
-            quoted,
-            lengths,
-            in_use,
-            in_instruction,
-            in_expression,
-            tuple(tokens),
-            tuple(spans),
-        )
+        return EncodedPrompts(ids, attended, seen, quoted, lengths, tuple(tokens), tuple(spans))
 
     def _render(self, instruction: Instruction) -> str:
         return self.rules.prefix + instruction.text + self.rules.suffix
@@ -354,8 +344,3 @@ def check_template(template: str) -> str:
             f"once, such as 'remove {_MARK}'"
         )
     return clean_expression(template, what="the template")
-
-
-def _within(offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[bool]:
-    """Return which tokens overlap a piece of the text."""
-    return [a < start + length and b > start for a, b in offsets]

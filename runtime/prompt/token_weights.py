@@ -1,6 +1,6 @@
 """The prompt weights w of a_l = A_vp w: the weight of each token of a prompt."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,14 @@ def prompt_token_weights(
         InputError: an unknown name, wrong or not finite numbers, or a set of the expression's
             tokens after a refiner removed the expression from its instruction.
     """
-    shape = (len(prompts), max(prompt.attention_mask.size for prompt in prompts))
+    shape = (len(prompts), max(len(prompt.embeds) for prompt in prompts))
     if weights is None or isinstance(weights, str):
         chosen = _named(weights or "all", prompts, shape)
     else:
         chosen = _listed(weights, shape)
     for row, prompt in enumerate(prompts):
-        instruction = prompt.instruction
-        if instruction.magnets:
-            chosen[
-                row, _covered(prompt, [(instruction.length_without_magnets, len(instruction.text))])
-            ] = 0
+        text, first = prompt.instruction.text, prompt.instruction.length_without_magnets
+        chosen[row, : len(prompt.embeds)][prompt.covered((first, len(text)))] = 0
     return chosen
 
 
@@ -60,7 +57,7 @@ def _named(
         return np.ones(shape, np.float32)
     chosen = np.zeros(shape, np.float32)
     for row, prompt in enumerate(prompts):
-        chosen[row, : prompt.attention_mask.size] = _token_set(name, prompt)
+        chosen[row, : len(prompt.embeds)] = _token_set(name, prompt)
     return chosen
 
 
@@ -93,23 +90,11 @@ def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
             f"'{one_line(instruction.expression, limit=40)}' word for word, expected it for the "
             f"tokens '{name}': use 'instruction', or have the refiner keep it"
         )
-    content = [
-        (instruction.start + a, instruction.start + b)
-        for a, b in content_words(instruction.expression)
-    ]
-    head = head_noun(instruction.expression)
+    start, head = instruction.start, head_noun(instruction.expression)
     if name == "expression" or head is None:
         return prompt.expression_mask
     if name == "content":
-        return _covered(prompt, content)
-    of_head = _covered(prompt, [(instruction.start + head[0], instruction.start + head[1])])
+        words = content_words(instruction.expression)
+        return prompt.covered(*((start + a, start + b) for a, b in words))
+    of_head = prompt.covered((start + head[0], start + head[1]))
     return np.where(of_head, 1, _BESIDE_HEAD * prompt.expression_mask)
-
-
-def _covered(prompt: PromptState, pieces: Iterable[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Return which tokens overlap any of the pieces of the instruction's text: (N_p,)."""
-    found = np.zeros(prompt.attention_mask.size, np.bool_)
-    for first, end in pieces:
-        for at, (a, b) in enumerate(prompt.spans):
-            found[at] |= a < end and b > first
-    return found

@@ -10,6 +10,7 @@ from rism.runtime import InputError
 from rism.runtime.prompt.encoder import Instruction, PromptState
 from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.transformer_inputs import batches
+from tests.runtime.prompt.states import states
 from tests.runtime.spies import spied
 
 Reseal = Callable[..., Path]
@@ -18,10 +19,9 @@ Reseal = Callable[..., Path]
 def test_batches_keep_together_what_is_alike() -> None:
     def prompt(length: int, at: float | None) -> PromptState:
         placed = None if at is None else np.full((length, 3), at, np.float32)
-        mask = np.ones(length, np.int64)
-        none = np.zeros(length, np.bool_)
         embeds = np.zeros((length, 2), np.float32)
-        return PromptState(Instruction("a", "a", 0), embeds, mask, none, none, (), (), placed)
+        spans = ((0, 1),) * length
+        return PromptState(Instruction("a", "a", 0), embeds, ("a",) * length, spans, placed)
 
     plain = [prompt(n, None) for n in (4, 3, 4, 4, 3)]
     assert batches(plain, 2) == [[0, 2], [3], [1, 4]]
@@ -39,9 +39,10 @@ def test_weights_of_prompts_of_different_lengths(vision_bundle: Path, colours: n
     words = ["the green van", "a hat"]
     segmenter.segment(colours, words, prompt_weights="expression")
     for feeds, word in zip(spies["transformer"].fed, words, strict=True):
-        told = segmenter._encoder.encode([word], image_tokens=9)
-        assert feeds["prompt_weights"].shape[1] >= told.expression_mask.sum() > 0
-        assert feeds["prompt_weights"].sum() == told.expression_mask.sum()
+        encoder = segmenter._encoder
+        (prompt,) = states(encoder, [encoder.instruct(word)], image_tokens=9)
+        assert feeds["prompt_weights"].shape[1] >= prompt.expression_mask.sum() > 0
+        assert feeds["prompt_weights"].sum() == prompt.expression_mask.sum()
 
 
 def test_one_run_holds_prompts_of_one_length(vision_bundle: Path, colours: np.ndarray) -> None:

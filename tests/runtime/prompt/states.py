@@ -9,15 +9,8 @@ def states(
     encoder: PromptEncoder, instructions: list[Instruction], *, image_tokens: int = 0
 ) -> list[PromptState]:
     found = encoder.tokenize(instructions, image_tokens=image_tokens)
-    return [
-        PromptState(
-            instruction,
-            np.zeros((found.token_mask.shape[1], 3), np.float32),
-            found.token_mask[row].astype(np.int64),
-            found.instruction_mask[row],
-            found.expression_mask[row],
-            found.tokens[row],
-            found.spans[row],
-        )
-        for row, instruction in enumerate(instructions)
-    ]
+    rules = encoder.rules
+    width = max(found.lengths) if rules.padding == "none" else rules.max_length
+    embeds = np.zeros((width, 3), np.float32)
+    rows = zip(instructions, found.tokens, found.spans, strict=True)
+    return [PromptState(each, embeds, tokens, spans) for each, tokens, spans in rows]

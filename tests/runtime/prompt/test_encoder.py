@@ -31,8 +31,10 @@ def test_renders_the_template_and_pads(encoder: PromptEncoder) -> None:
         ("<s>", "remove", "the", "red", "</s>"),
         ("<s>", "remove", "blue", "</s>"),
     )
-    assert np.flatnonzero(encoded.expression_mask[0]).tolist() == [2, 3]
-    assert np.flatnonzero(encoded.instruction_mask[0]).tolist() == [1, 2, 3]
+    (prompt,) = states(encoder, [encoder.instruct("the red")])
+    assert np.flatnonzero(prompt.expression_mask).tolist() == [2, 3]
+    assert np.flatnonzero(prompt.instruction_mask).tolist() == [1, 2, 3]
+    assert prompt.attention_mask.tolist() == [1] * 5 + [0] * 3
     assert encoder.encode(["{expression} red"]).tokens[0][2:4] == ("{expression}", "red")
 
 
@@ -126,10 +128,10 @@ def with_template(bundle_folder: Path, template: str) -> PromptEncoder:
 def test_another_template(tiny_master: Path) -> None:
     encoder = with_template(tiny_master, "the {expression}  blue")
     assert encoder.instruct("red").text == "the red blue"
-    encoded = encoder.encode(["red"])
-    assert encoded.tokens == (("<s>", "the", "red", "blue", "</s>"),)
-    assert np.flatnonzero(encoded.instruction_mask[0]).tolist() == [1, 2, 3]
-    assert np.flatnonzero(encoded.expression_mask[0]).tolist() == [2]
+    (prompt,) = states(encoder, [encoder.instruct("red")])
+    assert prompt.tokens == ("<s>", "the", "red", "blue", "</s>")
+    assert np.flatnonzero(prompt.instruction_mask).tolist() == [1, 2, 3]
+    assert np.flatnonzero(prompt.expression_mask).tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -153,10 +155,10 @@ def test_rewording_looks_for_the_expression(encoder: PromptEncoder) -> None:
     instruction = encoder.instruct("the red")
     reworded = encoder.reword(instruction, " remove all\nof the red ")
     assert reworded == Instruction("the red", "remove all of the red", 14)
-    assert encoder.tokenize([reworded]).expression_mask[0].sum() == 2
+    assert states(encoder, [reworded])[0].expression_mask.sum() == 2
     other = encoder.reword(instruction, "remove red")
     assert other.start is None
-    assert not encoder.tokenize([other]).expression_mask.any()
+    assert not states(encoder, [other])[0].expression_mask.any()
 
 
 @pytest.fixture
@@ -202,11 +204,11 @@ def test_the_image_is_as_many_tokens_as_it_has() -> None:
     assert many.input_ids[0].tolist() == [
         *one.input_ids[0, :at], *[encoder.image_token_id] * 9, *one.input_ids[0, at + 1 :],
     ]  # fmt: skip
-    for encoded in (one, many):
-        own = np.array(encoded.tokens[0])[encoded.expression_mask[0]]
-        assert "".join(own) == " the van"
-        told = np.array(encoded.tokens[0])[encoded.instruction_mask[0]]
-        assert "".join(told).strip() == "remove the van"
+    for count in (1, 9):
+        (prompt,) = states(encoder, [encoder.instruct("the van")], image_tokens=count)
+        tokens = np.array(prompt.tokens)
+        assert "".join(tokens[prompt.expression_mask]) == " the van"
+        assert "".join(tokens[prompt.instruction_mask]).strip() == "remove the van"
     assert many.tokens[0].count("<|image_pad|>") == 9
 
 
@@ -214,8 +216,7 @@ def test_what_is_dropped_is_seen_by_the_text_encoder_only() -> None:
     whole = encoder_with_vision(later_rules(drop=0)).encode(["the van"], image_tokens=4)
     dropped = encoder_with_vision(later_rules(drop=7)).encode(["the van"], image_tokens=4)
     np.testing.assert_array_equal(dropped.input_ids, whole.input_ids)
-    np.testing.assert_array_equal(dropped.expression_mask, whole.expression_mask[:, 7:])
-    assert dropped.tokens[0] == whole.tokens[0][7:]
+    assert dropped.tokens[0] == whole.tokens[0][7:] and dropped.spans[0] == whole.spans[0][7:]
     assert dropped.lengths.tolist() == [whole.input_ids.shape[1] - 7]
     with pytest.raises(BundleError, match=r"the prompt has \d+ tokens, expected more than 'promp"):
         encoder_with_vision(later_rules(drop=200)).encode(["the van"], image_tokens=4)
@@ -231,10 +232,6 @@ def test_paddings(padding: str) -> None:
     assert encoded.input_ids.shape == encoded.quoted_mask.shape == (2, total)
     assert encoded.attention_mask.sum(1).tolist() == [5 + long, 5 + short]
     assert (encoded.input_ids[1, 5 + short :] == 3).all()
-    width = long if padding == "none" else 80
-    assert encoded.token_mask.shape == encoded.expression_mask.shape == (2, width)
-    assert encoded.token_mask.sum(1).tolist() == [long, short]
-    assert encoded.token_mask[1, :short].all()
     assert [len(tokens) for tokens in encoded.tokens] == [long, short]
 
 
@@ -251,7 +248,6 @@ def test_tokens_that_are_not_seen() -> None:
         np.testing.assert_array_equal(
             encoded.attention_mask, there if attended else there & ~unseen
         )
-        assert encoded.token_mask[0, : encoded.lengths[0]].all()
 
 
 def test_an_image_of_too_many_tokens() -> None:

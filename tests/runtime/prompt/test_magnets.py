@@ -43,15 +43,13 @@ def test_magnets_have_weight_0(segmenter: Segmenter) -> None:
 def test_pieces_of_words_and_an_image_after_them() -> None:
     encoder = PromptEncoder(later_rules(quotes=None), tokenizer_json())
     told = encoder.append(encoder.instruct("the van"), "helpful sign")
-    found = encoder.tokenize([told], image_tokens=4)
-    tokens = np.array(found.tokens[0])
-    magnets = np.array(
-        [a < len(told.text) and b > told.length_without_magnets for a, b in found.spans[0]]
-    )
+    (prompt,) = states(encoder, [told], image_tokens=4)
+    tokens = np.array(prompt.tokens)
+    magnets = prompt.covered((told.length_without_magnets, len(told.text)))
     assert "".join(tokens[magnets]) == " helpful sign"
-    assert "".join(tokens[found.expression_mask[0]]) == " the van"
-    assert not (found.instruction_mask[0] & magnets).any()
-    assert found.tokens[0].count("<|image_pad|>") == 4
+    assert "".join(tokens[prompt.expression_mask]) == " the van"
+    assert not (prompt.instruction_mask & magnets).any()
+    assert prompt.tokens.count("<|image_pad|>") == 4
     assert PICTURE.split("<")[0].strip() in "".join(tokens)
 
 

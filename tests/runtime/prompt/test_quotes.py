@@ -10,6 +10,7 @@ from rism.runtime.bundle.prompt_spec import PromptRules, QuoteRules
 from rism.runtime.errors import BundleError
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 from rism.runtime.prompt.quotes import Piece, pieces
+from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import (
     PICTURE,
     PLAIN,
@@ -143,14 +144,14 @@ def test_ids_of_the_second_rule() -> None:
 def test_the_expressions_tokens_are_its_characters(made: Callable[..., PromptRules]) -> None:
     encoder = PromptEncoder(made(max_length=1000), tokenizer_json())
     for text in TEXTS:
-        found = encoder.tokenize([instruction(text)], image_tokens=6)
-        tokens = np.array(found.tokens[0], dtype=object)
-        own = "".join(dict.fromkeys(tokens[found.expression_mask[0][: len(tokens)]]))
+        (prompt,) = states(encoder, [instruction(text)], image_tokens=6)
+        tokens = np.array(prompt.tokens, dtype=object)
+        own = "".join(dict.fromkeys(tokens[prompt.expression_mask[: len(tokens)]]))
         # Tokens may begin with the space before, and bytes of one character show all of it.
         assert set(own.strip()) <= set(text) | {" "}, text
         lost = {"\u201c"} if re.search("(^|>)\u201c", text) else set()
         assert set(text) - set(own) <= lost, text
-        assert not (found.expression_mask & ~found.instruction_mask).any()
+        assert not (prompt.expression_mask & ~prompt.instruction_mask).any()
         assert "<|image_pad|>" not in own
         assert list(tokens).count("<|image_pad|>") == 6
 
