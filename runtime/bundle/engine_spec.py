@@ -14,7 +14,7 @@ import numpy as np
 from rism.runtime.bundle.file_spec import FileInfo
 from rism.runtime.bundle.graph_spec import DTYPES, GraphSpec, TensorSpec, same_shape
 from rism.runtime.bundle.json_reader import Node
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import one_line
 
 __all__ = [
     "EngineVariant",
@@ -184,14 +184,14 @@ def _plan(
     node: Node, graph: GraphSpec, files: Mapping[str, FileInfo], *, stripped: bool
 ) -> PlanSpec:
     plan = PlanSpec(
-        file=_listed_file(node, "file", files),
-        layers=_listed_file(node, "layers", files) if node.has("layers") else None,
-        refit=_listed_file(node, "refit", files) if stripped else None,
+        file=node.listed_file("file", files),
+        layers=node.listed_file("layers", files) if node.has("layers") else None,
+        refit=node.listed_file("refit", files) if stripped else None,
         shapes={
             logical: _range(node.node_or_empty("shapes"), logical, graph)
             for logical in node.node_or_empty("shapes").names()
         },
-        weights=_listed_file(node, "weights", files) if node.has("weights") else None,
+        weights=node.listed_file("weights", files) if node.has("weights") else None,
     )
     for logical, tensor in graph.inputs.items():
         if logical not in plan.shapes and not all(isinstance(size, int) for size in tensor.shape):
@@ -223,7 +223,7 @@ def parse_self_test(
     if not top.has("self_test"):
         return None
     node = top.node("self_test")
-    file = _listed_file(node, "file", files)
+    file = node.listed_file("file", files)
     size = files[file].size
     if size > MAX_SELF_TEST_BYTES:
         node.refuse("file", f"a file of at most {MAX_SELF_TEST_BYTES} bytes")
@@ -269,7 +269,7 @@ def parse_calibration(top: Node, files: Mapping[str, FileInfo]) -> str | None:
     Raises:
         BundleError: a key is wrong, or the file is not listed.
     """
-    return _listed_file(top.node("calibration"), "file", files) if top.has("calibration") else None
+    return top.node("calibration").listed_file("file", files) if top.has("calibration") else None
 
 
 def _capabilities(node: Node) -> tuple[str, ...]:
@@ -278,13 +278,3 @@ def _capabilities(node: Node) -> tuple[str, ...]:
     if not texts or len(texts) != len(found):
         node.refuse("compute_capabilities", "a list of compute capabilities, such as ['8.6']")
     return tuple(texts)
-
-
-def _listed_file(node: Node, key: str, files: Mapping[str, FileInfo]) -> str:
-    name = node.file_name(key)
-    if name not in files:
-        raise BundleError(
-            f"manifest.json: key '{node.full(key)}' names '{name}', which 'files' does not list: "
-            "build or record it again"
-        )
-    return name

@@ -1,6 +1,6 @@
 """The graphs of a manifest: which there must be, and what goes in and out of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from rism.runtime.bundle.json_reader import Node, is_integer
@@ -77,7 +77,7 @@ class GraphSpec:
 
 
 def parse_graphs(
-    node: Node, sizes: tuple[tuple[int, int], ...], prompt: PromptRules
+    node: Node, sizes: tuple[tuple[int, int], ...], prompt: PromptRules, files: Container[str]
 ) -> dict[str, GraphSpec]:
     """Read the object "graphs" of a manifest; `sizes` are (width, height), none if graphs take any.
 
@@ -101,16 +101,16 @@ def parse_graphs(
             node.refuse(name, f"graphs by size, such as '{name}{suffixes[0]}', for 'sizes'")
     missing: tuple[str, ...] = () if prompt.vision is not None else _FROM_VISION
     missing += () if prompt.positions != "none" else _FROM_POSITIONS
-    return {name: _graph(node, name, missing) for name in names}
+    return {name: _graph(node, name, missing, files) for name in names}
 
 
-def _graph(node: Node, name: str, missing: tuple[str, ...]) -> GraphSpec:
+def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str]) -> GraphSpec:
     """Read one graph; inputs that are `missing` cannot be fed."""
     if not node.has(name):
         node.refuse(name, "a graph")
     entry, kind = node.node(name), name.partition("@")[0]
     graph = GraphSpec(
-        file=entry.file_name("file"),
+        file=entry.listed_file("file", files),
         inputs=_tensors(entry.node("inputs")),
         outputs=_tensors(entry.node("outputs")),
     )

@@ -5,7 +5,7 @@ Unknown keys are ignored.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NoReturn, TypeGuard
 
 from rism.runtime.errors import BundleError, RismError, one_line
@@ -163,6 +163,16 @@ class Node:
         if not isinstance(value, str) or not is_safe_name(value):
             self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - @ and /)")
         return value
+
+    def listed_file(self, key: str, files: Container[str]) -> str:
+        """Return the name of a file that the manifest lists with its size and hash."""
+        name = self.file_name(key)
+        if name not in files:
+            raise BundleError(
+                f"{self._document}: key '{self.full(key)}' names '{name}', which 'files' of "
+                f"manifest.json does not list: {self._mend}"
+            )
+        return name
 
 
 def is_safe_name(name: str) -> bool:

@@ -194,9 +194,9 @@ def parse_manifest(data: object) -> Manifest:
         top.refuse("format", "'rism-bundle'")
     version = _check_version(top)
     geometry = _geometry(top.node("geometry"))
-    prompt = parse_prompt(top.node("prompt"))
-    graphs = parse_graphs(top.node("graphs"), geometry.sizes, prompt)
     files = parse_files(top.node("files"))
+    prompt = parse_prompt(top.node("prompt"), files)
+    graphs = parse_graphs(top.node("graphs"), geometry.sizes, prompt, files)
     manifest = Manifest(
         schema_version=version,
         model=_model(top.node("model")),
@@ -205,7 +205,7 @@ def parse_manifest(data: object) -> Manifest:
         geometry=geometry,
         prompt=prompt,
         method=_method(top.node("method")),
-        noise=_noise(top.node("noise")),
+        noise=_noise(top.node("noise"), files),
         default_capture=top.choice("default_capture", CAPTURES),
         graphs=graphs,
         files=files,
@@ -215,7 +215,6 @@ def parse_manifest(data: object) -> Manifest:
     )
     if manifest.default_capture not in manifest.captures:
         top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")
-    _check_listed(manifest)
     _check_sizes(manifest)
     return manifest
 
@@ -334,32 +333,19 @@ def _confidence(node: Node) -> ConfidenceRule:
     )
 
 
-def _noise(node: Node) -> NoiseInfo:
+def _noise(node: Node, files: Mapping[str, FileInfo]) -> NoiseInfo:
     node.choice("dtype", ("float32",))
     shape = node.sizes("shape")
     if len(shape) != 2 or shape[0] * shape[1] > MAX_NOISE_VALUES:
         node.refuse("shape", f"[rows, channels] with at most {MAX_NOISE_VALUES} values")
-    return NoiseInfo(node.file_name("file"), (shape[0], shape[1]))
-
-
-def _check_listed(manifest: Manifest) -> None:
-    """Refuse a manifest that uses a file without giving its size and hash."""
-    used = {f"graphs.{name}.file": graph.file for name, graph in manifest.graphs.items()}
-    used["noise.file"] = manifest.noise.file
-    used["prompt.tokenizer"] = manifest.prompt.tokenizer
-    for key, name in used.items():
-        if name not in manifest.files:
-            raise BundleError(
-                f"manifest.json: key '{key}' names '{name}', which 'files' does not list: "
-                "export the bundle again"
-            )
-    rows, channels = manifest.noise.shape
-    size = manifest.files[manifest.noise.file].size
-    if size != rows * channels * 4:
+    noise = NoiseInfo(node.listed_file("file", files), (shape[0], shape[1]))
+    size = files[noise.file].size
+    if size != shape[0] * shape[1] * 4:
         raise BundleError(
-            f"manifest.json: '{manifest.noise.file}' is {size} bytes, expected "
-            f"{rows * channels * 4} for noise.shape [{rows}, {channels}]: export the bundle again"
+            f"manifest.json: '{noise.file}' is {size} bytes, expected {shape[0] * shape[1] * 4} "
+            f"for noise.shape {list(shape)}: export the bundle again"
         )
+    return noise
 
 
 def _check_sizes(manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 """How a manifest says to turn an expression into tokens (docs/bundle.md, step 4)."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from rism.runtime.bundle.json_reader import Node
@@ -108,7 +109,7 @@ class PromptRules:
     vision: VisionRules | None = None
 
 
-def parse_prompt(node: Node) -> PromptRules:
+def parse_prompt(node: Node, files: Container[str]) -> PromptRules:
     """Read the object "prompt" of a manifest.
 
     Raises:
@@ -120,7 +121,7 @@ def parse_prompt(node: Node) -> PromptRules:
         suffix=node.text("suffix", default="", multiline=True),
         max_length=node.integer("max_length", 1, MAX_PROMPT_TOKENS),
         pad_id=node.integer("pad_id", 0, 2**31 - 1),
-        tokenizer=node.file_name("tokenizer"),
+        tokenizer=node.listed_file("tokenizer", files),
         drop=node.integer("drop", 0, MAX_PROMPT_TOKENS, default=0),
         padding=node.choice("padding", PADDINGS, default="tokens"),
         unseen_id=(

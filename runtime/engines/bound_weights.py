@@ -76,9 +76,7 @@ def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
 
 
 def _weight(node: Node, bundle: Bundle) -> BoundWeight:
-    file = node.file_name("file")
-    if file not in bundle.manifest.files:
-        node.refuse("file", "a file that manifest.json lists")
+    file = node.listed_file("file", bundle.manifest.files)
     size = bundle.manifest.files[file].size
     dtype = node.choice("dtype", tuple(_BYTES))
     offset, length = node.integer("offset", 0, size), node.integer("length", 1, size)
