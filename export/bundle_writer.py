@@ -95,7 +95,7 @@ class BundleWriter:
         self._done(name, file)
 
     def vision_encoder(self) -> None:
-        """Write and compare the tower that looks at the picture for the text encoder."""
+        """Write and compare the tower that looks at the image for the text encoder."""
         export, name = self.export, "vision_encoder"
         with self._file(name) as file:
             self._say("the vision encoder")
@@ -118,7 +118,7 @@ class BundleWriter:
                 self._save(graph, export.parts[name].rules, file, graph_name(name, size))
             files = {size: self.graphs[graph_name(name, size)] for size in export.sizes}
             if self.lean and None not in files:
-                # Pictures of a fixed size take gigabytes; the same module takes a small one.
+                # Images of a fixed size take gigabytes; the same module takes a small one.
                 graph = trace_vae(export.parts[name], export.model.spec, None)
                 files = {None: self._sample(graph, export.parts[name].rules, file, "vae")}
         self.parity[name] = self._gate(export.model).vae_encoder(files)

@@ -24,11 +24,11 @@ class ExportOptions:
         feature_site: "mmsa", "adaln" or "block" (table 3 of the paper).
         token_attention: add attention per prompt token to every transformer graph.
         precision: "fp32", "bf16", "fp16", or None for the model's own.
-        size_level: bring every picture to about this many pixels squared, as the paper does;
+        size_level: bring every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
         template: the instruction, with {expression} in it; None for "remove {expression}".
-        vision_id: whether "Picture 1: " stands before the picture in the prompt of Step1X-Edit;
+        vision_id: whether "Picture 1: " stands before the image in the prompt of Step1X-Edit;
             None for what its version's release renders (docs/step1x.md).
         parity: "full" compares whole graphs with PyTorch, "blocks" one block of each kind on
             the bundle's weights, "auto" chooses by the memory that is free.

@@ -58,7 +58,7 @@ def write_out_group_normalization(model: ir.Model) -> None:
     """Let an instance normalisation do what ONNX Runtime has no kernel for.
 
     `GroupNormalization` is a function there, of some fourteen operators that each pass over the
-    picture. PyTorch's exporter writes the same five before opset 21.
+    image. PyTorch's exporter writes the same five before opset 21.
 
     Needs: types and shapes. Leaves: no `GroupNormalization`; the same computation in float32,
     on scales and biases of the same names.

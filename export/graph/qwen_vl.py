@@ -85,7 +85,7 @@ def _rotate_half(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> to
 
 
 class QwenVlPromptEncoder(nn.Module):
-    """The language model up to its last hidden state, pictures put in the place of their tokens.
+    """The language model up to its last hidden state, images put in the place of their tokens.
 
     Args:
         model: the language model; modules are shared, not copied.

@@ -50,7 +50,7 @@ def trace_text(part: Part, spec: ModelSpec) -> ir.Model:
 
 
 def trace_vision(part: Part, spec: ModelSpec) -> ir.Model:
-    """Trace the tower that looks at the picture, which may have any number of patches."""
+    """Trace the tower that looks at the image, which may have any number of patches."""
     rules = spec.prompt.vision
     assert rules is not None, "only models whose text encoder looks have one"
     patches = 6 * rules.merge**2
@@ -88,7 +88,7 @@ def trace_transformer(
     tokens = (size[0] // token) * (size[1] // token) if size else 20
     by_batch = {} if size else {0: "batch"}
     by_token = {} if size else {0: "tokens"}
-    # Prompts that are not padded have a length of their own, whatever the picture's size.
+    # Prompts that are not padded have a length of their own, whatever the image's size.
     own = {} if rules.padding != "none" else {1: "prompt_tokens"}
     length = 24 if own else rules.max_length
     prompt = by_batch | own

@@ -103,7 +103,7 @@ class Gate:
 
     @cached_property
     def latents(self) -> list[torch.Tensor]:
-        """What the pipeline makes of the samples' pictures."""
+        """What the pipeline makes of the samples' images."""
         return self.reference.vae_latents([sample.image for sample in self.samples])
 
     @cached_property
@@ -111,13 +111,13 @@ class Gate:
         """How the pipeline encodes each sample's instructions."""
         if self.model.spec.prompt.vision:
             return [self.reference.text(each.instructions, each.picture) for each in self.samples]
-        # Who does not look at the picture is asked once for what is the same.
+        # Who does not look at the image is asked once for what is the same.
         asked = {each.instructions: each for each in self.samples}
         said = {text: self.reference.text(text, each.picture) for text, each in asked.items()}
         return [said[each.instructions] for each in self.samples]
 
     def vision_encoder(self, file: str) -> dict[str, Check]:
-        """Compare the tower that looks at the picture with the library's own."""
+        """Compare the tower that looks at the image with the library's own."""
         checks: dict[str, Check] = {}
         for sample in self.samples:
             feeds, _ = vision_feeds(self.model.spec, sample)
@@ -210,7 +210,7 @@ class Gate:
         wanted: Arrays,
         limits: _Limits,
     ) -> None:
-        """Masks at twice the picture's size: share of pixels that differ from the reference's."""
+        """Masks at twice the image's size: share of pixels that differ from the reference's."""
         spec = self.model.spec
         size = (2 * sample.size_wh[0], 2 * sample.size_wh[1])
         view = Plan(size, sample.size_wh, (0, 0, *sample.size_wh), sample.grid_hw)

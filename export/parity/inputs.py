@@ -1,4 +1,4 @@
-"""What the parity gate feeds to graphs and to PyTorch: pictures, prompts, and their tokens."""
+"""What the parity gate feeds to graphs and to PyTorch: images, prompts, and their tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GRIDS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.7))
 
 @dataclass(frozen=True)
 class Samples:
-    """A picture at the model's size, and what is asked of it."""
+    """An image at the model's size, and what is asked of it."""
 
     grid_hw: tuple[int, int]
     size_wh: tuple[int, int]
@@ -36,11 +36,11 @@ class Samples:
 
 
 def draw(spec: ModelSpec, *, lean: bool) -> list[Samples]:
-    """Smooth random pictures of three aspect ratios, a fraction of the model's own size.
+    """Smooth random images of three aspect ratios, a fraction of the model's own size.
 
     Args:
         spec: the model.
-        lean: one small picture only.
+        lean: one small image only.
     """
     geometry = spec.geometry
     if geometry.sizes and not lean:
@@ -79,7 +79,7 @@ def _sample(spec: ModelSpec, number: int, size_wh: tuple[int, int], count: int) 
 
 
 def vision_feeds(spec: ModelSpec, sample: Samples) -> tuple[Arrays, tuple[int, int]]:
-    """Return what the vision encoder is given of a picture, and the grid of its patches."""
+    """Return what the vision encoder is given of an image, and the grid of its patches."""
     rules = spec.prompt.vision
     assert rules is not None, "only models whose text encoder looks are asked"
     view = vision_patches.view(sample.picture, sample.size_wh, rules)

@@ -1,4 +1,4 @@
-"""What a refiner said: unwrapped from its quotation marks, and kept in one file."""
+"""The file of rewritten instructions, and answers without their quotation marks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, OutputError, one_line
 from rism.runtime.prompt.instruction_file import InstructionFile, Origin, RefinedInstruction
 
-__all__ = ["SAVE_EVERY_S", "AnswerFile", "check_place", "unquote"]
+__all__ = ["SAVE_EVERY_S", "RefinedInstructionFile", "check_output_file", "unquote"]
 
 SAVE_EVERY_S = 1.0
 """How long an answer may be in memory only, for each thousand answers of a file."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」"}  # noqa: RUF001
 
 
-class AnswerFile:
+class RefinedInstructionFile:
     """A file that answers are added to: written now and then, whole or not at all."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
@@ -27,7 +27,7 @@ class AnswerFile:
 
         Args:
             path: the file.
-            origin: who answers in this run.
+            origin: model and settings of this run.
 
         Raises:
             InputError: It is another kind of file, or of another model or other settings.
@@ -59,7 +59,7 @@ class AnswerFile:
             self._saved, self._unsaved = time.monotonic(), False
 
 
-def check_place(output: Path) -> None:
+def check_output_file(output: Path) -> None:
     """Refuse now, not after minutes, a place that cannot be written.
 
     Raises:

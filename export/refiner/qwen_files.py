@@ -31,7 +31,7 @@ class LanguageFiles:
 
     Attributes:
         weights: the folder of its config.json and weights.
-        tokenizer: the folder of its tokenizer, and mostly of its picture processor.
+        tokenizer: the folder of its tokenizer, and mostly of its image processor.
         prompt: the file with the refiner's system prompt.
         source: the hub repository, or the folder's name.
         commit: of the repository; empty for a folder.

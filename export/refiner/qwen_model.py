@@ -35,9 +35,9 @@ from rism.runtime.errors import InputError, failures_as, one_line
 __all__ = ["LONGEST_SIDE", "MAX_PIXELS", "MIN_PIXELS", "LanguageModel", "shrink"]
 
 MIN_PIXELS, MAX_PIXELS = 262_144, 802_816
-"""What the makers' processor brings every picture between."""
+"""What the makers' processor brings every image between."""
 LONGEST_SIDE = 1024
-"""What a picture is shrunk to first."""
+"""What an image is shrunk to first."""
 _FACTOR = 28  # pixels per token, along a side
 _MOST_TOKENS, _LEAST_TOKENS = 16_384, 4
 _MOST_ELONGATED = 200
@@ -67,7 +67,7 @@ class LanguageModel:
         self._tokenizer = open_tokenizer(files.tokenizer)
         self._chat = _chat_template(files.tokenizer) or self._tokenizer.chat_template
         self._control = [token for token in self._tokenizer.get_added_vocab() if token.strip()]
-        self._pictures = _picture_processor(files)
+        self._image_processor = _image_processor(files)
 
     def prompt_digest(self) -> str:
         """Name what it is told around an instruction: SHA-256 of the rendered conversation."""
@@ -115,14 +115,14 @@ class LanguageModel:
 
         Args:
             instruction: what to reword.
-            image_hwc: (H, W, 3) uint8, the picture in RGB.
+            image_hwc: (H, W, 3) uint8, the image in RGB.
             max_new_tokens: where to stop.
 
         Returns:
             The answer, stripped, and whether it came to its end.
 
         Raises:
-            InputError: The picture is too elongated.
+            InputError: The image is too elongated.
             ExportError: The device has not enough memory.
         """
         inputs = self._inputs(instruction, image_hwc)
@@ -151,12 +151,12 @@ class LanguageModel:
         return str(text).strip(), bool(said) and said[-1] == end
 
     def _inputs(self, instruction: str, image_hwc: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Put the conversation and the picture as the model's own processor does."""
-        seen = self._pictures(images=[shrink(image_hwc)], return_tensors="pt")
-        tokens = int(seen["image_grid_thw"][0].prod()) // self._pictures.merge_size**2
+        """Put the conversation and the image as the model's own processor does."""
+        seen = self._image_processor(images=[shrink(image_hwc)], return_tensors="pt")
+        tokens = int(seen["image_grid_thw"][0].prod()) // self._image_processor.merge_size**2
         text = self._render(instruction).replace(_IMAGE_TOKEN, _IMAGE_TOKEN * tokens)
         inputs = {**self._tokenizer([text], return_tensors="pt"), **seen}
-        # Newer releases of the library want to be told where the picture is.
+        # Newer releases of the library want to be told where the image is.
         if "mm_token_type_ids" in inspect.signature(self._model.forward).parameters:
             image_id = self._tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_id).long()
@@ -176,14 +176,14 @@ class LanguageModel:
             )
         if text.count(_IMAGE_TOKEN) != 1 or told not in text:
             raise CheckpointError(
-                f"the chat template of {self.files.tokenizer} does not show one picture and the "
+                f"the chat template of {self.files.tokenizer} does not show one image and the "
                 "text, expected that of Qwen2.5-VL: download it again"
             )
         return str(text)
 
 
 def shrink(image_hwc: npt.NDArray[np.uint8]) -> Image.Image:
-    """Bring a picture to what the processor is given: at most 1024 a side, then whole tokens.
+    """Bring an image to what the processor is given: at most 1024 a side, then whole tokens.
 
     Raises:
         InputError: It is too elongated for the model.
@@ -194,7 +194,7 @@ def shrink(image_hwc: npt.NDArray[np.uint8]) -> Image.Image:
     width, height = image.size
     if max(width, height) > _MOST_ELONGATED * min(width, height):
         raise InputError(
-            f"the picture is {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, expected sides at "
+            f"the image is {image_hwc.shape[1]} x {image_hwc.shape[0]} pixels, expected sides at "
             f"most 1 to {_MOST_ELONGATED}: crop it"
         )
     return image.resize(_whole_tokens(width, height), Image.Resampling.BICUBIC)
@@ -221,7 +221,7 @@ def _whole_tokens(width: int, height: int) -> tuple[int, int]:
 
 @cache
 def _prompt(file: Path) -> tuple[str, str]:
-    """Return what the system says, and what the user says after the picture."""
+    """Return what the system says, and what the user says after the image."""
     system, user = file.read_text(encoding="utf-8").split("\n---\n")
     return system, user.removesuffix("\n")
 
@@ -234,8 +234,8 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _picture_processor(files: LanguageFiles) -> Any:
-    """Load the processor that works on PIL's pictures, with the makers' limits."""
+def _image_processor(files: LanguageFiles) -> Any:
+    """Load the processor that works on PIL's images, with the makers' limits."""
     # Older releases have it under the name that now means the one of torchvision.
     kind = getattr(transformers, "Qwen2VLImageProcessorPil", None)
     kind = kind or transformers.Qwen2VLImageProcessor
@@ -246,7 +246,7 @@ def _picture_processor(files: LanguageFiles) -> Any:
         if any((folder / name).is_file() for name in names)
     ]
     limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
-    with _usable(files.tokenizer, "picture processor"):
+    with _usable(files.tokenizer, "image processor"):
         if not places:
             return kind(**limits)
         found = kind.from_pretrained(places[0], local_files_only=True, **limits)
@@ -260,7 +260,7 @@ def _picture_processor(files: LanguageFiles) -> Any:
     )
     if sizes != wanted or sizes[0] * sizes[1] != _FACTOR:
         raise CheckpointError(
-            f"the picture processor of {places[0]} makes patches of {sizes}, the language model "
+            f"the image processor of {places[0]} makes patches of {sizes}, the language model "
             f"takes {wanted}, expected (14, 2, 2) of both: download it again"
         )
     return found

@@ -1,4 +1,4 @@
-"""Instructions in the words of a model family's own refiner, into a file (docs/refine.md)."""
+"""Rewriting instructions with a model family's own refiner, into a file (docs/refine.md)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rism.export.refiner.answer_file import AnswerFile, check_place, unquote
+from rism.export.refiner.answer_file import RefinedInstructionFile, check_output_file, unquote
 from rism.export.refiner.qwen_files import LanguageFiles, find_language_model
 from rism.export.refiner.qwen_model import LONGEST_SIDE, MAX_PIXELS, MIN_PIXELS, LanguageModel
-from rism.export.refiner.settings import MAX_NEW_TOKENS, Asked, RefineProgress, RefineSettings
+from rism.export.refiner.settings import (
+    ImageExpressions,
+    RefineProgress,
+    RefineSettings,
+)
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.image.loading import load_image
 from rism.runtime.prompt.encoder import clean_expression
 from rism.runtime.prompt.instruction_file import (
     MAX_ENTRIES,
@@ -25,23 +28,12 @@ from rism.runtime.prompt.instruction_file import (
 )
 
 __all__ = [
-    "Asked",
+    "ImageExpressions",
     "RefineProgress",
     "RefineReport",
     "RefineSettings",
-    "refine_instructions",
-    "refine_pictures",
+    "refine_images",
 ]
-
-
-class _Silent:
-    def reading(self, done: int, total: int, name: str) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def step(self, done: int, total: int, name: str) -> None: ...
-
-    def failed(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class RefineReport:
         output: the file.
         answered: instructions that were reworded now.
         kept: instructions that were in the file already.
-        failures: one line for each picture or instruction that was left out.
-        left_out: names of pictures with the expressions that have no answer for them.
+        failures: one line for each image or instruction that was left out.
+        left_out: names of images with the expressions that have no answer for them.
         device: where the model ran; empty where nothing was left to ask.
         precision: what it computes in.
     """
@@ -67,59 +59,16 @@ class RefineReport:
     precision: str
 
 
-def refine_instructions(
+def refine_images(
     model: str,
-    images: Sequence[str | Path],
-    expressions: Sequence[str],
-    output: str | Path,
-    *,
-    template: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    precision: str | None = None,
-    provider: str = "auto",
-    progress: RefineProgress | None = None,
-) -> RefineReport:
-    """Reword the instruction of every expression for every picture, and write them to a file.
-
-    Args:
-        model: see `refine_pictures`.
-        images: picture files.
-        expressions: what is to be found in each of them.
-        output: the JSON file to make, or to add to.
-        template: this and the next five: see `RefineSettings`.
-        revision: branch, tag or commit.
-        offline: do not ask the hub.
-        max_new_tokens: an answer is cut there.
-        precision: "bf16" or "fp32".
-        provider: "cpu", "cuda" or "auto".
-        progress: told of stages, steps and failures.
-
-    Raises:
-        RismError: as `refine_pictures`; and InputError for an expression that cannot be used.
-    """
-    check_place(Path(output))
-    settings = RefineSettings(template, revision, offline, max_new_tokens, precision, provider)
-    if not expressions:
-        raise InputError("there are no expressions, expected at least one")
-    told = {settings.instruct(expression): expression for expression in expressions}
-    pictures = [
-        Asked(str(image), partial(load_image, image), tuple(told.values()))
-        for image in dict.fromkeys(images)
-    ]
-    return _refine(model, pictures, output, settings, progress=progress, strict=True)
-
-
-def refine_pictures(
-    model: str,
-    pictures: Sequence[Asked],
+    images: Sequence[ImageExpressions],
     output: str | Path,
     settings: RefineSettings,
     *,
+    strict: bool = False,
     progress: RefineProgress | None = None,
 ) -> RefineReport:
-    """Reword the instructions of each picture's own expressions, and write them to a file.
+    """Reword the instructions of each image's own expressions, and write them to a file.
 
     What the file holds already, by the same model and settings, is not asked again; it is
     written now and then while answers come, and when the run is interrupted.
@@ -127,35 +76,26 @@ def refine_pictures(
     Args:
         model: "step1x", "step1x-v1.1", "step1x-v1.2", a folder or a hub id (see
             `find_language_model`).
-        pictures: what is asked; an expression that cannot be used is left out.
+        images: the images with their expressions.
         output: the JSON file to make, or to add to.
-        settings: how it is asked.
+        settings: how the model is asked.
+        strict: raise for an expression that cannot be used; otherwise it is left out.
         progress: told of stages, steps and failures.
 
     Raises:
-        InputError: All pictures cannot be used, or the file has answers of another model or
-            other settings.
+        InputError: No image can be read, an expression cannot be used (with `strict`), or the
+            file has answers of another model or other settings.
         OutputError: The file cannot be written.
         CheckpointError: The model cannot be found or read.
         UnsupportedModelError: Its family has no refiner.
         ExportError: Not enough memory.
     """
-    return _refine(model, pictures, output, settings, progress=progress, strict=False)
-
-
-def _refine(
-    model: str,
-    pictures: Sequence[Asked],
-    output: str | Path,
-    settings: RefineSettings,
-    *,
-    progress: RefineProgress | None,
-    strict: bool,
-) -> RefineReport:
-    """Do either; with `strict` one instruction that cannot be asked stops the run."""
-    check_place(Path(output))
-    run = _Run(settings, progress or _Silent())
-    digests = run.digests(pictures)
+    check_output_file(Path(output))
+    if strict:
+        for expression in (each for image in images for each in image.expressions):
+            settings.instruct(expression)
+    run = _Run(settings, progress or RefineProgress())
+    digests = run.digests(images)
     find = partial(find_language_model, model, offline=settings.offline)
     files = find(revision=settings.revision, weights=False)
     language_model = LanguageModel(files)
@@ -163,7 +103,7 @@ def _refine(
     precision = settings.precision or files.default_precision()
     if not files.commit:
         run.progress.stage(f"hashing the files of {files.source}, to know its version")
-    file = AnswerFile(Path(output), _origin(files, language_model, settings, precision))
+    file = RefinedInstructionFile(Path(output), _origin(files, language_model, settings, precision))
     jobs = [one for one in wanted if file.answers.get(one.digest, one.instruction) is None]
     if len(file.answers) + len(jobs) > MAX_ENTRIES:
         raise InputError(
@@ -209,9 +149,9 @@ def _origin(
 
 @dataclass(frozen=True)
 class _Question:
-    """One instruction for one picture; several expressions and names can come to the same."""
+    """One instruction for one image; several expressions and names can come to the same."""
 
-    picture: Asked
+    image: ImageExpressions
     digest: str
     expression: str
     instruction: str
@@ -234,27 +174,31 @@ class _Run:
         self.left_out += asked_by
         self.progress.failed(self.failures[-1])
 
-    def digests(self, pictures: Sequence[Asked]) -> list[tuple[Asked, str]]:
-        """Name the pictures by their pixels, before minutes are spent on loading a model.
+    def digests(self, images: Sequence[ImageExpressions]) -> list[tuple[ImageExpressions, str]]:
+        """Name the images by their pixels, before minutes are spent on loading a model.
 
         Raises:
             InputError: Not one of them can be read.
         """
         found = []
-        for number, picture in enumerate(pictures):
-            self.progress.reading(number, len(pictures), Path(picture.name).name)
+        for number, image in enumerate(images):
+            self.progress.reading(number, len(images), Path(image.name).name)
             try:
-                found.append((picture, image_digest(picture.read())))
+                found.append((image, image_digest(image.read())))
             except InputError as error:
-                if len(pictures) == 1:
+                if len(images) == 1:
                     raise
-                self.fail(picture.name, error, [(picture.name, e) for e in picture.expressions])
+                self.fail(image.name, error, [(image.name, e) for e in image.expressions])
         if not found:
-            raise InputError(f"none of {len(pictures)} pictures can be read, expected at least one")
+            raise InputError(f"none of {len(images)} images can be read, expected at least one")
         return found
 
     def questions(
-        self, pictures: Sequence[tuple[Asked, str]], language_model: LanguageModel, *, strict: bool
+        self,
+        images: Sequence[tuple[ImageExpressions, str]],
+        language_model: LanguageModel,
+        *,
+        strict: bool,
     ) -> list[_Question]:
         """List what is to be asked, each once.
 
@@ -262,35 +206,38 @@ class _Run:
             InputError: With `strict`, an expression that cannot be used.
         """
         found: dict[tuple[str, str], _Question] = {}
-        for picture, digest in pictures:
-            for expression in picture.expressions:
-                asked_by = (picture.name, expression)
+        for image, digest in images:
+            for expression in image.expressions:
+                asked_by = (image.name, expression)
                 try:
                     text = self.settings.instruct(expression)
                     _refuse_control_tokens(text, "the instruction", language_model)
                 except InputError as error:
                     if strict:
                         raise
-                    self.fail(picture.name, error, [asked_by])
+                    self.fail(image.name, error, [asked_by])
                     continue
-                one = _Question(picture, digest, clean_expression(expression), text)
+                one = _Question(image, digest, clean_expression(expression), text)
                 found.setdefault((digest, text), one).asked_by.append(asked_by)
         return list(found.values())
 
     def ask(
-        self, language_model: LanguageModel, questions: Sequence[_Question], file: AnswerFile
+        self,
+        language_model: LanguageModel,
+        questions: Sequence[_Question],
+        file: RefinedInstructionFile,
     ) -> None:
         """Ask for everything that is to do, and write the file now and then and at the end."""
-        shown: tuple[Asked, npt.NDArray[np.uint8]] | None = None
+        shown: tuple[ImageExpressions, npt.NDArray[np.uint8]] | None = None
         try:
             for number, one in enumerate(questions):
-                self.progress.step(number, len(questions), Path(one.picture.name).name)
+                self.progress.step(number, len(questions), Path(one.image.name).name)
                 try:
-                    if shown is None or shown[0] is not one.picture:
-                        shown = one.picture, one.picture.read()
+                    if shown is None or shown[0] is not one.image:
+                        shown = one.image, one.image.read()
                     entry = self._answer(language_model, one, shown[1])
                 except InputError as error:
-                    self.fail(one.picture.name, error, one.asked_by)
+                    self.fail(one.image.name, error, one.asked_by)
                     continue
                 file.add(entry)
                 self.answered += 1
@@ -307,12 +254,12 @@ class _Run:
         _refuse_control_tokens(refined, what, language_model)
         if not ended:
             self.progress.stage(
-                f"{one_line(one.picture.name)}: {what} was cut at {limit} tokens, as "
+                f"{one_line(one.image.name)}: {what} was cut at {limit} tokens, as "
                 f"--max-new-tokens asks: {one_line(refined, limit=80)}"
             )
         return RefinedInstruction(
             image_digest(image_hwc),
-            one_line(Path(one.picture.name).name, limit=255),
+            one_line(Path(one.image.name).name, limit=255),
             one.expression,
             one.instruction,
             refined,

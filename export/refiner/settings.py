@@ -1,10 +1,9 @@
-"""What a run of the refiner is given: pictures, settings, and whom to tell."""
+"""Settings, input and progress of a run of the refiner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +13,32 @@ from rism.export.names import REFINER_DEVICES, REFINER_PRECISIONS
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import check_template, clean_expression
 
-__all__ = ["MAX_NEW_TOKENS", "Asked", "RefineProgress", "RefineSettings"]
+__all__ = ["MAX_NEW_TOKENS", "ImageExpressions", "RefineProgress", "RefineSettings"]
 
 MAX_NEW_TOKENS = 128
 _MOST_NEW_TOKENS = 2048
 _MARK = "{expression}"
 
 
-class RefineProgress(Protocol):
-    """Who is told of a run while it goes on."""
+def _ignore(*_: object) -> None:
+    """Report nothing."""
 
-    def reading(self, done: int, total: int, name: str) -> None:
-        """`done` of `total` pictures are known by their pixels, `name` is the next one."""
 
-    def stage(self, text: str) -> None:
-        """Something long begins, or is worth knowing."""
+@dataclass(frozen=True)
+class RefineProgress:
+    """Functions that a run reports to; each does nothing unless it is given.
 
-    def step(self, done: int, total: int, name: str) -> None:
-        """`done` of `total` answers are there, `name` is the next picture."""
+    Attributes:
+        reading: (done, total, name): `done` of `total` images are hashed, `name` is the next one.
+        stage: (text): a long step begins, or something worth knowing happened.
+        step: (done, total, name): `done` of `total` answers are there, `name` is the next image.
+        failed: (text): an image or an instruction is left out, and why.
+    """
 
-    def failed(self, text: str) -> None:
-        """A picture or an instruction is left out, and why."""
+    reading: Callable[[int, int, str], None] = _ignore
+    stage: Callable[[str], None] = _ignore
+    step: Callable[[int, int, str], None] = _ignore
+    failed: Callable[[str], None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,14 @@ class RefineSettings:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A picture, and what is to be found in it.
+class ImageExpressions:
+    """An image and the expressions to segment in it.
 
     Attributes:
         name: its file, or its name in a dataset.
         read: returns its pixels as a segmenter will be given them, (H, W, 3) uint8 RGB; raises
             InputError where it cannot.
-        expressions: what is to be found.
+        expressions: texts that name the objects.
     """
 
     name: str

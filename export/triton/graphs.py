@@ -2,7 +2,7 @@
 
 A bundle's transformer has noise (1, N_v, C), positions (N_v, 2) and tau (1,) once for a whole
 batch. A server joins requests into a batch by their first dimension, and only requests of equal
-shapes. So what is shared must follow from a shape: the grid of the picture's tokens stands in
+shapes. So what is shared must follow from a shape: the grid of the image's tokens stands in
 the shape of its latents, (B, N_h, N_w, C), and noise, positions and tau are made inside.
 """
 
@@ -153,7 +153,7 @@ def join_requests(
 def transformer_inputs(
     joint: Model, *, token_px: int, grid: bool, noise: NoiseFile, tau: float
 ) -> ir.Model:
-    """Make the graph that brings one picture and several prompts to the transformer's inputs.
+    """Make the graph that brings one image and several prompts to the transformer's inputs.
 
     `image` is read for its shape only, as are prompt weights. Latents, (1, N_v, C), are repeated
     for each prompt, and embeddings filled up with zeros to the prompt mask's length where there

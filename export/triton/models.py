@@ -74,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """An ensemble: from a picture's pixels and prompts' tokens to what a transformer gives.
+    """An ensemble: from an image's pixels and prompts' tokens to what a transformer gives.
 
     Attributes:
         name: its folder.
@@ -209,7 +209,7 @@ class _Chaining:
             rows=next((profile[n].max[0] for n in _FIRST if n in profile), None),
         )
         if name != "text_encoder" or self.manifest.prompt.vision is not None:
-            return model  # the batch is no batch, or rows share a picture
+            return model  # the batch is no batch, or rows share an image
         most = [self.max_batch]
         if plan is not None:
             ranges = [profile.get(name) for name in spec.inputs]
@@ -220,7 +220,7 @@ class _Chaining:
         """Describe the transformer: joined over requests where its shapes say all, else as it is.
 
         Rows of a batch share noise and positions. The server joins requests of equal shapes, so
-        the picture's grid must be in a shape: the model takes latents by row and column, and
+        the image's grid must be in a shape: the model takes latents by row and column, and
         makes noise and positions of them.
         """
         name = f"transformer.{self.capture}"
@@ -246,7 +246,7 @@ class _Chaining:
         return height, width
 
     def _joint(self, text: Model, vae: Model, transformer: Model) -> Model:
-        """Describe what brings one picture and several prompts to the transformer's inputs."""
+        """Describe what brings one image and several prompts to the transformer's inputs."""
         inputs = {"image": vae.inputs["image"], "clean_latents": vae.outputs["clean_latents"]}
         outputs = {name: transformer.inputs[name] for name in _MADE if name in transformer.inputs}
         embeds, filled = text.outputs["prompt_embeds"], self.manifest.prompt.padding == "zeros"

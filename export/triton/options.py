@@ -30,7 +30,7 @@ class TritonOptions:
         tau: region threshold of capture "scores"; None for the bundle's.
         prefix: of every model's name, for servers of several bundles.
         link: weights and plans are hard links to the bundle's files rather than copies.
-        segmenter: also a model that takes pictures and expressions (rism.runtime.triton_backend).
+        segmenter: also a model that takes images and expressions (rism.runtime.triton_backend).
     """
 
     capture: str | None = None
@@ -76,7 +76,7 @@ class TritonReport:
         path: the repository.
         chains: its ensembles.
         models: their models.
-        segmenter: name of the model that takes pictures and expressions, or None.
+        segmenter: name of the model that takes images and expressions, or None.
         copied_bytes: of weights and plans; 0 where they are links.
     """
 

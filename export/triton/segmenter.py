@@ -1,4 +1,4 @@
-"""The model that takes pictures and expressions, for the server's Python backend."""
+"""The model that takes images and expressions, for the server's Python backend."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_segmenter(
 
     Args:
         folder: to be made; its name is the model's.
-        bundle: whose pictures and prompts it prepares.
+        bundle: whose images and prompts it prepares.
         chains: whose models it asks.
         capture: what their transformers give.
         tau: region threshold.

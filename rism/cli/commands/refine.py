@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset
-    from rism.export.refiner.refine import RefineReport, RefineSettings
+    from rism.export.refiner.refine import RefineProgress, RefineReport, RefineSettings
 
 __all__ = ["RefineFlags", "refine"]
 
@@ -121,16 +121,16 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
         )
 
 
-class _Progress:
-    """Shows the progress of a run on the console."""
+def _progress(console: Console) -> RefineProgress:
+    """Show the progress of a run on the console."""
+    from rism.export.refiner.refine import RefineProgress
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self.stage, self.failed = console.note, console.error
-        self.step = Countdown(console).step
-
-    def reading(self, done: int, total: int, name: str) -> None:
-        self._console.progress(done, total, f"reading {name}")
+    return RefineProgress(
+        reading=lambda done, total, name: console.progress(done, total, f"reading {name}"),
+        stage=console.note,
+        step=Countdown(console).step,
+        failed=console.error,
+    )
 
 
 def refine(flags: RefineFlags, console: Console) -> None:
@@ -148,7 +148,8 @@ def _refine_images(flags: RefineFlags, console: Console) -> None:
     from rism.cli.file_names import as_text
     from rism.cli.inputs import find_inputs, sort_arguments
     from rism.cli.outputs import check_outputs
-    from rism.export.refiner.refine import refine_instructions
+    from rism.export.refiner.refine import ImageExpressions, refine_images
+    from rism.runtime.image.loading import load_image
 
     arguments = [flags.source, *(flags.arguments or ())]
     images, texts = sort_arguments(arguments, flags.expressions or ())
@@ -156,13 +157,13 @@ def _refine_images(flags: RefineFlags, console: Console) -> None:
     check_outputs([flags.output], found.files)
     for note in found.notes:
         console.note(f"note: {note}")
-    report = refine_instructions(
-        flags.model,
-        found.files,
-        [as_text(text) for text in texts],
-        flags.output,
-        **asdict(flags.settings()),
-        progress=_Progress(console),
+    settings = flags.settings()
+    expressions = [as_text(text) for text in texts]
+    asked = [
+        ImageExpressions(str(file), partial(load_image, file), expressions) for file in found.files
+    ]
+    report = refine_images(
+        flags.model, asked, flags.output, settings, strict=True, progress=_progress(console)
     )
     _say(report, flags, console)
     if report.failures:
@@ -175,7 +176,7 @@ def _refine_images(flags: RefineFlags, console: Console) -> None:
 def _refine_dataset(flags: RefineFlags, console: Console) -> None:
     from rism.cli.outputs import check_outputs
     from rism.evaluation.run.runner import grouped
-    from rism.export.refiner.refine import Asked, refine_pictures
+    from rism.export.refiner.refine import ImageExpressions, refine_images
 
     settings = flags.settings()
     check_outputs([flags.output], [Path(flags.source)])
@@ -183,14 +184,12 @@ def _refine_dataset(flags: RefineFlags, console: Console) -> None:
     for note in dataset.notes:
         console.note(f"note: {one_line(note)}")
     asked = [
-        Asked(name, partial(dataset.image, some[0]), [one.expression for one in some])
+        ImageExpressions(name, partial(dataset.image, some[0]), [one.expression for one in some])
         for name, some in grouped(dataset.samples).items()
     ]
     counts = f"{len(dataset.samples)} samples on {len(asked)} images"
     console.note(f"{one_line(dataset.name, limit=80)}: {counts}")
-    report = refine_pictures(
-        flags.model, asked, flags.output, settings, progress=_Progress(console)
-    )
+    report = refine_images(flags.model, asked, flags.output, settings, progress=_progress(console))
     _say(report, flags, console)
     left_out = [
         one.key for one in dataset.samples if (one.image, one.expression) in report.left_out

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from rism.export.refiner import qwen_model
 from rism.export.refiner.answer_file import unquote
 from rism.export.refiner.qwen_files import find_language_model
 from rism.export.refiner.qwen_model import LanguageModel, shrink
-from rism.export.refiner.refine import RefineReport, refine_instructions
+from rism.export.refiner.refine import (
+    ImageExpressions,
+    RefineProgress,
+    RefineReport,
+    RefineSettings,
+    refine_images,
+)
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
 from rism.runtime.distribution import install_hint
 from tests.export.small_vlm import make_vlm, real_processor
@@ -49,24 +56,18 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_vlm(folder, ending=1.3, generation=generation)
 
 
-class Told:
-    """What a run says of itself."""
+class Reports(RefineProgress):
+    """Keeps what a run reports."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
-        self.steps: list[tuple[int, int, str]] = []
+        self.steps: list[tuple[Any, ...]] = []
         self.failures: list[str] = []
-
-    def reading(self, done: int, total: int, name: str) -> None: ...
-
-    def stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    def step(self, *step: Any) -> None:
-        self.steps.append(step)
-
-    def failed(self, text: str) -> None:
-        self.failures.append(text)
+        super().__init__(
+            stage=self.stages.append,
+            step=lambda *step: self.steps.append(step),
+            failed=self.failures.append,
+        )
 
 
 @pytest.fixture
@@ -74,8 +75,11 @@ def refine(vlm: Path, tmp_path: Path) -> Callable[..., RefineReport]:
     def call(
         images: Any = (STREET,), expressions: Any = ("the green van",), **options: Any
     ) -> RefineReport:
-        model = str(options.pop("model", vlm))
-        return refine_instructions(model, images, expressions, tmp_path / "i.json", **options)
+        model, progress = str(options.pop("model", vlm)), options.pop("progress", None)
+        asked = [ImageExpressions(str(i), partial(load_image, i), expressions) for i in images]
+        settings = RefineSettings(**options)
+        output = tmp_path / "i.json"
+        return refine_images(model, asked, output, settings, strict=True, progress=progress)
 
     return call
 
@@ -130,14 +134,14 @@ def test_the_words_are_the_published_ones() -> None:
 
 
 def test_it_says_what_the_makers_code_says(refine: Any, vlm: Path) -> None:
-    report = refine((STREET, OTHER), ("the green van", "小狗"), max_new_tokens=12)
+    report = refine((STREET, OTHER), ("the green van", "小狗"), max_new_tokens=6)
     assert (report.answered, report.kept, report.failures) == (4, 0, ())
     assert (report.device, report.precision) == ("cpu", "fp32")
     found = InstructionFile.open(report.output)
     answers = set()
     for picture in (STREET, OTHER):
         for instruction in ("remove the green van", "remove 小狗"):
-            wanted = makers_answer(vlm, picture, instruction, tokens=12)
+            wanted = makers_answer(vlm, picture, instruction, tokens=6)
             assert found(instruction, load_image(picture)) == " ".join(wanted.split())
             answers.add(wanted)
     assert len(answers) > 2  # it looks, and it reads
@@ -202,14 +206,12 @@ def test_answers_are_on_disk_while_others_come(
     held: list[int] = []
     say(monkeypatch)
     monkeypatch.setattr("rism.export.refiner.answer_file.SAVE_EVERY_S", 0.0)
-    progress = Told()
 
     def step(*_: Any) -> None:
         path = tmp_path / "i.json"
         held.append(len(InstructionFile.open(path)) if path.exists() else 0)
 
-    progress.step = step  # type: ignore[method-assign]
-    refine((STREET,), ("a", "b", "c"), progress=progress)
+    refine((STREET,), ("a", "b", "c"), progress=RefineProgress(step=step))
     assert held == [0, 1, 2]
 
 
@@ -226,7 +228,7 @@ def test_an_unusable_answer_is_left_out(
     refine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str, expected: str
 ) -> None:
     say(monkeypatch, answer, "Remove b.")
-    progress = Told()
+    progress = Reports()
     report = refine((STREET,), ("a", "b"), progress=progress)
     assert report.answered == 1
     (failure,) = report.failures
@@ -237,7 +239,7 @@ def test_an_unusable_answer_is_left_out(
 
 def test_a_cut_answer_is_kept_and_told(refine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, ("Remove\nthe  red\tcar", False))
-    progress = Told()
+    progress = Reports()
     report = refine(progress=progress)
     assert report.failures == ()
     assert any("was cut at 128 tokens" in stage for stage in progress.stages)
@@ -371,16 +373,15 @@ def test_what_is_wrong_is_said_before_anything_is_read(refine: Any, tmp_path: Pa
     (tmp_path / "folder").mkdir()
     for output, message in (("folder", "is a folder"), ("no/i.json", "is not there: make it")):
         with pytest.raises(OutputError, match=message):
-            refine_instructions("nothing", [STREET], ["a"], tmp_path / output)
+            refine_images("nothing", [], tmp_path / output, RefineSettings())
     for options, message in (
-        ({"expressions": ()}, "there are no expressions"),
         ({"expressions": (" ",)}, "the expression is empty"),
         ({"template": "remove"}, "template is 'remove', expected text with"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 to 2048"),
         ({"precision": "fp16"}, "precision is 'fp16', expected one of bf16, fp32"),
         ({"provider": "tpu"}, "provider is 'tpu', expected one of auto, cpu, cuda"),
         ({"images": ("none.png",)}, "image 'none.png' is not there"),
-        ({"images": ("a.png", "b.png")}, "none of 2 pictures can be read"),
+        ({"images": ("a.png", "b.png")}, "none of 2 images can be read"),
     ):
         with pytest.raises(InputError, match=message):
             refine(model="nothing", **options)
