@@ -8,8 +8,10 @@ from typing import Literal, get_args
 
 __all__ = [
     "CAPTURES",
+    "COMPUTE_TYPES",
     "ENGINE_PRECISIONS",
     "ENGINE_TARGETS",
+    "PRECISION_OF_TYPE",
     "TOKEN_SETS",
     "UPSAMPLING_METHODS",
     "CaptureName",
@@ -26,6 +28,10 @@ CAPTURES: tuple[CaptureName, ...] = get_args(CaptureName)
 # What a TensorRT engine computes in.
 EnginePrecision = Literal["fp32", "fp16", "bf16", "fp8"]
 ENGINE_PRECISIONS: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
+
+# The types behind those names, as manifests and results call them; FP8 engines mix several.
+COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISION_OF_TYPE = {type_: name for name, type_ in COMPUTE_TYPES.items()}
 
 # Libraries that engines are built for, the preferred one first.
 EngineTarget = Literal["tensorrt-rtx", "tensorrt"]

@@ -31,9 +31,9 @@ from rism.runtime.diagnostics.environment import probe
 from rism.runtime.engines.providers import PROVIDERS
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import RismError
+from rism.runtime.names import PRECISION_OF_TYPE
 
 _TIMEOUT_S = 1800
-_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def run_way(job: Job, folder: Path, way: Way) -> Row:
 
 def find_ways(folder: Path, *, build: bool) -> list[Way]:
     """List every provider, and every engine of a bundle, with those that `build` adds to it."""
-    own = _SHORT[Bundle.open(folder, verify=False).manifest.precision.compute]
+    own = PRECISION_OF_TYPE[Bundle.open(folder, verify=False).manifest.precision.compute]
     ways = []
     probes = {name: probe(each, device=0) for name, each in PROVIDERS.items()}
     # What an engine's variant, or the plugin, does not have runs on the best onnxruntime that does.
@@ -116,7 +116,10 @@ def _build(folder: Path, target: str) -> str | None:
 
     manifest = Bundle.open(folder, verify=False).manifest
     problems = []
-    for precision in [_SHORT[manifest.precision.compute], *["fp8"] * bool(manifest.calibration)]:
+    for precision in [
+        PRECISION_OF_TYPE[manifest.precision.compute],
+        *["fp8"] * bool(manifest.calibration),
+    ]:
         if any(e.target == target and e.precision == precision for e in manifest.engines):
             continue
         try:

@@ -41,10 +41,10 @@ from rism.runtime.bundle.update import expect_own_bundle, update_bundle
 from rism.runtime.engines.shape_profiles import profile, ranges
 from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
+from rism.runtime.names import PRECISION_OF_TYPE
 
 __all__ = ["BuildReport", "GraphReport", "build_engines"]
 
-_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # FP8 weights of engines that take them as inputs; every capture mode has the same.
 _STORED = "transformer.e4m3.weights"
 
@@ -342,11 +342,11 @@ class _Build:
 def _plan_build(bundle: Bundle, target: Target, options: BuildOptions) -> _Build:
     """Refuse what cannot be built, before anything is."""
     manifest = bundle.manifest
-    own = _NAMES.get(manifest.precision.compute)
+    own = PRECISION_OF_TYPE.get(manifest.precision.compute)
     if own is None:
         raise InputError(
             f"bundle '{bundle.path}' computes in {one_line(manifest.precision.compute)}, expected "
-            f"{', '.join(_NAMES)}: export it again"
+            f"{', '.join(PRECISION_OF_TYPE)}: export it again"
         )
     precision = options.precision or own
     if precision not in (own, "fp8"):

@@ -15,6 +15,7 @@ from rism.runtime.bundle.file_spec import FileInfo
 from rism.runtime.bundle.graph_spec import DTYPES, GraphSpec, TensorSpec, same_shape
 from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import one_line
+from rism.runtime.names import COMPUTE_TYPES
 
 __all__ = [
     "EngineVariant",
@@ -96,6 +97,11 @@ class EngineVariant:
     precision: str
     stripped: bool
     graphs: Mapping[str, PlanSpec]
+
+    @property
+    def compute(self) -> str:
+        """Its precision as results call it: "float16" for "fp16", but "fp8" for "fp8"."""
+        return COMPUTE_TYPES.get(self.precision, self.precision)
 
     @property
     def bound(self) -> bool:

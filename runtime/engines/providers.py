@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rism.runtime.errors import InputError, ProviderError, one_line
-from rism.runtime.names import ENGINE_TARGETS
+from rism.runtime.names import ENGINE_TARGETS, PRECISION_OF_TYPE
 
 if TYPE_CHECKING:
     from rism.runtime.bundle.manifest import PrecisionInfo
@@ -26,8 +26,6 @@ __all__ = [
     "parse_provider",
     "provider_names",
 ]
-
-_EXPORTED = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class Provider:
     label: str
     make: Callable[[str], OnnxRuntime] | None = None
     every_graph: bool = False
-    computes: tuple[str, ...] = tuple(_EXPORTED)
+    computes: tuple[str, ...] = tuple(PRECISION_OF_TYPE)
     auto: bool = True
 
     @property
@@ -190,7 +188,7 @@ def check_precision(precision: PrecisionInfo, provider: Provider, why: str) -> N
     """
     if precision.compute in provider.computes:
         return
-    flags = " or ".join(_EXPORTED[each] for each in provider.computes)
+    flags = " or ".join(PRECISION_OF_TYPE[each] for each in provider.computes)
     others = [p for p in PROVIDERS.values() if p.every_graph and precision.compute in p.computes]
     raise ProviderError(
         f"provider {provider.label} ({why}) cannot run this bundle, which computes in "

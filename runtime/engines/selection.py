@@ -29,14 +29,13 @@ from rism.runtime.engines.providers import (
 from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver
 from rism.runtime.engines.variants import (
-    COMPUTES_IN,
     Machine,
     build_command,
     choose_variant,
     largest_batch,
 )
 from rism.runtime.errors import InputError, ProviderError, one_line
-from rism.runtime.names import ENGINE_PRECISIONS
+from rism.runtime.names import COMPUTE_TYPES, ENGINE_PRECISIONS
 
 __all__ = [
     "EngineRequest",
@@ -162,7 +161,7 @@ def _candidates(
         if target in LIBRARIES:
             # What has no plan runs on the best onnxruntime; results name both.
             yield (target, *([] if best is None else [best[0]])), "an engine of the bundle fits"
-    own = COMPUTES_IN.get(request.precision or "") in (None, manifest.precision.compute)
+    own = COMPUTE_TYPES.get(request.precision or "") in (None, manifest.precision.compute)
     if best is None or request.engine is not None or request.precision == "fp8" or not own:
         return
     name, why = best
@@ -248,7 +247,7 @@ def select_engines(
         reason = f"{reason}: engine '{variant.name}'"
         loads |= _tensorrt_loads(bundle, variant, mine, library, request.device, rebuild)
         if any(graph in mine.values() for graph in transformer):
-            precision = COMPUTES_IN.get(variant.precision, variant.precision)
+            precision = variant.compute
         if "text_encoder" in mine:
             digest = manifest.files[variant.graphs["text_encoder"].file].sha256
             text_by = f"{name} {variant.version} {digest}"
@@ -321,8 +320,7 @@ def variant_loads(
     library, variant, rebuild = _variant(bundle, target, request, (), ())
     graphs = {graph: graph for graph in variant.graphs}
     loads = _tensorrt_loads(bundle, variant, graphs, library, request.device, rebuild)
-    named = COMPUTES_IN.get(variant.precision, variant.precision)
-    return {graph: load for graph, (_, load) in loads.items()}, named
+    return {graph: load for graph, (_, load) in loads.items()}, variant.compute
 
 
 def _tensorrt_loads(
@@ -381,7 +379,7 @@ def _check_own(bundle: Bundle, provider: Provider, request: EngineRequest, reaso
             f"engine '{one_line(request.engine, limit=60)}' was asked for, provider "
             f"{provider.label} runs the bundle's ONNX graphs: leave one of them out"
         )
-    if request.precision is not None and COMPUTES_IN.get(request.precision) != own:
+    if request.precision is not None and COMPUTE_TYPES.get(request.precision) != own:
         command = build_command(bundle.path, "tensorrt-rtx", precision=request.precision)
         raise ProviderError(
             f"provider {provider.label} computes in {own}, as the bundle was exported, expected "

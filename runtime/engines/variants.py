@@ -16,7 +16,6 @@ from rism.runtime.engines.nvidia_driver import Gpu, sm
 from rism.runtime.errors import InputError, ProviderError, one_line
 
 __all__ = [
-    "COMPUTES_IN",
     "Machine",
     "build_command",
     "choose_variant",
@@ -25,8 +24,6 @@ __all__ = [
     "this_platform",
 ]
 
-# What a variant's precision is called where results name it.
-COMPUTES_IN = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _PORTABLE = ("linux-x86_64", "windows-x86_64")
 
 
@@ -153,7 +150,7 @@ def largest_batch(variant: EngineVariant, graphs: Sequence[str]) -> int | None:
 def _rank(
     variant: EngineVariant, manifest: Manifest, optional: Sequence[str]
 ) -> tuple[bool, bool, int]:
-    own = COMPUTES_IN.get(variant.precision) == manifest.precision.compute
+    own = variant.compute == manifest.precision.compute
     lacking = sum(name not in variant.graphs for name in optional)
     return not own, variant.precision == "fp8", lacking
 

@@ -127,7 +127,6 @@ def _trials(
     from rism.runtime.diagnostics.selftest import onnx_loads
     from rism.runtime.engines.providers import PROVIDERS
     from rism.runtime.engines.selection import EngineRequest, variant_loads
-    from rism.runtime.engines.variants import COMPUTES_IN
 
     def engine_loads(name: str) -> Loads:
         return variant_loads(bundle, EngineRequest(device=request.device, engine=name))[0]
@@ -137,7 +136,7 @@ def _trials(
         named = request.engine == variant.name
         if named or (request.engine is None and asked in (None, variant.target)):
             trial = _Trial(f"engine '{variant.name}' ({variant.target}, {variant.precision})")
-            precision = COMPUTES_IN.get(variant.precision, variant.precision)
+            precision = variant.compute
             console.status(f"testing {trial.name} ...")
             _try(trial, partial(engine_loads, variant.name), bundle, precision, named)
             yield trial
