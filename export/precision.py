@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def apply_precision(
             shrunk = precision.compute == torch.float16 and name.endswith(tuple(into_stream))
             module.set_submodule(name, _CAST[type(child)](child, precision, dtype, shrunk=shrunk))
     for child in module.modules():
-        if not isinstance(child, (_CastLinear, _CastConv2d, _CastEmbedding)):
+        if not isinstance(child, _Cast):
             for key, parameter in child._parameters.items():
                 if parameter is not None:
                     child._parameters[key] = _parameter(parameter, precision.stream)
@@ -98,52 +99,61 @@ def _parameter(like: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(like.detach().to(dtype), requires_grad=False)
 
 
-class _CastLinear(nn.Module):
-    """A linear layer: weight (out, in) as stored, product in `compute`, result in `stream`."""
+class _Cast(nn.Module):
+    """A layer with its weight as stored, product in `compute`, bias and result in `stream`."""
 
     def __init__(
-        self, layer: nn.Linear, precision: Precision, dtype: torch.dtype, *, shrunk: bool
+        self,
+        layer: nn.Linear | nn.Conv2d | nn.Embedding,
+        precision: Precision,
+        dtype: torch.dtype,
+        *,
+        shrunk: bool,
     ) -> None:
         super().__init__()
         self.precision, self.shrunk = precision, shrunk
         self.weight = _parameter(layer.weight, dtype)
-        self.bias = None if layer.bias is None else _parameter(layer.bias, precision.stream)
+        bias = None if isinstance(layer, nn.Embedding) else layer.bias
+        self.bias = None if bias is None else _parameter(bias, precision.stream)
 
+    def product(
+        self,
+        x: torch.Tensor,
+        multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        channels_first: bool = False,
+    ) -> torch.Tensor:
+        """Multiply with the weight and add the bias, of a convolution over (C, H, W)."""
+        compute = self.precision.compute
+        if self.shrunk:
+            x = x * _SHRINK
+        out = multiply(x.to(compute), self.weight.to(compute)).to(self.precision.stream)
+        if self.shrunk:
+            out = out * (1 / _SHRINK)
+        if self.bias is None:
+            return out
+        return out + (self.bias[:, None, None] if channels_first else self.bias)
+
+
+class _CastLinear(_Cast):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _cast_product(self, x, lambda x, weight: F.linear(x, weight))
+        return self.product(x, F.linear)
 
 
-class _CastConv2d(nn.Module):
-    """A convolution, likewise."""
-
-    def __init__(
-        self, layer: nn.Conv2d, precision: Precision, dtype: torch.dtype, *, shrunk: bool
-    ) -> None:
-        super().__init__()
-        self.precision, self.shrunk = precision, shrunk
-        self.stride, self.padding = layer.stride, layer.padding
-        self.dilation, self.groups = layer.dilation, layer.groups
-        self.weight = _parameter(layer.weight, dtype)
-        # Over (C, H, W), so that it is added like a linear layer's.
-        self.bias = None if layer.bias is None else _parameter(layer.bias, precision.stream)
+class _CastConv2d(_Cast):
+    def __init__(self, layer: nn.Conv2d, *given: Any, shrunk: bool) -> None:
+        super().__init__(layer, *given, shrunk=shrunk)
+        self.how: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+            return F.conv2d(x, weight, None, *self.how)
 
-        return _cast_product(self, x, convolve, channels_first=True)
+        return self.product(x, convolve, channels_first=True)
 
 
-class _CastEmbedding(nn.Module):
+class _CastEmbedding(_Cast):
     """Rows of a table, cast after they are looked up."""
-
-    def __init__(
-        self, layer: nn.Embedding, precision: Precision, dtype: torch.dtype, *, shrunk: bool
-    ) -> None:
-        super().__init__()
-        del shrunk  # no product, nothing to overflow
-        self.precision = precision
-        self.weight = _parameter(layer.weight, dtype)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight).to(self.precision.stream)
@@ -154,23 +164,8 @@ def is_table(module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, _CastEmbedding))
 
 
-_CAST = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d, nn.Embedding: _CastEmbedding}
-
-
-def _cast_product(
-    layer: _CastLinear | _CastConv2d,
-    x: torch.Tensor,
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    channels_first: bool = False,
-) -> torch.Tensor:
-    precision = layer.precision
-    if layer.shrunk:
-        x = x * _SHRINK
-    out = product(x.to(precision.compute), layer.weight.to(precision.compute))
-    out = out.to(precision.stream)
-    if layer.shrunk:
-        out = out * (1 / _SHRINK)
-    if layer.bias is None:
-        return out
-    return out + (layer.bias[:, None, None] if channels_first else layer.bias)
+_CAST: dict[type[nn.Module], Callable[..., _Cast]] = {
+    nn.Linear: _CastLinear,
+    nn.Conv2d: _CastConv2d,
+    nn.Embedding: _CastEmbedding,
+}

@@ -23,15 +23,15 @@ from rism.runtime.bundle.manifest import Geometry, PromptRules
 __all__ = [
     "ModelSpec",
     "OpenModel",
-    "Picture",
     "PromptTokens",
     "ReferenceCapture",
     "ReferenceModel",
     "ReferencePrompt",
+    "RgbImage",
     "SingleStepDiT",
 ]
 
-Picture = npt.NDArray[np.uint8]
+RgbImage = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
 
 
@@ -70,7 +70,7 @@ class ModelSpec:
 
     @property
     def noise_rows(self) -> int:
-        """Tokens of the largest picture the geometry allows."""
+        """Tokens of the largest image the geometry allows."""
         rules = self.geometry
         token, level = rules.token_px, rules.size_level
         if rules.sizes:
@@ -83,7 +83,7 @@ class ModelSpec:
         return int(level**2 + level * max(3.0, root + 2 / root) + 2) // token**2
 
     def at_level(self, size_level: int) -> ModelSpec:
-        """Return it with every picture brought to about `size_level` squared, as the paper does.
+        """Return it with every image brought to about `size_level` squared, as the paper does.
 
         The aspect ratio is kept and both sides are cut to whole tokens, without a border.
         """
@@ -95,6 +95,10 @@ class ModelSpec:
     def at_sizes(self, sizes_wh: Sequence[tuple[int, int]]) -> ModelSpec:
         """Return it with graphs of fixed sizes only."""
         return replace(self, geometry=replace(self.geometry, sizes=tuple(sizes_wh)))
+
+    def of_blocks(self, double: int, single: int) -> ModelSpec:
+        """Return it for a model of so many of its blocks, features of the first."""
+        return replace(self, double_blocks=double, single_blocks=single, feature_block=0)
 
     def with_template(self, template: str) -> ModelSpec:
         """Return it with another instruction template."""
@@ -141,16 +145,16 @@ class ReferenceModel(Protocol):
     Each function loads its part when it is called and lets it go again.
     """
 
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
-        """Encode instructions about a picture at the model's size, as the pipeline does."""
+    def text(self, instructions: Sequence[str], image_hwc: RgbImage) -> list[ReferencePrompt]:
+        """Encode instructions about an image at the model's size, as the pipeline does."""
         ...
 
-    def image_embeds(self, picture: Picture) -> torch.Tensor | None:
-        """What the text encoder sees of a picture, (V, E); None where it does not look."""
+    def image_embeds(self, image_hwc: RgbImage) -> torch.Tensor | None:
+        """Embeddings of an image's tokens, (V, E); None where the text encoder sees no image."""
         ...
 
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Pictures (1, 3, H, W) in [-1, 1] to latents (1, N_v, C), likewise."""
+        """Images (1, 3, H, W) in [-1, 1] to latents (1, N_v, C), likewise."""
         ...
 
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
@@ -182,19 +186,23 @@ class OpenModel(Protocol):
     """A checkpoint whose configuration was read and checked; weights are read on demand."""
 
     spec: ModelSpec
-    tokenizer_json: str
     default_precision: str
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a `tokenizers` file."""
+        ...
 
     def text_encoder(self, precision: Precision) -> Part:
         """Token ids to prompt_embeds; inputs as docs/bundle.md, step 4, has them."""
         ...
 
     def vision_encoder(self, precision: Precision) -> Part | None:
-        """(pixel_values, patch_positions) to image_embeds; None where nothing looks."""
+        """(pixel_values, patch_positions) to image_embeds; None where there is none."""
         ...
 
     def vae_encoder(self, precision: Precision) -> Part:
-        """The picture to clean_latents."""
+        """The image to clean_latents."""
         ...
 
     def transformer(self, precision: Precision) -> Part:

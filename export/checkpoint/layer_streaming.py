@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rism.export.checkpoint.safetensors_store import AnyStored
+from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
 
 __all__ = ["stream_weights"]
@@ -26,7 +26,7 @@ Round = Callable[[torch.Tensor], torch.Tensor]
 
 def stream_weights(
     module: nn.Module,
-    tensors: Mapping[str, AnyStored],
+    tensors: Mapping[str, StoredTensor],
     precision: Precision,
     *,
     exact: tuple[str, ...] = (),
@@ -73,35 +73,33 @@ def _rounding(dtype: torch.dtype | None) -> Round:
     return lambda weight: weight.to(dtype).float()
 
 
-class _Linear(nn.Module):
-    def __init__(self, layer: nn.Linear, weight: AnyStored, rounding: Round) -> None:
+class _Streamed(nn.Module):
+    def __init__(self, layer: nn.Module, weight: StoredTensor, rounding: Round) -> None:
         super().__init__()
         self.source, self.rounding = weight, rounding
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.bias = layer.bias
+        self.bias = getattr(layer, "bias", None)
 
+
+class _Linear(_Streamed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [F.linear(x, self.rounding(rows)) for rows in self.source.chunks(_PIECE_BYTES)]
         out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         return out if self.bias is None else out + self.bias
 
 
-class _Conv2d(nn.Module):
-    def __init__(self, layer: nn.Conv2d, weight: AnyStored, rounding: Round) -> None:
-        super().__init__()
-        self.source, self.rounding = weight, rounding
-        self.options: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        self.bias = layer.bias
+class _Conv2d(_Streamed):
+    def __init__(self, layer: nn.Conv2d, weight: StoredTensor, rounding: Round) -> None:
+        super().__init__(layer, weight, rounding)
+        self.how: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.rounding(self.source.read()), self.bias, *self.options)
+        return F.conv2d(x, self.rounding(self.source.read()), self.bias, *self.how)
 
 
-class _Conv3d(nn.Module):
-    def __init__(self, layer: nn.Conv3d, weight: AnyStored, rounding: Round) -> None:
-        super().__init__()
-        self.source, self.rounding = weight, rounding
-        self.stride, self.bias = layer.stride, layer.bias
+class _Conv3d(_Streamed):
+    def __init__(self, layer: nn.Conv3d, weight: StoredTensor, rounding: Round) -> None:
+        super().__init__(layer, weight, rounding)
+        self.stride = layer.stride
         # transformers asks a patch embedding for the type of its weight.
         self.weight = torch.zeros(0)
 
@@ -109,19 +107,14 @@ class _Conv3d(nn.Module):
         return F.conv3d(x, self.rounding(self.source.read()), self.bias, self.stride)
 
 
-class _Embedding(nn.Module):
-    def __init__(self, layer: nn.Embedding, weight: AnyStored, rounding: Round) -> None:
-        super().__init__()
-        del layer
-        self.source, self.rounding = weight, rounding
-
+class _Embedding(_Streamed):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found, places = torch.unique(ids, return_inverse=True)
         rows = [self.source.rows(int(i), int(i) + 1).read() for i in found]
         return self.rounding(torch.cat(rows))[places]
 
 
-_STREAMED: dict[type[nn.Module], Callable[[Any, AnyStored, Round], nn.Module]] = {
+_STREAMED: dict[type[nn.Module], Callable[[Any, StoredTensor, Round], nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
     nn.Conv3d: _Conv3d,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,6 @@ from rism.export.errors import CheckpointError
 from rism.runtime.errors import failures_as, one_line
 
 __all__ = [
-    "AnyStored",
-    "StackedTensor",
     "StoredTensor",
     "TensorStore",
     "fake_store",
@@ -123,61 +121,6 @@ class StoredTensor:
             return rows.reshape(last - first, *self.shape[1:])
 
 
-@dataclass(frozen=True)
-class StackedTensor:
-    """Several stored tensors as one, along their first axis.
-
-    Attributes:
-        parts: at least one; all of one type, and of one shape but for the first axis.
-    """
-
-    parts: tuple[StoredTensor, ...]
-
-    def __post_init__(self) -> None:
-        if len({(part.dtype, part.shape[1:]) for part in self.parts}) != 1:
-            names = ", ".join(part.key for part in self.parts)
-            raise CheckpointError(
-                f"{names} belong in one matrix, and differ in type or width: download them again"
-            )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As stored."""
-        return self.parts[0].dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the files."""
-        return sum(part.nbytes for part in self.parts)
-
-    def rows(self, start: int, stop: int) -> StackedTensor:
-        """Return rows [start, stop) as a tensor of its own."""
-        found, before = [], 0
-        for part in self.parts:
-            first, last = max(start - before, 0), min(stop - before, part.shape[0])
-            if first < last:
-                found.append(part.rows(first, last))
-            before += part.shape[0]
-        return StackedTensor(tuple(found))
-
-    def read(self) -> torch.Tensor:
-        """Read it whole, as stored."""
-        return torch.cat(list(self.chunks()))
-
-    def chunks(self, nbytes: int = _CHUNK_BYTES) -> Iterator[torch.Tensor]:
-        """Read runs of rows of at most about `nbytes` each; together they are the tensor."""
-        for part in self.parts:
-            yield from part.chunks(nbytes)
-
-
-AnyStored = StoredTensor | StackedTensor
-
-
 class TensorStore(Mapping[str, StoredTensor]):
     """The tensors of one part of a model, by parameter name."""
 
@@ -232,10 +175,14 @@ class TensorStore(Mapping[str, StoredTensor]):
                     f"config.json asks for {list(shape)}: the two are of different models"
                 )
 
-    def only(self, names: Iterable[str]) -> TensorStore:
-        """Return those of these tensors that are here."""
-        wanted = set(names)
-        return TensorStore(self.part, {k: t for k, t in self._tensors.items() if k in wanted})
+    def expect_some(
+        self, shapes: Mapping[str, tuple[int, ...]], used: Callable[[str], bool]
+    ) -> None:
+        """Likewise for the tensors that are used; the others may be there or not."""
+        wanted = {name: shape for name, shape in shapes.items() if used(name)}
+        kept = {name: tensor for name, tensor in self._tensors.items() if name in wanted}
+        optional = ["bn.num_batches_tracked"]
+        TensorStore(self.part, kept).expect(wanted, optional=optional)
 
     def renamed(self, names: Mapping[str, str]) -> TensorStore:
         """Return the tensors `names` maps to, under the names it maps from."""

@@ -1,4 +1,4 @@
-"""Attention processors of diffusers' blocks, replaced for a while."""
+"""The attention of diffusers' blocks: processors replaced for a while, heads apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["replaced_processors"]
+import torch
+
+__all__ = ["heads_first", "replaced_processors", "split_heads"]
+
+
+def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """(B, N, heads * d) to (B, N, heads, d)."""
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def heads_first(x: torch.Tensor) -> torch.Tensor:
+    """(B, N, heads, d) to (B, heads, N, d)."""
+    return x.transpose(1, 2)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from rism.export.family import Axis
+from rism.export.family import Axis, FamilySpec
+from rism.export.spec import PromptTokens
 
 __all__ = ["RotaryTable", "rotate"]
 
@@ -35,6 +36,24 @@ class RotaryTable(nn.Module):
         """Tables for tokens whose position on each axis is given, (N,) float32 each."""
         angles = torch.stack([columns[a] for a in self.axis_of_pair], dim=1) * self.frequencies
         return angles.cos(), angles.sin()
+
+    def sequence(self, family: FamilySpec, prompt: PromptTokens, positions: torch.Tensor) -> Rotary:
+        """Tables for [prompt; noisy; clean].
+
+        Args:
+            family: the axis rules.
+            prompt: with its own positions, or tokens in their order.
+            positions: rows and columns of the image's tokens, (N_v, 2).
+        """
+        tables = (
+            self.prompt(family.prompt_axes, prompt.embeds.shape[1])
+            if prompt.positions is None
+            else self(prompt.positions.unbind(1)),
+            self.image(family.noisy_axes, positions),
+            self.image(family.clean_axes, positions),
+        )
+        cos, sin = zip(*tables, strict=True)
+        return torch.cat(cos), torch.cat(sin)
 
     def prompt(self, axes: Sequence[Axis], length: int) -> Rotary:
         """Tables for a prompt of `length` tokens."""

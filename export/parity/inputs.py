@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rism.export.spec import ModelSpec, Picture, PromptTokens, ReferenceInputs, ReferencePrompt
+from rism.export.spec import ModelSpec, PromptTokens, ReferenceInputs, ReferencePrompt, RgbImage
 from rism.runtime.image import vision_patches
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
@@ -29,7 +29,7 @@ class Samples:
 
     grid_hw: tuple[int, int]
     size_wh: tuple[int, int]
-    picture: Picture
+    picture: RgbImage
     image: torch.Tensor  # (1, 3, h, w), normalised
     expressions: tuple[str, ...]
     instructions: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,46 +12,97 @@ import onnx_ir as ir
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.synthetic.step1x_small import make_step1x, open_step1x
 from rism.evaluation.scenes.judged import judged_scene
-from rism.export import ExportError, ExportOptions, ExportReport, export_bundle
+from rism.export import ExportError, ExportOptions, export_bundle
 from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import KleinModel, open_klein
+from rism.export.families.step1x.model import Step1XModel
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.parity.gate import run_graph
+from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS, Precision, apply_precision
-from rism.export.spec import ModelSpec
 from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.method import equations
+from tests.export.families.step1x.parity import random_inputs
 from tests.export.small import feeds, make_checkpoint
 
 GRID = (6, 6)
 PAST_HALF = 65504.0
+# An export of Step1X-Edit takes three times as long.
+FAMILIES = ["klein", pytest.param("step1x", marks=pytest.mark.slow)]
+Arrays = dict[str, np.ndarray]
 
 
-def run_as_exported(
-    model: KleinModel, precision: Precision, given: dict[str, np.ndarray], mode: str = "vectors"
-) -> dict[str, np.ndarray]:
-    """PyTorch on the very module that is traced, in its own number types."""
-    options = CaptureOptions(mode)
-    graph = CaptureGraph(model.transformer(precision).fill(), model.spec, options, precision)
-    with torch.no_grad():
-        found = graph(**{name: torch.from_numpy(value) for name, value in given.items()})
-    return {k: v.numpy() for k, v in zip(options.outputs, found, strict=True)}
+@dataclass(frozen=True)
+class Outliers:
+    """A checkpoint whose residual stream has the outliers that FLUX is known for."""
+
+    folder: Path
+    model: KleinModel | Step1XModel
+
+    def feeds(self) -> Arrays:
+        if isinstance(self.model, KleinModel):
+            return feeds(self.model.spec, GRID, batch=1)
+        return transformer_feeds(random_inputs(self.model, GRID, batch=1), None)
+
+    def graph(self, precision: Precision) -> CaptureGraph:
+        dit = self.model.transformer(precision).fill()
+        return CaptureGraph(dit, self.model.spec, CaptureOptions("vectors"), precision)
+
+    def run(self, precision: Precision) -> Arrays:
+        """PyTorch on the very module that is traced, in its own number types."""
+        graph = self.graph(precision)
+        with torch.no_grad():
+            found = graph(**{name: torch.from_numpy(value) for name, value in self.feeds().items()})
+        return {k: v.numpy() for k, v in zip(graph.options.outputs, found, strict=True)}
+
+    def check(self, found: Arrays, wanted: Arrays) -> None:
+        for name, value in wanted.items():
+            scale = max(1.0, float(np.abs(value).max()))
+            assert np.abs(found[name] - value).max() / scale < 5e-3, name
+        masks = [
+            equations.segment_tokens(
+                each["attention_vectors"][0],
+                each["propagated_vectors"][0],
+                each["features"][0],
+                tau=self.model.spec.tau,
+            ).scores
+            > 0
+            for each in (found, wanted)
+        ]
+        assert (masks[0] == masks[1]).mean() > 0.97
 
 
-def mask(outputs: dict[str, np.ndarray], spec: ModelSpec) -> np.ndarray:
-    return (
-        equations.segment_tokens(
-            outputs["attention_vectors"][0],
-            outputs["propagated_vectors"][0],
-            outputs["features"][0],
-            tau=spec.tau,
-        ).scores
-        > 0
-    )
+@pytest.fixture(scope="module", params=["klein", "step1x"])
+def outliers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outliers:
+    # Two channels of every token start beyond float16, and blocks add more of the same.
+    folder = tmp_path_factory.mktemp("outliers") / "model"
+    if request.param == "step1x":
+        make_step1x(folder, "1.0")
+        file = folder / "step1x-edit-i1258.safetensors"
+        names, first, added = ("img_in.weight", "txt_in.weight"), 5e4, ("_mlp.2.weight", 2e4)
+    else:
+        make_checkpoint(folder)
+        [file] = (folder / "transformer").glob("*.safetensors")
+        names, first = ("x_embedder.weight", "context_embedder.weight"), 2e5
+        added = (".ff.linear_out.weight", 1e5)
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name in names:
+            tensor[:2] *= first
+        elif name.endswith(added[0]):
+            tensor[1] *= added[1]
+    save_file(tensors, file, metadata={"format": "pt"})
+    if request.param == "step1x":
+        return Outliers(folder, open_step1x(folder))
+    model = open_klein(find_checkpoint(str(folder)))
+    assert isinstance(model, KleinModel)
+    return Outliers(folder, model)
 
 
 def test_the_recipe_by_its_layers() -> None:
@@ -69,111 +121,80 @@ def test_the_recipe_by_its_layers() -> None:
     assert layers["a"](large * 4).isinf().any() or layers["a"](large * 4).isnan().any()
 
 
-@pytest.fixture(scope="module")
-def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose residual stream has the outliers that FLUX is known for."""
-    folder = make_checkpoint(tmp_path_factory.mktemp("outliers") / "tiny-klein")
-    path = folder / "transformer"
-    model = Flux2Transformer2DModel.from_pretrained(path)
-    with torch.no_grad():
-        # Two channels of every token start beyond float16, and blocks add more of the same.
-        model.x_embedder.weight[:2] *= 2e5
-        model.context_embedder.weight[:2] *= 2e5
-        for block in model.transformer_blocks:
-            block.ff.linear_out.weight[1] *= 1e5
-    model.save_pretrained(path)
-    return folder
-
-
-def test_past_the_range_of_float16(outliers: Path) -> None:
-    model = open_klein(find_checkpoint(str(outliers)))
-    assert isinstance(model, KleinModel)
-    given = feeds(model.spec, GRID, batch=1)
-    wanted = run_as_exported(model, PRECISIONS["fp32"], given)
-
-    stream = _largest_of_stream(model, given)
-    assert stream > 2 * PAST_HALF
-
-    plain = Precision("plain", torch.float16, torch.float16, torch.float16, 1.0)
-    broken = run_as_exported(model, plain, given)
-    assert not all(np.isfinite(value).all() for value in broken.values())
-
-    found = run_as_exported(model, PRECISIONS["fp16"], given)
-    for name, value in wanted.items():
-        scale = max(1.0, float(np.abs(value).max()))
-        assert np.abs(found[name] - value).max() / scale < 5e-3, name
-    assert (mask(found, model.spec) == mask(wanted, model.spec)).mean() > 0.97
-
-
-def _largest_of_stream(model: KleinModel, given: dict[str, np.ndarray]) -> float:
+def test_past_the_range_of_float16(outliers: Outliers) -> None:
+    wide = outliers.graph(PRECISIONS["fp32"])
     seen: list[float] = []
-    dit = model.transformer(PRECISIONS["fp32"]).fill()
-    for block in dit.single_transformer_blocks:
-        block.register_forward_hook(lambda _m, _a, out: seen.append(float(out.abs().max())))
-    graph = CaptureGraph(dit, model.spec, CaptureOptions("vectors"), PRECISIONS["fp32"])
+    wide.dit.last_norm.register_forward_pre_hook(
+        lambda _m, args: seen.append(float(args[0].abs().max()))
+    )
     with torch.no_grad():
-        graph(**{name: torch.from_numpy(value) for name, value in given.items()})
-    return max(seen)
+        wide(**{name: torch.from_numpy(value) for name, value in outliers.feeds().items()})
+    assert max(seen) > 2 * PAST_HALF
+    plain = Precision("plain", torch.float16, torch.float16, torch.float16, 1.0)
+    broken = outliers.run(plain)
+    assert not all(np.isfinite(value).all() for value in broken.values())
+    outliers.check(outliers.run(PRECISIONS["fp16"]), outliers.run(PRECISIONS["fp32"]))
 
 
-@pytest.fixture(scope="module")
-def half(outliers: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    output = tmp_path_factory.mktemp("half") / "b"
-    return export_bundle(str(outliers), output, ExportOptions(precision="fp16"))
-
-
-def test_the_exported_recipe_holds_the_outliers_too(half: ExportReport, outliers: Path) -> None:
-    model = open_klein(find_checkpoint(str(outliers)))
-    assert isinstance(model, KleinModel)
-    given = feeds(model.spec, GRID, batch=1)
-    wanted = run_as_exported(model, PRECISIONS["fp32"], given)
-    found = run_graph(half.path / "transformer.vectors.onnx", given)
-    for name, value in wanted.items():
-        scale = max(1.0, float(np.abs(value).max()))
-        assert np.abs(found[name] - value).max() / scale < 5e-3, name
-    rounding = {k: v for k, v in half.parity["transformer.vectors"].items() if "fp16" in k}
-    assert rounding
-    assert all(check.passed for check in rounding.values())
-
-
-def _types(path: Path) -> dict[str, set[str]]:
+def types_of(path: Path) -> dict[str, set[str]]:
     """Number types of the results of each kind of node."""
     found: dict[str, set[str]] = {}
     for node in ir.load(path).graph:
         for value in node.outputs:
             if value.dtype is not None and value.dtype.is_floating_point():
-                found.setdefault(node.op_type, set()).add(value.dtype.name)
+                # A product of two matrices has another name than one of stacks of them.
+                kind = "MatMul" if node.op_type == "Gemm" else node.op_type
+                found.setdefault(kind, set()).add(value.dtype.name)
     return found
 
 
-def test_what_is_half_in_the_graph_and_what_is_not(half: ExportReport) -> None:
-    types = _types(half.path / "transformer.vectors.onnx")
-    assert types["MatMul"] == {"FLOAT16"}
-    assert types["Attention"] == {"FLOAT16"}
-    for kept in ("LayerNormalization", "RMSNormalization", "Add", "ReduceMean", "Div"):
-        assert types[kept] == {"FLOAT"}, kept
+@pytest.mark.parametrize("outliers", FAMILIES, indirect=True)
+def test_the_exported_recipe(outliers: Outliers, tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp16")
+    half = export_bundle(str(outliers.folder), tmp_path / "b", options)
+    found = run_graph(half.path / "transformer.vectors.onnx", outliers.feeds())
+    outliers.check(found, outliers.run(PRECISIONS["fp32"]))
     manifest = Bundle.open(half.path).manifest
+    for graph in manifest.graphs:
+        if graph != "vae_encoder":
+            types = types_of(half.path / f"{graph}.onnx")
+            assert types["MatMul"] == types["Attention"] == {"FLOAT16"}, graph
+            assert types["Add"] == {"FLOAT"}, graph
+        rounding = [check for name, check in half.parity[graph].items() if "fp16" in name]
+        assert rounding and all(check.passed for check in rounding), graph
+    types = types_of(half.path / "transformer.vectors.onnx")
+    for kept in ("LayerNormalization", "RMSNormalization", "ReduceMean", "Div"):
+        assert types[kept] == {"FLOAT"}, kept
     assert (manifest.precision.compute, manifest.precision.storage) == ("float16", "float16")
     for graph in manifest.graphs.values():
         for tensor in [*graph.inputs.values(), *graph.outputs.values()]:
             assert tensor.dtype in ("float32", "int64")
+    # The runtime runs it on a CPU, and says what it computed in.
+    image = np.zeros((60, 80, 3), np.uint8)
+    result = Segmenter.from_bundle(half.path, provider="cpu").segment(image, "a dog")
+    assert result.precision == "float16"
 
 
-def test_bfloat16_is_computed_as_published(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_computed_as_published(checkpoint: Path, tmp_path: Path, family: str) -> None:
+    if family == "step1x":
+        checkpoint = make_step1x(tmp_path / "model", "1.1")
     report = export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(precision="bf16"))
-    types = _types(report.path / "transformer.vectors.onnx")
-    assert types["MatMul"] == {"BFLOAT16"}
-    assert types["LayerNormalization"] == {"BFLOAT16"}
+    types = types_of(report.path / "transformer.vectors.onnx")
+    assert types["MatMul"] == types["LayerNormalization"] == {"BFLOAT16"}
     # The probes' queries and keys fit float16, whose masses are eight times finer.
     assert types["Attention"] == {"BFLOAT16", "FLOAT16"}
     assert types["ReduceMean"] == {"FLOAT"}
     manifest = Bundle.open(report.path).manifest
+    for graph in {"text_encoder", "vision_encoder"} & set(manifest.graphs):
+        types = types_of(report.path / f"{graph}.onnx")
+        assert types["MatMul"] == types["Attention"] == {"BFLOAT16"}, graph
     assert (manifest.precision.compute, manifest.precision.storage) == ("bfloat16", "bfloat16")
     with pytest.raises(ProviderError, match="bfloat16"):
         Segmenter.from_bundle(report.path, provider="cpu")
 
 
-def test_weights_that_float16_cannot_hold_are_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_that_float16_cannot_hold_are_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "large")
     model = Flux2Transformer2DModel.from_pretrained(folder / "transformer")
     with torch.no_grad():

@@ -20,7 +20,7 @@ from torch import nn
 
 from rism.export.attention_capture import Capture
 from rism.export.errors import UnsupportedModelError
-from rism.export.families.attention_processors import replaced_processors
+from rism.export.families.attention_processors import heads_first, replaced_processors, split_heads
 from rism.export.family import FamilySpec
 from rism.export.graph.rotary import RotaryTable, rotate
 from rism.export.spec import PromptTokens
@@ -94,12 +94,7 @@ class Flux2SingleStep(nn.Module):
         batch = clean_latents.shape[0]
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
         text = self.context_embedder(prompt.embeds)
-        tables = [
-            self.rotary.prompt(self.family.prompt_axes, prompt.embeds.shape[1]),
-            self.rotary.image(self.family.noisy_axes, positions),
-            self.rotary.image(self.family.clean_axes, positions),
-        ]
-        rotary = (torch.cat([t[0] for t in tables]), torch.cat([t[1] for t in tables]))
+        rotary = self.rotary.sequence(self.family, prompt, positions)
         spans = capture.spans
         doubles = len(self.transformer_blocks)
 
@@ -162,23 +157,13 @@ class _LastAttention(nn.Module):
         self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
 
     def query(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(self.norm_q(_split(self.to_q(x), self.head_dim)))
+        return heads_first(self.norm_q(split_heads(self.to_q(x), self.head_dim)))
 
     def key(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(self.norm_k(_split(self.to_k(x), self.head_dim)))
+        return heads_first(self.norm_k(split_heads(self.to_k(x), self.head_dim)))
 
     def value(self, x: torch.Tensor) -> torch.Tensor:
-        return _heads(_split(self.to_v(x), self.head_dim))
-
-
-def _split(x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """(B, N, heads * d) to (B, N, heads, d)."""
-    return x.reshape(*x.shape[:-1], -1, head_dim)
-
-
-def _heads(x: torch.Tensor) -> torch.Tensor:
-    """(B, N, heads, d) to (B, heads, N, d)."""
-    return x.transpose(1, 2)
+        return heads_first(split_heads(self.to_v(x), self.head_dim))
 
 
 class _DoubleProcessor:
@@ -200,24 +185,24 @@ class _DoubleProcessor:
         split = attn.head_dim
         q = torch.cat(
             [
-                attn.norm_added_q(_split(attn.add_q_proj(prompt), split)),
-                attn.norm_q(_split(attn.to_q(image), split)),
+                attn.norm_added_q(split_heads(attn.add_q_proj(prompt), split)),
+                attn.norm_q(split_heads(attn.to_q(image), split)),
             ],
             dim=1,
         )
         k = torch.cat(
             [
-                attn.norm_added_k(_split(attn.add_k_proj(prompt), split)),
-                attn.norm_k(_split(attn.to_k(image), split)),
+                attn.norm_added_k(split_heads(attn.add_k_proj(prompt), split)),
+                attn.norm_k(split_heads(attn.to_k(image), split)),
             ],
             dim=1,
         )
         v = torch.cat([attn.add_v_proj(prompt), attn.to_v(image)], dim=1)
         out = self.capture.attend(
             self.index,
-            rotate(_heads(q), image_rotary_emb),
-            rotate(_heads(k), image_rotary_emb),
-            _heads(_split(v, split)),
+            rotate(heads_first(q), image_rotary_emb),
+            rotate(heads_first(k), image_rotary_emb),
+            heads_first(split_heads(v, split)),
         )
         length = prompt.shape[1]
         return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
@@ -243,9 +228,9 @@ class _SingleProcessor:
         q, k, v, mlp = fused.split([inner, inner, inner, fused.shape[-1] - 3 * inner], dim=-1)
         out = self.capture.attend(
             self.index,
-            rotate(_heads(attn.norm_q(_split(q, attn.head_dim))), image_rotary_emb),
-            rotate(_heads(attn.norm_k(_split(k, attn.head_dim))), image_rotary_emb),
-            _heads(_split(v, attn.head_dim)),
+            rotate(heads_first(attn.norm_q(split_heads(q, attn.head_dim))), image_rotary_emb),
+            rotate(heads_first(attn.norm_k(split_heads(k, attn.head_dim))), image_rotary_emb),
+            heads_first(split_heads(v, attn.head_dim)),
         )
         result: torch.Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(mlp)], dim=-1))
         return result

@@ -13,7 +13,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.checkpoint.safetensors_store import (
     TensorStore,
     fake_store,
@@ -22,11 +21,16 @@ from rism.export.checkpoint.safetensors_store import (
 )
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2.single_file import open_autoencoder, open_transformer
-from rism.runtime.errors import one_line
+from rism.export.families.parts import (
+    check_count,
+    config_failure,
+    find_file,
+    keep_arguments,
+    shapes_of,
+)
 
 __all__ = ["KleinFiles", "open_files"]
 
-_MOST_BLOCKS = 512
 _AUTOENCODERS = ("ae.safetensors", "flux2-vae.safetensors", "flux2_ae.safetensors")
 # Not part of any graph, and laid out differently in the makers' files.
 _FINAL = ("norm_out.linear.weight", "proj_out.weight")
@@ -63,19 +67,14 @@ class KleinFiles:
         config._attn_implementation = "eager"
         return config
 
-    def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the whole transformer."""
-        return _shapes(
-            "transformer", lambda: Flux2Transformer2DModel.from_config(self.transformer_config)
-        )
-
-    def vae_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the whole autoencoder."""
-        return _shapes("vae", lambda: AutoencoderKLFlux2.from_config(self.vae_config))
-
-    def text_shapes(self, blocks: int | None = None) -> dict[str, tuple[int, ...]]:
-        """Shapes of the language model, or of its first `blocks` blocks."""
-        return _shapes("text_encoder", lambda: Qwen3ForCausalLM(self.text_config(blocks)))
+    def shapes(self, part: str, text_blocks: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Shapes of "transformer", "vae" or "text_encoder", which may be of its first blocks."""
+        build: dict[str, Callable[[], Any]] = {
+            "transformer": lambda: Flux2Transformer2DModel.from_config(self.transformer_config),
+            "vae": lambda: AutoencoderKLFlux2.from_config(self.vae_config),
+            "text_encoder": lambda: Qwen3ForCausalLM(self.text_config(text_blocks)),
+        }
+        return shapes_of(part, build[part])
 
     def check_tensors(self, text_blocks: int) -> None:
         """Compare names and shapes of all tensors with what the configurations ask for.
@@ -87,29 +86,14 @@ class KleinFiles:
         Raises:
             CheckpointError: They differ; the message names a tensor.
         """
-        self.transformer.expect(self.transformer_shapes(), optional=_FINAL)
-        vae = self.vae_shapes()
-        _expect_some(
-            self.vae, vae, lambda name: name.startswith(("encoder.", "quant_conv.", "bn."))
+        self.transformer.expect(self.shapes("transformer"), optional=_FINAL)
+        self.vae.expect_some(
+            self.shapes("vae"), lambda name: name.startswith(("encoder.", "quant_conv.", "bn."))
         )
-        text = self.text_shapes(text_blocks)
-        _expect_some(self.text, text, lambda name: not name.startswith(("lm_head.", "model.norm.")))
-
-
-def _shapes(part: str, build: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
-    try:
-        module = build_empty(build)
-    except Exception as error:  # the libraries' own kinds for a wrong value
-        raise _wrong(part, error) from None
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _expect_some(
-    store: TensorStore, shapes: dict[str, tuple[int, ...]], used: Callable[[str], bool]
-) -> None:
-    """Compare the tensors that a graph needs; the others may be there or not."""
-    wanted = {name: shape for name, shape in shapes.items() if used(name)}
-    store.only(wanted).expect(wanted, optional=["bn.num_batches_tracked"])
+        self.text.expect_some(
+            self.shapes("text_encoder", text_blocks),
+            lambda name: not name.startswith(("lm_head.", "model.norm.")),
+        )
 
 
 def open_files(checkpoint: Checkpoint) -> KleinFiles:
@@ -122,98 +106,60 @@ def open_files(checkpoint: Checkpoint) -> KleinFiles:
     Raises:
         CheckpointError: A part is missing, cut short, or its configuration is wrong.
     """
-    folder = checkpoint.folder
+    folder, here = checkpoint.folder, checkpoint.weights
     for part in ("text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
             raise CheckpointError(
                 f"{folder / part} is missing, expected it beside the transformer: "
                 "download the whole model"
             )
-    if not checkpoint.weights:
-        return _plan_files(folder)
-    if checkpoint.transformer_file is None:
-        transformer = open_folder(folder / "transformer")
-        config = read_json(folder / "transformer" / "config.json")
+    file = checkpoint.transformer_file
+    if file is not None:
+        transformer, config = open_transformer(file, read_headers(file))
     else:
-        headers = read_headers(checkpoint.transformer_file)
-        transformer, config = open_transformer(checkpoint.transformer_file, headers)
-    vae, vae_config = _open_vae(folder)
+        transformer = _open(folder / "transformer", here)
+        config = read_json(folder / "transformer" / "config.json")
+    if here and not (folder / "vae").is_dir():
+        missing = f"{folder} has neither vae/ nor {_AUTOENCODERS[0]}: download the autoencoder too"
+        vae, vae_config = open_autoencoder(find_file(folder, _AUTOENCODERS, missing)), {}
+    else:
+        vae, vae_config = _open(folder / "vae", here), read_json(folder / "vae" / "config.json")
     files = KleinFiles(
         transformer=transformer,
         transformer_config=_complete(Flux2Transformer2DModel, config),
         vae=vae,
         vae_config=_complete(AutoencoderKLFlux2, vae_config),
-        text=open_folder(folder / "text_encoder"),
+        text=_open(folder / "text_encoder", here),
         text_values=read_json(folder / "text_encoder" / "config.json"),
         tokenizer=folder / "tokenizer",
     )
     _check_counts(files)
-    return files
-
-
-def _plan_files(folder: Path) -> KleinFiles:
-    """Configurations alone, with tensors that are not here yet."""
-    configs = {
-        part: read_json(folder / part / "config.json")
-        for part in ("transformer", "vae", "text_encoder")
-    }
-    empty = KleinFiles(
-        transformer=fake_store("transformer", {}),
-        transformer_config=_complete(Flux2Transformer2DModel, configs["transformer"]),
-        vae=fake_store("vae", {}),
-        vae_config=_complete(AutoencoderKLFlux2, configs["vae"]),
-        text=fake_store("text_encoder", {}),
-        text_values=configs["text_encoder"],
-        tokenizer=folder / "tokenizer",
-    )
-    _check_counts(empty)
+    if here:
+        return files
     return replace(
-        empty,
-        transformer=fake_store("transformer", empty.transformer_shapes()),
-        vae=fake_store("vae", empty.vae_shapes()),
-        text=fake_store("text_encoder", empty.text_shapes()),
+        files,
+        transformer=fake_store("transformer", files.shapes("transformer")),
+        vae=fake_store("vae", files.shapes("vae")),
+        text=fake_store("text_encoder", files.shapes("text_encoder")),
     )
+
+
+def _open(folder: Path, here: bool) -> TensorStore:
+    return open_folder(folder) if here else fake_store(folder.name, {})
 
 
 def _check_counts(files: KleinFiles) -> None:
     try:
         blocks = files.text_config().num_hidden_layers
     except Exception as error:  # the library's own kinds for a wrong value
-        raise _wrong("text_encoder", error) from None
-    _check_count("text_encoder", "num_hidden_layers", blocks)
+        raise config_failure("text_encoder", error) from None
+    check_count("text_encoder", "num_hidden_layers", blocks)
     for key in ("num_layers", "num_single_layers"):
-        _check_count("transformer", key, files.transformer_config[key])
-
-
-def _open_vae(folder: Path) -> tuple[TensorStore, dict[str, Any]]:
-    if (folder / "vae").is_dir():
-        return open_folder(folder / "vae"), read_json(folder / "vae" / "config.json")
-    for name in _AUTOENCODERS:
-        if (folder / name).is_file():
-            return open_autoencoder(folder / name), {}
-    raise CheckpointError(
-        f"{folder} has neither vae/ nor {_AUTOENCODERS[0]}: download the autoencoder too"
-    )
+        check_count("transformer", key, files.transformer_config[key])
 
 
 def _complete(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Keep what the class knows and fill in its defaults, as loading it would."""
     known = signature(kind.__init__).parameters
     defaults = {k: v.default for k, v in known.items() if v.default is not Parameter.empty}
-    return defaults | {key: value for key, value in config.items() if key in known}
-
-
-def _check_count(part: str, key: str, value: object) -> None:
-    """Refuse absurd sizes before a model of them is built."""
-    if not isinstance(value, int) or not 0 <= value <= _MOST_BLOCKS:
-        raise CheckpointError(
-            f"{part}: {key} is {one_line(value, limit=40)}, expected a number of blocks up to "
-            f"{_MOST_BLOCKS}: mend its config.json"
-        )
-
-
-def _wrong(part: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{part}: its configuration describes no model ({one_line(error, limit=160)}): "
-        "download config.json again"
-    )
+    return defaults | keep_arguments(kind, config)

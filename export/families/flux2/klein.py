@@ -21,16 +21,18 @@ from rism.export.families.flux2.files import KleinFiles, open_files
 from rism.export.families.flux2.modulation import fold_modulation
 from rism.export.families.flux2.reference import ReferenceKlein
 from rism.export.families.flux2.spec import SETTINGS, check_parts, make_spec, out_layers
+from rism.export.families.parts import (
+    TEXT_INTO_STREAM,
+    VAE_INTO_STREAM,
+    pick_blocks,
+    renumber_blocks,
+)
 from rism.export.families.settings import read_settings
 from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
 __all__ = ["KleinModel", "open_klein"]
-
-# Layers of Qwen3 and of the VAE whose results are added to the residual stream.
-_TEXT_INTO_STREAM = ("o_proj", "down_proj")
-_VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,20 @@ class _Blocks:
     out_layers: tuple[int, ...]
 
 
+@dataclass(eq=False)
 class KleinModel:
     """A checkpoint, opened: an `OpenModel`."""
 
-    def __init__(
-        self,
-        files: KleinFiles,
-        spec: ModelSpec,
-        tokenizer: Qwen2TokenizerFast,
-        blocks: _Blocks,
-        default_precision: str,
-    ) -> None:
-        self.spec, self.files, self.tokenizer, self.blocks = spec, files, tokenizer, blocks
-        self.default_precision = default_precision
-        self.tokenizer_json = tokenizer_json(tokenizer)
+    files: KleinFiles
+    spec: ModelSpec
+    tokenizer: Qwen2TokenizerFast
+    blocks: _Blocks
+    default_precision: str
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """See `OpenModel`."""
+        return tokenizer_json(self.tokenizer)
 
     def text_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
@@ -68,10 +70,10 @@ class KleinModel:
             precision=precision,
         )
         rules = _rules(module, self.files.text, lambda name: f"model.{name}")
-        return cast_part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
+        return cast_part("text_encoder", module, rules, precision, TEXT_INTO_STREAM)
 
     def vision_encoder(self, precision: Precision) -> None:
-        """See `OpenModel`: its text encoder sees no picture."""
+        """See `OpenModel`: its text encoder sees no image."""
 
     def vae_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
@@ -80,7 +82,7 @@ class KleinModel:
         variance = store["bn.running_var"].read().float() + vae.config.batch_norm_eps
         module = VaeEncoder(vae, store["bn.running_mean"].read().float(), 1 / variance.sqrt())
         rules = _rules(module, store, lambda name: name)
-        return cast_part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
+        return cast_part("vae_encoder", module, rules, precision, VAE_INTO_STREAM)
 
     def transformer(self, precision: Precision) -> Part:
         """See `OpenModel`."""
@@ -103,29 +105,15 @@ class KleinModel:
         return ReferenceKlein(self, precision)
 
     def samples_of_blocks(self) -> Sequence[OpenModel]:
-        """One double-stream block, and one single-stream block, each before the last one."""
-        last = self.blocks.single[-1]
-        kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        if self.blocks.double:
-            kept.append(((self.blocks.double[0],), (last,)))
-        if len(self.blocks.single) > 1:
-            kept.append(((), (self.blocks.single[0], last)))
-        kept = kept or [((), (last,))]
-        out_layers = tuple(range(len(self.blocks.out_layers)))
+        """See `OpenModel`."""
+        layers = tuple(range(len(self.blocks.out_layers)))
         return [
-            KleinModel(
-                self.files,
-                replace(
-                    self.spec,
-                    double_blocks=len(double),
-                    single_blocks=len(single),
-                    feature_block=0,
-                ),
-                self.tokenizer,
-                _Blocks(double, single, out_layers),
-                self.default_precision,
+            replace(
+                self,
+                spec=self.spec.of_blocks(len(double), len(single)),
+                blocks=_Blocks(double, single, layers),
             )
-            for double, single in kept
+            for double, single in pick_blocks(self.blocks.double, self.blocks.single)
         ]
 
     def empty_transformer(self) -> Flux2Transformer2DModel:
@@ -139,17 +127,12 @@ class KleinModel:
     @cached_property
     def transformer_store(self) -> TensorStore:
         """The tensors of these blocks, numbered as the model built of them numbers them."""
-        places = {"transformer_blocks": self.blocks.double} | {
-            "single_transformer_blocks": self.blocks.single
+        names = build_empty(self.empty_transformer).state_dict()
+        blocks = {
+            "transformer_blocks": self.blocks.double,
+            "single_transformer_blocks": self.blocks.single,
         }
-        names = {}
-        for name in build_empty(self.empty_transformer).state_dict():
-            group, _, rest = name.partition(".")
-            index, _, tail = rest.partition(".")
-            old = f"{group}.{places[group][int(index)]}.{tail}" if group in places else name
-            if old in self.files.transformer:
-                names[name] = old
-        return self.files.transformer.renamed(names)
+        return renumber_blocks(self.files.transformer, names, blocks)
 
     @cached_property
     def _modulation(self) -> Mapping[str, Any]:
@@ -174,12 +157,9 @@ def _rules(
     module: nn.Module, store: TensorStore, stored_name: Callable[[str], str | None]
 ) -> dict[str, WeightRule]:
     """Values of the parameters that are on the meta device."""
-    names = {name: stored_name(name) for name, tensor in _tensors(module) if tensor.is_meta}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    names = {name: stored_name(name) for name, tensor in tensors if tensor.is_meta}
     return {name: store[stored] for name, stored in names.items() if stored is not None}
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
-    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def open_klein(checkpoint: Checkpoint) -> OpenModel:

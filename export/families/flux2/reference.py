@@ -21,7 +21,7 @@ from rism.export.checkpoint.layer_streaming import stream_weights
 from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.families.flux2.dit import MODULATIONS
 from rism.export.precision import Precision
-from rism.export.spec import Picture, ReferenceCapture, ReferenceInputs, ReferencePrompt
+from rism.export.spec import ReferenceCapture, ReferenceInputs, ReferencePrompt, RgbImage
 
 if TYPE_CHECKING:
     from rism.export.families.flux2.klein import KleinModel
@@ -45,9 +45,9 @@ class ReferenceKlein:
     precision: Precision
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
+    def text(self, instructions: Sequence[str], image_hwc: RgbImage) -> list[ReferencePrompt]:
         """Encode instructions by the pipeline's own function, which does not see the image."""
-        del picture
+        del image_hwc
         layers, store = self.model.blocks.out_layers, self.model.files.text
         model = build_empty(lambda: Qwen3Model(self.model.files.text_config(max(layers) + 1)))
         names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
@@ -68,12 +68,12 @@ class ReferenceKlein:
         )
         return [ReferencePrompt(each) for each in embeds]
 
-    def image_embeds(self, picture: Picture) -> None:
+    def image_embeds(self, image_hwc: RgbImage) -> None:
         """See `ReferenceModel`: the text encoder does not see the image."""
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Pictures (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
+        """Images (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
         files = self.model.files
         vae = build_empty(lambda: AutoencoderKLFlux2.from_config(files.vae_config))
         vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder

@@ -5,6 +5,8 @@ Names are the checkpoint's. What depends on the timestep alone is a constant.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.step1x.sizes import ConnectorSizes
 from rism.export.precision import Precision
 
-__all__ = ["INTO_STREAM", "SINUSOIDS", "Connector", "timestep_constants"]
+__all__ = ["INTO_STREAM", "SINUSOIDS", "Connector", "timestep_constants", "two_layers"]
 
 INTO_STREAM = ("input_embedder", "self_attn_proj", "fc2", "adaLN_modulation.1")
 _EPS = 1e-6
@@ -91,12 +93,20 @@ class Connector(nn.Module):
         return tokens, self.global_proj_out(pooled.to(hidden.dtype))
 
 
+def two_layers(first: str, second: str, inputs: int, inner: int, outputs: int) -> nn.Module:
+    """Make two named layers with a SiLU between them."""
+    layers = (nn.Linear(inputs, inner), nn.SiLU(), nn.Linear(inner, outputs))
+    return nn.Sequential(OrderedDict(zip((first, "act", second), layers, strict=True)))
+
+
 class _Refiner(nn.Module):
     def __init__(self, sizes: ConnectorSizes, precision: Precision) -> None:
         super().__init__()
-        self.input_embedder = nn.Linear(sizes.hidden, sizes.width)
-        self.c_embedder = _Embedder(sizes.hidden, sizes.width)
-        self.individual_token_refiner = _RefinerBlocks(sizes, precision)
+        width = sizes.width
+        self.input_embedder = nn.Linear(sizes.hidden, width)
+        self.c_embedder = two_layers("linear_1", "linear_2", sizes.hidden, width, width)
+        blocks = nn.ModuleList(_RefinerBlock(sizes, precision) for _ in range(sizes.depth))
+        self.individual_token_refiner = nn.ModuleDict({"blocks": blocks})
 
     def forward(
         self, hidden: torch.Tensor, mean: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
@@ -107,42 +117,9 @@ class _Refiner(nn.Module):
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         allowed = (real[:, None, :, None] & real[:, None, None, :]) | first
         x: torch.Tensor = self.input_embedder(hidden)
-        refined: torch.Tensor = self.individual_token_refiner(x, condition, allowed)
-        return refined
-
-
-class _RefinerBlocks(nn.Module):
-    def __init__(self, sizes: ConnectorSizes, precision: Precision) -> None:
-        super().__init__()
-        blocks = (_RefinerBlock(sizes, precision) for _ in range(sizes.depth))
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(
-        self, x: torch.Tensor, condition: torch.Tensor, allowed: torch.Tensor
-    ) -> torch.Tensor:
-        for block in self.blocks:
+        for block in self.individual_token_refiner["blocks"].children():
             x = block(x, condition, allowed)
         return x
-
-
-class _Embedder(nn.Module):
-    def __init__(self, hidden: int, width: int) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(hidden, width), nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return out
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.fc2(F.silu(self.fc1(x)))
-        return out
 
 
 class _RefinerBlock(nn.Module):
@@ -156,7 +133,7 @@ class _RefinerBlock(nn.Module):
         self.self_attn_qkv = nn.Linear(width, 3 * width)
         self.self_attn_proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=_EPS)
-        self.mlp = _Mlp(width)
+        self.mlp = two_layers("fc1", "fc2", width, 4 * width, width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(

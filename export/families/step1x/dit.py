@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from rism.export.attention_capture import Capture
 from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.errors import UnsupportedModelError
-from rism.export.families.attention_processors import replaced_processors
+from rism.export.families.attention_processors import heads_first, replaced_processors, split_heads
 from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import INTO_STREAM as _CONNECTOR_INTO_STREAM
-from rism.export.families.step1x.connector import SINUSOIDS, Connector
+from rism.export.families.step1x.connector import SINUSOIDS, Connector, two_layers
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.family import FamilySpec
 from rism.export.graph.rotary import RotaryTable, rotate
@@ -85,7 +85,7 @@ class Step1XSingleStep(nn.Module):
         self.family, self.sizes = family, sizes
         width = sizes.width
         self.connector = Connector(sizes.connector, scaled=sizes.scaled, precision=precision)
-        self.vec_embed = _MlpEmbedder(sizes.connector.pooled, width)
+        self.vec_embed = two_layers("in_layer", "out_layer", sizes.connector.pooled, width, width)
         self.x_embedder = nn.Linear(sizes.in_channels, width)
         self.context_embedder = nn.Linear(sizes.context, width)
         self.transformer_blocks = nn.ModuleList(
@@ -115,7 +115,7 @@ class Step1XSingleStep(nn.Module):
         batch, spans = clean_latents.shape[0], capture.spans
         text, condition = self._connect(prompt)
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
-        rotary = self._tables(prompt, positions)
+        rotary = self.rotary.sequence(self.family, prompt, positions)
         blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
         with replaced_processors(blocks, partial(_Processor, capture)):
             for index, block in enumerate(self.transformer_blocks):
@@ -142,16 +142,6 @@ class Step1XSingleStep(nn.Module):
             tokens = tokens + quoted.to(tokens.dtype)
         return self.context_embedder(tokens), self.time + self.vec_embed(pooled)
 
-    def _tables(self, prompt: PromptTokens, positions: torch.Tensor) -> Rotary:
-        if prompt.positions is None:
-            first = self.rotary.prompt(self.family.prompt_axes, prompt.embeds.shape[1])
-        else:
-            first = self.rotary(prompt.positions.unbind(1))
-        noisy = self.rotary.image(self.family.noisy_axes, positions)
-        clean = self.rotary.image(self.family.clean_axes, positions)
-        cos, sin = zip(first, noisy, clean, strict=True)
-        return torch.cat(cos), torch.cat(sin)
-
     def _last_block(
         self, hidden: torch.Tensor, condition: torch.Tensor, rotary: Rotary, capture: Capture
     ) -> None:
@@ -161,22 +151,15 @@ class Step1XSingleStep(nn.Module):
         index, start = self.sizes.double + self.sizes.single - 1, capture.spans.clean_start
         clean, attn = normal[:, start:], self.last_attn
         capture.keep("adaln", index, clean)
-        q = rotate(_heads(attn.norm_q(_split(attn.to_q(clean), attn))), _from(rotary, start))
-        k = rotate(_heads(attn.norm_k(_split(attn.to_k(normal), attn))), rotary)
+        q = rotate(
+            heads_first(attn.norm_q(split_heads(attn.to_q(clean), attn.head_dim))),
+            _from(rotary, start),
+        )
+        k = rotate(heads_first(attn.norm_k(split_heads(attn.to_k(normal), attn.head_dim))), rotary)
         capture.probe(index, q, k)
         if capture.feature_block == index and capture.feature_site == "mmsa":
-            v = _heads(_split(attn.to_v(normal), attn))
+            v = heads_first(split_heads(attn.to_v(normal), attn.head_dim))
             capture.keep("mmsa", index, capture.attention(q, k, v))
-
-
-class _MlpEmbedder(nn.Module):
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.in_layer, self.out_layer = nn.Linear(channels, width), nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.out_layer(F.silu(self.in_layer(x)))
-        return out
 
 
 def _single(
@@ -195,16 +178,6 @@ def _single(
     out = block.proj_out(torch.cat([attended, fed], dim=-1))
     result: torch.Tensor = hidden + gate.unsqueeze(1) * out
     return result
-
-
-def _split(x: torch.Tensor, attn: FluxAttention) -> torch.Tensor:
-    """(B, N, heads * d) to (B, N, heads, d)."""
-    return x.reshape(*x.shape[:-1], -1, attn.head_dim)
-
-
-def _heads(x: torch.Tensor) -> torch.Tensor:
-    """(B, N, heads, d) to (B, heads, N, d)."""
-    return x.transpose(1, 2)
 
 
 def _from(rotary: Rotary, start: int) -> Rotary:
@@ -228,18 +201,22 @@ class _Processor:
         image, text, spans = hidden_states, encoder_hidden_states, self.capture.spans
         clean = spans.clean_start if text is None else spans.noisy
         self.capture.keep("adaln", self.index, image[:, clean:])
-        q = attn.norm_q(_split(attn.to_q(image), attn))
-        k = attn.norm_k(_split(attn.to_k(image), attn))
-        v = _split(attn.to_v(image), attn)
+        q = attn.norm_q(split_heads(attn.to_q(image), attn.head_dim))
+        k = attn.norm_k(split_heads(attn.to_k(image), attn.head_dim))
+        v = split_heads(attn.to_v(image), attn.head_dim)
         if text is not None:
-            q = torch.cat([attn.norm_added_q(_split(attn.add_q_proj(text), attn)), q], dim=1)
-            k = torch.cat([attn.norm_added_k(_split(attn.add_k_proj(text), attn)), k], dim=1)
-            v = torch.cat([_split(attn.add_v_proj(text), attn), v], dim=1)
+            q = torch.cat(
+                [attn.norm_added_q(split_heads(attn.add_q_proj(text), attn.head_dim)), q], dim=1
+            )
+            k = torch.cat(
+                [attn.norm_added_k(split_heads(attn.add_k_proj(text), attn.head_dim)), k], dim=1
+            )
+            v = torch.cat([split_heads(attn.add_v_proj(text), attn.head_dim), v], dim=1)
         out = self.capture.attend(
             self.index,
-            rotate(_heads(q), image_rotary_emb),
-            rotate(_heads(k), image_rotary_emb),
-            _heads(v),
+            rotate(heads_first(q), image_rotary_emb),
+            rotate(heads_first(k), image_rotary_emb),
+            heads_first(v),
         )
         if text is None:
             return out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.checkpoint.safetensors_store import (
     TensorStore,
     fake_store,
@@ -23,6 +21,13 @@ from rism.export.checkpoint.safetensors_store import (
     read_headers,
 )
 from rism.export.errors import CheckpointError
+from rism.export.families.parts import (
+    check_count,
+    config_failure,
+    find_file,
+    keep_arguments,
+    shapes_of,
+)
 from rism.export.families.step1x.dit import expected_shapes
 from rism.export.families.step1x.names import open_autoencoder, open_transformer
 from rism.export.families.step1x.sizes import (
@@ -31,7 +36,6 @@ from rism.export.families.step1x.sizes import (
     guess_vae,
     sizes_of,
 )
-from rism.runtime.errors import one_line
 
 __all__ = ["Step1XFiles", "open_files"]
 
@@ -56,7 +60,6 @@ _PUBLISHED = Step1XSizes(
     scaled=True,
     mapping=0,
 )
-_MOST_BLOCKS = 512
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,11 @@ class Step1XFiles:
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the language model and its tower."""
-        try:
-            module = build_empty(lambda: Qwen2_5_VLModel(self.text_config()))
-        except Exception as error:  # the library's own kinds for a wrong value
-            raise CheckpointError(
-                f"text encoder: its configuration describes no model "
-                f"({one_line(error, limit=160)}): download config.json again"
-            ) from None
-        return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return shapes_of("text encoder", lambda: Qwen2_5_VLModel(self.text_config()))
+
+    def vae_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the autoencoder."""
+        return shapes_of("vae", lambda: AutoencoderKL.from_config(self.vae_config))
 
     def check(self) -> None:
         """Compare names and shapes of all tensors with what the sizes ask for.
@@ -120,9 +120,7 @@ class Step1XFiles:
             CheckpointError: They differ; the message names a tensor.
         """
         self.transformer.expect(expected_shapes(self.sizes))
-        vae = build_empty(lambda: AutoencoderKL.from_config(self.vae_config)).state_dict()
-        used = {name: tuple(t.shape) for name, t in vae.items() if name.startswith("encoder.")}
-        self.vae.only(used).expect(used)
+        self.vae.expect_some(self.vae_shapes(), lambda name: name.startswith("encoder."))
         self.text.expect(self.text_shapes())
         width = self.text_config().text_config.hidden_size
         if width != self.sizes.connector.hidden:
@@ -174,7 +172,8 @@ def open_files(checkpoint: Checkpoint) -> Step1XFiles:
     if checkpoint.transformer_file is not None:
         headers = read_headers(checkpoint.transformer_file)
         transformer = open_transformer(checkpoint.transformer_file, headers)
-        vae = open_autoencoder(_autoencoder(folder))
+        missing = f"{folder} lacks {_AUTOENCODERS[0]}: download the autoencoder too"
+        vae = open_autoencoder(find_file(folder, _AUTOENCODERS, missing))
         files = replace(files, vae_config=_vae_config(guess_vae(vae)))
         config: dict[str, Any] = {}
     else:
@@ -192,43 +191,37 @@ def open_files(checkpoint: Checkpoint) -> Step1XFiles:
 def _planned(files: Step1XFiles, config: Mapping[str, Any] | None) -> Step1XFiles:
     """Configurations alone, with tensors that are not here yet."""
     sizes = files.sizes if config is None else _sizes_said(config)
-    vae = build_empty(lambda: AutoencoderKL.from_config(files.vae_config)).state_dict()
     return replace(
         files,
         sizes=sizes,
         transformer=fake_store("transformer", expected_shapes(sizes)),
-        vae=fake_store("vae", {name: tuple(tensor.shape) for name, tensor in vae.items()}),
+        vae=fake_store("vae", files.vae_shapes()),
         text=fake_store("text_encoder", files.text_shapes()),
     )
 
 
 def _sizes_said(config: Mapping[str, Any]) -> Step1XSizes:
+    keys = {
+        "in_channels": "in_channels",
+        "heads": "num_attention_heads",
+        "head_dim": "attention_head_dim",
+        "double": "num_layers",
+        "single": "num_single_layers",
+        "context": "joint_attention_dim",
+    }
     try:
-        return replace(
-            _PUBLISHED,
-            in_channels=int(config.get("in_channels", 64)),
-            heads=int(config.get("num_attention_heads", 24)),
-            head_dim=int(config.get("attention_head_dim", 128)),
-            double=int(config.get("num_layers", 19)),
-            single=int(config.get("num_single_layers", 38)),
-            context=int(config.get("joint_attention_dim", 4096)),
-            scaled=False,
-            mapping=(
-                int(config.get("joint_attention_dim", 4096))
-                if config.get("enable_text_token_mapping")
-                else 0
-            ),
-        )
+        said: dict[str, Any] = {
+            ours: int(config[key]) for ours, key in keys.items() if key in config
+        }
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"transformer: its configuration describes no model ({error}): download it again"
-        ) from None
+        raise config_failure("transformer", error) from None
+    sizes = replace(_PUBLISHED, **said, scaled=False)
+    return replace(sizes, mapping=sizes.context if config.get("enable_text_token_mapping") else 0)
 
 
 def _vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what the class knows, and fill in FLUX.1's."""
-    known = signature(AutoencoderKL.__init__).parameters
-    given = {key: value for key, value in config.items() if key in known}
+    given = keep_arguments(AutoencoderKL, config)
     levels = len(given.get("block_out_channels", (128, 256, 512, 512)))
     return {
         "block_out_channels": [128, 256, 512, 512],
@@ -239,13 +232,6 @@ def _vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
         **_VAE,
         **given,
     }
-
-
-def _autoencoder(folder: Path) -> Path:
-    for name in _AUTOENCODERS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} lacks {_AUTOENCODERS[0]}: download the autoencoder too")
 
 
 def _language(checkpoint: Checkpoint) -> Path:
@@ -286,18 +272,8 @@ def _check_counts(files: Step1XFiles) -> None:
     """Refuse absurd sizes before a model of them is built."""
     try:
         config = files.text_config()
-        counts = {
-            "num_hidden_layers": config.text_config.num_hidden_layers,
-            "vision depth": config.vision_config.depth,
-        }
+        text, vision = config.text_config.num_hidden_layers, config.vision_config.depth
     except Exception as error:  # the library's own kinds for a wrong value
-        raise CheckpointError(
-            f"text encoder: its configuration describes no Qwen2.5-VL "
-            f"({one_line(error, limit=160)}): download config.json again"
-        ) from None
-    for key, value in counts.items():
-        if not isinstance(value, int) or not 1 <= value <= _MOST_BLOCKS:
-            raise CheckpointError(
-                f"text encoder: {key} is {one_line(value, limit=40)}, expected a number of "
-                f"blocks up to {_MOST_BLOCKS}: mend its config.json"
-            )
+        raise config_failure("text encoder", error) from None
+    check_count("text encoder", "num_hidden_layers", text)
+    check_count("text encoder", "vision depth", vision)

@@ -19,6 +19,13 @@ from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty, cast_part
 from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.errors import CheckpointError
+from rism.export.families.parts import (
+    TEXT_INTO_STREAM,
+    VAE_INTO_STREAM,
+    find_file,
+    pick_blocks,
+    renumber_blocks,
+)
 from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import timestep_constants
 from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, expected_shapes
@@ -34,9 +41,7 @@ from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
 __all__ = ["Step1XModel", "open_step1x"]
 
-_TEXT_INTO_STREAM = ("o_proj", "down_proj")
 _VISION_INTO_STREAM = ("patch_embed", "attn.proj", "mlp.down_proj")
-_VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")
 _REFINER = "connector.S.individual_token_refiner.blocks"
 
 
@@ -51,27 +56,23 @@ class _Blocks:
     vision: tuple[int, ...]
 
 
+@dataclass(eq=False)
 class Step1XModel:
     """A checkpoint, opened: an `OpenModel`."""
 
+    files: Step1XFiles
+    version: Version
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str
+    preprocessor: Mapping[str, Any]
+    blocks: _Blocks
     default_precision: str
 
-    def __init__(
-        self,
-        files: Step1XFiles,
-        version: Version,
-        spec: ModelSpec,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str,
-        preprocessor: Mapping[str, Any],
-        blocks: _Blocks,
-        default_precision: str,
-    ) -> None:
-        self.files, self.version, self.spec = files, version, spec
-        self.tokenizer, self.chat_template = tokenizer, chat_template
-        self.preprocessor, self.blocks = preprocessor, blocks
-        self.default_precision = default_precision
-        self.tokenizer_json = tokenizer_json(tokenizer)
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """See `OpenModel`."""
+        return tokenizer_json(self.tokenizer)
 
     @property
     def sizes(self) -> Step1XSizes:
@@ -118,14 +119,14 @@ class Step1XModel:
                 if own
                 else self.text_store[f"language_model.{name}"]
             )
-        return cast_part("text_encoder", module, rules, precision, _TEXT_INTO_STREAM)
+        return cast_part("text_encoder", module, rules, precision, TEXT_INTO_STREAM)
 
     def vae_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""
         vae = build_empty(lambda: AutoencoderKL.from_config(self.files.vae_config))
         module = VaeEncoder(vae, vae.config.shift_factor or 0.0, vae.config.scaling_factor)
         rules = {name: self.files.vae[name] for name in module.state_dict()}
-        return cast_part("vae_encoder", module, rules, precision, _VAE_INTO_STREAM)
+        return cast_part("vae_encoder", module, rules, precision, VAE_INTO_STREAM)
 
     def transformer(self, precision: Precision) -> Part:
         """See `OpenModel`."""
@@ -153,31 +154,20 @@ class Step1XModel:
         return ReferenceStep1XEdit(self, precision)
 
     def samples_of_blocks(self) -> Sequence[OpenModel]:
-        """One double-stream block, and one single-stream block, each before the last one."""
-        last = self.blocks.single[-1]
-        kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        if self.blocks.double:
-            kept.append(((self.blocks.double[0],), (last,)))
-        if len(self.blocks.single) > 1:
-            kept.append(((), (self.blocks.single[0], last)))
+        """See `OpenModel`; both kinds of the vision encoder's blocks are kept, too."""
         whole = self.text_config().vision_config.fullatt_block_indexes
         windowed = [index for index in self.blocks.vision if index not in whole]
         vision = tuple(sorted({*windowed[:1], *list(whole)[:1]}))
         return [
-            Step1XModel(
-                self.files,
-                self.version,
-                replace(
-                    self.spec, double_blocks=len(double), single_blocks=len(single), feature_block=0
-                ),
-                self.tokenizer,
-                self.chat_template,
-                self.preprocessor,
+            replace(
+                self,
+                spec=self.spec.of_blocks(len(double), len(single)),
                 # The refiner's block goes with the smaller of the two kinds.
-                _Blocks(double, single, () if double else self.blocks.refiner[:1], 1, vision),
-                self.default_precision,
+                blocks=_Blocks(
+                    double, single, () if double else self.blocks.refiner[:1], 1, vision
+                ),
             )
-            for double, single in kept or [((), (last,))]
+            for double, single in pick_blocks(self.blocks.double, self.blocks.single)
         ]
 
     def text_config(self) -> Any:
@@ -189,7 +179,7 @@ class Step1XModel:
         """The tensors of these blocks, numbered as the model built of them numbers them."""
         module = build_empty(lambda: Qwen2_5_VLModel(self.text_config()))
         places = {"visual.blocks": self.blocks.vision}
-        return _renumbered(self.files.text, module.state_dict(), places)
+        return renumber_blocks(self.files.text, module.state_dict(), places)
 
     @cached_property
     def transformer_store(self) -> TensorStore:
@@ -199,7 +189,7 @@ class Step1XModel:
             "single_transformer_blocks": self.blocks.single,
             _REFINER: self.blocks.refiner,
         }
-        return _renumbered(self.files.transformer, expected_shapes(self.sizes), places)
+        return renumber_blocks(self.files.transformer, expected_shapes(self.sizes), places)
 
     @cached_property
     def _constants(self) -> dict[str, torch.Tensor]:
@@ -207,25 +197,9 @@ class Step1XModel:
         return timestep_constants(self.files.transformer, self.spec.timestep)
 
 
-def _renumbered(
-    store: TensorStore, names: Mapping[str, object], places: Mapping[str, tuple[int, ...]]
-) -> TensorStore:
-    """Give a few blocks' tensors the numbers they have in a model of these blocks alone."""
-    found = {}
-    for name in names:
-        old = name
-        for group, blocks in places.items():
-            if name.startswith(f"{group}."):
-                index, _, rest = name.removeprefix(f"{group}.").partition(".")
-                old = f"{group}.{blocks[int(index)]}.{rest}"
-        found[name] = old
-    return store.renamed(found)
-
-
 def open_step1x(version: Version, checkpoint: Checkpoint) -> OpenModel:
     """Open a checkpoint of a version; see `open_files`."""
-    files = open_files(checkpoint)
-    family = FAMILIES[version.name]
+    files, family = open_files(checkpoint), FAMILIES[version.name]
     settings = step1x_settings(checkpoint, family, version)
     version = replace(version, vision_id=settings["vision_id"])
     if settings["connector_heads"] is not None:
@@ -234,14 +208,11 @@ def open_step1x(version: Version, checkpoint: Checkpoint) -> OpenModel:
     files.check()
     tokenizer, chat_template = _tokenizer(files.processors)
     preprocessor = read_json(_first(files.processors, "preprocessor_config.json"))
-    levels = len(files.vae_config["block_out_channels"])
     spec = make_spec(
         family,
         version,
         settings,
-        sizes=files.sizes,
-        text_dim=files.text_config().text_config.hidden_size,
-        token_px=2**levels,
+        files,
         tokenizer=tokenizer,
         chat_template=chat_template,
         preprocessor=preprocessor,
@@ -249,11 +220,11 @@ def open_step1x(version: Version, checkpoint: Checkpoint) -> OpenModel:
     )
     config, sizes = files.text_config(), files.sizes
     blocks = _Blocks(
-        tuple(range(sizes.double)),
-        tuple(range(sizes.single)),
-        tuple(range(sizes.connector.depth)),
-        config.text_config.num_hidden_layers,
-        tuple(range(config.vision_config.depth)),
+        double=tuple(range(sizes.double)),
+        single=tuple(range(sizes.single)),
+        refiner=tuple(range(sizes.connector.depth)),
+        text=config.text_config.num_hidden_layers,
+        vision=tuple(range(config.vision_config.depth)),
     )
     precision = settings["precision"] or ("fp32" if spec.demonstrator else "bf16")
     return Step1XModel(
@@ -277,10 +248,6 @@ def _tokenizer(folders: Sequence[Path]) -> tuple[PreTrainedTokenizerBase, str]:
 
 
 def _first(folders: Sequence[Path], *names: str) -> Path:
-    for folder in folders:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise CheckpointError(
-        f"{folders[0]} lacks {names[0]}: download the text encoder's processor too"
-    )
+    missing = f"{folders[0]} lacks {names[0]}: download the text encoder's processor too"
+    here = [folder for folder in folders if any((folder / name).is_file() for name in names)]
+    return find_file(here[0] if here else folders[0], names, missing)

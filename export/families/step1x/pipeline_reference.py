@@ -29,10 +29,10 @@ from rism.export.families.step1x import reference as reference
 from rism.export.families.step1x.spec import IMAGE_TOKEN, content, prefix_text
 from rism.export.precision import Precision
 from rism.export.spec import (
-    Picture,
     ReferenceCapture,
     ReferenceInputs,
     ReferencePrompt,
+    RgbImage,
 )
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
@@ -49,7 +49,7 @@ _FOLDED = ("time_in.", "connector.S.t_embedder.")
 
 @dataclass(frozen=True)
 class Processed:
-    """What transformers' processor and model make of one instruction about one picture.
+    """What transformers' processor and model make of one instruction about one image.
 
     Attributes:
         input_ids: (1, S) int64.
@@ -77,20 +77,20 @@ class ReferenceStep1XEdit:
         self.version, self.spec = model.version, model.spec
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
+    def text(self, instructions: Sequence[str], image_hwc: RgbImage) -> list[ReferencePrompt]:
         """Encode instructions, one at a time, as the version's conditioner does."""
-        return [self._prompt(instruction, picture) for instruction in instructions]
+        return [self._prompt(instruction, image_hwc) for instruction in instructions]
 
     @torch.no_grad()
-    def image_embeds(self, picture: Picture) -> torch.Tensor:
-        """What takes the place of the picture's tokens, (V, E)."""
-        pixels, grid = self._pixels(picture)
+    def image_embeds(self, image_hwc: RgbImage) -> torch.Tensor:
+        """What takes the place of the image's tokens, (V, E)."""
+        pixels, grid = self._pixels(image_hwc)
         found: torch.Tensor = self._language.visual(pixels, grid_thw=grid).pooler_output
         return found
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Pictures (1, 3, H, W) in [-1, 1] to shifted, scaled and packed latents (1, N_v, C)."""
+        """Images (1, 3, H, W) in [-1, 1] to shifted, scaled and packed latents (1, N_v, C)."""
         vae = build_empty(lambda: AutoencoderKL.from_config(dict(self.files.vae_config)))
         vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
         stream_weights(vae, self.files.vae, self.precision)
@@ -107,7 +107,8 @@ class ReferenceStep1XEdit:
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         tensors = reference.makers_tensors(self.model.transformer_store)
-        model = reference.open_reference(self.sizes, tensors, self.precision, exact=_FOLDED)
+        weights = reference.Weights(tensors, self.precision, _FOLDED)
+        model = reference.ReferenceStep1X(self.sizes, weights)
         return [self._capture(model, given, feature_block) for given in inputs]
 
     def _capture(
@@ -125,7 +126,7 @@ class ReferenceStep1XEdit:
         }[self.version.name]
         own = prompt.positions
         with torch.no_grad():
-            record: reference.Step1XRecord = model(
+            record = model(
                 given.clean_latents,
                 given.noise,
                 embeds,
@@ -145,10 +146,10 @@ class ReferenceStep1XEdit:
         stream_weights(model, self.model.text_store, self.precision)
         return model
 
-    def _pixels(self, picture: Picture) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the processor makes of a picture at the model's size: values, and their grid."""
+    def _pixels(self, image_hwc: RgbImage) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the processor makes of an image at the model's size: values, and their grid."""
         rules = self._rules
-        image = Image.fromarray(picture)
+        image = Image.fromarray(image_hwc)
         if self.version.align:
             image = image.resize(_aligned(image.size, rules.cell_px))
         given = {k: v for k, v in self.model.preprocessor.items() if k in _PROCESSOR_KEYS}
@@ -163,11 +164,11 @@ class ReferenceStep1XEdit:
     @property
     def _rules(self) -> VisionRules:
         rules = self.spec.prompt.vision
-        assert rules is not None, "this family's text encoder looks at the picture"
+        assert rules is not None, "this family's text encoder looks at the image"
         return rules
 
     def _ids(self, instruction: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (1, S) with the picture's among them, and which are of quoted characters."""
+        """Token ids (1, S) with the image's among them, and which are of quoted characters."""
         parts = content(self.version, prefix_text(self.version), instruction)
         text = self.model.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}],
@@ -188,9 +189,9 @@ class ReferenceStep1XEdit:
         ).input_ids
         return ids, torch.zeros_like(ids)
 
-    def processed(self, instruction: str, picture: Picture) -> Processed:
-        """Return what the library's own classes make of an instruction about a picture."""
-        pixels, grid = self._pixels(picture)
+    def processed(self, instruction: str, image_hwc: RgbImage) -> Processed:
+        """Return what the library's own classes make of an instruction about an image."""
+        pixels, grid = self._pixels(image_hwc)
         tokens = int(grid.prod()) // self._rules.merge**2
         ids, quoted = self._ids(instruction, tokens)
         pictured = (ids == self._language.config.image_token_id).int()
@@ -201,8 +202,8 @@ class ReferenceStep1XEdit:
         # What the pinned releases fill with 1, this one leaves 0.
         return Processed(ids, seen, quoted, positions.where(seen > 0, 1), pixels, grid)
 
-    def _prompt(self, instruction: str, picture: Picture) -> ReferencePrompt:
-        rules, given = self.spec.prompt, self.processed(instruction, picture)
+    def _prompt(self, instruction: str, image_hwc: RgbImage) -> ReferencePrompt:
+        rules, given = self.spec.prompt, self.processed(instruction, image_hwc)
         with _left_out(self._language, given.seen if self.version.flash else None):
             hidden = self._language(
                 input_ids=given.input_ids,
@@ -219,7 +220,7 @@ class ReferenceStep1XEdit:
         return ReferencePrompt(
             torch.nn.functional.pad(hidden, (0, 0, 0, padding)),
             torch.cat([torch.ones(length), torch.zeros(padding)]),
-            self._places(given, picture) if rules.positions == "grid" else None,
+            self._places(given, image_hwc) if rules.positions == "grid" else None,
         )
 
     def _mapped(self, ids: torch.Tensor, quoted: torch.Tensor) -> torch.Tensor:
@@ -234,7 +235,7 @@ class ReferenceStep1XEdit:
         mapped = torch.nn.functional.linear(words, weight.to(dtype).float(), bias)
         return mapped * quoted[0, :, None]
 
-    def _places(self, given: Processed, picture: Picture) -> torch.Tensor:
+    def _places(self, given: Processed, image_hwc: RgbImage) -> torch.Tensor:
         """Positions of the prompt on the transformer's axes, by the published matrices."""
         positions, grid = given.position_ids[:, 0], given.grid_thw[0]
         pictured = given.input_ids[0] == self._language.config.image_token_id
@@ -243,7 +244,7 @@ class ReferenceStep1XEdit:
         times = positions[0, drop:]
         places[:, 0] = times - (times.max() + 1)
         rows, columns = (int(n) // self._rules.merge for n in grid[1:])
-        height, width = picture.shape[:2]
+        height, width = image_hwc.shape[:2]
         seen = torch.tensor([columns * cell, rows * cell], dtype=torch.float64)
         source = torch.tensor([width, height], dtype=torch.float64)
         scale = (seen - 1) / (source - 1)
@@ -283,7 +284,7 @@ def _left_out(model: Qwen2_5_VLModel, seen: torch.Tensor | None) -> Iterator[Non
 
 
 def _resized(image: Image.Image, rules: VisionRules) -> Image.Image:
-    """Bring a picture within the limits as torchvision does: by torch's resize of 8 bits."""
+    """Bring an image within the limits as torchvision does: by torch's resize of 8 bits."""
     size = smart_resize(
         image.height,
         image.width,
@@ -309,7 +310,7 @@ _PROCESSOR_KEYS = (
 
 
 def _aligned(size_wh: tuple[int, int], cell: int) -> tuple[int, int]:
-    """Sides as whole cells, as the conditioner makes them of pictures of ordinary size."""
+    """Sides as whole cells, as the conditioner makes them of images of ordinary size."""
     width, height = (max(cell, round(side / cell) * cell) for side in size_wh)
     if width * height < 4 * cell * cell:
         scale = (4 * cell * cell / (size_wh[0] * size_wh[1])) ** 0.5

@@ -3,26 +3,68 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.checkpoint.safetensors_store import StoredTensor
+from rism.export.precision import Precision
 from rism.export.spec import ReferenceCapture
 
 __all__ = [
-    "DoubleBlock",
-    "SingleBlock",
     "Step1XRecord",
-    "TwoLayers",
+    "Weights",
+    "double_block",
+    "modulation",
     "rotary_turns",
+    "single_block",
+    "two_layers",
 ]
 
 _THETA = 10000.0
 _EPSILON = 1e-6
-_MLP_RATIO = 4
+# Cast to float32 a piece is up to twice as large.
+_PIECE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that are read from the checkpoint each time they are used, a piece at a time.
+
+    Attributes:
+        tensors: by the makers' names; parts of one tensor follow each other along its rows.
+        precision: they are rounded to the types this stores.
+        exact: beginnings of names that are not rounded.
+        prefix: stands before every name that is asked for.
+    """
+
+    tensors: Mapping[str, tuple[StoredTensor, ...]]
+    precision: Precision
+    exact: tuple[str, ...] = ()
+    prefix: str = ""
+
+    def under(self, name: str) -> Weights:
+        """Return the weights of a part."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
+
+    def vector(self, name: str) -> torch.Tensor:
+        """Read a bias, a scale or the like: float32."""
+        name = self.prefix + name
+        value = torch.cat([part.read() for part in self.tensors[name]])
+        return (value if self._is_exact(name) else value.to(self.precision.stream)).float()
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Apply a layer to float32."""
+        key, out = f"{self.prefix}{name}.weight", []
+        for part in self.tensors[key]:
+            dtype = part.dtype if self._is_exact(key) else self.precision.storage(part.dtype)
+            out += [F.linear(x, rows.to(dtype).float()) for rows in part.chunks(_PIECE_BYTES)]
+        return torch.cat(out, dim=-1) + self.vector(f"{name}.bias")
+
+    def _is_exact(self, name: str) -> bool:
+        return any(name.startswith(beginning) for beginning in self.exact)
 
 
 @dataclass
@@ -91,54 +133,14 @@ class Step1XRecord:
             self.blocks.append(hidden)
 
 
-class _Rms(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scale * x * (x.square().mean(-1, keepdim=True) + _EPSILON).rsqrt()
+def two_layers(weights: Weights, first: str, second: str, x: torch.Tensor) -> torch.Tensor:
+    """Apply two layers with a SiLU between them."""
+    return weights.linear(second, F.silu(weights.linear(first, x)))
 
 
-class _QueryKeyNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query_norm, self.key_norm = _Rms(width), _Rms(width)
-
-
-class _SelfAttention(nn.Module):
-    """The weights of one stream's attention; streams are joined in the block."""
-
-    def __init__(self, sizes: Step1XSizes) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
-        self.norm = _QueryKeyNorm(sizes.width // sizes.heads)
-        self.proj = nn.Linear(sizes.width, sizes.width)
-
-
-class TwoLayers(nn.Module):
-    """(B, inputs) to (B, width)."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.in_layer, self.out_layer = nn.Linear(inputs, width), nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run it."""
-        out: torch.Tensor = self.out_layer(F.silu(self.in_layer(x)))
-        return out
-
-
-class _Modulation(nn.Module):
+def modulation(weights: Weights, vector: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
     """(B, width) to `parts` tensors (B, 1, width): shift, scale and gate of each site."""
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__()
-        self.parts, self.lin = parts, nn.Linear(width, parts * width)
-
-    def forward(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values: torch.Tensor = self.lin(F.silu(vector))
-        return values[:, None].chunk(self.parts, dim=-1)
+    return weights.linear("lin", F.silu(vector))[:, None].chunk(parts, dim=-1)
 
 
 def _shifted(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -150,10 +152,15 @@ def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def _heads(qkv: torch.Tensor, heads: int, norm: _QueryKeyNorm) -> list[torch.Tensor]:
+def _heads(weights: Weights, qkv: torch.Tensor, heads: int) -> list[torch.Tensor]:
     """(B, N, 3 width) to normalised queries and keys, and values, each (B, N, heads, d)."""
+
+    def normal(x: torch.Tensor, name: str) -> torch.Tensor:
+        rms = (x.square().mean(-1, keepdim=True) + _EPSILON).rsqrt()
+        return weights.vector(f"norm.{name}.scale") * x * rms
+
     query, key, value = qkv.reshape(*qkv.shape[:2], 3, heads, -1).unbind(2)
-    return [norm.query_norm(query), norm.key_norm(key), value]
+    return [normal(query, "query_norm"), normal(key, "key_norm"), value]
 
 
 def rotary_turns(positions: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
@@ -205,66 +212,61 @@ def _attend(
     return torch.cat(mixed, dim=-1), mean
 
 
-class DoubleBlock(nn.Module):
-    """Prompt and image with weights of their own, attending to each other."""
+def double_block(
+    weights: Weights,
+    heads: int,
+    hidden: torch.Tensor,
+    vector: torch.Tensor,
+    turns: torch.Tensor,
+    record: Step1XRecord,
+) -> torch.Tensor:
+    """Prompt and image with weights of their own, attending to each other.
 
-    def __init__(self, sizes: Step1XSizes) -> None:
-        super().__init__()
-        self.count = sizes.heads
-        hidden = _MLP_RATIO * sizes.width
-        for stream in ("img", "txt"):
-            self.add_module(f"{stream}_mod", _Modulation(sizes.width, 6))
-            self.add_module(f"{stream}_attn", _SelfAttention(sizes))
-            layers = nn.Linear(sizes.width, hidden), nn.Linear(hidden, sizes.width)
-            gelu = nn.GELU(approximate="tanh")
-            self.add_module(f"{stream}_mlp", nn.Sequential(layers[0], gelu, layers[1]))
-
-    def forward(
-        self, hidden: torch.Tensor, vector: torch.Tensor, turns: torch.Tensor, record: Step1XRecord
-    ) -> torch.Tensor:
-        """Run it on [prompt; noisy; clean], (B, N, width), with (B, width) and (N, d / 2)."""
-        spans = {"txt": hidden[:, : record.prompt], "img": hidden[:, record.prompt :]}
-        given, seen, parts = {}, {}, []
-        for stream, x in spans.items():
-            given[stream] = getattr(self, f"{stream}_mod")(vector)
-            seen[stream] = _shifted(x, *given[stream][:2])
-            attention = getattr(self, f"{stream}_attn")
-            parts.append(_heads(attention.qkv(seen[stream]), self.count, attention.norm))
-        query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
-        mixed, rows = _attend(_turned(query, turns), _turned(key, turns), value, record.clean)
-        record.attention(rows, mixed, seen["img"])
-        out = []
-        heads = {"txt": mixed[:, : record.prompt], "img": mixed[:, record.prompt :]}
-        for stream, x in spans.items():
-            _, _, first_gate, shift, scale, second_gate = given[stream]
-            x = x + first_gate * getattr(self, f"{stream}_attn").proj(heads[stream])
-            x = x + second_gate * getattr(self, f"{stream}_mlp")(_shifted(x, shift, scale))
-            out.append(x)
-        return torch.cat(out, dim=1)
+    Args:
+        weights: of the block.
+        heads: of the attention.
+        hidden: [prompt; noisy; clean], (B, N, width).
+        vector: what sets the modulation, (B, width).
+        turns: of `rotary_turns`, (N, d / 2).
+        record: keeps the attention.
+    """
+    spans = {"txt": hidden[:, : record.prompt], "img": hidden[:, record.prompt :]}
+    given, seen, parts = {}, {}, []
+    for stream, x in spans.items():
+        given[stream] = modulation(weights.under(f"{stream}_mod"), vector, 6)
+        seen[stream] = _shifted(x, *given[stream][:2])
+        attention = weights.under(f"{stream}_attn")
+        parts.append(_heads(attention, attention.linear("qkv", seen[stream]), heads))
+    query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
+    mixed, rows = _attend(_turned(query, turns), _turned(key, turns), value, record.clean)
+    record.attention(rows, mixed, seen["img"])
+    out = []
+    attended = {"txt": mixed[:, : record.prompt], "img": mixed[:, record.prompt :]}
+    for stream, x in spans.items():
+        _, _, first_gate, shift, scale, second_gate = given[stream]
+        x = x + first_gate * weights.linear(f"{stream}_attn.proj", attended[stream])
+        inner = _gelu_tanh(weights.linear(f"{stream}_mlp.0", _shifted(x, shift, scale)))
+        out.append(x + second_gate * weights.linear(f"{stream}_mlp.2", inner))
+    return torch.cat(out, dim=1)
 
 
-class SingleBlock(nn.Module):
-    """All tokens alike; attention and MLP side by side, from one layer into one."""
+def single_block(
+    weights: Weights,
+    heads: int,
+    hidden: torch.Tensor,
+    vector: torch.Tensor,
+    turns: torch.Tensor,
+    record: Step1XRecord,
+) -> torch.Tensor:
+    """All tokens alike; attention and MLP side by side, from one layer into one.
 
-    def __init__(self, sizes: Step1XSizes) -> None:
-        super().__init__()
-        self.count, self.width = sizes.heads, sizes.width
-        hidden = _MLP_RATIO * sizes.width
-        self.linear1 = nn.Linear(sizes.width, 3 * sizes.width + hidden)
-        self.linear2 = nn.Linear(sizes.width + hidden, sizes.width)
-        self.norm = _QueryKeyNorm(sizes.width // sizes.heads)
-        self.modulation = _Modulation(sizes.width, 3)
-
-    def forward(
-        self, hidden: torch.Tensor, vector: torch.Tensor, turns: torch.Tensor, record: Step1XRecord
-    ) -> torch.Tensor:
-        """Run it on [prompt; noisy; clean], (B, N, width), with (B, width) and (N, d / 2)."""
-        shift, scale, gate = self.modulation(vector)
-        seen = _shifted(hidden, shift, scale)
-        widened = self.linear1(seen)
-        qkv, beside = widened[..., : 3 * self.width], widened[..., 3 * self.width :]
-        query, key, value = _heads(qkv, self.count, self.norm)
-        mixed, rows = _attend(_turned(query, turns), _turned(key, turns), value, record.clean)
-        record.attention(rows, mixed, seen)
-        added: torch.Tensor = gate * self.linear2(torch.cat([mixed, _gelu_tanh(beside)], dim=-1))
-        return hidden + added
+    Args as those of `double_block`.
+    """
+    shift, scale, gate = modulation(weights.under("modulation"), vector, 3)
+    seen = _shifted(hidden, shift, scale)
+    widened, width = weights.linear("linear1", seen), hidden.shape[-1]
+    qkv, beside = widened[..., : 3 * width], widened[..., 3 * width :]
+    query, key, value = _heads(weights, qkv, heads)
+    mixed, rows = _attend(_turned(query, turns), _turned(key, turns), value, record.clean)
+    record.attention(rows, mixed, seen)
+    return hidden + gate * weights.linear("linear2", torch.cat([mixed, _gelu_tanh(beside)], dim=-1))

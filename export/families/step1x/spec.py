@@ -18,7 +18,7 @@ from rism.export.families.settings import (
     read_settings,
     whole,
 )
-from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.families.step1x.files import Step1XFiles
 from rism.export.families.step1x.versions import TEXTS, Version
 from rism.export.family import FamilySpec
 from rism.export.spec import ModelSpec
@@ -59,10 +59,8 @@ def make_spec(
     family: FamilySpec,
     version: Version,
     settings: Mapping[str, Any],
+    files: Step1XFiles,
     *,
-    sizes: Step1XSizes,
-    text_dim: int,
-    token_px: int,
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str,
     preprocessor: Mapping[str, Any],
@@ -72,19 +70,18 @@ def make_spec(
 
     Args:
         family: of the version.
-        version: likewise.
+        version: as the settings leave it.
         settings: of `step1x_settings`.
-        sizes: of the transformer.
-        text_dim: width of the language model.
-        token_px: side of a token of the VAE's, packed, in pixels.
+        files: the checkpoint's.
         tokenizer: of the language model.
         chat_template: likewise.
         preprocessor: its preprocessor_config.json.
         saved: whether that was saved with the model, and is not Qwen's own.
 
     Raises:
-        CheckpointError: Parts that do not go together, or a configuration that says nothing.
+        CheckpointError: Parts that do not go together, or an incomplete configuration.
     """
+    sizes, token_px = files.sizes, 2 ** len(files.vae_config["block_out_channels"])
     return ModelSpec(
         name=settings["name"],
         family=family,
@@ -110,7 +107,7 @@ def make_spec(
             chat_template,
             _vision(version, settings, preprocessor, saved=saved),
         ),
-        text_dim=text_dim,
+        text_dim=files.text_config().text_config.hidden_size,
         prompt_dim=sizes.connector.hidden + sizes.mapping,
         latent_channels=sizes.in_channels,
         double_blocks=sizes.double,
@@ -142,7 +139,7 @@ def _prompt(
     )
     if (prefix + suffix).count(IMAGE_TOKEN) != 1:
         raise CheckpointError(
-            f"the chat template does not put one {IMAGE_TOKEN} where the picture is: "
+            f"the chat template does not put one {IMAGE_TOKEN} where the image is: "
             "expected that of Qwen2.5-VL"
         )
     style, start = version.quotes
@@ -172,11 +169,11 @@ def prefix_text(version: Version) -> str:
 
 def content(version: Version, before: str, instruction: str) -> list[dict[str, str]]:
     """Return a message's parts, in the version's order."""
-    picture = {"type": "image"}
-    if version.picture_first:
+    image = {"type": "image"}
+    if version.image_first:
         texts = [{"type": "text", "text": text} for text in (before, instruction)]
-        return [texts[0], picture, texts[1]]
-    return [{"type": "text", "text": f"{before} {instruction}"}, picture]
+        return [texts[0], image, texts[1]]
+    return [{"type": "text", "text": f"{before} {instruction}"}, image]
 
 
 def _vision(
@@ -212,6 +209,6 @@ def _vision(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"preprocessor_config.json does not describe Qwen2.5-VL's pictures "
+            f"preprocessor_config.json does not describe Qwen2.5-VL's images "
             f"({type(error).__name__}: {error}): download it again"
         ) from None

@@ -26,22 +26,22 @@ class Version:
         name: as its makers count.
         prompt_axes, clean_axes: rotary positions; none where the prompt's are an input.
         prefix: file with the text that stands before the instruction.
-        picture_first: whether the picture comes between that text and the instruction.
+        image_first: whether the image comes between that text and the instruction.
         drop: tokens at the beginning that the transformer does not see.
         max_length: most tokens that it sees.
         padding: as `PromptRules` has it.
-        vision_id: whether "Picture 1: " stands before the picture.
+        vision_id: whether "Picture 1: " stands before the image.
         masks_attention: whether the token with id 0 is not attended to ("!", by an accident of
             the published code); its position is 1 in every version.
         flash: whether a token that is not attended to does not attend, either: flash attention
             leaves it out.
         quotes: the style of `QuoteRules`; where they begin to count, or None for the prefix's
             length.
-        cells: least and most merged patches of the picture.
+        cells: least and most merged patches of the image.
         saved_cells: whether a processor that was saved with the model says so itself.
         align: as `VisionRules` has it.
-        size_level: pixels of the picture are about its square.
-        resample, resize_in: how the VAE's picture is made.
+        size_level: pixels of the image are about its square.
+        resample, resize_in: how the VAE's image is made.
         view_resample: how the text encoder's is.
         arithmetic: as `VisionRules` has it.
         pipeline: its entry in `FamilySpec.pipelines`.
@@ -52,7 +52,7 @@ class Version:
     prompt_axes: tuple[Axis, ...]
     clean_axes: tuple[Axis, ...]
     prefix: str
-    picture_first: bool
+    image_first: bool
     drop: int
     max_length: int
     padding: str
@@ -78,7 +78,7 @@ _FIRST = Version(
     prompt_axes=(0.0, 0.0, 0.0),
     clean_axes=NOISY_AXES,
     prefix="prefix-1.0.txt",
-    picture_first=True,
+    image_first=True,
     drop=217,
     max_length=640,
     padding="zeros",
@@ -128,7 +128,7 @@ _THIRD = Version(
     prompt_axes=(),
     clean_axes=(1.0, "row", "column"),
     prefix="prefix-1.2.txt",
-    picture_first=False,
+    image_first=False,
     drop=90,
     max_length=2048,
     padding="none",

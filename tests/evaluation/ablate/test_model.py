@@ -28,7 +28,7 @@ from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans
 from rism.export.families.flux2.reference import reference_capture
-from rism.export.families.step1x.reference import makers_tensors, open_reference
+from rism.export.families.step1x.reference import ReferenceStep1X, Weights, makers_tensors
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
@@ -230,7 +230,7 @@ def _reference_prediction(opened: Any, given: PromptTokens, clean: Any, grid_hw:
     store = opened.files.transformer
     tensors = makers_tensors(store)
     sizes = opened.sizes
-    blocks = open_reference(sizes, tensors, PRECISIONS["fp32"])
+    blocks = ReferenceStep1X(sizes, Weights(tensors, PRECISIONS["fp32"]))
     norm = AdaLayerNormContinuous(sizes.width, sizes.width, elementwise_affine=False, eps=1e-6)
     weight, bias = (store[f"norm_out.linear.{kind}"].read().float() for kind in ("weight", "bias"))
     if opened.version.name == "1.0":  # the makers' file has the shift first

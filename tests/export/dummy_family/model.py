@@ -22,11 +22,11 @@ from rism.export.graph.rotary import RotaryTable, rotate
 from rism.export.precision import Precision
 from rism.export.spec import (
     ModelSpec,
-    Picture,
     PromptTokens,
     ReferenceCapture,
     ReferenceInputs,
     ReferencePrompt,
+    RgbImage,
 )
 from rism.runtime.bundle.manifest import Geometry
 from tests.export.dummy_family import FAMILY
@@ -90,15 +90,10 @@ class Step(nn.Module):
     ) -> None:
         image = torch.cat([noise.expand(clean_latents.shape[0], -1, -1), clean_latents], dim=1)
         hidden = torch.cat([self.text_in(prompt.embeds), self.image_in(image)], dim=1)
-        tables = [
-            self.rotary.prompt(FAMILY.prompt_axes, prompt.embeds.shape[1]),
-            self.rotary.image(FAMILY.noisy_axes, positions),
-            self.rotary.image(FAMILY.clean_axes, positions),
-        ]
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        rotary = self.rotary.sequence(FAMILY, prompt, positions)
         for index, block in enumerate(self.blocks):
             q, k, v = block.project(hidden)  # type: ignore[operator]
-            q, k = rotate(q, (cos, sin)), rotate(k, (cos, sin))
+            q, k = rotate(q, rotary), rotate(k, rotary)
             hidden = hidden + block.out(capture.attend(index, q, k, v))  # type: ignore[operator]
 
 
@@ -122,7 +117,7 @@ class Reference:
         return self
 
     @torch.no_grad()
-    def text(self, instructions: Sequence[str], picture: Picture) -> list[ReferencePrompt]:
+    def text(self, instructions: Sequence[str], picture: RgbImage) -> list[ReferencePrompt]:
         del picture
         said = [
             self.tokenizer.apply_chat_template(
@@ -138,7 +133,7 @@ class Reference:
         embeds = self.modules["text_encoder"](found.input_ids, found.attention_mask)
         return [ReferencePrompt(each) for each in embeds]
 
-    def image_embeds(self, picture: Picture) -> None:
+    def image_embeds(self, picture: RgbImage) -> None:
         del picture
 
     @torch.no_grad()

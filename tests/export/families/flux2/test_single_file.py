@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLFlux2
 from safetensors.torch import load_file, save_file
 
-from rism.export import (
-    CheckpointError,
-    ExportOptions,
-    ExportReport,
-    UnsupportedModelError,
-    export_bundle,
-    plan_export,
-)
+from rism.export import CheckpointError, UnsupportedModelError, plan_export
 from rism.export.checkpoint.safetensors_store import StoredTensor, read_headers
 from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import KleinModel, open_klein
 from rism.export.families.flux2.single_file import open_autoencoder, open_transformer
-from rism.export.parity.gate import run_graph
-from rism.runtime.bundle.reader import Bundle
-from tests.export.small import feeds
+from rism.export.precision import PRECISIONS
 
 # diffusers' names to the makers', the other way round than the exporter's table.
 NAMES = [
@@ -144,21 +135,15 @@ def test_it_is_the_model_of_the_folders(single: Path, checkpoint: Path) -> None:
             ), key
 
 
-def test_its_bundle_computes_the_same(single: Path, exported: ExportReport, tmp_path: Path) -> None:
-    file = single / "flux-2-klein-tiny.safetensors"
-    report = export_bundle(str(file), tmp_path / "b", ExportOptions(token_attention=True))
-    bundle = Bundle.open(report.path)
-    assert bundle.manifest.model.name == "flux-2-klein-tiny"
-    assert bundle.manifest.model.source == "file"
-    given = feeds(opened(file).spec, (5, 7))
-    found, wanted = (
-        run_graph(path / "transformer.vectors.onnx", given) for path in (report.path, exported.path)
-    )
-    for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, atol=1e-6)
-    for part in ("text_encoder", "vae_encoder"):
-        names = f"{part}.weights"
-        assert (report.path / names).read_bytes() == (exported.path / names).read_bytes()
+def test_its_graphs_have_the_same_weights(single: Path, checkpoint: Path) -> None:
+    file, fp32 = single / "flux-2-klein-tiny.safetensors", PRECISIONS["fp32"]
+    ours, folders = opened(file), opened(checkpoint)
+    assert ours.spec == replace(folders.spec, name="flux-2-klein-tiny")
+    for part in ("transformer", "text_encoder", "vae_encoder"):
+        wanted = getattr(folders, part)(fp32).fill().state_dict()
+        found = getattr(ours, part)(fp32).fill().state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()), part
 
 
 def test_it_is_what_diffusers_own_conversion_gives(single: Path) -> None:

@@ -18,7 +18,7 @@ from rism.export.families.step1x.model import Step1XModel
 from rism.export.families.step1x.pipeline_reference import ReferenceStep1XEdit
 from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
 from rism.export.precision import PRECISIONS
-from rism.export.spec import Picture, PromptTokens, ReferenceInputs
+from rism.export.spec import PromptTokens, ReferenceInputs, RgbImage
 
 __all__ = ["TextComparison", "block_differences", "random_inputs"]
 
@@ -78,8 +78,9 @@ def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRe
     # As each version's code writes them down.
     first = {"1.0": [0.0, 0.0, 0.0], "1.1": [1.0, 1.0, 1.0], "1.2": [1.0, 0.0, 0.0]}
     own = given.prompt.positions
+    assert given.prompt.mask is not None
     with torch.no_grad():
-        record: reference.Step1XRecord = reference.open_reference(model.sizes, tensors, FP32)(
+        return reference.ReferenceStep1X(model.sizes, reference.Weights(tensors, FP32))(
             given.clean_latents,
             given.noise,
             embeds[..., :hidden],
@@ -91,7 +92,6 @@ def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRe
             embeds[..., hidden:] if model.sizes.mapping else None,
             keep_blocks=True,
         )
-    return record
 
 
 class _Tap:
@@ -144,7 +144,7 @@ class TextComparison:
         vision = model.vision_encoder(FP32)
         self.vision, self.text = vision.fill(), model.text_encoder(FP32).fill()
 
-    def differences(self, picture: Picture, expression: str) -> dict[str, float]:
+    def differences(self, picture: RgbImage, expression: str) -> dict[str, float]:
         """Compare one expression about one picture, which is at the model's size.
 
         Returns:

@@ -17,26 +17,24 @@ from safetensors.torch import save_file
 from benchmarks.synthetic.step1x_checkpoint import write_diffusers, write_original
 from benchmarks.synthetic.step1x_tensors import SMALL
 from rism.export.checkpoint.safetensors_store import (
-    AnyStored,
-    StackedTensor,
     StoredTensor,
     TensorStore,
     open_folder,
     read_headers,
 )
-from rism.export.errors import CheckpointError
 from rism.export.families.step1x.names import NAMES, open_transformer
 from rism.export.families.step1x.reference import (
     ReferenceStep1X,
     Step1XRecord,
+    Weights,
     makers_tensors,
-    open_reference,
 )
-from rism.export.families.step1x.reference_blocks import rotary_turns
-from rism.export.families.step1x.reference_connector import allowed_pairs, sinusoid
+from rism.export.families.step1x.reference_blocks import modulation
+from rism.export.families.step1x.reference_connector import allowed_pairs
 from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, sizes_of
 from rism.export.precision import PRECISIONS
 
+Parts = tuple[StoredTensor, ...]
 BATCH, CLEAN, PROMPT = 2, 12, 7
 GRID = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(4.0))
 
@@ -48,7 +46,7 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original(makers: Path) -> dict[str, AnyStored]:
+def original(makers: Path) -> dict[str, Parts]:
     return makers_tensors(TensorStore("transformer", read_headers(makers)))
 
 
@@ -78,8 +76,12 @@ SIZES = Step1XSizes(
 MAPPING = replace(SIZES, scaled=False, mapping=SMALL.connector)
 
 
-def opened(tensors: dict[str, AnyStored], sizes: Step1XSizes = SIZES) -> ReferenceStep1X:
-    return open_reference(sizes, tensors, PRECISIONS["fp32"])
+def opened(tensors: dict[str, Parts], sizes: Step1XSizes = SIZES) -> ReferenceStep1X:
+    return ReferenceStep1X(sizes, Weights(tensors, PRECISIONS["fp32"]))
+
+
+def unscaled(tensors: dict[str, Parts]) -> dict[str, Parts]:
+    return {name: parts for name, parts in tensors.items() if name != "connector.scale_factor"}
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
@@ -102,8 +104,7 @@ def inputs(**changes: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def run(model: ReferenceStep1X, given: dict[str, Any], **options: Any) -> Step1XRecord:
-    record: Step1XRecord = model(**given, timestep=1.0, keep_blocks=True, **options)
-    return record
+    return model(**given, timestep=1.0, keep_blocks=True, **options)
 
 
 def test_sizes_are_read_off_shapes(makers: Path, converted: TensorStore) -> None:
@@ -114,10 +115,10 @@ def test_sizes_are_read_off_shapes(makers: Path, converted: TensorStore) -> None
 
 
 def test_both_layouts_are_the_same_model(
-    original: dict[str, AnyStored], converted: TensorStore
+    original: dict[str, Parts], converted: TensorStore
 ) -> None:
     given = inputs()
-    plain = run(opened(original, replace(SIZES, scaled=False)), given)
+    plain = run(opened(unscaled(original)), given)
     stacked = run(opened(makers_tensors(converted), MAPPING), given)
     assert len(plain.blocks) == SMALL.double + SMALL.single
     for one, other in zip(plain.blocks, stacked.blocks, strict=True):
@@ -176,42 +177,24 @@ def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
         torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
 
 
-def test_what_is_captured(original: dict[str, AnyStored]) -> None:
-    model, given = opened(original), inputs()
-    weights = torch.rand(BATCH, PROMPT, generator=torch.Generator().manual_seed(1))
-    record = run(model, given, feature_block=3)
-    found = record.capture(weights)
-    blocks = SMALL.double + SMALL.single
-    ones = torch.ones(BATCH, blocks, CLEAN)
-    torch.testing.assert_close(found.transition_matrices.sum(-1), ones)
-    assert found.token_attention.shape == (BATCH, CLEAN, PROMPT)
-    summed = (found.token_attention * weights[:, None]).sum(-1)
-    torch.testing.assert_close(found.attention_vectors.sum(1), summed)
-    to_all = record.to_prompt[0].sum(-1) + record.to_clean[0].sum(-1)
-    assert (to_all < 1).all() and (to_all > 0.2).all()  # the rest goes to the noisy tokens
-    torch.testing.assert_close(found.features["block"], record.blocks[3][:, -CLEAN:])
-    assert found.features["mmsa"].shape == (BATCH, CLEAN, SMALL.width)
-    # Shift and scale are the same for all tokens, so what is left of them varies between tokens.
-    assert found.features["adaln"].std(1).mean() > 0.5
-
-
 @pytest.mark.parametrize("block", [1, 2])
-def test_features_are_those_of_the_block(original: dict[str, AnyStored], block: int) -> None:
+def test_features_are_those_of_the_block(original: dict[str, Parts], block: int) -> None:
     """l' counts double blocks, then single ones; block l' reads what l' - 1 left."""
     model, given = opened(original), inputs()
     record = run(model, given, feature_block=block)
     before = record.blocks[block - 1][:, -CLEAN:]
     normal = torch.nn.functional.layer_norm(before, before.shape[-1:], eps=1e-6)
-    modulation = (
-        model.double_blocks[block].img_mod
+    assert record.vector is not None
+    name, parts = (
+        (f"double_blocks.{block}.img_mod", 6)
         if block < SMALL.double
-        else model.single_blocks[block - SMALL.double].modulation
+        else (f"single_blocks.{block - SMALL.double}.modulation", 3)
     )
-    shift, scale, *_ = modulation(record.vector)
+    shift, scale, *_ = modulation(model.weights.under(name), record.vector, parts)
     torch.testing.assert_close(record.features["adaln"], normal * (1 + scale) + shift)
 
 
-def test_padding_reaches_no_real_token(original: dict[str, AnyStored]) -> None:
+def test_padding_reaches_no_real_token(original: dict[str, Parts]) -> None:
     model, given = opened(original), inputs()
     before = run(model, given)
     changed = given["prompt_embeds"].clone()
@@ -226,67 +209,33 @@ def test_padding_reaches_no_real_token(original: dict[str, AnyStored]) -> None:
     ]
 
 
-def test_only_the_first_version_scales_the_mean(original: dict[str, AnyStored]) -> None:
+def test_only_the_first_version_scales_the_mean(original: dict[str, Parts]) -> None:
     given = inputs(prompt_embeds=torch.ones(BATCH, PROMPT, SMALL.text_width))
-    weight = original["connector.global_proj_out.weight"].read().float().sum(1)
-    bias = original["connector.global_proj_out.bias"].read().float()
-    factor = original["connector.scale_factor"].read().float()
+    weight = original["connector.global_proj_out.weight"][0].read().float().sum(1)
+    bias = original["connector.global_proj_out.bias"][0].read().float()
+    factor = original["connector.scale_factor"][0].read().float()
     for scaled, mean in ((True, 1 + factor), (False, 1)):
-        pooled = run(opened(original, replace(SIZES, scaled=scaled)), given).pooled
+        pooled = run(opened(original if scaled else unscaled(original)), given).pooled
         torch.testing.assert_close(pooled, (weight * mean + bias).expand(BATCH, -1))
 
 
-def test_quoted_tokens_are_added(converted: TensorStore) -> None:
+def test_what_is_added_to_a_prompt_stays_there(converted: TensorStore) -> None:
     model, given = opened(makers_tensors(converted), MAPPING), inputs()
-    assert model.sizes.mapping
-    embeds = torch.randn(BATCH, PROMPT, SMALL.text_width)
-    quoted = torch.zeros(BATCH, PROMPT, dtype=torch.int64)
-    without = run(model, given)
-    assert torch.equal(run(model, given, extra=model.map_quoted(embeds, quoted)).blocks[-1],
-                       without.blocks[-1])  # fmt: skip
-    quoted[0, 2] = 1
-    extra = model.map_quoted(embeds, quoted).detach()
-    assert extra[0, 2].abs().min() > 0 and extra[1].abs().max() == 0
-    changed = run(model, given, extra=extra).blocks[-1] != without.blocks[-1]
+    extra = torch.zeros(BATCH, PROMPT, SMALL.connector)
+    without = run(model, given).blocks[-1]
+    assert torch.equal(run(model, given, extra=extra).blocks[-1], without)
+    extra[0, 2] = 1
+    changed = run(model, given, extra=extra).blocks[-1] != without
     assert changed[0].any() and not changed[1].any()
-
-
-def test_embeddings_of_time_and_place() -> None:
-    first = sinusoid(1000.0)[0]
-    assert first.shape == (256,)
-    expected = torch.tensor([1000.0]).cos().item(), torch.tensor([1000.0]).sin().item()
-    assert (first[0].item(), first[128].item()) == pytest.approx(expected, abs=1e-6)
-    turns = rotary_turns(torch.tensor([[0.0, 0.0, 0.0], [2.0, 3.0, -0.5]]), SMALL.axes)
-    assert turns.shape == (2, SMALL.head_dim // 2)
-    assert torch.equal(turns[0], torch.ones(16, dtype=torch.complex64))
-    # The first pair of each axis turns by the position itself, the second of time by a hundredth.
-    angles = turns[1].angle()
-    assert angles[[0, 1, 2, 9]].tolist() == pytest.approx([2.0, 0.02, 3.0, -0.5], abs=1e-6)
-
-
-def test_tensors_stacked_of_several(original: dict[str, AnyStored]) -> None:
-    names = ("double_blocks.0.img_attn.proj.weight", "double_blocks.0.img_mlp.0.weight")
-    parts = [original[name] for name in names]
-    assert all(isinstance(part, StoredTensor) for part in parts)
-    stacked = StackedTensor(tuple(parts))  # type: ignore[arg-type]
-    whole = torch.cat([part.read() for part in parts])
-    assert stacked.shape == tuple(whole.shape) == (480, 96)
-    assert stacked.nbytes == whole.nbytes
-    assert torch.equal(stacked.read(), whole)
-    assert torch.equal(stacked.rows(90, 200).read(), whole[90:200])
-    assert torch.equal(stacked.rows(100, 120).rows(5, 7).read(), whole[105:107])
-    assert max(len(chunk) for chunk in stacked.chunks(96 * 2 * 50)) == 50
-    narrow = original["img_in.weight"]
-    with pytest.raises(CheckpointError, match="differ in type or width"):
-        StackedTensor((parts[0], narrow))  # type: ignore[arg-type]
 
 
 def test_weights_are_rounded_but_for_the_exact(tmp_path: Path, converted: TensorStore) -> None:
     key, tensors = "time_in.in_layer.weight", makers_tensors(converted)
     weight = torch.randn(SMALL.width, 256)
     save_file({key: weight}, tmp_path / "wide.safetensors")
-    tensors |= read_headers(tmp_path / "wide.safetensors")
+    tensors[key] = (read_headers(tmp_path / "wide.safetensors")[key],)
     x = torch.randn(1, 256)
     for exact, used in (((), weight.bfloat16().float()), (("time_in.",), weight)):
-        layer = open_reference(MAPPING, tensors, PRECISIONS["bf16"], exact=exact).time_in.in_layer
-        torch.testing.assert_close(layer(x), x @ used.T + layer.bias)
+        weights = Weights(tensors, PRECISIONS["bf16"], exact)
+        expected = x @ used.T + weights.vector("time_in.in_layer.bias")
+        torch.testing.assert_close(weights.linear("time_in.in_layer", x), expected)
