@@ -11,7 +11,14 @@ from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.family import FamilySpec, PublishedModel
 from rism.runtime.errors import one_line
 
-__all__ = ["BUILT_IN", "family_of", "find_checkpoint", "makers_model", "published_models"]
+__all__ = [
+    "BUILT_IN",
+    "family_of",
+    "find_checkpoint",
+    "makers_model",
+    "published_models",
+    "refining_models",
+]
 
 BUILT_IN = {"mini": Path(__file__).parents[1] / "builtin" / "mini"}
 # Of the parts' folders only: some repositories hold a second copy as one large file beside them.
@@ -22,6 +29,12 @@ _LANGUAGE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 def published_models() -> dict[str, PublishedModel]:
     """Return the models of the hub that have a short name, by it."""
     return {model.name: model for family in families.FAMILIES for model in family.published}
+
+
+def refining_models() -> dict[str, str]:
+    """Return the repositories of the language models that reword instructions, by short name."""
+    refining = [family for family in families.FAMILIES if family.refiner is not None]
+    return {m.name: m.language_repository for family in refining for m in family.published}
 
 
 def makers_model(hub_id: str) -> PublishedModel | None:

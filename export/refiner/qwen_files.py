@@ -17,6 +17,7 @@ from rism.export.checkpoint.locate import (
     refuse_two_meanings,
 )
 from rism.export.errors import CheckpointError, UnsupportedModelError
+from rism.export.families.find import refining_models
 from rism.runtime.errors import one_line
 
 __all__ = ["LanguageFiles", "find_language_model", "stored_type"]
@@ -106,7 +107,7 @@ def find_language_model(
         UnsupportedModelError: Its language model is another.
     """
     refining = [family for family in families.FAMILIES if family.refiner is not None]
-    known = {m.name: m.language_repository for family in refining for m in family.published}
+    known = refining_models()
     refuse_two_meanings(model, known)
     folder, source, commit = Path(model), "", ""
     if folder.suffix == ".safetensors" and folder.is_file():

@@ -13,6 +13,7 @@ import typer
 
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, in_utf_8
+from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.extras import needs_extra
 from rism.runtime.names import CAPTURES
@@ -27,8 +28,8 @@ class ExportFlags(CheckpointFlags, QuietFlags):
     model: Annotated[
         str,
         typer.Option(
-            help="mini, step1x, step1x-v1.1, step1x-v1.2, flux2-klein-4b, flux2-klein-9b, "
-            "flux2-klein-base-4b, flux2-klein-base-9b, a folder, a .safetensors file, or a hub id."
+            help=f"{', '.join([*BUILT_IN, *published_models()])}, a folder, a .safetensors file, "
+            "or a hub id."
         ),
     ]
     output: Annotated[
@@ -70,8 +71,8 @@ class ExportFlags(CheckpointFlags, QuietFlags):
         bool | None,
         typer.Option(
             "--vision-id/--no-vision-id",
-            help="Step1X-Edit: put 'Picture 1: ' before the image in the prompt. Default: as the "
-            "release of its version does.",
+            help="Put 'Picture 1: ' before the image in the prompt, for families that can. "
+            "Default: as the release of the model does.",
         ),
     ] = None
     feature_site: Annotated[

@@ -13,6 +13,7 @@ import typer
 from rism.cli.console import Console, Countdown, UsageError
 from rism.cli.dataset_flags import KNOWN_DATASETS, DatasetFlags
 from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, flags_set, in_utf_8
+from rism.export.families.find import refining_models
 from rism.export.names import RefinerDevice, RefinerPrecision
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.extras import needs_extra
@@ -48,7 +49,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
     model: Annotated[
         str,
         typer.Option(
-            help="step1x, step1x-v1.1, step1x-v1.2, a folder with its Qwen2.5-VL, or a hub id."
+            help=f"{', '.join(refining_models())}, a folder with its language model, or a hub id."
         ),
     ]
     output: Annotated[

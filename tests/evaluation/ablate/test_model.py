@@ -186,7 +186,7 @@ def test_the_published_schedules(model: AblationModel, tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("version", ["1.0", "1.2"])
-def test_step1x_is_the_literal_one(tmp_path: Path, version: str) -> None:
+def test_step1x_is_its_reference(tmp_path: Path, version: str) -> None:
     path = make_step1x(tmp_path / "model", version)
     model, opened = AblationModel(ModelOptions(str(path), steps=3)), open_step1x(path)
     state = model.state(picture(96, 80))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from rism.export.attention_capture import FEATURE_SITES
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
+from rism.export.names import FEATURE_SITES
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
 from tests.export.families.step1x.parity import block_differences, random_inputs
