@@ -1,9 +1,9 @@
-"""Fitting a bundle's confidence: from records of present and absent objects to a rule."""
+"""Fits a bundle's confidence rule to records of present and absent objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,14 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Fit:
-    """A rule, and what it does on the records that it was fitted to.
+    """A rule, and its effect on the records that it was fitted to.
 
     Attributes:
         rule: weights and threshold.
-        present: samples with the object in the picture.
-        absent: samples without.
+        present, absent: numbers of samples.
         auroc: of the confidence, present against absent.
-        lost: share of the present ones below the threshold.
-        rejected: share of the absent ones below it.
+        lost: share of the present samples below the threshold.
+        rejected: share of the absent samples below it.
     """
 
     rule: ConfidenceRule
@@ -43,7 +42,7 @@ class Fit:
 
 
 def fit_confidence(records: Iterable[Record], *, lost: float = 0.01) -> Fit:
-    """Fit a logistic regression with a small ridge, and choose its threshold.
+    """Fit a logistic regression with a small ridge penalty, and choose its threshold.
 
     Args:
         records: of one run over a dataset with present and absent samples.
@@ -53,21 +52,20 @@ def fit_confidence(records: Iterable[Record], *, lost: float = 0.01) -> Fit:
         InputError: fewer than 50 samples of a class, or `lost` is out of range.
     """
     if not 0.0 <= lost < 0.5:
-        raise InputError(f"{lost} of the present may be lost, expected 0 to below 0.5")
-    kept = [(_evidence(record), record.present) for record in records]
-    is_present = np.array([present for _, present in kept], bool)
+        raise InputError(f"{lost} of the present may be rejected, expected 0 to below 0.5")
+    kept = list(records)
+    is_present = np.array([record.sample.present for record in kept], bool)
     counts = int(is_present.sum()), int((~is_present).sum())
     if min(counts) < LEAST_SAMPLES:
         raise InputError(
             f"there are {counts[0]} present and {counts[1]} absent samples, expected at least "
             f"{LEAST_SAMPLES} of each: score a dataset that has both"
         )
-    rule = _regress([evidence for evidence, _ in kept], is_present)
-    sure = np.array([rule.confidence(evidence) for evidence, _ in kept])
+    evidence = [Evidence(each.separability, each.concentration, each.agreement) for each in kept]
+    rule = _regress(evidence, is_present)
+    sure = np.array([rule.confidence(each) for each in evidence])
     threshold = float(np.quantile(sure[is_present], lost, method="lower"))
-    rule = ConfidenceRule(
-        rule.separability, rule.concentration, rule.agreement, rule.bias, round(threshold, _DIGITS)
-    )
+    rule = replace(rule, threshold=round(threshold, _DIGITS))
     below = sure < rule.threshold
     return Fit(
         rule,
@@ -78,12 +76,8 @@ def fit_confidence(records: Iterable[Record], *, lost: float = 0.01) -> Fit:
     )
 
 
-def _evidence(record: Record) -> Evidence:
-    return Evidence(record.separability, record.concentration, record.agreement)
-
-
 def _regress(evidence: list[Evidence], is_present: npt.NDArray[np.bool_]) -> ConfidenceRule:
-    """Newton's method on standardised features; the weights are of the features themselves."""
+    """Run Newton's method on standardised features; returns weights of the raw features."""
     unit = ConfidenceRule(1.0, 0.0, 0.0, 0.0, 0.0)
     features = np.array(
         [[unit.logit(each), each.concentration, each.agreement] for each in evidence]
@@ -97,9 +91,6 @@ def _regress(evidence: list[Evidence], is_present: npt.NDArray[np.bool_]) -> Con
         slope = design.T @ (sure - is_present) / len(design) + ridge @ weights
         curve = (design * (sure * (1 - sure))[:, None]).T @ design / len(design) + ridge
         weights -= np.linalg.solve(curve, slope)
-    own = weights[:3] / scale
-    bias = weights[3] - float(own @ mean)
-    separability, concentration, agreement, constant = (
-        round(float(value), _DIGITS) for value in (*own, bias)
-    )
-    return ConfidenceRule(separability, concentration, agreement, constant, threshold=0.0)
+    raw = weights[:3] / scale
+    rounded = [round(float(value), _DIGITS) for value in (*raw, weights[3] - raw @ mean)]
+    return ConfidenceRule(*rounded, 0.0)

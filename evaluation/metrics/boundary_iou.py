@@ -12,15 +12,15 @@ __all__ = ["boundary", "boundary_width", "eroded"]
 
 
 def boundary_width(shape_hw: tuple[int, int], ratio: float = 0.02) -> int:
-    """Return how many pixels from the contour still count, at least 1: a share of the diagonal."""
+    """Return the width of the boundary: a share of the diagonal, at least 1 pixel."""
     return max(1, round(ratio * math.hypot(*shape_hw)))
 
 
 def boundary(mask_hw: Mask, width: int) -> Mask:
-    """Return the pixels of a mask within `width` of what is not in it.
+    """Return the pixels of a mask within `width` of its background.
 
-    Distances are Chebyshev's, as of `width` erosions by a 3 x 3 square, and beyond the picture
-    there is background: a mask that runs out of the picture has a contour there.
+    Distances are Chebyshev's, as of `width` erosions by a 3 x 3 square. Outside the image is
+    background, so a mask that is cut off by the image's edge has a contour there.
 
     Args:
         mask_hw: (H, W) bool.

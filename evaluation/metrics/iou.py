@@ -1,8 +1,8 @@
-"""How well a mask agrees with the true one: IoU, its sums over samples, and boundary IoU.
+"""IoU and boundary IoU of masks, and their summary over samples.
 
-One sample per sentence, at the size of the picture. mIoU is the mean over samples, oIoU the sum
-of intersections over the sum of unions, P@X the share of samples with an IoU of at least X;
-where a union is empty, the IoU is 0.
+One sample per sentence, at the size of the image. mIoU is the mean over samples, oIoU the sum of
+intersections over the sum of unions, P@X the share of samples with an IoU of at least X; where a
+union is empty, the IoU is 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METRICS = ("mIoU", "oIoU", *(f"P@{bar}" for bar in BARS), "boundary IoU")
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two masks have in common, in pixels.
+    """Intersections and unions of two masks, in pixels.
 
     Attributes:
         intersection: pixels in both.
@@ -47,12 +47,12 @@ class Overlap:
 
     @property
     def boundary_iou(self) -> float:
-        """The same of the pixels near the contours."""
+        """IoU of the pixels near the contours."""
         return self.boundary_intersection / self.boundary_union if self.boundary_union else 0.0
 
 
 class Sums:
-    """Metrics of any number of samples in the memory of none."""
+    """Metrics of any number of samples, which are not kept in memory."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -72,7 +72,7 @@ class Sums:
             self._reached[at] += one.iou >= bar
 
     def summary(self) -> dict[str, float]:
-        """Return what `summarise` does; without samples only "n"."""
+        """Return the same as `summarise`."""
         if not self.count:
             return {"n": 0}
         return {
@@ -106,10 +106,8 @@ def overlap(found_hw: Mask, true_hw: Mask, *, boundary_ratio: float = 0.02) -> O
     width = boundary_width((found_hw.shape[0], found_hw.shape[1]), boundary_ratio)
     found_edge, true_edge = boundary(found_hw, width), boundary(true_hw, width)
     return Overlap(
-        intersection=_count(found_hw & true_hw),
-        union=_count(found_hw | true_hw),
-        boundary_intersection=_count(found_edge & true_edge),
-        boundary_union=_count(found_edge | true_edge),
+        *_counts(found_hw, true_hw),
+        *_counts(found_edge, true_edge),
     )
 
 
@@ -125,12 +123,12 @@ def summarise(overlaps: Iterable[Overlap]) -> dict[str, float]:
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return how often a positive's score is above a negative's, ties counting half.
+    """Return the area under the receiver operating characteristic, from ranks (Mann-Whitney's U).
 
-    The area under the receiver operating characteristic, from ranks (Mann-Whitney's U).
+    It is the share of pairs in which the positive has the higher score, ties counting half.
 
     Raises:
-        InputError: one of them is empty.
+        InputError: one of the lists is empty.
     """
     if not len(positive) or not len(negative):
         raise InputError("an AUROC needs scores of both classes")
@@ -143,12 +141,13 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return wins / (n * len(negative))
 
 
-def _count(mask: Mask) -> int:
-    return int(np.count_nonzero(mask))
+def _counts(one: Mask, other: Mask) -> tuple[int, int]:
+    """Return the pixels in both masks, and in either."""
+    return int(np.count_nonzero(one & other)), int(np.count_nonzero(one | other))
 
 
 def _gather(partials: list[float], value: float) -> None:
-    """Add a number to a sum that loses nothing (Shewchuk's, as in math.fsum)."""
+    """Add a number to an exact sum (Shewchuk's, as in math.fsum)."""
     kept = 0
     for partial in partials:
         large, small = (value, partial) if abs(value) >= abs(partial) else (partial, value)

@@ -1,7 +1,7 @@
-"""report.html: a run's figures beside the paper's, its histogram and its pictures.
+"""report.html: the metrics of a run beside the paper's, a histogram, and images.
 
-One file without scripts that asks for nothing from anywhere; pictures are in it as JPEG. All
-that comes from a dataset is escaped.
+One file without scripts or outside references; its images are JPEG in base 64. All text from a
+dataset is escaped.
 """
 
 from __future__ import annotations
@@ -46,15 +46,12 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere } small { color: #5a6375
 
 
 def page(result: Mapping[str, Any], summary: Summary, dataset: Dataset) -> str:
-    """Write the page.
+    """Return the page as HTML.
 
     Args:
-        result: what result.json says.
-        summary: which samples are shown.
-        dataset: their pictures and true masks; one that cannot be read is named instead.
-
-    Returns:
-        HTML in UTF-8.
+        result: the content of result.json.
+        summary: has the samples that are shown.
+        dataset: their images and true masks; an image that cannot be read is named instead.
     """
     run, name = result["run"], result["dataset"]["name"]
     parts = [
@@ -68,7 +65,7 @@ def page(result: Mapping[str, Any], summary: Summary, dataset: Dataset) -> str:
         *_groups(result),
         *_absent(result),
         *(["<h2>IoU</h2>", _histogram(result["histogram"])] if any(result["histogram"]) else []),
-        *_pictures(summary, dataset),
+        *_images(summary, dataset),
         "<h2>The run</h2>",
         _table(("", ""), [(key, str(value)) for key, value in _facts(result)]),
     ]
@@ -84,12 +81,12 @@ def page(result: Mapping[str, Any], summary: Summary, dataset: Dataset) -> str:
 
 
 def _text(value: object) -> str:
-    """Make foreign text harmless: one line, printable, and no markup."""
+    """Escape a text and fold it into one printable line."""
     return escape(one_line(value, limit=400))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, ours: int = 0) -> str:
-    """Cells are text, not markup; the first `ours` rows stand out."""
+    """Return a table of text cells whose first `ours` rows are bold."""
     lines = ['<div class="wide"><table>']
     if any(head):
         lines.append("<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr>")
@@ -108,8 +105,8 @@ def _trouble(result: Mapping[str, Any]) -> list[str]:
     rest = len(found) - len(rows)
     return [
         f'<p class="note bad">{counts["not scored"]} of {counts["samples"]} samples could not be '
-        f"scored, and {counts['left out on opening']} more things of the dataset were left out. "
-        "The figures below are of the others.</p>",
+        f"scored, and {counts['left out on opening']} more entries of the dataset were left out. "
+        "The scores below are of the others.</p>",
         f"<details><summary>Which, and why</summary>{_table(('', ''), rows)}"
         + (f"<p>and {rest} more, in result.json</p>" if rest else "")
         + "</details>",
@@ -147,23 +144,21 @@ def _absent(result: Mapping[str, Any]) -> list[str]:
     if "absent" not in result:
         return []
     absent = result["absent"]
-    rows = [("expressions of what is not there", str(absent["n"])),
-            ("of them answered with an empty mask", f"{absent['answered empty']:.2%}")]  # fmt: skip
-    if "present answered empty" in result:
-        lost = result["present answered empty"]
-        rows.append(("present objects answered with an empty mask", f"{lost:.2%}"))
-    rows += [
-        (f"{name}, present against absent", f"{value:.4f}")
-        for name, value in absent.items()
-        if name.startswith("AUROC")
+    rows = [
+        ("expressions of absent objects", str(absent["n"])),
+        ("of them with an empty mask", f"{absent['answered empty']:.2%}"),
     ]
-    return ["<h2>What is not there</h2>", _table(("", ""), rows)]
+    if "present answered empty" in result:
+        rows.append(("present with an empty mask", f"{result['present answered empty']:.2%}"))
+    for name, value in absent.items():
+        if name.startswith("AUROC"):
+            rows.append((f"{name}, present against absent", f"{value:.4f}"))
+    return ["<h2>Absent objects</h2>", _table(("", ""), rows)]
 
 
 def _histogram(counts: Sequence[int]) -> str:
-    """Bars as SVG."""
-    width, height, bottom = 34, 160, 24
-    highest = max([*counts, 1])
+    """Return bars as SVG."""
+    width, height, bottom, highest = 34, 160, 24, max([*counts, 1])
     parts = []
     for at, count in enumerate(counts):
         tall = height * count / highest
@@ -191,47 +186,44 @@ def _histogram(counts: Sequence[int]) -> str:
     )
 
 
-def _pictures(summary: Summary, dataset: Dataset) -> list[str]:
-    sorts = (
+def _images(summary: Summary, dataset: Dataset) -> list[str]:
+    sections = (
         ("Best", summary.best),
         ("Worst", summary.worst),
         ("At random", summary.random),
-        ("Not there, but found", summary.wrong),
+        ("Absent, but found", summary.wrong),
     )
-    keys = {record.key for _, records in sorts for record in records}
-    wanted = {s.key: s for s in dataset.samples if s.key in keys}
-    key = "".join(
+    legend = "".join(
         f'<span><span class="key" style="background: rgb{rgb}"></span>{word}</span>'
         for rgb, word in (
-            (TRUE_RGB, "contour of what is true; tinted where it was missed"),
-            (FOUND_RGB, "contour of what was found; tinted where it is not true"),
+            (TRUE_RGB, "contour of the true mask; tinted where it was missed"),
+            (FOUND_RGB, "contour of the mask found; tinted where it is not true"),
         )
     )
-    # It stays in sight while the pictures below it are looked at.
-    parts = [f'<p class="keys">{key}</p>'] if wanted else []
-    for title, records in sorts:
-        if records:
-            figures = "\n".join(_figure(record, wanted, dataset) for record in records)
+    parts = [f'<p class="keys">{legend}</p>'] if any(picks for _, picks in sections) else []
+    samples = {sample.key: sample for sample in dataset.samples}
+    for title, picks in sections:
+        if picks:
+            figures = "\n".join(_figure(record, samples, dataset) for _, record in picks)
             parts += [f"<h2>{title}</h2>", f'<div class="row">{figures}</div>']
     return parts
 
 
-def _figure(record: Record, wanted: Mapping[str, Sample], dataset: Dataset) -> str:
-    said = f"IoU {record.overlap.iou:.3f}, " if record.present else ""
-    sure = record.confidence
-    said += "confidence not fitted" if sure is None else f"confidence {sure:.3f}"
+def _figure(record: Record, samples: Mapping[str, Sample], dataset: Dataset) -> str:
+    expression, confidence = _text(record.sample.expression), record.confidence
+    facts = f"IoU {record.overlap.iou:.3f}, " if record.sample.present else ""
+    facts += "confidence not fitted" if confidence is None else f"confidence {confidence:.3f}"
     caption = (
-        f"<figcaption>“<bdi>{_text(record.expression)}</bdi>”<br>{said}"
+        f"<figcaption>“<bdi>{expression}</bdi>”<br>{facts}"
         f"<br><small>{_text(record.key)}</small></figcaption>"
     )
     try:
-        sample = wanted[record.key]
+        sample = samples[record.key]
         found_hw = decode_rle(record.counts, record.size_hw)
-        picture = drawn(dataset.image(sample), found_hw, dataset.mask(sample))
+        image = drawn(dataset.image(sample), found_hw, dataset.mask(sample))
     except (KeyError, RismError) as error:
-        return f"<figure><p>no picture: {_text(error)}</p>{caption}</figure>"
-    alt = _text(record.expression)
-    return f'<figure><img src="{data_uri(picture)}" alt="{alt}">{caption}</figure>'
+        return f"<figure><p>no image: {_text(error)}</p>{caption}</figure>"
+    return f'<figure><img src="{data_uri(image)}" alt="{expression}">{caption}</figure>'
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -1,28 +1,33 @@
-"""What a run leaves when it is through: result.json and report.html, and shards as one run."""
+"""Writes result.json and report.html of a run, and merges the shards of a run."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import platform
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rism.evaluation.datasets.sample import Dataset, Problem
 from rism.evaluation.report.html import page
 from rism.evaluation.report.summary import summarise_records
-from rism.evaluation.run.record_log import RECORDS, REPORT, RESULT, read_records, read_run
+from rism.evaluation.run.record_log import (
+    RECORDS,
+    REPORT,
+    RESULT,
+    read_records,
+    read_run,
+    write_records,
+)
 from rism.evaluation.run.records import Record, Run
 from rism.evaluation.run.runner import digest, grouped, part
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.diagnostics.environment import packages, the_driver
 from rism.runtime.engines.cpu_threads import cpu_count
-from rism.runtime.errors import InputError, OutputError, one_line
+from rism.runtime.errors import InputError, one_line
 
 __all__ = ["conclude", "machine", "merge", "now"]
 
@@ -43,26 +48,26 @@ def conclude(
     *,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Sum up a folder's records, and write result.json and report.html beside them.
+    """Summarise a folder's records in result.json and report.html.
 
     Args:
         dataset: what was scored.
         folder: with records.
         problems: samples that could not be scored.
-        about: what else is to be known of the dataset; "source", "split_by" and "split" decide
-            which of the paper's figures stand beside the result.
+        about: more entries about the dataset; "source", "split_by" and "split" select the paper's
+            figures for the report.
 
     Returns:
-        What result.json says.
+        The content of result.json.
 
     Raises:
         InputError: the records are damaged.
-        OutputError: the folder takes no files.
+        OutputError: a file cannot be written.
     """
     run = read_run(folder)
     summary = summarise_records(read_records(folder))
-    mine = part(grouped(dataset.samples), run.shard)
-    samples = sum(map(len, mine.values()))
+    images = part(grouped(dataset.samples), run.shard)
+    samples = sum(map(len, images.values()))
     if summary.scored + len(problems) != samples:
         raise InputError(
             f"{folder} has {summary.scored} records of {samples} samples, expected "
@@ -76,7 +81,7 @@ def conclude(
         "finished": now(),
         "counts": {
             "samples": samples,
-            "pictures": len(mine),
+            "pictures": len(images),
             "scored": summary.scored,
             "not scored": len(problems),
             "left out on opening": len(dataset.problems),
@@ -94,55 +99,42 @@ def conclude(
 def merge(
     dataset: Dataset, shards: Sequence[Path], folder: Path, *, replacing: bool = False
 ) -> list[Problem]:
-    """Put the records of all shards into one file, as one run would have left it.
+    """Merge the records of all shards into one file, like that of an undivided run.
 
     Args:
         dataset: what the shards scored.
         shards: their folders.
-        folder: where the file goes.
-        replacing: there may be records.
+        folder: of the new file.
+        replacing: the folder may have records, which are replaced.
 
     Returns:
         The problems of all shards.
 
     Raises:
         InputError: a shard is missing, given twice, unfinished or of another run or dataset.
-        OutputError: the folder takes no files.
+        OutputError: the file cannot be written.
     """
-    whole = _whole([read_run(shard) for shard in shards], shards, dataset)
+    header = _merged_run([read_run(shard) for shard in shards], shards, dataset)
     if (folder / RECORDS).exists() and not replacing:
         raise InputError(f"{folder} has records: choose another with --output, or use --restart")
     # Read before anything is written: the folder may be that of a shard.
     problems = [problem for shard in shards for problem in _problems(shard)]
-    temporary = folder / f".{RECORDS}.tmp-{secrets.token_hex(6)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.write(whole.to_json() + "\n")
-            for record in _all_records(shards, dataset):
-                stream.write(record.to_json() + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(folder / RECORDS)
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    records = (record.to_json() for record in _all_records(shards, dataset))
+    write_records(folder, chain([header.to_json()], records))
     return problems
 
 
 def _all_records(shards: Sequence[Path], dataset: Dataset) -> Iterator[Record]:
-    """Records of one shard after the other; each must have all of its part, once."""
-    pictures = grouped(dataset.samples)
+    """Read the records of all shards; each must have every sample of its part once."""
+    images = grouped(dataset.samples)
     for shard in shards:
-        mine = part(pictures, read_run(shard).shard)
-        waiting = {sample.key for group in mine.values() for sample in group}
+        own = part(images, read_run(shard).shard)
+        waiting = {sample.key for group in own.values() for sample in group}
         for record in read_records(shard):
             if record.key not in waiting:
                 raise InputError(
-                    f"sample '{one_line(record.key)}' of {shard} is there twice, or is none of "
-                    "its own: score this shard again with --restart"
+                    f"sample '{one_line(record.key)}' of {shard} is there twice, or belongs to "
+                    "another shard: score this shard again with --restart"
                 )
             waiting.remove(record.key)
             yield record
@@ -153,8 +145,8 @@ def _all_records(shards: Sequence[Path], dataset: Dataset) -> Iterator[Record]:
             )
 
 
-def _whole(runs: Sequence[Run], shards: Sequence[Path], dataset: Dataset) -> Run:
-    """Make sure that shards are all the parts of one run of a dataset, and return that."""
+def _merged_run(runs: Sequence[Run], shards: Sequence[Path], dataset: Dataset) -> Run:
+    """Check that shards are all parts of one run of a dataset, and return its header."""
     first = runs[0]
     for run, shard in zip(runs, shards, strict=True):
         found = first.differences(run, ignore=("shard",))
@@ -183,7 +175,7 @@ def _whole(runs: Sequence[Run], shards: Sequence[Path], dataset: Dataset) -> Run
 
 
 def _problems(shard: Path) -> list[Problem]:
-    """Read what a finished shard could not score."""
+    """Read the problems of a finished shard."""
     file = shard / RESULT
     try:
         with file.open("rb") as stream:
@@ -196,7 +188,7 @@ def _problems(shard: Path) -> list[Problem]:
 
 
 def machine() -> dict[str, str]:
-    """Say what this machine and its packages are."""
+    """Describe this machine and its packages."""
     driver = the_driver()
     gpus = () if isinstance(driver, str) else driver.gpus
     return {

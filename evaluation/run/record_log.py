@@ -1,16 +1,17 @@
 """records.jsonl: a run's header, and a line for each sample that is scored.
 
-Lines are only ever added, those of a picture at once, so whatever ends a run leaves whole
-pictures and at most one broken off, which `resume` removes.
+Lines are only appended, those of an image at once. An interrupted run leaves at most one image
+incomplete, which `resume` removes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from rism.evaluation.datasets.sample import Sample
@@ -26,6 +27,7 @@ __all__ = [
     "read_records",
     "read_run",
     "resume",
+    "write_records",
 ]
 
 RECORDS = "records.jsonl"
@@ -35,38 +37,59 @@ _MAX_LINE_BYTES = 64 * 2**20
 
 
 def begin(folder: Path, run: Run) -> None:
-    """Write a new file of records without any, in the place of what was there.
+    """Write a new file with a header and no records, over an earlier one.
 
     Raises:
-        OutputError: the folder takes no files.
+        OutputError: the file cannot be written.
     """
     _write(folder / RECORDS, run.to_json() + "\n", "w")
 
 
 def append(folder: Path, records: Iterable[Record]) -> None:
-    """Add the records of a picture, and wait until they are out of this process.
+    """Append the records of an image.
 
     Raises:
-        OutputError: the disk is full, for example.
+        OutputError: the file cannot be written.
     """
     _write(folder / RECORDS, "".join(record.to_json() + "\n" for record in records), "a")
 
 
-def resume(folder: Path, run: Run, pictures: Mapping[str, Sequence[Sample]]) -> set[str]:
-    """Make an earlier file of records ready to be continued, and return the keys that it has.
-
-    A line that broke off goes, and so do the last picture's records where some are missing:
-    expressions of a picture are asked together, in the same runs of the transformer whether or
-    not they were interrupted. The dataset may have more samples than it had: its limit was
-    raised, or pictures that were missing were brought.
-
-    Args:
-        folder: where it is; without a file a new one is begun.
-        run: what is to be continued.
-        pictures: the samples of every picture.
+def write_records(folder: Path, lines: Iterable[str]) -> None:
+    """Replace the file of records by one of these lines, at once.
 
     Raises:
-        InputError: the records are of another run, and how it differs; or they are damaged.
+        OutputError: the file cannot be written.
+    """
+    temporary = folder / f".{RECORDS}.tmp-{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(line + "\n" for line in lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(folder / RECORDS)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder / RECORDS}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def resume(folder: Path, run: Run, images: Mapping[str, Sequence[Sample]]) -> set[str]:
+    """Prepare an earlier file of records to be continued, and return the keys of its samples.
+
+    Removes an incomplete line at the end, and the records of the last image where some of them are
+    missing: the expressions of an image run together, so interrupted or not the transformer gets
+    the same batches. The dataset may have grown since, by a higher limit or by images that were
+    missing.
+
+    Args:
+        folder: of the file; without one a new file is begun.
+        run: the run that continues.
+        images: the samples of every image.
+
+    Raises:
+        InputError: the records are damaged, or of another run; the message says what differs.
     """
     file = folder / RECORDS
     header = _first_line(file, run)
@@ -80,38 +103,40 @@ def resume(folder: Path, run: Run, pictures: Mapping[str, Sequence[Sample]]) -> 
             f"{folder} has records of another run ({'; '.join(found)}): choose another folder "
             "with --output, or start over with --restart"
         )
-    done, end = _whole_pictures(file, len(header), pictures)
+    done, end = _complete_images(file, len(header), images)
     with file.open("r+b") as stream:
         stream.truncate(end)
     if run.differences(earlier):
-        _replace_header(file, replace(run, started=earlier.started, machine=earlier.machine))
+        header_line = replace(run, started=earlier.started, machine=earlier.machine).to_json()
+        records = (line.decode().rstrip("\n") for line, _ in _records(file))
+        write_records(folder, chain([header_line], records))
     return done
 
 
 def _first_line(file: Path, run: Run) -> bytes | None:
-    """Read a file's header; None where there is none, or where it broke off."""
+    """Read a file's header; None where there is no file, or an incomplete header."""
     try:
         with file.open("rb") as stream:
             first = stream.readline(_MAX_LINE_BYTES)
     except FileNotFoundError:
         return None
-    broke_off = not first.endswith(b"\n") and run.to_json().encode().startswith(first[:20])
-    return None if broke_off else first
+    incomplete = not first.endswith(b"\n") and run.to_json().encode().startswith(first[:20])
+    return None if incomplete else first
 
 
-def _whole_pictures(
-    file: Path, end: int, pictures: Mapping[str, Sequence[Sample]]
+def _complete_images(
+    file: Path, end: int, images: Mapping[str, Sequence[Sample]]
 ) -> tuple[set[str], int]:
-    """Return the keys of a file's records up to where its last picture is whole, and that place.
+    """Return the keys of the records of all complete images, and where those end, in bytes.
 
     Args:
         file: with records.
-        end: of its header, in bytes.
-        pictures: the samples of every picture.
+        end: of its header.
+        images: the samples of every image.
     """
-    samples = {sample.key: sample for group in pictures.values() for sample in group}
+    samples = {sample.key: sample for group in images.values() for sample in group}
     done: set[str] = set()
-    image, keys, picture_at = None, set[str](), end
+    image, keys, image_start = None, set[str](), end
     for line, record in _records(file):
         if record.key in done or samples.get(record.key) != record.sample:
             what = "twice" if record.key in done else "that is not in this dataset"
@@ -119,36 +144,21 @@ def _whole_pictures(
                 f"{file} has a sample '{one_line(record.key)}' {what}: choose another folder "
                 "with --output, or start over with --restart"
             )
-        if record.image != image:
-            image, keys, picture_at = record.image, set(), end
+        if record.sample.image != image:
+            image, keys, image_start = record.sample.image, set(), end
         keys.add(record.key)
         done.add(record.key)
         end += len(line)
-    if image is not None and keys != {sample.key for sample in pictures[image]}:
-        return done - keys, picture_at
+    if image is not None and keys != {sample.key for sample in images[image]}:
+        return done - keys, image_start
     return done, end
 
 
-def _replace_header(file: Path, run: Run) -> None:
-    temporary = file.with_name(f".{file.name}.tmp-{secrets.token_hex(6)}")
-    try:
-        with file.open("rb") as old, temporary.open("xb") as new:
-            old.readline(_MAX_LINE_BYTES)
-            new.write(run.to_json().encode() + b"\n")
-            shutil.copyfileobj(old, new)
-        temporary.replace(file)
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def read_run(folder: Path) -> Run:
-    """Read what a folder's records are of.
+    """Read the header of a folder's records.
 
     Raises:
-        InputError: there are none, or they are damaged.
+        InputError: there are no records, or they are damaged.
     """
     file = folder / RECORDS
     try:
@@ -161,22 +171,20 @@ def read_run(folder: Path) -> Run:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Read a folder's records one by one; a line that broke off is left out.
+    """Read a folder's records one by one, without an incomplete line at the end.
 
     Raises:
-        InputError: a line is no record.
+        InputError: a line is not a record.
     """
-    for _, record in _records(folder / RECORDS):
-        yield record
+    return (record for _, record in _records(folder / RECORDS))
 
 
 def _records(file: Path) -> Iterator[tuple[bytes, Record]]:
-    """Records with their lines."""
+    """Read records with their lines."""
     with file.open("rb") as stream:
         stream.readline(_MAX_LINE_BYTES)
-        number = 1
-        while line := stream.readline(_MAX_LINE_BYTES):
-            number += 1
+        for number in count(2):
+            line = stream.readline(_MAX_LINE_BYTES)
             if not line.endswith(b"\n"):
                 if len(line) == _MAX_LINE_BYTES:
                     raise InputError(f"{file} line {number} is too long to be a record")

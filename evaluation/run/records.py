@@ -1,4 +1,4 @@
-"""What is kept of a run and of each of its samples, and how it is written as lines of JSON."""
+"""The header of a run and the record of a sample, and their form as lines of JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rism.evaluation.datasets.sample import Sample
@@ -19,29 +19,30 @@ FORMAT = "rism-eval-records"
 SCHEMA_VERSION = "1.0"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("intersection", "union", "boundary_intersection", "boundary_union")
+_KINDS = {"str": str, "int": int, "bool": bool, "tuple[int, int]": list}
 _NUMBERS = ("score", "separability", "concentration", "agreement", "ms")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides what the records of a run say.
+    """Everything that the records of a run depend on.
 
     Attributes:
         dataset: its name, with the split.
-        samples: how many it has, in all shards.
+        samples: their number, in all shards.
         samples_digest: of all its samples; see `rism.evaluation.run.runner.digest`.
         gt_merge: how several polygons become one true mask.
         bundle: name of its model.
         bundle_digest: of its files.
-        capture: which transformer graph.
-        provider: what runs the graphs.
-        precision: what the transformer computes in.
-        options: what the segmenter is asked with, and everything else that a user chose for it.
-        maps: the maps that the method begins with are scored too.
-        shard: which part of the pictures, of how many; the first is 1.
+        capture: the capture mode.
+        provider: of the engines.
+        precision: that the transformer computes in.
+        options: of `Segmenter.segment`, and others that change the masks.
+        maps: the CAM and the RAM are scored too.
+        shard: which part of the images, counted from 1, of how many.
         version: of rism.
-        started: when, in UTC; like the next, no reason for another result.
-        machine: on what, and with which packages.
+        started: time in UTC; does not change the result.
+        machine: the hardware and packages; likewise.
     """
 
     dataset: str
@@ -61,7 +62,7 @@ class Run:
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """Return what two runs are compared by, each option under a key of its own."""
+        """Return everything that changes the result, each option under a key of its own."""
         found = asdict(self)
         del found["started"], found["machine"]
         found["shard"] = "/".join(map(str, self.shard))
@@ -70,7 +71,7 @@ class Run:
         return {name.replace("_", " "): value for name, value in found.items()}
 
     def differences(self, other: Run, *, ignore: Collection[str] = ()) -> list[str]:
-        """Say how another run differs, fact by fact, but for some."""
+        """Return a text for each fact in which another run differs, except some."""
         ours, theirs = self.facts(), other.facts()
         return [
             f"{name} {_shown(theirs.get(name))}, expected {_shown(ours.get(name))}"
@@ -80,38 +81,28 @@ class Run:
 
     def to_json(self) -> str:
         """Return the first line of a file of records, without its end."""
-        return _line({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)})
+        head = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+        return json.dumps(head | asdict(self), allow_nan=False)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one sample.
+    """The result of one sample.
 
     Attributes:
-        key: of the sample, like the four that follow.
-        image: of the sample.
-        expression: of the sample.
-        group: of the sample.
-        present: of the sample.
-        overlap: of the mask that was found with the true one.
-        empty: nothing was found.
-        score: of the result, like the six that follow.
-        separability: of the result.
-        concentration: of the result.
-        agreement: of the result.
-        confidence: of the result; None where the bundle has no rule for it.
+        sample: what was scored.
+        overlap: of the mask with the true one.
+        empty: the mask is empty.
+        score, separability, concentration, agreement: of the `Segmentation`.
+        confidence: None where the bundle has no rule for it.
         reason: why the mask is empty; None where it is not.
-        ms: what the result took, milliseconds.
-        size_hw: rows and columns of the mask.
+        ms: time of the sample, milliseconds.
+        size_hw: of the mask.
         counts: the mask as COCO RLE.
-        maps: overlaps of thresholded maps, by their names.
+        maps: overlaps of the thresholded maps, by their names.
     """
 
-    key: str
-    image: str
-    expression: str
-    group: str
-    present: bool
+    sample: Sample
     overlap: Overlap
     empty: bool
     score: float
@@ -126,31 +117,26 @@ class Record:
     maps: Mapping[str, Overlap] = field(default_factory=dict)
 
     @property
-    def sample(self) -> Sample:
-        """What it is of."""
-        return Sample(self.key, self.image, self.expression, self.group, self.present)
+    def key(self) -> str:
+        """Key of the sample."""
+        return self.sample.key
 
     def to_json(self) -> str:
         """Return its line, without the end."""
-        data = {name: getattr(self, name) for name in ("key", "image", "expression", "group")}
-        data |= {"present": self.present, "empty": self.empty, **asdict(self.overlap)}
+        data = asdict(self.sample) | {"empty": self.empty, **asdict(self.overlap)}
         data |= {"iou": self.overlap.iou, "boundary_iou": self.overlap.boundary_iou}
         data |= {name: getattr(self, name) for name in (*_NUMBERS, "confidence", "reason")}
         data["rle"] = {"size": list(self.size_hw), "counts": self.counts}
         if self.maps:
             data["maps"] = {name: asdict(overlap) for name, overlap in self.maps.items()}
-        return _line(data)
+        return json.dumps(data, allow_nan=False)
 
 
 def parse_run(line: bytes, where: str) -> Run:
-    """Read a header.
-
-    Args:
-        line: what `Run.to_json` wrote.
-        where: what to call it.
+    """Read a line that `Run.to_json` wrote; `where` names it in messages.
 
     Raises:
-        InputError: it is none, or of another version.
+        InputError: it is not a header, or of another version.
     """
     data = _object(line, where)
     if data.get("format") != FORMAT or data.get("schema_version") != SCHEMA_VERSION:
@@ -158,59 +144,39 @@ def parse_run(line: bytes, where: str) -> Run:
             f"{where} is not the header of records in format {SCHEMA_VERSION}: score again with "
             "--restart, or use the rism that wrote it"
         )
-    shard = _get(data, "shard", list, where)
-    options = _get(data, "options", dict, where)
-    if len(shard) != 2 or not all(type(number) is int and number > 0 for number in shard):
-        raise InputError(f"{where}: 'shard' is {_shown(shard)}, expected two numbers")
-    machine = _get(data, "machine", dict, where)
-    texts = (
-        "dataset", "samples_digest", "gt_merge", "bundle", "bundle_digest", "capture",
-        "provider", "precision", "version", "started",
-    )  # fmt: skip
-    return Run(
-        samples=_get(data, "samples", int, where),
-        options=options,
-        machine={str(name): str(value) for name, value in machine.items()},
-        maps=_get(data, "maps", bool, where),
-        shard=(shard[0], shard[1]),
-        **{name: _get(data, name, str, where) for name in texts},
-    )
+    found = {
+        each.name: _get(data, each.name, _KINDS.get(str(each.type), dict), where)
+        for each in fields(Run)
+    }
+    machine = {str(name): str(value) for name, value in found["machine"].items()}
+    return Run(**found | {"shard": _pair(data, "shard", where), "machine": machine})
 
 
 def parse_record(line: bytes, where: str) -> Record:
-    """Read a record.
-
-    Args:
-        line: what `Record.to_json` wrote.
-        where: what to call it.
+    """Read a line that `Record.to_json` wrote; `where` names it in messages.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a record.
     """
     data = _object(line, where)
     rle = _get(data, "rle", dict, where)
-    size = _get(rle, "size", list, where)
-    if len(size) != 2 or not all(type(number) is int and number > 0 for number in size):
-        raise InputError(f"{where}: 'size' is {_shown(size)}, expected rows and columns")
     reason = data.get("reason")
     if reason is not None and not isinstance(reason, str):
         raise InputError(f"{where}: 'reason' is {_shown(reason)}, expected text or null")
     maps = _get(data, "maps", dict, where) if "maps" in data else {}
-    texts: dict[str, Any] = {
+    sample: dict[str, Any] = {
         name: _get(data, name, str, where) for name in ("key", "image", "expression", "group")
     }
-    numbers: dict[str, Any] = {name: _number(data, name, where) for name in _NUMBERS}
     return Record(
-        **texts,
-        **numbers,
-        present=_get(data, "present", bool, where),
+        Sample(**sample, present=_get(data, "present", bool, where)),
         overlap=_overlap(data, where),
         empty=_get(data, "empty", bool, where),
         confidence=None if data.get("confidence") is None else _number(data, "confidence", where),
         reason=reason,
-        size_hw=(size[0], size[1]),
+        size_hw=_pair(rle, "size", where),
         counts=_get(rle, "counts", str, where),
         maps={name: _overlap(_get(maps, name, dict, where), where) for name in maps},
+        **{name: _number(data, name, where) for name in _NUMBERS},
     )
 
 
@@ -244,16 +210,19 @@ def _get(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
+def _pair(data: Mapping[str, Any], key: str, where: str) -> tuple[int, int]:
+    value = _get(data, key, list, where)
+    if len(value) != 2 or not all(type(number) is int and number > 0 for number in value):
+        raise InputError(f"{where}: '{key}' is {_shown(value)}, expected two positive numbers")
+    return value[0], value[1]
+
+
 def _number(data: Mapping[str, Any], key: str, where: str) -> float:
     value: Any = data.get(key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
         raise InputError(f"{where}: '{key}' is {_shown(value)}, expected a finite number")
     return float(value)
-
-
-def _line(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, allow_nan=False)
 
 
 def _shown(value: object) -> str:

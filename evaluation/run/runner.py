@@ -1,11 +1,11 @@
-"""From a dataset and a segmenter to records, picture by picture."""
+"""Scores a dataset with a segmenter, image by image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,40 +25,38 @@ from rism.runtime.segmenter import ImageState, Segmenter
 __all__ = ["MAPS", "Steps", "digest", "except_grey", "grouped", "part", "score", "try_options"]
 
 MAPS = ("CAM > 0.5", "RAM > 0.5")
-"""What `Run.maps` adds: the maps that the method begins with, as masks (the paper's table 2)."""
-
+"""The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""
 
 _GREY_HWC = np.full((64, 64, 3), 128, np.uint8)
 
 
 class Steps(Protocol):
-    """Told how far a run is."""
+    """Receives the progress of a run."""
 
     def step(self, done: int, total: int, name: str) -> None:
-        """So many samples are scored, and this picture is next."""
+        """Show how many samples are scored, and the name of the next image."""
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """Name samples by everything that is known of them without their pictures: SHA-256."""
+    """Return the SHA-256 of all fields of the samples; images and masks are not read."""
     found = hashlib.sha256()
     for one in samples:
-        fields = (one.key, one.image, one.expression, one.group, one.present)
-        found.update(json.dumps(fields).encode() + b"\n")
+        found.update(json.dumps(astuple(one)).encode() + b"\n")
     return found.hexdigest()
 
 
 def grouped(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Put samples of a picture together, pictures in the order of their first samples."""
+    """Return the samples by image, images in the order of their first samples."""
     found: dict[str, list[Sample]] = {}
     for one in samples:
         found.setdefault(one.image, []).append(one)
     return found
 
 
-def part(pictures: Mapping[str, list[Sample]], shard: tuple[int, int]) -> dict[str, list[Sample]]:
-    """Take every n-th picture: (2, 4) is the second of four parts."""
+def part(images: Mapping[str, list[Sample]], shard: tuple[int, int]) -> dict[str, list[Sample]]:
+    """Return every n-th image: (2, 4) is the second of four parts."""
     index, count = shard
-    return dict(list(pictures.items())[index - 1 :: count])
+    return dict(list(images.items())[index - 1 :: count])
 
 
 def score(
@@ -71,49 +69,49 @@ def score(
     restart: bool = False,
     steps: Steps | None = None,
 ) -> list[Problem]:
-    """Score what a folder's records do not have yet.
+    """Score the samples that a folder has no records of yet.
 
     Args:
         dataset: what is scored.
-        segmenter: whom to ask.
-        run: what the records are of; an earlier one that differs is refused.
-        folder: where they go; made where it is missing.
+        segmenter: of the bundle that is scored.
+        run: header of the records; a folder with another one is refused.
+        folder: of the records; made where it is missing.
         options: keyword arguments of `Segmenter.segment`.
-        restart: leave out what is there.
-        steps: told how far it is.
+        restart: delete earlier records.
+        steps: receives the progress.
 
     Returns:
         A problem for each sample that could not be scored.
 
     Raises:
         InputError: the folder has records of another run.
-        OutputError: the folder takes no files.
-        ProviderError: the engine failed; what was scored before is kept.
+        OutputError: the folder cannot be written to.
+        ProviderError: the engine failed; earlier records are kept.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make folder {folder}: {error.strerror or error}") from error
-    pictures = part(grouped(dataset.samples), run.shard)
+    images = part(grouped(dataset.samples), run.shard)
     if restart:
         begin(folder, run)
-    done = resume(folder, run, pictures)
-    total, at = sum(map(len, pictures.values())), 0
-    ask = _Question(dataset, segmenter, dict(options or {}), run.maps)
-    for name, group in pictures.items():
+    done = resume(folder, run, images)
+    total, at = sum(map(len, images.values())), 0
+    scorer = _Scorer(dataset, segmenter, options or {}, maps=run.maps)
+    for name, group in images.items():
         missing = [sample for sample in group if sample.key not in done]
         if missing:
             if steps is not None:
                 steps.step(at, total, name)
-            for name_of in (RESULT, REPORT):  # they will be of fewer samples than there are
-                (folder / name_of).unlink(missing_ok=True)
-            append(folder, ask.records(missing))
+            for outdated in (RESULT, REPORT):
+                (folder / outdated).unlink(missing_ok=True)
+            append(folder, scorer.records(missing))
         at += len(group)
-    return ask.problems
+    return scorer.problems
 
 
 def try_options(segmenter: Segmenter, options: Mapping[str, Any]) -> None:
-    """Ask once about a grey picture: what no sample could be asked with fails here.
+    """Segment a grey image once, so that options that cannot be used fail before the run.
 
     Raises:
         InputError: an option that cannot be used.
@@ -123,7 +121,7 @@ def try_options(segmenter: Segmenter, options: Mapping[str, Any]) -> None:
 
 
 def except_grey(refiner: Refiner) -> Refiner:
-    """Leave the picture of `try_options` in its own words: no file has others for it."""
+    """Wrap a refiner so that it leaves the instruction of the image of `try_options` as it is."""
 
     def reword(instruction: str, image_hwc: Image, /) -> str:
         if np.array_equal(image_hwc, _GREY_HWC):
@@ -133,86 +131,75 @@ def except_grey(refiner: Refiner) -> Refiner:
     return reword
 
 
-@dataclass
-class _Question:
-    """What is asked of every picture, and what went wrong so far."""
+class _Scorer:
+    """Scores the samples of one image at a time, and collects the problems."""
 
-    dataset: Dataset
-    segmenter: Segmenter
-    options: Mapping[str, Any]
-    maps: bool
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, dataset: Dataset, segmenter: Segmenter, options: Mapping[str, Any], *, maps: bool
+    ) -> None:
+        self.dataset, self.segmenter, self.options, self.maps = dataset, segmenter, options, maps
         self.problems: list[Problem] = []
 
     def records(self, samples: Sequence[Sample]) -> list[Record]:
-        """Score samples of one picture; those that cannot be are added to the problems."""
+        """Score samples of one image; those that cannot be scored become problems."""
         try:
             image = self.dataset.image(samples[0])
         except InputError as error:
-            self.problems += [_problem(sample, error) for sample in samples]
-            return []
-        truths = [(s, true_hw) for s in samples if (true_hw := self._truth(s, image)) is not None]
-        if not truths:
+            return self._refuse(samples, error)
+        truths = {s.key: mask for s in samples if (mask := self._truth(s, image)) is not None}
+        scored = [sample for sample in samples if sample.key in truths]
+        if not scored:
             return []
         try:
             state = self.segmenter.set_image(image)
         except InputError as error:
-            self.problems += [_problem(sample, error) for sample, _ in truths]
-            return []
-        found = dict(self._answers(state, [sample for sample, _ in truths]))
-        shared_ms = sum(state.timings_ms.values()) / len(truths)
+            return self._refuse(scored, error)
+        shared_ms = sum(state.timings_ms.values()) / len(scored)
         return [
-            self._record(sample, found[sample.key], true_hw, shared_ms)
-            for sample, true_hw in truths
-            if sample.key in found
+            self._record(sample, result, truths[sample.key], shared_ms)
+            for sample, result in self._segment(state, scored)
         ]
+
+    def _refuse(self, samples: Sequence[Sample], error: InputError) -> list[Record]:
+        self.problems += [Problem(f"{s.key} ({s.image})", one_line(error)) for s in samples]
+        return []
 
     def _truth(self, sample: Sample, image: Image) -> Mask | None:
         try:
             true_hw = self.dataset.mask(sample)
             if true_hw.shape != image.shape[:2]:
                 raise InputError(
-                    f"its mask is {true_hw.shape[1]} x {true_hw.shape[0]} pixels, its picture "
+                    f"its mask is {true_hw.shape[1]} x {true_hw.shape[0]} pixels, its image "
                     f"{image.shape[1]} x {image.shape[0]}"
                 )
         except InputError as error:
-            self.problems.append(_problem(sample, error))
+            self._refuse([sample], error)
             return None
         return true_hw
 
-    def _answers(
+    def _segment(
         self, state: ImageState, samples: Sequence[Sample]
-    ) -> Iterator[tuple[str, Segmentation]]:
-        """Ask about all expressions at once; if one of them cannot be asked, for each alone."""
+    ) -> Iterator[tuple[Sample, Segmentation]]:
+        """Run all expressions at once, or each alone if one of them cannot be used."""
         texts = [sample.expression for sample in samples]
         try:
             found = self.segmenter.segment(state, texts, **self.options)
         except InputError as error:
             if len(samples) == 1:
-                self.problems.append(_problem(samples[0], error))
-                return
-            for sample in samples:
-                yield from self._answers(state, [sample])
-            return
-        for sample, result in zip(samples, found, strict=True):
-            yield sample.key, result
+                self._refuse(samples, error)
+            else:
+                for sample in samples:
+                    yield from self._segment(state, [sample])
+        else:
+            yield from zip(samples, found, strict=True)
 
     def _record(
         self, sample: Sample, result: Segmentation, true_hw: Mask, shared_ms: float
     ) -> Record:
-        height, width = true_hw.shape
-        maps = {}
-        if self.maps:
-            for name, map_hw in zip(MAPS, (result.coarse, result.refined), strict=True):
-                maps[name] = overlap(upsample(map_hw, result.plan) > 0.5, true_hw)
+        maps = zip(MAPS, (result.coarse, result.refined), strict=True) if self.maps else ()
         return Record(
-            key=sample.key,
-            image=sample.image,
-            expression=sample.expression,
-            group=sample.group,
-            present=sample.present,
-            overlap=overlap(result.mask_hw, true_hw),
+            sample,
+            overlap(result.mask_hw, true_hw),
             empty=not result.mask_hw.any(),
             score=result.score,
             separability=result.separability,
@@ -221,11 +208,9 @@ class _Question:
             confidence=result.confidence,
             reason=result.reason,
             ms=shared_ms + sum(result.timings_ms.values()),
-            size_hw=(height, width),
+            size_hw=(true_hw.shape[0], true_hw.shape[1]),
             counts=encode_rle(result.mask_hw),
-            maps=maps,
+            maps={
+                name: overlap(upsample(map_hw, result.plan) > 0.5, true_hw) for name, map_hw in maps
+            },
         )
-
-
-def _problem(sample: Sample, error: InputError) -> Problem:
-    return Problem(f"{sample.key} ({sample.image})", one_line(error))

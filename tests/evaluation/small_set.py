@@ -36,14 +36,7 @@ class SmallSet:
             for word in words
         ]
         if absent:
-            self.samples = [
-                each
-                for sample in self.samples
-                for each in (
-                    sample,
-                    Sample(f"{sample.key}:absent", sample.image, "nothing", present=False),
-                )
-            ]
+            self.samples = [each for sample in self.samples for each in (sample, _absent(sample))]
 
     def image(self, sample: Sample) -> Image:
         self.read.append(sample.image)
@@ -71,3 +64,7 @@ class SmallSet:
 
     def _corner(self, sample: Sample) -> tuple[int, int]:
         return 8 * (int(sample.image) % 7), 8 * (3 + int(sample.image) % 9)
+
+
+def _absent(sample: Sample) -> Sample:
+    return Sample(f"{sample.key}:absent", sample.image, "nothing", "none", present=False)

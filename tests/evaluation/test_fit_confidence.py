@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.cli.app import app
+from rism.evaluation.datasets.sample import Sample
 from rism.evaluation.fit_confidence import fit_confidence
 from rism.evaluation.metrics.iou import Overlap, auroc
 from rism.evaluation.run import record_log
@@ -31,9 +32,9 @@ def records(present: int, absent: int, *, apart: float = 1.0) -> list[Record]:
         separability, concentration, agreement = rng.normal(shift, 0.5, 3)
         found.append(
             Record(
-                str(number), str(number), "it", "", there, Overlap(0, 1, 0, 1), False, 0.1,
-                float(np.exp(separability)), float(concentration), float(agreement), None, None,
-                1.0, (2, 2), "4",
+                Sample(str(number), str(number), "it", present=there), Overlap(0, 1, 0, 1), False,
+                0.1, float(np.exp(separability)), float(concentration), float(agreement), None,
+                None, 1.0, (2, 2), "4",
             )
         )  # fmt: skip
     return found
@@ -46,7 +47,7 @@ def test_the_rule_tells_present_from_absent_and_keeps_its_promise() -> None:
         there: [
             fit.rule.confidence(Evidence(r.separability, r.concentration, r.agreement))
             for r in given
-            if r.present == there
+            if r.sample.present == there
         ]
         for there in (True, False)
     }
@@ -66,7 +67,7 @@ def test_it_is_the_optimum_of_the_likelihood() -> None:
     features = np.array(
         [[np.log(r.separability), r.concentration, r.agreement, 1.0] for r in given]
     )
-    there = np.array([r.present for r in given])
+    there = np.array([r.sample.present for r in given])
     weights = np.array([rule.separability, rule.concentration, rule.agreement, rule.bias])
     scale = features[:, :3].std(axis=0)
 

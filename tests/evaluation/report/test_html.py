@@ -66,8 +66,7 @@ def write(folder: Path, dataset: SmallSet, **about: Any) -> Elements:
     found[:20, :30] = True
     for number, sample in enumerate(scored):
         record = Record(
-            sample.key, sample.image, sample.expression, sample.group, sample.present,
-            Overlap(number, len(scored), 0, 1), False, 1.0, 1.0, 1.0, 1.0, None, None, 5.0,
+            sample, Overlap(number, len(scored), 0, 1), False, 1.0, 1.0, 1.0, 1.0, None, None, 5.0,
             (96, 160), encode_rle(found),
         )  # fmt: skip
         append(folder, [record])
@@ -132,7 +131,7 @@ def test_best_and_worst_are_shown_in_order_and_some_at_random(tmp_path: Path) ->
 
 def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
     elements = write(tmp_path, SmallSet(1, missing=["0"]))
-    assert "no picture: image '0.png' is not there" in "".join(elements.words)
+    assert "no image: image '0.png' is not there" in "".join(elements.words)
 
 
 def test_the_papers_figures_stand_beside_those_of_the_same_dataset(tmp_path: Path) -> None:
@@ -203,6 +202,6 @@ def test_what_is_not_there_and_was_found_is_shown(tmp_path: Path) -> None:
     ]
     write(tmp_path, dataset)
     page = (tmp_path / "report.html").read_text("utf-8")
-    shown = page[page.index("<h2>Not there, but found</h2>") :]
+    shown = page[page.index("<h2>Absent, but found</h2>") :]
     assert "zebra" in shown and "<small>gone</small>" in shown
     assert "<small>there</small>" not in shown

@@ -85,7 +85,7 @@ def test_scores_are_those_of_every_expression_asked_alone(
     for record, sample in zip(read_records(tmp_path / "run"), dataset.samples, strict=True):
         mask = decode_rle(record.counts, record.size_hw)
         assert overlap(mask, dataset.mask(sample)) == record.overlap
-        assert (record.key, record.expression) == (sample.key, sample.expression)
+        assert record.sample == sample
 
 
 def test_a_picture_is_read_once_for_all_its_expressions(
@@ -221,10 +221,13 @@ def test_what_is_absent_is_kept_out_of_the_metrics(
     plain = evaluate(SmallSet(), tmp_path / "plain")
     both = evaluate(SmallSet(absent=True), tmp_path / "both")
     assert both["metrics"] == plain["metrics"] and both["histogram"] == plain["histogram"]
-    records = [record for record in read_records(tmp_path / "both") if not record.present]
+    records = [record for record in read_records(tmp_path / "both") if not record.sample.present]
     assert both["absent"]["n"] == len(records) == 12
     assert both["absent"]["answered empty"] == np.mean([record.empty for record in records])
-    present = [r.separability for r in read_records(tmp_path / "both") if r.present]
+    assert both["absent"]["groups"] == {
+        "none": {k: both["absent"][k] for k in ("n", "answered empty")}
+    }
+    present = [r.separability for r in read_records(tmp_path / "both") if r.sample.present]
     found = both["absent"]["AUROC of separability"]
     assert found == auroc(present, [record.separability for record in records])
     # The bundle has no rule for a confidence.
