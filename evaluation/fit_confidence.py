@@ -92,5 +92,7 @@ def _regress(evidence: list[Evidence], is_present: npt.NDArray[np.bool_]) -> Con
         curve = (design * (sure * (1 - sure))[:, None]).T @ design / len(design) + ridge
         weights -= np.linalg.solve(curve, slope)
     raw = weights[:3] / scale
-    rounded = [round(float(value), _DIGITS) for value in (*raw, weights[3] - raw @ mean)]
-    return ConfidenceRule(*rounded, 0.0)
+    separability, concentration, agreement, bias = (
+        round(float(value), _DIGITS) for value in (*raw, weights[3] - raw @ mean)
+    )
+    return ConfidenceRule(separability, concentration, agreement, bias, threshold=0.0)

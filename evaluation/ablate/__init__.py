@@ -1,6 +1,6 @@
-"""The paper's ablations: one forward pass for each sample and step, everything else from it.
+"""The paper's ablations, all from one forward pass for each sample and step.
 
-`model` runs a checkpoint in PyTorch with all that is captured, `grid` says which settings are
-compared, `reduce` makes overlaps of what a pass gave by the runtime's own functions, `runner`
-walks through a dataset and can go on where it stopped, `report` writes tables, plots and a page.
+`model` runs a checkpoint in PyTorch and captures everything, `grid` lists the settings, `masks`
+computes their masks with the runtime's functions, `runner` scores a dataset and can be interrupted,
+`report` writes tables, plots and a page; `study` does all of it.
 """

@@ -1,4 +1,4 @@
-"""Capture of everything the ablations look at, in one pass."""
+"""Captures everything that the ablations need in one pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["WideCapture"]
 
 @dataclass
 class WideCapture(Capture):
-    """Keeps the features of many blocks and sites.
+    """Captures the features of many blocks and sites.
 
     Attributes:
-        blocks: whose features are kept, in the order they run.
-        sites: where in each of them.
-        storage: number type of what is kept.
-        watching: false for a step that is only on the way to another: nothing is kept.
-        kept: (B, N_v, D) by site and block.
+        blocks: numbers of the blocks whose features are kept.
+        sites: of these features in a block.
+        storage: number type of the kept features.
+        watching: false for a step that only leads to another: nothing is kept.
+        kept: features (B, N_v, D) by site and block.
     """
 
     blocks: frozenset[int] = frozenset()
@@ -30,7 +30,7 @@ class WideCapture(Capture):
     kept: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
-        """Offer (B, N_v, D) of one site; kept if it is among those asked for."""
+        """Keep (B, N_v, D) of a site and block if both are selected."""
         if self.watching and site in self.sites and index in self.blocks:
             self.kept[site, index] = _narrow(clean_tokens, self.storage)
 
@@ -41,16 +41,16 @@ class WideCapture(Capture):
         k: torch.Tensor,
         statistics: torch.Tensor | None = None,
     ) -> None:
-        """See `Capture.probe`; a step that is only on the way is not probed."""
+        """See `Capture.probe`; does nothing in a step that is not watched."""
         if self.watching:
             super().probe(index, q_clean, k, statistics)
 
 
 def _narrow(features: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
-    """Bring features to a type; to 16 bits with each token's largest number at one.
+    """Convert features to a type; to 16 bits after dividing each token by its largest number.
 
-    The residual stream of FLUX passes float16's largest number, and features are L2-normalised
-    by token before anything is done with them.
+    The residual stream of FLUX exceeds float16's largest number, and the scale of a token does not
+    matter: features are L2-normalised by token before they are used.
     """
     wide = features.float()
     if storage == torch.float32:

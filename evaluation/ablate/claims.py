@@ -1,32 +1,31 @@
-"""The paper's findings, asked of a run: does each hold here, and by how much?"""
+"""Checks each claim of the paper on the results of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from rism.evaluation.ablate.grid import TAUS, FeatureSetting, MapSetting, Setting
+from rism.evaluation.ablate.grid import SITE_NAMES, TAUS, MapSetting, Setting
 from rism.evaluation.ablate.runner import Outcome
 
 __all__ = ["ABOUT_AS_GOOD", "Finding", "findings"]
 
 ABOUT_AS_GOOD = 0.02
-"""Two settings within so much mIoU of each other are called about as good."""
+"""Largest difference of mIoU between two settings that are "about as good"."""
 
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim of the paper beside what was found.
+    """One claim of the paper, and the result of the run.
 
     Attributes:
-        claim: what the paper says.
+        claim: of the paper.
         compared: the two settings.
-        difference: of their mIoU, the first's less the second's.
-        margin: half of the 95 % interval of it, over the samples' paired differences.
+        difference: mIoU of the first minus that of the second.
+        margin: half of its 95 % interval, over the samples' paired differences.
         equal: the claim is that the two are about as good.
     """
 
@@ -38,7 +37,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Say "yes", "no", or "undecided" where the interval holds both."""
+        """The result: "yes", "no", or "undecided" where the interval allows both."""
         if self.equal:
             if abs(self.difference) + self.margin <= ABOUT_AS_GOOD:
                 return "yes"
@@ -49,80 +48,47 @@ class Finding:
 
 
 def findings(outcome: Outcome) -> list[Finding]:
-    """Compare a run with what the paper found (section 4.4)."""
+    """Compare a run with the paper's claims (section 4.4)."""
     if outcome.count < 2:
         return []
     grid, default = outcome.grid, outcome.grid.default()
     cam, ram = (MapSetting(0, "all", name) for name in ("CAM", "RAM"))
     deep, shallow = (replace(ram, blocks=name) for name in ("deep", "shallow"))
-    found = [
-        _compare(outcome, "RAM is better than CAM", ram, cam),
-        _compare(outcome, "the whole method is better than RAM", default, ram),
-        _compare(
-            outcome, "deep blocks alone are about as good as all (RAM)", deep, ram, equal=True
-        ),
-    ]
+
+    def better(claim: str, one: Setting, *others: Setting, equal: bool = False) -> None:
+        """Compare a setting with another, or with the best of several, if there are any."""
+        if others:
+            other = max(others, key=lambda each: outcome.percent(each, "mIoU"))
+            found.append(_compare(outcome, claim, one, other, equal=equal))
+
+    found: list[Finding] = []
+    better("RAM is better than CAM", ram, cam)
+    better("the whole method is better than RAM", default, ram)
+    better("deep blocks alone are about as good as all (RAM)", deep, ram, equal=True)
     if grid.double:
-        found.append(
-            _compare(outcome, "shallow blocks alone are worse than deep ones (RAM)", deep, shallow)
-        )
+        better("shallow blocks alone are worse than deep ones (RAM)", deep, shallow)
     later = [timestep for timestep in grid.timesteps if timestep]
-    if later:
-        found += [
-            _best(
-                outcome,
-                "step 0 is the best for RAM",
-                ram,
-                [replace(ram, timestep=t) for t in later],
-            ),
-            _best(
-                outcome,
-                "step 0 is the best for features",
-                default,
-                [replace(default, timestep=t) for t in later],
-            ),
-        ]
-    sites = [
-        replace(default, site=site) for site in ("mmsa", "adaln", "block") if site in grid.sites
-    ]
-    names = {"mmsa": "MMSA", "adaln": "AdaLN", "block": "block"}
-    for better, worse in pairwise(sites):
-        claim = f"{names[better.site]} features are better than {names[worse.site]} features"
-        found.append(_compare(outcome, claim, better, worse))
-    others = [replace(default, block=block) for block in grid.blocks if block != default.block]
-    if others:
-        claim = f"block {default.block}, at about two thirds of the depth, has the best features"
-        found.append(_best(outcome, claim, default, others))
-    return found + _thresholds(outcome, default)
-
-
-def _thresholds(outcome: Outcome, default: FeatureSetting) -> list[Finding]:
-    """Tau: rising to the default, then falling."""
-    settings = [replace(default, tau=tau) for tau in TAUS]
-    lower = [each for each in settings if each.tau < default.tau]
-    higher = [each for each in settings if each.tau > default.tau]
-    found = []
-    if lower:
-        claim = f"tau {default.tau:g} is better than every lower one"
-        found.append(_best(outcome, claim, default, lower))
-    if higher:
-        claim = f"tau {default.tau:g} is better than every higher one"
-        found.append(_best(outcome, claim, default, higher))
+    better("step 0 is the best for RAM", ram, *(replace(ram, timestep=t) for t in later))
+    better(
+        "step 0 is the best for features", default, *(replace(default, timestep=t) for t in later)
+    )
+    sites = [site for site in ("mmsa", "adaln", "block") if site in grid.sites]
+    names = SITE_NAMES | {"block": "block"}
+    for one, other in pairwise(sites):
+        claim = f"{names[one]} features are better than {names[other]} features"
+        better(claim, replace(default, site=one), replace(default, site=other))
+    claim = f"block {default.block}, at about two thirds of the depth, has the best features"
+    better(claim, default, *(replace(default, block=b) for b in grid.blocks if b != default.block))
+    for name, taus in (
+        ("lower", [tau for tau in TAUS if tau < default.tau]),
+        ("higher", [tau for tau in TAUS if tau > default.tau]),
+    ):
+        claim = f"tau {default.tau:g} is better than every {name} one"
+        better(claim, default, *(replace(default, tau=tau) for tau in taus))
     return found
 
 
-def _best(outcome: Outcome, claim: str, one: Setting, others: Sequence[Setting]) -> Finding:
-    """Compare one with the best of the others."""
-    return _compare(outcome, claim, one, max(others, key=lambda each: _miou(outcome, each)))
-
-
-def _compare(
-    outcome: Outcome, claim: str, one: Setting, other: Setting, *, equal: bool = False
-) -> Finding:
+def _compare(outcome: Outcome, claim: str, one: Setting, other: Setting, *, equal: bool) -> Finding:
     differences = outcome.of(one) - outcome.of(other)
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     return Finding(claim, (one, other), float(differences.mean()), _Z95 * error, equal)
-
-
-def _miou(outcome: Outcome, setting: Setting) -> float:
-    return outcome.summaries[setting]["mIoU"]

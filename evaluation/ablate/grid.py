@@ -1,4 +1,4 @@
-"""Which settings are compared."""
+"""The settings that the ablations compare."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from rism.export.names import FEATURE_SITES
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["MAPS", "SITES", "TAUS", "FeatureSetting", "Grid", "MapSetting", "Setting"]
+__all__ = [
+    "MAPS",
+    "SITES",
+    "SITE_NAMES",
+    "TAUS",
+    "FeatureSetting",
+    "Grid",
+    "MapSetting",
+    "Setting",
+]
 
 MAPS = ("CAM", "RAM")
 SITES = FEATURE_SITES[::-1]
 """Table 3's order."""
+SITE_NAMES = {"block": "Block", "adaln": "AdaLN", "mmsa": "MMSA"}
 TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MAP_THRESHOLD = 0.5
-"""Maps become masks above this in the paper's tables and figures."""
+"""Threshold of the maps in the paper's tables and figures."""
 
 _FEW_STEPS = 6
 _STEP = 5
@@ -26,7 +36,7 @@ class MapSetting:
     """A thresholded attention map.
 
     Attributes:
-        timestep: whose attention.
+        timestep: of the attention.
         blocks: "all", "shallow" (double-stream), "deep" (single-stream) or a block's number.
         map: one of `MAPS`.
     """
@@ -41,12 +51,12 @@ class MapSetting:
 
 @dataclass(frozen=True)
 class FeatureSetting:
-    """The whole method, with the region of step 0 and all blocks.
+    """The full method, with the region of step 0 and all blocks.
 
     Attributes:
-        timestep: whose features.
-        block: whose features, counted over double-stream, then single-stream blocks.
-        site: one of `SITES`.
+        timestep: of the features.
+        block: of the features, counted over double-stream, then single-stream blocks.
+        site: of the features, one of `SITES`.
         tau: of the region.
     """
 
@@ -69,8 +79,8 @@ class Grid:
     Attributes:
         double, single: numbers of blocks of each kind.
         timesteps: rising, beginning with 0.
-        blocks: whose features are compared, rising; the default one is among them.
-        sites: of these features; the default one is among them.
+        blocks: of the compared features, rising, with the default one.
+        sites: of these features, with the default one.
         feature_block, feature_site, tau: the defaults.
     """
 
@@ -96,20 +106,20 @@ class Grid:
         blocks: Sequence[int] | None = None,
         sites: Sequence[str] | None = None,
     ) -> Grid:
-        """Fill in what is not asked for, and add the defaults to what is.
+        """Complete a choice of settings with the defaults.
 
         Args:
-            double: the model's double-stream blocks.
-            single: its single-stream blocks.
-            feature_block: whose features are its default.
-            tau: its default.
+            double: number of the model's double-stream blocks.
+            single: of its single-stream blocks.
+            feature_block: the model's default.
+            tau: the model's default.
             steps: of its denoising.
-            timesteps: None for all of a few, or every fifth of many, as in the paper.
+            timesteps: None for all of at most six, or every fifth of more, as in the paper.
             blocks: None for all.
             sites: None for all.
 
         Raises:
-            InputError: there is no such step, block or site.
+            InputError: the model has no such step, block or site.
         """
         if timesteps is None:
             timesteps = range(0, steps, 1 if steps <= _FEW_STEPS else _STEP)
@@ -129,25 +139,23 @@ class Grid:
 
     @property
     def subsets(self) -> dict[str, slice]:
-        """Rows of the blocks that maps are summed over, by name."""
+        """The blocks that maps are summed over, as rows by name."""
         count = self.double + self.single
-        found = {"all": slice(0, count)}
-        if self.double:
-            found["shallow"] = slice(0, self.double)
-        found["deep"] = slice(self.double, count)
-        return found | {str(block): slice(block, block + 1) for block in range(count)}
+        shallow = {"shallow": slice(0, self.double)} if self.double else {}
+        each = {str(block): slice(block, block + 1) for block in range(count)}
+        return {"all": slice(0, count), **shallow, "deep": slice(self.double, count), **each}
 
     def default(self, *, tau: float | None = None) -> FeatureSetting:
-        """Return the method as it is, or with another tau."""
-        used = self.tau if tau is None else tau
-        return FeatureSetting(0, self.feature_block, self.feature_site, used)
+        """Return the method's default setting, or with another tau."""
+        own = self.tau if tau is None else tau
+        return FeatureSetting(0, self.feature_block, self.feature_site, own)
 
     def maps(self, timestep: int) -> list[MapSetting]:
-        """Return the maps of a step."""
+        """Return the map settings of a step."""
         return [MapSetting(timestep, name, kind) for name in self.subsets for kind in MAPS]
 
     def features(self, timestep: int) -> list[FeatureSetting]:
-        """Return the features of a step; those of step 0 with every tau, too."""
+        """Return the feature settings of a step; for step 0 also the default with every tau."""
         found = [
             FeatureSetting(timestep, block, site, self.tau)
             for block in self.blocks
@@ -159,7 +167,7 @@ class Grid:
 
     @property
     def settings(self) -> list[Setting]:
-        """Return all of them, in the order they are computed."""
+        """All settings, in the order in which they are computed."""
         found: list[Setting] = []
         for timestep in self.timesteps:
             found += [*self.maps(timestep), *self.features(timestep)]
@@ -169,7 +177,7 @@ class Grid:
 def _check(what: str, given: Sequence[object], known: Sequence[object]) -> None:
     for each in given:
         if each not in known:
-            said = f"0 to {len(known) - 1}" if isinstance(known, range) else ", ".join(SITES)
+            wanted = f"0 to {len(known) - 1}" if isinstance(known, range) else ", ".join(SITES)
             raise InputError(
-                f"{what} {one_line(each, limit=40)} is not of this model, expected {said}"
+                f"{what} {one_line(each, limit=40)} is not of this model, expected {wanted}"
             )

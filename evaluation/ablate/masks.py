@@ -1,83 +1,74 @@
-"""From what passes gave to masks at the picture's size, by the runtime's own functions."""
+"""Computes the mask of every setting from captured passes, with the runtime's functions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rism.evaluation.ablate.grid import MAP_THRESHOLD, FeatureSetting, Grid, Setting
+from rism.evaluation.ablate.grid import MAP_THRESHOLD, Grid, Setting
 from rism.evaluation.datasets.sample import Mask
 from rism.evaluation.metrics.iou import Overlap, overlap
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import coarse_map, refined_map, segment_tokens
 from rism.runtime.method.upsampling import upsample
 
-__all__ = ["Captured", "masks", "overlaps"]
+__all__ = ["Pass", "masks", "overlaps"]
+
+Float32 = npt.NDArray[np.float32]
 
 _MAPS = {"CAM": ("attention_vectors", coarse_map), "RAM": ("propagated_vectors", refined_map)}
 
 
-class Captured(Protocol):
-    """What one pass gives; see `Pass`."""
+@dataclass(frozen=True)
+class Pass:
+    """The captured quantities of one forward pass for one expression.
 
-    @property
-    def timestep(self) -> int:
-        """The denoising step."""
+    Attributes:
+        timestep: the denoising step, 0 for pure noise.
+        attention_vectors: (L, N_v) float32, a_l of every block.
+        propagated_vectors: (L, N_v) float32, T_l a_l.
+        features: (N_v, D) by site and block; in float16 each token is divided by its largest
+            number.
+        velocity: (N_v, C) float32, the prediction for the noisy tokens.
+    """
 
-    @property
-    def attention_vectors(self) -> npt.NDArray[np.float32]:
-        """(L, N_v), a_l."""
-
-    @property
-    def propagated_vectors(self) -> npt.NDArray[np.float32]:
-        """(L, N_v), T_l a_l."""
-
-    @property
-    def features(self) -> dict[tuple[str, int], npt.NDArray[Any]]:
-        """(N_v, D) by site and block."""
+    timestep: int
+    attention_vectors: Float32
+    propagated_vectors: Float32
+    features: Mapping[tuple[str, int], npt.NDArray[Any]] = field(repr=False)
+    velocity: Float32 = field(repr=False)
 
 
-def masks(grid: Grid, passes: Iterable[Captured], plan: Plan) -> Iterator[tuple[Setting, Mask]]:
-    """Make the mask of every setting; one pass is held at a time, and step 0's vectors.
+def masks(grid: Grid, passes: Iterable[Pass], plan: Plan) -> Iterator[tuple[Setting, Mask]]:
+    """Compute the mask of every setting, with one pass in memory at a time.
 
     Args:
         grid: the settings.
         passes: by rising step, beginning with 0.
-        plan: how the picture was brought to the model's grid.
+        plan: how the image was resized to the model's grid.
 
     Yields:
         Settings in the order of `grid.settings`, with (H, W) bool.
     """
-    first: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    first: tuple[Float32, Float32] | None = None
     for found in passes:
-        if first is None:
-            first = found.attention_vectors, found.propagated_vectors
-        subsets = grid.subsets
-        for each in grid.maps(found.timestep):
-            name, equation = _MAPS[each.map]
-            values = equation(getattr(found, name)[subsets[each.blocks]])
-            yield each, upsample(values.reshape(plan.grid_hw), plan) > MAP_THRESHOLD
-        for one in grid.features(found.timestep):
-            yield one, _whole_method(one, first, found, plan)
-
-
-def _whole_method(
-    setting: FeatureSetting,
-    vectors: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-    found: Captured,
-    plan: Plan,
-) -> Mask:
-    features = found.features[setting.site, setting.block].astype(np.float32, copy=False)
-    answer = segment_tokens(*vectors, features, tau=setting.tau)
-    mask: Mask = upsample(answer.scores.reshape(plan.grid_hw), plan) > 0
-    return mask
+        first = first or (found.attention_vectors, found.propagated_vectors)
+        for setting in grid.maps(found.timestep):
+            name, equation = _MAPS[setting.map]
+            values = equation(getattr(found, name)[grid.subsets[setting.blocks]])
+            yield setting, upsample(values.reshape(plan.grid_hw), plan) > MAP_THRESHOLD
+        for each in grid.features(found.timestep):
+            features = found.features[each.site, each.block].astype(np.float32, copy=False)
+            scores = segment_tokens(*first, features, tau=each.tau).scores
+            yield each, upsample(scores.reshape(plan.grid_hw), plan) > 0
 
 
 def overlaps(
-    grid: Grid, passes: Iterable[Captured], plan: Plan, true_hw: Mask
+    grid: Grid, passes: Iterable[Pass], plan: Plan, true_hw: Mask
 ) -> dict[Setting, Overlap]:
     """Compare every setting's mask with the true one."""
     return {setting: overlap(mask, true_hw) for setting, mask in masks(grid, passes, plan)}

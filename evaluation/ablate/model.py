@@ -1,14 +1,13 @@
-"""A checkpoint in PyTorch that gives, for one expression, everything of every step asked for.
+"""Runs a checkpoint in PyTorch and captures everything of the selected steps.
 
-Pictures, prompts and noise are brought to it by the runtime's own code, which here has
-PyTorch modules for engines.
+Images, prompts and noise are prepared by the runtime's code, with PyTorch modules as its engines.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from rism.evaluation.ablate.capture import WideCapture
+from rism.evaluation.ablate.masks import Pass
 from rism.export.attention_capture import Spans
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
@@ -38,12 +38,9 @@ from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.prompt.vision_encoder import VisionEncoder
 from rism.runtime.transformer_inputs import transformer_feeds
 
-__all__ = ["AblationModel", "ModelOptions", "Pass", "TorchEngine"]
+__all__ = ["AblationModel", "ModelOptions", "TorchEngine"]
 
-Float32 = npt.NDArray[np.float32]
-Features = dict[tuple[str, int], npt.NDArray[Any]]
-
-# FLUX's published scheduler, for checkpoints in layouts that come without one.
+# FLUX's published scheduler, for checkpoints without one.
 _SCHEDULER = {
     "num_train_timesteps": 1000,
     "shift": 3.0,
@@ -66,7 +63,7 @@ class ModelOptions:
         text_device: of the text encoder; None for `device`.
         size_level: see `ExportOptions`.
         template: the instruction, with {expression} in it; None for the model's.
-        steps: of the denoising; None for as many as published.
+        steps: of the denoising; None for the published number.
         revision, offline: see `ExportOptions`.
     """
 
@@ -81,36 +78,16 @@ class ModelOptions:
     offline: bool = False
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one forward pass says of one expression.
-
-    Attributes:
-        timestep: the denoising step, 0 for pure noise.
-        attention_vectors: (L, N_v) float32, a_l of every block.
-        propagated_vectors: (L, N_v) float32, T_l a_l.
-        features: (N_v, D) by site and block; float16 ones have each token's largest number
-            at one.
-        velocity: (N_v, C) float32, what the model predicts for the noisy tokens.
-    """
-
-    timestep: int
-    attention_vectors: Float32
-    propagated_vectors: Float32
-    features: Features = field(repr=False)
-    velocity: Float32 = field(repr=False)
-
-
 class TorchEngine:
-    """A module of the exporter as an engine of the runtime."""
+    """A PyTorch module of the exporter as an `Engine` of the runtime."""
 
     def __init__(self, module: nn.Module, output: str, device: torch.device) -> None:
-        """Put a module with its weights on a device.
+        """Move a module with its weights to a device.
 
         Args:
-            module: its inputs are named as those of the graph that is made of it.
+            module: its inputs have the names of the exported graph's.
             output: name of its one output.
-            device: where it runs.
+            device: that it runs on.
         """
         self._module, self._output, self._device = module.to(device), output, device
         self._inputs = tuple(inspect.signature(module.forward).parameters)
@@ -128,7 +105,7 @@ class TorchEngine:
             for name in self._inputs
             if name in feeds
         }
-        with self._device:  # what a module makes on the way is made there, too
+        with self._device:  # tensors that the module creates are on it too
             out = self._module(**given)
         return {self._output: out.float().cpu().numpy()}
 
@@ -142,7 +119,7 @@ class AblationModel:
         Raises:
             CheckpointError, UnsupportedModelError: see `find_checkpoint` and `open_model`.
             ProviderError: no such device.
-            InputError: the number of steps is none.
+            InputError: the number of steps is below 1.
         """
         device, text_device = _device(options.device), _device(options.text_device or "")
         if options.text_device is None:
@@ -170,8 +147,8 @@ class AblationModel:
         self._scheduler_config = _scheduler_config(checkpoint)
         self._noise = fixed_noise(opened.spec)
         self._engines(opened, text_device)
-        self._whole = self._denoiser.whole(self.precision)
-        self._whole.part.fill().to(device)
+        self._transformer = self._denoiser.build(self.precision)
+        self._transformer.part.fill().to(device)
 
     def _engines(self, opened: OpenModel, text_device: torch.device) -> None:
         def engine(part: Part, output: str, device: torch.device) -> TorchEngine:
@@ -197,7 +174,7 @@ class AblationModel:
         return torch.float32 if self.precision.compute == torch.float32 else torch.float16
 
     def state(self, image_hwc: npt.NDArray[np.uint8]) -> ImageState:
-        """Bring a picture (H, W, 3) to the model, as `ImageEncoder` does.
+        """Encode an image (H, W, 3), as `ImageEncoder` does.
 
         Raises:
             InputError: too long, too small, or too large for the noise.
@@ -220,13 +197,13 @@ class AblationModel:
         refiner: Refiner | None = None,
         image_hwc: npt.NDArray[np.uint8] | None = None,
     ) -> PromptState:
-        """Encode an expression about a picture.
+        """Encode an expression for an image.
 
         Args:
-            state: the picture.
-            expression: what is asked.
+            state: the image.
+            expression: the expression.
             refiner: rewords the instruction; None leaves it.
-            image_hwc: (H, W, 3), the picture for the refiner.
+            image_hwc: (H, W, 3), the image for the refiner.
 
         Raises:
             InputError: it is empty, too long, or has control tokens in it; or the refiner failed.
@@ -238,7 +215,7 @@ class AblationModel:
         return self._embedder.embed([said], state)[0][0]
 
     def sigmas(self, tokens: int) -> list[float]:
-        """Return sigma of each step for a picture of so many tokens, and the zero at the end."""
+        """Return sigma of each step for an image of so many tokens, and the final zero."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler_config)
         shift = self._denoiser.shift(tokens, self.steps, scheduler.config)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / self.steps, self.steps), mu=shift)
@@ -253,17 +230,17 @@ class AblationModel:
         blocks: Sequence[int],
         sites: Sequence[str],
     ) -> Iterator[Pass]:
-        """Denoise from the fixed noise, and capture at the steps asked for.
+        """Denoise from the fixed noise, and capture the selected steps.
 
-        Only the conditional branch runs, without guidance, and Euler's update leads from step
-        to step: x + (sigma_next - sigma) v.
+        Only the conditional branch runs, without guidance, with Euler's update from step to step:
+        x + (sigma_next - sigma) v.
 
         Args:
-            state: the picture.
-            prompt: what is asked of it.
+            state: the image.
+            prompt: the encoded expression.
             timesteps: below `steps`, rising.
-            blocks: whose features are kept.
-            sites: where in them.
+            blocks: of the features that are kept.
+            sites: of these features in a block.
         """
         feeds = transformer_feeds(
             state,
@@ -306,17 +283,16 @@ class AblationModel:
             given["prompt_mask"] if self.spec.prompt_mask else None,
             given.get("prompt_positions"),
         )
-        self._whole.at(sigma)
+        self._transformer.at(sigma)
         with self.device:
-            self._whole.part.module(
+            self._transformer.part.module(
                 given["clean_latents"], latents, prompt, given["positions"], capture
             )
 
 
 def _on_host(timestep: int, capture: WideCapture) -> Pass:
-    def vectors(found: Sequence[torch.Tensor]) -> Float32:
-        out: Float32 = torch.cat(list(found)).float().cpu().numpy()
-        return out
+    def vectors(found: Sequence[torch.Tensor]) -> npt.NDArray[Any]:
+        return torch.cat(list(found)).float().cpu().numpy()
 
     assert capture.velocity is not None, "a whole model predicts"
     return Pass(

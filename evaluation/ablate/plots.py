@@ -1,10 +1,10 @@
-"""Figures 3, 4 and 5 of a run as SVG, the same bytes for the same numbers."""
+"""Figures 3, 4 and 5 of a run as SVG; the same numbers give the same bytes."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import matplotlib as mpl
@@ -25,16 +25,15 @@ _RULES: Any = {"svg.hashsalt": "rism", "svg.fonttype": "none", "font.size": 9, "
 
 
 def plots(outcome: Outcome) -> dict[str, bytes]:
-    """Draw them, by the names of their files."""
-    drawn: dict[str, Callable[[Outcome], Figure]] = {
-        "figure3.svg": _subsets,
-        "figure3-blocks.svg": _each_block,
-        "figure4.svg": _heat,
-        "figure5.svg": _thresholds,
-    }
+    """Draw all figures, by the names of their files."""
     found = {}
     with mpl.rc_context(_RULES):
-        for name, draw in drawn.items():
+        for name, draw in (
+            ("figure3.svg", _subsets),
+            ("figure3-blocks.svg", _each_block),
+            ("figure4.svg", _heat),
+            ("figure5.svg", _thresholds),
+        ):
             out = io.BytesIO()
             draw(outcome).savefig(out, format="svg", metadata={"Date": None})
             found[name] = out.getvalue()
@@ -58,20 +57,11 @@ def _subsets(outcome: Outcome) -> Figure:
             for name in MAPS:
                 if blocks not in grid.subsets:
                     continue
-                values = [
-                    100 * outcome.summaries[MapSetting(step, blocks, name)][metric]
-                    for step in grid.timesteps
-                ]
+                settings = [MapSetting(step, blocks, name) for step in grid.timesteps]
+                values = [outcome.percent(each, metric) for each in settings]
+                look: Any = {"marker": "o", "markersize": 3, "color": colour}
                 label = f"{name}, {blocks}"
-                axis.plot(
-                    grid.timesteps,
-                    values,
-                    _STYLES[name],
-                    marker="o",
-                    markersize=3,
-                    color=colour,
-                    label=label,
-                )
+                axis.plot(grid.timesteps, values, _STYLES[name], label=label, **look)
         axis.set_xticks(grid.timesteps)
         axis.set_xlabel("denoising step")
     axes[0].legend(fontsize=7)
@@ -87,13 +77,10 @@ def _each_block(outcome: Outcome) -> Figure:
     for axis, metric in zip(axes, _SHOWN, strict=True):
         for step, colour in zip(grid.timesteps, shades, strict=True):
             for name in MAPS:
-                values = [
-                    100 * outcome.summaries[MapSetting(step, str(block), name)][metric]
-                    for block in range(count)
-                ]
-                axis.plot(
-                    range(count), values, _STYLES[name], color=colour, label=f"{name}, step {step}"
-                )
+                settings = [MapSetting(step, str(block), name) for block in range(count)]
+                values = [outcome.percent(each, metric) for each in settings]
+                label = f"{name}, step {step}"
+                axis.plot(range(count), values, _STYLES[name], color=colour, label=label)
         if grid.double:
             axis.axvline(grid.double - 0.5, color="grey", linewidth=0.8)
         axis.set_xlabel("block (double-stream, then single-stream)")
@@ -102,23 +89,17 @@ def _each_block(outcome: Outcome) -> Figure:
 
 
 def _heat(outcome: Outcome) -> Figure:
-    """The whole method by block and step of its features."""
+    """The full method by block and step of its features."""
     grid = outcome.grid
     height = max(2.4, 0.25 * len(grid.blocks) + 1)
     figure, axes = _panels(8, min(height, 12))
     for axis, metric in zip(axes, _SHOWN, strict=True):
-        values = np.array(
-            [
-                [
-                    100
-                    * outcome.summaries[FeatureSetting(step, block, grid.feature_site, grid.tau)][
-                        metric
-                    ]
-                    for step in grid.timesteps
-                ]
-                for block in grid.blocks
-            ]
-        )
+        settings = [
+            FeatureSetting(step, block, grid.feature_site, grid.tau)
+            for block, step in product(grid.blocks, grid.timesteps)
+        ]
+        values = np.array([outcome.percent(each, metric) for each in settings])
+        values = values.reshape(len(grid.blocks), len(grid.timesteps))
         mesh = axis.pcolormesh(values, cmap="viridis", edgecolors="face")
         if values.size > _CELLS_WITH_NUMBERS:
             figure.colorbar(mesh, ax=axis)
@@ -130,26 +111,19 @@ def _heat(outcome: Outcome) -> Figure:
         if values.size <= _CELLS_WITH_NUMBERS:
             middle = (values.min() + values.max()) / 2
             for (row, column), value in np.ndenumerate(values):
-                colour = "white" if value < middle else "black"
-                axis.text(
-                    column + 0.5,
-                    row + 0.5,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=7,
-                )
+                look: Any = {"ha": "center", "va": "center", "fontsize": 7}
+                look["color"] = "white" if value < middle else "black"
+                axis.text(column + 0.5, row + 0.5, f"{value:.1f}", **look)
     return figure
 
 
 def _thresholds(outcome: Outcome) -> Figure:
-    """The whole method by the threshold of its region."""
+    """The full method by the threshold of its region."""
     default = outcome.grid.default()
     figure = Figure(figsize=(4.2, 3), layout="constrained")
     axis = figure.subplots()
     for metric, marker in zip(_SHOWN, "os", strict=True):
-        values = [100 * outcome.summaries[replace(default, tau=tau)][metric] for tau in TAUS]
+        values = [outcome.percent(replace(default, tau=tau), metric) for tau in TAUS]
         axis.plot(TAUS, values, marker=marker, label=metric)
     axis.set_xticks(TAUS)
     axis.set_xlabel("tau")

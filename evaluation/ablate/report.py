@@ -21,13 +21,13 @@ _PROBLEMS_SHOWN = 20
 
 
 def write_report(outcome: Outcome, folder: Path, *, title: str, about: Sequence[str]) -> list[Path]:
-    """Write everything, and return the files.
+    """Write all files of the report, and return their paths.
 
     Args:
         outcome: of at least one sample.
-        folder: it exists.
+        folder: must exist.
         title: of the page.
-        about: what the reader should know first, a sentence each.
+        about: sentences for its beginning.
 
     Raises:
         OutputError: a file cannot be written.
@@ -65,11 +65,11 @@ def _findings(outcome: Outcome) -> str:
         return ""
     lines = [
         "## Beside the paper's findings\n",
-        "Differences are of mIoU in points, the first setting's less the second's, with the 95 % "
+        "Differences are of mIoU in points, the first setting minus the second, with the 95 % "
         "interval of the paired differences over the samples. A claim holds if the whole interval "
         f"is on its side of zero; two settings are about as good within {100 * ABOUT_AS_GOOD:g} "
-        "points. Where the paper says best, the second setting is the best of the others here, "
-        "chosen on these samples.\n",
+        "points. For a claim of the best setting, the second is the best of the others on these "
+        "samples.\n",
         "| the paper says | first | second | difference | holds here |",
         "| --- | --- | --- | ---: | --- |",
     ]

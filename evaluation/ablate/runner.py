@@ -1,54 +1,43 @@
-"""Walking through a dataset, one sample at a time."""
+"""Scores all settings on a dataset, one sample at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid, Setting
-from rism.evaluation.ablate.masks import Captured, overlaps
+from rism.evaluation.ablate.masks import Pass, overlaps
 from rism.evaluation.ablate.records import Records
 from rism.evaluation.datasets.sample import Dataset, Problem, Sample
 from rism.evaluation.metrics.iou import Overlap, Sums
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan
 
-__all__ = ["Answer", "Outcome", "Source", "run"]
+__all__ = ["Outcome", "Progress", "Source", "run"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One sample on its way: how its picture was brought to the model, and its passes."""
+Source = Callable[[str, npt.NDArray[np.uint8], str], tuple[Plan, Iterator[Pass]]]
+"""Runs a model: from the name of an image, the image and an expression to the resizing and the
+passes."""
 
-    plan: Plan
-    passes: Iterator[Captured]
-
-
-Source = Callable[[str, npt.NDArray[np.uint8], str], Answer]
-"""From a picture's name, the picture and an expression to an `Answer`."""
-
-
-class Progress(Protocol):
-    """Told of each sample that is done."""
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        """Say how many of how many."""
+Progress = Callable[[int, int, str], None]
+"""Called with the samples done, their total and the name of the dataset."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found.
+    """The result of a run.
 
     Attributes:
         grid: the settings.
         summaries: metrics over all samples, by setting; see `summarise`.
         ious: (samples, settings), in the orders of the dataset and of `grid.settings`.
-        problems: of the samples that could not be scored.
+        problems: the samples that could not be scored.
     """
 
     grid: Grid
@@ -58,13 +47,17 @@ class Outcome:
 
     @property
     def count(self) -> int:
-        """How many samples were scored."""
+        """Number of samples that were scored."""
         return len(self.ious)
 
     def of(self, setting: Setting) -> npt.NDArray[np.float64]:
         """Return a setting's IoU of each sample."""
         found: npt.NDArray[np.float64] = self.ious[:, list(self.summaries).index(setting)]
         return found
+
+    def percent(self, setting: Setting, metric: str) -> float:
+        """Return a metric of a setting in percent."""
+        return 100 * self.summaries[setting][metric]
 
 
 def run(
@@ -76,15 +69,15 @@ def run(
     about: dict[str, Any],
     progress: Progress | None = None,
 ) -> Outcome:
-    """Score every sample that the file does not have yet, and read all of them back.
+    """Score the samples that the file has no records of yet, and summarise all records.
 
     Args:
         dataset: what is scored.
         grid: the settings.
         source: the model.
-        file: where samples are recorded; a run that was cut off goes on there.
-        about: what else decides the numbers, for the file's first line.
-        progress: told of each sample.
+        file: of the records; an interrupted run continues there.
+        about: everything else that the numbers depend on, for the file's first line.
+        progress: called after each sample.
 
     Raises:
         InputError: the file is of another run.
@@ -110,14 +103,14 @@ def run(
 
 def _score(dataset: Dataset, sample: Sample, grid: Grid, source: Source) -> dict[Setting, Overlap]:
     true_hw = dataset.mask(sample)
-    answer = source(sample.image, dataset.image(sample), sample.expression)
-    return overlaps(grid, answer.passes, answer.plan, true_hw)
+    plan, passes = source(sample.image, dataset.image(sample), sample.expression)
+    return overlaps(grid, passes, plan, true_hw)
 
 
 def _read_back(
     records: Records, dataset: Dataset, grid: Grid, problems: Sequence[Problem]
 ) -> Outcome:
-    """Sum up what is in the file of this dataset's samples."""
+    """Summarise the records of this dataset's samples."""
     settings = grid.settings
     place = {sample.key: at for at, sample in enumerate(dataset.samples)}
     sums = [Sums() for _ in settings]

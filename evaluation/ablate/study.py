@@ -1,10 +1,9 @@
-"""One run of the ablations: a checkpoint, a dataset and a folder."""
+"""Runs the ablations of a checkpoint on a dataset, into a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid
-from rism.evaluation.ablate.masks import Captured
+from rism.evaluation.ablate.masks import Pass
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
 from rism.evaluation.ablate.report import write_report
-from rism.evaluation.ablate.runner import Answer, Outcome, Progress, Source, run
+from rism.evaluation.ablate.runner import Outcome, Progress, Source, run
 from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError
+from rism.runtime.image.geometry import Plan
+from rism.runtime.image_encoder import ImageState
 from rism.runtime.prompt.refiner import Refiner
 
 __all__ = ["RECORDS", "Study", "ablate", "open_grid", "source_of"]
 
 RECORDS = "records.jsonl"
-_STATES_KEPT = 2
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, on which model.
+    """The settings and the model of a run.
 
     Attributes:
-        model: how it is opened.
+        model: options of the model.
         timesteps, blocks, sites: see `Grid.choose`.
         tau: None for the model's own.
         refiner: rewords instructions, as for the paper's figures; None leaves them.
@@ -55,14 +55,14 @@ def ablate(
     command: str = "",
     progress: Progress | None = None,
 ) -> Outcome:
-    """Run what the folder's records do not have yet, and write its report.
+    """Score the samples that the folder has no records of yet, and write its report.
 
     Args:
         dataset: what is scored.
         study: the settings.
-        folder: it exists; records of the same run in it are gone on with.
-        command: that was given, for the page.
-        progress: told of each sample.
+        folder: must exist; earlier records of the same run are continued.
+        command: the command line, for the page.
+        progress: called after each sample.
 
     Raises:
         InputError: a setting that the model does not have, records of another run, or no sample
@@ -96,7 +96,7 @@ def open_grid(model: AblationModel, study: Study) -> Grid:
     """Return a study's settings for a model.
 
     Raises:
-        InputError: see `Grid.choose`; or tau is none.
+        InputError: see `Grid.choose`; or tau is out of range.
     """
     spec = model.spec
     tau = spec.tau if study.tau is None else study.tau
@@ -115,28 +115,26 @@ def open_grid(model: AblationModel, study: Study) -> Grid:
 
 
 def source_of(model: AblationModel, grid: Grid, refiner: Refiner | None = None) -> Source:
-    """Return what a model says of samples; pictures seen just now are not encoded again."""
-    pictures: dict[str, npt.NDArray[np.uint8]] = {}
+    """Return a function that runs a model; the last image's encoding is reused."""
+    states: dict[str, ImageState] = {}
 
-    @lru_cache(maxsize=_STATES_KEPT)
-    def state(name: str) -> Any:
-        return model.state(pictures[name])
-
-    def answer(name: str, image_hwc: npt.NDArray[np.uint8], expression: str) -> Answer:
-        pictures.clear()
-        pictures[name] = image_hwc
-        seen = state(name)
-        prompt = model.prompt(seen, expression, refiner=refiner, image_hwc=image_hwc)
-        passes: Iterator[Captured] = model.passes(
-            seen, prompt, timesteps=grid.timesteps, blocks=grid.blocks, sites=grid.sites
+    def passes(
+        name: str, image_hwc: npt.NDArray[np.uint8], expression: str
+    ) -> tuple[Plan, Iterator[Pass]]:
+        if name not in states:
+            states.clear()
+            states[name] = model.state(image_hwc)
+        state = states[name]
+        prompt = model.prompt(state, expression, refiner=refiner, image_hwc=image_hwc)
+        return state.plan, model.passes(
+            state, prompt, timesteps=grid.timesteps, blocks=grid.blocks, sites=grid.sites
         )
-        return Answer(seen.plan, passes)
 
-    return answer
+    return passes
 
 
 def _about(model: AblationModel, study: Study, grid: Grid) -> dict[str, Any]:
-    """What decides the numbers, beside the dataset and the settings."""
+    """Return everything that the numbers depend on, besides the dataset and the settings."""
     options, checkpoint = study.model, model.checkpoint
     return {
         "model": model.spec.name,
@@ -161,9 +159,8 @@ def _sentences(
     found = [
         f"{outcome.count} samples of {dataset.name}{notes}; {spec.name}, {spec.double_blocks} "
         f"double-stream and {spec.single_blocks} single-stream blocks, {model.precision.name}, "
-        f"instruction `{spec.prompt.template}`{words}. The method is the paper's to the letter, "
-        "as `--paper` gives it. So are the metrics: one sample per sentence, at the picture's own "
-        "size.",
+        f"instruction `{spec.prompt.template}`{words}. The method is the published one, as with "
+        "`--paper`, and so are the metrics: one sample per sentence, at the size of the image.",
         f"Step 0 is pure noise, the bundle's own; of {model.steps} steps "
         f"{', '.join(map(str, grid.timesteps))} are captured. Only the conditional branch is "
         "denoised, without guidance, by Euler's method. One forward pass for each sample and step "
@@ -174,7 +171,7 @@ def _sentences(
     if spec.demonstrator:
         found.append(
             "This model is a demonstrator of a few million parameters, trained on drawn scenes: "
-            "its numbers say nothing of published models."
+            "its numbers say nothing about published models."
         )
     if command:
         found.append(f"Made by `{command}`.")

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
-from rism.evaluation.ablate.grid import SITES, TAUS, FeatureSetting, MapSetting, Setting
+from rism.evaluation.ablate.grid import (
+    MAPS,
+    SITE_NAMES,
+    SITES,
+    TAUS,
+    FeatureSetting,
+    MapSetting,
+    Setting,
+)
 from rism.evaluation.ablate.runner import Outcome
 from rism.evaluation.metrics.iou import METRICS
 
-__all__ = ["SITE_NAMES", "Table", "tables"]
+__all__ = ["Table", "tables"]
 
-SITE_NAMES = {"block": "Block", "adaln": "AdaLN", "mmsa": "MMSA"}
+Row = tuple[tuple[object, ...], Setting]
+
 _PAPER_SETS = ("RefCOCO", "RefCOCO+", "RefCOCOg")
 # oIoU / mIoU of Step1X-Edit on the val splits (arXiv 2605.13122, tables 2 and 3).
 _PAPER = {
@@ -32,18 +43,18 @@ class Table:
 
     Attributes:
         name: of its file.
-        title: what it shows.
-        columns: what tells rows apart.
+        title: of the section.
+        columns: names of the columns that describe a setting.
         rows: values of these columns, and the setting.
     """
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[tuple[object, ...], Setting], ...]
+    rows: tuple[Row, ...]
 
     def to_csv(self, summaries: Mapping[Setting, Mapping[str, float]]) -> str:
-        """Return it with every metric, shares from 0 to 1."""
+        """Return the table as CSV with every metric, shares from 0 to 1."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([*self.columns, "n", *METRICS])
@@ -54,7 +65,7 @@ class Table:
         return out.getvalue()
 
     def to_markdown(self, summaries: Mapping[Setting, Mapping[str, float]]) -> str:
-        """Return it in percent; rows that the paper has too with the paper's figures."""
+        """Return the table as Markdown in percent, with the paper's figures for the same rows."""
         beside = _PAPER_SETS if all(values[0] in _PAPER for values, _ in self.rows) else ()
         paper = tuple(f"paper, {name} val, oIoU / mIoU" for name in beside)
         lines = [[*self.columns, *METRICS, *paper]]
@@ -70,50 +81,43 @@ class Table:
 def tables(outcome: Outcome) -> list[Table]:
     """Return the tables of a run: 2, 3 and the figures' numbers."""
     grid, default = outcome.grid, outcome.grid.default()
-    modules: Sequence[tuple[str, Setting]] = (
-        ("CAM > 0.5", MapSetting(0, "all", "CAM")),
-        ("RAM > 0.5", MapSetting(0, "all", "RAM")),
-        ("FSL", default),
-    )
+    modules: dict[str, Setting] = {f"{name} > 0.5": MapSetting(0, "all", name) for name in MAPS}
     sites = [site for site in SITES if site in grid.sites]
+    maps = [each for timestep in grid.timesteps for each in grid.maps(timestep)]
+    features = [
+        FeatureSetting(timestep, block, site, grid.tau)
+        for site, block, timestep in product(sites, grid.blocks, grid.timesteps)
+    ]
+    table3 = f"Table 3: features of block {grid.feature_block} from three places"
+    figure3 = "Figure 3: blocks that attention is summed over, and steps"
     return [
-        Table(
-            "table2",
-            "Table 2: modules",
-            ("mask",),
-            tuple(((name,), setting) for name, setting in modules),
-        ),
+        Table("table2", "Table 2: modules", ("mask",), _rows(modules | {"FSL": default})),
         Table(
             "table3",
-            f"Table 3: features of block {grid.feature_block} from three places",
+            table3,
             ("features",),
-            tuple(((SITE_NAMES[site],), replace(default, site=site)) for site in sites),
+            _rows({SITE_NAMES[site]: replace(default, site=site) for site in sites}),
         ),
         Table(
             "figure3",
-            "Figure 3: blocks that attention is summed over, and steps",
+            figure3,
             ("step", "blocks", "map"),
-            tuple(
-                ((each.timestep, each.blocks, each.map), each)
-                for timestep in grid.timesteps
-                for each in grid.maps(timestep)
-            ),
+            tuple(((each.timestep, each.blocks, each.map), each) for each in maps),
         ),
         Table(
             "figure4",
             "Figure 4: block and step of the features",
             ("site", "block", "step"),
-            tuple(
-                ((site, block, timestep), FeatureSetting(timestep, block, site, grid.tau))
-                for site in sites
-                for block in grid.blocks
-                for timestep in grid.timesteps
-            ),
+            tuple(((each.site, each.block, each.timestep), each) for each in features),
         ),
         Table(
             "figure5",
             "Figure 5: threshold of the region",
             ("tau",),
-            tuple(((tau,), replace(default, tau=tau)) for tau in TAUS),
+            _rows({tau: replace(default, tau=tau) for tau in TAUS}),
         ),
     ]
+
+
+def _rows(settings: Mapping[Any, Setting]) -> tuple[Row, ...]:
+    return tuple(((name,), setting) for name, setting in settings.items())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 
 from rism.evaluation.ablate.claims import findings
 from rism.evaluation.ablate.grid import FeatureSetting, Grid, MapSetting
-from rism.evaluation.ablate.masks import masks
+from rism.evaluation.ablate.masks import Pass, masks
 from rism.evaluation.ablate.records import Records
-from rism.evaluation.ablate.runner import Answer, Outcome, run
+from rism.evaluation.ablate.runner import Outcome, run
 from rism.evaluation.ablate.tables import tables
 from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
 from rism.evaluation.metrics.iou import Overlap, overlap, summarise
@@ -30,23 +31,16 @@ PLAN = Plan((COLUMNS, ROWS), (COLUMNS, ROWS), (0, 0, COLUMNS, ROWS), (ROWS, COLU
 SUBSETS = {"all": [0, 1, 2, 3, 4], "shallow": [0, 1], "deep": [2, 3, 4], "3": [3], "0": [0]}
 
 
-@dataclass
-class Drawn:
+def drawn(timestep: int, seed: int = 0) -> Pass:
     """A pass with numbers drawn from a seed."""
-
-    timestep: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng([self.seed, self.timestep])
-        shape = (DOUBLE + SINGLE, TOKENS)
-        self.attention_vectors = rng.random(shape, dtype=np.float32)
-        self.propagated_vectors = rng.random(shape, dtype=np.float32)
-        self.features: dict[tuple[str, int], Any] = {
-            (site, block): rng.standard_normal((TOKENS, CHANNELS), dtype=np.float32)
-            for site in ("mmsa", "adaln", "block")
-            for block in range(DOUBLE + SINGLE)
-        }
+    rng = np.random.default_rng([seed, timestep])
+    attention, propagated = rng.random((2, DOUBLE + SINGLE, TOKENS), dtype=np.float32)
+    features = {
+        (site, block): rng.standard_normal((TOKENS, CHANNELS), dtype=np.float32)
+        for site in ("mmsa", "adaln", "block")
+        for block in range(DOUBLE + SINGLE)
+    }
+    return Pass(timestep, attention, propagated, features, np.zeros((TOKENS, 1), np.float32))
 
 
 def small_grid(**changes: Any) -> Grid:
@@ -58,18 +52,17 @@ def stretched(values: np.ndarray) -> np.ndarray:
     return ((values - values.min()) / (values.max() - values.min())).reshape(ROWS, COLUMNS)
 
 
-@pytest.mark.parametrize("blocks", SUBSETS)
-@pytest.mark.parametrize("timestep", [0, 2])
-def test_maps_are_sums_over_exactly_their_blocks(blocks: str, timestep: int) -> None:
-    passes = [Drawn(step) for step in (0, 1, 2)]
+def test_maps_are_sums_over_exactly_their_blocks() -> None:
+    passes = [drawn(step) for step in (0, 1, 2)]
     found = dict(masks(small_grid(), iter(passes), PLAN))
-    for name, values in (
-        ("CAM", passes[timestep].attention_vectors),
-        ("RAM", passes[timestep].propagated_vectors),
-    ):
-        wanted = stretched(values[SUBSETS[blocks]].sum(0)) > 0.5
-        assert 0 < wanted.sum() < TOKENS
-        assert (found[MapSetting(timestep, blocks, name)] == wanted).all()
+    for timestep, blocks in product((0, 2), SUBSETS):
+        for name, values in (
+            ("CAM", passes[timestep].attention_vectors),
+            ("RAM", passes[timestep].propagated_vectors),
+        ):
+            wanted = stretched(values[SUBSETS[blocks]].sum(0)) > 0.5
+            assert 0 < wanted.sum() < TOKENS
+            assert (found[MapSetting(timestep, blocks, name)] == wanted).all()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +72,7 @@ def test_maps_are_sums_over_exactly_their_blocks(blocks: str, timestep: int) -> 
 def test_features_are_classified_in_the_region_of_step_0(
     timestep: int, block: int, site: str, tau: float
 ) -> None:
-    passes = [Drawn(step) for step in (0, 1, 2)]
+    passes = [drawn(step) for step in (0, 1, 2)]
     region = stretched(passes[0].propagated_vectors.sum(0)).ravel() > tau
     features = passes[timestep].features[site, block]
     normal = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -95,7 +88,7 @@ def test_the_order_of_masks_is_that_of_the_settings() -> None:
     assert grid.timesteps == (0, 2)
     assert grid.blocks == (1, 3)
     assert grid.sites == ("adaln", "mmsa")
-    found = [setting for setting, _ in masks(grid, iter([Drawn(0), Drawn(2)]), PLAN)]
+    found = [setting for setting, _ in masks(grid, iter([drawn(0), drawn(2)]), PLAN)]
     assert found == grid.settings
     names = [str(setting) for setting in grid.settings]
     assert len(set(names)) == len(names)
@@ -103,9 +96,9 @@ def test_the_order_of_masks_is_that_of_the_settings() -> None:
 
 
 def test_a_map_that_says_nothing_gives_empty_masks() -> None:
-    passes = Drawn(0)
-    passes.attention_vectors[:], passes.propagated_vectors[:] = 0.5, np.nan
-    found = dict(masks(small_grid(timesteps=[0]), iter([passes]), PLAN))
+    one = drawn(0)
+    one.attention_vectors[:], one.propagated_vectors[:] = 0.5, np.nan
+    found = dict(masks(small_grid(timesteps=[0]), iter([one]), PLAN))
     assert not any(mask.any() for mask in found.values())
 
 
@@ -115,17 +108,13 @@ def test_steps_of_long_runs_are_every_fifth() -> None:
     assert "shallow" not in small_grid(double=0).subsets
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"timesteps": [3]}, "timestep 3 is not of this model, expected 0 to 2"),
-        ({"blocks": [5]}, "block 5 is not of this model, expected 0 to 4"),
-        ({"sites": ["mlp"]}, "site mlp is not of this model, expected block, adaln, mmsa"),
-    ],
-)
-def test_settings_that_the_model_does_not_have(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        small_grid(**changes)
+def test_settings_that_the_model_does_not_have() -> None:
+    with pytest.raises(InputError, match="timestep 3 is not of this model, expected 0 to 2"):
+        small_grid(timesteps=[3])
+    with pytest.raises(InputError, match="block 5 is not of this model, expected 0 to 4"):
+        small_grid(blocks=[5])
+    with pytest.raises(InputError, match=r"site mlp is not of .*, expected block, adaln, mmsa"):
+        small_grid(sites=["mlp"])
 
 
 class Pictures:
@@ -150,13 +139,12 @@ class Model:
     def __init__(self, stop_after: int = 100) -> None:
         self.calls, self.stop_after = 0, stop_after
 
-    def __call__(self, name: str, image_hwc: Image, expression: str) -> Answer:
+    def __call__(self, name: str, image_hwc: Image, expression: str) -> tuple[Plan, Iterator[Pass]]:
         if self.calls == self.stop_after:
             raise KeyboardInterrupt
         self.calls += 1
         seed = int(expression.split()[1])
-        passes: Iterator[Any] = (Drawn(step, seed) for step in (0, 1, 2))
-        return Answer(PLAN, passes)
+        return PLAN, (drawn(step, seed) for step in (0, 1, 2))
 
 
 def ran(file: Path, model: Model, **about: Any) -> Outcome:
@@ -168,7 +156,7 @@ def test_numbers_are_those_of_the_masks(tmp_path: Path) -> None:
     found: dict[Any, list[Overlap]] = {}
     for seed in (0, 1, 3):
         true_hw = Pictures().mask(Pictures.samples[seed])
-        passes = (Drawn(step, seed) for step in (0, 1, 2))
+        passes = (drawn(step, seed) for step in (0, 1, 2))
         for setting, mask in masks(small_grid(), passes, PLAN):
             found.setdefault(setting, []).append(overlap(mask, true_hw))
     assert outcome.summaries == {key: summarise(value) for key, value in found.items()}
@@ -204,40 +192,29 @@ def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
             about={"model": "drawn", "steps": 4})  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"[]\n",
-        b'{"key": "7", "overlaps": [1, 2, 3]}\n',
-        b'{"key": "7", "overlaps": "x"}\n',
-        b"\xff\xfe\n",
-        b"[" * 100_000 + b"\n",
-    ],
-)
-def test_damaged_records_are_named(tmp_path: Path, damage: bytes) -> None:
+def test_records_are_lines_and_damaged_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "records.jsonl"
     ran(file, Model())
-    with file.open("ab") as opened:
-        opened.write(damage)
-    with pytest.raises(InputError, match=r"records\.jsonl.*(line 5|no file of a run)"):
-        ran(file, Model())
-
-
-def test_a_file_that_is_none_is_refused_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "records.jsonl"
-    file.write_bytes(b"something else\n")
-    with pytest.raises(InputError, match="is no file of a run"):
-        Records(file, {}, [])
-    assert file.read_bytes() == b"something else\n"
-
-
-def test_records_are_one_short_line_for_each_sample(tmp_path: Path) -> None:
-    file = tmp_path / "records.jsonl"
-    ran(file, Model())
-    header, *lines = map(json.loads, file.read_text().splitlines())
+    written = file.read_bytes()
+    header, *lines = map(json.loads, written.splitlines())
     assert header["settings"] == [str(setting) for setting in small_grid().settings]
     assert [line["key"] for line in lines] == ["0", "1", "3"]
     assert all(len(line["overlaps"]) == 4 * len(header["settings"]) for line in lines)
+    damages = [
+        b"[]",
+        b'{"key": "7", "overlaps": [1, 2, 3]}',
+        b'{"key": "7", "overlaps": "x"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ]
+    for damage in damages:
+        file.write_bytes(written + damage + b"\n")
+        with pytest.raises(InputError, match=r"records\.jsonl.*(line 5|not the file of a run)"):
+            ran(file, Model())
+    file.write_bytes(b"something else\n")
+    with pytest.raises(InputError, match="is not the file of a run"):
+        Records(file, {}, [])
+    assert file.read_bytes() == b"something else\n"
 
 
 def made_up(values: dict[Any, float], samples: int = 50) -> Outcome:

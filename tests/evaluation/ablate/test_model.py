@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from rism.cli.app import app
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.grid import SITES, Grid, MapSetting
-from rism.evaluation.ablate.masks import masks
-from rism.evaluation.ablate.model import AblationModel, ModelOptions, Pass
+from rism.evaluation.ablate.masks import Pass, masks
+from rism.evaluation.ablate.model import AblationModel, ModelOptions
 from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans
@@ -68,8 +68,8 @@ def test_the_default_is_what_the_bundle_answers(
 ) -> None:
     sample = SCENES.samples[index]
     grid = open_grid(model, Study(timesteps=[0], blocks=[5], sites=["mmsa"]))
-    answer = source_of(model, grid)(sample.image, SCENES.image(sample), sample.expression)
-    found = dict(masks(grid, answer.passes, answer.plan))
+    plan, passes = source_of(model, grid)(sample.image, SCENES.image(sample), sample.expression)
+    found = dict(masks(grid, passes, plan))
     result = segmenter.segment(SCENES.image(sample), sample.expression, paper=True)
     assert result.mask.any() and result.mask.shape == SCENES.mask(sample).shape
     assert (found[grid.default()] != result.mask).mean() <= MASK
