@@ -1,26 +1,44 @@
-"""What a dataset lists on opening: samples in order, and what is wrong with the others."""
+"""Lists the samples of a dataset in order, and the problems of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rism.evaluation.datasets.sample import Problem, Sample
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["Listing", "clean_sentence"]
+__all__ = ["ListedDataset", "Listing", "clean_sentence"]
 
 MAX_SENTENCE = 4096
 
 Entry = TypeVar("Entry")
 
 
+@dataclass(frozen=True)
+class ListedDataset(Generic[Entry]):
+    """A dataset whose samples were listed from files. See `Dataset`.
+
+    Attributes:
+        merge: how several polygons become one mask (`decode_segmentation`).
+        entries: where the image and the mask of each sample are, by its key.
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    notes: Sequence[str]
+    problems: Sequence[Problem]
+    merge: str
+    entries: Mapping[str, Entry]
+
+
 class Listing(Generic[Entry]):
-    """Samples with what their dataset needs to find picture and mask again.
+    """Collects the samples of a dataset with their entries, and the problems.
 
     Attributes:
         entries: by key of the sample.
-        problems: what was left out, in the order of the file.
+        problems: of everything that was left out, in the order of the file.
     """
 
     def __init__(self) -> None:
@@ -29,7 +47,7 @@ class Listing(Generic[Entry]):
         self._samples: dict[str, list[Sample]] = {}
 
     def add(self, sample: Sample, entry: Entry) -> None:
-        """List a sample; one whose key is taken is a problem."""
+        """List a sample; a second one of the same key is a problem."""
         if sample.key in self.entries:
             self.refuse(sample.key, "is there twice, and only the first is scored")
             return
@@ -37,17 +55,19 @@ class Listing(Generic[Entry]):
         self._samples.setdefault(sample.image, []).append(sample)
 
     def refuse(self, where: str, what: object, *, sentences: int = 1) -> None:
-        """List a problem, and how many sentences it takes with it where that is not one."""
+        """List a problem, with the number of sentences lost if it is not one."""
         lost = "" if sentences == 1 else f" ({sentences} sentences)"
         self.problems.append(Problem(one_line(where, limit=120), one_line(what) + lost))
 
-    @property
-    def images(self) -> Sequence[str]:
-        """Names of the pictures, in the order in which samples first speak of them."""
-        return list(self._samples)
+    def require_samples(self, name: str) -> None:
+        """Raise an `InputError` with the first problem if the dataset has no samples."""
+        if not self.entries:
+            first = self.problems[0] if self.problems else Problem(name, "it is empty")
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise InputError(f"nothing of {name} can be scored; {first.where}: {first.what}{more}")
 
     def samples(self, limit: int | None) -> tuple[Sample, ...]:
-        """Return the samples, those of a picture together; the first `limit` of them."""
+        """Return the first `limit` samples, those of an image together."""
         ordered = [sample for group in self._samples.values() for sample in group]
         return tuple(ordered[:limit])
 
@@ -56,7 +76,7 @@ def clean_sentence(text: object) -> str:
     """Return a sentence with its white space collapsed.
 
     Raises:
-        InputError: it is no text, empty, or longer than 4096 characters.
+        InputError: it is not text, empty, or longer than 4096 characters.
     """
     if isinstance(text, bytes):
         text = text.decode("latin-1")

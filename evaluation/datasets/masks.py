@@ -1,7 +1,7 @@
-"""True masks: what COCO calls a segmentation, checked, then decoded.
+"""Checks and decodes true masks in the form of COCO's `segmentation`.
 
-pycocotools draws the polygons: their pixels are the ones that everybody's scores are of. It is
-written in C and trusts what it gets, so nothing reaches it unchecked.
+pycocotools draws the polygons, as in all published scores. It is written in C and does not check
+its input, so everything is checked before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rle:
     """Runs of a mask, 0 first, in column-major order.
 
     Attributes:
-        size_hw: height and width, as the file says.
+        size_hw: height and width, from the file.
         counts: COCO's compressed string, or the lengths.
     """
 
@@ -57,7 +57,7 @@ class Segmentation:
 
 
 def check_segmentation(found: object, where: str) -> Segmentation:
-    """Check COCO's `segmentation` as far as that goes without the picture's size.
+    """Check COCO's `segmentation`, except what depends on the image's size.
 
     Args:
         found: a list of polygons, each a list of numbers; one such polygon alone; an RLE
@@ -66,7 +66,7 @@ def check_segmentation(found: object, where: str) -> Segmentation:
 
     Raises:
         InputError: it is none of these; a polygon has fewer than three points, an odd number of
-            coordinates, or some that are no finite numbers; runs do not add up to their size.
+            coordinates, or coordinates that are not finite; runs do not add up to their size.
     """
     if isinstance(found, Mapping):
         return Segmentation((_rle(found, where),))
@@ -89,18 +89,17 @@ def decode_segmentation(
     """Draw the parts and merge them.
 
     Args:
-        segmentation: what is to be drawn.
-        size_hw: height and width of the picture.
+        segmentation: the parts.
+        size_hw: height and width of the image.
         merge: "legacy" keeps the pixels that exactly one part covers, as the public evaluators
-            do (they add the parts up and keep where the sum is 1); "union" those that any does.
+            do (they add the parts up and keep where the sum is 1); "union" those of any part.
         where: names it in messages.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        InputError: a part lies farther outside than the picture is long, or is an RLE of
-            another size.
+        InputError: see `check_fit`.
     """
     if merge not in MASK_MERGES:
         raise InputError(
@@ -114,24 +113,24 @@ def decode_segmentation(
 
 
 def check_fit(segmentation: Segmentation, size_hw: tuple[int, int], where: str) -> None:
-    """Check that the parts are of a picture of this size.
+    """Check that the parts are of an image of this size.
 
     Points may lie outside, as some of COCO's do by a pixel or two; drawing cuts them off.
 
     Raises:
-        InputError: a part lies farther outside than the picture is long, or is an RLE of
-            another size.
+        InputError: a part lies farther outside than the image is long, or is an RLE of another
+            size.
     """
     height, width = size_hw
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise InputError(f"{where} is on a picture of {width} x {height} pixels")
+        raise InputError(f"{where} is on an image of {width} x {height} pixels")
     margin = max(height, width)
     for place, part in enumerate(segmentation.parts):
         if isinstance(part, Rle):
             if part.size_hw != size_hw:
                 raise InputError(
                     f"the RLE of {where} is of {part.size_hw[1]} x {part.size_hw[0]} pixels, its "
-                    f"picture of {width} x {height}"
+                    f"image of {width} x {height}"
                 )
             continue
         xy = part.reshape(-1, 2)
@@ -139,9 +138,9 @@ def check_fit(segmentation: Segmentation, size_hw: tuple[int, int], where: str) 
             x, y = xy[np.abs(xy).max(axis=1).argmax()]
             raise InputError(
                 f"polygon {place} of {where} has a point at ({x:g}, {y:g}), far outside its "
-                f"picture of {width} x {height} pixels"
+                f"image of {width} x {height} pixels"
             )
-        # The memory that drawing takes is in proportion to this.
+        # The memory for drawing is in proportion to this.
         if np.abs(np.diff(xy, axis=0, append=xy[:1])).max(axis=1).sum() > MAX_OUTLINE_PX:
             raise InputError(
                 f"polygon {place} of {where} has an outline longer than {MAX_OUTLINE_PX} pixels"
@@ -163,7 +162,7 @@ def _polygon(found: object, place: int, where: str) -> Polygon:
     if len(found) < 6:
         raise InputError(f"{name} has {len(found) // 2} points, expected at least 3")
     if not all(map(_is_number, found)):
-        raise InputError(f"{name} has coordinates that are no numbers")
+        raise InputError(f"{name} has coordinates that are not numbers")
     try:
         polygon = np.array(found, np.float64)
     except OverflowError:
@@ -174,7 +173,7 @@ def _polygon(found: object, place: int, where: str) -> Polygon:
 
 
 def _draw(polygon: Polygon, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Pixels of a polygon: (H, W) uint8, 0 or 1."""
+    """Draw a polygon: (H, W) uint8, 0 or 1."""
     runs = coco_mask.frPyObjects([polygon.tolist()], *size_hw)
     return np.asarray(coco_mask.decode(runs)[:, :, 0], np.uint8)
 
@@ -187,29 +186,27 @@ def _rle(found: object, where: str) -> Rle:
         raise InputError(
             f"the RLE of {where} has the size {one_line(size, limit=40)}, expected [height, width]"
         )
-    if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(
-            f"the RLE of {where} is of {size[1]} x {size[0]} pixels, which is too many"
-        )
+    height, width = size
+    pixels = height * width
+    if pixels > MAX_PIXELS:
+        raise InputError(f"the RLE of {where} is of {width} x {height} pixels, which is too many")
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
-        if len(counts) > MAX_CHARACTERS_A_PIXEL * (size[0] * size[1] + 1):
+        if len(counts) > MAX_CHARACTERS_A_PIXEL * (pixels + 1):
             raise InputError(f"the RLE of {where} is longer than any of its size")
-        return Rle((size[0], size[1]), counts)
+        return Rle((height, width), counts)
     if not isinstance(counts, (list, tuple)):
         raise InputError(f"the RLE of {where} has no counts, expected COCO's string or a list")
-    if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != (
-        size[0] * size[1]
-    ):
+    if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != pixels:
         raise InputError(
-            f"the RLE of {where} does not add up to its size, {size[1]} x {size[0]} pixels"
+            f"the RLE of {where} does not add up to its size, {width} x {height} pixels"
         )
-    return Rle((size[0], size[1]), tuple(counts))
+    return Rle((height, width), tuple(counts))
 
 
 def _decode_rle(rle: Rle, where: str) -> Mask:
-    """Pixels of runs: (H, W) bool."""
+    """Decode runs: (H, W) bool."""
     if isinstance(rle.counts, str):
         try:
             return decode_rle(rle.counts, rle.size_hw)

@@ -1,4 +1,4 @@
-"""Datasets in parquet files: four layouts of RefCOCO on hubs, and columns that are named."""
+"""Datasets in parquet files: four layouts of RefCOCO on hubs, or columns by name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as pq
 
-from rism.evaluation.datasets.listing import Listing, clean_sentence
+from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
 from rism.evaluation.datasets.masks import Segmentation, check_segmentation, decode_segmentation
-from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
+from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels, read_stored
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.result.rle import encode_rle
@@ -23,6 +23,10 @@ __all__ = ["Parquet", "open_parquet"]
 
 MAX_ROWS = 2_000_000
 _ROLES = ("image", "expression", "mask")
+_ONE_OUTLINE = (
+    "each object has one outline in this copy, and RefCOCO's may have several: true masks can "
+    "differ from REFER's"
+)
 _COCO_NAME = re.compile(r"(COCO_[a-z]+2014_\d{12})(_\d+)?\.jpg")
 
 
@@ -38,12 +42,12 @@ class _Reference:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How to recognise one way of laying out the columns, and how to read a row.
+    """One layout of the columns.
 
     Attributes:
-        columns: all of these are there.
-        read: (row, number of the row, wording) to references.
-        image: the column with the picture's bytes; empty where pictures are files.
+        columns: of a file in this layout.
+        read: from a row, its number and the wording to references.
+        image: the column with the image's bytes; empty where images are files.
     """
 
     columns: tuple[str, ...]
@@ -53,7 +57,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a picture is: a row of a file; and the outline of the object."""
+    """The row of an image, and the outline of an object."""
 
     row: int
     where: str
@@ -62,19 +66,16 @@ class _Place:
 
 @dataclass
 class _Rows:
-    """Rows of several files, numbered through; pictures are read a row group at a time."""
+    """The images of several files by row number; they are read a row group at a time."""
 
-    files: Sequence[Path]
     column: str
     groups: list[tuple[int, int, Path]] = field(default_factory=list)  # first row, group, file
     kept: tuple[int, Any] | None = None
 
-    def picture(self, row: int) -> bytes:
-        """Bytes of the picture of a row."""
-        first, group, file = max(
-            (entry for entry in self.groups if entry[0] <= row), key=lambda entry: entry[0]
-        )
-        kept = self.kept  # taken once: another thread may replace it
+    def image(self, row: int) -> bytes:
+        """Return the bytes of the image of a row."""
+        first, group, file = max(entry for entry in self.groups if entry[0] <= row)
+        kept = self.kept  # read once: another thread may replace it
         if kept is None or kept[0] != first:
             try:
                 table = pq.ParquetFile(file).read_row_group(group, columns=[self.column])
@@ -84,41 +85,35 @@ class _Rows:
         value = kept[1][row - first].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
-            raise InputError(f"row {row} has no picture in its column {self.column}")
+            raise InputError(f"row {row} has no image in its column {self.column}")
         return data
 
 
 @dataclass(frozen=True)
-class Parquet:
-    """A split in parquet files, opened. See `Dataset`.
+class Parquet(ListedDataset[_Place]):
+    """An opened split in parquet files.
 
-    Masks are on the pixels as they are stored, and so are the pictures: EXIF turns neither.
+    Masks and images are in the stored orientation; EXIF turns neither.
     """
 
-    name: str
-    samples: Sequence[Sample]
-    notes: Sequence[str]
-    problems: Sequence[Problem]
-    merge: str
-    places: Mapping[str, _Place]
     rows: _Rows
     images: Path | None
-    counts: tuple[int, int]  # objects and sentences, those with problems too
+    counts: tuple[int, int]  # objects and sentences, including those with problems
 
     def image(self, sample: Sample) -> Image:
-        """Read a sample's picture: (H, W, 3) uint8 RGB, as stored."""
+        """Read a sample's image: (H, W, 3) uint8 RGB, as stored."""
         return read_stored(self._source(sample))
 
     def mask(self, sample: Sample) -> Mask:
         """Decode a sample's true mask: (H, W) bool."""
-        place = self.places[sample.key]
+        place = self.entries[sample.key]
         size_hw = header_size_hw(self._source(sample), sample.image)
         return decode_segmentation(place.segmentation, size_hw, merge=self.merge, where=place.where)
 
     def _source(self, sample: Sample) -> Path | bytes:
         if self.images is not None:
             return self.images / sample.image
-        return self.rows.picture(self.places[sample.key].row)
+        return self.rows.image(self.entries[sample.key].row)
 
 
 def open_parquet(
@@ -138,22 +133,21 @@ def open_parquet(
         name: of the dataset, with its split.
         merge: how several polygons become one mask (`decode_segmentation`).
         wording: "raw" or "sent", for layouts that have both.
-        limit: only so many samples, the first ones.
-        columns: names of columns for "image", "expression", "mask" and, if wanted, "id", a row a
-            sample; None for a layout that is known. What is left out is called as it is.
-        find_images: says where COCO's pictures are, for the layout that has none inside.
+        limit: only the first so many samples.
+        columns: the columns of "image", "expression", "mask" and optionally "id", one sample per
+            row, where their names differ; None for a known layout.
+        find_images: returns the folder of COCO's images, for the layout without images.
 
     Raises:
-        InputError: a file cannot be read, or its columns are of no layout that is known.
+        InputError: a file cannot be read, or its columns are of no known layout.
     """
     layout = _layout_of(files[0], columns)
-    rows = _Rows(files, layout.image)
-    images = None
+    rows, images = _Rows(layout.image), None
     if not layout.image:
         if find_images is None:
             raise InputError(
-                f"'{one_line(files[0])}' has no pictures inside: "
-                "say with --root where COCO's train2014 is"
+                f"'{one_line(files[0])}' has no images inside: "
+                "name the folder of COCO's train2014 with --root"
             )
         images = find_images()
     listing: Listing[_Place] = Listing()
@@ -165,26 +159,11 @@ def open_parquet(
             sentences += len(reference.sentences)
             first_rows.setdefault(reference.image, number)
             _add(listing, reference, first_rows[reference.image], images)
-    if not listing.entries:
-        first = listing.problems[0] if listing.problems else Problem(name, "it has no rows")
-        raise InputError(f"nothing of {name} can be scored; {first.where}: {first.what}")
-    notes = []
-    if layout is _LAYOUTS[0]:
-        notes.append(
-            "each object has one outline in this copy, and RefCOCO's may have several: "
-            "true masks can differ from REFER's"
-        )
-    return Parquet(
-        name=name,
-        samples=listing.samples(limit),
-        notes=notes,
-        problems=tuple(listing.problems),
-        merge=merge,
-        places=listing.entries,
-        rows=rows,
-        images=images,
-        counts=(objects, sentences),
-    )
+    listing.require_samples(name)
+    notes = [_ONE_OUTLINE] if layout is _LAYOUTS[0] else []
+    samples, problems = listing.samples(limit), tuple(listing.problems)
+    counts = objects, sentences
+    return Parquet(name, samples, notes, problems, merge, listing.entries, rows, images, counts)
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
@@ -195,17 +174,17 @@ def _unreadable(file: Path, error: Exception) -> InputError:
 
 def _layout_of(file: Path, columns: Mapping[str, str] | None) -> _Layout:
     try:
-        there = pq.read_schema(file).names
+        names = pq.read_schema(file).names
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(file, error) from None
     if columns is not None:
-        return _named_layout(file, columns, there)
+        return _named_layout(file, columns, names)
     for layout in _LAYOUTS:
-        if set(layout.columns) <= set(there):
+        if set(layout.columns) <= set(names):
             return layout
     expected = "; or ".join(", ".join(layout.columns) for layout in _LAYOUTS)
     raise InputError(
-        f"'{one_line(file)}' has the columns {one_line(', '.join(there), limit=200)}, expected "
+        f"'{one_line(file)}' has the columns {one_line(', '.join(names), limit=200)}, expected "
         f"{expected}: name yours with --columns, or write a FILE.jsonl"
     )
 
@@ -213,7 +192,7 @@ def _layout_of(file: Path, columns: Mapping[str, str] | None) -> _Layout:
 def _read(
     files: Sequence[Path], layout: _Layout, rows: _Rows
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows without their pictures, numbered through."""
+    """Read the rows of all files without their images, with a running number."""
     number = 0
     for file in files:
         try:
@@ -238,7 +217,7 @@ def _references(
     try:
         return list(layout.read(row, number, wording))
     except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        listing.refuse(f"row {number}", f"it is not as its columns promise: {error!r}")
+        listing.refuse(f"row {number}", f"it does not fit its columns: {error!r}")
         return []
 
 
@@ -249,9 +228,9 @@ def _add(listing: Listing[_Place], reference: _Reference, row: int, images: Path
         segmentation = check_segmentation(reference.segmentation, where)
         if images is not None:
             if Path(reference.image).name != reference.image:
-                raise InputError(f"its picture's name {reference.image!r} is no file name")
+                raise InputError(f"its image's name {reference.image!r} is not a file name")
             if not (images / reference.image).is_file():
-                raise InputError(f"its picture {reference.image} is not in '{one_line(images)}'")
+                raise InputError(f"its image {reference.image} is not in '{one_line(images)}'")
     except (InputError, ValueError) as error:
         listing.refuse(where, error, sentences=len(reference.sentences))
         return
@@ -266,7 +245,7 @@ def _add(listing: Listing[_Place], reference: _Reference, row: int, images: Path
 
 
 def _named_layout(file: Path, columns: Mapping[str, str], there: Sequence[str]) -> _Layout:
-    """Read columns by the names that were given, a row a sample or several of one object."""
+    """Make a layout of columns by name, with one or several expressions per row."""
     if unknown := [role for role in columns if role not in (*_ROLES, "id")]:
         raise InputError(
             f"--columns has '{one_line(unknown[0], limit=40)}', expected {', '.join(_ROLES)} and "
@@ -281,17 +260,16 @@ def _named_layout(file: Path, columns: Mapping[str, str], there: Sequence[str]) 
 
     def read(row: Mapping[str, Any], number: int, _: str) -> Iterator[_Reference]:
         key = str(row[named["id"]]) if "id" in named else f"row {number}"
-        said = row[named["expression"]]
-        texts = [said] if isinstance(said, str) else list(said or ())
-        sentences = [(str(place), text) for place, text in enumerate(texts)]
+        value = row[named["expression"]]
+        texts = [value] if isinstance(value, str) else value
         mask = _outline(row[named["mask"]], f"the mask of {key}")
-        yield _Reference(key, f"row {number}", mask, sentences)
+        yield _Reference(key, f"row {number}", mask, _numbered(texts))
 
     return _Layout(tuple(named.values()), read, image=named["image"])
 
 
 def _outline(found: object, name: str) -> object:
-    """Bring a mask to COCO's form: an image to its RLE, JSON to what it says."""
+    """Convert a mask to COCO's form: an image to an RLE, JSON text to its value."""
     if isinstance(found, Mapping) and "bytes" in found:
         found = found["bytes"]
     if isinstance(found, str):
@@ -306,27 +284,30 @@ def _worded(sentences: Sequence[Mapping[str, Any]], wording: str) -> list[tuple[
     return [(str(entry["sent_id"]), entry.get(wording)) for entry in sentences]
 
 
+def _numbered(sentences: Sequence[object] | None) -> list[tuple[str, object]]:
+    return [(str(place), text) for place, text in enumerate(sentences or ())]
+
+
 def _one_row_an_object(row: Mapping[str, Any], number: int, _: str) -> Iterator[_Reference]:
     """lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg: one outline as a flat list, sentences as text.
 
-    `file_name` is REFER's, which ends with a number of the object: the picture's is without.
+    `file_name` is REFER's, which is the image's with the number of the object at its end.
     """
     name = _COCO_NAME.fullmatch(row.get("file_name") or "")
     image = f"{name[1]}.jpg" if name else str(row.get("file_name") or f"row {number}")
-    sentences = [(str(place), text) for place, text in enumerate(row["answer"] or ())]
-    yield _Reference(f"row {number}", image, row["segmentation"], sentences)
+    yield _Reference(f"row {number}", image, row["segmentation"], _numbered(row["answer"]))
 
 
 def _with_its_refer_entry(row: Mapping[str, Any], _: int, wording: str) -> Iterator[_Reference]:
-    """jxu124/refcoco, refcocoplus, refcocog: REFER's entries; pictures are COCO's own files."""
+    """jxu124/refcoco, refcocoplus, refcocog: REFER's entries; images are COCO's own files."""
     annotation = json.loads(row["raw_anns"])
     image = Path(row["image_path"]).name
     sentences = _worded(row["sentences"], wording)
     yield _Reference(str(row["ref_id"]), image, annotation["segmentation"], sentences)
 
 
-def _one_row_a_picture(row: Mapping[str, Any], _: int, wording: str) -> Iterator[_Reference]:
-    """jxu124/refcoco-benchmark: a picture with all its objects and REFER's entries."""
+def _one_row_an_image(row: Mapping[str, Any], _: int, wording: str) -> Iterator[_Reference]:
+    """jxu124/refcoco-benchmark: an image with all its objects and REFER's entries."""
     for entry in row["ref_list"]:
         about, annotation = entry["ref_info"], entry["ann_info"]
         sentences = _worded(about["sentences"], wording)
@@ -334,17 +315,16 @@ def _one_row_a_picture(row: Mapping[str, Any], _: int, wording: str) -> Iterator
         yield _Reference(str(about["ref_id"]), image, annotation["segmentation"], sentences)
 
 
-def _with_masks_anew(row: Mapping[str, Any], _: int, __: str) -> Iterator[_Reference]:
-    """moondream/refcoco-m: a picture with its objects, drawn anew as RLE."""
+def _with_new_masks(row: Mapping[str, Any], _: int, __: str) -> Iterator[_Reference]:
+    """moondream/refcoco-m: an image with its objects and new masks as RLE."""
     for entry in row["samples"]:
-        sentences = [(str(place), text) for place, text in enumerate(entry["sentences"])]
-        image = str(row["file_name"])
-        yield _Reference(str(entry["id"]), image, entry["mask"], sentences)
+        sentences = _numbered(entry["sentences"])
+        yield _Reference(str(entry["id"]), str(row["file_name"]), entry["mask"], sentences)
 
 
 _LAYOUTS = (
     _Layout(("image", "answer", "segmentation"), _one_row_an_object),
     _Layout(("raw_anns", "image_path", "sentences", "ref_id"), _with_its_refer_entry, image=""),
-    _Layout(("image", "ref_list", "image_info"), _one_row_a_picture),
-    _Layout(("image", "file_name", "samples"), _with_masks_anew),
+    _Layout(("image", "ref_list", "image_info"), _one_row_an_image),
+    _Layout(("image", "file_name", "samples"), _with_new_masks),
 )

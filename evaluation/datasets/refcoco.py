@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of REFER: refs(*).p, instances.json, pictures."""
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of REFER: refs(*).p, instances.json, images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rism.evaluation.datasets.listing import Listing, clean_sentence
+from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
 from rism.evaluation.datasets.masks import (
     Segmentation,
     check_fit,
@@ -16,7 +16,7 @@ from rism.evaluation.datasets.masks import (
     decode_segmentation,
 )
 from rism.evaluation.datasets.safe_pickle import load_plain_pickle
-from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
+from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.splits import partition_notes
 from rism.evaluation.datasets.stored_images import header_size_hw, read_stored
 from rism.runtime.errors import InputError, one_line
@@ -38,7 +38,7 @@ MAX_NAMED = 8
 
 @dataclass(frozen=True)
 class _Object:
-    """What a sentence refers to."""
+    """The object that a sentence refers to."""
 
     where: str
     size_hw: tuple[int, int]
@@ -46,32 +46,26 @@ class _Object:
 
 
 @dataclass(frozen=True)
-class Refer:
-    """A split of REFER's files, opened. See `Dataset`.
+class Refer(ListedDataset[_Object]):
+    """An opened split of REFER's files.
 
-    Masks are on the pixels as they are stored, and so are the pictures: EXIF turns neither.
+    Masks and images are in the stored orientation; EXIF turns neither.
     """
 
-    name: str
-    samples: Sequence[Sample]
-    notes: Sequence[str]
-    problems: Sequence[Problem]
     images: Path
-    merge: str
-    objects: Mapping[str, _Object]
 
     def image(self, sample: Sample) -> Image:
-        """Read a sample's picture: (H, W, 3) uint8 RGB, as stored."""
+        """Read a sample's image: (H, W, 3) uint8 RGB, as stored."""
         return read_stored(self.images / sample.image)
 
     def mask(self, sample: Sample) -> Mask:
         """Decode a sample's true mask: (H, W) bool."""
-        found = self.objects[sample.key]
+        found = self.entries[sample.key]
         size_hw = header_size_hw(self.images / sample.image, sample.image)
         if size_hw != found.size_hw:
             raise InputError(
                 f"{sample.image} is {size_hw[1]} x {size_hw[0]} pixels, and instances.json says "
-                f"{found.size_hw[1]} x {found.size_hw[0]}: get the picture again"
+                f"{found.size_hw[1]} x {found.size_hw[0]}: get the image again"
             )
         return decode_segmentation(found.segmentation, size_hw, merge=self.merge, where=found.where)
 
@@ -90,13 +84,13 @@ def open_refer(
 
     Args:
         dataset: "refcoco", "refcoco+" or "refcocog": the folder under the root.
-        root: holds that folder and the pictures.
-        split_by: which refs(*).p: "unc", "umd" or "google".
-        split: as each of its entries says: "val", "testA", ...
+        root: has that folder and the images.
+        split_by: selects refs(*).p: "unc", "umd" or "google".
+        split: of the entries: "val", "testA", ...
         merge: how several polygons become one mask (`decode_segmentation`).
-        wording: "raw" as people typed it, which LAVT and the training-free evaluators take, or
-            "sent", lower case without punctuation.
-        limit: only so many samples, the first ones.
+        wording: "raw", as typed, which LAVT and the training-free evaluators use, or "sent", lower
+            case without punctuation.
+        limit: only the first so many samples.
 
     Raises:
         InputError: something is not where it should be, or damaged as a whole.
@@ -109,40 +103,26 @@ def open_refer(
     listing: Listing[_Object] = Listing()
     for ref in refs:
         where = f"ref {one_line(ref.get('ref_id'), limit=20)}"
-        said = len(_list_of(ref.get("sentences")))
         try:
             found, image = _object_of(ref, annotations, sizes, where)
+            if not (images / image).is_file():
+                raise InputError(f"its image {image} is not in '{one_line(images)}'")
         except InputError as error:
-            listing.refuse(where, error, sentences=said)
-            continue
-        if not (images / image).is_file():
-            missing = f"its picture {image} is not in '{one_line(images)}'"
-            listing.refuse(where, missing, sentences=said)
+            listing.refuse(where, error, sentences=len(_list_of(ref.get("sentences"))))
             continue
         _add_sentences(listing, ref, image, found, wording)
-    if not listing.entries:
-        first = listing.problems[0] if listing.problems else Problem(str(refs_file), "no sentence")
-        raise InputError(
-            f"nothing of {dataset} {split_by} {split} can be scored; "
-            f"{first.where}: {first.what} (and {max(len(listing.problems) - 1, 0)} more)"
-        )
+    name = f"{dataset} {split_by} {split}"
+    listing.require_samples(name)
     sentences = sum(len(_list_of(ref.get("sentences"))) for ref in refs)
     notes = partition_notes(
         dataset, split, split_by=split_by, objects=len(refs), sentences=sentences
     )
-    return Refer(
-        name=f"{dataset} {split_by} {split}",
-        samples=listing.samples(limit),
-        notes=notes,
-        problems=tuple(listing.problems),
-        images=images,
-        merge=merge,
-        objects=listing.entries,
-    )
+    samples, problems = listing.samples(limit), tuple(listing.problems)
+    return Refer(name, samples, notes, problems, merge, listing.entries, images)
 
 
 def find_images(root: Path) -> Path:
-    """Return the folder of COCO's train2014 pictures under a root.
+    """Return the folder of COCO's train2014 images under a root.
 
     Raises:
         InputError: there is none.
@@ -151,13 +131,13 @@ def find_images(root: Path) -> Path:
         if (root / name).is_dir():
             return root / name
     raise InputError(
-        f"no pictures of COCO's train2014 under '{one_line(root)}', expected them in one of "
+        f"no images of COCO's train2014 under '{one_line(root)}', expected them in one of "
         f"{', '.join(IMAGE_FOLDERS)}; there is {listed(root)}: unpack train2014.zip there"
     )
 
 
 def listed(folder: Path) -> str:
-    """Name what is in a folder, shortly."""
+    """Return the names of the first entries of a folder."""
     try:
         names = sorted(one_line(entry.name, limit=40) for entry in folder.iterdir())
     except OSError:
@@ -168,7 +148,7 @@ def listed(folder: Path) -> str:
 
 def _find_dataset(root: Path, dataset: str) -> Path:
     if not root.is_dir():
-        raise InputError(f"--root '{one_line(root)}' is no folder, expected one with {dataset}/")
+        raise InputError(f"--root '{one_line(root)}' is not a folder, expected one with {dataset}/")
     folder = root / dataset
     if folder.is_dir():
         return folder
@@ -198,21 +178,21 @@ def _find_refs(folder: Path, split_by: str) -> Path:
 
 
 def _refs_of(found: object, file: Path, split: str) -> Iterator[Mapping[object, object]]:
-    """Entries of one split, in the file's order."""
+    """Return the entries of one split, in the file's order."""
     name = f"'{one_line(file)}'"
     if not isinstance(found, list) or not all(isinstance(ref, dict) for ref in found):
         raise InputError(f"{name} holds no list of REFER's entries: get it again")
     splits = Counter(_text(ref.get("split")) for ref in found)
     if split not in splits:
-        there = ", ".join(f"{one_line(key, limit=20)} ({n:,})" for key, n in splits.most_common(8))
-        raise InputError(f"{name} has no split '{one_line(split)}', it has {there or 'nothing'}")
+        known = ", ".join(f"{one_line(key, limit=20)} ({n:,})" for key, n in splits.most_common(8))
+        raise InputError(f"{name} has no split '{one_line(split)}', it has {known or 'nothing'}")
     return (ref for ref in found if _text(ref.get("split")) == split)
 
 
 def _read_instances(
     file: Path, refs: Sequence[Mapping[object, object]]
 ) -> tuple[dict[int, object], dict[int, object]]:
-    """Annotations and pictures that the entries speak of, by id."""
+    """Return the annotations and images of the entries, by id."""
     name = f"'{one_line(file)}'"
     if file.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{name} is larger than {MAX_JSON_BYTES // 2**20} MiB: get it again")
@@ -220,12 +200,11 @@ def _read_instances(
         data = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(
-            f"{name} is damaged or no JSON ({one_line(error, limit=80)}): get it again"
+            f"{name} is damaged or not JSON ({one_line(error, limit=80)}): get it again"
         ) from None
-    wanted_annotations = {_integer(ref.get("ann_id")) for ref in refs}
-    wanted_images = {_integer(ref.get("image_id")) for ref in refs}
     found: list[dict[int, object]] = []
-    for key, wanted in (("annotations", wanted_annotations), ("images", wanted_images)):
+    for key, field in (("annotations", "ann_id"), ("images", "image_id")):
+        wanted = {_integer(ref.get(field)) for ref in refs}
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list):
             raise InputError(f"{name} has no list '{key}', as COCO's files have: get it again")
@@ -240,22 +219,22 @@ def _object_of(
     sizes: Mapping[int, object],
     where: str,
 ) -> tuple[_Object, str]:
-    """What an entry refers to, and its picture's name."""
+    """Return the object that an entry refers to, and its image's name."""
     annotation_id, image_id = _integer(ref.get("ann_id")), _integer(ref.get("image_id"))
     annotation = None if annotation_id is None else annotations.get(annotation_id)
     image = None if image_id is None else sizes.get(image_id)
     if not isinstance(annotation, dict):
         raise InputError(f"its annotation {annotation_id} is not in instances.json")
     if not isinstance(image, dict):
-        raise InputError(f"its picture {image_id} is not in instances.json")
+        raise InputError(f"its image {image_id} is not in instances.json")
     if _integer(annotation.get("image_id")) != image_id:
-        raise InputError(f"its annotation {annotation_id} is of another picture than {image_id}")
+        raise InputError(f"its annotation {annotation_id} is of another image than {image_id}")
     name = image.get("file_name")
     if not isinstance(name, str) or Path(name).name != name or "\\" in name or "\0" in name:
-        raise InputError(f"its picture's name {one_line(repr(name), limit=60)} is no file name")
+        raise InputError(f"its image's name {one_line(repr(name), limit=60)} is not a file name")
     height, width = _integer(image.get("height")), _integer(image.get("width"))
     if not height or not width or height < 0 or width < 0:
-        raise InputError(f"its picture {image_id} has no size in instances.json")
+        raise InputError(f"its image {image_id} has no size in instances.json")
     named = f"annotation {annotation_id} of {where}"
     segmentation = check_segmentation(annotation.get("segmentation"), named)
     check_fit(segmentation, (height, width), named)

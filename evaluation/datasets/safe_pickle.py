@@ -1,8 +1,7 @@
-"""Pickles of strangers: lists, dicts, text and numbers, and nothing that runs.
+"""Reads pickles from unknown sources safely: lists, dicts, text and numbers only.
 
-REFER keeps its sentences in pickles. A pickle is a program, and reading one with Python's own
-reader runs it. Here the program is looked through first, instruction by instruction, and only
-then given to an `Unpickler` that cannot look up any name: two doors, either of which would do.
+REFER's sentences are in pickles, and Python's own reader runs a pickle as a program. Here every
+instruction is checked first, and the `Unpickler` cannot look up any name either.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ __all__ = ["load_plain_pickle"]
 MAX_BYTES = 2**28
 MAX_CONTAINERS = 2**24
 
-# What may be in it, by the length of what follows: nothing, one, two, four or eight bytes, or a
-# line. An index of the memo may not be so large that the memo itself fills the memory. Tuples
-# and sets are left out: shared and nested, they take for ever to be hashed as keys.
+# The permitted instructions, by the length of their argument: nothing, one, two, four or eight
+# bytes, or a line. Large indices of the memo are refused, because the memo would fill the memory.
+# Tuples and sets are refused, because nested and shared ones take too long to be hashed as keys.
 _FIXED = re.compile(
     rb"""(?:
       [(N\]lae}dsu\x88\x89\x94]    # MARK NONE LIST APPEND DICT SETITEM TRUE FALSE MEMOIZE
@@ -39,13 +38,13 @@ _FIXED = re.compile(
     ){1,256}+""",
     re.DOTALL | re.VERBOSE,
 )
-# What says its own length: how many bytes that takes.
+# Instructions with a length before their argument: the number of bytes of that length.
 _COUNTED = {b"U": 1, b"C": 1, b"\x8a": 1, b"\x8c": 1, b"T": 4, b"B": 4, b"X": 4}
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's reader without names."""
+    """Python's reader without access to names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
@@ -57,12 +56,12 @@ class _Unpickler(pickle.Unpickler):
 def load_plain_pickle(file: Path) -> object:
     """Read a pickle of lists, dicts, text, numbers, True, False and None.
 
-    Any protocol, and what Python 2 wrote (its byte strings are read as Latin-1, as everybody
-    reads REFER's files). Tuples and sets are not among them.
+    Any protocol, also files of Python 2 (byte strings are read as Latin-1, as is usual for REFER's
+    files).
 
     Raises:
-        InputError: it cannot be read, is larger than 256 MiB, holds anything else, or is
-            damaged. Nothing of it was run.
+        InputError: it cannot be read, is larger than 256 MiB, has other values, or is damaged.
+            Nothing of it was run.
     """
     name = f"'{one_line(file)}'"
     try:
@@ -77,18 +76,18 @@ def load_plain_pickle(file: Path) -> object:
             f"{name} is larger than {MAX_BYTES // 2**20} MiB, and no file of REFER is: "
             "get it again from where REFER says"
         )
-    containers = sum(data.count(code) for code in (b"]", b"}", b"l", b"d"))  # at most so many
+    containers = sum(data.count(code) for code in (b"]", b"}", b"l", b"d"))  # an upper bound
     if containers > MAX_CONTAINERS:
         raise InputError(f"{name} has more lists and dicts than a file of REFER: get it again")
-    _look_through(data, name)
+    _check_instructions(data, name)
     try:
         return _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged program fails in as many ways as programs do
+    except Exception as error:  # a damaged pickle raises errors of any kind
         raise _damaged(name, one_line(error, limit=80)) from None
 
 
-def _look_through(data: bytes, name: str) -> None:
-    """Raise if there is an instruction that builds more than plain values."""
+def _check_instructions(data: bytes, name: str) -> None:
+    """Raise an `InputError` at an instruction that builds more than plain values."""
     place, end = 0, len(data)
     while place < end:
         run = _FIXED.match(data, place)
@@ -115,7 +114,7 @@ def _refuse(data: bytes, place: int, name: str) -> NoReturn:
             " it does not come from REFER, do not open it with anything else"
         )
     if code not in _NAMES or bytes([code]) in b"ILFVSgpMJjG\x80\x95Khq":
-        raise _damaged(name, f"byte {place} is no instruction that can be read")
+        raise _damaged(name, f"byte {place} is not a known instruction")
     named = ""
     if _NAMES[code] == "GLOBAL":
         words = data[place + 1 : place + 200].decode("latin-1").split("\n")[:2]
@@ -127,4 +126,6 @@ def _refuse(data: bytes, place: int, name: str) -> NoReturn:
 
 
 def _damaged(name: str, why: str) -> InputError:
-    return InputError(f"{name} is damaged or no pickle ({why}): get it again from where REFER says")
+    return InputError(
+        f"{name} is damaged or not a pickle ({why}): get it again from where REFER says"
+    )

@@ -1,4 +1,4 @@
-"""What is scored: one expression on one picture with its true mask, and where they come from."""
+"""A sample, one expression on one image with its true mask, and the datasets of samples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sample:
-    """One sentence about one picture: the unit of every score.
+    """One expression for one image: the unit of every score.
 
     Attributes:
-        key: names it within its dataset, and stays the same from run to run.
-        image: names its picture within the dataset; samples of one picture stand together.
-        expression: what is asked.
-        group: a kind of sample that is summed up on its own too, such as the form of the
-            expression; empty for none.
-        present: the picture has what is asked for. If not, the true mask is empty.
+        key: identifies it within its dataset, the same in every run.
+        image: identifies its image within the dataset; samples of one image stand together.
+        expression: the referring expression.
+        group: samples of a group, such as a form of expression, are also summarised on their own;
+            empty for none.
+        present: whether the object is in the image. If not, the true mask is empty.
     """
 
     key: str
@@ -37,10 +37,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of a dataset that cannot be scored.
+    """A part of a dataset that cannot be scored.
 
     Attributes:
-        where: the sample, picture or file.
+        where: the sample, image or file.
         what: what is wrong with it, in one line.
     """
 
@@ -49,7 +49,7 @@ class Problem:
 
 
 class Dataset(Protocol):
-    """Samples, their pictures and their true masks."""
+    """Samples with their images and true masks."""
 
     @property
     def name(self) -> str:
@@ -57,26 +57,26 @@ class Dataset(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a reader of the scores should know, such as that partitions are mixed."""
+        """Remarks for readers of the scores, such as that partitions are mixed."""
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """What is to be scored, in the dataset's order; samples of a picture stand together."""
+        """All samples, in the dataset's order; samples of an image stand together."""
 
     @property
     def problems(self) -> Sequence[Problem]:
-        """What was left out on opening."""
+        """The parts of the dataset that were left out on opening."""
 
     def image(self, sample: Sample) -> Image:
-        """Read a sample's picture: (H, W, 3) uint8 RGB.
+        """Read a sample's image: (H, W, 3) uint8 RGB.
 
         Raises:
-            InputError: it is missing or no picture.
+            InputError: it is missing or not an image.
         """
 
     def mask(self, sample: Sample) -> Mask:
-        """Decode a sample's true mask: (H, W) bool, of the picture's size.
+        """Decode a sample's true mask: (H, W) bool, of the image's size.
 
         Raises:
-            InputError: it is broken, or of another size than the picture.
+            InputError: it is damaged, or of another size than the image.
         """

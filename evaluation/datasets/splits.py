@@ -1,7 +1,7 @@
-"""How many objects and sentences each published split has, and what other counts mean.
+"""The numbers of objects and sentences of each published split, and notes on other numbers.
 
-Copies of RefCOCO have been made in which two partitions are one split: such scores are compared
-with nothing. The counts tell.
+Some copies of RefCOCO mix two partitions in one split; their scores cannot be compared with any
+published table. The counts show which partition a split is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["DEFAULT_SPLIT_BY", "PUBLISHED", "SPLITS", "partition_notes"]
 # TensorFlow Datasets (ref_coco), counted from REFER's files. Sentences: RefCOCO's from the
 # documentation of FlagEval; the others as papers commonly print them, and their sums are the
 # totals that are published: 141,564 for RefCOCO+ and 95,010 for RefCOCOg, in either partition.
-# Nobody seems to print those of RefCOCO's google partition.
+# Those of RefCOCO's google partition seem to be unpublished.
 PUBLISHED: dict[str, dict[str, dict[str, tuple[int, int | None]]]] = {
     "refcoco": {
         "unc": {
@@ -45,23 +45,23 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 def partition_notes(
     dataset: str, split: str, *, split_by: str, objects: int, sentences: int
 ) -> tuple[str, ...]:
-    """Say what a split is by its counts, where that is not what was asked for.
+    """Return a note if the counts of a split are not the published ones.
 
     Args:
         dataset: one of `PUBLISHED`.
         split: one of `SPLITS`.
-        split_by: the partition that was asked for.
-        objects: how many objects are referred to in the split (rows of most mirrors).
-        sentences: how many sentences, all together.
+        split_by: the expected partition.
+        objects: number of objects in the split (rows of most mirrors).
+        sentences: number of sentences.
 
     Returns:
-        Nothing where the counts are the published ones, else one sentence.
+        Nothing, or one sentence.
     """
     partitions = {
         name: splits[split] for name, splits in PUBLISHED[dataset].items() if split in splits
     }
-    asked = partitions.get(split_by)
-    if asked is not None and objects == asked[0] and sentences == (asked[1] or sentences):
+    wanted = partitions.get(split_by)
+    if wanted is not None and objects == wanted[0] and sentences == (wanted[1] or sentences):
         return ()
     here = f"{dataset} {split} of {objects:,} objects and {sentences:,} sentences"
     for name, (count, said) in partitions.items():
@@ -73,10 +73,10 @@ def partition_notes(
                 parts = " plus ".join(f"{partitions[name][0]:,} {name}" for name in names)
                 return (
                     f"{here} is a mixture of partitions ({parts}): "
-                    "its scores compare with no published table",
+                    "its scores cannot be compared with any published table",
                 )
-    if asked is None:
+    if wanted is None:
         known = ", ".join(f"{name} {split}" for name in partitions) or "no partition of that name"
         return (f"{here} has no published counts for {split_by} ({known})",)
-    also = "" if asked[1] is None else f" and {asked[1]:,} sentences"
-    return (f"{here}: {split_by} {split} as published has {asked[0]:,} objects{also}",)
+    also = "" if wanted[1] is None else f" and {wanted[1]:,} sentences"
+    return (f"{here}: {split_by} {split} as published has {wanted[0]:,} objects{also}",)

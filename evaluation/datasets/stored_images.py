@@ -1,10 +1,11 @@
-"""Pictures of datasets: on the pixel grid that their masks were drawn on."""
+"""Reads images of datasets in the orientation that their masks were drawn in."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -20,55 +21,65 @@ _LIGHT = 128
 
 
 def read_stored(source: Path | bytes) -> Image:
-    """Read a picture as its pixels are stored, whatever EXIF says of its orientation.
+    """Read an image in its stored orientation, whatever EXIF says.
 
-    COCO's outlines were drawn on the stored pixels, and the public evaluators open pictures
-    with Pillow, which does not turn them. rism turns every picture upright at its door; this
-    goes through the same door and turns it back.
+    COCO's outlines were drawn on the stored pixels, and the public evaluators open images with
+    Pillow, which does not apply EXIF. `load_image` does, so its rotation is undone here.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: it is missing, no picture, damaged or too large.
+        InputError: it is missing, not an image, damaged or too large.
     """
     upright_hwc = load_image(source)
-    return np.ascontiguousarray(_turned_back(upright_hwc, _orientation(source)))
+    swapped = upright_hwc.transpose(1, 0, 2)
+    stored = {
+        2: upright_hwc[:, ::-1],
+        3: upright_hwc[::-1, ::-1],
+        4: upright_hwc[::-1],
+        5: swapped,
+        6: swapped[::-1],
+        7: swapped[::-1, ::-1],
+        8: swapped[:, ::-1],
+    }.get(_orientation(source), upright_hwc)
+    return np.ascontiguousarray(stored)
 
 
 def header_size_hw(source: Path | bytes, name: str, *, upright: bool = False) -> tuple[int, int]:
-    """Return height and width by the header: as stored, or upright as EXIF says.
+    """Return height and width from the header: as stored, or upright as EXIF says.
 
     Raises:
-        InputError: there is no header to be read.
+        InputError: the header cannot be read.
     """
     try:
-        with _opened(source) as data, open_image(data, "the image") as image:
+        with _opened(source) as image:
             height, width = image.height, image.width
-    except Exception as error:  # decoders raise whatever they stumble on in a hostile header
+    except Exception as error:  # decoders raise errors of any kind on a damaged header
         raise InputError(
-            f"the picture of {name} cannot be read ({one_line(error, limit=80)}): get it again"
+            f"the image of {name} cannot be read ({one_line(error, limit=80)}): get it again"
         ) from None
     swapped = upright and 5 <= _orientation(source) <= 8
     return (width, height) if swapped else (height, width)
 
 
 def light_pixels(image_hwc: Image, source: Path | bytes, name: str) -> Mask:
-    """Take an image as a mask: true where it is light, at least 128 of 255.
+    """Convert an image to a mask: true where its brightness is at least 128 of 255.
 
-    Colours count by their brightness, and so do those of palettes, not their indices. What could
-    be meant in two ways is refused: transparency, and numbers of classes that are all dark.
+    Ambiguous images are refused: those with transparency, and class numbers, which are all dark.
 
     Args:
         image_hwc: (H, W, 3) uint8 RGB.
-        source: what it was read from.
+        source: the file or bytes of the image.
         name: of the mask, for messages.
 
     Raises:
-        InputError: it is no mask of something.
+        InputError: it is ambiguous or empty.
     """
     gray = np.asarray(PillowImage.fromarray(image_hwc).convert("L"))
-    if _has_transparency(source):
+    with _opened(source) as image:
+        transparent = image.has_transparency_data
+    if transparent:
         raise InputError(f"{name} is transparent in places: save it in black and white")
     brightest = int(gray.max())
     if 0 < brightest < _LIGHT:
@@ -78,42 +89,26 @@ def light_pixels(image_hwc: Image, source: Path | bytes, name: str) -> Mask:
         )
     if brightest == 0:
         raise InputError(
-            f"{name} is black all over: where what is asked for is not in the picture, say so with "
+            f"{name} is black all over: for an object that is absent write "
             '"present": false in a FILE.jsonl'
         )
     return gray >= _LIGHT
 
 
-def _has_transparency(source: Path | bytes) -> bool:
-    """Tell whether a picture that could be read may have transparent pixels."""
-    with _opened(source) as data, open_image(data, "the image") as image:
-        return image.has_transparency_data
-
-
-def _opened(source: Path | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[PillowImage.Image]:
+    with (
+        io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data,
+        open_image(data, "the image") as image,
+    ):
+        yield image
 
 
 def _orientation(source: Path | bytes) -> int:
-    """EXIF orientation of a picture that could be read: 1 to 8."""
+    """Return the EXIF orientation that `load_image` applied: 1 to 8."""
     try:
-        with _opened(source) as data, open_image(data, "the image") as image:
-            if image.format == "TIFF":  # Pillow itself turns these, for everybody
-                return 1
-            return exif_orientation(image)
-    except Exception:  # unreadable EXIF turned nothing
+        with _opened(source) as image:
+            # Pillow itself applies the orientation of TIFF.
+            return 1 if image.format == "TIFF" else exif_orientation(image)
+    except Exception:  # unreadable EXIF was not applied
         return 1
-
-
-def _turned_back(upright_hwc: Image, orientation: int) -> Image:
-    """Undo what an orientation did to the stored pixels."""
-    swapped = upright_hwc.transpose(1, 0, 2)
-    return {
-        2: upright_hwc[:, ::-1],
-        3: upright_hwc[::-1, ::-1],
-        4: upright_hwc[::-1],
-        5: swapped,
-        6: swapped[::-1],
-        7: swapped[::-1, ::-1],
-        8: swapped[:, ::-1],
-    }.get(orientation, upright_hwc)

@@ -40,21 +40,13 @@ def test_errors_are_those_of_the_values(share: float) -> None:
     )
 
 
-def test_the_largest_value_saturates_nothing() -> None:
+def test_edge_cases() -> None:
     histogram = Histogram()
     histogram.add(heavy_tailed(1000))
     assert histogram.error(float(np.float32(histogram.largest / 448))).saturated == 0
-
-
-def test_what_is_not_finite_is_told_and_not_counted_in() -> None:
     histogram = Histogram()
     histogram.add(np.float32([1.0, np.inf, -np.nan, -2.0]))
-    assert histogram.unsound == 2
-    assert histogram.largest == 2.0
-    assert histogram.percentile(100) == 2.0
-
-
-def test_zeros() -> None:
+    assert (histogram.unsound, histogram.largest, histogram.percentile(100)) == (2, 2.0, 2.0)
     histogram = Histogram()
     histogram.add(np.zeros(10, np.float16))
     assert histogram.percentile(99) == histogram.percentile(100) == 0.0

@@ -26,38 +26,33 @@ from rism.runtime.bundle.reader import Bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(mini_bundle: Bundle) -> Bundle:
-    return mini_bundle
+def report(mini_bundle: Bundle) -> CalibrationReport:
+    return calibrate(mini_bundle, scenes(CALIBRATION_SCENES, 6))
 
 
-@pytest.fixture(scope="module")
-def report(bundle: Bundle) -> CalibrationReport:
-    return calibrate(bundle, scenes(CALIBRATION_SCENES, 6))
-
-
-def test_masks_are_kept(bundle: Bundle, report: CalibrationReport) -> None:
-    wanted = score(Segmenter.from_bundle(bundle.path, provider="cpu"), 12)
-    own = score(emulated(bundle, None), 3)
+def test_masks_are_kept(mini_bundle: Bundle, report: CalibrationReport) -> None:
+    wanted = score(Segmenter.from_bundle(mini_bundle.path, provider="cpu"), 12)
+    own = score(emulated(mini_bundle, None), 3)
     for one, other in zip(own.masks, wanted.masks[:3], strict=True):
         assert np.array_equal(one, other), "without scales it is the bundle's own transformer"
-    found = agreement(score(emulated(bundle, report.scales), 12), wanted)
+    found = agreement(score(emulated(mini_bundle, report.scales), 12), wanted)
     assert found.mean_iou >= 0.95
     assert found.lost_points <= 1.0
     assert found.mean_iou < 1.0, "FP8 changes something"
 
 
 def test_scales_are_the_largest_values(
-    bundle: Bundle, report: CalibrationReport, tmp_path: Path
+    mini_bundle: Bundle, report: CalibrationReport, tmp_path: Path
 ) -> None:
     """Against a graph that is asked for the activations, without any streaming."""
-    graph = open_transformer(bundle)
+    graph = open_transformer(mini_bundle)
     layers = {layer.name: layer for layer in find_layers(graph.model)}
     name = "single_transformer_blocks.3.attn.to_out"
     value = layers[name].activation
     graph.model.graph.outputs.append(value)
     asked = {**graph.spec.outputs, "tap": TensorSpec(value.name or "", "float32", ())}
     whole = LoadedGraph(OpenGraph(graph.model, graph.folder, replace(graph.spec, outputs=asked)))
-    ready = prepare(bundle, scenes(CALIBRATION_SCENES, 6), tmp_path)
+    ready = prepare(mini_bundle, scenes(CALIBRATION_SCENES, 6), tmp_path)
     largest = max(np.abs(whole.run(ready.feeds(at))["tap"]).max() for at in range(6))
     assert report.scales.layers[name] == pytest.approx(largest / E4M3_MAX, rel=1e-4)
     own = {layer.name: layer for layer in report.layers}[name]
@@ -75,9 +70,9 @@ def test_every_layer_is_reported(report: CalibrationReport) -> None:
     assert report.chosen is None
 
 
-def test_the_mask_rule_takes_the_percentile_whose_masks_agree_best(bundle: Bundle) -> None:
+def test_the_mask_rule_takes_the_percentile_whose_masks_agree_best(mini_bundle: Bundle) -> None:
     options = CalibrationOptions(rule="mask", keep=("transformer_blocks.*",))
-    found = calibrate(bundle, scenes(CALIBRATION_SCENES, 2), options)
+    found = calibrate(mini_bundle, scenes(CALIBRATION_SCENES, 2), options)
     assert found.scales.rule == "mask"
     assert set(found.scales.kept.values()) == {"embedder", "probe", "asked for"}
     assert found.chosen is not None
@@ -89,9 +84,9 @@ def test_the_mask_rule_takes_the_percentile_whose_masks_agree_best(bundle: Bundl
     assert found.scales.percentile == first
 
 
-def test_a_percentile_cuts_off_what_it_says(bundle: Bundle, report: CalibrationReport) -> None:
+def test_a_percentile_cuts_off_what_it_says(mini_bundle: Bundle, report: CalibrationReport) -> None:
     options = CalibrationOptions(rule="percentile", percentile=99.0)
-    found = calibrate(bundle, scenes(CALIBRATION_SCENES, 2), options)
+    found = calibrate(mini_bundle, scenes(CALIBRATION_SCENES, 2), options)
     for layer in found.layers:
         if layer.kept is None:
             assert layer.scale is not None and layer.amax is not None
@@ -99,25 +94,25 @@ def test_a_percentile_cuts_off_what_it_says(bundle: Bundle, report: CalibrationR
             assert layer.scale < layer.amax / E4M3_MAX
 
 
-def test_what_cannot_be_asked_for(bundle: Bundle) -> None:
+def test_what_cannot_be_asked_for(mini_bundle: Bundle) -> None:
     some = scenes(CALIBRATION_SCENES, 1)
     with pytest.raises(InputError, match="no images to calibrate on"):
-        calibrate(bundle, [])
+        calibrate(mini_bundle, [])
     with pytest.raises(InputError, match="expected one of max, percentile, mask"):
         CalibrationOptions(rule="entropy")
     for percentile in (0.0, 100.5, float("nan")):
         with pytest.raises(InputError, match=r"expected above 0 to 100, such as 99\.99"):
             CalibrationOptions(rule="percentile", percentile=percentile)
     with pytest.raises(InputError, match=r"--keep '\*\.nothing' fits none of the 38 layers"):
-        calibrate(bundle, some, CalibrationOptions(keep=("*.nothing",)))
+        calibrate(mini_bundle, some, CalibrationOptions(keep=("*.nothing",)))
     with pytest.raises(InputError, match="all 38 layers stay unquantised"):
-        calibrate(bundle, some, CalibrationOptions(keep=("*",)))
+        calibrate(mini_bundle, some, CalibrationOptions(keep=("*",)))
     with pytest.raises(InputError, match="tokens"):
-        calibrate(bundle, [CalibrationSample(some[0].image, "very " * 100 + "red")])
+        calibrate(mini_bundle, [CalibrationSample(some[0].image, "very " * 100 + "red")])
 
 
-def test_numbers_that_are_not_finite_are_no_scales(bundle: Bundle) -> None:
-    run = _Run(bundle, None, CalibrationOptions(), None, [], {})  # type: ignore[arg-type]
+def test_numbers_that_are_not_finite_are_no_scales(mini_bundle: Bundle) -> None:
+    run = _Run(mini_bundle, None, CalibrationOptions(), None, [], {})  # type: ignore[arg-type]
     histogram = Histogram()
     histogram.add(np.float32([1, np.inf]))
     run.histograms["transformer_blocks.0.attn.to_q"] = histogram

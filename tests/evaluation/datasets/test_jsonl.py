@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rism.evaluation.datasets.jsonl import Lines, open_lines
+from rism.evaluation.datasets.jsonl import JsonLines, open_lines
 from rism.evaluation.datasets.open import Request, open_dataset
 from rism.runtime.errors import InputError
 from tests.evaluation.datasets.refcoco_files import runs, with_orientation
@@ -68,7 +68,7 @@ def test_fields_and_order(folder: Path) -> None:
         entry(image="b.jpg"),
     )
     dataset = open_dataset(Request(str(file), gt_merge="union"))
-    assert isinstance(dataset, Lines) and dataset.name == "own.jsonl" and not dataset.problems
+    assert isinstance(dataset, JsonLines) and dataset.name == "own.jsonl" and not dataset.problems
     assert [(s.key, s.image, s.group, s.present) for s in dataset.samples] == [
         ("first", "pictures/a.png", "cups", True),
         ("line 4", "pictures/a.png", "", False),
@@ -99,40 +99,40 @@ def test_turned_pictures_are_upright(folder: Path, orientation: int) -> None:
     assert dataset.image(sample).shape[:2] == dataset.mask(sample).shape == upright_hw.shape
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "it is no JSON "),
-        ("[" * 50_000, "it is no JSON "),
-        ("[1]", "no JSON object"),
-        ("{}", "no 'image', only nothing; known are image, expression, mask"),
-        (entry(image=...), "no 'image', only expression, mask"),
-        (entry(expression=None), "no 'expression'"),
-        (entry(mask=...), "no 'mask'"),
-        (entry(image="c.png"), "'image' 'c.png' is not there"),
-        (entry(image=""), "'image' is '', expected a path"),
-        (entry(image=["a.png"]), "expected a path"),
-        (entry(image="x" * 5000), "expected a path"),
-        (entry(image="x" * 4000), "is not there"),
-        (entry(mask="pictures"), "'mask' 'pictures' is not there"),
-        (entry(expression="  "), "'expression': the sentence is empty"),
-        (entry(expression=5), "'expression': the sentence is 5, expected text"),
-        (entry(id=""), "'id' is empty"),
-        (entry(id=True), "'id' is no printable text"),
-        (entry(group="a\nb"), "'group' is no printable text"),
-        (entry(present="yes"), "'present' is neither true nor false"),
-        (entry(present=False), "a mask although 'present' is false"),
-        (entry(mask=[[1, 2, 3]]), "polygon 0 of the mask of line 2 has 3 numbers"),
-        (entry(mask={"size": [30, 40], "counts": [5]}), "the mask of line 2 does not add up"),
-        (entry(mask=5), "the mask of line 2 has no outline"),
-        (entry(id="line 1"), "its id 'line 1' is that of line 1"),
-    ],
-)
-def test_bad_lines_are_problems(folder: Path, line: Any, message: str) -> None:
-    dataset = open_lines(write(folder, entry(), line, entry()))
-    (problem,) = dataset.problems
-    assert problem.where == "line 2" and message in problem.what
-    assert [sample.key for sample in dataset.samples] == ["line 1", "line 3"]
+BAD_LINES: list[tuple[Any, str]] = [
+    ("{", "it is not JSON "),
+    ("[" * 50_000, "it is not JSON "),
+    ("[1]", "not a JSON object"),
+    ("{}", "no 'image', only nothing; known are image, expression, mask"),
+    (entry(image=...), "no 'image', only expression, mask"),
+    (entry(expression=None), "no 'expression'"),
+    (entry(mask=...), "no 'mask'"),
+    (entry(image="c.png"), "'image' 'c.png' is not there"),
+    (entry(image=""), "'image' is '', expected a path"),
+    (entry(image=["a.png"]), "expected a path"),
+    (entry(image="x" * 5000), "expected a path"),
+    (entry(image="x" * 4000), "is not there"),
+    (entry(mask="pictures"), "'mask' 'pictures' is not there"),
+    (entry(expression="  "), "'expression': the sentence is empty"),
+    (entry(expression=5), "'expression': the sentence is 5, expected text"),
+    (entry(id=""), "'id' is empty"),
+    (entry(id=True), "'id' is not printable text"),
+    (entry(group="a\nb"), "'group' is not printable text"),
+    (entry(present="yes"), "'present' is neither true nor false"),
+    (entry(present=False), "a mask although 'present' is false"),
+    (entry(mask=[[1, 2, 3]]), "polygon 0 of the mask of line 2 has 3 numbers"),
+    (entry(mask={"size": [30, 40], "counts": [5]}), "the mask of line 2 does not add up"),
+    (entry(mask=5), "the mask of line 2 has no outline"),
+    (entry(id="line 1"), "its id 'line 1' is that of line 1"),
+]
+
+
+def test_bad_lines_are_problems(folder: Path) -> None:
+    for line, message in BAD_LINES:
+        dataset = open_lines(write(folder, entry(), line, entry()))
+        (problem,) = dataset.problems
+        assert problem.where == "line 2" and message in problem.what
+        assert [sample.key for sample in dataset.samples] == ["line 1", "line 3"]
 
 
 def mask_of(image: Image.Image, folder: Path) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_masks_that_could_mean_two_things_are_refused(folder: Path) -> None:
         mask_of(Image.new("L", (40, 30)), folder)
     with pytest.raises(InputError, match="transparent in places"):
         mask_of(Image.new("RGBA", (40, 30), (255, 255, 255, 0)), folder)
-    with pytest.raises(InputError, match="is 8 x 8 pixels, its picture 40 x 30"):
+    with pytest.raises(InputError, match="is 8 x 8 pixels, its image 40 x 30"):
         mask_of(Image.new("L", (8, 8), 255), folder)
     (folder / "mask.png").write_bytes(b"text")
     dataset = open_lines(folder / "own.jsonl")
@@ -182,14 +182,14 @@ def test_a_picture_that_is_none(folder: Path) -> None:
 
 
 def test_files_that_cannot_be_read(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing that can be scored; .*empty"):
+    with pytest.raises(InputError, match=r"nothing of .* can be scored; .*empty"):
         open_lines(write(folder))
-    with pytest.raises(InputError, match="line 1: it is no JSON"):
+    with pytest.raises(InputError, match="line 1: it is not JSON"):
         open_lines(write(folder, "nonsense"))
     with pytest.raises(InputError, match=r"'absent\.jsonl' is not there"):
         open_dataset(Request("absent.jsonl"))
     (folder / "own.jsonl").write_bytes(json.dumps(entry()).encode() + b"\n{\xff}\n")
-    with pytest.raises(InputError, match="line 2 is no UTF-8"):
+    with pytest.raises(InputError, match="line 2 is not UTF-8"):
         open_lines(folder / "own.jsonl")
     (folder / "own.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(entry()).encode() + b"\r\n")
     assert len(open_lines(folder / "own.jsonl").samples) == 1

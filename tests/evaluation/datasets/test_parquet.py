@@ -164,7 +164,9 @@ def test_wordings(master: Path, refer: Dataset, tmp_path: Path) -> None:
 
 def test_a_mixture_of_partitions_is_named(master: Path, refer: Dataset, tmp_path: Path) -> None:
     """8,811 rows, as the best known copy of RefCOCO has in its val."""
+    keys = ("image", "answer", "segmentation", "file_name")
     row = rows_of_objects(master, refer)[0] | {"image": {"bytes": b"", "path": None}}
+    row = {key: row[key] for key in keys} | {"segmentation": [1, 1, 9, 1, 9, 9]}
     write([row] * 8811, tmp_path / "val-0.parquet", group=8811)
     (note,) = [n for n in open_dataset(Request("refcoco", root=tmp_path)).notes if "8,811" in n]
     assert "a mixture of partitions (3,811 unc plus 5,000 google)" in note
@@ -175,7 +177,7 @@ def test_a_file_by_its_path(master: Path, refer: Dataset, tmp_path: Path) -> Non
     dataset = open_dataset(Request(str(file)))
     assert dataset.name == "validation" and len(dataset.samples) == len(refer.samples)
     without = write(rows_of_refer(master, refer), tmp_path / "annotations.parquet")
-    with pytest.raises(InputError, match=r"has no pictures inside: say with --root"):
+    with pytest.raises(InputError, match=r"has no images inside: name the folder"):
         open_dataset(Request(str(without)))
     assert len(open_dataset(Request(str(without), root=master)).samples) == len(refer.samples)
 
@@ -257,7 +259,7 @@ def test_broken_rows_are_problems(master: Path, refer: Dataset, tmp_path: Path) 
     file = write(rows, tmp_path / "annotations.parquet")
     dataset = open_dataset(Request(str(file), root=master))
     found = {problem.where: problem.what for problem in dataset.problems}
-    assert "it is not as its columns promise: JSONDecodeError" in found["row 0"]
+    assert "it does not fit its columns: JSONDecodeError" in found["row 0"]
     assert "3 numbers" in found[f"object {rows[1]['ref_id']}"]
     assert "absent.jpg is not in" in found[f"object {rows[2]['ref_id']}"]
     assert "TypeError" in found["row 3"]
@@ -287,7 +289,7 @@ def test_a_picture_that_is_missing_or_none(master: Path, refer: Dataset, tmp_pat
     ]
     with pytest.raises(InputError, match="not an image"):
         dataset.image(of_rows[0])
-    with pytest.raises(InputError, match="row 1 has no picture in its column image"):
+    with pytest.raises(InputError, match="row 1 has no image in its column image"):
         dataset.mask(of_rows[1])
     assert dataset.image(of_rows[2]).ndim == 3
 

@@ -19,7 +19,7 @@ from rism.runtime.errors import InputError
 def test_a_number_names_a_scene_and_splits_share_none(kind: str) -> None:
     seen = set()
     for split in SPLITS:
-        one, again = SceneSet(kind, split, 4), SceneSet(kind, split, 2)
+        one, again = SceneSet(kind, split, 2), SceneSet(kind, split, 1)
         assert again.samples == one.samples[: len(again.samples)]
         for sample in one.samples:
             if sample.present:
@@ -27,7 +27,7 @@ def test_a_number_names_a_scene_and_splits_share_none(kind: str) -> None:
         first = one.samples[0]
         np.testing.assert_array_equal(one.image(first), again.image(first))
         np.testing.assert_array_equal(one.mask(first), again.mask(first))
-    assert len(seen) == 8
+    assert len(seen) == 4
 
 
 def test_an_offset_keeps_numbers_and_a_seed_changes_scenes() -> None:
@@ -55,7 +55,7 @@ def test_plain_test_scenes_are_the_held_out_ones() -> None:
 
 
 def test_one_of_its_kind_needs_more_than_its_kind() -> None:
-    for index in range(12):
+    for index in range(6):
         scene, expression = judged_scene(index, kind="same-kind", split="tuning")
         kinds = Counter(item.kind for item in scene.objects)
         assert kinds[scene.objects[expression.target].kind] in (2, 3)
@@ -64,7 +64,7 @@ def test_one_of_its_kind_needs_more_than_its_kind() -> None:
 
 def test_what_is_absent_is_nowhere_in_the_picture() -> None:
     forms = Counter()
-    for index in range(40):
+    for index in range(25):
         scene, _ = judged_scene(index, split="tuning")
         absent = absent_expression(scene, index, split="tuning")
         words = absent.text.split()
@@ -104,14 +104,10 @@ def test_ruffled_outlines_are_longer_and_the_thing_as_large() -> None:
     assert judged_scene(0, kind="fine")[0].size_wh in ((640, 480), (480, 640))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("round", "test", 1), "scenes are 'round', expected one of plain, same-kind"),
-        (("plain", "train", 1), "split is 'train', expected one of tuning, test"),
-        (("plain", "test", 0), "0 scenes were asked for"),
-    ],
-)
-def test_other_sets_are_refused(arguments: tuple[str, str, int], says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        SceneSet(*arguments)
+def test_other_sets_are_refused() -> None:
+    with pytest.raises(InputError, match="scenes are 'round', expected one of plain, same-kind"):
+        SceneSet("round", "test", 1)
+    with pytest.raises(InputError, match="split is 'train', expected one of tuning, test"):
+        SceneSet("plain", "train", 1)
+    with pytest.raises(InputError, match="0 scenes were asked for"):
+        SceneSet("plain", "test", 0)

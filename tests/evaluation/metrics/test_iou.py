@@ -24,19 +24,13 @@ def slow_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & ~held[1:-1, 1:-1]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (12, 17), (23, 16)])
-@pytest.mark.parametrize("width", [1, 2, 3, 6])
-def test_a_boundary_is_what_repeated_erosion_takes(shape: tuple[int, int], width: int) -> None:
-    rng = np.random.default_rng(width)
-    for share in (0.6, 0.97, 1.0):
+def test_a_boundary_is_what_repeated_erosion_takes() -> None:
+    rng = np.random.default_rng(0)
+    shapes, widths, shares = [(1, 1), (1, 9), (7, 1), (12, 17), (23, 16)], [1, 2, 3, 6], [0.6, 0.97]
+    for shape, width, share in itertools.product(shapes, widths, (*shares, 1.0)):
         mask = rng.random(shape) < share
         assert np.array_equal(boundary(mask, width), slow_boundary(mask, width))
-
-
-def test_erosion_looks_the_same_from_all_sides() -> None:
-    mask = np.random.default_rng(0).random((31, 20)) < 0.95
-    for turned, back in ((mask.T, np.transpose), (mask[::-1], lambda m: m[::-1])):
-        assert np.array_equal(back(eroded(turned, 2)), eroded(mask, 2))
+    assert eroded(np.ones((31, 20), bool), 2).sum() == 27 * 16
 
 
 def test_the_width_is_a_share_of_the_diagonal_and_at_least_a_pixel() -> None:
@@ -78,11 +72,7 @@ def test_a_summary_by_hand() -> None:
     assert got["oIoU"] == 10 / 20
     assert [got[f"P@0.{bar}"] for bar in (5, 6, 7, 8, 9)] == pytest.approx([2 / 3, *[1 / 3] * 4])
     assert got["boundary IoU"] == pytest.approx((0.25 + 0 + 0.75) / 3)
-
-
-def test_bars_are_reached_at_equality() -> None:
-    """7/10 is 0.7 in floating point, too: what evaluators compare."""
-    got = summarise([Overlap(7, 10, 0, 1)])
+    got = summarise([Overlap(7, 10, 0, 1)])  # an IoU equal to a threshold reaches it
     assert got["P@0.7"] == 1.0 and got["P@0.8"] == 0.0
 
 
