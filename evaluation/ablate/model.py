@@ -147,7 +147,7 @@ class AblationModel:
         self._scheduler_config = _scheduler_config(checkpoint)
         self._noise = fixed_noise(opened.spec)
         self._engines(opened, text_device)
-        self._transformer = self._denoiser.build(self.precision)
+        self._transformer = self._denoiser.whole(self.precision)
         self._transformer.part.fill().to(device)
 
     def _engines(self, opened: OpenModel, text_device: torch.device) -> None:
