@@ -1,6 +1,6 @@
-"""Scoring: datasets, metrics, reports and ablations of referring segmentation.
+"""Datasets, metrics, reports and ablations of referring segmentation.
 
-Names are imported when first asked for, so that importing this package costs nothing.
+Names are imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from rism.evaluation.datasets.open import open_dataset
+    from rism.evaluation.datasets.open import DatasetRequest, open_dataset
     from rism.evaluation.datasets.sample import Dataset, Problem, Sample
     from rism.evaluation.datasets.scenes import SceneSet
-    from rism.evaluation.metrics.iou import Overlap, Sums, auroc, overlap
+    from rism.evaluation.metrics.iou import Overlap, Sums, auroc, overlap, summarise
 
 __all__ = [
     "Dataset",
+    "DatasetRequest",
     "Overlap",
     "Problem",
     "Sample",
@@ -23,12 +24,14 @@ __all__ = [
     "auroc",
     "open_dataset",
     "overlap",
+    "summarise",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Dataset": "datasets.sample",
+        "DatasetRequest": "datasets.open",
         "Overlap": "metrics.iou",
         "Problem": "datasets.sample",
         "Sample": "datasets.sample",
@@ -37,5 +40,6 @@ __getattr__, __dir__ = lazy_names(
         "auroc": "metrics.iou",
         "open_dataset": "datasets.open",
         "overlap": "metrics.iou",
+        "summarise": "metrics.iou",
     },
 )

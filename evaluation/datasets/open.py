@@ -23,7 +23,7 @@ from rism.runtime.extras import needs_extra
 if TYPE_CHECKING:
     from rism.evaluation.datasets.parquet import Parquet
 
-__all__ = ["Request", "open_dataset"]
+__all__ = ["DatasetRequest", "open_dataset"]
 
 _FOLDER_NAMES = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "refcocog"}
 # Hubs' names for REFER's splits; "test" is testA only where there is no file of that name.
@@ -31,7 +31,7 @@ _ALIASES = {"val": ("val", "validation"), "testA": ("testA", "test")}
 
 
 @dataclass(frozen=True)
-class Request:
+class DatasetRequest:
     """Which dataset.
 
     Attributes:
@@ -65,7 +65,7 @@ class Request:
     command: str = "eval"
 
 
-def open_dataset(request: Request) -> Dataset:
+def open_dataset(request: DatasetRequest) -> Dataset:
     """Open a dataset; its `problems` say what of it cannot be scored.
 
     Raises:
@@ -102,7 +102,7 @@ def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def _open_scenes(request: Request) -> Dataset:
+def _open_scenes(request: DatasetRequest) -> Dataset:
     from rism.evaluation.datasets.scenes import SceneSet
 
     return SceneSet(
@@ -114,7 +114,7 @@ def _open_scenes(request: Request) -> Dataset:
     )
 
 
-def _open_published(request: Request) -> Dataset:
+def _open_published(request: DatasetRequest) -> Dataset:
     dataset = request.source
     if request.root is None:
         raise InputError(
@@ -162,7 +162,7 @@ def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
     return []
 
 
-def _open_parquet(files: list[Path], request: Request, *, name: str) -> Parquet:
+def _open_parquet(files: list[Path], request: DatasetRequest, *, name: str) -> Parquet:
     with needs_extra("eval", request.command):
         from rism.evaluation.datasets.parquet import open_parquet
         from rism.evaluation.datasets.refcoco import find_images

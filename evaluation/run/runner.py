@@ -22,7 +22,7 @@ from rism.runtime.result.rle import encode_rle
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import ImageState, Segmenter
 
-__all__ = ["MAPS", "Steps", "digest", "except_grey", "grouped", "part", "score", "try_options"]
+__all__ = ["MAPS", "Steps", "digest", "grouped", "part", "score", "skip_grey_images", "try_options"]
 
 MAPS = ("CAM > 0.5", "RAM > 0.5")
 """The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""
@@ -120,7 +120,7 @@ def try_options(segmenter: Segmenter, options: Mapping[str, Any]) -> None:
     segmenter.segment(_GREY_HWC, "object", **options)
 
 
-def except_grey(refiner: Refiner) -> Refiner:
+def skip_grey_images(refiner: Refiner) -> Refiner:
     """Wrap a refiner so that it leaves the instruction of the image of `try_options` as it is."""
 
     def reword(instruction: str, image_hwc: Image, /) -> str:

@@ -32,7 +32,7 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"{KNOWN_DATASETS}
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFlags(CommandFlags):
-    """The flags that choose a dataset; see `rism.evaluation.datasets.open.Request`."""
+    """The flags that choose a dataset; see `rism.evaluation.datasets.open.DatasetRequest`."""
 
     source: Source
     root: Annotated[
@@ -105,10 +105,10 @@ class DatasetFlags(CommandFlags):
         Raises:
             RismError: it does not exist, nothing of it can be used, or packages are missing.
         """
-        from rism.evaluation.datasets.open import Request, open_dataset
+        from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 
         return open_dataset(
-            Request(
+            DatasetRequest(
                 source=self.source,
                 root=self.root,
                 split_by=self.split_by,

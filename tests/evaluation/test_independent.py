@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rism import Segmenter
-from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.evaluation.metrics.iou import overlap, summarise
 from tests.evaluation.datasets.refcoco_files import IMAGES, write_refer
 
@@ -87,7 +87,7 @@ def independent_scores(root: Path, split: str, predict: Predict) -> dict[str, fl
 
 
 def scores(root: Path, split: str, predict: Predict, merge: str = "legacy") -> dict[str, float]:
-    dataset = open_dataset(Request("refcoco", root=root, split=split, gt_merge=merge))
+    dataset = open_dataset(DatasetRequest("refcoco", root=root, split=split, gt_merge=merge))
     assert not dataset.problems
     found = summarise(
         overlap(predict(dataset.image(sample), sample.expression), dataset.mask(sample))

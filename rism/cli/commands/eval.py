@@ -121,7 +121,7 @@ def _score(
     from rism.cli.result_format import DEMONSTRATOR
     from rism.evaluation.report.outcome import machine, now
     from rism.evaluation.run.records import Run
-    from rism.evaluation.run.runner import digest, except_grey, score, try_options
+    from rism.evaluation.run.runner import digest, score, skip_grey_images, try_options
     from rism.runtime.prompt.instruction_file import InstructionFile
 
     options: dict[str, Any] = {**flags.options}
@@ -129,7 +129,7 @@ def _score(
     said = None if file is None else InstructionFile.open(file)
     segmenter = flags.load(
         console,
-        None if said is None else except_grey(said),
+        None if said is None else skip_grey_images(said),
         bundle=flags.bundle,
         max_batch=flags.batch,
     )

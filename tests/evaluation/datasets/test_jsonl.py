@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rism.evaluation.datasets.jsonl import JsonLines, open_lines
-from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.runtime.errors import InputError
 from tests.evaluation.datasets.refcoco_files import runs, with_orientation
 
@@ -67,7 +67,7 @@ def test_fields_and_order(folder: Path) -> None:
         entry(expression="  a \n dog ", present=False, mask=...),
         entry(image="b.jpg"),
     )
-    dataset = open_dataset(Request(str(file), gt_merge="union"))
+    dataset = open_dataset(DatasetRequest(str(file), gt_merge="union"))
     assert isinstance(dataset, JsonLines) and dataset.name == "own.jsonl" and not dataset.problems
     assert [(s.key, s.image, s.group, s.present) for s in dataset.samples] == [
         ("first", "pictures/a.png", "cups", True),
@@ -78,7 +78,7 @@ def test_fields_and_order(folder: Path) -> None:
     assert dataset.samples[1].expression == "a dog"
     assert dataset.mask(dataset.samples[1]).shape == (30, 40)
     assert not dataset.mask(dataset.samples[1]).any()
-    limited = open_dataset(Request(str(file), limit=2)).samples
+    limited = open_dataset(DatasetRequest(str(file), limit=2)).samples
     assert [sample.key for sample in limited] == ["first", "line 4"]
 
 
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(InputError, match="line 1: it is not JSON"):
         open_lines(write(folder, "nonsense"))
     with pytest.raises(InputError, match=r"'absent\.jsonl' is not there"):
-        open_dataset(Request("absent.jsonl"))
+        open_dataset(DatasetRequest("absent.jsonl"))
     (folder / "own.jsonl").write_bytes(json.dumps(entry()).encode() + b"\n{\xff}\n")
     with pytest.raises(InputError, match="line 2 is not UTF-8"):
         open_lines(folder / "own.jsonl")

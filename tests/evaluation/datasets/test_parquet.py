@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError, RismError
 from rism.runtime.result.rle import encode_rle
@@ -27,7 +27,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refer(master: Path) -> Dataset:
-    return open_dataset(Request("refcoco", root=master))
+    return open_dataset(DatasetRequest("refcoco", root=master))
 
 
 def entries(master: Path) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], bytes]]:
@@ -134,7 +134,7 @@ def test_the_same_as_refer(master: Path, refer: Dataset, tmp_path: Path, layout:
     if layout == "refer":
         (tmp_path / "coco").mkdir()
         (tmp_path / "coco" / "train2014").symlink_to(master / IMAGES)
-    dataset = open_dataset(Request("refcoco", root=tmp_path))
+    dataset = open_dataset(DatasetRequest("refcoco", root=tmp_path))
     assert not dataset.problems and dataset.name == "refcoco unc val"
     expected = {
         (sample.image, sample.expression.lower().rstrip("!")): sample for sample in refer.samples
@@ -158,7 +158,7 @@ def test_the_same_as_refer(master: Path, refer: Dataset, tmp_path: Path, layout:
 def test_wordings(master: Path, refer: Dataset, tmp_path: Path) -> None:
     write(rows_of_pictures(master, refer), tmp_path / "refcoco_unc_val-0.parquet")
     for wording, upper in (("raw", True), ("sent", False)):
-        dataset = open_dataset(Request("refcoco", root=tmp_path, wording=wording, limit=3))
+        dataset = open_dataset(DatasetRequest("refcoco", root=tmp_path, wording=wording, limit=3))
         assert [sample.expression.isupper() for sample in dataset.samples] == [upper] * 3
 
 
@@ -168,18 +168,22 @@ def test_a_mixture_of_partitions_is_named(master: Path, refer: Dataset, tmp_path
     row = rows_of_objects(master, refer)[0] | {"image": {"bytes": b"", "path": None}}
     row = {key: row[key] for key in keys} | {"segmentation": [1, 1, 9, 1, 9, 9]}
     write([row] * 8811, tmp_path / "val-0.parquet", group=8811)
-    (note,) = [n for n in open_dataset(Request("refcoco", root=tmp_path)).notes if "8,811" in n]
+    (note,) = [
+        n for n in open_dataset(DatasetRequest("refcoco", root=tmp_path)).notes if "8,811" in n
+    ]
     assert "a mixture of partitions (3,811 unc plus 5,000 google)" in note
 
 
 def test_a_file_by_its_path(master: Path, refer: Dataset, tmp_path: Path) -> None:
     file = write(rows_of_new_masks(master, refer), tmp_path / "validation.parquet")
-    dataset = open_dataset(Request(str(file)))
+    dataset = open_dataset(DatasetRequest(str(file)))
     assert dataset.name == "validation" and len(dataset.samples) == len(refer.samples)
     without = write(rows_of_refer(master, refer), tmp_path / "annotations.parquet")
     with pytest.raises(InputError, match=r"has no images inside: name the folder"):
-        open_dataset(Request(str(without)))
-    assert len(open_dataset(Request(str(without), root=master)).samples) == len(refer.samples)
+        open_dataset(DatasetRequest(str(without)))
+    assert len(open_dataset(DatasetRequest(str(without), root=master)).samples) == len(
+        refer.samples
+    )
 
 
 def as_png(mask_hw: np.ndarray) -> bytes:
@@ -210,7 +214,7 @@ def test_columns_by_name(master: Path, refer: Dataset, tmp_path: Path, form: str
     ]
     file = str(write(rows, tmp_path / "own.parquet"))
     columns = {"image": "picture", "expression": "caption", "id": "number"}
-    dataset = open_dataset(Request(file, columns=columns))
+    dataset = open_dataset(DatasetRequest(file, columns=columns))
     assert [s.key for s in dataset.samples] == [f"{at}:0" for at in range(len(rows))]
     assert [s.expression for s in dataset.samples] == [s.expression for s in twins]
     for own, twin in zip(dataset.samples, twins, strict=True):
@@ -222,14 +226,14 @@ def test_columns_by_name(master: Path, refer: Dataset, tmp_path: Path, form: str
         (None, "name yours with --columns, or write a FILE.jsonl"),
     ):
         with pytest.raises(InputError, match=says):
-            open_dataset(Request(file, columns=wrong))
+            open_dataset(DatasetRequest(file, columns=wrong))
 
 
 def test_exif_turns_neither(master: Path, refer: Dataset, tmp_path: Path) -> None:
     rows = rows_of_new_masks(master, refer)
     for row in rows:
         row["image"]["bytes"] = with_orientation(row["image"]["bytes"], 6)
-    dataset = open_dataset(Request(str(write(rows, tmp_path / "turned.parquet"))))
+    dataset = open_dataset(DatasetRequest(str(write(rows, tmp_path / "turned.parquet"))))
     for sample in dataset.samples[:4]:
         twin = next(other for other in refer.samples if other.expression == sample.expression)
         np.testing.assert_array_equal(dataset.image(sample), refer.image(twin))
@@ -240,13 +244,13 @@ def test_names_of_splits(master: Path, refer: Dataset, tmp_path: Path) -> None:
     rows = rows_of_new_masks(master, refer)
     write(rows, tmp_path / "validation-0.parquet")
     write(rows[:1], tmp_path / "test-0.parquet")
-    assert len(open_dataset(Request("refcoco", root=tmp_path)).samples) == len(refer.samples)
-    assert open_dataset(Request("refcoco", root=tmp_path, split="testA")).samples
+    assert len(open_dataset(DatasetRequest("refcoco", root=tmp_path)).samples) == len(refer.samples)
+    assert open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testA")).samples
     write(rows[:2], tmp_path / "testA-0.parquet")
-    two = open_dataset(Request("refcoco", root=tmp_path, split="testA")).samples
+    two = open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testA")).samples
     assert len({sample.image for sample in two}) == 2
     with pytest.raises(InputError, match=r"has no folder refcoco.*or parquet files"):
-        open_dataset(Request("refcoco", root=tmp_path, split="testB"))
+        open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testB"))
 
 
 def test_broken_rows_are_problems(master: Path, refer: Dataset, tmp_path: Path) -> None:
@@ -257,7 +261,7 @@ def test_broken_rows_are_problems(master: Path, refer: Dataset, tmp_path: Path) 
     rows[3]["raw_anns"] = "[]"
     rows[4]["sentences"] = [{**rows[4]["sentences"][0], "raw": " "}]
     file = write(rows, tmp_path / "annotations.parquet")
-    dataset = open_dataset(Request(str(file), root=master))
+    dataset = open_dataset(DatasetRequest(str(file), root=master))
     found = {problem.where: problem.what for problem in dataset.problems}
     assert "it does not fit its columns: JSONDecodeError" in found["row 0"]
     assert "3 numbers" in found[f"object {rows[1]['ref_id']}"]
@@ -272,17 +276,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     file = tmp_path / "val-0.parquet"
     file.write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"val-0\.parquet' cannot be read as parquet"):
-        open_dataset(Request("refcoco", root=tmp_path))
+        open_dataset(DatasetRequest("refcoco", root=tmp_path))
     write([{"image": b"", "caption": "a dog"}], file)
     with pytest.raises(InputError, match="has the columns image, caption, expected image, answer"):
-        open_dataset(Request("refcoco", root=tmp_path))
+        open_dataset(DatasetRequest("refcoco", root=tmp_path))
 
 
 def test_a_picture_that_is_missing_or_none(master: Path, refer: Dataset, tmp_path: Path) -> None:
     rows = rows_of_new_masks(master, refer)
     rows[0]["image"]["bytes"] = b"text"
     rows[1]["image"]["bytes"] = b""
-    dataset = open_dataset(Request(str(write(rows, tmp_path / "val.parquet"))))
+    dataset = open_dataset(DatasetRequest(str(write(rows, tmp_path / "val.parquet"))))
     of_rows = [
         next(sample for sample in dataset.samples if sample.image == row["file_name"])
         for row in rows
@@ -299,4 +303,4 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "rism.evaluation.datasets.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(RismError, match=r"needs pyarrow.*pip install .*\[eval\]"):
-        open_dataset(Request(str(file)))
+        open_dataset(DatasetRequest(str(file)))

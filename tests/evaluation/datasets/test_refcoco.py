@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.evaluation.datasets.sample import Dataset
 from rism.evaluation.datasets.stored_images import read_stored
 from rism.runtime.errors import InputError
@@ -40,7 +40,7 @@ def root(master: Path, tmp_path: Path) -> Path:
 
 
 def opened(root: Path, **changes: Any) -> Dataset:
-    return open_dataset(Request(**{"source": "refcoco", "root": root} | changes))
+    return open_dataset(DatasetRequest(**{"source": "refcoco", "root": root} | changes))
 
 
 def problems(dataset: Dataset) -> dict[str, str]:
@@ -108,9 +108,9 @@ def test_masks_are_of_the_objects(master: Path) -> None:
 
 def test_protocols_and_partitions(tmp_path: Path) -> None:
     old = write_refer(tmp_path / "old", dataset="refcoco+", protocol=0)
-    dataset = open_dataset(Request("refcoco+", root=old))
+    dataset = open_dataset(DatasetRequest("refcoco+", root=old))
     assert dataset.name == "refcoco+ unc val" and len(dataset.samples) > 10
-    google = open_dataset(Request("refcoco+", root=old, split_by="google"))
+    google = open_dataset(DatasetRequest("refcoco+", root=old, split_by="google"))
     assert google.name == "refcoco+ google val"
 
 

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.cli.app import app
-from rism.evaluation.datasets.open import Request, open_dataset
+from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.export.refiner.qwen_model import LanguageModel
 from rism.runtime import InstructionFile, Segmenter
 from rism.runtime.prompt.instruction_file import image_digest
@@ -111,7 +111,7 @@ def say(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
 
 
 def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
-    dataset = open_dataset(Request("refcoco", root=data, limit=COUNT))
+    dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
     pairs = {
         (image_digest(dataset.image(one)), f"remove {one.expression}") for one in dataset.samples
     }
@@ -123,7 +123,7 @@ def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
 
 def test_eval_finds_them_and_says_them(data: Path, refined: Path, tmp_path: Path) -> None:
     dataset, said = (
-        open_dataset(Request("refcoco", root=data, limit=COUNT)),
+        open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT)),
         InstructionFile.open(refined),
     )
     segmenter = Segmenter.from_bundle(provider="cpu", refiner=said)
@@ -144,7 +144,7 @@ def test_a_copy_in_parquet_has_the_same_pictures(
 ) -> None:
     """Pictures are known by their pixels as stored: neither a name nor EXIF counts."""
     dataset, said = (
-        open_dataset(Request("refcoco", root=data, limit=COUNT)),
+        open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT)),
         InstructionFile.open(refined),
     )
     rows = [
@@ -203,7 +203,7 @@ def test_what_is_left_out_is_named_and_asked_again(
         refs[2]["ann_id"] = 999  # nobody's: left out on opening
 
     edit_refs(root, change)
-    samples = open_dataset(Request("refcoco", root=root)).samples
+    samples = open_dataset(DatasetRequest("refcoco", root=root)).samples
     (control,) = [one for one in samples if "<|" in one.expression]
     broken = next(one.image for one in samples[::-1] if one.image != samples[0].image)
     whole = (root / IMAGES / broken).read_bytes()
