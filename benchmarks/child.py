@@ -1,6 +1,6 @@
-"""`python -m benchmarks.child JOB FILE`: one process's share of a scenario.
+"""`python -m benchmarks.child TASK FILE`: one process's share of a scenario.
 
-It reads a job as JSON, and appends a line of JSON to FILE whenever a row is known, so that whoever
+It reads a task as JSON, and appends a line of JSON to FILE whenever a row is known, so that whoever
 ends this process has all rows before.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.measure import environment, versions
-from benchmarks.harness.rows import Job
+from benchmarks.harness.rows import Task
 from benchmarks.scenarios import KINDS
 from rism.runtime.errors import RismError, one_line
 
@@ -23,11 +23,11 @@ Line = dict[str, Any]
 """{"row": ...}, {"reason": why there are no more} or {"versions": ..., "gpu": ...}."""
 
 
-def measure(job: Job) -> Iterator[Line]:
+def measure(task: Task) -> Iterator[Line]:
     """Give out each row as soon as it is known, and what it was measured on."""
-    kind = KINDS[job.kind]
+    kind = KINDS[task.kind]
     try:
-        rows = kind.load()(job)
+        rows = kind.load()(task)
         yield _machine(kind.packages)
         for row in rows:
             yield {"row": asdict(row)}
@@ -55,5 +55,5 @@ def read_lines(file: Path) -> list[Line]:
 
 if __name__ == "__main__":
     with Path(sys.argv[2]).open("w", buffering=1) as out:
-        for line in measure(Job(**json.loads(sys.argv[1]))):
+        for line in measure(Task(**json.loads(sys.argv[1]))):
             out.write(json.dumps(line) + "\n")

@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 from benchmarks.gpu_steps import (
     ROOT,
-    Run,
+    GpuRun,
     compile_and_run,
     describe_machine,
     postprocess,
@@ -76,7 +76,7 @@ class Child:
         return {"exit_code": code, "ended_for_time": ended, "said": last}
 
 
-def _begin(run: Run, case: str, variants: Sequence[str]) -> Child:
+def _begin(run: GpuRun, case: str, variants: Sequence[str]) -> Child:
     """Begin to compile in another process."""
     name = _file_name(case, variants)
     log = Path(tempfile.gettempdir()) / f"{name}.log"
@@ -92,7 +92,7 @@ def _file_name(case: str, variants: Sequence[str]) -> str:
     return "-".join(["compiled", case, *variants]).replace("@", "-").replace(" ", "-")
 
 
-def run_all(run: Run) -> None:
+def run_all(run: GpuRun) -> None:
     """Take every step, in the order of what one would miss most."""
     import torch
 
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    run = Run(args.out.resolve(), args.device, args.budget, args.small)
+    run = GpuRun(args.out.resolve(), args.device, args.budget, args.small)
     if args.compile:
         case, variants = args.compile[0], args.compile[1].split(",")
         run.name = _file_name(case, variants)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.errors import reason
-from benchmarks.harness.measure import RunOptions, Timing, environment, repeat, repeat_on_gpu
+from benchmarks.harness.measure import Repeats, Timing, environment, repeat, repeat_on_gpu
 
 if TYPE_CHECKING:
     from benchmarks.capture.models import RandomModel
@@ -34,7 +34,7 @@ _TESTS_S = 110
 
 
 @dataclass
-class Run:
+class GpuRun:
     """One process's share: where its figures go, and how much time is left.
 
     Attributes:
@@ -107,14 +107,14 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def clock(run: Run, work: Callable[[], object], runs: int = 10) -> Timing:
+def clock(run: GpuRun, work: Callable[[], object], runs: int = 10) -> Timing:
     """Time some work while no other process does."""
     work()  # compiles, tunes
     with run.alone():
         return (repeat_on_gpu if run.cuda else repeat)(work, runs=run.runs(runs), warm_up=2)
 
 
-def describe_machine(run: Run) -> object:
+def describe_machine(run: GpuRun) -> object:
     """Versions, the GPU, and the two rates that everything is held against."""
     import torch
 
@@ -139,7 +139,7 @@ def _commit() -> str:
     return "not known"
 
 
-def probe_one_block(run: Run, case: str) -> object:
+def probe_one_block(run: GpuRun, case: str) -> object:
     """Time every way of probing one block; its errors against float64, its repeatability."""
     from benchmarks.capture.block import compare_ways
 
@@ -156,10 +156,10 @@ def _backends(case: str) -> dict[str, str]:
     """Return which of PyTorch's attentions serves the main queries and the exported probe."""
     import torch
 
-    from benchmarks.capture.block import Block
+    from benchmarks.capture.block import ProbeBlock
     from benchmarks.rooflines.probe import SHAPES
 
-    block = Block(SHAPES[case], "cuda")
+    block = ProbeBlock(SHAPES[case], "cuda")
     narrow = block.precision.probe
     q, k = block.clean.to(narrow), block.k.to(narrow)
     shared = torch.zeros_like(k[:, :1]).expand_as(k)
@@ -181,7 +181,7 @@ def _tiles() -> dict[str, str]:
     return {each.base_fn.__name__: str(getattr(each, "best_config", None)) for each in kernels}
 
 
-def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
+def run_eagerly(run: GpuRun, step: str, case: str, variants: Sequence[str]) -> object:
     """Time whole passes as PyTorch runs Python, and some replayed as a CUDA graph."""
     from benchmarks.capture.pytorch import profile, replay, run_eager
 
@@ -189,7 +189,7 @@ def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> obje
 
     def measure(model: RandomModel, variant: Variant, row: Facts, keep: Keep) -> None:
         name = variant.name
-        runs = RunOptions(run.runs(5 if name == "paper" else 10), warm_up=2, alone=run.alone)
+        runs = Repeats(run.runs(5 if name == "paper" else 10), warm_up=2, alone=run.alone)
         figure = run_eager(model, variant, runs)
         row |= _facts(model, figure)
         outputs = list(figure.outputs.values())
@@ -210,14 +210,14 @@ def run_eagerly(run: Run, step: str, case: str, variants: Sequence[str]) -> obje
     return _each_variant(run, step, case, variants, measure)
 
 
-def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> object:
+def compile_and_run(run: GpuRun, step: str, case: str, variants: Sequence[str]) -> object:
     """Time passes through torch.compile."""
     from benchmarks.capture.pytorch import run_compiled
 
     backend = "inductor" if run.cuda else "aot_eager"  # a dry run need not wait for a compiler
 
     def measure(model: RandomModel, variant: Variant, row: Facts, _keep: Keep) -> None:
-        runs = RunOptions(run.runs(10), warm_up=2, alone=run.alone)
+        runs = Repeats(run.runs(10), warm_up=2, alone=run.alone)
         figure = run_compiled(model, variant, runs, backend=backend, graph=run.cuda)
         row |= _facts(model, figure)
 
@@ -225,7 +225,7 @@ def compile_and_run(run: Run, step: str, case: str, variants: Sequence[str]) -> 
 
 
 def _each_variant(
-    run: Run,
+    run: GpuRun,
     step: str,
     case: str,
     variants: Sequence[str],
@@ -264,7 +264,7 @@ def _facts(model: RandomModel, figure: Figure) -> Facts:
     return facts
 
 
-def postprocess(run: Run) -> object:
+def postprocess(run: GpuRun) -> object:
     """Time the kernels of post-processing, each launch, and what they replace."""
     from benchmarks.scenarios import postprocess_gpu
     from rism.runtime.engines.cuda_device import open_device
@@ -293,7 +293,7 @@ def _replays(device: Any) -> bool:
     return bool((device.download(x) == 3).all())
 
 
-def run_tests(run: Run) -> object:
+def run_tests(run: GpuRun) -> object:
     """Run the tests that need a GPU; without one, see that they are found."""
     marked = [
         str(file.relative_to(ROOT))

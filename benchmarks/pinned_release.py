@@ -65,7 +65,7 @@ def projected(hidden: torch.Tensor) -> list[float]:
     return [round(value, 5) for value in (hidden.double() @ direction).tolist()]
 
 
-class _Recorder:
+class _PromptRecorder:
     """Keeps what the makers' code gives the language model, and what it gets."""
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -145,7 +145,7 @@ def _makers(makers: Path, folder: Path, said: dict[str, Any]) -> list[dict[str, 
     }
     conditioner = _source(makers / "modules" / "conditioner.py", "conditioner", changes)
     embedder = conditioner.Qwen25VL_7b_Embedder(language, dtype=torch.float32, device="cpu")
-    recorder, found = _Recorder(embedder.model, embedder.processor), []
+    recorder, found = _PromptRecorder(embedder.model, embedder.processor), []
     for instruction, size_wh in CASES:
         pixels = torch.from_numpy(noise_image(size_wh)).permute(2, 0, 1).float() / 255
         embedder([instruction], [pixels])
@@ -183,7 +183,7 @@ def _fork(version: str, folder: Path, said: dict[str, Any]) -> list[dict[str, An
         QWEN25VL_PREFIX=prefix.decode("utf-8"),
         QWEN25VL_PREFIX_LEN=said["drop_tokens"],
     )
-    recorder = _Recorder(model, processor)
+    recorder = _PromptRecorder(model, processor)
     found = []
     for instruction, size_wh in CASES:
         image = Image.fromarray(noise_image(size_wh))

@@ -22,7 +22,7 @@ from benchmarks.child import Line, measure, read_lines
 from benchmarks.config import Scenario
 from benchmarks.harness.measure import versions
 from benchmarks.harness.processes import ROOT, environment_with_root
-from benchmarks.harness.rows import NOT_REACHED, Job, Row, failed
+from benchmarks.harness.rows import NOT_REACHED, Row, Task, failed
 from benchmarks.scenarios import KINDS
 from benchmarks.summary import summary
 from rism.runtime.errors import one_line
@@ -39,21 +39,21 @@ def run_scenario(scenario: Scenario, watch: Watch = lambda _: None) -> dict[str,
     Of a process that fails, or takes too long, the rows that it had measured are kept; the others
     get its reason, and the remaining processes run.
     """
-    return _run(scenario, watch, lambda job, seen: in_child(job, scenario.time_limit_s, seen))
+    return _run(scenario, watch, lambda task, seen: in_child(task, scenario.time_limit_s, seen))
 
 
 def run_here(scenario: Scenario) -> dict[str, Any]:
     """Measure a scenario in this process, without a limit."""
-    return _run(scenario, lambda _: None, lambda job, _: [*measure(job)])
+    return _run(scenario, lambda _: None, lambda task, _: [*measure(task)])
 
 
 def longest_s(scenario: Scenario) -> int:
     """Seconds that all processes of a scenario may take together."""
-    return sum(scenario.time_limit_s for _ in _jobs(scenario))
+    return sum(scenario.time_limit_s for _ in _tasks(scenario))
 
 
 def _run(
-    scenario: Scenario, watch: Watch, ask: Callable[[Job, _Seen], list[Line]]
+    scenario: Scenario, watch: Watch, ask: Callable[[Task, _Seen], list[Line]]
 ) -> dict[str, Any]:
     start = time.perf_counter()
     parts: dict[str, list[Line]] = {}
@@ -61,13 +61,13 @@ def _run(
     def known() -> dict[str, Any]:
         return _summary(scenario, parts, seconds=time.perf_counter() - start)
 
-    for part, job in _jobs(scenario):
+    for part, task in _tasks(scenario):
 
         def seen(lines: list[Line], part: str = part) -> None:
             parts[part] = lines
             watch(known())
 
-        parts[part] = ask(job, seen)
+        parts[part] = ask(task, seen)
     return known()
 
 
@@ -97,7 +97,7 @@ def _summary(
     return summary(scenario, rows, found, seconds=seconds, gpu=gpu)
 
 
-def _jobs(scenario: Scenario) -> Iterator[tuple[str, Job]]:
+def _tasks(scenario: Scenario) -> Iterator[tuple[str, Task]]:
     """Give each process's share, and its name."""
     alone = KINDS[scenario.kind].alone
     shares: list[tuple[str, dict[str, Any]]] = [("", {})]
@@ -107,16 +107,16 @@ def _jobs(scenario: Scenario) -> Iterator[tuple[str, Job]]:
         shares = [(str(value), {alone: [value]}) for value in values]
     for part, own in shares:
         parameters = {**scenario.parameters, **own}
-        yield part, Job(scenario.kind, scenario.runs, scenario.warm_up, parameters)
+        yield part, Task(scenario.kind, scenario.runs, scenario.warm_up, parameters)
 
 
-def in_child(job: Job, limit_s: int, seen: _Seen = lambda _: None) -> list[Line]:
-    """Run a job in a process of its own, at most so long, and return the lines that it wrote."""
+def in_child(task: Task, limit_s: int, seen: _Seen = lambda _: None) -> list[Line]:
+    """Run a task in a process of its own, at most so long, and return the lines that it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder) / "rows.jsonl", Path(folder) / "errors.txt"
         with errors.open("w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job)), str(file)],
+                [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(task)), str(file)],
                 cwd=ROOT,
                 env=environment_with_root(),
                 stdout=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Baseline: post-processing as the paper writes it, equations 4 to 6, in PyTorch.
 
 Source: arXiv 2605.13122, sections on the region and on the mask. The features are brought to the
-picture's size, D x H x W, and every pixel is compared with both prototypes. Nothing is left out
+image's size, D x H x W, and every pixel is compared with both prototypes. Nothing is left out
 and nothing is put in another order: this is the form that the paper's times are of.
 """
 
@@ -34,7 +34,7 @@ def literal_mask(
         propagated: of every block.
         features: of one block, on the device where all is computed.
         grid_hw: rows and columns of the N tokens.
-        size_hw: of the picture, which the model saw as a whole.
+        size_hw: of the image, which the model saw as a whole.
         tau: region threshold.
 
     Returns:

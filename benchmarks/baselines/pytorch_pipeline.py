@@ -1,10 +1,10 @@
 """Baseline: the whole method in PyTorch, as its paper does it: no bundle, no ONNX Runtime.
 
 Source: arXiv 2605.13122 over diffusers' Flux2KleinPipeline. The pipeline's own functions encode
-the instruction and the picture; one forward pass of its transformer has its attention written
+the instruction and the image; one forward pass of its transformer has its attention written
 out, and the clean tokens' rows of every block are kept; features are upsampled to D x H x W.
 
-`python -m benchmarks.baselines.pytorch_pipeline PICTURE EXPRESSION MASK.npy` is one process of it.
+`python -m benchmarks.baselines.pytorch_pipeline IMAGE EXPRESSION MASK.npy` is one process of it.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class PytorchPipeline:
         )
         return embeds
 
-    def preprocess(self, picture: Image.Image) -> torch.Tensor:
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Resize as the demonstrator does (area kept, sides cut to tokens), to (1, 3, h, w)."""
-        width, height = picture.size
+        width, height = image.size
         scale = self.settings["size_level"] / (width * height) ** 0.5
         sides = [int(side * scale) // self.token_px * self.token_px for side in (width, height)]
-        resized = picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
+        resized = image.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
         return (pixels.float() / 255 - 0.5)[None] / 0.5
 
     @torch.no_grad()
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, 3, h, w) to packed latents (1, N_v, C), by the pipeline's own functions."""
-        packed = Flux2KleinPipeline._patchify_latents(self.vae.encode(image).latent_dist.mode())
+        packed = Flux2KleinPipeline._patchify_latents(self.vae.encode(pixels).latent_dist.mode())
         mean = self.vae.bn.running_mean.view(1, -1, 1, 1)
         std = torch.sqrt(self.vae.bn.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps)
         latents: torch.Tensor = Flux2KleinPipeline._pack_latents((packed - mean) / std)
@@ -101,26 +101,25 @@ class PytorchPipeline:
             timestep=1.0,
         )
 
-    def segment(self, picture: Image.Image, expression: str) -> Mask:
-        """Picture and expression to a mask, (H, W)."""
-        picture = picture.convert("RGB")
-        image = self.preprocess(picture)
-        grid_hw = (image.shape[2] // self.token_px, image.shape[3] // self.token_px)
-        found = self.capture(self.encode_image(image), self.encode_text([expression]), grid_hw)
+    def segment(self, image: Image.Image, expression: str) -> Mask:
+        """Image and expression to a mask, (H, W)."""
+        pixels = self.preprocess(image.convert("RGB"))
+        grid_hw = (pixels.shape[2] // self.token_px, pixels.shape[3] // self.token_px)
+        found = self.capture(self.encode_image(pixels), self.encode_text([expression]), grid_hw)
         vectors, matrices = found.attention_vectors[0], found.transition_matrices[0]
         return literal_mask(
             (matrices @ vectors.unsqueeze(-1))[..., 0],
             found.features["mmsa"][0],
             grid_hw=grid_hw,
-            size_hw=(picture.height, picture.width),
+            size_hw=(image.height, image.width),
             tau=self.settings["tau"],
         )
 
 
 def main() -> None:
     """One process: load, segment, write the mask."""
-    picture, expression, target = sys.argv[1:4]
-    np.save(target, PytorchPipeline().segment(Image.open(picture), expression))
+    image, expression, target = sys.argv[1:4]
+    np.save(target, PytorchPipeline().segment(Image.open(image), expression))
 
 
 if __name__ == "__main__":

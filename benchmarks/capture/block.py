@@ -28,7 +28,7 @@ _FEW = 16
 Vectors = tuple[torch.Tensor, torch.Tensor]
 
 
-class Block:
+class ProbeBlock:
     """One block's queries, keys and values, and every way of probing it.
 
     Args:
@@ -112,7 +112,7 @@ def compare_ways(
         whether a second run gives the same bits; or None and why it could not run.
     """
     shape = SHAPES.get(case, SMALL)
-    block = Block(shape, device)
+    block = ProbeBlock(shape, device)
     yield BASELINE, clock(lambda: F.scaled_dot_product_attention(block.q, block.k, block.v)), {}
     yield "the same with statistics", clock(lambda: attend(block.q, block.k, block.v)), {}
     references: dict[int, Vectors] = {}

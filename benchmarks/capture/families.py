@@ -40,7 +40,7 @@ _TINY_STEP1X = replace(SMALL, double=1, single=2, connector_depth=1)
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizedModel:
     """A model of a family at given sizes.
 
     Attributes:
@@ -77,7 +77,7 @@ class Sized:
         return max(0, min(math.floor(self.feature_depth * blocks + 0.5), blocks - 2))
 
 
-def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> Sized:
+def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> SizedModel:
     """FLUX.2-klein: all modulation is constants."""
     arguments, width = shape.transformer(), shape.heads * shape.head_dim
 
@@ -92,7 +92,7 @@ def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> Sized:
         transformer = Flux2Transformer2DModel.from_config(arguments)
         return Flux2SingleStep(transformer, FLUX2_KLEIN, constants)
 
-    return Sized(
+    return SizedModel(
         family=FLUX2_KLEIN,
         shape=shape,
         feature_depth=20 / 32,
@@ -107,7 +107,7 @@ def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> Sized:
     )
 
 
-def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 350) -> Sized:
+def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 350) -> SizedModel:
     """Step1X-Edit 1.0: modulation is computed from the prompt, which a connector refines.
 
     An image's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
@@ -135,7 +135,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
         widths = {"time": shape.width, "connector_time": shape.connector}
         return {name: draw((1, width), torch.float32) for name, width in widths.items()}
 
-    return Sized(
+    return SizedModel(
         family=family,
         shape=shape,
         feature_depth=40 / 57,
@@ -151,7 +151,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
     )
 
 
-def _of_blocks(blocks: int) -> Sized:
+def _of_blocks(blocks: int) -> SizedModel:
     """A narrow klein of so many blocks, a quarter of them double-stream."""
     double = blocks // 4
     shape = KleinShape(double, blocks - double, 2, 32, text_hidden=16, text_intermediate=32)

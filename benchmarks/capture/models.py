@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.capture.families import MODELS, Constants, Draw, Sized
+from benchmarks.capture.families import MODELS, Constants, Draw, SizedModel
 from benchmarks.capture.variants import Variant, capturing
 from benchmarks.harness.errors import NoRoomError
 from rism.export.attention_capture import Spans
@@ -59,7 +59,7 @@ class CaptureCase:
         return cls(model, *(int(side) for side in sides))
 
     @property
-    def sized(self) -> Sized:
+    def sized(self) -> SizedModel:
         """The model."""
         return MODELS[self.model]
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.capture.models import RandomModel
 from benchmarks.capture.pytorch import Figure, forget
 from benchmarks.capture.variants import Variant, capturing
-from benchmarks.harness.measure import RunOptions, repeat
+from benchmarks.harness.measure import Repeats, repeat
 from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.trace import trace
@@ -63,7 +63,7 @@ def run_graph(
     variant: Variant,
     *,
     device: str,
-    runs: RunOptions,
+    runs: Repeats,
 ) -> Figure:
     """Run a graph, inputs and outputs staying on the device.
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.capture.models import RandomModel
 from benchmarks.capture.variants import Variant
-from benchmarks.harness.measure import Arrays, RunOptions, Timing, repeat, repeat_on_gpu
+from benchmarks.harness.measure import Arrays, Repeats, Timing, repeat, repeat_on_gpu
 
 Module: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -41,7 +41,7 @@ def outputs_of(model: RandomModel, variant: Variant) -> Arrays:
     return _outputs(model, variant, model.module(variant))
 
 
-def run_eager(model: RandomModel, variant: Variant, runs: RunOptions) -> Figure:
+def run_eager(model: RandomModel, variant: Variant, runs: Repeats) -> Figure:
     """Run it as PyTorch runs Python, operator by operator."""
     return _measure(model, variant, model.module(variant), runs)
 
@@ -49,7 +49,7 @@ def run_eager(model: RandomModel, variant: Variant, runs: RunOptions) -> Figure:
 def run_compiled(
     model: RandomModel,
     variant: Variant,
-    runs: RunOptions,
+    runs: Repeats,
     *,
     backend: str = "inductor",
     graph: bool = False,
@@ -124,7 +124,7 @@ def _measure(
     model: RandomModel,
     variant: Variant,
     module: Module,
-    runs: RunOptions,
+    runs: Repeats,
     notes: dict[str, object] | None = None,
 ) -> Figure:
     def run() -> object:

@@ -39,7 +39,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class Repeats:
     """How a way is run.
 
     Attributes:

@@ -19,7 +19,7 @@ NOT_REACHED = "not reached"
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """One process's share of a scenario.
 
     Attributes:
@@ -78,7 +78,7 @@ def timed(
 
 
 def time_ways(
-    job: Job,
+    task: Task,
     ways: Mapping[str, Callable[[], object]],
     *,
     group: str = "",
@@ -88,13 +88,13 @@ def time_ways(
     """Time several ways by turns, then run each once more for its memory.
 
     Args:
-        job: says how often.
+        task: says how often.
         ways: by the names of their rows.
         group: of all rows.
         notes: of each row that has some.
         common: notes of all rows.
     """
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up)
+    timings = by_turns(ways, runs=task.runs, warm_up=task.warm_up)
     rows = []
     for name, way in ways.items():
         _, peak = with_host_peak(way)

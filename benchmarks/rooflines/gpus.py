@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuRates:
     """Dense rates with float32 accumulation, and bandwidth.
 
     Attributes:
@@ -36,11 +36,11 @@ class Gpu:
 _ADA = "Ada architecture whitepaper, float32 accumulation"
 _BLACKWELL = "RTX Blackwell whitepaper, float32 accumulation"
 GPUS = {
-    "A100": Gpu("A100 80GB SXM", 312e12, None, 2.039e12, 108, 1.41e9, "A100 datasheet"),
-    "H100": Gpu("H100 SXM", 989.4e12, 1978.9e12, 3.35e12, 132, 1.83e9, "H100 datasheet, dense"),
-    "H200": Gpu("H200 SXM", 989.4e12, 1978.9e12, 4.8e12, 132, 1.83e9, "H200 datasheet, dense"),
-    "RTX 4090": Gpu("RTX 4090", 165.2e12, 330.3e12, 1.008e12, 128, 2.52e9, _ADA),
-    "RTX 5090": Gpu("RTX 5090", 209.5e12, 419e12, 1.792e12, 170, 2.407e9, _BLACKWELL),
+    "A100": GpuRates("A100 80GB SXM", 312e12, None, 2.039e12, 108, 1.41e9, "A100 datasheet"),
+    "H100": GpuRates("H100 SXM", 989.4e12, 1978.9e12, 3.35e12, 132, 1.83e9, "H100 datasheet"),
+    "H200": GpuRates("H200 SXM", 989.4e12, 1978.9e12, 4.8e12, 132, 1.83e9, "H200 datasheet"),
+    "RTX 4090": GpuRates("RTX 4090", 165.2e12, 330.3e12, 1.008e12, 128, 2.52e9, _ADA),
+    "RTX 5090": GpuRates("RTX 5090", 209.5e12, 419e12, 1.792e12, 170, 2.407e9, _BLACKWELL),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.rooflines.gpus import GPUS, Gpu
+from benchmarks.rooflines.gpus import GPUS, GpuRates
 
 _FLOAT32, _BFLOAT16 = 4, 2
 
@@ -111,7 +111,7 @@ def cost(shape: ProbeShape, way: str, *, weighted: int | None = None) -> Cost:
 WAYS = ("vectors", "shares", "fused blind", "fused")
 
 
-def floor_s(cost: Cost, gpu: Gpu) -> float:
+def floor_s(cost: Cost, gpu: GpuRates) -> float:
     """Seconds that the busiest unit needs when all of them overlap."""
     return max(
         cost.flop / gpu.bf16, cost.exponentials / gpu.exponentials, cost.bytes / gpu.bandwidth

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.rooflines.gpus import GPUS, Gpu
+from benchmarks.rooflines.gpus import GPUS, GpuRates
 
 TERA = 1e12
 _TOKEN_PX = 16
@@ -101,7 +101,7 @@ CASES = tuple(StageCase(model, side) for model in (STEP1X, KLEIN_9B) for side in
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """Operations and bytes of a stage, once.
 
     Attributes:
@@ -121,7 +121,7 @@ class Stage:
         """All of them."""
         return self.products + self.attention
 
-    def seconds(self, gpu: Gpu, precision: str = "bf16") -> float | None:
+    def seconds(self, gpu: GpuRates, precision: str = "bf16") -> float | None:
         """The floor on a GPU; None where it has no such precision."""
         rate = getattr(gpu, precision)
         if rate is None:
@@ -141,9 +141,9 @@ class _Language:
     mlp: int
     tokens: int
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> StageCost:
         weights = 2 * self.width**2 + 2 * self.width * self.keys + 3 * self.width * self.mlp
-        return Stage(
+        return StageCost(
             name,
             self.blocks * 2 * weights * self.tokens,
             2 * weights * self.blocks,
@@ -162,7 +162,7 @@ _TEXT = {
 }
 
 
-def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[Stage]:
+def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[StageCost]:
     """Give every stage of one image and one expression in 16 bits.
 
     Args:
@@ -175,7 +175,7 @@ def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[
     if vae_operations is not None:
         # Its first levels are of the image's size: 3 kernels a layer read and write 128 channels.
         traffic = 2 * 2 * 128 * case.side_px**2 * 3 * 5
-        yield Stage("VAE encoder", vae_operations, traffic)
+        yield StageCost("VAE encoder", vae_operations, traffic)
     weights = 2 * model.weights
     products, attention = model.products(clean), model.attention(clean)
     for name, probes in (
@@ -183,10 +183,10 @@ def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[
         ("DiT, capture by two attentions", model.two_attentions(clean)),
         ("DiT, capture by the fused probe", model.fused_probe(clean)),
     ):
-        yield Stage(name, products, weights, attention + probes)
+        yield StageCost(name, products, weights, attention + probes)
     features = 4 * clean * model.width
     vectors = 2 * 4 * model.blocks * clean
-    yield Stage(
+    yield StageCost(
         "post-processing", 6 * clean * model.width, 2 * features + vectors + case.side_px**2
     )
 
@@ -215,7 +215,7 @@ def count_vae(case: StageCase) -> float:
     return float(counter.get_total_flops())
 
 
-def table(case: StageCase, found: list[Stage]) -> str:
+def table(case: StageCase, found: list[StageCost]) -> str:
     """Floors of one case in milliseconds, as Markdown."""
     head = ["stage", "TFLOP", "GB", *(f"{gpu.name}" for gpu in GPUS.values())]
     lines = [f"**{case}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import cast
 
-from benchmarks.harness.rows import Job, Row
+from benchmarks.harness.rows import Row, Task
 
 Value = bool | int | float | str | list[int] | list[str]
 
@@ -21,7 +21,7 @@ class Kind:
 
     Attributes:
         what: it measures.
-        code: module of this package and, after a colon, its function from a `Job` to rows.
+        code: module of this package and, after a colon, its function from a `Task` to rows.
         parameters: by name, with defaults that have their types.
         alone: a parameter that is a list; each of its values is measured by a process of its own.
         packages: whose versions matter besides those that are always told.
@@ -33,11 +33,11 @@ class Kind:
     alone: str | None = None
     packages: tuple[str, ...] = ()
 
-    def load(self) -> Callable[[Job], Iterable[Row]]:
+    def load(self) -> Callable[[Task], Iterable[Row]]:
         """Import the function that measures it."""
         module, _, function = self.code.partition(":")
         found = getattr(import_module(f"benchmarks.scenarios.{module}"), function or "measure")
-        return cast(Callable[[Job], Iterable[Row]], found)
+        return cast(Callable[[Task], Iterable[Row]], found)
 
 
 _TORCH = ("torch", "diffusers", "transformers")

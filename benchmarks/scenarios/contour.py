@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.harness.errors import DiffersError
-from benchmarks.harness.rows import EXAMPLE, Job, Row, image_size, time_ways
+from benchmarks.harness.rows import EXAMPLE, Row, Task, image_size, time_ways
 from rism.evaluation.metrics.iou import overlap
 from rism.runtime import load_image
 from rism.runtime.image.geometry import Plan
@@ -23,22 +23,22 @@ BILINEAR, GUIDED = "bilinear", "guided"
 Mask = npt.NDArray[np.bool_]
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure every grid, a group each, and say how near each mask is to the true one.
 
     Raises:
         DiffersError: the contour is not nearer than bilinear: its time means nothing.
     """
-    size_wh = image_size(job["size"])
+    size_wh = image_size(task["size"])
     truth = Image.open(EXAMPLE.parent / "truth" / EXAMPLE.name).convert("L")
     image = Image.fromarray(load_image(EXAMPLE)).resize(size_wh, Image.Resampling.BOX)
     image_hwc = np.asarray(image)
     true_hw = np.asarray(truth.resize(size_wh, Image.Resampling.BOX)) > 127
-    for grid in job["grids"]:
-        yield from _grid(job, grid, image_hwc, true_hw)
+    for grid in task["grids"]:
+        yield from _grid(task, grid, image_hwc, true_hw)
 
 
-def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) -> list[Row]:
+def _grid(task: Task, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) -> list[Row]:
     columns, tall = image_size(grid)
     resized = (16 * columns, 16 * tall)
     plan = Plan(true_hw.shape[::-1], resized, (0, 0, *resized), (tall, columns))
@@ -59,4 +59,4 @@ def _grid(job: Job, grid: str, image_hwc: npt.NDArray[np.uint8], true_hw: Mask) 
         name: {"iou": round(each.iou, 4), "boundary_iou": round(each.boundary_iou, 4)}
         for name, each in found.items()
     }
-    return time_ways(job, ways, group=f"{grid} tokens", notes=notes)
+    return time_ways(task, ways, group=f"{grid} tokens", notes=notes)

@@ -29,8 +29,8 @@ from benchmarks.capture.variants import VARIANTS, Variant
 from benchmarks.fp8.linear import use_fp8
 from benchmarks.harness.checks import same_outputs
 from benchmarks.harness.errors import NoRoomError, ScenarioError
-from benchmarks.harness.measure import Arrays, RunOptions, with_host_peak
-from benchmarks.harness.rows import Job, Row, absent, check_known, failed, pending, timed
+from benchmarks.harness.measure import Arrays, Repeats, with_host_peak
+from benchmarks.harness.rows import Row, Task, absent, check_known, failed, pending, timed
 from rism.export.precision import PRECISIONS
 from rism.runtime.engines.providers import check_provider
 from rism.runtime.errors import ProviderError, RismError, one_line
@@ -38,22 +38,22 @@ from rism.runtime.errors import ProviderError, RismError, one_line
 ENGINES = ("torch", "compile", "fp8", "compile fp8", "onnxruntime", "plain onnxruntime")
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure every case with every engine and variant that is asked for.
 
     All rows are announced first: whoever ends this process knows what was not reached.
     """
-    engines = check_known("engine", job["engines"], ENGINES)
-    variants = check_known("variant", job["variants"], VARIANTS)
-    check_known("variant", [job["reference"]], VARIANTS)
-    check_known("precision", [job["precision"]], PRECISIONS)
-    [device] = check_known("device", [job["device"]], ("cpu", "cuda"))
+    engines = check_known("engine", task["engines"], ENGINES)
+    variants = check_known("variant", task["variants"], VARIANTS)
+    check_known("variant", [task["reference"]], VARIANTS)
+    check_known("precision", [task["precision"]], PRECISIONS)
+    [device] = check_known("device", [task["device"]], ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ScenarioError(
             f"PyTorch {torch.__version__} finds no CUDA device, expected an NVIDIA GPU and a CUDA "
             "build of PyTorch: use benchmarks/scenarios.toml on this machine"
         )
-    cases = [CaptureCase.parse(text) for text in job["cases"]]
+    cases = [CaptureCase.parse(text) for text in task["cases"]]
     named = {engine: _names(engine, variants) for engine in engines}
 
     def each(make: Callable[..., Row], *told: str, engines: list[str] = engines) -> Iterator[Row]:
@@ -72,7 +72,7 @@ def measure(job: Job) -> Iterator[Row]:
         else:
             ready.append(engine)
     for case in cases if ready else []:
-        yield from _case(job, case, {engine: named[engine] for engine in ready})
+        yield from _case(task, case, {engine: named[engine] for engine in ready})
 
 
 def _names(engine: str, variants: list[str]) -> list[str]:
@@ -81,23 +81,23 @@ def _names(engine: str, variants: list[str]) -> list[str]:
     return [name for name in variants if kind in VARIANTS[name].engines]
 
 
-def _case(job: Job, case: CaptureCase, engines: dict[str, list[str]]) -> Iterator[Row]:
+def _case(task: Task, case: CaptureCase, engines: dict[str, list[str]]) -> Iterator[Row]:
     """Measure one model at one size in all engines, each with its variants."""
     forget()
     try:
-        model = RandomModel(case, PRECISIONS[job["precision"]], job["device"])
-        wanted = outputs_of(model, VARIANTS[job["reference"]])
+        model = RandomModel(case, PRECISIONS[task["precision"]], task["device"])
+        wanted = outputs_of(model, VARIANTS[task["reference"]])
     except Exception as error:  # memory, most likely; other cases may be smaller
         for engine, names in engines.items():
             for name in names:
                 yield _not_run(f"{engine}: {name}", str(case), error)
         return
     for engine, names in engines.items():
-        yield from _engine(job, model, engine, names, wanted)
+        yield from _engine(task, model, engine, names, wanted)
 
 
 def _engine(
-    job: Job, model: RandomModel, engine: str, names: list[str], wanted: Arrays
+    task: Task, model: RandomModel, engine: str, names: list[str], wanted: Arrays
 ) -> Iterator[Row]:
     """Measure variants in one engine, one after the other; each failure is a row."""
     weights = model.nbytes
@@ -105,21 +105,21 @@ def _engine(
         if use_fp8(model.step, leave=model.case.sized.modulation) == 0:
             raise ScenarioError(f"{model.case} has no product that FP8 can take")
         weights = sum(each.nbytes for each in (*model.step.parameters(), *model.step.buffers()))
-    tolerances = {name: job[name] for name in ("tolerance", "mask_tolerance")}
+    tolerances = {name: task[name] for name in ("tolerance", "mask_tolerance")}
     for name in names:
         row_name = f"{engine}: {name}"
         check = partial(same_outputs, row_name, wanted=wanted, **tolerances)
-        runs = RunOptions(job.runs, job.warm_up, check)
-        measure = partial(_measure, job, model, engine, VARIANTS[name], runs)
+        runs = Repeats(task.runs, task.warm_up, check)
+        measure = partial(_measure, task, model, engine, VARIANTS[name], runs)
         yield _row(row_name, str(model.case), weights, measure)
 
 
 def _measure(
-    job: Job, model: RandomModel, engine: str, variant: Variant, runs: RunOptions
+    task: Task, model: RandomModel, engine: str, variant: Variant, runs: Repeats
 ) -> Figure:
     """Measure one variant in one engine."""
     if engine.startswith("compile"):
-        return run_compiled(model, variant, runs, backend=job["compile_backend"])
+        return run_compiled(model, variant, runs, backend=task["compile_backend"])
     if "onnx" not in engine:
         return run_eager(model, variant, runs)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,14 @@ import torch
 from benchmarks.baselines.plain_onnx import write_plain_graph
 from benchmarks.baselines.pytorch_pipeline import CHECKPOINT, PytorchPipeline
 from benchmarks.harness.checks import same_values
-from benchmarks.harness.rows import Job, Row, bundle_folder, check_known, image_size, time_ways
+from benchmarks.harness.rows import (
+    Row,
+    Task,
+    bundle_folder,
+    check_known,
+    image_size,
+    time_ways,
+)
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 from rism.export.precision import PRECISIONS
@@ -35,21 +42,21 @@ Array = npt.NDArray[Any]
 Way = Callable[[], Array]
 
 
-def measure(job: Job) -> list[Row]:
+def measure(task: Task) -> list[Row]:
     """Measure one of the two parts."""
     makers = {"text_encoder": _text, "vae_encoder": _vae}
-    [part] = check_known("part", [job["part"]], makers)
+    [part] = check_known("part", [task["part"]], makers)
     bundle = Bundle.open(bundle_folder("mini"), verify=False)
-    feeds, pytorch = makers[part](job, PytorchPipeline(), bundle)
+    feeds, pytorch = makers[part](task, PytorchPipeline(), bundle)
     spec = bundle.manifest.graph(part)
     engine = OrtEngine(bundle.file(spec.file), spec)
     ways: dict[str, Way] = {PYTORCH: pytorch}
-    if job["plain"]:
+    if task["plain"]:
         ways[PLAIN] = _plain(part, feeds)
     ways[OURS] = lambda: next(iter(engine.run(feeds).values()))
     wanted = pytorch()
     errors = {name: same_values(name, way(), wanted, _TOLERANCE) for name, way in ways.items()}
-    return time_ways(job, ways, notes={name: {"error": each} for name, each in errors.items()})
+    return time_ways(task, ways, notes={name: {"error": each} for name, each in errors.items()})
 
 
 def _plain(part: str, feeds: dict[str, Array]) -> Way:
@@ -64,8 +71,8 @@ def _plain(part: str, feeds: dict[str, Array]) -> Way:
     return lambda: np.asarray(session.run(None, feeds)[0])
 
 
-def _text(job: Job, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str, Array], Way]:
-    texts = [f"the green van {number}" for number in range(job["batch"])]
+def _text(task: Task, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str, Array], Way]:
+    texts = [f"the green van {number}" for number in range(task["batch"])]
     prompts = PromptEncoder(bundle.manifest.prompt, bundle.tokenizer_json())
     encoded = prompts.tokenize([prompts.instruct(text) for text in texts])
     ids, mask = (
@@ -88,8 +95,8 @@ def _text(job: Job, pipeline: PytorchPipeline, bundle: Bundle) -> tuple[dict[str
     return {"input_ids": ids, "attention_mask": mask}, pytorch
 
 
-def _vae(job: Job, pipeline: PytorchPipeline, _bundle: Bundle) -> tuple[dict[str, Array], Way]:
-    width, height = image_size(job["size"])
+def _vae(task: Task, pipeline: PytorchPipeline, _bundle: Bundle) -> tuple[dict[str, Array], Way]:
+    width, height = image_size(task["size"])
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
 

@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from benchmarks.harness.measure import Timing
-from benchmarks.harness.rows import Job, Row, check_known, failed, timed
+from benchmarks.harness.rows import Row, Task, check_known, failed, timed
 from benchmarks.synthetic.models import MODELS, parse_blocks
 from benchmarks.synthetic.sparse_graphs import SparseWeights, open_sparse, quantise_sparse
 from rism.export.engines.errors import BuildError
@@ -38,13 +38,13 @@ from rism.runtime.engines.shape_profiles import profile, ranges
 TARGET = TARGETS["tensorrt-rtx"]
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Build every graph in every precision, for each model with each number of blocks."""
-    models = check_known("model", job["models"], MODELS)
-    for name, blocks in itertools.product(models, job["blocks"]):
+    models = check_known("model", task["models"], MODELS)
+    for name, blocks in itertools.product(models, task["blocks"]):
         with tempfile.TemporaryDirectory() as place:
             sparse = open_sparse(name, Path(place) / "model", parse_blocks(blocks))
-            for graph, precision in itertools.product(job["graphs"], job["precisions"]):
+            for graph, precision in itertools.product(task["graphs"], task["precisions"]):
                 if graph == "vision_encoder" and sparse.model.spec.prompt.vision is None:
                     continue
                 if precision == "fp8" and not graph.startswith("transformer."):

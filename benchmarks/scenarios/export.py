@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from benchmarks.harness.processes import time_and_peak
-from benchmarks.harness.rows import EXAMPLE, Job, Row, check_known, of_value, timed
+from benchmarks.harness.rows import EXAMPLE, Row, Task, check_known, of_value, timed
 from benchmarks.synthetic.flux2_checkpoint import KleinShape, write_checkpoint
 from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
 from rism.export.families.find import find_checkpoint
@@ -29,17 +29,16 @@ OURS = "rism export"
 SHAPES = {
     "small": KleinShape(2, 6, 12, 64, 384, 1152, text_blocks=12, text_heads=6, text_kv_heads=2,
                         text_head_dim=64, vocabulary=8192, tied=True),
-    "large": KleinShape(2, 6, 24, 128, 2560, 9728, text_blocks=28, vocabulary=8192, tied=True),
 }  # fmt: skip
 _SETTINGS = {"text_encoder_out_layers": [3, 6, 9], "feature_block": 5, "size_level": 512}
 
 
-def measure(job: Job) -> list[Row]:
+def measure(task: Task) -> list[Row]:
     """Measure both, a process each run, without warm-up; memory is a group of its own."""
-    [baseline] = check_known("baseline", [job["against"]], BASELINES)
+    [baseline] = check_known("baseline", [task["against"]], BASELINES)
     with tempfile.TemporaryDirectory() as place:
         scratch, count = Path(place), itertools.count()
-        checkpoint = _checkpoint(job["shape"], job["blocks"], scratch)
+        checkpoint = _checkpoint(task["shape"], task["blocks"], scratch)
         bundles: list[Path] = []
 
         def read() -> tuple[str, ...]:
@@ -49,10 +48,10 @@ def measure(job: Job) -> list[Row]:
         def export() -> tuple[str, ...]:
             bundles.append(scratch / f"bundle-{next(count)}")
             start = ("-m", "rism", "export", "--model", str(checkpoint), "-o", str(bundles[-1]))
-            return (*start, "-q", *job["arguments"])
+            return (*start, "-q", *task["arguments"])
 
-        found = time_and_peak({baseline: read, OURS: export}, runs=job.runs)
-        facts = _facts(checkpoint, bundles[-1], run=job["run"])
+        found = time_and_peak({baseline: read, OURS: export}, runs=task.runs)
+        facts = _facts(checkpoint, bundles[-1], run=task["run"])
     rows = [timed(name, timing, group="time", **facts) for name, (timing, _) in found.items()]
     return rows + [of_value(name, peak, group="memory") for name, (_, peak) in found.items()]
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.harness.errors import DiffersError
 from benchmarks.harness.processes import time_and_peak
-from benchmarks.harness.rows import EXAMPLE, Job, Row, check_known, image_size, timed
+from benchmarks.harness.rows import EXAMPLE, Row, Task, check_known, image_size, timed
 
 BASELINE, OURS = "single calls", "overlapped"
 # Arguments of `rism run`; without them it chooses both numbers.
@@ -30,30 +30,30 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure every number of images; each is a group.
 
     Raises:
         DiffersError: two ways have written different files.
     """
-    names = check_known("way", job["ways"], WAYS)
+    names = check_known("way", task["ways"], WAYS)
     with tempfile.TemporaryDirectory() as place:
         few = Path(place) / "few"
-        draw(few, 4, image_size(job["size"]))
+        draw(few, 4, image_size(task["size"]))
         for name in names:  # files that are read for the first time take longer
             time_and_peak({name: partial(_command, few, few.parent / "out", name)}, runs=1)
-    for count in job["images"]:
-        yield from _folder(job, names, count)
+    for count in task["images"]:
+        yield from _folder(task, names, count)
 
 
-def _folder(job: Job, names: list[str], count: int) -> list[Row]:
+def _folder(task: Task, names: list[str], count: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         images, outputs = Path(place) / "images", {each: Path(place) / each for each in names}
-        draw(images, count, image_size(job["size"]))
+        draw(images, count, image_size(task["size"]))
         commands: dict[str, Callable[[], tuple[str, ...]]] = {
             name: partial(_command, images, folder, name) for name, folder in outputs.items()
         }
-        found = time_and_peak(commands, runs=job.runs)
+        found = time_and_peak(commands, runs=task.runs)
         written = [
             {file.name: file.read_bytes() for file in folder.iterdir()}
             for folder in outputs.values()

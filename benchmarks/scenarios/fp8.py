@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.fp8.masks import CALIBRATION_SCENES, Scored, agreement, scenes, score
 from benchmarks.harness.processes import ROOT, peak_of
-from benchmarks.harness.rows import Job, Row, check_known, of_value
+from benchmarks.harness.rows import Row, Task, check_known, of_value
 from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
 from rism.calibration import CalibrationOptions, CalibrationReport, Scales, calibrate
 from rism.calibration.emulate import emulated
@@ -36,21 +36,21 @@ PARTS = {
 UNCHANGED = "without FP8"
 
 
-def measure_masks(job: Job) -> Iterator[Row]:
+def measure_masks(task: Task) -> Iterator[Row]:
     """Give the mean IoU with the fp32 masks, by precision and rule; facts are in the notes."""
     with tempfile.TemporaryDirectory() as place:
         bundles: dict[str, Bundle] = {}
-        for precision in dict.fromkeys(("fp32", *job["precisions"])):
+        for precision in dict.fromkeys(("fp32", *task["precisions"])):
             folder = Path(place) / precision
             export_bundle("mini", folder, ExportOptions(precision=precision))
             bundles[precision] = Bundle.open(folder)
-        wanted = score(emulated(bundles["fp32"], None), job["scenes"])
-        for precision in job["precisions"]:
+        wanted = score(emulated(bundles["fp32"], None), task["scenes"])
+        for precision in task["precisions"]:
             bundle = bundles[precision]
             yield _row(bundle, None, UNCHANGED, precision, wanted)
-            for rule in job["rules"]:
+            for rule in task["rules"]:
                 start = time.perf_counter()
-                report = _calibrated(bundle, job["samples"], rule)
+                report = _calibrated(bundle, task["samples"], rule)
                 seconds = round(time.perf_counter() - start, 1)
                 worst = {
                     "worst_activation_error": max(x.activation_error or 0 for x in report.layers),
@@ -59,9 +59,9 @@ def measure_masks(job: Job) -> Iterator[Row]:
                 scales = report.scales
                 facts = {"calibration_s": seconds, "percentile": scales.percentile} | worst
                 yield _row(bundle, scales, rule, precision, wanted, **facts)
-        if job["parts"]:
+        if task["parts"]:
             bundle = bundles["fp32"]
-            scales = _calibrated(bundle, job["samples"], "max").scales
+            scales = _calibrated(bundle, task["samples"], "max").scales
             yield _row(bundle, None, UNCHANGED, "fp32, only", wanted)
             for part, pattern in PARTS.items():
                 layers = {n: x for n, x in scales.layers.items() if fnmatchcase(n, pattern)}
@@ -81,12 +81,12 @@ def _row(
     return of_value(name, found.mean_iou, unit="", group=group, **facts)
 
 
-def measure_memory(job: Job) -> Iterator[Row]:
+def measure_memory(task: Task) -> Iterator[Row]:
     """Give the peak memory of `rism calibrate` on models with few and with more blocks."""
-    for name in check_known("model", job["models"], MODELS):
-        for blocks in job["blocks"]:
+    for name in check_known("model", task["models"], MODELS):
+        for blocks in task["blocks"]:
             with tempfile.TemporaryDirectory() as place:
-                yield _calibrate(Path(place), name, blocks, job["samples"])
+                yield _calibrate(Path(place), name, blocks, task["samples"])
 
 
 def _calibrate(place: Path, name: str, blocks: str, samples: int) -> Row:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.harness.checks import same_masks
-from benchmarks.harness.rows import EXAMPLE, Job, Row, bundle_folder, time_ways
+from benchmarks.harness.rows import EXAMPLE, Row, Task, bundle_folder, time_ways
 from rism.runtime import Segmenter, load_image
 
 PYTORCH, OURS, DEFAULT = "literal, PyTorch", "rism", "rism, its defaults"
-TOGETHER, ONE_BY_ONE, AFRESH = "together", "one by one", "one by one, the picture encoded anew"
+TOGETHER, ONE_BY_ONE, AFRESH = "together", "one by one", "one by one, the image encoded anew"
 _COLOURS = ("green", "red", "blue", "yellow", "white", "black", "grey", "brown")
 _THINGS = ("van", "car", "house", "tree", "cup", "dog", "lamp", "door")
 # Weights are stored in 16 bits; a token at the boundary may fall on either side.
@@ -37,13 +37,13 @@ def unseen_expressions() -> Iterator[str]:
             yield f"the {colour} {thing} {number}"
 
 
-def measure_image(job: Job) -> list[Row]:
+def measure_image(task: Task) -> list[Row]:
     """Measure an image and an expression that were not seen before, from pixels to a mask."""
     from benchmarks.baselines.pytorch_pipeline import CHECKPOINT, PytorchPipeline
 
-    given, expression = job["checkpoint"], job["expression"]
+    given, expression = task["checkpoint"], task["expression"]
     pipeline = PytorchPipeline(CHECKPOINT if given == "mini" else Path(given))
-    segmenter = Segmenter.from_bundle(bundle_folder(job["bundle"]), provider="cpu")
+    segmenter = Segmenter.from_bundle(bundle_folder(task["bundle"]), provider="cpu")
     images = fresh_images()
     texts = (f"{expression} {number}" for number in itertools.count())
     timings_ms: list[dict[str, float]] = []
@@ -64,19 +64,19 @@ def measure_image(job: Job) -> list[Row]:
     }
     stages: dict[str, float] = {}
     compared = {"pixels_that_differ": share}
-    rows = time_ways(job, ways, notes={PYTORCH: compared, OURS: compared | {"stages_ms": stages}})
+    rows = time_ways(task, ways, notes={PYTORCH: compared, OURS: compared | {"stages_ms": stages}})
     for stage in timings_ms[-1]:
-        last = [each[stage] for each in timings_ms[-job.runs :]]
+        last = [each[stage] for each in timings_ms[-task.runs :]]
         stages[stage] = round(float(np.median(last)), 3)
     return rows
 
 
-def measure_expressions(job: Job) -> Iterator[Row]:
+def measure_expressions(task: Task) -> Iterator[Row]:
     """Measure N expressions on one image: in one call, in N, and in N without its features."""
-    bundle = bundle_folder(job["bundle"])
-    segmenter = Segmenter.from_bundle(bundle, provider=job["provider"])
+    bundle = bundle_folder(task["bundle"])
+    segmenter = Segmenter.from_bundle(bundle, provider=task["provider"])
     images, texts = fresh_images(), unseen_expressions()
-    for count in job["counts"]:
+    for count in task["counts"]:
 
         def some(count: int = count) -> list[str]:
             return [next(texts) for _ in range(count)]
@@ -99,6 +99,6 @@ def measure_expressions(job: Job) -> Iterator[Row]:
             same_masks(f"{TOGETHER}: {text}", one.mask_hw, other.mask_hw, _TOLERANCE)
         ways = {ONE_BY_ONE: one_by_one, TOGETHER: together, AFRESH: afresh}
         group = f"{count} expression{'s' * (count > 1)}"
-        for row in time_ways(job, ways, group=group):
+        for row in time_ways(task, ways, group=group):
             row.notes["each_ms"] = round(float(np.median(row.values)) / count * 1e3, 3)
             yield row

@@ -16,17 +16,17 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from benchmarks.harness.errors import ScenarioError
-from benchmarks.harness.rows import Job, Row, of_value
+from benchmarks.harness.rows import Row, Task, of_value
 from rism.runtime.distribution import DISTRIBUTION
 
 ROOT = Path(__file__).parents[2]
 
 
-def measure(job: Job) -> list[Row]:
+def measure(task: Task) -> list[Row]:
     """Compare rism with one extra, rism with another, and the wheel alone."""
     own = _own_bytes()
     rows = []
-    for extra in (job["against"], job["extra"]):
+    for extra in (task["against"], task["extra"]):
         sizes = _closure(extra)
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:6])
         row, total = f"{DISTRIBUTION}[{extra}]", own + sum(sizes.values())

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from benchmarks.baselines.literal_mask import literal_mask
 from benchmarks.harness.checks import same_masks
-from benchmarks.harness.rows import Job, Row, image_size, time_ways
+from benchmarks.harness.rows import Row, Task, image_size, time_ways
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import segment_tokens
 from rism.runtime.method.upsampling import upsample
@@ -22,18 +22,18 @@ _TOLERANCE = 1e-3
 Float32 = npt.NDArray[np.float32]
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure every grid with every number of blocks; each is a group."""
-    size, features = image_size(job["size"]), job["features"]
-    tau = job["tau"]
-    for grid, blocks in itertools.product(job["grids"], job["blocks"]):
+    size, features = image_size(task["size"]), task["features"]
+    tau = task["tau"]
+    for grid, blocks in itertools.product(task["grids"], task["blocks"]):
         grid_hw = image_size(grid)
         group = f"{grid} tokens, {blocks} blocks"
-        yield from _both(job, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
+        yield from _both(task, group, _draw(grid_hw, features, blocks), grid_hw, size, tau)
 
 
 def _both(
-    job: Job,
+    task: Task,
     group: str,
     drawn: tuple[Float32, Float32],
     grid_hw: tuple[int, int],
@@ -55,7 +55,7 @@ def _both(
 
     share = same_masks(OURS, ours(), literal(), _TOLERANCE)
     ways = {LITERAL: literal, OURS: ours}
-    return time_ways(job, ways, group=group, pixels_that_differ=share)
+    return time_ways(task, ways, group=group, pixels_that_differ=share)
 
 
 def _draw(grid_hw: tuple[int, int], features: int, blocks: int) -> tuple[Float32, Float32]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.harness.errors import DiffersError
 from benchmarks.harness.measure import Timing
-from benchmarks.harness.rows import Job, Row, check_known, timed
+from benchmarks.harness.rows import Row, Task, check_known, timed
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
@@ -114,15 +114,15 @@ class _Clocked:
         return found
 
 
-def measure(job: Job) -> list[Row]:
+def measure(task: Task) -> list[Row]:
     """Measure one model's sizes.
 
     Raises:
         DiffersError: masks differ in more than a thousandth of their pixels.
     """
     cases = {case.name: case for case in CASES}
-    case, count = cases[check_known("case", [job["case"]], cases)[0]], job["expressions"]
-    found = compare_ways(case, job["capture"], count, device=open_device(0), runs=job.runs)
+    case, count = cases[check_known("case", [task["case"]], cases)[0]], task["expressions"]
+    found = compare_ways(case, task["capture"], count, device=open_device(0), runs=task.runs)
     pixels = case.size_wh[0] * case.size_wh[1] * count
     if max(found["pixels_that_differ"].values()) > 1e-3 * pixels:
         raise DiffersError(f"masks differ: {found['pixels_that_differ']} of {pixels} pixels")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.harness.rows import Job, Row, check_known, of_value
+from benchmarks.harness.rows import Row, Task, check_known, of_value
 from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
@@ -30,12 +30,12 @@ _GRID = (8, 8)
 _REAL_TOKENS = 350
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Give the largest error of each output of each model, a group each."""
-    for name in check_known("model", job["models"], MODELS):
+    for name in check_known("model", task["models"], MODELS):
         with tempfile.TemporaryDirectory() as place:
             checkpoint = Path(place) / "checkpoint"
-            write_model(checkpoint, name, parse_blocks(job["blocks"]))
+            write_model(checkpoint, name, parse_blocks(task["blocks"]))
             model = open_model(find_checkpoint(str(checkpoint)))
             wanted = run_transformer(model, "fp32")
             for precision in ("bf16", "fp16"):

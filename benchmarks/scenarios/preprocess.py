@@ -13,7 +13,7 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 
 from benchmarks.harness.checks import same_values
-from benchmarks.harness.rows import EXAMPLE, Job, Row, image_size, time_ways
+from benchmarks.harness.rows import EXAMPLE, Row, Task, image_size, time_ways
 from rism.runtime import load_image
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image import geometry
@@ -34,24 +34,24 @@ _RULES = Geometry(
 _TOLERANCE = 1e-6
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure each size of image; each is a group."""
-    for size in job["sizes"]:
-        yield from _both(job, size)
+    for size in task["sizes"]:
+        yield from _both(task, size)
 
 
-def _both(job: Job, size: str) -> list[Row]:
-    picture = Image.open(EXAMPLE).convert("RGB").resize(image_size(size))
+def _both(task: Task, size: str) -> list[Row]:
+    original = Image.open(EXAMPLE).convert("RGB").resize(image_size(size))
     processor = Flux2ImageProcessor()
 
     def ours() -> npt.NDArray[np.float32]:
-        pixels = load_image(picture)
+        pixels = load_image(original)
         plan = geometry.plan((pixels.shape[1], pixels.shape[0]), _RULES)
         return geometry.to_model(pixels, plan, _RULES)
 
     def pipeline() -> npt.NDArray[np.float32]:
-        processor.check_image_input(picture)
-        image = picture
+        processor.check_image_input(original)
+        image = original
         if image.width * image.height > 1024 * 1024:
             image = processor._resize_to_target_area(image, 1024 * 1024)
         high, wide = (side // 16 * 16 for side in (image.height, image.width))
@@ -60,4 +60,4 @@ def _both(job: Job, size: str) -> list[Row]:
 
     error = same_values(OURS, ours(), pipeline(), _TOLERANCE)
     ways = {PIPELINE: pipeline, OURS: ours}
-    return time_ways(job, ways, group=size, error=error)
+    return time_ways(task, ways, group=size, error=error)

@@ -14,15 +14,15 @@ from PIL import Image
 from benchmarks.harness.checks import same_masks
 from benchmarks.harness.measure import by_turns
 from benchmarks.harness.processes import peak_of, run_python
-from benchmarks.harness.rows import EXAMPLE, Job, Row, timed
+from benchmarks.harness.rows import EXAMPLE, Row, Task, timed
 
 PIPELINE, OURS = "literal, PyTorch", "rism run"
 _TOLERANCE = 5e-3
 
 
-def measure_cold_start(job: Job) -> list[Row]:
+def measure_cold_start(task: Task) -> list[Row]:
     """Measure `rism run` with the built-in model against PyTorch doing the same."""
-    expression = job["expression"]
+    expression = task["expression"]
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "mask.npy", Path(folder) / "mask.png"
         pipeline = ("-m", "benchmarks.baselines.pytorch_pipeline")
@@ -34,10 +34,10 @@ def measure_cold_start(job: Job) -> list[Row]:
         peaks = {name: peak_of(command) for name, command in commands.items()}
         found = np.asarray(Image.open(ours).convert("L")) > 0
         share = same_masks(OURS, found, np.load(theirs), _TOLERANCE)
-        return _timed(job, commands, peaks, pixels_that_differ=share)
+        return _timed(task, commands, peaks, pixels_that_differ=share)
 
 
-def measure_import(job: Job) -> list[Row]:
+def measure_import(task: Task) -> list[Row]:
     """Measure imports, and `rism --help`."""
     commands: dict[str, tuple[str, ...]] = {
         "torch and diffusers": ("-c", "import benchmarks.baselines.torch_import"),
@@ -46,14 +46,17 @@ def measure_import(job: Job) -> list[Row]:
         "rism --help": ("-m", "rism", "--help"),
         "python -c pass": ("-c", "pass"),
     }
-    return _timed(job, commands, {name: peak_of(command) for name, command in commands.items()})
+    return _timed(task, commands, {name: peak_of(command) for name, command in commands.items()})
 
 
 def _timed(
-    job: Job, commands: Mapping[str, tuple[str, ...]], peaks: Mapping[str, int], **notes: Any
+    task: Task,
+    commands: Mapping[str, tuple[str, ...]],
+    peaks: Mapping[str, int],
+    **notes: Any,
 ) -> list[Row]:
     ways = {name: partial(run_python, command) for name, command in commands.items()}
-    timings = by_turns(ways, runs=job.runs, warm_up=job.warm_up, settle=False)
+    timings = by_turns(ways, runs=task.runs, warm_up=task.warm_up, settle=False)
     return [
         timed(name, timing, host_bytes=peaks[name], **notes) for name, timing in timings.items()
     ]

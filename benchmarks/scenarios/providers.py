@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.measure import peak_memory_bytes, repeat
-from benchmarks.harness.rows import Job, Row, absent, bundle_folder, failed, pending, timed
+from benchmarks.harness.rows import Row, Task, absent, bundle_folder, failed, pending, timed
 from benchmarks.run import in_child
 from benchmarks.scenarios.image import fresh_images, unseen_expressions
 from rism.runtime import Segmenter
@@ -58,27 +58,27 @@ class Way:
         return f"{self.engine or self.provider}, {self.precision}"
 
 
-def measure(job: Job) -> Iterator[Row]:
+def measure(task: Task) -> Iterator[Row]:
     """Measure every way, a process each."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bundle_folder(job["bundle"])
+        folder = bundle_folder(task["bundle"])
         if folder == bundle_folder("mini"):
             folder = Path(shutil.copytree(folder, Path(scratch) / "mini"))
         _record_vectors(folder)
-        ways = find_ways(folder, build=job["build"])
+        ways = find_ways(folder, build=task["build"])
         yield from (pending(way.name) for way in ways)
         for way in ways:
             if way.reason is not None:
                 yield absent(way.name, way.reason)
             else:
-                yield run_way(job, folder, way)
+                yield run_way(task, folder, way)
 
 
-def run_way(job: Job, folder: Path, way: Way) -> Row:
+def run_way(task: Task, folder: Path, way: Way) -> Row:
     """Measure one way in a process of its own: its memory is apart, and a crash is a reason."""
     parameters = {"bundle": str(folder), "provider": way.provider, "engine": way.engine or ""}
-    parameters["expressions"] = job["expressions"]
-    lines = in_child(replace(job, kind="provider", parameters=parameters), _TIMEOUT_S)
+    parameters["expressions"] = task["expressions"]
+    lines = in_child(replace(task, kind="provider", parameters=parameters), _TIMEOUT_S)
     for line in lines:
         if "row" in line:
             row = line["row"]
@@ -139,26 +139,26 @@ def _record_vectors(folder: Path) -> None:
                 continue
 
 
-def measure_one(job: Job) -> list[Row]:
+def measure_one(task: Task) -> list[Row]:
     """Load, run and test one provider or engine of a bundle.
 
     Raises:
         RismError: it cannot run here.
     """
     # The engines are freed before the self-test loads those of each graph again.
-    row = _timed(job)
-    verdict, comparisons = _self_test(job)
+    row = _timed(task)
+    verdict, comparisons = _self_test(task)
     if verdict == "failed":
         return [failed(row.name, "the self-test failed: its time means nothing")]
     tested = {"self_test": verdict, "comparisons": comparisons}
     return [replace(row, notes=row.notes | tested)]
 
 
-def _timed(job: Job) -> Row:
-    before = _device_memory(job["provider"])
+def _timed(task: Task) -> Row:
+    before = _device_memory(task["provider"])
     start = time.perf_counter()
     segmenter = Segmenter.from_bundle(
-        job["bundle"], provider=job["provider"], engine=job["engine"] or None
+        task["bundle"], provider=task["provider"], engine=task["engine"] or None
     )
     loaded = time.perf_counter()
     images, texts = fresh_images(), unseen_expressions()
@@ -175,11 +175,11 @@ def _timed(job: Job) -> Row:
 
     [result] = run(1)
     first_s = time.perf_counter() - loaded
-    one = repeat(run_one, runs=job.runs, warm_up=job.warm_up)
-    together = repeat(lambda: run(job["expressions"]), runs=job.runs, warm_up=1)
-    after, held = _device_memory(job["provider"]), peak_memory_bytes()
+    one = repeat(run_one, runs=task.runs, warm_up=task.warm_up)
+    together = repeat(lambda: run(task["expressions"]), runs=task.runs, warm_up=1)
+    after, held = _device_memory(task["provider"]), peak_memory_bytes()
     return timed(
-        job["provider"],
+        task["provider"],
         one,
         host_bytes=held,
         device_bytes=None if before is None or after is None else after - before,
@@ -189,22 +189,22 @@ def _timed(job: Job) -> Row:
         load_s=loaded - start,
         first_s=first_s,
         together=together.to_json_dict(),
-        stages_ms={k: statistics.median(v[-job.runs :]) for k, v in stages.items()},
+        stages_ms={k: statistics.median(v[-task.runs :]) for k, v in stages.items()},
     )
 
 
-def _self_test(job: Job) -> tuple[str, list[dict[str, Any]]]:
+def _self_test(task: Task) -> tuple[str, list[dict[str, Any]]]:
     """Compare with the bundle's vectors: "passed", "failed" or why there was no test."""
-    bundle = Bundle.open(job["bundle"], verify=False)
+    bundle = Bundle.open(task["bundle"], verify=False)
     if bundle.manifest.self_test is None:
         return "has no vectors", []
     try:
-        if job["engine"]:
-            found = selftest.check_variant(bundle, job["engine"], device=0)
+        if task["engine"]:
+            found = selftest.check_variant(bundle, task["engine"], device=0)
         else:
             precision = bundle.manifest.precision
-            provider = job["provider"].partition("+")[0]
-            loads = selftest.onnx_loads(bundle, provider, EngineRequest(job["provider"], 0))
+            provider = task["provider"].partition("+")[0]
+            loads = selftest.onnx_loads(bundle, provider, EngineRequest(task["provider"], 0))
             found = selftest.check(bundle, loads, precision=precision.compute)
     except RismError as error:
         return f"could not run: {error}", []

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.synthetic.flux2_checkpoint import SIZES, write_checkpoint
-from benchmarks.synthetic.step1x_checkpoint import write_diffusers, write_original
+from benchmarks.synthetic.step1x_checkpoint import write_original
 from benchmarks.synthetic.step1x_tensors import SMALL, STEP1X
 
-_STEP1X = (STEP1X.double, STEP1X.single)
 MODELS = {
     "klein-4b": (SIZES["4b"].double, SIZES["4b"].single),
     "klein-9b": (SIZES["9b"].double, SIZES["9b"].single),
-    "step1x-1.0": _STEP1X,
-    "step1x-1.2": _STEP1X,
+    "step1x-1.0": (STEP1X.double, STEP1X.single),
 }
 """How many double-stream and single-stream blocks the published ones have."""
 
@@ -52,11 +50,7 @@ def write_model(
             sizes = replace(sizes, vision_depth=2, vision_full=(1,), text_blocks=1, text_shards=1)
             sizes = replace(sizes, vocabulary=SMALL.vocabulary)
             settings = {"feature_block": 1} | settings
-        if name == "step1x-1.2":
-            assert seed is not None, "this layout is written with numbers only"
-            write_diffusers(folder, sizes, version="1.2", seed=seed)
-        else:
-            write_original(folder, sizes, version="1.0", seed=seed)
+        write_original(folder, sizes, version="1.0", seed=seed)
     if settings:
         (folder / "rism.json").write_text(json.dumps(settings))
 

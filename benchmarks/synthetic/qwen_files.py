@@ -31,7 +31,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Says what Qwen2.5-VL's template says: a system turn where none is given, pictures as three
+# Says what Qwen2.5-VL's template says: a system turn where none is given, images as three
 # tokens, numbered when `add_vision_id` is true, texts as they are.
 CHAT_TEMPLATE = (
     "{%- set seen = namespace(pictures=0, videos=0) -%}"
@@ -75,7 +75,7 @@ _CORPUS = (
     "User Prompt: a prompt, an image; describe the objects: colors, shapes, sizes, textures.",
     "Given an image and an instruction, describe what the edited picture should look like.",
 ) * 20
-# Of CLIP, as Qwen2.5-VL takes its pictures.
+# Of CLIP, as Qwen2.5-VL takes its images.
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -19,16 +18,8 @@ from benchmarks.scenarios import KINDS
 from rism.export.precision import PRECISIONS
 from rism.runtime.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("tiny", "tiny-step1x")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take longer to share out than to compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import QUICK
-from benchmarks.capture.block import Block
+from benchmarks.capture.block import ProbeBlock
 from benchmarks.config import read_config
-from benchmarks.rooflines.gpus import GPUS, Gpu
+from benchmarks.rooflines.gpus import GPUS, GpuRates
 from benchmarks.rooflines.probe import SHAPES, WAYS, Cost, cost, floor_s, table
 from benchmarks.run import run_here
 from rism.export.attention_capture import Capture, Spans
@@ -56,7 +56,7 @@ def test_words_without_weight_cost_nothing() -> None:
 
 
 def test_the_busiest_unit_decides() -> None:
-    gpu = Gpu("", bf16=100.0, fp8=None, bandwidth=10.0, processors=1, clock=1.0, source="")
+    gpu = GpuRates("", bf16=100.0, fp8=None, bandwidth=10.0, processors=1, clock=1.0, source="")
     assert floor_s(Cost(flop=1000.0, exponentials=16.0, bytes=10.0), gpu) == 10.0
     assert floor_s(Cost(flop=100.0, exponentials=320.0, bytes=10.0), gpu) == 20.0
     assert floor_s(Cost(flop=100.0, exponentials=16.0, bytes=300.0), gpu) == 30.0
@@ -64,10 +64,10 @@ def test_the_busiest_unit_decides() -> None:
 
 
 def test_a_way_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Block) -> None:
+    def broken(self: ProbeBlock) -> None:
         raise RuntimeError("no kernel\nfor this")
 
-    monkeypatch.setattr(Block, "shares", broken)
+    monkeypatch.setattr(ProbeBlock, "shares", broken)
     [scenario] = [each for each in read_config(QUICK) if each.name == "probe"]
     rows = {row["row"]: row for row in run_here(replace(scenario, runs=1, warm_up=0))["rows"]}
     assert set(rows) == {"main attention", "the same with statistics", *WAYS, "fused, 16 weights"}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.__main__ import QUICK
 from benchmarks.config import read_config
-from benchmarks.harness.rows import Job, Row
+from benchmarks.harness.rows import Row, Task
 from benchmarks.run import run_here
 from benchmarks.scenarios import providers
 from benchmarks.scenarios.providers import Way, find_ways, run_way
@@ -20,7 +20,7 @@ from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.engines.providers import PROVIDERS
 
-JOB = Job("providers", runs=1, warm_up=0, parameters={"expressions": 2})
+TASK = Task("providers", runs=1, warm_up=0, parameters={"expressions": 2})
 CPU = Way("onnxruntime-cpu", "fp32")
 
 
@@ -62,16 +62,16 @@ def test_an_engine_without_its_machine(mini: Path) -> None:
     [way] = [way for way in listed if way.provider.startswith("tensorrt-rtx")]
     assert (way.engine, way.name) == ("rtx-fp16", "rtx-fp16, fp16")
     # On a machine with a GPU, a plan of six bytes has a reason, too.
-    assert way.reason or run_way(JOB, mini, way).reason
+    assert way.reason or run_way(TASK, mini, way).reason
 
 
 def test_what_a_process_of_its_own_says(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [weights] = mini.glob("vae_encoder.weights")
     weights.write_bytes(weights.read_bytes()[:-1])
-    row = run_way(JOB, mini, CPU)
+    row = run_way(TASK, mini, CPU)
     assert row.failed and row.reason is not None and "'vae_encoder.weights' is" in row.reason
     monkeypatch.setattr(providers, "_TIMEOUT_S", 0.01)
-    assert run_way(JOB, mini, CPU).reason == "was not done after 0.01 s"
+    assert run_way(TASK, mini, CPU).reason == "was not done after 0.01 s"
 
 
 def test_a_crash_is_a_reason(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,16 +79,16 @@ def test_a_crash_is_a_reason(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     crash.write_text("#!/bin/sh\necho 'it fell over' >&2\nkill -SEGV $$\n")
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
-    assert run_way(JOB, mini, CPU).reason == "exit code -11: it fell over"
+    assert run_way(TASK, mini, CPU).reason == "exit code -11: it fell over"
 
 
 def test_a_failed_self_test_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts: list[tuple[str, list[Any]]] = [("failed", []), ("has no vectors", [])]
     monkeypatch.setattr(providers, "_timed", lambda _: Row("cpu", values=(1.0,)))
     monkeypatch.setattr(providers, "_self_test", lambda _: verdicts.pop(0))
-    [row] = providers.measure_one(JOB)
+    [row] = providers.measure_one(TASK)
     assert row.failed and row.reason == "the self-test failed: its time means nothing"
-    [row] = providers.measure_one(JOB)
+    [row] = providers.measure_one(TASK)
     assert row.values == (1.0,) and row.notes["self_test"] == "has no vectors"
 
 

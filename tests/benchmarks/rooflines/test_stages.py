@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.rooflines.gpus import GPUS
-from benchmarks.rooflines.stages import STEP1X, Stage, StageCase, stages
+from benchmarks.rooflines.stages import STEP1X, StageCase, StageCost, stages
 
 
 def test_a_floor_is_of_operations_or_of_bytes() -> None:
     gpu = GPUS["H200"]
-    assert Stage("", 989.4e12, 1.0).seconds(gpu) == pytest.approx(1)
-    assert Stage("", 1.0, 4.8e12).seconds(gpu) == pytest.approx(1)
-    assert Stage("", 1.0, 4.8e12).seconds(gpu, "fp8") == pytest.approx(0.5)
-    mixed = Stage("", 1978.9e12, 1.0, attention=989.4e12)
+    assert StageCost("", 989.4e12, 1.0).seconds(gpu) == pytest.approx(1)
+    assert StageCost("", 1.0, 4.8e12).seconds(gpu) == pytest.approx(1)
+    assert StageCost("", 1.0, 4.8e12).seconds(gpu, "fp8") == pytest.approx(0.5)
+    mixed = StageCost("", 1978.9e12, 1.0, attention=989.4e12)
     assert mixed.seconds(gpu, "fp8") == pytest.approx(2)
     assert mixed.seconds(GPUS["A100"], "fp8") is None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,14 +11,11 @@ pytest.importorskip("diffusers")
 
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
 )
 
 from benchmarks.synthetic.qwen_files import SPECIAL_TOKENS
@@ -164,31 +160,3 @@ def test_the_tokenizer(place: str, request: pytest.FixtureRequest) -> None:
     assert tokenizer.apply_chat_template(system, tokenize=False) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
     )
-
-
-class _PicturesOnly(Qwen2_5_VLProcessor):  # type: ignore[misc, unused-ignore]
-    """Its part for videos needs torchvision."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor":
-            return type(argument)
-        return super().check_argument_for_proper_class(argument_name, argument)
-
-
-def test_the_processor(original: Path) -> None:
-    folder = original / "Qwen2.5-VL-7B-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    pictures = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    processor = _PicturesOnly(pictures, tokenizer, None)
-    text = "<|vision_start|><|image_pad|><|vision_end|>remove"
-    picture = Image.new("RGB", (140, 90))
-    made = processor(text=[text], images=[picture], return_tensors="pt")
-    rows, columns = made.image_grid_thw[0, 1:].tolist()
-    assert (rows, columns) == (6, 10) and made.pixel_values.shape == (60, 3 * 2 * 14 * 14)
-    config = json.loads((folder / "config.json").read_text())
-    assert (made.input_ids == config["image_token_id"]).sum() == 15
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
-    with torch.no_grad():
-        states = model(**made, output_hidden_states=True).hidden_states[-1]
-    assert states.shape == (1, made.input_ids.shape[1], SMALL.text_width)
-    assert states.isfinite().all()

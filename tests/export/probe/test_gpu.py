@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.capture.block import Block
+from benchmarks.capture.block import ProbeBlock
 from benchmarks.rooflines.probe import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors
@@ -66,7 +66,7 @@ def test_values_that_all_heads_share(backend: str) -> None:
 def test_real_sizes(case: str) -> None:
     """Every way of the benchmark, at the sizes of the models; the same numbers each time."""
     with torch.no_grad():
-        block = Block(SHAPES[case], "cuda")
+        block = ProbeBlock(SHAPES[case], "cuda")
         for way, (run, weights) in block.ways().items():
             close = 2e-3 if way in ("vectors", "shares") else 1e-4
             found = run()
@@ -104,7 +104,7 @@ def test_nothing_is_as_large_as_a_matrix_of_tokens() -> None:
     """Of a block of 9B at 1024, the N_v x N_v scores alone would be 2 GiB in float32."""
     shape = SHAPES["9b@1024"]
     with torch.no_grad():
-        block = Block(shape, "cuda")
+        block = ProbeBlock(shape, "cuda")
         block.fused(block.all, block.rows)  # tuned
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
