@@ -8,19 +8,13 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.engines import nvidia_driver, rtx_plugin
+from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.engines.nvidia_driver import Driver
-from rism.runtime.engines.providers import Provider
+from rism.runtime.engines.providers import PROVIDERS, Provider
 from rism.runtime.errors import ProviderError, RismError
 
 __all__ = ["Probe", "packages", "probe", "python_line", "the_driver"]
-
-# Whatever of these is installed is shown; what is not may be right.
-_PACKAGES = (
-    DISTRIBUTION, "numpy", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-    "tensorrt-rtx", rtx_plugin.PACKAGE, "cupy-cuda13x", "cupy-cuda12x",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +28,10 @@ class Probe:
 
 def packages() -> dict[str, str]:
     """Return versions of the installed packages that running a bundle may use."""
+    providers = (each.package for each in reversed(PROVIDERS.values()))
+    shared = (DISTRIBUTION, "numpy", "tokenizers", "pillow", "cupy-cuda13x", "cupy-cuda12x")
     found = {}
-    for name in _PACKAGES:
+    for name in (*shared, *providers):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

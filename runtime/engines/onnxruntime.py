@@ -41,11 +41,13 @@ class OnnxRuntime:
     Attributes:
         label: of the provider, see `providers.Provider`.
         execution_provider: what onnxruntime calls it.
+        package: the distribution that brings it.
         gpu: whether it runs on a GPU, by its number.
         max_batch: expressions that a run can hold; None for any number.
     """
 
     execution_provider = "CPUExecutionProvider"
+    package = "onnxruntime"
     gpu = False
     max_batch: int | None = None
 

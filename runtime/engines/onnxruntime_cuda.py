@@ -98,6 +98,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """How onnxruntime runs graphs on a GPU by its own CUDA kernels."""
 
     execution_provider = "CUDAExecutionProvider"
+    package = "onnxruntime-gpu"
     gpu = True
 
     def available(self) -> str | None:

@@ -61,6 +61,11 @@ class Provider:
         assert self.make is not None, f"{self.name} does not run ONNX graphs"
         return self.make(self.label)
 
+    @property
+    def package(self) -> str:
+        """The distribution that brings it."""
+        return self.name if self.built else self.backend.package
+
     def probe(self, device: int) -> str:
         """Try everything that it needs, short of a graph, and say in what versions it is there.
 

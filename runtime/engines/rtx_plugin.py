@@ -23,7 +23,7 @@ from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.shape_profiles import BATCH, profile, ranges
 from rism.runtime.errors import ProviderError, RismError, RismWarning, one_line
 
-__all__ = ["PACKAGE", "OnnxRuntimeRtx", "find_device"]
+__all__ = ["OnnxRuntimeRtx", "find_device"]
 
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 EP_NAME = "NvTensorRTRTXExecutionProvider"
@@ -45,6 +45,7 @@ class OnnxRuntimeRtx(OnnxRuntime):
     """How onnxruntime runs graphs with the plugin."""
 
     execution_provider = EP_NAME
+    package = PACKAGE
     gpu = True
     max_batch = BATCH[-1]
 
