@@ -1,7 +1,7 @@
-"""The exporting half: from a PyTorch checkpoint to a bundle, and on from there.
+"""From a PyTorch checkpoint to a bundle, and from a bundle to engines.
 
-Names are imported when first asked for: what works on finished bundles does without PyTorch.
-What reads a checkpoint needs the `export` extra.
+Names are imported on first use, so that work on finished bundles does without PyTorch. Reading a
+checkpoint needs the `export` extra.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ _NOISE_SEED = 0
 
 
 def plan_export(model: str, output: Path, options: ExportOptions | None = None) -> ExportPlan:
-    """Say what an export would read, write and need; nothing is written.
+    """Return what an export would read, write and need; nothing is written.
 
-    Args and errors as those of `export_bundle`; of a hub only small files are fetched.
+    Arguments and errors are those of `export_bundle`. Only small files are fetched from the hub.
     """
     return _open(model, output, options or ExportOptions(), weights=False).plan
 
@@ -55,8 +55,8 @@ def export_bundle(
     Args:
         model: "mini", a published model's short name, a folder, a single file, or a hub id.
         output: the folder to make; it must not exist, or be empty.
-        options: how.
-        progress: told of stages and bytes.
+        options: the options; None for the defaults.
+        progress: receives the steps and the bytes written; None for no report.
 
     Raises:
         CheckpointError: The model cannot be found or read.

@@ -1,4 +1,4 @@
-"""What an export can be asked for, and what it answers."""
+"""The options of an export, and its report."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["ExportOptions", "ExportReport"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export, and how.
+    """The options of an export.
 
     Attributes:
         captures: capture modes to include, the default one first.
         feature_site: "mmsa", "adaln" or "block" (table 3 of the paper).
         token_attention: add attention per prompt token to every transformer graph.
         precision: "fp32", "bf16", "fp16", or None for the model's own.
-        size_level: bring every image to about this many pixels squared, as the paper does;
+        size_level: resize every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
         template: the instruction, with {expression} in it; None for "remove {expression}".
-        vision_id: whether "Picture 1: " stands before the image in the prompt of Step1X-Edit;
-            None for what its version's release renders (docs/step1x.md).
+        vision_id: whether "Picture 1: " comes before the image in the prompt of Step1X-Edit;
+            None for what its version's release does (docs/step1x.md).
         parity: "full" compares whole graphs with PyTorch, "blocks" one block of each kind on
-            the bundle's weights, "auto" chooses by the memory that is free.
+            the bundle's weights, "auto" chooses by the free memory.
         revision: branch, tag or commit on the hub.
-        offline: do not ask the hub.
+        offline: use only files that are already on this machine.
     """
 
     captures: Sequence[str] = ("vectors",)
@@ -49,7 +49,7 @@ class ExportOptions:
     offline: bool = False
 
     def check(self) -> None:
-        """Refuse what is not known.
+        """Refuse unknown names and values out of range.
 
         Raises:
             InputError: An option is out of range.
@@ -81,13 +81,13 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how near it is to the PyTorch model.
+    """The bundle that was written, and how closely it agrees with the PyTorch model.
 
     Attributes:
         path: the bundle.
-        size_bytes: all of its files.
-        parity: largest errors by graph and output.
-        plan: what was known before.
+        size_bytes: of all its files together.
+        parity: the largest error of each output of each graph.
+        plan: the plan of the export.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class ExportReport:
     plan: ExportPlan
 
     def parity_table(self) -> str:
-        """One line per graph output: error, limit."""
+        """Return one line for each graph output: its error and the limit."""
         rows = [
             f"{graph:<24} {name:<26} {check.error:9.2e}  (limit {check.limit:.0e})"
             for graph, checks in self.parity.items()

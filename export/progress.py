@@ -1,4 +1,4 @@
-"""What an export says while it runs."""
+"""The progress of an export."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _FORMAT = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}, about {remaining} left]{
 
 
 class Progress:
-    """Told of steps and of bytes written; this one says nothing."""
+    """Receives the steps of an export and the bytes that it has written; does nothing with them."""
 
     def start(self, steps: int, total: int) -> None:
-        """Begin `steps` steps, which write `total` bytes of weights in all."""
+        """Start an export of `steps` steps that write `total` bytes of weights in all."""
 
     def stage(self, text: str) -> None:
-        """Begin the next step, or what comes before the first; `text` names it."""
+        """Start the next step, or the work before the first; `text` names it."""
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are written."""
+        """Count `count` more bytes as written."""
 
     def close(self) -> None:
-        """Nothing more comes, whether all went well or not."""
+        """End the export, whether it succeeded or not."""
 
 
 class TerminalProgress(Progress):
-    """A bar on stderr over steps, with the time that is left and the bytes that are written."""
+    """A progress bar on stderr: steps, the time that is left, and the bytes that are written."""
 
     def __init__(self) -> None:
         self._bar: tqdm[None] | None = None
         self._step = self._written = self._total = 0
 
     def start(self, steps: int, total: int) -> None:
-        """Begin `steps` steps, which write `total` bytes of weights in all."""
+        """Start an export of `steps` steps that write `total` bytes of weights in all."""
         # In a log file a bar is a line now and then.
         interval = 0.2 if sys.stderr.isatty() else _QUIET_INTERVAL_S
         self._total = total
@@ -51,7 +51,7 @@ class TerminalProgress(Progress):
         )
 
     def stage(self, text: str) -> None:
-        """Begin the next step, or what comes before the first; `text` names it."""
+        """Start the next step, or the work before the first; `text` names it."""
         if self._bar is None:
             tqdm.write(text, file=sys.stderr)
             return
@@ -60,7 +60,7 @@ class TerminalProgress(Progress):
         self._bar.set_description_str(f"{text} ")
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are written."""
+        """Count `count` more bytes as written."""
         if self._bar is not None:
             self._written += count
             written = f"{self._written / 1e6:,.0f} of {self._total / 1e6:,.0f} MB written"
@@ -68,7 +68,7 @@ class TerminalProgress(Progress):
             self._bar.update(0)
 
     def close(self) -> None:
-        """Nothing more comes, whether all went well or not."""
+        """End the export, whether it succeeded or not."""
         if self._bar is not None:
             if self._step == self._bar.total and sys.exc_info()[0] is None:
                 self._bar.update(1)

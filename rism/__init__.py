@@ -1,4 +1,4 @@
-"""rism: which pixels does an expression refer to? Asked of an image-editing model.
+"""Referring segmentation from one forward pass of an image-editing diffusion transformer.
 
 >>> from rism import Segmenter
 >>> result = Segmenter.from_bundle("flux2-klein/").segment("street.jpg", "the green van")

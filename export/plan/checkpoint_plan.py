@@ -1,4 +1,4 @@
-"""What an export will read, write and need, before it does."""
+"""The plan of an export: what it will read, write and need."""
 
 from __future__ import annotations
 
@@ -42,16 +42,22 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Everything that is known before the first long step.
+    """What an export will read, write and need.
 
     Attributes:
-        model, family, source, revision: what is exported; `revision` is empty off the hub.
-        precision, captures, sizes: how; `sizes` is "dynamic" or fixed ones.
-        blocks: of the transformer, double and single.
-        parts: the graphs' weights.
+        model: its name.
+        family: the name of its family.
+        source: where the checkpoint is.
+        precision: what the graphs compute in.
+        captures: the capture modes.
+        sizes: "dynamic", or the fixed sizes.
+        blocks: the transformer's double-stream and single-stream blocks.
+        parts: the weights of each graph.
         parity: "full", or "blocks" where the whole model cannot be run in memory.
-        disk_bytes, disk_free: needed and there, at the output.
-        memory_bytes, memory_free: likewise.
+        disk_bytes: bytes needed at the output.
+        disk_free: bytes free there.
+        memory_bytes: bytes of memory needed.
+        memory_free: bytes of memory free.
     """
 
     model: str
@@ -70,7 +76,7 @@ class ExportPlan:
     revision: str = ""
 
     def table(self) -> str:
-        """The plan, for people."""
+        """Return the plan as a table for people."""
         rows = [
             f"model        {self.model} ({self.family}) from {self.source}",
             f"transformer  {self.blocks}, captures {', '.join(self.captures)}",
