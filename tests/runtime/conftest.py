@@ -60,8 +60,8 @@ def trt(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> FakeTensorRt:
 
 
 @pytest.fixture
-def built(tiny_bundle: Path, reseal: Reseal) -> Callable[..., Path]:
-    """What puts a variant into the tiny bundle."""
+def built(tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt) -> Callable[..., Path]:
+    """What puts a variant into the tiny bundle; TensorRT is the recorded edge."""
 
     def build(graphs: dict[str, Any] | None = None, **changes: Any) -> Path:
         entry = variant(tiny_bundle, ALL if graphs is None else graphs, **changes)

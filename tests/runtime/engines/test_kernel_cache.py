@@ -17,7 +17,7 @@ import pytest
 from rism.runtime import Segmenter
 from rism.runtime.engines import kernel_cache
 from rism.runtime.errors import RismWarning
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice
+from tests.runtime.engines.fake_tensorrt import FakeTensorRt
 from tests.runtime.engines.profiles import ALL, FIXED
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def process(
-    built: Any, folder: Path, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
+    built: Any, folder: Path, trt: FakeTensorRt, colours: np.ndarray
 ) -> Callable[..., tuple[int, list[str]]]:
     """A new "process" that segments: how many shapes it compiled for, and its warnings."""
     fixed = built({**ALL, "transformer.vectors": FIXED})
@@ -72,7 +72,7 @@ def test_kernels_for_more_shapes_are_added(
 
 
 def test_what_another_machine_compiled_is_not_used(
-    process: Any, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, folder: Path
+    process: Any, trt: FakeTensorRt, folder: Path
 ) -> None:
     """Other cards and versions have other files; other drivers are the library's to refuse."""
     assert process()[0] == 3
@@ -116,9 +116,7 @@ def test_files_that_are_not_sound(
     assert sum("bytes, expected up to 5): each process compiles" in line for line in said) == 3
 
 
-def test_a_place_that_cannot_be_used(
-    process: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_used(process: Any, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     compiled, said = process()
     assert compiled == 3

@@ -16,9 +16,7 @@ from tests.runtime.engines.profiles import ALL, transformer
 Reseal = Callable[..., Path]
 
 
-def test_a_graph_without_a_plan_is_an_error_that_says_what_helps(
-    built: Any, trt: FakeTensorRt, device: HostDevice
-) -> None:
+def test_a_graph_without_a_plan_is_an_error_that_says_what_helps(built: Any) -> None:
     bundle = built({"transformer.vectors": transformer()})
     with pytest.raises(ProviderError) as error:
         Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
@@ -30,9 +28,7 @@ def test_a_graph_without_a_plan_is_an_error_that_says_what_helps(
     )
 
 
-def test_a_mix_that_was_asked_for_is_named(
-    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
-) -> None:
+def test_a_mix_that_was_asked_for_is_named(built: Any, colours: np.ndarray) -> None:
     bundle = built({"transformer.vectors": transformer()})
     segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx+onnxruntime-cpu")
     result = segmenter.segment(colours, "red")
@@ -40,15 +36,13 @@ def test_a_mix_that_was_asked_for_is_named(
     assert result.precision == "float16"
 
 
-def test_auto_takes_an_engine_that_fits(built: Any, trt: FakeTensorRt, device: HostDevice) -> None:
+def test_auto_takes_an_engine_that_fits(built: Any) -> None:
     segmenter = Segmenter.from_bundle(built())
     assert segmenter.provider == "tensorrt-rtx:0"
     assert segmenter.provider_reason == ("auto: an engine of the bundle fits: engine 'rtx-fp16'")
 
 
-def test_auto_says_why_an_engine_did_not_start(
-    built: Any, trt: FakeTensorRt, device: HostDevice, monkeypatch: Any
-) -> None:
+def test_auto_says_why_an_engine_did_not_start(built: Any, trt: FakeTensorRt) -> None:
     bundle = built()
     trt.fails = {"deserialize_cuda_engine"}
     segmenter = Segmenter.from_bundle(bundle)
@@ -61,7 +55,7 @@ def test_auto_says_why_an_engine_did_not_start(
 
 
 def test_engines_of_all_graphs_need_no_onnxruntime(
-    built: Any, trt: FakeTensorRt, device: HostDevice, monkeypatch: Any
+    built: Any, trt: FakeTensorRt, monkeypatch: Any
 ) -> None:
     bundle = built()
 
@@ -143,7 +137,7 @@ def test_a_bundle_without_engines(tiny_master: Path, built: Any) -> None:
     ],
 )
 def test_a_machine_that_does_not_do(
-    built: Any, trt: FakeTensorRt, monkeypatch: Any, driver: Driver, says: str
+    built: Any, monkeypatch: Any, driver: Driver, says: str
 ) -> None:
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     with pytest.raises(ProviderError) as error:

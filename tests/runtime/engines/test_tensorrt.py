@@ -28,9 +28,7 @@ from tests.runtime.engines.profiles import ALL, FIXED, VAE, transformer
 Reseal = Callable[..., Path]
 
 
-def test_masks_are_those_of_onnxruntime(
-    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
-) -> None:
+def test_masks_are_those_of_onnxruntime(built: Any, trt: FakeTensorRt, colours: np.ndarray) -> None:
     bundle = built()
     words = ["red", "the green", "blue", "the red", "the blue"]
     segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
@@ -48,7 +46,7 @@ def test_masks_are_those_of_onnxruntime(
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["any shape", "one shape"])
 def test_nothing_visits_the_host_between_engines(
-    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, fixed: bool
+    built: Any, device: HostDevice, colours: np.ndarray, fixed: bool
 ) -> None:
     bundle = built({**ALL, "transformer.vectors": FIXED} if fixed else ALL)
     segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
@@ -77,7 +75,7 @@ def test_nothing_visits_the_host_between_engines(
 
 
 def test_the_host_has_what_it_asks_for(
-    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, tmp_path: Path
+    built: Any, device: HostDevice, colours: np.ndarray, tmp_path: Path
 ) -> None:
     """Of latents and of embeddings: the cache on disk, and another provider."""
     bundle = built()
@@ -99,7 +97,7 @@ def test_the_host_has_what_it_asks_for(
 
 
 def test_a_gpu_without_memory_for_what_stays_there(
-    built: Any, device: HostDevice, trt: FakeTensorRt, colours: np.ndarray, monkeypatch: Any
+    built: Any, device: HostDevice, colours: np.ndarray, monkeypatch: Any
 ) -> None:
     segmenter = Segmenter.from_bundle(built(), provider="tensorrt-rtx")
     state, empty = segmenter.set_image(colours), device.empty
@@ -117,11 +115,7 @@ def test_a_gpu_without_memory_for_what_stays_there(
 
 
 def test_the_device_is_free_while_the_host_finishes(
-    built: Any,
-    device: HostDevice,
-    trt: FakeTensorRt,
-    colours: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
+    built: Any, device: HostDevice, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = Segmenter.from_bundle(built(), provider="tensorrt-rtx")
     free = []
@@ -170,7 +164,7 @@ def test_borrowed_outputs_are_the_plans_own(
 
 
 def test_kernels_that_do_not_compile_are_known_at_the_start(
-    built: Any, device: HostDevice, trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+    built: Any, device: HostDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(source: str, macros: dict[str, int]) -> None:
         raise ProviderError("CuPy cannot compile the kernels")
@@ -258,9 +252,7 @@ def test_threads_take_turns(built: Any, trt: FakeTensorRt, device: HostDevice, f
         assert all(pool.map(run, range(60)))
 
 
-def test_a_shape_outside_of_the_profile(
-    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
-) -> None:
+def test_a_shape_outside_of_the_profile(built: Any, colours: np.ndarray) -> None:
     bundle = built({**ALL, "transformer.vectors": transformer(tokens=(1, 64, 100))})
     segmenter = Segmenter.from_bundle(bundle, provider="tensorrt-rtx")
     with pytest.raises(InputError) as error:
@@ -273,9 +265,7 @@ def test_a_shape_outside_of_the_profile(
     )
 
 
-def test_what_the_library_refuses(
-    built: Any, trt: FakeTensorRt, device: HostDevice, colours: np.ndarray
-) -> None:
+def test_what_the_library_refuses(built: Any, trt: FakeTensorRt, colours: np.ndarray) -> None:
     bundle = built(stripped=True)
     for fails, says in {
         "create_execution_context": "gives no context on tensorrt-rtx:0 (Error Code 2: it hurts)",
@@ -295,50 +285,38 @@ def test_what_the_library_refuses(
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("says", "message"),
-    [
-        (
-            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
-            "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: "
-            "Current Version: 237, Serialized Engine Version: 239)",
-            "was built by another version than TensorRT 1.7.1.116 (IRuntime::deserializeCudaEngine",
-        ),
-        (
-            "The engine plan file is not compatible with this version of TensorRT, expecting "
-            "library version 10.9.0 got 10.8.0, please rebuild.",
-            "was built by another version than TensorRT 1.7.1.116 (The engine plan file is not",
-        ),
-        (
-            "Error Code 6: API Usage Error (The engine plan file is generated on an incompatible "
-            "device, expecting compute 8.9 got compute 8.6, please rebuild.)",
-            "was not built for this GPU (Error Code 6: API Usage Error (The engine plan file is "
-            "generated on an incompatible device, expecting compute 8.9 got compute 8.6",
-        ),
-        (
-            "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG "
-            "failed.Magic tag does not match)",
-            "is not a whole plan for TensorRT 1.7.1.116 (Error Code 1: Serialization (Serial",
-        ),
-        ("Error Code 35: CUDA driver version is insufficient for CUDA runtime version",
-         "found no NVIDIA driver, or one that is too old"),
-    ],
-    ids=["version tag", "library version", "device", "broken", "driver"],
-)  # fmt: skip
-def test_what_tensorrt_says_of_a_plan(
-    built: Any, trt: FakeTensorRt, device: HostDevice, says: str, message: str
-) -> None:
-    """Its words for a plan of elsewhere, which the checks before should have kept from it."""
+# What TensorRT says of plans of elsewhere, which the checks before should have kept from it.
+WORDS = {
+    "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
+    "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current "
+    "Version: 237, Serialized Engine Version: 239)":
+        "was built by another version than TensorRT 1.7.1.116 (IRuntime::deserializeCudaEngine",
+    "The engine plan file is not compatible with this version of TensorRT, expecting library "
+    "version 10.9.0 got 10.8.0, please rebuild.":
+        "was built by another version than TensorRT 1.7.1.116 (The engine plan file is not",
+    "Error Code 6: API Usage Error (The engine plan file is generated on an incompatible device, "
+    "expecting compute 8.9 got compute 8.6, please rebuild.)":
+        "was not built for this GPU (Error Code 6: API Usage Error (The engine plan file is",
+    "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic "
+    "tag does not match)":
+        "is not a whole plan for TensorRT 1.7.1.116 (Error Code 1: Serialization (Serial",
+    "Error Code 35: CUDA driver version is insufficient for CUDA runtime version":
+        "found no NVIDIA driver, or one that is too old",
+}  # fmt: skip
+
+
+def test_what_tensorrt_says_of_a_plan(built: Any, trt: FakeTensorRt) -> None:
     bundle = built(target="tensorrt")
-    trt.fails, trt.says = {"deserialize_cuda_engine"}, says
-    with pytest.raises((BundleError, ProviderError)) as error:
-        Segmenter.from_bundle(bundle, provider="tensorrt")
-    assert message in str(error.value)
-    way = f"rism build {bundle} --target tensorrt --gpu sm89 --precision fp16"
-    if "driver" in says:
-        way = "install or update it and see nvidia-smi, or use --provider onnxruntime-cpu"
-    assert str(error.value).endswith(way)
-    assert "\n" not in str(error.value)
+    trt.fails = {"deserialize_cuda_engine"}
+    for trt.says, message in WORDS.items():
+        with pytest.raises((BundleError, ProviderError)) as error:
+            Segmenter.from_bundle(bundle, provider="tensorrt")
+        assert message in str(error.value)
+        way = f"rism build {bundle} --target tensorrt --gpu sm89 --precision fp16"
+        if "driver" in trt.says:
+            way = "install or update it and see nvidia-smi, or use --provider onnxruntime-cpu"
+        assert str(error.value).endswith(way)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
