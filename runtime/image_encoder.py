@@ -161,14 +161,14 @@ def text_encoder_view(
     rules: Geometry,
     vision: VisionRules,
 ) -> vision_patches.View:
-    """Return the part of an image that the model sees, as a text encoder with vision takes it.
+    """Return the part of an image that the model sees, at the size for a text encoder with vision.
 
     Args:
         pixels_hwc: (H, W, 3) uint8, the image.
-        resized_hwc: what `geometry.resize` made of it.
+        resized_hwc: the image after `geometry.resize`.
         plan: how the image is brought to the model's grid.
-        rules: the bundle's rules for that.
-        vision: the bundle's rules for the view.
+        rules: for that.
+        vision: the rules for the view.
     """
     if rules.resample != vision.view_resample or resized_hwc.dtype != np.uint8:
         rules = replace(rules, resample=vision.view_resample, resize_in="uint8")

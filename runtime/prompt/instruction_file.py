@@ -100,13 +100,7 @@ class InstructionFile:
     def __init__(
         self, name: str, origin: Origin, entries: Iterable[RefinedInstruction] = ()
     ) -> None:
-        """Take checked entries; `open` reads those of a file.
-
-        Args:
-            name: of the file, for messages.
-            origin: the model that reworded them.
-            entries: of any images.
-        """
+        """Take a file's name, the model that reworded, and checked entries; see `open`."""
         self.name = name
         self.origin = origin
         self._entries: dict[tuple[str, str], RefinedInstruction] = {}

@@ -42,15 +42,14 @@ def refine(
     """Reword each distinct instruction once, and check the results.
 
     Args:
-        refiner: the refiner.
+        refiner: rewords them.
         instructions: with the expressions in the template.
-        image_hwc: (H, W, 3) uint8, the image; None in a state that was made without.
+        image_hwc: (H, W, 3) uint8; None from a state that was made without pixels.
         encoder: checks the results.
         image_tokens: number of image tokens of a prompt.
 
     Raises:
-        InputError: no image, or the refiner failed, or its result cannot be used; the message
-            names the refiner.
+        InputError: no pixels, or the refiner failed, or its result cannot be used.
     """
     if image_hwc is None:
         raise InputError(

@@ -48,14 +48,7 @@ class VisionEncoder:
     def __init__(
         self, encoder: PromptEncoder, vision: VisionRules, engine: Engine, *, token_px: int
     ) -> None:
-        """Take an engine and the bundle's rules.
-
-        Args:
-            encoder: the bundle's template and tokenizer.
-            vision: the bundle's rules for the view of an image.
-            engine: the bundle's "vision_encoder".
-            token_px: side of a clean token, pixels.
-        """
+        """Take a bundle's parts; `token_px` is the side of a clean token in pixels."""
         self._encoder = encoder
         self._vision = vision
         self._engine = engine
