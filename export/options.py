@@ -28,8 +28,8 @@ class ExportOptions:
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
         template: the instruction, with {expression} in it; None for "remove {expression}".
-        vision_id: whether "Picture 1: " comes before the image in the prompt of Step1X-Edit;
-            None for what its version's release does (docs/step1x.md).
+        vision_id: whether "Picture 1: " comes before the image in the prompt, for families that
+            have it (docs/step1x.md); None for what the model's release does.
         parity: "full" compares whole graphs with PyTorch, "blocks" one block of each kind on
             the bundle's weights, "auto" chooses by the free memory.
         revision: branch, tag or commit on the hub.

@@ -1,6 +1,6 @@
-"""Everything that differs between model families and checkpoints, as data.
+"""What the exporter knows of a checkpoint, and what an opened model gives it.
 
-The rest of the exporter asks these objects and never a model's name.
+The rest of the exporter reads these objects and never asks for a model by its name.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ModelSpec:
     single_blocks: int
     feature_block: int
     feature_dim: int
-    prompt_mask: bool = False  # whether the transformer asks which prompt tokens are real
+    prompt_mask: bool = False  # whether the transformer takes a mask of the prompt's tokens
     tau: float = 0.8
     timestep: float = 1.0
     confidence: Mapping[str, float] | None = (
@@ -107,7 +107,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What a transformer gets of the prompt."""
+    """The encoded prompt, as the transformer takes it."""
 
     embeds: torch.Tensor  # (B, N_p, E)
     mask: torch.Tensor | None = None  # (B, N_p) float32, one where there is a token
@@ -131,7 +131,7 @@ class SingleStepDiT(Protocol):
 
 @dataclass(frozen=True)
 class ReferenceCapture:
-    """The same quantities from the reference PyTorch model, every attention matrix stored."""
+    """The captured quantities, computed by the reference from stored attention matrices."""
 
     attention_vectors: torch.Tensor  # (B, L, N_v)
     transition_matrices: torch.Tensor  # (B, L, N_v, N_v)
@@ -142,7 +142,7 @@ class ReferenceCapture:
 class ReferenceModel(Protocol):
     """The reference PyTorch model in float32 on weights rounded as the bundle stores them.
 
-    Each function loads its part when it is called and lets it go again.
+    Each function loads its part of the model when it is called, and frees it afterwards.
     """
 
     def text(self, instructions: Sequence[str], image_hwc: RgbImage) -> list[ReferencePrompt]:
@@ -173,7 +173,7 @@ class ReferencePrompt:
 
 @dataclass(frozen=True)
 class ReferenceInputs:
-    """What the transformer is run on."""
+    """The inputs of the reference transformer."""
 
     clean_latents: torch.Tensor  # (B, N_v, C)
     noise: torch.Tensor  # (1, N_v, C)

@@ -18,7 +18,7 @@ _MARK = "\ue000expression\ue001"  # private use: in no vocabulary, in no templat
 
 
 def open_tokenizer(folder: Path) -> Qwen2TokenizerFast:
-    """Load the Qwen tokenizer of a folder, and try it once.
+    """Load the Qwen tokenizer of a folder and tokenize once, to find damage early.
 
     Raises:
         CheckpointError: There is none, or it is damaged.

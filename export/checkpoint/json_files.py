@@ -1,4 +1,4 @@
-"""Small files of a checkpoint, which may come from anybody."""
+"""Reading the JSON files of a checkpoint, which is untrusted input."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_beside(path: Path) -> bool:
-    """Tell whether a file only lies beside those of a checkpoint: hidden, macOS' notes, empty."""
+    """Tell whether a file is no part of the checkpoint: hidden, metadata of macOS, or empty."""
     if path.name.startswith(".") or "__MACOSX" in path.parts:
         return True
     try:
         return path.stat().st_size == 0
-    except OSError:  # a link to nothing: whoever opens it says so
+    except OSError:  # a broken link: opening it gives the error
         return False
 
 
 def list_files(folder: Path, *patterns: str) -> list[Path]:
-    """List the files of a folder, sorted, without those that only lie beside them."""
+    """List the files of a folder, sorted, without hidden and empty ones."""
     found = [path for pattern in patterns for path in folder.glob(pattern)]
     return sorted(path for path in found if not _is_beside(path))

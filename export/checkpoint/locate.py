@@ -34,10 +34,10 @@ class Checkpoint:
         source: "built-in", "folder", or "hub:" and the repository.
         revision: the commit; empty for folders, which `content_digest` names.
         transformer_file: the transformer in its makers' layout, instead of a folder of its own.
-        weights: false if only the small files are here, to plan an export with.
+        weights: false if only the small files were fetched, to plan an export with.
         language: the text encoder's folder, where it is in none of the checkpoint's.
-        pipeline: what it is for, where no file says so.
-        settings: what was asked for, before what its rism.json says.
+        pipeline: the pipeline's name, where no file has it.
+        settings: options that replace values of its rism.json.
     """
 
     folder: Path
@@ -51,12 +51,12 @@ class Checkpoint:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All that it is made of."""
+        """All folders that hold its files."""
         return (self.folder,) if self.language is None else (self.folder, self.language)
 
     @property
     def name(self) -> str:
-        """What people call it: the repository, the file or the folder."""
+        """Its name: that of the repository, the file or the folder."""
         if self.source.startswith("hub:"):
             return self.source.rpartition("/")[2]
         if self.transformer_file is not None:
@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def refuse_two_meanings(model: str, names: Iterable[str]) -> None:
-    """Refuse a name of a known model that a checkpoint's folder has here, too.
+    """Refuse a short name of a model if a checkpoint's folder of that name exists here.
 
     Raises:
         CheckpointError: It is one.
@@ -82,7 +82,7 @@ def refuse_two_meanings(model: str, names: Iterable[str]) -> None:
 
 
 def folder_name(folder: Path) -> str:
-    """What people call a folder: in the hub's cache the repository, not the commit."""
+    """The name of a folder; in the hub's cache the repository's, not the commit's."""
     found = folder.resolve()
     if found.parent.name == "snapshots":
         return found.parent.parent.name.rpartition("--")[2]
@@ -117,12 +117,12 @@ def fetch_snapshot(
                 hub_id, revision=revision, allow_patterns=wanted, local_files_only=offline
             )
         )
-    except Exception as error:  # the hub raises a dozen kinds, from three libraries
+    except Exception as error:  # the hub raises errors of three libraries
         raise hub_failure(hub_id, error) from None
 
 
 def hub_failure(hub_id: str, error: Exception) -> CheckpointError:
-    """Return what is said when the hub does not give a repository."""
+    """Return the error for a repository that the hub does not give."""
     return CheckpointError(
         f"{hub_id} cannot be had from the model hub ({type(error).__name__}: "
         f"{one_line(error, limit=160)}): check the network and your access to the model, add "

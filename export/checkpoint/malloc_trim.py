@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system."""
+"""Return freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["trim_malloc"]
 
 
 def trim_malloc() -> None:
-    """Return what was freed and is kept for later.
+    """Return memory that the C library keeps after it was freed.
 
     The C library of most Linux systems keeps freed blocks of some tens of MB, the size of a
-    weight, and where they lie between others it takes new ones all the same: a tenth of all that
-    was read stays. Elsewhere this does nothing.
+    weight, and fragments them: about a tenth of all that was read would stay in memory. On other
+    systems this does nothing.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)

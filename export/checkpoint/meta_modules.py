@@ -1,4 +1,4 @@
-"""Modules without weights: their shapes are traced, their values follow from the checkpoint."""
+"""Modules without weights: they are traced by shape, and filled from the checkpoint when run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WeightRule = StoredTensor | torch.Tensor
 
 
 class Part:
-    """One graph to be: a module whose parameters have no values, and where these are.
+    """The module of a graph that will be exported, without weights, and where its weights are.
 
     Args:
         name: of the bundle's files, such as "text_encoder".
@@ -38,7 +38,7 @@ class Part:
         for key, tensor in self.tensors():
             if key not in self.rules:
                 if tensor.is_meta:
-                    raise ExportError(f"{name}: nothing says where '{key}' comes from")
+                    raise ExportError(f"{name}: no source is given for '{key}'")
                 self.rules[key] = tensor
             if tuple(self.rules[key].shape) != tuple(tensor.shape):
                 raise ExportError(

@@ -39,10 +39,10 @@ _SHARDS = 512
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is: a safetensors file, its key there, or a run of its first axis.
+    """A tensor in a safetensors file, or some of its rows, not yet read.
 
     Attributes:
-        file: the safetensors file; None where there is none yet, and values are zeros.
+        file: the safetensors file; None if the tensor exists only to plan with, and reads as zeros.
         key: name in the file.
         shape: of this tensor (after `start`).
         dtype: as stored.
@@ -190,7 +190,7 @@ class TensorStore(Mapping[str, StoredTensor]):
 
 
 def fake_store(part: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorStore:
-    """Return bfloat16 tensors of these shapes that are in no file: enough to plan with."""
+    """Return bfloat16 tensors of these shapes that are in no file, to plan an export with."""
     tensors = {k: StoredTensor(None, k, shape, torch.bfloat16) for k, shape in shapes.items()}
     return TensorStore(part, tensors)
 
@@ -249,7 +249,7 @@ def read_headers(file: Path) -> dict[str, StoredTensor]:
     found = {}
     if file.name.startswith("._"):
         raise CheckpointError(
-            f"{file} is no safetensors file, macOS keeps notes about one in it: give "
+            f"{file} is no safetensors file but metadata that macOS keeps about one: give "
             f"{file.name[2:]}"
         )
     damaged = failures_as(

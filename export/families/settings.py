@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself in a file `rism.json`, against the published defaults."""
+"""A checkpoint's own settings, from its file `rism.json`, over the published defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["COMMON", "Setting", "feature_block", "flag", "nullable", "read_setti
 
 @dataclass(frozen=True)
 class Setting:
-    """One key: what it is where nothing is said, and what may be said."""
+    """One key of rism.json: its default, and which values it may have."""
 
     default: Any
     fits: Callable[[Any], bool]
@@ -104,7 +104,7 @@ COMMON: dict[str, Setting] = {
 
 
 def feature_block(settings: Mapping[str, Any], *, depth: float, blocks: int) -> int:
-    """Return l': what the settings say, or the paper's block in proportion.
+    """Return l' as the settings have it, or else the paper's block in proportion.
 
     Args:
         settings: of `read_settings`.
@@ -127,7 +127,7 @@ def feature_block(settings: Mapping[str, Any], *, depth: float, blocks: int) -> 
 def read_settings(
     checkpoint: Checkpoint, family: FamilySpec, known: Mapping[str, Setting]
 ) -> dict[str, Any]:
-    """Return the published defaults, and what the checkpoint says of itself.
+    """Return the published defaults, updated with the checkpoint's rism.json and the options.
 
     Args:
         checkpoint: where rism.json may lie.
@@ -135,8 +135,8 @@ def read_settings(
         known: every key.
 
     Raises:
-        CheckpointError: Its rism.json has keys that are not known, or values that cannot be.
-        InputError: Something was asked for that this family does not know.
+        CheckpointError: Its rism.json has unknown keys or values out of range.
+        InputError: An option that this family does not have was given.
     """
     path = checkpoint.folder / "rism.json"
     own = read_json(path) if path.exists() else {}

@@ -126,7 +126,7 @@ class Flux2SingleStep(nn.Module):
         self._last_block(hidden, rotary, capture)
 
     def _last_block(self, hidden: torch.Tensor, rotary: Rotary, capture: Capture) -> None:
-        """Where it looks is all the last block is asked: no MLP, no output projection."""
+        """Only attend in the last block: its MLP and output projection are not needed."""
         shift, scale, _ = Flux2Modulation.split(self.single_stream_modulation, 1)[0]
         normal = (1 + scale) * self.last_norm(hidden) + shift
         index = len(self.transformer_blocks) + len(self.single_transformer_blocks)

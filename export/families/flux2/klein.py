@@ -73,7 +73,7 @@ class KleinModel:
         return cast_part("text_encoder", module, rules, precision, TEXT_INTO_STREAM)
 
     def vision_encoder(self, precision: Precision) -> None:
-        """See `OpenModel`: its text encoder sees no image."""
+        """See `OpenModel`: the text encoder takes no image."""
 
     def vae_encoder(self, precision: Precision) -> Part:
         """See `OpenModel`."""

@@ -51,7 +51,7 @@ class ReferenceKlein:
         layers, store = self.model.blocks.out_layers, self.model.files.text
         model = build_empty(lambda: Qwen3Model(self.model.files.text_config(max(layers) + 1)))
         names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
-        model.norm = nn.Identity()  # only what follows the last hidden state that is used
+        model.norm = nn.Identity()  # follows the last hidden state that is used
         stream_weights(model, store.renamed(names), self.precision)
         stream = self.precision.stream
         model.rotary_emb.register_forward_hook(  # tables are as narrow as what they turn
@@ -69,14 +69,14 @@ class ReferenceKlein:
         return [ReferencePrompt(each) for each in embeds]
 
     def image_embeds(self, image_hwc: RgbImage) -> None:
-        """See `ReferenceModel`: the text encoder does not see the image."""
+        """See `ReferenceModel`: the text encoder takes no image."""
 
     @torch.no_grad()
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Images (1, 3, H, W) in [-1, 1] to packed, normalised latents (1, N_v, C)."""
         files = self.model.files
         vae = build_empty(lambda: AutoencoderKLFlux2.from_config(files.vae_config))
-        vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
+        vae.decoder = vae.post_quant_conv = None  # not needed, and not read from a makers' file
         stream_weights(vae, files.vae, self.precision, exact=("bn.",))
         found = []
         for image in images:
@@ -89,7 +89,7 @@ class ReferenceKlein:
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         transformer = build_empty(self.model.empty_transformer)
-        # What comes after the last block is not captured, and named otherwise in single files.
+        # Nothing after the last block is captured, and single files name it otherwise.
         transformer.norm_out, transformer.proj_out = _Skipped(), nn.Identity()
         stream_weights(transformer, self.model.transformer_store, self.precision, exact=_FOLDED)
         stream = self.precision.stream

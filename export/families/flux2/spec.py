@@ -1,4 +1,4 @@
-"""What FLUX.2-klein's checkpoints say of themselves, and whether their parts fit together."""
+"""A FLUX.2-klein checkpoint's settings and sizes, and whether its parts fit together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["SETTINGS", "check_parts", "make_spec", "out_layers"]
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
 _MAX_ASPECT = 8.0  # as Flux2ImageProcessor.check_image_input
-# What the published pipelines take as defaults. A checkpoint of another size says its own in
-# a file `rism.json` beside model_index.json.
+# Defaults of the published pipelines. A checkpoint of another size has its own in a file
+# `rism.json` beside model_index.json.
 SETTINGS = COMMON | {
     "resize": Setting("shrink", lambda v: v in ("always", "shrink"), "always or shrink"),
     "remainder": Setting("crop", lambda v: v in ("stretch", "crop"), "stretch or crop"),

@@ -37,7 +37,7 @@ def _sinusoids(timestep: float, channels: int) -> torch.Tensor:
 
 
 def timestep_constants(store: TensorStore, timestep: float) -> dict[str, torch.Tensor]:
-    """Compute in float32 what the timestep alone decides; see `Step1XSingleStep`.
+    """Compute the constants that depend on the timestep alone; see `Step1XSingleStep`.
 
     Args:
         store: the transformer's tensors.
@@ -76,7 +76,7 @@ class Connector(nn.Module):
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give tokens and the pooled vector.
+        """Compute the prompt's tokens and the pooled vector.
 
         Args:
             hidden: hidden states (B, N_p, E).

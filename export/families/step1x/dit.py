@@ -145,7 +145,7 @@ class Step1XSingleStep(nn.Module):
     def _last_block(
         self, hidden: torch.Tensor, condition: torch.Tensor, rotary: Rotary, capture: Capture
     ) -> None:
-        """Where it looks is all the last block is asked: no MLP, no output projection."""
+        """Only attend in the last block: its MLP and output projection are not needed."""
         shift, scale = self.last_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         normal = self.last_norm(hidden) * (1 + scale) + shift
         index, start = self.sizes.double + self.sizes.single - 1, capture.spans.clean_start
@@ -227,7 +227,7 @@ class _Processor:
 def expected_shapes(sizes: Step1XSizes) -> dict[str, tuple[int, ...]]:
     """Every tensor of a transformer of these sizes, under the names of the diffusers layout."""
     width, inner = sizes.width, sizes.connector.width
-    # One block more: the single step keeps only a part of its last one.
+    # With one block more, because the single step keeps only a part of its last one.
     whole = replace(sizes, single=sizes.single + 1)
     module = build_empty(lambda: Step1XSingleStep(whole, FAMILIES["1.0"], {}, PRECISIONS["fp32"]))
     shapes = {

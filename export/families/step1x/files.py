@@ -258,7 +258,7 @@ def _language_names(store: TensorStore) -> TensorStore:
     names = {}
     for name in store:
         if name.startswith("lm_head."):
-            continue  # nothing is generated
+            continue  # the output layer: no text is generated
         if name.startswith("visual."):
             names[name] = name
         elif name.startswith(("model.visual.", "model.language_model.")):

@@ -143,7 +143,7 @@ class Step1XModel:
                 whole = store[
                     f"single_transformer_blocks.{last}.norm.linear.{name.rpartition('.')[2]}"
                 ]
-                # Shift, scale and gate, in this order; nothing passes the last gate.
+                # Rows of shift, scale and gate, in this order; the last gate is not needed.
                 rules[name] = whole.rows(0, 2 * self.sizes.width)
             else:
                 rules[name] = store[name]
@@ -162,7 +162,7 @@ class Step1XModel:
             replace(
                 self,
                 spec=self.spec.of_blocks(len(double), len(single)),
-                # The refiner's block goes with the smaller of the two kinds.
+                # The connector's block is kept with the smaller of the two kinds.
                 blocks=_Blocks(
                     double, single, () if double else self.blocks.refiner[:1], 1, vision
                 ),
@@ -183,7 +183,7 @@ class Step1XModel:
 
     @cached_property
     def transformer_store(self) -> TensorStore:
-        """Likewise."""
+        """The transformer's tensors, numbered in the same way."""
         places = {
             "transformer_blocks": self.blocks.double,
             "single_transformer_blocks": self.blocks.single,
@@ -193,7 +193,7 @@ class Step1XModel:
 
     @cached_property
     def _constants(self) -> dict[str, torch.Tensor]:
-        """What the timestep alone decides."""
+        """Constants that depend on the timestep alone."""
         return timestep_constants(self.files.transformer, self.spec.timestep)
 
 

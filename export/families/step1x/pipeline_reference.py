@@ -49,7 +49,7 @@ _FOLDED = ("time_in.", "connector.S.t_embedder.")
 
 @dataclass(frozen=True)
 class Processed:
-    """What transformers' processor and model make of one instruction about one image.
+    """Inputs of the text encoder, made by transformers from one instruction and one image.
 
     Attributes:
         input_ids: (1, S) int64.
@@ -83,7 +83,7 @@ class ReferenceStep1XEdit:
 
     @torch.no_grad()
     def image_embeds(self, image_hwc: RgbImage) -> torch.Tensor:
-        """What takes the place of the image's tokens, (V, E)."""
+        """Embeddings that replace the image's tokens in the prompt, (V, E)."""
         pixels, grid = self._pixels(image_hwc)
         found: torch.Tensor = self._language.visual(pixels, grid_thw=grid).pooler_output
         return found
@@ -92,7 +92,7 @@ class ReferenceStep1XEdit:
     def vae_latents(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Images (1, 3, H, W) in [-1, 1] to shifted, scaled and packed latents (1, N_v, C)."""
         vae = build_empty(lambda: AutoencoderKL.from_config(dict(self.files.vae_config)))
-        vae.decoder = vae.post_quant_conv = None  # the makers' file may be read for its encoder
+        vae.decoder = vae.post_quant_conv = None  # not needed, and not read from a makers' file
         stream_weights(vae, self.files.vae, self.precision)
         found = []
         for image in images:
@@ -147,7 +147,7 @@ class ReferenceStep1XEdit:
         return model
 
     def _pixels(self, image_hwc: RgbImage) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the processor makes of an image at the model's size: values, and their grid."""
+        """The processor's pixel values of an image at the model's size, and their grid."""
         rules = self._rules
         image = Image.fromarray(image_hwc)
         if self.version.align:
@@ -164,7 +164,7 @@ class ReferenceStep1XEdit:
     @property
     def _rules(self) -> VisionRules:
         rules = self.spec.prompt.vision
-        assert rules is not None, "this family's text encoder looks at the image"
+        assert rules is not None, "this family's text encoder takes the image"
         return rules
 
     def _ids(self, instruction: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +199,7 @@ class ReferenceStep1XEdit:
         positions, _ = self._language.get_rope_index(
             ids, mm_token_type_ids=pictured, image_grid_thw=grid, attention_mask=seen
         )
-        # What the pinned releases fill with 1, this one leaves 0.
+        # Positions of masked tokens: 1 in the pinned releases, 0 in the installed one.
         return Processed(ids, seen, quoted, positions.where(seen > 0, 1), pixels, grid)
 
     def _prompt(self, instruction: str, image_hwc: RgbImage) -> ReferencePrompt:

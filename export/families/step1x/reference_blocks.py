@@ -1,4 +1,4 @@
-"""Blocks of the reference of Step1X-Edit's transformer, and what is kept of a run."""
+"""Blocks of the reference of Step1X-Edit's transformer, and what a run captures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Weights:
 
 @dataclass
 class Step1XRecord:
-    """What is kept of one run.
+    """Captured quantities of one run.
 
     Attributes:
         clean, prompt: how many tokens of each kind there are.
@@ -112,7 +112,7 @@ class Step1XRecord:
         )
 
     def attention(self, rows: torch.Tensor, mixed: torch.Tensor, seen: torch.Tensor) -> None:
-        """Keep what the running block attends to.
+        """Keep the attention of the block that is running.
 
         Args:
             rows: attention of the clean tokens, (B, N_v, N_p + 2 N_v).
@@ -220,7 +220,7 @@ def double_block(
     turns: torch.Tensor,
     record: Step1XRecord,
 ) -> torch.Tensor:
-    """Prompt and image with weights of their own, attending to each other.
+    """Two streams, prompt and image, with their own weights and joint attention.
 
     Args:
         weights: of the block.
@@ -258,7 +258,7 @@ def single_block(
     turns: torch.Tensor,
     record: Step1XRecord,
 ) -> torch.Tensor:
-    """All tokens alike; attention and MLP side by side, from one layer into one.
+    """One stream over all tokens; attention and MLP in parallel, with fused projections.
 
     Args as those of `double_block`.
     """

@@ -1,4 +1,4 @@
-"""What a Step1X-Edit checkpoint says of itself, put together with its version's rules."""
+"""A Step1X-Edit checkpoint's settings and sizes, put together with its version's rules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IMAGE_TOKEN = "<|image_pad|>"
 
 
 def step1x_settings(checkpoint: Checkpoint, family: FamilySpec, version: Version) -> dict[str, Any]:
-    """The published defaults of a version, and what the checkpoint says of itself."""
+    """The published defaults of a version, updated with the checkpoint's rism.json."""
     known = COMMON | {
         "size_level": whole(version.size_level, 8, 8192),
         "max_sequence_length": whole(version.max_length, 1, 8192),

@@ -20,7 +20,7 @@ _MARK = "connector.S.input_embedder.weight"
 
 @dataclass(frozen=True)
 class Version:
-    """What one version does otherwise than the others.
+    """How one version differs from the others.
 
     Attributes:
         name: as its makers count.
@@ -82,7 +82,7 @@ _FIRST = Version(
     drop=217,
     max_length=640,
     padding="zeros",
-    # Asked for, and dropped in silence by the release that is pinned (docs/step1x.md).
+    # The code asks for it, but the pinned release of transformers drops it (docs/step1x.md).
     vision_id=False,
     masks_attention=True,
     flash=True,
@@ -95,7 +95,7 @@ _FIRST = Version(
     resize_in="uint8",
     view_resample="bicubic",
     arithmetic="pillow",
-    # No pipeline of diffusers has it; this name stands for one.
+    # diffusers has no pipeline of it: a name of our own.
     pipeline="Step1XEdit",
     published=PublishedModel(
         "step1x",

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import Qwen2TokenizerFast
 
 from mini.tokenizer import train_tokenizer
 from rism.export.attention_capture import Capture
 from rism.export.checkpoint.chat_template import open_tokenizer, prompt_rules, tokenizer_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part, build_empty, cast_part
-from rism.export.checkpoint.safetensors_store import TensorStore, open_folder
+from rism.export.checkpoint.safetensors_store import open_folder
 from rism.export.graph.rotary import RotaryTable, rotate
 from rism.export.precision import Precision
 from rism.export.spec import (
@@ -107,14 +106,12 @@ PARTS: dict[str, type[nn.Module]] = {
 class Reference:
     """A `ReferenceModel` that stores every attention matrix."""
 
-    def __init__(self, stores: Mapping[str, TensorStore]) -> None:
+    def __init__(self, model: DummyModel) -> None:
+        self.tokenizer = model.tokenizer
         self.modules = {name: kind() for name, kind in PARTS.items()}
         for name, module in self.modules.items():
-            module.load_state_dict({key: each.read() for key, each in stores[name].items()})
-
-    def set_tokenizer(self, tokenizer: Qwen2TokenizerFast) -> Reference:
-        self.tokenizer = tokenizer
-        return self
+            stored = model.stores[name].items()
+            module.load_state_dict({key: tensor.read() for key, tensor in stored})
 
     @torch.no_grad()
     def text(self, instructions: Sequence[str], picture: RgbImage) -> list[ReferencePrompt]:
@@ -233,7 +230,7 @@ class DummyModel:
 
     def reference(self, precision: Precision) -> Reference:
         del precision
-        return Reference(self.stores).set_tokenizer(self.tokenizer)
+        return Reference(self)
 
     def samples_of_blocks(self) -> Sequence[DummyModel]:
         return [self]

@@ -138,7 +138,9 @@ def test_what_lies_beside_weights_is_passed_over(copy: Path) -> None:
     (copy / "transformer" / "c.safetensors.index.json").touch()
     assert set(open_folder(copy / "transformer")) == tensors
     assert content_digest([copy], Event()) == before
-    with pytest.raises(CheckpointError, match=r"macOS keeps notes about one in it: give a\.safet"):
+    with pytest.raises(
+        CheckpointError, match=r"metadata that macOS keeps about one: give a\.safet"
+    ):
         read_headers(copy / "transformer" / "._a.safetensors")
 
 
