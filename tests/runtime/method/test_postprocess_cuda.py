@@ -136,8 +136,7 @@ def run_both(
         (24, {"capture": "scores"}),
         (24, {"capture": "scores", "count": 2}),
         (24, {"count": 2}),  # the last one fills up a fixed batch
-        (300, {"prototype": "cosine"}),
-        (2100, {"tau": 0.3}),
+        (2100, {"tau": 0.3, "prototype": "cosine"}),
     ],
 )
 def test_outputs_equal_numpys(device: Any, channels: int, changes: dict[str, Any]) -> None:

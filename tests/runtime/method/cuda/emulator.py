@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+BUILD = HERE.parents[3] / "build/emulated"
 
 
 class EmulatedKernels:
@@ -67,14 +69,20 @@ def _library(source: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "postprocess.cu").write_text(source)
-        file = Path(folder) / "kernels.so"
-        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fno-gnu-unique"]
-        command += ["-ffp-contract=off", "-U_FORTIFY_SOURCE"]  # it forbids jumps between stacks
-        command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        command += [f"-D{name}={value}" for name, value in macros]
-        command += [f"-I{HERE}", f"-I{folder}", str(HERE / "postprocess.cpp"), "-o", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return ctypes.CDLL(str(file))
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fno-gnu-unique"]
+    command += ["-ffp-contract=off", "-U_FORTIFY_SOURCE"]  # it forbids jumps between stacks
+    command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += [f"-D{name}={value}" for name, value in macros] + [f"-I{HERE}"]
+    parts = [source, *command, *(each.read_text() for each in sorted(HERE.glob("*.[ch]pp")))]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    file = BUILD / f"{key}.so"  # kept between runs, and shared by the processes of one
+    if not file.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "postprocess.cu").write_text(source)
+            made = BUILD / f"{key}.{os.getpid()}.so"
+            BUILD.mkdir(parents=True, exist_ok=True)
+            command += [f"-I{folder}", str(HERE / "postprocess.cpp"), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+            made.replace(file)
+    return ctypes.CDLL(str(file))
