@@ -1,16 +1,17 @@
-"""Score the built-in model on a few drawn scenes, sample by sample.
+"""Score the built-in model on the first samples of a dataset, one by one.
 
-python examples/python/score_dataset.py 10
+python examples/python/score_dataset.py scenes 10
 
-`open_dataset` opens RefCOCO, parquet and JSON Lines files in the same form (docs/datasets.md).
+The dataset may also be RefCOCO, or a parquet or JSON Lines file of your own (docs/datasets.md).
 """
 
 import sys
 
 from rism import Segmenter
-from rism.evaluation import SceneSet, Sums, overlap
+from rism.evaluation import DatasetRequest, Sums, open_dataset, overlap
 
-dataset = SceneSet(count=int(sys.argv[1]))
+source, limit = sys.argv[1:]
+dataset = open_dataset(DatasetRequest(source, limit=int(limit)))
 segmenter = Segmenter.from_bundle()
 sums, paper = Sums(), Sums()  # rism's defaults, and the published method
 for sample in dataset.samples:
