@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner, Result
+
+from rism.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 ENV = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
 Start = Callable[..., "subprocess.Popen[bytes]"]
 Rism = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Run = Callable[..., Result]
+
+
+def invoke(*arguments: object, code: int = 0, data: bytes | None = None) -> Result:
+    """Run `rism` in this process."""
+    result = CliRunner().invoke(app, [*map(str, arguments)], input=data)
+    assert result.exit_code == code, result.output
+    return result
 
 
 @pytest.fixture
@@ -29,6 +40,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def run(tiny_bundle: Path, workplace: Path) -> Run:
+    """Run `rism run` with the tiny bundle in this process, in the empty folder."""
+    return lambda *arguments, **more: invoke("run", *arguments, "--bundle", tiny_bundle, **more)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
+from rism import __version__
 from rism.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,15 @@ def test_numbers_in_a_text_too(arguments: list[str], message: str) -> None:
     shown = runner.invoke(app, arguments)
     assert shown.exit_code == 2
     assert message in shown.stderr
+
+
+def test_version_and_wrong_usage() -> None:
+    shown = runner.invoke(app, ["--version"])
+    assert (shown.exit_code, shown.stdout) == (0, f"rism {__version__}\n")
+    for line in (["run"], ["run", "a.png"], ["walk"], ["run", "a", "--provider", "x"], ["--nope"]):
+        shown = runner.invoke(app, line)
+        assert (shown.exit_code, shown.stdout) == (2, ""), line
+        assert shown.stderr and "Traceback" not in shown.stderr
 
 
 def test_help_cuts_no_sentence() -> None:

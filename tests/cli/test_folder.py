@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from rism.cli import image_job
-from rism.cli.app import app
 from rism.runtime.engines import onnxruntime
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
 from rism.runtime.image.loading import load_image, pixel_count
+from tests.cli.conftest import Run
 
-runner = CliRunner()
 # One thread for each picture either way: sums of another number of threads round differently.
 SERIAL = ("--workers", "1", "--threads", "1")
 AT_ONCE = ("--workers", "3", "--threads", "3")
@@ -39,8 +37,10 @@ def folder(picture: Path, workplace: Path) -> Path:
     return place
 
 
-def rism(*arguments: str | Path, bundle: Path) -> Result:
-    return runner.invoke(app, ["run", "in", *map(str, arguments), "--bundle", str(bundle)])
+@pytest.fixture
+def run_folder(run: Run, folder: Path) -> Run:
+    """Run on the folder; three of its images fail."""
+    return lambda *arguments, code=1: run("in", *arguments, code=code)
 
 
 def without_times(text: str) -> list[dict[str, object]]:
@@ -54,19 +54,18 @@ def contents(place: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in place.iterdir()}
 
 
-def test_the_same_in_every_byte(tiny_bundle: Path, folder: Path, workplace: Path) -> None:
+def test_the_same_in_every_byte(run_folder: Run, workplace: Path) -> None:
     def both(flags: tuple[str, ...]) -> tuple[object, ...]:
         asked = ("green", "the red", "--json", "--save", "all", "-o", "out/")
-        shown = rism(*asked, *flags, bundle=tiny_bundle)
+        shown = run_folder(*asked, *flags)
         files = contents(workplace / "out")
         for file in (workplace / "out").iterdir():
             file.unlink()
-        return shown.exit_code, shown.stderr, without_times(shown.stdout), files
+        return shown.stderr, without_times(shown.stdout), files
 
     serial, at_once = both(SERIAL), both(AT_ONCE)
     assert serial == at_once
-    code, stderr, entries, files = serial
-    assert code == 1
+    stderr, entries, files = serial
     assert isinstance(stderr, str) and isinstance(entries, list) and isinstance(files, dict)
     assert stderr.splitlines()[-1] == "error: 3 of 12 images failed, the others are written"
     assert [Path(entry["image"]).name for entry in entries if "error" in entry] == [
@@ -75,18 +74,15 @@ def test_the_same_in_every_byte(tiny_bundle: Path, folder: Path, workplace: Path
     assert len(files) == 9 * (2 * 3 + 1)  # an overlay is one for both
 
 
-def test_lines_come_in_the_order_of_the_pictures(
-    tiny_bundle: Path, folder: Path, workplace: Path
-) -> None:
-    shown = rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle)
+def test_lines_come_in_the_order_of_the_pictures(run_folder: Run, workplace: Path) -> None:
+    shown = run_folder("green", "-o", "out/", *AT_ONCE)
     lines = [line.split(" ")[0] for line in shown.stdout.splitlines()]
     assert lines == [f"in/{number}.png" for number in range(9)]
 
 
 @pytest.mark.parametrize("flags", [SERIAL, AT_ONCE])
 def test_what_ends_a_run_ends_it_there(
-    tiny_bundle: Path,
-    folder: Path,
+    run_folder: Run,
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     flags: tuple[str, ...],
@@ -101,8 +97,7 @@ def test_what_ends_a_run_ends_it_there(
 
     monkeypatch.setattr(image_job, "write_atomically", write)
     before = threading.active_count()
-    shown = rism("green", "--save", "mask", "--json", "-o", "out/", *flags, bundle=tiny_bundle)
-    assert shown.exit_code == 1
+    shown = run_folder("green", "--save", "mask", "--json", "-o", "out/", *flags)
     assert shown.stderr.splitlines()[-1].endswith("3.green.mask.png: No space left on device")
     entries = json.loads(shown.stdout)
     assert [entry["image"] for entry in entries] == [
@@ -114,7 +109,7 @@ def test_what_ends_a_run_ends_it_there(
 
 
 def test_a_large_bundle_is_run_once_at_a_time(
-    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "SMALL_BUNDLE_BYTES", 1)
     real, sessions = onnxruntime.open_session, []
@@ -144,13 +139,13 @@ def test_a_large_bundle_is_run_once_at_a_time(
         return Watched(real(file, provider, device, threads, **options))
 
     monkeypatch.setattr(onnxruntime, "open_session", session)
-    assert rism("green", "-o", "out/", "--workers", "4", bundle=tiny_bundle).exit_code == 1
+    run_folder("green", "-o", "out/", "--workers", "4")
     assert sessions == [cpu_count()] * 3
     assert not overlapped.is_set()
 
 
 def test_pictures_at_once_share_the_threads(
-    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, given = onnxruntime.open_session, []
 
@@ -166,13 +161,11 @@ def test_pictures_at_once_share_the_threads(
         (("--threads", "1"), 1),
     ):
         given.clear()
-        rism("green", "--json", *flags, bundle=tiny_bundle)
+        run_folder("green", "--json", *flags)
         assert set(given) == {threads}
 
 
-def test_a_refiner_is_asked_about_one_picture_at_a_time(
-    tiny_bundle: Path, folder: Path, workplace: Path
-) -> None:
+def test_a_refiner_is_asked_about_one_picture_at_a_time(run_folder: Run, workplace: Path) -> None:
     (workplace / "counting_words.py").write_text(
         "import threading\nseen = []\n"
         "def count(instruction, image):\n"
@@ -180,20 +173,18 @@ def test_a_refiner_is_asked_about_one_picture_at_a_time(
         "    return instruction\n"
     )
     asked = ("green", "--json", "--refiner", "counting_words:count")
-    shown = rism(*asked, "--threads", "4", bundle=tiny_bundle)
-    assert shown.exit_code == 1
+    run_folder(*asked, "--threads", "4")
     import counting_words  # type: ignore[import-not-found]
 
     assert counting_words.seen == [(threading.get_ident(), 60 + 23 * n) for n in range(9)]
-    refused = rism(*asked, "--workers", "2", bundle=tiny_bundle)
-    assert refused.exit_code == 2
+    refused = run_folder(*asked, "--workers", "2", code=2)
     assert refused.stderr == (
         "error: --refiner works on one image at a time, expected --workers 1 or none\n"
     )
 
 
 def test_no_more_pictures_are_decoded_than_are_worked_on(
-    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Decoded(np.ndarray):
         __hash__ = object.__hash__  # type: ignore[assignment]
@@ -209,14 +200,14 @@ def test_no_more_pictures_are_decoded_than_are_worked_on(
 
     monkeypatch.setattr(image_job, "load_image", load)
     for broken in ("2b.png", "5b.jpg", "long.png"):
-        (folder / broken).unlink()
-    assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 0
+        (workplace / "in" / broken).unlink()
+    run_folder("green", "-o", "out/", *AT_ONCE, code=0)
     assert len(counts) == 9
     assert max(counts) <= 3
 
 
 def test_heavy_pictures_wait_for_each_other(
-    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, most, running = threading.Lock(), 0, 0
     real = image_job.load_image
@@ -234,18 +225,18 @@ def test_heavy_pictures_wait_for_each_other(
     monkeypatch.setattr(image_job, "load_image", load)
     monkeypatch.setattr(image_job, "_MOST_PIXELS_AT_ONCE", 100)
     for broken in ("2b.png", "5b.jpg"):  # which weigh nothing
-        (folder / broken).unlink()
-    assert rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle).exit_code == 1
+        (workplace / "in" / broken).unlink()
+    run_folder("green", "-o", "out/", *AT_ONCE)
     assert most == 1
 
 
 def test_without_json_nothing_is_kept_of_a_picture(
-    tiny_bundle: Path, folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
     monkeypatch.setattr(image_job, "_deliver_json", lambda records, _: kept.append(len(records)))
-    rism("green", "-o", "out/", *AT_ONCE, bundle=tiny_bundle)
-    rism("green", "-o", "out.json", *AT_ONCE, bundle=tiny_bundle)
+    run_folder("green", "-o", "out/", *AT_ONCE)
+    run_folder("green", "-o", "out.json", *AT_ONCE)
     assert kept == [0, 12]
 
 

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from rism.cli import outputs
-from rism.cli.app import app
 from rism.cli.console import UsageError
 from rism.cli.outputs import check_outputs
+from tests.cli.conftest import Run
 
-runner = CliRunner()
 
-
-@pytest.fixture
-def run(tiny_bundle: Path, picture: Path, workplace: Path) -> Callable[..., Result]:
-    """Run on images in the empty folder; a.png, b.png and in/a.png are there."""
+@pytest.fixture(autouse=True)
+def images(picture: Path, workplace: Path) -> None:
+    """a.png, b.png and in/a.png are in the current folder."""
     for name in ("a.png", "b.png", "in/a.png"):
         (workplace / name).parent.mkdir(exist_ok=True)
         (workplace / name).write_bytes(picture.read_bytes())
-
-    def call(*arguments: str) -> Result:
-        return runner.invoke(app, ["run", *arguments, "--bundle", str(tiny_bundle)])
-
-    return call
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -48,34 +39,31 @@ def contents(place: Path) -> dict[str, bytes]:
         ["a.png", "b.png", "green"],  # the mask of a.png would go into b.png
     ],
 )
-def test_an_input_is_never_an_output(
-    run: Callable[..., Result], workplace: Path, arguments: list[str]
-) -> None:
+def test_an_input_is_never_an_output(run: Run, workplace: Path, arguments: list[str]) -> None:
     (workplace / "link.png").symlink_to("a.png")
     (workplace / "hard.png").hardlink_to(workplace / "a.png")
     (workplace / "words.json").write_text("{}")
     (workplace / "a.green.mask.png").hardlink_to(workplace / "b.png")
     before = contents(workplace)
-    shown = run(*arguments)
-    assert shown.exit_code == 2
+    shown = run(*arguments, code=2)
     assert "is an input" in shown.stderr and shown.stderr.count("\n") == 1
     assert contents(workplace) == before
 
 
-def test_long_names_stay_apart(run: Callable[..., Result], picture: Path, workplace: Path) -> None:
+def test_long_names_stay_apart(run: Run, picture: Path, workplace: Path) -> None:
     names = [f"{'照片' * 20}{number}.png" for number in "一二"]
     for name in names:
         (workplace / name).write_bytes(picture.read_bytes())
-    assert run(*names, "green", "GREEN", "--save", "mask").exit_code == 0
+    run(*names, "green", "GREEN", "--save", "mask")
     made = [name for name in os.listdir(workplace) if name.endswith(".mask.png")]
     assert len(made) == 4
-    assert run(names[0], "red" * 30 + "1", "--save", "mask").exit_code == 0
-    assert run(names[0], "red" * 30 + "2", "--save", "mask").exit_code == 0
+    run(names[0], "red" * 30 + "1", "--save", "mask")
+    run(names[0], "red" * 30 + "2", "--save", "mask")
     assert len([name for name in os.listdir(workplace) if name.endswith(".mask.png")]) == 6
 
 
 def test_another_expression_has_another_name_and_a_replaced_file_is_named(
-    run: Callable[..., Result], workplace: Path
+    run: Run, workplace: Path
 ) -> None:
     assert run("a.png", "green").stderr == ""
     assert run("a.png", "red").stderr == ""
@@ -87,9 +75,8 @@ def test_another_expression_has_another_name_and_a_replaced_file_is_named(
     }  # fmt: skip
 
 
-def test_sub_folders_are_kept(run: Callable[..., Result], workplace: Path) -> None:
+def test_sub_folders_are_kept(run: Run, workplace: Path) -> None:
     shown = run(".", "green", "-r", "--save", "mask", "--json", "-o", "out")
-    assert shown.exit_code == 0, shown.stderr
     files = [entry["files"] for entry in json.loads(shown.stdout)]
     assert files == [[f"out/{name}.green.mask.png"] for name in ("a", "b", "in/a")]
     assert all((workplace / file).is_file() for (file,) in files)
@@ -105,31 +92,29 @@ def test_sub_folders_are_kept(run: Callable[..., Result], workplace: Path) -> No
         (["a.png", "red", "-o", "x.jsonl"], "--jsonl > x.jsonl"),
         (["a.png", "red", "--json", "--jsonl"], "both want stdout"),
         (["a.png", "red", "--magnets", "caf\udce9"], "is not valid UTF-8"),
-        (["a.png", "caf\udce9"], "'caf\ufffd' is not valid UTF-8: type it in UTF-8"),
     ],
 )
 def test_wrong_usage_makes_nothing(
-    run: Callable[..., Result], workplace: Path, arguments: list[str], message: str
+    run: Run, workplace: Path, arguments: list[str], message: str
 ) -> None:
     before = contents(workplace)
-    shown = run(*arguments)
-    assert shown.exit_code in (1, 2) and message in shown.stderr
+    assert message in run(*arguments, code=2).stderr
     assert contents(workplace) == before and not (workplace / "x.png").exists()
 
 
-def test_several_expressions_may_go_to_a_folder_without_a_slash(
-    run: Callable[..., Result], workplace: Path
-) -> None:
-    assert run("a.png", "red", "green", "-o", "out", "--save", "mask").exit_code == 0
+def test_an_expression_in_another_encoding(run: Run) -> None:
+    message = "'caf\ufffd' is not valid UTF-8: type it in UTF-8"
+    assert message in run("a.png", "caf\udce9", code=1).stderr
+
+
+def test_several_expressions_may_go_to_a_folder_without_a_slash(run: Run, workplace: Path) -> None:
+    run("a.png", "red", "green", "-o", "out", "--save", "mask")
     assert sorted(os.listdir(workplace / "out")) == ["a.green.mask.png", "a.red.mask.png"]
 
 
-def test_one_broken_image_of_a_list_does_not_end_it(
-    run: Callable[..., Result], workplace: Path
-) -> None:
+def test_one_broken_image_of_a_list_does_not_end_it(run: Run, workplace: Path) -> None:
     (workplace / "b.png").write_bytes(b"none")
-    shown = run("a.png", "b.png", "in/a.png", "red", "--jsonl", "-o", "r.json")
-    assert shown.exit_code == 1
+    shown = run("a.png", "b.png", "in/a.png", "red", "--jsonl", "-o", "r.json", code=1)
     assert shown.stderr.splitlines()[-1] == "error: 1 of 3 images failed, the others are written"
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [line["image"] for line in lines] == ["a.png", "b.png", "in/a.png"]
@@ -153,12 +138,10 @@ def test_outputs_that_are_one_file(tmp_path: Path) -> None:
         check_outputs([one], [stream.fileno()])
 
 
-def test_a_terminal_gets_no_png(
-    run: Callable[..., Result], workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_no_png(run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     master, terminal = os.openpty()
-    shown = run("a.png", "red", "-o", os.ttyname(terminal))
-    assert shown.exit_code == 2 and "bytes of a PNG to a terminal" in shown.stderr
+    shown = run("a.png", "red", "-o", os.ttyname(terminal), code=2)
+    assert "bytes of a PNG to a terminal" in shown.stderr
     with os.fdopen(terminal, "w") as stdout:
         monkeypatch.setattr(outputs.sys, "stdout", stdout)
         with pytest.raises(UsageError, match="bytes of a PNG to a terminal"):

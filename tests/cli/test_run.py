@@ -1,25 +1,19 @@
+"""`rism run` on one image and on a folder, with every flag, in this process."""
+
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime import Segmenter
 from rism.runtime.engines import onnxruntime
-
-runner = CliRunner()
-
-
-def invoke(*arguments: str | Path, code: int = 0, data: bytes | None = None) -> str:
-    """Run in this process; return stdout, or stderr where the command is to fail."""
-    result = runner.invoke(app, ["run", *map(str, arguments)], input=data)
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.stderr
+from rism.runtime.names import CAPTURES, TOKEN_SETS
+from tests.cli.conftest import ROOT, Run, invoke
 
 
 def names(folder: Path) -> list[str]:
@@ -27,10 +21,10 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def expected(tiny_bundle: Path, colours: np.ndarray) -> np.ndarray:
-    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(colours, "green")
-    assert found.mask.any()
-    return found.mask
+def segment(tiny_bundle: Path, colours: np.ndarray) -> Callable[..., np.ndarray]:
+    """The mask that the library finds."""
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu")
+    return lambda *arguments, **options: segmenter.segment(colours, *arguments, **options).mask
 
 
 def read_mask(file: Path | io.BytesIO) -> np.ndarray:
@@ -40,127 +34,109 @@ def read_mask(file: Path | io.BytesIO) -> np.ndarray:
 
 
 def test_without_flags_it_says_what_it_found_and_saves_beside_you(
-    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+    run: Run, picture: Path, workplace: Path, segment: Callable[..., np.ndarray]
 ) -> None:
-    line = invoke(picture, "green", "--bundle", tiny_bundle)
+    line = run(picture, "green").stdout
     assert line.count("\n") == 1
     assert '"green": box ' in line
     assert "separability" in line and ", confidence not fitted, " in line
     assert "ms on cpu in float32 -> colours.green.mask.png, colours.green.overlay.png" in line
     assert names(workplace) == ["colours.green.mask.png", "colours.green.overlay.png"]
+    expected = segment("green")
+    assert expected.any()
     assert np.array_equal(read_mask(workplace / "colours.green.mask.png"), expected)
+    assert run(picture, "red", "-q").output == ""
+    assert len(names(workplace)) == 4
 
 
-def test_several_expressions_get_names_of_their_own(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    lines = invoke(picture, "the green", "red", "--bundle", tiny_bundle, "--save", "mask")
-    assert [line.split('"')[1] for line in lines.splitlines()] == ["the green", "red"]
-    assert names(workplace) == ["colours.red.mask.png", "colours.the-green.mask.png"]
-
-
-def test_an_overlay_is_one_for_all_expressions(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    arguments = [picture, "the green", "red", "--bundle", tiny_bundle]
-    lines = invoke(*arguments, "-o", "all/").splitlines()
+def test_an_overlay_is_one_for_all_expressions(run: Run, picture: Path, workplace: Path) -> None:
+    arguments = [picture, "the green", "red"]
+    lines = run(*arguments, "-o", "all/").stdout.splitlines()
+    assert [line.split('"')[1] for line in lines] == ["the green", "red"]
     assert all(line.endswith("all/colours.the-green+red.overlay.png") for line in lines)
-    assert len(names(workplace / "all")) == 3
-    invoke(*arguments, "-o", "all.png", "--save", "overlay")
+    assert names(workplace / "all") == [
+        "colours.red.mask.png", "colours.the-green+red.overlay.png", "colours.the-green.mask.png",
+    ]  # fmt: skip
+    run(*arguments, "-o", "all.png", "--save", "overlay")
     both = (workplace / "all.png").read_bytes()
     assert both == (workplace / "all/colours.the-green+red.overlay.png").read_bytes()
-    assert "this run makes several" in invoke(*arguments, "-o", "all.png", code=2)
+    assert "this run makes several" in run(*arguments, "-o", "all.png", code=2).stderr
     many = [f"-e{str(number) * 20}" for number in range(9)]
-    invoke(picture, *many, "--bundle", tiny_bundle, "--save", "overlay")
+    run(picture, *many, "--save", "overlay")
     (long,) = workplace.glob("*.overlay.png")
     assert len(long.name) < 90
 
 
-def test_one_file(tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray) -> None:
-    (workplace / "m.png").write_bytes(b"old")
-    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png")
-    assert np.array_equal(read_mask(workplace / "m.png"), expected)
-    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "c.png", "--save", "cutout")
+def test_one_file_or_a_folder_that_is_made(run: Run, picture: Path, workplace: Path) -> None:
+    run(picture, "green", "-o", "c.png", "--save", "cutout")
     with Image.open(workplace / "c.png") as image:
         assert image.mode == "RGBA"
-    assert names(workplace) == ["c.png", "m.png"]
-
-
-def test_a_folder_for_the_results_is_made(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "new/deep/", "--save", "all")
+    assert names(workplace) == ["c.png"]
+    run(picture, "green", "-o", "new/deep/", "--save", "all")
     assert names(workplace / "new/deep") == [
         f"colours.green.{kind}.png" for kind in ("cutout", "heatmap", "mask", "overlay")
     ]
 
 
 def test_json_has_the_mask_as_coco_rle(
-    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+    run: Run, picture: Path, workplace: Path, segment: Callable[..., np.ndarray]
 ) -> None:
-    (record,) = json.loads(invoke(picture, "green", "--bundle", tiny_bundle, "--json"))
-    assert record["image"] == str(picture)
+    (record,) = json.loads(run(picture, "green", "--json").stdout)
     assert record["rle"]["size"] == [96, 160]
-    assert np.array_equal(coco.decode(record["rle"]).astype(bool), expected)
+    assert np.array_equal(coco.decode(record["rle"]).astype(bool), segment("green"))
     x, y, width, height = coco.toBbox(record["rle"])
-    assert record["box_xyxy"] == [x, y, x + width, y + height]
-    assert record["area_px"] == coco.area(record["rle"])
-    assert record["expression"] == "green"
-    assert record["instruction"] == "remove green"
-    assert record["provider"] == "cpu"
-    assert record["precision"] == "float32"
-    assert record["reason"] is None
+    expected = {
+        "image": str(picture), "box_xyxy": [x, y, x + width, y + height],
+        "area_px": coco.area(record["rle"]), "expression": "green",
+        "instruction": "remove green", "provider": "cpu", "precision": "float32", "reason": None,
+    }  # fmt: skip
+    assert {key: record[key] for key in expected} == expected
     assert {"image", "vae", "text", "transformer", "method", "mask"} <= set(record["timings_ms"])
     assert names(workplace) == []
-
-
-def test_json_to_a_file_or_beside_pictures(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    line = invoke(picture, "green", "--bundle", tiny_bundle, "-o", "results.json")
+    line = run(picture, "green", "-o", "results.json").stdout
     assert line.startswith(str(picture))
     assert json.loads((workplace / "results.json").read_text())[0]["expression"] == "green"
-    out = invoke(picture, "green", "--bundle", tiny_bundle, "-o", "d/", "--json")
-    assert json.loads(out)[0]["files"] == [
-        "d/colours.green.mask.png",
-        "d/colours.green.overlay.png",
-    ]
+    (record,) = json.loads(run(picture, "green", "-o", "d/", "--json").stdout)
+    assert record["files"] == ["d/colours.green.mask.png", "d/colours.green.overlay.png"]
 
 
-def test_nothing_found_is_an_answer(tiny_bundle: Path, workplace: Path) -> None:
+def test_nothing_found_is_an_answer(run: Run, workplace: Path) -> None:
     Image.new("RGB", (64, 64), (9, 9, 9)).save(workplace / "plain.bmp")
-    line = invoke("plain.bmp", "red", "--bundle", tiny_bundle)
+    line = run("plain.bmp", "red").stdout
     assert "nothing found (the attention map is constant)" in line
     assert not read_mask(workplace / "plain.red.mask.png").any()
-    (record,) = json.loads(invoke("plain.bmp", "red", "--bundle", tiny_bundle, "--json"))
+    (record,) = json.loads(run("plain.bmp", "red", "--json").stdout)
     assert record["box_xyxy"] is None
     assert record["reason"] == "the attention map is constant"
 
 
 def test_what_a_demonstrator_does_not_know_is_said(workplace: Path) -> None:
-    street = Path(__file__).parents[2] / "examples/street.png"
+    street = ROOT / "examples/street.png"
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(workplace / "noise.png")
-    arguments = ["run", str(street), "noise.png", "the red car", "the zebra", "--save", "mask"]
-    shown = runner.invoke(app, [*arguments, "--confidence", "0.01"])
+    arguments = ["run", street, "noise.png", "the red car", "the zebra", "--save", "mask"]
+    shown = invoke(*arguments, "--confidence", "0.01")
     note, word, image = shown.stderr.splitlines()
     assert note.startswith("note: the bundle is a demonstrator")
+    assert "add --model flux2-klein-4b (or step1x)" in note
     assert word.startswith("warning: the demonstrator knows nothing that 'the zebra' names, only ")
     assert image.startswith("warning: noise.png: the image is unlike the drawn scenes")
     doubtful, zebra, *_ = lines = shown.stdout.splitlines()
     assert "(doubtful)" in doubtful
     assert f"nothing found ({word.removeprefix('warning: ')}): --always" in zebra
     assert len(lines) == 4 and all("nothing found (the image is unlike" in x for x in lines[2:])
-    kept = runner.invoke(app, [*arguments, "--always", "--json"])
+    kept = invoke(*arguments, "--always", "--json", "--bundle", "mini", "-q")
+    assert kept.stderr == ""
     records = json.loads(kept.stdout)
     assert all(record["doubt"] and record["area_px"] for record in records)
+    assert all(record["model"] == "mini" and record["demonstrator"] for record in records)
     assert [record["confidence"] is None for record in records] == [False, True, True, True]
-    strict = runner.invoke(app, ["run", str(street), "the red car", "--confidence", "0.5"])
+    strict = invoke("run", street, "the red car", "--confidence", "0.5")
     assert "expected at least 0.500): --always" in strict.stdout
 
 
 def test_a_folder_of_pictures_goes_on_past_a_broken_one(
-    tiny_bundle: Path, picture: Path, workplace: Path, colours: np.ndarray
+    run: Run, picture: Path, workplace: Path
 ) -> None:
     folder = workplace / "in"
     folder.mkdir()
@@ -168,8 +144,7 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
         (folder / name).write_bytes(picture.read_bytes())
     (folder / "broken.png").write_bytes(picture.read_bytes()[:200])
     Image.new("RGB", (900, 10)).save(folder / "long.png")
-    shown = runner.invoke(app, ["run", "in", "green", "--bundle", str(tiny_bundle), "-o", "out"])
-    assert shown.exit_code == 1
+    shown = run("in", "green", "-o", "out", code=1)
     errors = shown.stderr.splitlines()
     assert len(errors) == 4
     assert errors[0] == "note: in: left out A.txt (not images), 1 earlier result"
@@ -184,32 +159,13 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
         for stem in ("a.jpg", "a.png", "b")
         for kind in ("mask", "overlay")
     ]
-
-
-def test_a_folder_as_json_names_the_failures(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    (workplace / "in").mkdir()
-    (workplace / "in/a.png").write_bytes(picture.read_bytes())
-    (workplace / "in/b.png").write_bytes(b"no picture")
-    shown = runner.invoke(app, ["run", "in", "red", "--bundle", str(tiny_bundle), "--json"])
-    assert shown.exit_code == 1
-    good, bad = json.loads(shown.stdout)
-    assert good["image"] == "in/a.png"
-    assert bad["image"] == "in/b.png"
-    assert "not an image" in bad["error"]
-    assert names(workplace) == ["in"]
-
-
-def test_an_expression_that_no_picture_can_answer_ends_the_run_at_once(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    (workplace / "in").mkdir()
-    for name in ("a.png", "b.png"):
-        (workplace / "in" / name).write_bytes(picture.read_bytes())
-    message = invoke("in", "  ", "--bundle", tiny_bundle, "-o", "out/", code=1)
-    assert message.count("error:") == 1
-    assert "expression" in message
+    records = json.loads(run("in", "red", "--json", code=1).stdout)
+    assert [record["image"] for record in records if "error" in record] == [
+        "in/broken.png", "in/long.png",
+    ]  # fmt: skip
+    # An expression that fits no image ends the run at once.
+    message = run("in", "  ", "-o", "out/", code=1).stderr
+    assert message.count("error:") == 1 and "expression" in message
 
 
 @pytest.mark.parametrize(
@@ -223,75 +179,98 @@ def test_an_expression_that_no_picture_can_answer_ends_the_run_at_once(
         (["-o", "a.json", "--save", "mask"], "for images too, -o DIR/ --json"),
         (["--save", "mask,video"], "--save has 'video', expected some of mask,overlay,cutout"),
         (["--save", ""], "--save has ''"),
+        (["..", "-e", "green"], "add -o DIR/"),
+        (["..", "-e", "green", "-o", "-"], "use -o DIR/"),
+        (["--refiner", "words"], "--refiner is 'words', expected MODULE:FUNCTION, such as"),
+        (["--refiner", "a b:c"], "--refiner is 'a b:c', expected MODULE:FUNCTION"),
+        (["--refiner", "no_such_module:f"], "cannot be imported (ModuleNotFoundError: No module"),
+        (["--refiner", "broken_words:f"], "broken_words cannot be imported (ZeroDivisionError:"),
+        (["--refiner", "good_words:none"], "good_words has no such function, expected one that"),
+        (["--refiner", "good_words:number"], "good_words has no such function, expected one that"),
     ],
 )
-def test_flags_that_do_not_go_together(
-    picture: Path, workplace: Path, arguments: list[str], message: str
+def test_wrong_usage_is_one_line(
+    run: Run, picture: Path, workplace: Path, arguments: list[str], message: str
 ) -> None:
-    shown = invoke(picture, "green", *arguments, code=2)
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
+    (workplace / "good_words.py").write_text(REFINER)
+    (workplace / "broken_words.py").write_text("1 / 0\n")
+    first = [picture] if ".." in arguments else [picture, "green"]
+    shown = run(*first, *arguments, code=2).stderr
+    assert shown.startswith("error: ") and shown.count("\n") == 1
     assert message in shown
-    assert names(workplace) == []
-
-
-def test_a_folder_needs_a_folder(picture: Path, workplace: Path) -> None:
-    assert "add -o DIR/" in invoke(picture.parent, "green", code=2)
-    assert "use -o DIR/" in invoke(picture.parent, "green", "-o", "-", code=2)
+    assert not [*workplace.glob("*.png")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["empty"], "folder empty has no images, expected names in .apng"),
-        (["x.txt"], "not an image rism can read"),
-        (["PICTURE", "--bundle", "missing"], "no bundle 'missing'"),
+        (["empty", "green", "--json"], "folder empty has no images, expected names in .apng"),
+        (["x.txt", "green"], "not an image rism can read"),
         (["PICTURE", "-o", "no/where/a.png"], "folder no/where does not exist: make it first"),
         (["PICTURE", "-o", "x.txt/"], "cannot make folder x.txt: File exists"),
+        (["PICTURE", "-o", "x.txt/mask.png"], "x.txt"),
         (["PICTURE", "-o", "n" * 300 + ".png"], "File name too long"),
+        (["PICTURE", "-o", "/dev/full"], "cannot write /dev/full: No space left on device"),
+        (["PICTURE", "-o", "/proc/nothing.png"], "cannot write /proc/nothing.png"),
+        (["PICTURE", "-o", "/proc/rism/"], "cannot make folder /proc/rism"),
+        (["PICTURE", "--cache", "x.txt"], "cannot make folder x.txt for embeddings: File exists"),
+        (["PICTURE", "--template", "remove it"], "expected text with {expression} in it once"),
     ],
 )
 def test_failures_are_one_line_and_code_1(
-    tiny_bundle: Path, picture: Path, workplace: Path, arguments: list[str], message: str
+    run: Run, picture: Path, workplace: Path, arguments: list[str], message: str
 ) -> None:
     (workplace / "empty").mkdir()
     (workplace / "x.txt").write_bytes(b"hello")
-    first, *rest = [str(picture) if part == "PICTURE" else part for part in arguments]
-    bundle = [] if "--bundle" in rest else ["--bundle", tiny_bundle]
-    shown = invoke(
-        first, "green", *rest, *bundle, *([] if first != "empty" else ["--json"]), code=1
-    )
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
+    if arguments[0] == "PICTURE":
+        arguments = [str(picture), "green", *arguments[1:]]
+    shown = run(*arguments, code=1).stderr
+    assert shown.startswith("error: ") and shown.count("\n") == 1
     assert message in shown
+    assert not Path("/dev/full").is_file()
 
 
-def test_verbose_shows_where_an_error_came_from(workplace: Path, tiny_bundle: Path) -> None:
-    shown = invoke("missing.png", "-e", "green", "--bundle", tiny_bundle, "-v", code=1)
+def test_verbose_shows_where_an_error_came_from(run: Run, picture: Path, workplace: Path) -> None:
+    shown = run("missing.png", "-e", "green", "-v", code=1).stderr
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("error: ")
-
-
-def test_quiet_says_nothing(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
-    shown = runner.invoke(app, ["run", str(picture), "red", "--bundle", str(tiny_bundle), "-q"])
-    assert shown.output == ""
-    assert len(names(workplace)) == 2
+    missing = invoke("run", picture, "green", "--bundle", "missing", code=1).stderr
+    assert missing.startswith("error: no bundle 'missing'") and missing.count("\n") == 1
 
 
 def test_a_picture_on_stdin(
-    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+    run: Run, picture: Path, workplace: Path, segment: Callable[..., np.ndarray]
 ) -> None:
-    invoke("-", "green", "--bundle", tiny_bundle, data=picture.read_bytes())
-    assert np.array_equal(read_mask(workplace / "stdin.green.mask.png"), expected)
-    assert "is empty (0 bytes)" in invoke("-", "green", "--bundle", tiny_bundle, data=b"", code=1)
+    run("-", "green", data=picture.read_bytes())
+    assert np.array_equal(read_mask(workplace / "stdin.green.mask.png"), segment("green"))
+    assert "is empty (0 bytes)" in run("-", "green", data=b"", code=1).stderr
 
 
-@pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
+@pytest.mark.parametrize("capture", CAPTURES)
 def test_every_capture_mode(
-    tiny_bundle: Path, picture: Path, workplace: Path, capture: str, expected: np.ndarray
+    run: Run, picture: Path, workplace: Path, capture: str, segment: Callable[..., np.ndarray]
 ) -> None:
-    invoke(picture, "green", "--bundle", tiny_bundle, "-o", "m.png", "--capture", capture)
+    (workplace / "m.png").write_bytes(b"old")
+    run(picture, "green", "-o", "m.png", "--capture", capture)
+    assert np.array_equal(read_mask(workplace / "m.png"), segment("green"))
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SETS)
+def test_sets_of_tokens(
+    run: Run, picture: Path, workplace: Path, tokens: str, segment: Callable[..., np.ndarray]
+) -> None:
+    run(picture, "the green", "-o", "m.png", "--tokens", tokens)
+    expected = segment("the green", prompt_weights=tokens)
     assert np.array_equal(read_mask(workplace / "m.png"), expected)
+
+
+def test_magnets_and_sinks(run: Run, picture: Path, tiny_bundle: Path, colours: np.ndarray) -> None:
+    (told,) = json.loads(run(picture, "green", "--magnets", "the blue", "--sinks", "--json").stdout)
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu")
+    found = segmenter.segment(colours, "green", magnets="the blue", sinks=True)
+    assert np.array_equal(coco.decode(told["rle"]).astype(bool), found.mask)
+    assert told["instruction"] == "remove green the blue"
+    assert told["sinks"] == list(found.sinks)
 
 
 REFINER = """
@@ -308,25 +287,23 @@ number = 3
 
 
 def test_a_template_and_a_refiner(
-    tiny_bundle: Path, picture: Path, workplace: Path, expected: np.ndarray
+    run: Run, picture: Path, workplace: Path, segment: Callable[..., np.ndarray]
 ) -> None:
     (workplace / "my_words.py").write_text(REFINER)
     words = ["--template", "the {expression}", "--refiner", "my_words:shout"]
-    (record,) = json.loads(invoke(picture, "thing", "--bundle", tiny_bundle, "--json", *words))
+    (record,) = json.loads(run(picture, "thing", "--json", *words).stdout)
     assert (record["expression"], record["instruction"]) == ("thing", "the green")
-    assert record["area_px"] == pytest.approx(expected.sum(), rel=0.2)
+    assert record["area_px"] == pytest.approx(segment("green").sum(), rel=0.2)
 
 
 def test_a_refiner_may_fail_on_one_picture_of_a_folder(
-    tiny_bundle: Path, picture: Path, workplace: Path
+    run: Run, picture: Path, workplace: Path
 ) -> None:
     (workplace / "some_words.py").write_text(REFINER)
     (workplace / "in").mkdir()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(workplace / "in/a.png")
     (workplace / "in/b.png").write_bytes(picture.read_bytes())
-    options = ["--bundle", str(tiny_bundle), "--refiner", "some_words:wide_only", "--json"]
-    shown = runner.invoke(app, ["run", "in", "green", *options])
-    assert shown.exit_code == 1
+    shown = run("in", "green", "--refiner", "some_words:wide_only", "--json", code=1)
     assert shown.stderr.splitlines() == [
         "error: in/a.png: refiner 'wide_only' failed (AssertionError: too narrow), expected an "
         "instruction: correct it, or run without",
@@ -336,63 +313,13 @@ def test_a_refiner_may_fail_on_one_picture_of_a_folder(
     assert "too narrow" in bad["error"] and good["area_px"] > 0
 
 
-@pytest.mark.parametrize("tokens", ["all", "valid", "instruction", "expression", "content", "head"])
-def test_sets_of_tokens(tiny_bundle: Path, picture: Path, workplace: Path, tokens: str) -> None:
-    invoke(picture, "the green", "--bundle", tiny_bundle, "-o", "m.png", "--tokens", tokens)
-    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
-        picture, "the green", prompt_weights=tokens
-    )
-    assert np.array_equal(read_mask(workplace / "m.png"), found.mask)
-
-
-def test_magnets_and_sinks(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
-    options = ("--bundle", tiny_bundle, "--magnets", "the blue", "--sinks")
-    invoke(picture, "green", *options, "-o", "m.png")
-    found = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
-        picture, "green", magnets="the blue", sinks=True
-    )
-    assert np.array_equal(read_mask(workplace / "m.png"), found.mask)
-    (told,) = json.loads(invoke(picture, "green", *options, "--json"))
-    assert told["instruction"] == "remove green the blue"
-    assert told["sinks"] == list(found.sinks)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--refiner", "words"], "--refiner is 'words', expected MODULE:FUNCTION, such as"),
-        (["--refiner", "a b:c"], "--refiner is 'a b:c', expected MODULE:FUNCTION"),
-        (["--refiner", "no_such_module:f"], "cannot be imported (ModuleNotFoundError: No module"),
-        (["--refiner", "broken_words:f"], "broken_words cannot be imported (ZeroDivisionError:"),
-        (["--refiner", "good_words:none"], "good_words has no such function, expected one that"),
-        (["--refiner", "good_words:number"], "good_words has no such function, expected one that"),
-    ],
-)
-def test_a_refiner_that_is_not_there(
-    tiny_bundle: Path, picture: Path, workplace: Path, arguments: list[str], message: str
-) -> None:
-    (workplace / "good_words.py").write_text(REFINER)
-    (workplace / "broken_words.py").write_text("1 / 0\n")
-    shown = invoke(picture, "green", "--bundle", tiny_bundle, *arguments, code=2)
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
-    assert message in shown
-
-
-def test_a_template_without_a_place_for_the_expression(
-    tiny_bundle: Path, picture: Path, workplace: Path
-) -> None:
-    shown = invoke(picture, "green", "--bundle", tiny_bundle, "--template", "remove it", code=1)
-    assert "template is 'remove it', expected text with {expression} in it once" in shown
-
-
 def test_embeddings_are_kept_on_request(
-    tiny_bundle: Path, picture: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, picture: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [picture, "green", "--bundle", tiny_bundle, "--cache", "kept", "--json"]
+    arguments = [picture, "green", "--cache", "kept", "--json"]
 
     def result() -> dict[str, object]:
-        (record,) = json.loads(invoke(*arguments))
+        (record,) = json.loads(run(*arguments).stdout)
         del record["timings_ms"]
         return dict(record)
 
@@ -409,13 +336,6 @@ def test_embeddings_are_kept_on_request(
     assert result() == first
     assert sorted(loaded) == ["transformer.vectors.onnx", "vae_encoder.onnx"]
     entry.write_bytes(entry.read_bytes()[:50])
-    shown = runner.invoke(app, ["run", *map(str, arguments), "-v"])
-    assert shown.exit_code == 0
-    assert f"cached embedding kept/{entry.name} is not sound (50 bytes): made again" in shown.stderr
-    assert "not sound" not in runner.invoke(app, ["run", *map(str, arguments), "-v"]).stderr
-
-
-def test_a_cache_that_cannot_be(tiny_bundle: Path, picture: Path, workplace: Path) -> None:
-    (workplace / "f").write_text("")
-    shown = invoke(picture, "green", "--bundle", tiny_bundle, "--cache", "f", code=1)
-    assert shown == "error: cannot make folder f for embeddings: File exists\n"
+    said = f"cached embedding kept/{entry.name} is not sound (50 bytes): made again"
+    assert said in run(*arguments, "-v").stderr
+    assert "not sound" not in run(*arguments, "-v").stderr
