@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime.diagnostics.selftest import record
 from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.nvidia_driver import Driver
+from tests.cli.conftest import Run, invoke
 from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
-runner = CliRunner()
+Refused = Callable[[str], None]
 
 
 @pytest.fixture
@@ -34,16 +33,21 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Path:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """A machine with a GPU and TensorRT for RTX."""
     fake = FakeTensorRt()
     stand_in(monkeypatch, fake, HostDevice())
     return fake
 
 
+@pytest.fixture
+def ask(built: Path, picture: Path, machine: FakeTensorRt, workplace: Path) -> Run:
+    """Run with the built bundle on that machine, in an empty folder."""
+    return lambda *flags, **more: invoke("run", picture, "green", "--bundle", built, *flags, **more)
+
+
 def test_inspect(built: Path) -> None:
     record(built)
-    shown = runner.invoke(app, ["inspect", str(built)])
-    assert shown.exit_code == 0, shown.output
-    lines = shown.output.splitlines()
+    lines = invoke("inspect", built).output.splitlines()
     for line in (
         "engine     rtx-fp16: tensorrt-rtx 1.7.1.116 for linux-x86_64, compute capability 8.6, "
         "8.9, fp8, weights from the bundle",
@@ -55,7 +59,7 @@ def test_inspect(built: Path) -> None:
         assert line in lines
     (vectors,) = [line for line in lines if line.startswith("self-test  ")]
     assert vectors.startswith("self-test  selftest.bin by onnxruntime-cpu 1.")
-    data = json.loads(runner.invoke(app, ["inspect", str(built), "--json"]).output)
+    data = json.loads(invoke("inspect", built, "--json").output)
     assert data["engines"][0]["name"] == "rtx-fp16"
     assert data["engines"][0]["graphs"]["vae_encoder"]["shapes"]["image"]["min"] == [1, 3, 8, 8]
     assert data["self_test"]["file"] == "selftest.bin"
@@ -71,22 +75,13 @@ def test_inspect(built: Path) -> None:
         [],
     ],
 )
-def test_a_run_names_what_ran(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, flags: list[str]
-) -> None:
-    arguments = ["run", str(picture), "green", "--bundle", str(built), "--json", *flags]
-    shown = runner.invoke(app, arguments)
-    assert shown.exit_code == 0, shown.output
+def test_a_run_names_what_ran(ask: Run, flags: list[str]) -> None:
+    shown = ask("--json", "-v", *flags)
     (result,) = json.loads(shown.stdout)
     assert (result["provider"], result["precision"]) == ("tensorrt-rtx:0", "fp8")
-
-
-def test_why_is_said_on_request(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt
-) -> None:
-    arguments = ["run", str(picture), "green", "--bundle", str(built), "-v"]
-    shown = runner.invoke(app, arguments)
-    assert "provider tensorrt-rtx:0: auto: an engine of the bundle fits: engine" in shown.stderr
+    if not flags:
+        why = "provider tensorrt-rtx:0: auto: an engine of the bundle fits: engine"
+        assert why in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -100,18 +95,8 @@ def test_why_is_said_on_request(
         (["--provider", "tensorrt"], 1, "error: this bundle has no engine for tensorrt (it has"),
     ],
 )
-def test_what_cannot_be(
-    built: Path,
-    picture: Path,
-    workplace: Path,
-    machine: FakeTensorRt,
-    flags: list[str],
-    code: int,
-    says: str,
-) -> None:
-    shown = runner.invoke(app, ["run", str(picture), "green", "--bundle", str(built), *flags])
-    assert shown.exit_code == code
-    assert says in shown.stderr
+def test_what_cannot_be(ask: Run, workplace: Path, flags: list[str], code: int, says: str) -> None:
+    assert says in ask(*flags, code=code).stderr
     assert not list(workplace.iterdir())
 
 
@@ -146,25 +131,24 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_an_engine_of_elsewhere(
-    built: Path,
-    picture: Path,
-    workplace: Path,
-    machine: FakeTensorRt,
-    reseal: Reseal,
-    name: str,
+    built: Path, refused: Refused, machine: FakeTensorRt, reseal: Reseal, name: str
 ) -> None:
     keys, says = MISFITS[name]
-    bundle = reseal(built, lambda data: data["engines"][0].update(keys))
-    _refused(bundle, picture, says)
+    reseal(built, lambda data: data["engines"][0].update(keys))
+    refused(says)
     assert machine.calls == []
 
 
-def _refused(bundle: Path, picture: Path, says: str) -> None:
-    arguments = ["run", str(picture), "green", "--bundle", str(bundle), "--provider"]
-    shown = runner.invoke(app, [*arguments, "tensorrt-rtx"])
-    assert shown.exit_code == 1
-    assert shown.stderr == says.replace("{bundle}", str(bundle)) + "\n"
-    assert shown.stdout == ""
+@pytest.fixture
+def refused(ask: Run, built: Path) -> Refused:
+    """Run on TensorRT for RTX, which fails with this line."""
+
+    def check(says: str) -> None:
+        shown = ask("--provider", "tensorrt-rtx", code=1)
+        assert shown.stderr == says.replace("{bundle}", str(built)) + "\n"
+        assert shown.stdout == ""
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -184,38 +168,29 @@ def _refused(bundle: Path, picture: Path, says: str) -> None:
     ids=["too old", "no GPU"],
 )
 def test_a_driver_that_does_not_do(
-    built: Path,
-    picture: Path,
-    workplace: Path,
-    machine: FakeTensorRt,
-    monkeypatch: pytest.MonkeyPatch,
-    driver: Driver,
-    says: str,
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, driver: Driver, says: str
 ) -> None:
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
-    _refused(built, picture, says)
+    refused(says)
 
 
 PLAN = "engines/rtx-fp16/vae_encoder.plan"
 
 
 def test_a_plan_that_is_cut(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
+    built: Path, refused: Refused, machine: FakeTensorRt, reseal: Reseal
 ) -> None:
     size = (built / PLAN).stat().st_size
     (built / PLAN).write_bytes((built / PLAN).read_bytes()[:-100])
-    _refused(
-        built,
-        picture,
+    refused(
         f"error: bundle '{{bundle}}': '{PLAN}' is {size - 100} bytes, expected {size}: copy it "
         "again, or export again",
     )
     # With a manifest that says so, it is the library that finds out.
     machine.fails = {"deserialize_cuda_engine"}
     machine.says = "Serialization assertion plan->header.size == blobSize failed."
-    _refused(
-        reseal(built),
-        picture,
+    reseal(built)
+    refused(
         "error: engine 'rtx-fp16' of graph 'text_encoder' is not a whole plan for TensorRT for RTX "
         "1.7.1.116 (Serialization assertion plan->header.size == blobSize failed.): copy the "
         f"bundle again, or {REBUILD}",
@@ -238,53 +213,41 @@ def test_a_plan_that_is_cut(
     ids=["version", "GPU"],
 )
 def test_a_manifest_that_says_that_a_plan_fits(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, says: str, found: str
+    refused: Refused, machine: FakeTensorRt, says: str, found: str
 ) -> None:
     machine.fails, machine.says = {"deserialize_cuda_engine"}, says
-    _refused(
-        built,
-        picture,
-        f"error: engine 'rtx-fp16' of graph 'text_encoder' {found} ({says}): {REBUILD}",
-    )
+    refused(f"error: engine 'rtx-fp16' of graph 'text_encoder' {found} ({says}): {REBUILD}")
 
 
 def test_a_manifest_of_other_tensors_than_the_plans(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
+    built: Path, refused: Refused, reseal: Reseal
 ) -> None:
     def change(data: Any) -> None:
         data["graphs"]["text_encoder"]["inputs"]["input_ids"]["name"] = "tokens"
 
-    _refused(
-        reseal(built, change),
-        picture,
+    reseal(built, change)
+    refused(
         "error: engine 'rtx-fp16' of graph 'text_encoder' has inputs input_ids, attention_mask, "
         f"expected tokens, attention_mask by the manifest: {REBUILD}",
     )
 
 
-def test_a_picture_outside_of_the_profile(
-    built: Path, picture: Path, workplace: Path, machine: FakeTensorRt, reseal: Reseal
-) -> None:
+def test_a_picture_outside_of_the_profile(built: Path, ask: Run, reseal: Reseal) -> None:
     def change(data: Any) -> None:
         shapes = data["engines"][0]["graphs"]["vae_encoder"]["shapes"]["image"]
         shapes["opt"] = shapes["max"] = [1, 3, 64, 64]
 
-    bundle = reseal(built, change)
-    arguments = ["run", str(picture), "green", "--bundle", str(bundle), "--provider"]
-    shown = runner.invoke(app, [*arguments, "tensorrt-rtx"])
-    assert shown.exit_code == 1
+    reseal(built, change)
     assert re.fullmatch(
         r"error: (.*: )?'image' is of shape \[1, 3, \d+, \d+\], engine 'rtx-fp16' of graph "
         r"'vae_encoder' takes \[1, 3, 8, 8\] to \[1, 3, 64, 64\]: "
-        + re.escape(REBUILD.replace("{bundle}", str(bundle)))
+        + re.escape(REBUILD.replace("{bundle}", str(built)))
         + " --shapes with larger ones, or use --provider onnxruntime-cuda\n",
-        shown.stderr,
+        ask("--provider", "tensorrt-rtx", code=1).stderr,
     )
 
 
-def test_this_machine_without_a_driver(
-    built: Path, picture: Path, workplace: Path, monkeypatch: Any
-) -> None:
+def test_this_machine_without_a_driver(built: Path, picture: Path, workplace: Path) -> None:
     """The real library, the real search for a driver: one line."""
     pytest.importorskip("tensorrt_rtx")
     from rism.runtime.engines.nvidia_driver import find_driver
@@ -297,10 +260,7 @@ def test_this_machine_without_a_driver(
         expected = str(error)
     else:
         pytest.skip("needs a machine without a driver")
-    arguments = ["run", str(picture), "green", "--bundle", str(built), "--provider"]
-    shown = runner.invoke(app, [*arguments, "tensorrt-rtx"])
-    assert shown.exit_code == 1
-    assert shown.stderr == f"error: {expected}\n"
-    auto = runner.invoke(app, [*arguments, "auto", "-v"])
-    assert auto.exit_code == 0
-    assert f"provider cpu: auto: tensorrt-rtx did not start ({expected}); " in auto.stderr
+    arguments = ("run", picture, "green", "--bundle", built, "--provider")
+    assert invoke(*arguments, "tensorrt-rtx", code=1).stderr == f"error: {expected}\n"
+    auto = invoke(*arguments, "auto", "-v").stderr
+    assert f"provider cpu: auto: tensorrt-rtx did not start ({expected}); " in auto

@@ -13,7 +13,7 @@ from rism.cli.console import Console, write_stdout
 from rism.cli.flags import CommandFlags
 from rism.runtime.errors import InputError, OutputError, one_line
 
-__all__ = ["BundlesFlags", "bundles", "remove_bundle"]
+__all__ = ["BundlesFlags", "bundles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def bundles(flags: BundlesFlags, console: Console) -> None:  # noqa: ARG001
     from rism.runtime.bundle.hub import bundles_folder
 
     if flags.remove is not None:
-        remove_bundle(flags.remove)
+        _remove(flags.remove)
         return
     rows = [
         f"{folder.name:<48} {folder_size(folder) / 1e9:>8.2f} GB  "
@@ -41,13 +41,7 @@ def bundles(flags: BundlesFlags, console: Console) -> None:  # noqa: ARG001
     write_stdout("".join(rows) or f"no bundles in {bundles_folder()}\n")
 
 
-def remove_bundle(name: str) -> None:
-    """Remove a kept bundle by its name.
-
-    Raises:
-        InputError: there is none.
-        OutputError: it cannot be removed.
-    """
+def _remove(name: str) -> None:
     from rism.cli.kept_bundles import kept_bundles
     from rism.runtime.bundle.hub import bundles_folder
 
