@@ -1,19 +1,17 @@
 """The built-in bundle is part of the package: no command changes it, each says how to copy it."""
 
 import re
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.errors import OutputError
+from tests.cli.conftest import ROOT, invoke
 
 BUILT_IN = resolve_bundle()
 SAYS = rf"is part of the installed package.*copy it \(cp -r {re.escape(str(BUILT_IN))} my-mini\)"
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
+EXAMPLES = str(ROOT / "examples")
 
 
 def _state() -> dict[str, tuple[int, int]]:
@@ -34,8 +32,8 @@ def test_commands_refuse_before_they_work(line: list[str]) -> None:
     if line[0] == "build":
         pytest.importorskip("onnx_ir")
     before = _state()
-    result = CliRunner().invoke(app, line)
-    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    result = invoke(*line, code=1)
+    assert result.stdout == ""
     assert re.search(SAYS, result.stderr) and result.stderr.count("\n") == 1
     assert _state() == before
 

@@ -7,26 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import record
 from rism.runtime.engines import nvidia_driver, tensorrt_library
 from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.engines.providers import PROVIDERS
 from rism.runtime.errors import ProviderError
+from tests.cli.conftest import invoke
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
 from tests.runtime.engines.profiles import ALL
 
 Reseal = Callable[..., Path]
-runner = CliRunner()
 
 
 def run(*arguments: object, code: int = 0) -> list[str]:
-    shown = runner.invoke(app, ["doctor", *map(str, arguments)])
-    assert shown.exit_code == code, shown.output
-    return shown.output.splitlines()
+    return invoke("doctor", *arguments, code=code).output.splitlines()
 
 
 @pytest.fixture

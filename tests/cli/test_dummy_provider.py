@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.providers import PROVIDERS, Provider
+from tests.cli.conftest import invoke
 
 STREET = Path(__file__).parents[2] / "examples/street.png"
 
@@ -30,33 +29,28 @@ def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROVIDERS, entry.name, entry)
 
 
-def rism(*arguments: str | Path, code: int = 0) -> str:
-    shown = CliRunner().invoke(app, [*map(str, arguments)])
-    assert shown.exit_code == code, shown.output
-    return shown.output
-
-
 def test_run(workplace: Path) -> None:
     (result,) = json.loads(
-        rism("run", STREET, "the green van", "--provider", "dummy+cpu", "--json", "-q")
+        invoke("run", STREET, "the green van", "--provider", "dummy+cpu", "--json", "-q").output
     )
     assert result["provider"] == "dummy+cpu"
     assert result["area_share"] > 0
-    assert "onnxruntime-dummy does not run vae_encoder" in rism(
-        "run", STREET, "the green van", "--provider", "onnxruntime-dummy", code=1
+    assert (
+        "onnxruntime-dummy does not run vae_encoder"
+        in invoke("run", STREET, "the green van", "--provider", "onnxruntime-dummy", code=1).output
     )
 
 
 def test_eval(workplace: Path) -> None:
-    rism("eval", "scenes", "--count", "2", "--provider", "dummy+cpu", "-o", "results")
+    invoke("eval", "scenes", "--count", "2", "--provider", "dummy+cpu", "-o", "results")
     result = json.loads((workplace / "results/result.json").read_text())
     assert result["run"]["provider"] == "dummy+cpu"
 
 
 def test_doctor(tmp_path: Path) -> None:
     bundle = shutil.copytree(resolve_bundle(), tmp_path / "mini")
-    shown = rism("doctor", bundle, "--record")
+    shown = invoke("doctor", bundle, "--record").output
     assert "provider     onnxruntime-dummy: ready, dummies in onnxruntime 1." in shown
     assert "self-test    onnxruntime-dummy: transformer.vectors ok" in shown
     assert "onnxruntime-dummy: vae_encoder" not in shown
-    assert "expected one of auto, dummy, cpu" in rism("doctor", "--provider", "x", code=2)
+    assert "expected one of auto, dummy, cpu" in invoke("doctor", "--provider", "x", code=2).stderr

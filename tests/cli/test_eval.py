@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from PIL import Image
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.evaluation.metrics.iou import overlap, summarise
 from rism.runtime import Segmenter
-from rism.runtime.distribution import install_hint
 from rism.runtime.prompt.instruction_file import (
     InstructionFile,
     Origin,
@@ -21,7 +21,7 @@ from rism.runtime.prompt.instruction_file import (
     image_digest,
 )
 from rism.runtime.result.rle import encode_rle
-from tests.cli.conftest import ROOT, Start, invoke
+from tests.cli.conftest import ROOT, invoke
 
 
 def evaluate(*arguments: str | Path, code: int = 0) -> str:
@@ -219,30 +219,10 @@ def test_masks_in_the_records_are_those_that_rism_run_writes(workplace: Path) ->
     assert np.array_equal(pycocotools.decode(line["rle"]).astype(bool), mask)
 
 
-BLOCKED = """
-import sys
-for name in ("pycocotools", "pyarrow", "matplotlib", "tqdm", "torch", "onnx", "onnx_ir"):
-    sys.modules[name] = None
-from rism.cli import main
-main()
-"""
-
-
-def test_what_the_extra_brings_is_needed_for_its_datasets_only(
-    start: Start, workplace: Path
-) -> None:
-    (workplace / "data/refcoco").mkdir(parents=True)
-
-    def call(*arguments: str) -> tuple[int | None, bytes]:
-        process = start("-c", BLOCKED, "eval", *arguments, module=None)
-        error = process.communicate(timeout=900)[1]
-        return process.returncode, error
-
-    assert call("scenes", "--count", "1", "--provider", "cpu", "-q") == (0, b"")
+def test_scenes_need_no_extra(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("rism.evaluation.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("pycocotools", "pyarrow", "matplotlib", "tqdm", "torch", "onnx", "onnx_ir"):
+        monkeypatch.setitem(sys.modules, name, None)
+    evaluate("scenes", "--count", "1", "-q")
     assert (workplace / "eval-scenes-plain-test-mini/report.html").is_file()
-    code, error = call("refcoco", "--root", "data")
-    assert code == 1
-    hint = install_hint("eval")
-    assert error.decode() == (
-        f"error: rism eval needs pycocotools, which is not installed: {hint}\n"
-    )

@@ -1,16 +1,11 @@
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
-from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
-
-runner = CliRunner()
+from tests.cli.conftest import invoke
 
 
 @pytest.fixture
@@ -42,8 +37,7 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
     flags += (
         " --feature-site adaln --precision fp16 --parity blocks --sizes 64x32,32x32 --no-vision-id"
     )
-    shown = runner.invoke(app, ["export", *flags.split(), "--template", "cut {expression}"])
-    assert shown.exit_code == 0, shown.output
+    shown = invoke("export", *flags.split(), "--template", "cut {expression}")
     assert shown.stdout == "features 1e-6\n"
     assert shown.stderr.startswith("tracing\n")
     assert "wrote out, 8.1 MB, in " in shown.stderr
@@ -60,8 +54,8 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
         offline=True,
     )
     assert calls == [("mini", Path("out"), options)]
-    quiet = runner.invoke(app, ["export", "--model", "m", "-o", "out", "-q", "--size-level", "512"])
-    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    quiet = invoke("export", "--model", "m", "-o", "out", "-q", "--size-level", "512")
+    assert quiet.output == ""
     assert calls[1] == ("m", Path("out"), ExportOptions(size_level=512))
 
 
@@ -70,31 +64,5 @@ def test_a_failed_export_is_one_line(exporter: Any) -> None:
         raise RismError("features differ by 1, expected below 1e-5")
 
     exporter(fail)
-    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out"])
-    assert shown.exit_code == 1
+    shown = invoke("export", "--model", "mini", "-o", "out", code=1)
     assert shown.stderr == "error: features differ by 1, expected below 1e-5\n"
-
-
-def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("rism.export")]:
-        monkeypatch.delitem(sys.modules, name)
-
-    class Absent:
-        def find_spec(self, name: str, *_: Any) -> None:
-            if name.partition(".")[0] == "torch":
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
-    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out"])
-    assert shown.exit_code == 1
-    assert shown.stderr == (
-        f"error: rism export needs torch, which is not installed: {install_hint('export')}\n"
-    )
-
-
-def test_an_unknown_capture_is_wrong_usage() -> None:
-    shown = runner.invoke(app, ["export", "--model", "mini", "-o", "out", "--capture", "all"])
-    assert shown.exit_code == 2
-    assert "expected some of vectors,matrices,scores" in shown.stderr

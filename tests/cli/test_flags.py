@@ -59,6 +59,7 @@ def test_a_number_out_of_range_is_wrong_usage(command: str, flag: str, value: st
         (["build", "b", "--batch", "8/1/1"], "--batch is '8/1/1', expected growing MIN/OPT/MAX"),
         (["ablate", "scenes", "-o", "x", "--blocks", "7-0"], "--blocks is '7-0', expected numbers"),
         (["export", "--model", "m", "-o", "x", "--sizes", "0x8"], "--sizes has '0x8', expected"),
+        (["export", "--model", "m", "-o", "x", "--capture", "all"], "expected some of vectors,mat"),
         (["doctor", "--provider", "cpu", "--device", "3"], "--device 3 is a GPU, the CPU has no"),
     ],
 )

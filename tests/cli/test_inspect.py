@@ -2,18 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
-from rism.cli.app import app
-
-runner = CliRunner()
+from tests.cli.conftest import invoke
 
 
 def test_it_prints_what_a_bundle_is(tiny_bundle: Path, reseal: Any) -> None:
     figures = {"transformer.vectors": {"features": {"max_abs": 1.2e-6, "limit": 1e-5}}}
     reseal(tiny_bundle, lambda data: data.update(parity=figures))
-    shown = runner.invoke(app, ["inspect", str(tiny_bundle)])
-    assert shown.exit_code == 0, shown.output
+    shown = invoke("inspect", tiny_bundle)
     for line in (
         f"bundle     {tiny_bundle} (format 1.0)",
         "model      tiny (test)",
@@ -28,7 +23,7 @@ def test_it_prints_what_a_bundle_is(tiny_bundle: Path, reseal: Any) -> None:
 
 
 def test_json(tiny_bundle: Path) -> None:
-    record = json.loads(runner.invoke(app, ["inspect", str(tiny_bundle), "--json"]).stdout)
+    record = json.loads(invoke("inspect", tiny_bundle, "--json").stdout)
     assert record["model"]["name"] == "tiny"
     assert record["verified"] is True
     assert record["files"]["noise.f32"]["size"] == 3600
@@ -36,20 +31,19 @@ def test_json(tiny_bundle: Path) -> None:
 
 
 def test_fixed_sizes(static_bundle: Path) -> None:
-    shown = runner.invoke(app, ["inspect", str(static_bundle)])
-    assert shown.exit_code == 0, shown.output
+    shown = invoke("inspect", static_bundle)
     lines = shown.stdout.splitlines()
     assert "geometry   fixed sizes 128 x 128, 160 x 96, 96 x 160, tokens of 8 px" in lines
     name, file = "transformer.vectors@160x96", "transformer.vectors.160x96.onnx"
     assert f"graph      {name} ({file}), the default" in lines
     assert "           <- image float32 (1, 3, 96, 160)" in lines
-    record = json.loads(runner.invoke(app, ["inspect", str(static_bundle), "--json"]).stdout)
+    record = json.loads(invoke("inspect", static_bundle, "--json").stdout)
     assert record["geometry"]["sizes"] == [[128, 128], [160, 96], [96, 160]]
 
 
 def test_parity_of_any_shape_is_printed(tiny_bundle: Path, reseal: Any) -> None:
     reseal(tiny_bundle, lambda data: data.update(parity={"a": 1, "b": {"c": 2.0}, "d": [3]}))
-    shown = runner.invoke(app, ["inspect", str(tiny_bundle)])
+    shown = invoke("inspect", tiny_bundle)
     assert [line for line in shown.stdout.splitlines() if line.startswith("parity")] == [
         "parity     a : 1",
         "parity     b c: 2",
@@ -61,7 +55,6 @@ def test_a_damaged_file_is_found(tiny_bundle: Path) -> None:
     noise = bytearray((tiny_bundle / "noise.f32").read_bytes())
     noise[7] ^= 1
     (tiny_bundle / "noise.f32").write_bytes(noise)
-    shown = runner.invoke(app, ["inspect", str(tiny_bundle)])
-    assert shown.exit_code == 1
+    shown = invoke("inspect", tiny_bundle, code=1)
     assert shown.stdout == ""
     assert "'noise.f32' has sha256" in shown.stderr

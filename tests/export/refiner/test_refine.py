@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,6 @@ from rism.export.refiner.refine import (
     refine_images,
 )
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
-from rism.runtime.distribution import install_hint
 from tests.export.small_vlm import make_vlm, real_processor
 
 ROOT = Path(__file__).parents[3]
@@ -409,14 +407,3 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for arguments in (["-", "a", *flags], ["in", "a", *flags, "-o", "-"]):
         assert runner.invoke(app, ["refine", *arguments]).exit_code == 2
     assert runner.invoke(app, ["refine", "none.png", "a", *flags]).stderr.count("\n") == 1
-
-
-def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("rism.export.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    shown = runner.invoke(app, ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"])
-    assert shown.exit_code == 1
-    assert shown.stderr == (
-        f"error: rism refine needs torch, which is not installed: {install_hint('export')}\n"
-    )

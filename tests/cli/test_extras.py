@@ -1,0 +1,43 @@
+"""A command that lacks a package names the extra that brings it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rism.runtime.distribution import install_hint
+from tests.cli.conftest import ROOT, invoke
+
+STREET = str(ROOT / "examples/street.png")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "line"),
+    [
+        ("torch", "export", ["export", "--model", "mini", "-o", "out"]),
+        ("torch", "export", ["refine", STREET, "a", "--model", "step1x", "-o", "i.json"]),
+        ("torch", "export", ["ablate", "scenes", "-o", "out"]),
+        ("matplotlib", "eval", ["ablate", "scenes", "-o", "out"]),
+        ("onnx_ir", "triton", ["export-triton", "-o", "out"]),
+        ("onnx_ir", "build", ["build", "bundle"]),
+        ("onnx_ir", "calibrate", ["calibrate", "bundle", "--images", str(ROOT / "examples")]),
+        ("pycocotools", "eval", ["eval", "refcoco", "--root", "."]),
+    ],
+)
+def test_a_missing_package(
+    tiny_bundle: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    line: list[str],
+) -> None:
+    (workplace / "bundle").symlink_to(tiny_bundle)
+    (workplace / "refcoco").mkdir()
+    parts = ("rism.export", "rism.calibration", "rism.evaluation", f"{package}.")
+    for name in [name for name in sys.modules if name.startswith(parts)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert invoke(*line, code=1).stderr.splitlines()[-1] == (
+        f"error: rism {line[0]} needs {package}, which is not installed: {install_hint(extra)}"
+    )
