@@ -223,8 +223,7 @@ class Segmenter:
         Args:
             image: whatever `load_image` reads, or a state from `set_image`.
             expressions: one, or several on the same image (run in batches, returned in order).
-            options: tau, prompt_weights, magnets, sinks, prototype, upsample, spatial_prior,
-                instances, confidence, always, paper: see `SegmentOptions`.
+            options: see `SegmentOptions`.
 
         Returns:
             One `Segmentation` for one string, a list for a sequence.
