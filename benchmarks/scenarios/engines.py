@@ -22,8 +22,8 @@ from benchmarks.harness.rows import Row, Task, check_known, failed, timed
 from benchmarks.synthetic.models import MODELS, parse_blocks
 from benchmarks.synthetic.sparse_graphs import SparseWeights, open_sparse, quantise_sparse
 from rism.export.engines.errors import BuildError
-from rism.export.engines.forms import Attentions, bring_into_form
-from rism.export.engines.graph import Request, build_graph
+from rism.export.engines.forms import bring_into_form
+from rism.export.engines.process import BuildJob, build_graph
 from rism.export.engines.targets import (
     TARGETS,
     check_gpus,
@@ -67,9 +67,7 @@ class PreparedEngine:
     """A traced graph in the library's form, and what is wanted of it."""
 
     model: ir.Model
-    request: Request
-    attentions: Attentions
-    quantised: int
+    job: BuildJob
     seconds: float
 
     def build(self, work: Path) -> dict[str, Any]:
@@ -84,25 +82,17 @@ class PreparedEngine:
         Raises:
             BuildError: the library refused it, or crashed.
         """
-        plan = work / f"{self.request.graph}.plan"
-        built, checks = build_graph(
-            self.model,
-            self.request,
-            plan,
-            attentions=self.attentions,
-            quantised=self.quantised,
-            timeout_s=1500,
-        )
-        size = plan.stat().st_size
+        plan = work / f"{self.job.graph}.plan"
+        built = build_graph(self.model, self.job, plan, timeout_s=1500)
         plan.unlink()
         return {
             "seconds_to_trace": round(self.seconds, 1),
             "seconds": round(built.seconds, 1),
             "peak_bytes": built.peak_bytes,
-            "plan_bytes": size,
+            "plan_bytes": built.plan_bytes,
             "activation_bytes": built.activation_bytes,
             "layers": len(built.layers),
-            "checks": {check.question: f"{check.answer}: {check.detail}" for check in checks},
+            "checks": {check.question: f"{check.answer}: {check.detail}" for check in built.checks},
         }
 
 
@@ -134,17 +124,19 @@ def prepare(
     spec = sparse.model.spec
     known = ranges(spec.geometry, spec.prompt, spec.noise_rows, shapes=None, batch=(1, 1, 8))
     asked = () if gpus is None else parse_gpus(gpus)
-    request = Request(
+    wanted = BuildJob(
         graph=graph,
         target=TARGET,
         gpus=check_gpus(TARGET, asked, precision, ()),
         precision=precision,
         weights="bound",
+        inputs=inputs,
         profile=profile(inputs, known),
-        names={name: name for name in inputs},
         weights_beside=sparse.folder / "any",
+        attentions=attentions,
+        quantised=quantised,
     )
-    return PreparedEngine(model, request, attentions, quantised, time.perf_counter() - start)
+    return PreparedEngine(model, wanted, time.perf_counter() - start)
 
 
 def _inputs(model: ir.Model) -> dict[str, TensorSpec]:

@@ -1,14 +1,12 @@
-"""`rism build`: engines of a bundle's graphs, built one after another, and added to the bundle."""
+"""Building engines of a bundle's graphs one after another, and adding them to the bundle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import onnx_ir as ir
 from rism import __version__
 from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
-from rism.export.engines.graph import Request, build_graph
-from rism.export.engines.listing import Check, Layer, unacceptable
+from rism.export.engines.listing import LayerCheck, unacceptable
 from rism.export.engines.options import BuildOptions
-from rism.export.engines.process import Built
+from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
 from rism.export.engines.targets import (
-    Target,
+    BuildTarget,
     check_gpus,
     check_weights,
     find_target,
@@ -43,39 +40,27 @@ from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
 from rism.runtime.names import PRECISION_OF_TYPE
 
-__all__ = ["BuildReport", "GraphReport", "build_engines"]
+__all__ = ["BuildReport", "build_engines"]
 
-# FP8 weights of engines that take them as inputs; every capture mode has the same.
+# FP8 weights for engines that take them as inputs: one file for all capture modes.
 _STORED = "transformer.e4m3.weights"
-
-
-@dataclass(frozen=True)
-class GraphReport:
-    """One engine: what it took, what it is, and what its layers say."""
-
-    graph: str
-    seconds: float
-    peak_bytes: int
-    plan_bytes: int
-    activation_bytes: int | None
-    layers: int
-    checks: tuple[Check, ...]
+_TENSORS = ("inputs", "constants", "outputs")
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A variant that was built and added to a bundle.
+    """An engine variant that was built and added to a bundle, or kept in it.
 
     Attributes:
-        name: the variant's.
+        name: of the variant.
         target: the library.
-        version: the library's.
+        version: of the library.
         compute_capabilities: of the GPUs that it was built for.
         precision: "fp32", "fp16", "bf16" or "fp8".
-        graphs: its engines.
-        self_test: how it did on the bundle's test vectors, or why it was not tested.
-        was_there: "" for a new variant; "kept" where one was built as asked, "replaced" where it
-            was built otherwise or `force` was given.
+        graphs: its engines; none where it was kept.
+        self_test: the result on the bundle's test vectors, or why there was no test.
+        was_there: "" for a new variant, "kept" for one that the bundle had as asked, "replaced"
+            for one that it had otherwise, or that `force` built anew.
     """
 
     name: str
@@ -83,17 +68,17 @@ class BuildReport:
     version: str
     compute_capabilities: tuple[str, ...]
     precision: str
-    graphs: tuple[GraphReport, ...] = field(default=())
+    graphs: tuple[BuiltEngine, ...] = ()
     self_test: str = ""
     was_there: str = ""
 
     def table(self) -> str:
-        """One line an engine, and one for each question to its layers."""
+        """Return one line for each engine, and one for each check of its layers."""
         rows = []
         for each in self.graphs:
             rows.append(
                 f"{each.graph:<28} {each.plan_bytes / 1e6:9.1f} MB  {each.seconds:6.1f} s  "
-                f"{each.peak_bytes / 1e9:5.1f} GB memory  {each.layers} layers"
+                f"{each.peak_bytes / 1e9:5.1f} GB memory  {len(each.layers)} layers"
             )
             if each.activation_bytes is not None:
                 rows.append(
@@ -110,22 +95,22 @@ def build_engines(
 ) -> BuildReport:
     """Build engines of a bundle's graphs and add them to the bundle.
 
-    Each graph is built in a process of its own. What the builder lists of the engine's layers is
-    stored beside the plan and checked: attention fused, the precision asked for used, no tensor
-    of tokens by tokens where the capture mode promises none.
+    Each graph is built in a process of its own. The engine's layers, as the builder lists them,
+    are stored beside the plan and checked: attention is fused, products use the precision that was
+    asked for, and no tensor is tokens by tokens unless the capture mode needs one.
 
     Args:
         path: the bundle's folder. A variant of the same name in it is kept if it was built as
-            asked, of the same library; else it is replaced.
+            asked by the same library, or else replaced.
         options: what to build.
-        progress: told of each graph.
+        progress: shows which graph is being built.
 
     Raises:
         BundleError: the folder is no bundle, or damaged.
         InputError: the target, a GPU, a precision or shapes cannot be served.
         ProviderError: the library is not installed, or needs a GPU that is not there.
         BuildError: the library refused a graph, or crashed; or an engine is not what was asked
-            for. The bundle is as it was; where the engine failed the self-test, it is without it.
+            for. The bundle stays as it was; an engine that failed the self-test is removed.
         OutputError: the bundle cannot be written to, or is a built-in one.
     """
     options, progress = options or BuildOptions(), progress or Progress()
@@ -135,24 +120,25 @@ def build_engines(
     expect_own_bundle(bundle.path)
     build = _plan_build(bundle, target, options)
     try:
-        with _workplace(bundle.path) as work:
-            return build.run(work, progress)
+        with _folder_beside(bundle.path) as work:
+            return build.run(Path(work), progress)
     finally:
         progress.close()
 
 
 @dataclass
 class _Build:
-    """Everything that the graphs of one build share, and what they leave."""
+    """What all graphs of one build share, and the files and manifest entries that they leave."""
 
     bundle: Bundle
-    target: Target
+    target: BuildTarget
     library: str
     gpus: tuple[str, ...]
     precision: str
     own: str
     name: str
     graphs: tuple[str, ...]
+    scales: Path | None
     options: BuildOptions
     files: dict[str, Path] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -190,9 +176,8 @@ class _Build:
         )
 
     def _request(self, profiles: Mapping[str, Mapping[str, ShapeRange]]) -> str:
-        """Hash all that decides what is built: two variants of one hash are the same."""
-        fp8 = self.precision == "fp8"
-        scales = (self.options.scales or self._own_scales()).read_bytes() if fp8 else b""
+        """Hash all that decides what is built: variants of equal hashes are the same."""
+        scales = b"" if self.scales is None else self.scales.read_bytes()
         parts = {
             "rism": __version__,
             "library": [self.target.name, self.library, this_platform(), *self.gpus],
@@ -208,7 +193,7 @@ class _Build:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _graph(self, graph: str, shapes: dict[str, ShapeRange], work: Path) -> GraphReport:
+    def _graph(self, graph: str, shapes: dict[str, ShapeRange], work: Path) -> BuiltEngine:
         spec = self.bundle.manifest.graphs[graph]
         source = self.bundle.file(spec.file)
         damaged = failures_as(
@@ -219,60 +204,45 @@ class _Build:
         with damaged:
             model = ir.load(source)
         attentions = bring_into_form(model, form_for(self.target.name, self.library))
-        fp8 = self.precision == "fp8" and graph.startswith("transformer.")
-        quantised = self._quantise(model, work) if fp8 else 0
+        scales = self.scales if graph.startswith("transformer.") else None
+        quantised = 0 if scales is None else self._quantise(model, scales, work)
         folder = f"engines/{self.name}"
         entry: dict[str, Any] = {"file": f"{folder}/{graph}.plan"}
         if self.options.weights == "bound":
             bound = weights_to_inputs(model, {_STORED: folder})
             text = json.dumps({name: asdict(weight) for name, weight in bound.items()}, indent=1)
             self._add(entry, "weights", f"{folder}/{graph}.weights.json", text, work)
-        changed = bool(quantised or attentions.written_out)
         if self.options.weights == "stripped":
             entry["refit"] = spec.file
-            if changed:
-                # Beside the weights that it names: nothing may name a file of another folder.
+            if quantised or attentions.written_out:
+                # Beside the weights that it names: a graph may not name files of other folders.
                 entry["refit"] = f"{graph}.{self.name}.refit.onnx"
                 self.files[entry["refit"]] = work / f"{graph}.refit"
                 ir.save(model, self.files[entry["refit"]])
-        request = Request(
+        job = BuildJob(
             graph=graph,
             target=self.target,
             gpus=self.gpus,
-            precision=self.precision if fp8 else self.own,
+            precision=self.own if scales is None else self.precision,
             weights=self.options.weights,
+            inputs=spec.inputs,
             profile=shapes,
-            names={logical: tensor.name for logical, tensor in spec.inputs.items()},
             weights_beside=source,
-        )
-        plan = work / f"{graph}.plan"
-        built, checks = build_graph(
-            model,
-            request,
-            plan,
             attentions=attentions,
             quantised=quantised,
-            timeout_s=self.options.timeout_s,
         )
+        plan = work / f"{graph}.plan"
+        built = build_graph(model, job, plan, timeout_s=self.options.timeout_s)
         self.library = built.version
-        self._refuse(graph, checks)
-        text = _listing(graph, built, checks)
-        self._add(entry, "layers", f"{folder}/{graph}.layers.json", text, work)
+        self._refuse(graph, built.checks)
+        self._add(entry, "layers", f"{folder}/{graph}.layers.json", _listing(built), work)
         self.files[entry["file"]] = plan
         entry["shapes"] = {
             logical: {"min": list(shape.min), "opt": list(shape.opt), "max": list(shape.max)}
             for logical, shape in shapes.items()
         }
         self.entries[graph] = entry
-        return GraphReport(
-            graph,
-            built.seconds,
-            built.peak_bytes,
-            plan.stat().st_size,
-            built.activation_bytes,
-            len(built.layers),
-            tuple(checks),
-        )
+        return built
 
     def _add(self, entry: dict[str, Any], key: str, name: str, text: str, work: Path) -> None:
         """Write a small file that goes with a plan."""
@@ -280,30 +250,19 @@ class _Build:
         self.files[name] = work / name.rpartition("/")[2]
         self.files[name].write_text(text + "\n", encoding="utf-8")
 
-    def _quantise(self, model: ir.Model, work: Path) -> int:
+    def _quantise(self, model: ir.Model, file: Path, work: Path) -> int:
         from rism.calibration import load_scales, quantise
 
-        file = self.options.scales or self._own_scales()
         scales = load_scales(file, self.bundle)
         if self.options.weights != "bound":
             return len(quantise(model, scales))
-        # Inputs cannot be quantised once and for all: their FP8 form is one more file.
+        # Weights that are inputs are in FP8 in a file of their own.
         part = work / _STORED
         part.unlink(missing_ok=True)
-        found = quantise(model, scales, weights="stored", file=part)
         self.files[f"engines/{self.name}/{_STORED}"] = part
-        return len(found)
+        return len(quantise(model, scales, weights="stored", file=part))
 
-    def _own_scales(self) -> Path:
-        name = self.bundle.manifest.calibration
-        if name is None:
-            raise InputError(
-                f"bundle '{self.bundle.path}' has no FP8 scales, expected those of rism "
-                f"calibrate: run rism calibrate {self.bundle.path} --images DIR, or pass --scales"
-            )
-        return self.bundle.file(name)
-
-    def _refuse(self, graph: str, checks: list[Check]) -> None:
+    def _refuse(self, graph: str, checks: Sequence[LayerCheck]) -> None:
         wrong = unacceptable(graph, checks)
         if wrong and not self.options.unchecked:
             said = "; ".join(f"{check.question}: no ({check.detail})" for check in wrong)
@@ -331,16 +290,11 @@ class _Build:
             manifest["engines"] = [*others, variant]
 
         old = files_of(self.bundle.manifest, self.name)
-        update_bundle(
-            self.bundle.path,
-            change,
-            files=self.files,
-            remove=[name for name in old if name not in self.files],
-        )
+        update_bundle(self.bundle.path, change, files=self.files, remove=old)
 
 
-def _plan_build(bundle: Bundle, target: Target, options: BuildOptions) -> _Build:
-    """Refuse what cannot be built, before anything is."""
+def _plan_build(bundle: Bundle, target: BuildTarget, options: BuildOptions) -> _Build:
+    """Refuse what cannot be built, before anything is built."""
     manifest = bundle.manifest
     own = PRECISION_OF_TYPE.get(manifest.precision.compute)
     if own is None:
@@ -360,15 +314,17 @@ def _plan_build(bundle: Bundle, target: Target, options: BuildOptions) -> _Build
     check_weights(target, gpus, options.weights)
     library = installed_version(target)
     graphs = _graphs(manifest, options)
-    if options.precision == "fp8" and options.scales is None and manifest.calibration is None:
-        raise InputError(
-            f"bundle '{bundle.path}' has no FP8 scales: run rism calibrate {bundle.path} "
-            "--images DIR, or pass --scales FILE"
-        )
-    name = options.name or "-".join(
-        [target.name, precision] + ([] if options.weights == "plan" else [options.weights])
-    )
-    return _Build(bundle, target, library, gpus, precision, own, name, graphs, options)
+    scales = options.scales if precision == "fp8" else None
+    if precision == "fp8" and scales is None:
+        if manifest.calibration is None:
+            raise InputError(
+                f"bundle '{bundle.path}' has no FP8 scales: run rism calibrate {bundle.path} "
+                "--images DIR, or pass --scales FILE"
+            )
+        scales = bundle.file(manifest.calibration)
+    kind = [] if options.weights == "plan" else [options.weights]
+    name = options.name or "-".join([target.name, precision, *kind])
+    return _Build(bundle, target, library, gpus, precision, own, name, graphs, scales, options)
 
 
 def _graphs(manifest: Manifest, options: BuildOptions) -> tuple[str, ...]:
@@ -386,43 +342,34 @@ def _graphs(manifest: Manifest, options: BuildOptions) -> tuple[str, ...]:
     )
 
 
-def _listing(graph: str, built: Built, checks: list[Check]) -> str:
+def _listing(built: BuiltEngine) -> str:
     return json.dumps(
         {
-            "graph": graph,
+            "graph": built.graph,
             "library": built.version,
             "activation_bytes": built.activation_bytes,
-            "checks": [check.as_json() for check in checks],
+            "checks": [asdict(check) for check in built.checks],
             "not_known_without_a_gpu": [
                 "which kernels a GPU takes for these layers, and how long they take",
                 "whether the numbers are right: rism doctor compares them where the engine runs",
             ],
-            "layers": [_layer(layer) for layer in built.layers],
+            "layers": [
+                {"name": each.name, "type": each.type}
+                | {kind: [astuple(tensor) for tensor in getattr(each, kind)] for kind in _TENSORS}
+                for each in built.layers
+            ],
         }
     )
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
-    tensors: Mapping[str, Any] = {
-        "inputs": layer.inputs, "constants": layer.constants, "outputs": layer.outputs
-    }  # fmt: skip
-    return {"name": layer.name, "type": layer.type} | {
-        key: [[each.name, list(each.dims), each.dtype] for each in found]
-        for key, found in tensors.items()
-    }
-
-
-@contextmanager
-def _workplace(bundle: Path) -> Iterator[Path]:
-    """A folder on the bundle's disk, gone afterwards whatever happens."""
+def _folder_beside(bundle: Path) -> tempfile.TemporaryDirectory[str]:
+    """Make a temporary folder on the bundle's disk."""
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.engines.", dir=bundle.parent))
+        return tempfile.TemporaryDirectory(
+            prefix=f".{bundle.name}.engines.", dir=bundle.parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
         raise OutputError(
             f"engines of '{bundle}' cannot be built beside it ({error.strerror or error}): "
             "expected a folder to write to on the same disk; copy the bundle to one"
         ) from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

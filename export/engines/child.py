@@ -1,24 +1,26 @@
-"""One build, in a process of its own: builders crash, hang and eat memory.
+"""One build in a process of its own, since builders crash, hang and use up memory.
 
-`python -m rism.export.engines.child JOB.json` reads a job, writes the plan, and answers with a
-JSON file beside it. Importing TensorRT happens here and nowhere else in the exporter. The order
-of calls is the maker's: builder, strongly typed network, parser, configuration, profile, build.
+`python child.py JOB.json` reads a job, writes the plan, and answers with a JSON file. Polygraphy
+calls the library (TensorRT for RTX where POLYGRAPHY_USE_TENSORRT_RTX is 1, or else TensorRT) and
+prints all that the library reports.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from polygraphy.backend import trt as builders
+from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+from polygraphy.mod.trt_importer import lazy_import_trt
+
 __all__ = ["main"]
 
-_LISTED = ", LayerType: "
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
+trt = lazy_import_trt()
 
 
 def main(arguments: list[str]) -> int:
@@ -28,97 +30,49 @@ def main(arguments: list[str]) -> int:
         arguments: the job's file.
 
     Returns:
-        0, or 1 where the library refused; the answer says why.
+        0, whether the library built the graph or refused it: the answer says which.
     """
-    file = Path(arguments[0])
-    job = json.loads(file.read_text(encoding="utf-8"))
-    started = time.perf_counter()
-    trt = import_module(job["module"])
-    logger = _logger(trt, Path(job["log"]), Path(job["listing"]))
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    G_LOGGER.colors = False
+    G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE  # the engine's layers are reported there
+    built = True
     try:
-        answer = _build(trt, job, logger)
-    finally:
-        logger.close()
-    answer |= {
-        "version": str(trt.__version__),
-        "seconds": time.perf_counter() - started,
-        "peak_bytes": _peak_bytes(),
-        "activation_bytes": logger.activation_bytes,
-    }
+        _build(job)
+    except PolygraphyException:  # which is in the log, after the library's own words
+        built = False
+    answer = {"built": built, "version": str(trt.__version__), "peak_bytes": _peak_bytes()}
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    return 0 if answer["built"] else 1
+    return 0
 
 
-def _build(trt: Any, job: dict[str, Any], logger: Any) -> dict[str, Any]:
-    builder = trt.Builder(logger)
-    network = builder.create_network(_typed(trt))
-    parser = trt.OnnxParser(network, logger)
-    # The graph as bytes, and a path in the bundle: weights are mapped from there.
+def _build(job: dict[str, Any]) -> None:
+    builder, network = builders.create_network(strongly_typed=True)
+    parser = trt.OnnxParser(network, builders.get_trt_logger())
+    # Polygraphy's loaders find weights only beside the file of the graph. This graph is in a
+    # temporary folder, and its weights are in the bundle.
     if not parser.parse(Path(job["graph"]).read_bytes(), job["weights_beside"]):
-        found = [parser.get_error(at) for at in range(parser.num_errors)]
-        reasons = [f"{each.node_name() or 'graph'}: {each.desc()}" for each in found]
-        return {"built": False, "stage": "parser", "reason": "; ".join(reasons[:3])}
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    for flag in job["flags"]:
-        config.set_flag(getattr(trt.BuilderFlag, flag))
-    _choose_gpus(trt, config, job["compute_capabilities"])
-    profile = builder.create_optimization_profile()
-    for name, shape in job["profile"].items():
-        profile.set_shape(name, *(tuple(shape[key]) for key in ("min", "opt", "max")))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        return {"built": False, "stage": "builder", "reason": logger.last_error}
+        errors = [parser.get_error(at) for at in range(min(3, parser.num_errors))]
+        said = [f"{error.node_name() or 'graph'}: {error.desc()}" for error in errors]
+        G_LOGGER.error("; ".join(said))
+        G_LOGGER.critical("The graph cannot be parsed.")
+    profile = builders.Profile()
+    for name, shapes in job["profile"].items():
+        profile.add(name, **shapes)
+    shared = {"profiles": [profile], "strip_plan": job["stripped"]}
+    if job["compute_capabilities"]:
+        config = CreateConfigRTX(compute_capabilities=job["compute_capabilities"], **shared)
+    else:  # for the GPU of this machine, with TF32 as the library has it
+        config = builders.CreateConfig(tf32=True, **shared)
+    if job["stripped"]:
+        config = builders.PostprocessConfig(config, _refit_with_the_same_weights)
+    plan = builders.engine_bytes_from_network((builder, network, parser), config)
     with Path(job["plan"]).open("xb") as file:
         file.write(memoryview(plan))
-    return {"built": True}
 
 
-def _typed(trt: Any) -> int:
-    """Flags of a strongly typed network; TensorRT 11 knows no other and may lack the name."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _choose_gpus(trt: Any, config: Any, capabilities: list[str]) -> None:
-    if not capabilities:
-        return  # the GPU of this machine
-    config.num_compute_capabilities = len(capabilities)
-    for at, capability in enumerate(capabilities):
-        name = "SM" + capability.replace(".", "")
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), at)
-
-
-def _logger(trt: Any, log: Path, listing: Path) -> Any:
-    """Split the library's messages: layers to one file, what people read to another."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "no reason was given"
-            self.activation_bytes: int | None = None
-            self._log = log.open("w", encoding="utf-8", buffering=1)
-            self._listing = listing.open("w", encoding="utf-8")
-
-        def log(self, severity: Any, message: str) -> None:
-            # Layers by the hundred thousand lines of a verbose log: only these are kept.
-            if severity == trt.ILogger.Severity.VERBOSE:
-                if _LISTED in message:
-                    self._listing.write(message + "\n")
-                return
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last_error = message
-            if (found := _ACTIVATIONS.search(message)) is not None:
-                self.activation_bytes = int(found[1])
-            name = str(severity).rpartition(".")[2]
-            self._log.write(f"{name}: {message}\n")
-
-        def close(self) -> None:
-            self._log.close()
-            self._listing.close()
-
-    return Logger()
+def _refit_with_the_same_weights(_builder: Any, _network: Any, config: Any) -> None:
+    """Set the flag of stripped plans that Polygraphy has no argument for."""
+    config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
 def _peak_bytes() -> int:

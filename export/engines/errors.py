@@ -1,4 +1,4 @@
-"""What can go wrong while an engine is built."""
+"""The error of an engine build."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["BuildError"]
 
 
 class BuildError(ExportError):
-    """An engine that could not be built, or that is not what was asked for."""
+    """An engine could not be built, or is not what was asked for."""

@@ -1,4 +1,4 @@
-"""Graph edits that bring an exported graph into the form that a library takes."""
+"""Bringing an exported graph into the form that a library takes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rism.export.engines.targets import Form
 
 __all__ = ["Attentions", "bring_into_form"]
 
-# From then on a library reads every operator as it is exported.
+# A library that reads this opset reads every operator as it is exported.
 _EXPORTED_OPSET = 23
 
 
 @dataclass(frozen=True)
 class Attentions:
-    """How many attentions of a graph are left to the library's fused kernels, and how many not."""
+    """How many attentions are left to the library's fused kernels, and how many are written out."""
 
     fused: int
     written_out: int
@@ -35,7 +35,7 @@ def bring_into_form(model: ir.Model, form: Form) -> Attentions:
         form: the library's.
 
     Raises:
-        BuildError: an operator that the library's opset does not know.
+        BuildError: the library's opset lacks an operator of the graph.
     """
     kept = written = 0
     for node in list(model.graph.all_nodes()):
@@ -59,7 +59,7 @@ def _has_kernel(node: ir.Node, form: Form) -> bool:
 
 
 def _lower_opset(model: ir.Model, opset: int) -> None:
-    """Say that the graph is of an older opset, which it is where every operator is in it."""
+    """Declare an older opset for the graph, if that opset has every operator of it."""
     if model.opset_imports.get("", opset) <= opset:
         return
     for node in model.graph.all_nodes():

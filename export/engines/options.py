@@ -1,4 +1,4 @@
-"""What a build can be asked for."""
+"""The options of a build."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class BuildOptions:
         target: "tensorrt-rtx" or "tensorrt".
         precision: None for the bundle's own; "fp8" needs scales.
         gpus: compute capabilities, such as ("8.6", "12.0"); none for all that can be served.
-        shapes: "MIN/OPT/MAX" with each WIDTHxHEIGHT in pixels of what the model sees, one such
-            size for engines of that size alone, "static" for the bundle's fixed sizes, None for
-            what the bundle's geometry can ask for.
+        shapes: sizes of image after the model's resize, as "MIN/OPT/MAX" with each WIDTHxHEIGHT
+            in pixels, or one WIDTHxHEIGHT; "static" for a bundle of fixed sizes; None for every
+            size that the bundle's geometry allows.
         batch: fewest, usual and most expressions of a run.
         captures: capture modes to build; none for all that the bundle has.
-        weights: "plan" (inside the engine), "stripped" (the engine is refitted from the bundle's
-            own weights), or "bound" (weights are inputs of the engine, which the runtime binds
-            to the bundle's own).
-        scales: FP8 scales; None for those in the bundle.
-        name: of the variant; None for one that says target, precision and weights.
-        unchecked: keep an engine whose layer listing is not what it should be.
-        force: build anew what the bundle has, built as it is asked for.
-        timeout_s: of one graph's build.
+        weights: "plan" (inside the engine), "stripped" (left out, and refitted from the bundle's
+            own weights), or "bound" (inputs of the engine, which the runtime binds to the bundle's
+            own weights).
+        scales: file of FP8 scales; None for those in the bundle.
+        name: of the variant; None for one made of target, precision and weights.
+        unchecked: keep an engine that fails a check of its layers or the self-test.
+        force: build anew even where the bundle has the same engines.
+        timeout_s: the longest time for one graph, in seconds.
     """
 
     target: str = "tensorrt-rtx"
@@ -54,10 +54,10 @@ class BuildOptions:
     timeout_s: float = 3600.0
 
     def check(self) -> None:
-        """Refuse what is not known.
+        """Refuse options that are unknown or out of range.
 
         Raises:
-            InputError: an option is out of range.
+            InputError: an option is one of these.
         """
         if self.precision is not None and self.precision not in ENGINE_PRECISIONS:
             raise InputError(

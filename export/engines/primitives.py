@@ -1,7 +1,7 @@
 """Operators of newer opsets, written out in operators that every library has.
 
-Each function takes a node and gives back nodes that compute the same, with the value that takes
-the place of its output.
+Each writer takes a node, adds nodes that compute the same, and returns the value that replaces the
+node's output.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from rism.export.graph.nodes import Nodes, Writer, group_normalization, replace_
 
 __all__ = ["WRITERS", "write_out"]
 
-# What an attention of ours may say; anything else would need another rewriting.
+# Attributes that `_attention` can write out, with the only value of each.
 _PLAIN = {"qk_matmul_output_mode": 0, "softcap": 0.0, "is_causal": 0}
 
 
 def write_out(graph: ir.Graph, node: ir.Node) -> None:
-    """Replace a node by what its operator is made of.
+    """Replace a node by simpler operators.
 
     Needs: types and shapes on its inputs. Leaves: a value of the same name, type and shape.
 
     Raises:
-        BuildError: the node says something that its writer does not know.
+        BuildError: the node has attributes, inputs or shapes that cannot be written out.
     """
     replace_node(graph, node, WRITERS[node.op_type])
 
 
 def _attention(node: ir.Node, build: Nodes) -> ir.Value:
-    """Softmax(Q K^T s + mask) V, with half of the scale on each side as its definition has it."""
+    """Softmax(Q K^T s + mask) V, with the root of the scale s on Q and on K, as ONNX defines it."""
     for name, plain in _PLAIN.items():
         if name in node.attributes and node.attributes[name].value != plain:
             raise BuildError(
@@ -65,7 +65,7 @@ def _attention(node: ir.Node, build: Nodes) -> ir.Value:
 
 
 def _rms_normalization(node: ir.Node, build: Nodes) -> ir.Value:
-    """X / sqrt(mean(x^2) + epsilon) * scale; what is under the root in float32."""
+    """X / sqrt(mean(x^2) + epsilon) * scale, with the mean and the root in float32."""
     x, scale = node.inputs
     assert x is not None
     assert scale is not None
@@ -91,4 +91,4 @@ WRITERS: dict[str, Writer] = {
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": group_normalization,
 }
-"""By operator; those whose meaning is newer than opset 20."""
+"""The writers of operators that opset 20 lacks, or defines otherwise."""

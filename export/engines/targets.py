@@ -1,7 +1,7 @@
-"""What each library builds for, and in which form it takes a graph: the tables, and refusals.
+"""What TensorRT and TensorRT for RTX build for, and the form of graph that each takes.
 
-Everything that differs between TensorRT and TensorRT for RTX stands here. A library, a GPU or a
-precision that cannot be served is refused by name before a build.
+Everything that differs between the two is here. A library, a GPU or a precision that cannot be
+served is refused before a build, by an error that names it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 
 __all__ = [
     "TARGETS",
+    "BuildTarget",
     "Form",
-    "Target",
     "check_gpus",
     "check_weights",
     "find_target",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _FLOAT32, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-# The first GPUs whose tensor cores know a type.
+# The oldest compute capability whose tensor cores have a type.
 _NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
 _JETSON = {
     "7.2": "Jetson Xavier",
@@ -39,20 +39,20 @@ _JETSON = {
     "10.1": "Jetson Thor",
     "11.0": "Jetson Thor",
 }
-# TensorRT for RTX serves Turing but for products in float32, which every graph of ours has.
+# On Turing, TensorRT for RTX has no products in float32, and every graph of ours has some.
 _TURING = "7.5"
 _DATA_CENTRE = {"9.0": "Hopper", "10.0": "data-centre Blackwell", "10.3": "data-centre Blackwell"}
 
 
 @dataclass(frozen=True)
-class Target:
-    """One library.
+class BuildTarget:
+    """A library that engines are built for.
 
     Attributes:
         name: as in `--target`.
         module: its Python module.
-        compute_capabilities: GPUs that it builds for without having one; empty if it builds for
-            the GPU of this machine only.
+        compute_capabilities: of the GPUs that it can build for on any machine; empty if it builds
+            only for the GPU of this machine.
     """
 
     name: str
@@ -61,27 +61,27 @@ class Target:
 
 
 TARGETS = {
-    "tensorrt-rtx": Target(
+    "tensorrt-rtx": BuildTarget(
         "tensorrt-rtx",
         "tensorrt_rtx",
         ("8.0", "8.6", "8.9", "12.0", "12.1"),
     ),
-    "tensorrt": Target("tensorrt", "tensorrt", ()),
+    "tensorrt": BuildTarget("tensorrt", "tensorrt", ()),
 }
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a graph's attention is written for a library.
+    """The form of graph that a library takes.
 
     Attributes:
-        target: the library.
-        since: the first version that the row holds for.
-        fused: element types of queries that ONNX's `Attention` (opset 23) is kept for: the
-            library has fused kernels for them up to `widest` channels a head. Others become
+        target: name of the library's target.
+        since: the first version of the library that takes it.
+        fused: element types of queries for which ONNX's `Attention` (opset 23) is kept, since the
+            library has fused kernels for heads of up to `widest` channels. Other attentions become
             MatMul, Softmax, MatMul.
         widest: the most channels of a head in a fused kernel.
-        opset: the newest opset that its parser reads whole.
+        opset: the newest opset of which its parser reads every operator that we use.
     """
 
     target: str
@@ -91,9 +91,9 @@ class Form:
     opset: int
 
 
-# TensorRT for RTX 1.7: float32 has no kernel, and float32 probes, if they are left to it, end in a
-# segmentation fault; the VAE's head of 512 has none either. TensorRT reads Attention since
-# 10.14 [maker's notes]; JetPack 6 has 10.3, 7.2 has 10.16. The last row that fits counts.
+# TensorRT for RTX 1.7 has no kernel for float32, whose narrow attentions crash it, nor for the head
+# of 512 in the VAE. TensorRT reads Attention since 10.14 [maker's notes]; JetPack 6 has 10.3, and
+# JetPack 7.2 has 10.16. Of the rows that fit a library, the last one counts.
 FORMS = (
     Form("tensorrt-rtx", (1,), (_FLOAT16, _BFLOAT16), 256, 23),
     Form("tensorrt", (0,), (), 0, 20),
@@ -102,7 +102,7 @@ FORMS = (
 
 
 def form_for(target: str, library: str) -> Form:
-    """Find a library's row of `FORMS`.
+    """Find the row of `FORMS` for a version of a library.
 
     Args:
         target: name of the target.
@@ -112,18 +112,18 @@ def form_for(target: str, library: str) -> Form:
     return [row for row in FORMS if row.target == target and row.since <= numbers][-1]
 
 
-def find_target(name: str) -> Target:
-    """Look a target up.
+def find_target(name: str) -> BuildTarget:
+    """Return the target of a name.
 
     Raises:
-        InputError: there is no such target.
+        InputError: there is none.
     """
     if name not in TARGETS:
         raise InputError(f"target is '{one_line(name)}', expected {' or '.join(TARGETS)}")
     return TARGETS[name]
 
 
-def installed_version(target: Target) -> str:
+def installed_version(target: BuildTarget) -> str:
     """Return the version of the library that is installed.
 
     Raises:
@@ -142,7 +142,7 @@ def installed_version(target: Target) -> str:
 
 
 def gpus_here() -> tuple[str, ...]:
-    """Return compute capabilities of this machine's GPUs; none where there is no driver."""
+    """Return the compute capabilities of this machine's GPUs; none without a driver."""
     try:
         return tuple(gpu.compute_capability for gpu in find_driver().gpus)
     except ProviderError:
@@ -150,10 +150,10 @@ def gpus_here() -> tuple[str, ...]:
 
 
 def parse_gpus(text: str) -> tuple[str, ...]:
-    """Read `--gpu`: "sm86,sm120" to ("8.6", "12.0").
+    """Read `--gpu`, such as "sm86,sm120", as ("8.6", "12.0").
 
     Raises:
-        InputError: an entry is none.
+        InputError: an entry is no compute capability.
     """
     found = []
     for part in text.split(","):
@@ -168,19 +168,19 @@ def parse_gpus(text: str) -> tuple[str, ...]:
 
 
 def check_gpus(
-    target: Target, asked: Sequence[str], precision: str, here: Sequence[str]
+    target: BuildTarget, asked: Sequence[str], precision: str, here: Sequence[str]
 ) -> tuple[str, ...]:
-    """Decide for which GPUs to build, before anything is built.
+    """Return the compute capabilities to build for.
 
     Args:
         target: the library.
         asked: compute capabilities; none for all that the library can build for in this
-            precision, or, if it builds for its own machine only, the GPU there.
+            precision, or for the GPU of this machine if it builds for no other.
         precision: "fp32", "fp16", "bf16" or "fp8".
         here: compute capabilities of this machine's GPUs.
 
     Raises:
-        InputError: the library or a GPU cannot do it.
+        InputError: the library does not serve a GPU, or a GPU has no such precision.
         ProviderError: the library needs a GPU here.
     """
     if target.compute_capabilities:
@@ -209,11 +209,11 @@ def check_gpus(
     return (own,)
 
 
-def check_weights(target: Target, gpus: Sequence[str], weights: str) -> None:
-    """Refuse weights outside of the plan where the library cannot leave them out.
+def check_weights(target: BuildTarget, gpus: Sequence[str], weights: str) -> None:
+    """Refuse a stripped engine for several GPUs, which TensorRT for RTX cannot build.
 
     Raises:
-        InputError: a stripped engine for several GPUs.
+        InputError: it is one.
     """
     if weights == "stripped" and target.compute_capabilities and len(gpus) > 1:
         raise InputError(
@@ -231,9 +231,9 @@ def _sm(capability: str) -> str:
     return "sm" + capability.replace(".", "")
 
 
-def _not_served(target: Target, capability: str) -> str:
+def _not_served(target: BuildTarget, capability: str) -> str:
     known = _JETSON.get(capability) or _DATA_CENTRE.get(capability)
-    known = "Turing, where it has no float32" if capability == _TURING else known
+    known = "Turing, where it lacks float32" if capability == _TURING else known
     named = f"{_sm(capability)} ({known})" if known else _sm(capability)
     served = ", ".join(_sm(each) for each in target.compute_capabilities)
     if capability in _JETSON:

@@ -1,4 +1,4 @@
-"""A variant that is in a bundle: its files, and whether it returns the right numbers."""
+"""Engine variants in a bundle: their files, the self-test, removal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["check_here", "files_of", "remove_variant"]
 
 
 def check_here(folder: Path, name: str, *, unchecked: bool = False) -> str:
-    """Run the self-test on an engine variant of a bundle, where this machine can run it.
+    """Run the self-test on an engine variant, if this machine can run it.
 
     Args:
         folder: the bundle.
         name: the variant, which is removed from the bundle if it fails.
-        unchecked: keep it all the same.
+        unchecked: keep it even if it fails.
 
     Returns:
-        One line: how it did, or why it was not tested.
+        One line: the result, or why there was no test.
 
     Raises:
-        BuildError: it returns something else than the bundle's graphs do.
+        BuildError: it does not return what the bundle's graphs return.
         OutputError: the bundle cannot be written to.
     """
     bundle = Bundle.open(folder, verify=False)
@@ -55,7 +55,7 @@ def check_here(folder: Path, name: str, *, unchecked: bool = False) -> str:
 
 
 def remove_variant(bundle: Bundle, name: str) -> None:
-    """Take a variant and its files out of a bundle."""
+    """Remove a variant and its files from a bundle."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["engines"] = [each for each in manifest["engines"] if each["name"] != name]
@@ -64,7 +64,7 @@ def remove_variant(bundle: Bundle, name: str) -> None:
 
 
 def files_of(manifest: Manifest, variant: str) -> list[str]:
-    """Return the names of a variant's own files, relative to the bundle."""
+    """Return the paths of a variant's own files, relative to the bundle."""
     for each in manifest.engines:
         if each.name == variant:
             prefix = f"engines/{variant}/"

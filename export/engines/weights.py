@@ -1,7 +1,7 @@
-"""Weights of a graph as its inputs: an engine of which every copy of a bundle has the weights.
+"""Turning the weights of a graph into inputs, for engines without weights of their own.
 
-A plan whose weights are inputs holds kernels and nothing else. It is built in the memory of the
-graph alone, with no GPU, and whoever runs it binds the bundle's own weights, once for all plans.
+A plan whose weights are inputs holds only kernels. Building it takes no more memory than the graph,
+and the runtime binds the bundle's own weights to the inputs, once for all plans.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from rism.runtime.engines.bound_weights import BoundWeight
 
 __all__ = ["weights_to_inputs"]
 
-# Constants below this stay in the plan, where kernels are made for their values.
+# Smaller constants stay in the plan, where kernels are made for their values.
 _SMALL_BYTES = 1024
 
 
 def weights_to_inputs(
     model: ir.Model, folders: Mapping[str, str] | None = None
 ) -> dict[str, BoundWeight]:
-    """Turn initializers that lie in files into inputs of the graph.
+    """Turn initializers that are external data into inputs of the graph.
 
-    Needs: initializers as external data. Leaves: the same computation, of inputs of these names
-    after those that the graph had; small constants stay.
+    Needs: initializers as external data. Leaves: the same computation, with inputs of their names
+    after the graph's own inputs; small constants stay.
 
     Args:
         model: changed in place.
-        folders: of files that are to lie in a folder of the bundle, by their names.
+        folders: by name of file, the folder of the bundle that it will be in, where it is not the
+            top one.
 
     Returns:
-        Where each new input's values lie, by its name.
+        Where the values of each new input are, by its name.
     """
     graph = model.graph
     bound = {}
