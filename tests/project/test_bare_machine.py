@@ -16,8 +16,8 @@ import sys
 
 MISSING = {
     "accelerate", "cmake", "cupy", "diffusers", "matplotlib", "ml_dtypes", "onnx", "onnx_ir",
-    "onnxruntime", "onnxscript", "psutil", "pyarrow", "pycocotools", "tensorrt", "tensorrt_rtx",
-    "triton", "tritonclient",
+    "onnxruntime", "onnxscript", "polygraphy", "psutil", "pyarrow", "pycocotools", "tensorrt",
+    "tensorrt_rtx", "triton", "tritonclient",
 }
 
 class Missing:

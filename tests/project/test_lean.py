@@ -15,8 +15,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 EXPORT_ONLY = (
-    "accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch",
-    "transformers",
+    "accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors",
+    "torch", "transformers",
 )  # fmt: skip
 KEEP = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info", ".*_cache", "*.pyc")
