@@ -30,9 +30,11 @@ __all__ = [
     "CommandFlags",
     "EngineFlags",
     "ImageFlags",
+    "Instructions",
     "QuietFlags",
     "SegmenterFlags",
     "Tau",
+    "Template",
     "Threads",
     "as_command",
     "expecting",
@@ -137,6 +139,18 @@ Tau = Annotated[
         help="Region threshold, 0 to below 1. Default: the bundle's.",
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        callback=in_utf_8,
+        help="The instruction, such as 'segment {expression}'. Default: the bundle's; for a "
+        "checkpoint 'remove {expression}'.",
+    ),
+]
+Instructions = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Use reworded instructions that rism refine wrote."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all.")]
 
 
@@ -227,17 +241,8 @@ class SegmenterFlags(EngineFlags):
         CaptureName | None,
         typer.Option(help="Transformer graph to use. Default: the bundle's."),
     ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(
-            callback=in_utf_8,
-            help="The instruction, such as 'segment {expression}'. Default: the bundle's.",
-        ),
-    ] = None
-    instructions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Use reworded instructions that rism refine wrote."),
-    ] = None
+    template: Template = None
+    instructions: Instructions = None
     tau: Tau = None
     tokens: Annotated[
         TokenSet | None,

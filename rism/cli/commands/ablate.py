@@ -15,7 +15,7 @@ import typer
 
 from rism.cli.console import Console, UsageError
 from rism.cli.dataset_flags import ScoredDatasetFlags
-from rism.cli.flags import CheckpointFlags, QuietFlags, Tau, Threads, in_utf_8
+from rism.cli.flags import CheckpointFlags, Instructions, QuietFlags, Tau, Template, Threads
 from rism.export.names import FEATURE_SITES, GraphPrecision
 from rism.runtime.errors import OutputError, RismError
 from rism.runtime.extras import needs_extra
@@ -61,14 +61,8 @@ class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):
         int | None,
         typer.Option(min=8, max=8192, help="Resize images to about N x N pixels."),
     ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(callback=in_utf_8, help="The instruction, with {expression} in it."),
-    ] = None
-    instructions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Use reworded instructions that rism refine wrote."),
-    ] = None
+    template: Template = None
+    instructions: Instructions = None
     tau: Tau = None
     steps: Annotated[
         int | None,

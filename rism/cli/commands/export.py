@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import CheckpointFlags, QuietFlags, in_utf_8
+from rism.cli.flags import CheckpointFlags, QuietFlags, Template
 from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.extras import needs_extra
@@ -63,10 +63,7 @@ class ExportFlags(CheckpointFlags, QuietFlags):
             help="Graphs of fixed sizes: WIDTHxHEIGHT,... Default: one graph for any size.",
         ),
     ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(callback=in_utf_8, help="The instruction. Default: 'remove {expression}'."),
-    ] = None
+    template: Template = None
     vision_id: Annotated[
         bool | None,
         typer.Option(

@@ -12,7 +12,7 @@ import typer
 
 from rism.cli.console import Console, Countdown, UsageError
 from rism.cli.dataset_flags import KNOWN_DATASETS, DatasetFlags
-from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, flags_set, in_utf_8
+from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, Template, flags_set
 from rism.export.families.find import refining_models
 from rism.export.names import RefinerDevice, RefinerPrecision
 from rism.runtime.errors import RismError, one_line
@@ -61,10 +61,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
             help="The JSON file to write; entries that it already has are kept.",
         ),
     ]
-    template: Annotated[
-        str | None,
-        typer.Option(callback=in_utf_8, help="The instruction. Default: 'remove {expression}'."),
-    ] = None
+    template: Template = None
     precision: Annotated[
         RefinerPrecision | None,
         typer.Option(help="Precision of the model. Default: as published."),
