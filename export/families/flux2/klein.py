@@ -20,7 +20,7 @@ from rism.export.families.flux2.dit import INTO_STREAM, Flux2SingleStep
 from rism.export.families.flux2.files import KleinFiles, open_files
 from rism.export.families.flux2.modulation import fold_modulation
 from rism.export.families.flux2.reference import ReferenceKlein
-from rism.export.families.flux2.spec import SETTINGS, check_parts, make_spec, out_layers
+from rism.export.families.flux2.spec import SETTINGS, check_parts, make_spec
 from rism.export.families.parts import (
     TEXT_INTO_STREAM,
     VAE_INTO_STREAM,
@@ -170,7 +170,7 @@ def open_klein(checkpoint: Checkpoint) -> OpenModel:
     """
     files = open_files(checkpoint)
     settings = read_settings(checkpoint, FAMILY, SETTINGS)
-    layers = out_layers(settings)
+    layers = tuple(settings["text_encoder_out_layers"])
     check_parts(files, layers)
     files.check_tensors(max(layers) + 1)  # the reference model runs one block more
     tokenizer = open_tokenizer(files.tokenizer)

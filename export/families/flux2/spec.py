@@ -15,7 +15,7 @@ from rism.export.family import FamilySpec
 from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry
 
-__all__ = ["SETTINGS", "check_parts", "make_spec", "out_layers"]
+__all__ = ["SETTINGS", "check_parts", "make_spec"]
 
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
@@ -36,11 +36,6 @@ SETTINGS = COMMON | {
 
 def _is_state(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 511
-
-
-def out_layers(settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Hidden states of the language model that make the prompt's embedding."""
-    return tuple(settings["text_encoder_out_layers"])
 
 
 def make_spec(
