@@ -56,15 +56,17 @@ def build(source: Path, folder: Path, *settings: str, target: str = "all") -> Pa
     """Configure and build with warnings as errors; a failure is the test's."""
     if shutil.which("g++") is None and shutil.which("c++") is None:
         need("a C++ compiler is missing: apt-get install g++ (it belongs to gcc)")
+    import fcntl  # not on Windows
+
     # It compiles fastest without optimisation and symbols. One generator everywhere, or a
     # folder could not be used again.
     configure = [tool("cmake"), "-S", source, "-B", folder, "-G", "Unix Makefiles"]
     configure += ["-DRISM_STRICT=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
     configure += [flag for flag in (json_include(), *settings) if flag]
-    for command in (
-        configure,
-        [tool("cmake"), "--build", folder, "--parallel", "2", "--target", target],
-    ):
-        done = run(command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    make = [tool("cmake"), "--build", folder, "--parallel", "2", "--target", target]
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes build there, too
+        for command in (configure, make):
+            done = run(command)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
