@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rism.calibration import load_scales
+from rism.calibration.samples import read_expressions
 from rism.cli.app import app
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.distribution import install_hint
+from rism.runtime.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KNOWN = ("pictures", "earlier.json")
@@ -27,11 +30,6 @@ def run(*arguments: str | Path | int) -> tuple[int, str]:
 
 
 @pytest.fixture
-def bundle(own_mini: Path) -> Path:
-    return own_mini
-
-
-@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -40,143 +38,131 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_scales_are_stored_in_the_bundle(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked.json"
     entries = [{"image": "street.png", "expression": "the green van", "truth": "ignored"}]
     asked.write_text(json.dumps(entries))
     report, plot = tmp_path / "report.json", tmp_path / "report.svg"
     code, output = run(
-        bundle, "--images", pictures, "--expressions", asked, "--report", report, "--plot", plot
+        own_mini, "--images", pictures, "--expressions", asked, "--report", report, "--plot", plot
     )
     assert code == 0, output
     assert "34 layers in FP8, 4 kept, rule max (percentile 100), 1 samples" in output
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(own_mini)
     assert opened.manifest.calibration == "scales.json"
-    assert load_scales(bundle / "scales.json", opened).samples == 1
+    assert load_scales(own_mini / "scales.json", opened).samples == 1
     data = json.loads(report.read_text())
     assert len(data["layers"]) == 38
-    assert {
-        "name",
-        "shape",
-        "amax",
-        "scale",
-        "activation_error",
-        "saturated",
-        "weight_error",
-    } <= set(data["layers"][5])
+    keys = {"name", "shape", "amax", "scale", "activation_error", "saturated", "weight_error"}
+    assert keys <= set(data["layers"][5])
     assert plot.read_text().lstrip().startswith("<?xml")
     # Again, with other scales in the place of these.
-    code, output = run(bundle, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*")
+    code, output = run(own_mini, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*")
     assert (code, output) == (0, "")
-    again = load_scales(bundle / "scales.json", Bundle.open(bundle))
+    again = load_scales(own_mini / "scales.json", Bundle.open(own_mini))
     assert again.samples == 2
     assert again.kept["transformer_blocks.0.attn.to_q"] == "asked for"
-    assert not list(bundle.glob(".*"))
+    assert not list(own_mini.glob(".*"))
 
 
 def test_scales_in_a_file_leave_the_bundle_alone(
-    bundle: Path, pictures: Path, tmp_path: Path
+    own_mini: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    before = (bundle / "manifest.json").read_bytes()
+    before = (own_mini / "manifest.json").read_bytes()
     lines = tmp_path / "lines.txt"
     lines.write_text("the green van\n\nthe dog\nthe fish\n")
     code, output = run(
-        bundle, "--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json"
+        own_mini, "--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json"
     )
     assert code == 0, output
-    assert load_scales(tmp_path / "s.json", Bundle.open(bundle)).samples == 3
-    assert (bundle / "manifest.json").read_bytes() == before
+    assert load_scales(tmp_path / "s.json", Bundle.open(own_mini)).samples == 3
+    assert (own_mini / "manifest.json").read_bytes() == before
 
 
-def test_what_is_read_is_not_written_over(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_is_read_is_not_written_over(own_mini: Path, pictures: Path, tmp_path: Path) -> None:
     image = pictures / "street.png"
     before = image.read_bytes()
-    code, output = run(bundle, "--images", pictures, "--plot", image)
+    code, output = run(own_mini, "--images", pictures, "--plot", image)
     assert code == 2 and "is an input" in output
     one = tmp_path / "r.json"
-    code, output = run(bundle, "--images", pictures, "-o", one, "--report", one)
+    code, output = run(own_mini, "--images", pictures, "-o", one, "--report", one)
     assert code == 2 and "are one file" in output
     assert image.read_bytes() == before and not one.exists()
 
 
-def test_folders_without_pictures(bundle: Path, tmp_path: Path) -> None:
+def test_folders_without_pictures(own_mini: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").write_text("no picture")
-    code, output = run(bundle, "--images", empty)
+    code, output = run(own_mini, "--images", empty)
     assert code == 1
     assert f"error: folder {empty} has no images, expected names in .apng" in output
-    code, output = run(bundle, "--images", empty / "notes.txt")
+    code, output = run(own_mini, "--images", empty / "notes.txt")
     assert code == 1
     assert "is a file, expected a folder of images to calibrate on" in output
-    code, output = run(bundle, "--images", tmp_path / "nowhere")
+    code, output = run(own_mini, "--images", tmp_path / "nowhere")
     assert code == 1
     assert "does not exist, expected a folder of images" in output
 
 
-def test_what_is_no_picture_stops_it(bundle: Path, pictures: Path) -> None:
+def test_what_is_no_picture_stops_it(own_mini: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
-    before = (bundle / "manifest.json").read_bytes()
+    before = (own_mini / "manifest.json").read_bytes()
     earlier = pictures.parent / "earlier.json"
     earlier.write_text("what was there")
     for where in ([], ["-o", earlier]):
-        code, output = run(bundle, "--images", pictures, *where)
+        code, output = run(own_mini, "--images", pictures, *where)
         assert code == 1
         assert output.count("\n") == 1 and "broken.png" in output
     assert earlier.read_text() == "what was there"
-    assert {file.name for file in pictures.parent.iterdir()} <= {*KNOWN, bundle.name}
-    assert (bundle / "manifest.json").read_bytes() == before
-    assert not (bundle / "scales.json").exists()
+    assert {file.name for file in pictures.parent.iterdir()} <= {*KNOWN, own_mini.name}
+    assert (own_mini / "manifest.json").read_bytes() == before
+    assert not (own_mini / "scales.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_expressions_that_cannot_be_used(tmp_path: Path) -> None:
+    images = [Path("street.png")]
+    with pytest.raises(InputError, match=r"none\.txt cannot be read"):
+        read_expressions(tmp_path / "none.txt", images)
+    for name, text, message in (
         ("a.txt", "\n \n", "a.txt has 0 expressions, expected 1 to"),
         ("a.json", "{", "a.json is not readable JSON"),
         ("a.json", "[" * 100_000, "a.json is not readable JSON"),
         ("a.json", "[]", "is not a list of 1 to"),
         ("a.json", '[{"image": "street.png"}]', "entry 1 is not an object with text"),
         ("a.json", '[{"image": "../x.png", "expression": "a"}]', "names '../x.png', expected one"),
-    ],
-)
-def test_expressions_that_cannot_be_used(
-    bundle: Path, pictures: Path, tmp_path: Path, name: str, text: str, message: str
-) -> None:
-    (tmp_path / name).write_text(text)
-    code, output = run(bundle, "--images", pictures, "--expressions", tmp_path / name)
-    assert code == 1
-    assert message in output
-    code, output = run(bundle, "--images", pictures, "--expressions", tmp_path / "none.txt")
-    assert code == 1 and "none.txt cannot be read" in output
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=re.escape(message)):
+            read_expressions(tmp_path / name, images)
 
 
-def test_flags_that_do_not_go_together(bundle: Path, pictures: Path) -> None:
-    code, output = run(bundle, "--images", pictures, "--percentile", "99")
+def test_flags_that_do_not_go_together(own_mini: Path, pictures: Path) -> None:
+    code, output = run(own_mini, "--images", pictures, "--percentile", "99")
     assert code == 2 and "--percentile goes with --rule percentile, not with max" in output
-    code, output = run(bundle, "--images", pictures, "--plot", "x.bmp")
+    code, output = run(own_mini, "--images", pictures, "--plot", "x.bmp")
     assert code == 2 and "expected a name in .png, .svg, .pdf" in output
 
 
-def test_places_that_are_not_there(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_places_that_are_not_there(own_mini: Path, pictures: Path, tmp_path: Path) -> None:
     for flag, name in (("-o", "s.json"), ("--report", "r.json"), ("--plot", "p.png")):
-        code, output = run(bundle, "--images", pictures, flag, tmp_path / "no" / name)
+        code, output = run(own_mini, "--images", pictures, flag, tmp_path / "no" / name)
         assert code == 1
         assert f"folder {tmp_path / 'no'} does not exist: make it first (mkdir -p" in output
-    assert not (bundle / "scales.json").exists(), "known before the calibration"
+    assert not (own_mini / "scales.json").exists(), "known before the calibration"
 
 
 def test_without_matplotlib_only_plots_are_refused(
-    bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_mini: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     asked = ("--images", pictures, "--samples", 1, "-o", tmp_path / "scales.json")
-    code, output = run(bundle, *asked, "--plot", tmp_path / "plot.png")
+    code, output = run(own_mini, *asked, "--plot", tmp_path / "plot.png")
     assert code == 1
     assert output.count("\n") == 1
     assert "--plot needs matplotlib" in output and install_hint("calibrate") in output
     assert not (tmp_path / "scales.json").exists()
-    code, output = run(bundle, *asked, "--report", tmp_path / "report.json")
+    code, output = run(own_mini, *asked, "--report", tmp_path / "report.json")
     assert code == 0, output
     assert (tmp_path / "report.json").exists()
 

@@ -40,6 +40,7 @@ from tests.export.families.flux2.test_single_file import makers_transformer
 from tests.export.families.step1x.small_model import make_step1x, open_step1x, picture
 from tests.export.small import make_checkpoint
 
+EveryStep = tuple[ImageState, PromptState, list[Pass]]
 SCENES = SceneSet("plain", "test", 3)
 # As much as the export's gate allows: outputs, and the share of a mask's pixels.
 OUTPUT, MASK = 2e-5, 1e-3
@@ -62,11 +63,8 @@ def far(found: Any, wanted: torch.Tensor) -> float:
     return float(difference / wanted.abs().max().clamp_min(1))
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_the_default_is_what_the_bundle_answers(
-    model: AblationModel, segmenter: Segmenter, index: int
-) -> None:
-    sample = SCENES.samples[index]
+def test_the_default_is_what_the_bundle_answers(model: AblationModel, segmenter: Segmenter) -> None:
+    sample = SCENES.samples[0]
     grid = open_grid(model, Study(timesteps=[0], blocks=[5], sites=["mmsa"]))
     plan, passes = source_of(model, grid)(sample.image, SCENES.image(sample), sample.expression)
     found = dict(masks(grid, passes, plan))
@@ -78,7 +76,9 @@ def test_the_default_is_what_the_bundle_answers(
         assert (found[MapSetting(0, "all", name)] != wanted).mean() <= MASK
 
 
-def asked(model: AblationModel) -> tuple[ImageState, PromptState, list[Pass]]:
+@pytest.fixture(scope="module")
+def every_step(model: AblationModel) -> EveryStep:
+    """An image, a prompt, and all passes with all features."""
     sample = SCENES.samples[0]
     state = model.state(SCENES.image(sample))
     prompt = model.prompt(state, sample.expression)
@@ -87,9 +87,11 @@ def asked(model: AblationModel) -> tuple[ImageState, PromptState, list[Pass]]:
 
 
 @torch.no_grad()
-def test_every_step_is_the_pipelines(model: AblationModel, segmenter: Segmenter) -> None:
-    """Diffusers' transformer and scheduler make the same trajectory, and the same is seen."""
-    state, prompt, passes = asked(model)
+def test_every_step_is_the_pipelines(
+    model: AblationModel, segmenter: Segmenter, every_step: EveryStep
+) -> None:
+    """Diffusers' transformer and scheduler give the same trajectory and the same captures."""
+    state, prompt, passes = every_step
     folder, tokens = model.checkpoint.folder, state.plan.tokens
     transformer = Flux2Transformer2DModel.from_pretrained(folder / "transformer").eval()
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
@@ -134,21 +136,15 @@ def test_every_step_is_the_pipelines(model: AblationModel, segmenter: Segmenter)
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
 
 
-def test_steps_differ_and_repeat(model: AblationModel) -> None:
-    _, _, first = asked(model)
-    _, _, second = asked(model)
-    for one, other in zip(first, second, strict=True):
-        assert (one.propagated_vectors == other.propagated_vectors).all()
-        assert (one.features["block", 7] == other.features["block", 7]).all()
-    assert far(first[3].attention_vectors, torch.from_numpy(first[0].attention_vectors)) > 1e-4
-
-
-def test_a_step_on_the_way_keeps_nothing_and_changes_nothing(model: AblationModel) -> None:
-    state, prompt, passes = asked(model)
-    options = {"timesteps": [2], "blocks": [3], "sites": ["adaln"]}
-    [found] = model.passes(state, prompt, **options)
+def test_a_step_on_the_way_keeps_nothing_and_changes_nothing(
+    model: AblationModel, every_step: EveryStep
+) -> None:
+    state, prompt, passes = every_step
+    [found] = model.passes(state, prompt, timesteps=[2], blocks=[3], sites=["adaln"])
     assert found.timestep == 2 and list(found.features) == [("adaln", 3)]
     assert (found.propagated_vectors == passes[2].propagated_vectors).all()
+    assert (found.features["adaln", 3] == passes[2].features["adaln", 3]).all()
+    assert far(passes[3].attention_vectors, torch.from_numpy(passes[0].attention_vectors)) > 1e-4
 
 
 def test_narrow_features_keep_their_directions() -> None:
@@ -314,20 +310,15 @@ def test_the_command(tmp_path: Path, model: AblationModel) -> None:
     assert other.exit_code == 1 and "of a run with another tau" in other.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    for arguments, code, message in (
         (("--timesteps", "x"), 2, "--timesteps is 'x', expected numbers such as 0,5,10"),
         (("--sites", "mlp"), 2, "--sites is 'mlp', expected some of mmsa,adaln,block"),
         (("--timesteps", "4"), 1, "timestep 4 is not of this model, expected 0 to 3"),
         (("--model", "nothing"), 1, "no model 'nothing'"),
-    ],
-)
-def test_what_cannot_be_asked(
-    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    found = rism("scenes", "--count", 1, *arguments, "-o", tmp_path / "out")
-    assert found.exit_code == code and message in found.output
+    ):
+        found = rism("scenes", "--count", 1, *arguments, "-o", tmp_path / "out")
+        assert found.exit_code == code and message in found.output
     assert not list(tmp_path.rglob("*.jsonl")) and not list(tmp_path.rglob("*.md"))
 
 
