@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+    from rism.evaluation.datasets.open import open_dataset
+    from rism.evaluation.datasets.request import DatasetRequest
     from rism.evaluation.datasets.sample import Dataset, Problem, Sample
     from rism.evaluation.datasets.scenes import SceneSet
     from rism.evaluation.metrics.iou import Overlap, Sums, auroc, overlap, summarise
@@ -31,7 +32,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Dataset": "datasets.sample",
-        "DatasetRequest": "datasets.open",
+        "DatasetRequest": "datasets.request",
         "Overlap": "metrics.iou",
         "Problem": "datasets.sample",
         "Sample": "datasets.sample",

@@ -10,6 +10,7 @@ import numpy as np
 
 from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
 from rism.evaluation.datasets.masks import Segmentation, check_segmentation, decode_segmentation
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels
 from rism.runtime.errors import InputError, one_line
@@ -64,17 +65,14 @@ class JsonLines(ListedDataset[_Line]):
         return mask_hw
 
 
-def open_lines(file: Path, *, merge: str = "union", limit: int | None = None) -> JsonLines:
+def open_lines(file: Path, request: DatasetRequest) -> JsonLines:
     """Open a FILE.jsonl.
 
     A line is {"image", "expression", "mask"} and optionally "id" (else "line N"), "group" and
     "present". Paths are relative to the file's folder. A mask is the path of an image that is light
     on the object, a COCO RLE, or polygons; it is left out with "present": false.
 
-    Args:
-        file: UTF-8, one JSON object per line; empty lines are ignored.
-        merge: how several polygons become one mask (`decode_segmentation`).
-        limit: only the first so many samples.
+    The file is UTF-8 with one JSON object per line; empty lines are ignored.
 
     Raises:
         InputError: it cannot be read, or no line can be scored. A single bad line is a `Problem`
@@ -107,8 +105,8 @@ def open_lines(file: Path, *, merge: str = "union", limit: int | None = None) ->
             continue
         listing.add(sample, entry)
     listing.require_samples(name)
-    samples, problems = listing.samples(limit), tuple(listing.problems)
-    return JsonLines(file.name, samples, (), problems, merge, listing.entries)
+    samples, problems = listing.samples(request.limit), tuple(listing.problems)
+    return JsonLines(file.name, samples, (), problems, request.gt_merge, listing.entries)
 
 
 def _read_line(line: str, where: str, folder: Path) -> tuple[Sample, _Line]:

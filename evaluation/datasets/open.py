@@ -1,13 +1,12 @@
-"""From what was asked for to a dataset, opened."""
+"""Opens the dataset that a request selects."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Dataset
 from rism.evaluation.datasets.splits import DEFAULT_SPLIT_BY, SPLITS, partition_notes
 from rism.evaluation.names import (
@@ -30,47 +29,12 @@ _FOLDER_NAMES = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "
 _ALIASES = {"val": ("val", "validation"), "testA": ("testA", "test")}
 
 
-@dataclass(frozen=True)
-class DatasetRequest:
-    """Which dataset.
-
-    Attributes:
-        source: "refcoco", "refcoco+", "refcocog", "scenes", or the path of a FILE.jsonl or
-            FILE.parquet.
-        root: where REFER's datasets are, or a folder of parquet files.
-        split_by: "unc", "umd" or "google"; left out, the one that papers report.
-        split: "val", "testA", "testB" or "test"; of scenes "tuning" or "test"; left out,
-            "val" and "test".
-        gt_merge: how several polygons become one mask, "legacy" or "union"
-            (`rism.evaluation.datasets.masks.decode_segmentation`).
-        limit: only the first so many samples.
-        kind: of scenes: "plain", "same-kind", "fine" or "absent".
-        offset, seed: of scenes; see `rism.evaluation.datasets.scenes.SceneSet`.
-        columns: of a FILE.parquet, by what they are for; see `rism.evaluation.datasets.parquet`.
-        wording: "raw", the sentences as people typed them, or "sent", REFER's cleaned ones.
-        command: who asks, as in `rism COMMAND`, for messages.
-    """
-
-    source: str
-    root: Path | None = None
-    split_by: str | None = None
-    split: str | None = None
-    gt_merge: str = "legacy"
-    limit: int | None = None
-    kind: str = "plain"
-    offset: int = 0
-    seed: int = 0
-    columns: Mapping[str, str] | None = None
-    wording: str = "raw"
-    command: str = "eval"
-
-
 def open_dataset(request: DatasetRequest) -> Dataset:
-    """Open a dataset; its `problems` say what of it cannot be scored.
+    """Open a dataset; its `problems` name the parts that cannot be scored.
 
     Raises:
-        InputError: it is not there, or nothing of it can be scored; the message says what was
-            expected where, and what is there.
+        InputError: it is not there, or nothing of it can be scored; the message says which files
+            were expected, and which were found.
     """
     _check_choice("--gt-merge", request.gt_merge, MASK_MERGES)
     _check_choice("--wording", request.wording, WORDINGS)
@@ -86,11 +50,11 @@ def open_dataset(request: DatasetRequest) -> Dataset:
     if file.suffix == ".jsonl":
         with needs_extra("eval", request.command):
             from rism.evaluation.datasets.jsonl import open_lines
-        return open_lines(file, merge=request.gt_merge, limit=request.limit)
+        return open_lines(file, request)
     if file.suffix == ".parquet":
         return _open_parquet([file], request, name=file.stem)
     raise InputError(
-        f"'{one_line(request.source)}' is no dataset, expected {', '.join(PUBLISHED_DATASETS)}, "
+        f"'{one_line(request.source)}' is not a dataset, expected {', '.join(PUBLISHED_DATASETS)}, "
         "scenes, or the path of a FILE.jsonl or FILE.parquet"
     )
 
@@ -137,15 +101,7 @@ def _open_published(request: DatasetRequest) -> Dataset:
         return dataclasses.replace(opened, notes=(*opened.notes, *notes))
     with needs_extra("eval", request.command):
         from rism.evaluation.datasets.refcoco import open_refer
-    return open_refer(
-        dataset,
-        request.root,
-        split_by=split_by,
-        split=split,
-        merge=request.gt_merge,
-        wording=request.wording,
-        limit=request.limit,
-    )
+    return open_refer(request, request.root, split_by=split_by, split=split)
 
 
 def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
@@ -165,14 +121,4 @@ def _parts(root: Path, dataset: str, split_by: str, split: str) -> list[Path]:
 def _open_parquet(files: list[Path], request: DatasetRequest, *, name: str) -> Parquet:
     with needs_extra("eval", request.command):
         from rism.evaluation.datasets.parquet import open_parquet
-        from rism.evaluation.datasets.refcoco import find_images
-    root = request.root
-    return open_parquet(
-        files,
-        name=name,
-        merge=request.gt_merge,
-        wording=request.wording,
-        limit=request.limit,
-        columns=request.columns,
-        find_images=None if root is None else lambda: find_images(root),
-    )
+    return open_parquet(files, request, name=name)

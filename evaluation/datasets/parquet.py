@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
 from rism.evaluation.datasets.masks import Segmentation, check_segmentation, decode_segmentation
+from rism.evaluation.datasets.refcoco import find_images
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels, read_stored
 from rism.runtime.errors import InputError, one_line
@@ -116,54 +118,41 @@ class Parquet(ListedDataset[_Place]):
         return self.rows.image(self.entries[sample.key].row)
 
 
-def open_parquet(
-    files: Sequence[Path],
-    *,
-    name: str,
-    merge: str = "legacy",
-    wording: str = "raw",
-    limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    find_images: Callable[[], Path] | None = None,
-) -> Parquet:
+def open_parquet(files: Sequence[Path], request: DatasetRequest, *, name: str) -> Parquet:
     """Open a split.
 
     Args:
         files: its parts, in order.
+        request: `root` has COCO's images, for the layout without images.
         name: of the dataset, with its split.
-        merge: how several polygons become one mask (`decode_segmentation`).
-        wording: "raw" or "sent", for layouts that have both.
-        limit: only the first so many samples.
-        columns: the columns of "image", "expression", "mask" and optionally "id", one sample per
-            row, where their names differ; None for a known layout.
-        find_images: returns the folder of COCO's images, for the layout without images.
 
     Raises:
         InputError: a file cannot be read, or its columns are of no known layout.
     """
-    layout = _layout_of(files[0], columns)
+    layout = _layout_of(files[0], request.columns)
     rows, images = _Rows(layout.image), None
     if not layout.image:
-        if find_images is None:
+        if request.root is None:
             raise InputError(
                 f"'{one_line(files[0])}' has no images inside: "
                 "name the folder of COCO's train2014 with --root"
             )
-        images = find_images()
+        images = find_images(request.root)
     listing: Listing[_Place] = Listing()
     first_rows: dict[str, int] = {}
     objects = sentences = 0
     for number, row in _read(files, layout, rows):
-        for reference in _references(layout, row, number, wording, listing):
+        for reference in _references(layout, row, number, request.wording, listing):
             objects += 1
             sentences += len(reference.sentences)
             first_rows.setdefault(reference.image, number)
             _add(listing, reference, first_rows[reference.image], images)
     listing.require_samples(name)
     notes = [_ONE_OUTLINE] if layout is _LAYOUTS[0] else []
-    samples, problems = listing.samples(limit), tuple(listing.problems)
+    samples, problems = listing.samples(request.limit), tuple(listing.problems)
     counts = objects, sentences
-    return Parquet(name, samples, notes, problems, merge, listing.entries, rows, images, counts)
+    read = samples, notes, problems, request.gt_merge, listing.entries
+    return Parquet(name, *read, rows, images, counts)
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:

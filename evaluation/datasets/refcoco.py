@@ -15,6 +15,7 @@ from rism.evaluation.datasets.masks import (
     check_segmentation,
     decode_segmentation,
 )
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.safe_pickle import load_plain_pickle
 from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.splits import partition_notes
@@ -70,31 +71,19 @@ class Refer(ListedDataset[_Object]):
         return decode_segmentation(found.segmentation, size_hw, merge=self.merge, where=found.where)
 
 
-def open_refer(
-    dataset: str,
-    root: Path,
-    *,
-    split_by: str,
-    split: str,
-    merge: str = "legacy",
-    wording: str = "raw",
-    limit: int | None = None,
-) -> Refer:
+def open_refer(request: DatasetRequest, root: Path, *, split_by: str, split: str) -> Refer:
     """Open a split.
 
     Args:
-        dataset: "refcoco", "refcoco+" or "refcocog": the folder under the root.
+        request: its source is the folder under the root.
         root: has that folder and the images.
-        split_by: selects refs(*).p: "unc", "umd" or "google".
-        split: of the entries: "val", "testA", ...
-        merge: how several polygons become one mask (`decode_segmentation`).
-        wording: "raw", as typed, which LAVT and the training-free evaluators use, or "sent", lower
-            case without punctuation.
-        limit: only the first so many samples.
+        split_by: selects refs(*).p.
+        split: of the entries.
 
     Raises:
         InputError: something is not where it should be, or damaged as a whole.
     """
+    dataset = request.source
     folder = _find_dataset(root, dataset)
     refs_file = _find_refs(folder, split_by)
     refs = list(_refs_of(load_plain_pickle(refs_file), refs_file, split))
@@ -110,15 +99,15 @@ def open_refer(
         except InputError as error:
             listing.refuse(where, error, sentences=len(_list_of(ref.get("sentences"))))
             continue
-        _add_sentences(listing, ref, image, found, wording)
+        _add_sentences(listing, ref, image, found, request.wording)
     name = f"{dataset} {split_by} {split}"
     listing.require_samples(name)
     sentences = sum(len(_list_of(ref.get("sentences"))) for ref in refs)
     notes = partition_notes(
         dataset, split, split_by=split_by, objects=len(refs), sentences=sentences
     )
-    samples, problems = listing.samples(limit), tuple(listing.problems)
-    return Refer(name, samples, notes, problems, merge, listing.entries, images)
+    samples, problems = listing.samples(request.limit), tuple(listing.problems)
+    return Refer(name, samples, notes, problems, request.gt_merge, listing.entries, images)
 
 
 def find_images(root: Path) -> Path:

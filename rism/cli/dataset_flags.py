@@ -32,7 +32,7 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"{KNOWN_DATASETS}
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFlags(CommandFlags):
-    """The flags that choose a dataset; see `rism.evaluation.datasets.open.DatasetRequest`."""
+    """The flags that choose a dataset; see `rism.evaluation.datasets.request.DatasetRequest`."""
 
     source: Source
     root: Annotated[

@@ -194,7 +194,7 @@ def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
         (["scenes", "d", "--merge", "--tau", "0.7"], "as they are, without --tau", 2),
         (["scenes", "--count", "1", "--tau", "2"], "2, expected 0 to below 1", 2),
         (["scenes", "--split", "val"], "split is 'val', expected one of tuning, test", 1),
-        (["nothing"], "'nothing' is no dataset", 1),
+        (["nothing"], "'nothing' is not a dataset", 1),
         (["x.jsonl"], "'x.jsonl' is not there", 1),
         (["refcoco"], "refcoco needs --root", 1),
         (["refcoco", "--root", "nowhere"], "nowhere", 1),

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rism.evaluation.datasets.jsonl import JsonLines, open_lines
+from rism.evaluation.datasets.jsonl import JsonLines
 from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError
 from tests.evaluation.datasets.refcoco_files import runs, with_orientation
 
@@ -41,6 +42,10 @@ def entry(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not ...}
 
 
+def opened(file: Path, **changes: Any) -> Dataset:
+    return open_dataset(DatasetRequest(str(file), **changes))
+
+
 def test_masks_said_in_every_way(folder: Path) -> None:
     compressed = coco_mask.encode(np.asfortranarray(TRUE_HW.astype(np.uint8)))
     ways = [
@@ -51,7 +56,7 @@ def test_masks_said_in_every_way(folder: Path) -> None:
         [OUTLINE],
         OUTLINE,
     ]
-    dataset = open_lines(write(folder, *(entry(mask=way) for way in ways)))
+    dataset = opened(write(folder, *(entry(mask=way) for way in ways)))
     assert not dataset.problems and len(dataset.samples) == len(ways)
     for sample in dataset.samples:
         np.testing.assert_array_equal(dataset.mask(sample), TRUE_HW)
@@ -85,7 +90,7 @@ def test_fields_and_order(folder: Path) -> None:
 def test_merging(folder: Path) -> None:
     twice = entry(mask=[OUTLINE, OUTLINE])
     for merge, expected in (("legacy", np.zeros_like(TRUE_HW)), ("union", TRUE_HW)):
-        dataset = open_lines(write(folder, twice), merge=merge)
+        dataset = opened(write(folder, twice), gt_merge=merge)
         np.testing.assert_array_equal(dataset.mask(dataset.samples[0]), expected)
 
 
@@ -94,7 +99,7 @@ def test_turned_pictures_are_upright(folder: Path, orientation: int) -> None:
     file = folder / "b.jpg"
     file.write_bytes(with_orientation(file.read_bytes(), orientation))
     upright_hw = TRUE_HW if orientation < 5 else TRUE_HW.T
-    dataset = open_lines(write(folder, entry(image="b.jpg", mask=runs(upright_hw))))
+    dataset = opened(write(folder, entry(image="b.jpg", mask=runs(upright_hw))))
     (sample,) = dataset.samples
     assert dataset.image(sample).shape[:2] == dataset.mask(sample).shape == upright_hw.shape
 
@@ -129,7 +134,7 @@ BAD_LINES: list[tuple[Any, str]] = [
 
 def test_bad_lines_are_problems(folder: Path) -> None:
     for line, message in BAD_LINES:
-        dataset = open_lines(write(folder, entry(), line, entry()))
+        dataset = opened(write(folder, entry(), line, entry()))
         (problem,) = dataset.problems
         assert problem.where == "line 2" and message in problem.what
         assert [sample.key for sample in dataset.samples] == ["line 1", "line 3"]
@@ -137,7 +142,7 @@ def test_bad_lines_are_problems(folder: Path) -> None:
 
 def mask_of(image: Image.Image, folder: Path) -> np.ndarray:
     image.save(folder / "mask.png")
-    dataset = open_lines(write(folder, entry()))
+    dataset = opened(write(folder, entry()))
     return dataset.mask(dataset.samples[0])
 
 
@@ -166,30 +171,30 @@ def test_masks_that_could_mean_two_things_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="is 8 x 8 pixels, its image 40 x 30"):
         mask_of(Image.new("L", (8, 8), 255), folder)
     (folder / "mask.png").write_bytes(b"text")
-    dataset = open_lines(folder / "own.jsonl")
+    dataset = opened(folder / "own.jsonl")
     with pytest.raises(InputError, match=r"line 1: .*mask.png.* is not an image"):
         dataset.mask(dataset.samples[0])
-    dataset = open_lines(write(folder, entry(mask={"size": [5, 5], "counts": [25]})))
+    dataset = opened(write(folder, entry(mask={"size": [5, 5], "counts": [25]})))
     with pytest.raises(InputError, match="RLE of the mask of line 1 is of 5 x 5"):
         dataset.mask(dataset.samples[0])
 
 
 def test_a_picture_that_is_none(folder: Path) -> None:
     (folder / "b.jpg").write_bytes(b"text")
-    dataset = open_lines(write(folder, entry(image="b.jpg")))
+    dataset = opened(write(folder, entry(image="b.jpg")))
     with pytest.raises(InputError, match=r"line 1: .*is not an image"):
         dataset.image(dataset.samples[0])
 
 
 def test_files_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(InputError, match=r"nothing of .* can be scored; .*empty"):
-        open_lines(write(folder))
+        opened(write(folder))
     with pytest.raises(InputError, match="line 1: it is not JSON"):
-        open_lines(write(folder, "nonsense"))
+        opened(write(folder, "nonsense"))
     with pytest.raises(InputError, match=r"'absent\.jsonl' is not there"):
         open_dataset(DatasetRequest("absent.jsonl"))
     (folder / "own.jsonl").write_bytes(json.dumps(entry()).encode() + b"\n{\xff}\n")
     with pytest.raises(InputError, match="line 2 is not UTF-8"):
-        open_lines(folder / "own.jsonl")
+        opened(folder / "own.jsonl")
     (folder / "own.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(entry()).encode() + b"\r\n")
-    assert len(open_lines(folder / "own.jsonl").samples) == 1
+    assert len(opened(folder / "own.jsonl").samples) == 1

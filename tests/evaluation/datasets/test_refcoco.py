@@ -245,7 +245,7 @@ def test_wrong_roots_say_what_is_there(root: Path, tmp_path: Path) -> None:
     assert "--gt-merge is 'xor'" in message(gt_merge="xor")
     assert "--wording is 'loud'" in message(wording="loud")
     assert "--limit is 0" in message(limit=0)
-    assert "'cityscapes' is no dataset" in message(source="cityscapes")
+    assert "'cityscapes' is not a dataset" in message(source="cityscapes")
     shutil.rmtree(root / "images")
     assert "expected them in one of images/mscoco/images/train2014" in message()
     (root / "refcoco" / "instances.json").unlink()
