@@ -20,6 +20,7 @@ STREET = str(ROOT / "examples/street.png")
         ("matplotlib", "eval", ["ablate", "scenes", "-o", "out"]),
         ("onnx_ir", "triton", ["export-triton", "-o", "out"]),
         ("onnx_ir", "build", ["build", "bundle"]),
+        ("polygraphy", "build", ["build", "bundle"]),
         ("onnx_ir", "calibrate", ["calibrate", "bundle", "--images", str(ROOT / "examples")]),
         ("pycocotools", "eval", ["eval", "refcoco", "--root", "."]),
     ],

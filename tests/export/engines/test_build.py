@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from rism.cli.app import app
 from rism.export.engines import BuildOptions, BuildReport, build_engines
 from rism.export.engines.targets import TARGETS, installed_version
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.distribution import install_hint
 from rism.runtime.engines.bound_weights import read_bound_weights
 from rism.runtime.segmenter import Segmenter
 
@@ -251,16 +248,3 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     code, output = run("build", tmp_path)
     assert code == 1
     assert "manifest.json" in output
-
-
-def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
-    (tmp_path / "polygraphy.py").write_text("raise ModuleNotFoundError(name='polygraphy')")
-    missing = subprocess.run(
-        [sys.executable, "-m", "rism", "build", tmp_path], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
-    )  # fmt: skip
-    assert missing.returncode == 1
-    hint = install_hint("build")
-    assert missing.stderr == (
-        f"error: rism build needs polygraphy, which is not installed: {hint}\n"
-    )
