@@ -14,6 +14,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from benchmarks.harness.processes import peak_of
 from rism.export import ExportOptions, ExportReport, Progress, export_bundle
 from rism.export.output_folder import atomic_folder
 from rism.runtime import Segmenter
@@ -164,9 +165,8 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
         text={"vocab_size": 600_000, "hidden_size": 256, "tie_word_embeddings": True},
         joint_attention_dim=768,
     )
-    libraries = peak_of(tmp_path, "--model", "nothing at all", "-o", str(tmp_path / "no"))
-    peak = peak_of(
-        tmp_path,
+    libraries = export_peak("--model", "nothing at all", "-o", str(tmp_path / "no"))
+    peak = export_peak(
         *("--model", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "b")),
         *("--parity", "blocks", "--quiet"),
     )
@@ -175,17 +175,6 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     assert peak - libraries < 450_000_000, (peak, libraries)
 
 
-def peak_of(folder: Path, *arguments: str) -> int:
+def export_peak(*arguments: str) -> int:
     """Peak memory of one `rism export`, in bytes, whatever came of it."""
-    told = folder / "peak.txt"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.harness.with_peak",
-        str(told),
-        "export",
-        *arguments,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, capture_output=True, check=False, env=environment)
-    return int(told.read_text())
+    return peak_of(("-m", "rism", "export", *arguments), check=False)
