@@ -33,7 +33,7 @@ CANDIDATES = (100.0, 99.9999, 99.999, 99.99, 99.9)
 Mask = npt.NDArray[np.bool_]
 
 
-class Steps(Protocol):
+class CalibrationProgress(Protocol):
     """Receives the progress of a calibration."""
 
     def stage(self, text: str) -> None:
@@ -97,7 +97,7 @@ def calibrate(
     samples: Sequence[CalibrationSample],
     options: CalibrationOptions | None = None,
     *,
-    steps: Steps | None = None,
+    steps: CalibrationProgress | None = None,
 ) -> CalibrationReport:
     """Find the scales of a bundle's transformer.
 
@@ -158,7 +158,7 @@ class _Run:
         bundle: Bundle,
         samples: PreparedSamples,
         options: CalibrationOptions,
-        steps: Steps,
+        steps: CalibrationProgress,
         layers: Sequence[Layer],
         kept: Mapping[str, str],
     ) -> None:

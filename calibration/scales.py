@@ -44,7 +44,7 @@ class Scales:
         precision: what its graphs compute in, likewise.
         rule: "max", "percentile" or "mask".
         percentile: of the magnitudes that are not cut off: 100 with "max".
-        samples: how many pictures with an expression were run.
+        samples: number of images with an expression that were run.
         layers: scale of the activations by layer; weights have theirs computed, by channel.
         kept: layers that are not quantised, and why.
     """

@@ -53,7 +53,7 @@ def learning_rate(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 100, max(0.01, (1 - progress) / 0.4))
 
 
-class Run:
+class TrainingRun:
     """A training run: its modules, optimizers, elapsed time, and the file they are saved in."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -149,7 +149,9 @@ def _maps(probe: Probe) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def score(run: Run, stream: BatchStream, *, batches: int, noisy_tokens: int) -> dict[str, float]:
+def score(
+    run: TrainingRun, stream: BatchStream, *, batches: int, noisy_tokens: int
+) -> dict[str, float]:
     """Mean IoU at four pixels per token on seeds outside the training, and the hit rate."""
     run.learner.eval()
     ious: dict[str, list[torch.Tensor]] = {"cam": [], "ram": [], "full": []}
@@ -173,7 +175,7 @@ def score(run: Run, stream: BatchStream, *, batches: int, noisy_tokens: int) -> 
     return means | {"hit": round((found["full"] > 0.5).float().mean().item(), 3)}
 
 
-def _train(run: Run) -> None:
+def _train(run: TrainingRun) -> None:
     loader: Iterator[Batch] = iter(
         torch.utils.data.DataLoader(run.stream(), batch_size=None, num_workers=1, prefetch_factor=6)
     )
@@ -210,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    run = Run(args)
+    run = TrainingRun(args)
     count = sum(parameter.numel() for parameter in run.learner.parameters())
     print(f"{count:,} parameters, from step {run.step}", flush=True)
     _train(run)

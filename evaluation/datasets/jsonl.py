@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
-from rism.evaluation.datasets.masks import Segmentation, check_segmentation, decode_segmentation
+from rism.evaluation.datasets.masks import CocoSegmentation, check_segmentation, decode_segmentation
 from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels
@@ -29,7 +29,7 @@ class _Line:
 
     where: str
     image: Path
-    mask: Path | Segmentation | None
+    mask: Path | CocoSegmentation | None
 
 
 class JsonLines(ListedDataset[_Line]):
@@ -49,7 +49,7 @@ class JsonLines(ListedDataset[_Line]):
         size_hw = header_size_hw(line.image, line.where, upright=True)
         if line.mask is None:
             return np.zeros(size_hw, np.bool_)
-        if isinstance(line.mask, Segmentation):
+        if isinstance(line.mask, CocoSegmentation):
             where = f"the mask of {line.where}"
             return decode_segmentation(line.mask, size_hw, merge=self.merge, where=where)
         name = f"the mask '{one_line(line.mask)}'"
@@ -140,7 +140,9 @@ def _read_line(line: str, where: str, folder: Path) -> tuple[Sample, _Line]:
     return Sample(key, str(data["image"]), expression, group, present), _Line(where, image, mask)
 
 
-def _mask(found: object, folder: Path, where: str, *, present: bool) -> Path | Segmentation | None:
+def _mask(
+    found: object, folder: Path, where: str, *, present: bool
+) -> Path | CocoSegmentation | None:
     if not present:
         if found not in (None, []):
             raise InputError("it has a mask although 'present' is false: leave one of them out")

@@ -21,8 +21,8 @@ from rism.runtime.image.loading import MAX_PIXELS
 from rism.runtime.result.rle import decode_rle
 
 __all__ = [
+    "CocoSegmentation",
     "Rle",
-    "Segmentation",
     "check_fit",
     "check_segmentation",
     "decode_segmentation",
@@ -50,13 +50,13 @@ class Rle:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class CocoSegmentation:
     """The parts of one object: polygons (x, y, x, y, ...) or runs, as in the file."""
 
     parts: tuple[Polygon | Rle, ...]
 
 
-def check_segmentation(found: object, where: str) -> Segmentation:
+def check_segmentation(found: object, where: str) -> CocoSegmentation:
     """Check COCO's `segmentation`, except what depends on the image's size.
 
     Args:
@@ -69,13 +69,13 @@ def check_segmentation(found: object, where: str) -> Segmentation:
             coordinates, or coordinates that are not finite; runs do not add up to their size.
     """
     if isinstance(found, Mapping):
-        return Segmentation((_rle(found, where),))
+        return CocoSegmentation((_rle(found, where),))
     if not isinstance(found, Sequence) or isinstance(found, (str, bytes)) or not found:
         raise InputError(f"{where} has no outline, expected polygons or an RLE")
     parts = [found] if _is_number(found[0]) else found
     if len(parts) > MAX_PARTS:
         raise InputError(f"{where} has {len(parts)} parts, expected at most {MAX_PARTS}")
-    return Segmentation(
+    return CocoSegmentation(
         tuple(
             _rle(part, where) if isinstance(part, Mapping) else _polygon(part, place, where)
             for place, part in enumerate(parts)
@@ -84,7 +84,7 @@ def check_segmentation(found: object, where: str) -> Segmentation:
 
 
 def decode_segmentation(
-    segmentation: Segmentation, size_hw: tuple[int, int], *, merge: str, where: str
+    segmentation: CocoSegmentation, size_hw: tuple[int, int], *, merge: str, where: str
 ) -> Mask:
     """Draw the parts and merge them.
 
@@ -112,7 +112,7 @@ def decode_segmentation(
     return times == 1 if merge == "legacy" else times > 0
 
 
-def check_fit(segmentation: Segmentation, size_hw: tuple[int, int], where: str) -> None:
+def check_fit(segmentation: CocoSegmentation, size_hw: tuple[int, int], where: str) -> None:
     """Check that the parts are of an image of this size.
 
     Points may lie outside, as some of COCO's do by a pixel or two; drawing cuts them off.

@@ -82,7 +82,7 @@ def _open_published(request: DatasetRequest) -> Dataset:
     dataset = request.source
     if request.root is None:
         raise InputError(
-            f"{dataset} needs --root, the folder with {dataset}/ and COCO's pictures: "
+            f"{dataset} needs --root, the folder with {dataset}/ and COCO's images: "
             "docs/datasets.md says what to put there"
         )
     split_by = request.split_by or DEFAULT_SPLIT_BY[dataset]

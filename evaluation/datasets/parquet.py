@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
-from rism.evaluation.datasets.masks import Segmentation, check_segmentation, decode_segmentation
+from rism.evaluation.datasets.masks import CocoSegmentation, check_segmentation, decode_segmentation
 from rism.evaluation.datasets.refcoco import find_images
 from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Image, Mask, Sample
@@ -63,7 +63,7 @@ class _Place:
 
     row: int
     where: str
-    segmentation: Segmentation
+    segmentation: CocoSegmentation
 
 
 @dataclass

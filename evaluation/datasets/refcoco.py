@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rism.evaluation.datasets.listing import ListedDataset, Listing, clean_sentence
 from rism.evaluation.datasets.masks import (
-    Segmentation,
+    CocoSegmentation,
     check_fit,
     check_segmentation,
     decode_segmentation,
@@ -43,7 +43,7 @@ class _Object:
 
     where: str
     size_hw: tuple[int, int]
-    segmentation: Segmentation
+    segmentation: CocoSegmentation
 
 
 @dataclass(frozen=True)

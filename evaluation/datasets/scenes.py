@@ -21,10 +21,9 @@ __all__ = ["SceneSet"]
 
 
 class SceneSet:
-    """Drawn scenes that nothing was trained on; implements `Dataset`.
+    """Drawn scenes that are never trained on; implements `Dataset`.
 
-    Of the set "absent" every picture has two samples: something that is there, and something
-    that is not.
+    Every image of the set "absent" has two samples, one of a present and one of an absent object.
     """
 
     def __init__(
@@ -41,9 +40,9 @@ class SceneSet:
         Args:
             kind: one of `SCENE_SETS`; see `judged_scene`.
             split: one of `SPLITS`.
-            count: so many scenes.
-            offset: number of the first; each has its number, wherever one begins.
-            seed: of other scenes of the same set and split; 0 for those of published figures.
+            count: number of scenes.
+            offset: number of the first scene.
+            seed: selects other scenes of the same set and split; 0 for the published ones.
 
         Raises:
             InputError: no such set or split, no scenes, or a negative offset or seed.
@@ -70,7 +69,7 @@ class SceneSet:
         ]
 
     def image(self, sample: Sample) -> Image:
-        """Draw a sample's picture; see `Dataset`."""
+        """Draw a sample's image; see `Dataset`."""
         return self._scene(int(sample.image))[0].image_hwc
 
     def mask(self, sample: Sample) -> Mask:

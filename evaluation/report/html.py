@@ -128,7 +128,7 @@ def _scores(result: Mapping[str, Any]) -> list[str]:
     source = f"Rows of the paper are from {SOURCE}. " if theirs else ""
     return [
         _table(("", "n", *METRICS), [*ours, *theirs], ours=len(ours)),
-        f"<p><small>Percent. {source}One sample per sentence, at the size of the picture. "
+        f"<p><small>Percent. {source}One sample per sentence, at the size of the image. "
         "mIoU is the mean of IoU over samples, oIoU all intersections over all unions, P@X the "
         "share with an IoU of at least X, boundary IoU the mean over samples of the IoU of what "
         "lies within 2 % of the diagonal of a contour.</small></p>",

@@ -22,7 +22,16 @@ from rism.runtime.result.rle import encode_rle
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import ImageState, Segmenter
 
-__all__ = ["MAPS", "Steps", "digest", "grouped", "part", "score", "skip_grey_images", "try_options"]
+__all__ = [
+    "MAPS",
+    "RunProgress",
+    "digest",
+    "grouped",
+    "part",
+    "score",
+    "skip_grey_images",
+    "try_options",
+]
 
 MAPS = ("CAM > 0.5", "RAM > 0.5")
 """The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""
@@ -30,7 +39,7 @@ MAPS = ("CAM > 0.5", "RAM > 0.5")
 _GREY_HWC = np.full((64, 64, 3), 128, np.uint8)
 
 
-class Steps(Protocol):
+class RunProgress(Protocol):
     """Receives the progress of a run."""
 
     def step(self, done: int, total: int, name: str) -> None:
@@ -67,7 +76,7 @@ def score(
     folder: Path,
     options: Mapping[str, Any] | None = None,
     restart: bool = False,
-    steps: Steps | None = None,
+    steps: RunProgress | None = None,
 ) -> list[Problem]:
     """Score the samples that a folder has no records of yet.
 

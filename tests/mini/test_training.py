@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from mini.architecture import build_vae  # noqa: E402
 from mini.encoder import set_encoder, skip_silent_layers  # noqa: E402
 from mini.latents import encode  # noqa: E402
-from mini.train import Run, learning_rate  # noqa: E402
+from mini.train import TrainingRun, learning_rate  # noqa: E402
 from mini.train_vae import scene_batch, set_batch_norm  # noqa: E402
 
 
@@ -50,7 +50,7 @@ def test_a_run_goes_on_from_its_checkpoint(vae: Path, tmp_path: Path) -> None:
         full_from=0.85,
     )  # fmt: skip
     torch.manual_seed(0)
-    first = Run(args)
+    first = TrainingRun(args)
     batch = first.stream().batch(0)
     before = first.learn(batch)
     assert set(before) == {
@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_its_checkpoint(vae: Path, tmp_path: Path) -> None:
     assert after["words"] < before["words"]
     first.elapsed = 12.0
     first.save()
-    again = Run(args)
+    again = TrainingRun(args)
     assert (again.step, again.elapsed) == (5, 12.0)
     for old, new in zip(first.learner.parameters(), again.learner.parameters(), strict=True):
         assert torch.equal(old, new)
