@@ -26,9 +26,8 @@ from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
-from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.prompt.vision_encoder import open_vision_encoder
-from rism.runtime.transformer_inputs import transformer_feeds
+from rism.runtime.transformer_inputs import prompt_token_weights, transformer_feeds
 
 __all__ = [
     "EXPRESSIONS",

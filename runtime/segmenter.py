@@ -26,10 +26,9 @@ from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState, check_template, expression_list
 from rism.runtime.prompt.refiner import Refiner, refine
-from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.result.segmentation import Segmentation
-from rism.runtime.transformer_inputs import batches, transformer_feeds
+from rism.runtime.transformer_inputs import batches, prompt_token_weights, transformer_feeds
 
 __all__ = ["ImageState", "Segmenter"]
 

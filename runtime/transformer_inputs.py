@@ -1,4 +1,4 @@
-"""Batches of prompts for the transformer, and the inputs of its graph."""
+"""Batches of prompts for the transformer, the weights of their tokens, and its graph's inputs."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -9,13 +9,20 @@ import numpy.typing as npt
 from rism.runtime.engines.cuda_device import Device
 from rism.runtime.engines.device_engine import Mirrored, array_namespace, at, held
 from rism.runtime.engines.tensor_checks import repeat_last
+from rism.runtime.errors import InputError, one_line
+from rism.runtime.expression.head_noun import content_words, head_noun
 from rism.runtime.image import geometry
 from rism.runtime.image_encoder import ImageState
+from rism.runtime.names import TOKEN_SETS
+from rism.runtime.options import PromptWeights
 from rism.runtime.prompt.encoder import PromptState
 
-__all__ = ["batches", "transformer_feeds"]
+__all__ = ["batches", "prompt_token_weights", "transformer_feeds"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+
+# Chosen on the tuning split of drawn scenes; docs/quality.md.
+_BESIDE_HEAD = 0.5  # weight of the expression's other tokens
 
 
 def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
@@ -87,3 +94,85 @@ def _stacked(arrays: Sequence[Float32 | Mirrored], device: Device | None) -> Any
         return np.stack([np.asarray(each) for each in arrays])
     there = [(each if isinstance(each, Mirrored) else Mirrored(each)).on(device) for each in arrays]
     return array_namespace(there[0]).stack(there)
+
+
+def prompt_token_weights(
+    weights: PromptWeights, prompts: Sequence[PromptState]
+) -> npt.NDArray[np.float32]:
+    """Return the prompt weights w of a_l = A_vp w; those of magnets are 0.
+
+    Args:
+        weights: numbers (N_p,) or (B, N_p), or the name of a set; see `SegmentOptions`.
+        prompts: the B prompts that they are for.
+
+    Returns:
+        (B, N_p) float32.
+
+    Raises:
+        InputError: an unknown name, wrong or not finite numbers, or a set of the expression's
+            tokens after a refiner removed the expression from its instruction.
+    """
+    shape = (len(prompts), max(len(prompt.embeds) for prompt in prompts))
+    if weights is None or isinstance(weights, str):
+        chosen = _named(weights or "all", prompts, shape)
+    else:
+        chosen = _listed(weights, shape)
+    for row, prompt in enumerate(prompts):
+        text, first = prompt.instruction.text, prompt.instruction.length_without_magnets
+        chosen[row, : len(prompt.embeds)][prompt.covered((first, len(text)))] = 0
+    return chosen
+
+
+def _named(
+    name: str, prompts: Sequence[PromptState], shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    if name not in TOKEN_SETS:
+        raise InputError(
+            f"prompt_weights is '{one_line(name)}', expected one of {', '.join(TOKEN_SETS)} or "
+            "an array"
+        )
+    if name == "all":
+        return np.ones(shape, np.float32)
+    chosen = np.zeros(shape, np.float32)
+    for row, prompt in enumerate(prompts):
+        chosen[row, : len(prompt.embeds)] = _token_set(name, prompt)
+    return chosen
+
+
+def _listed(
+    weights: npt.NDArray[np.floating[Any]] | Sequence[float], shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    try:
+        array = np.asarray(weights, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"prompt_weights are not an array of numbers, expected shape {shape[1:]}"
+        ) from None
+    if array.shape not in (shape, shape[1:]) or not np.isfinite(array).all():
+        raise InputError(
+            f"prompt_weights have shape {array.shape}, expected {shape[1:]} or {shape}, finite"
+        )
+    return np.broadcast_to(array, shape).copy()
+
+
+def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
+    """Return the weights of a named set other than "all": (N_p,)."""
+    if name == "valid":
+        return prompt.attention_mask
+    if name == "instruction":
+        return prompt.instruction_mask
+    instruction = prompt.instruction
+    if instruction.start is None or not prompt.expression_mask.any():
+        raise InputError(
+            f"the instruction '{one_line(instruction.text, limit=80)}' does not contain "
+            f"'{one_line(instruction.expression, limit=40)}' word for word, expected it for the "
+            f"tokens '{name}': use 'instruction', or have the refiner keep it"
+        )
+    start, head = instruction.start, head_noun(instruction.expression)
+    if name == "expression" or head is None:
+        return prompt.expression_mask
+    if name == "content":
+        words = content_words(instruction.expression)
+        return prompt.covered(*((start + a, start + b) for a, b in words))
+    of_head = prompt.covered((start + head[0], start + head[1]))
+    return np.where(of_head, 1, _BESIDE_HEAD * prompt.expression_mask)

@@ -34,9 +34,8 @@ from rism.runtime.image_encoder import ImageState, text_encoder_view
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.refiner import Refiner, refine
-from rism.runtime.prompt.token_weights import prompt_token_weights
 from rism.runtime.prompt.vision_encoder import VisionEncoder
-from rism.runtime.transformer_inputs import transformer_feeds
+from rism.runtime.transformer_inputs import prompt_token_weights, transformer_feeds
 
 __all__ = ["AblationModel", "ModelOptions", "TorchEngine"]
 

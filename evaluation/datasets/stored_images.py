@@ -12,8 +12,7 @@ from PIL import Image as PillowImage
 
 from rism.evaluation.datasets.sample import Image, Mask
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.image.formats import open_image
-from rism.runtime.image.loading import exif_orientation, load_image
+from rism.runtime.image.loading import exif_orientation, load_image, open_image
 
 __all__ = ["header_size_hw", "light_pixels", "read_stored"]
 

@@ -7,7 +7,7 @@
 - `inputs.py`: which arguments are images, and which images a folder has
 - `outputs.py`: where results go
 - `file_names.py`: how result files are named
-- `image_job.py`: the work of `rism run` on each image
+- `delivery.py`: what `rism run` writes about each image, in order
 - `parallel_map.py`: work in threads with results in order
 - `result_format.py`: results as text and as JSON
 - `refiner.py`: the function that --refiner names

@@ -1,4 +1,4 @@
-"""Opening of image files: the choice of a decoder, and corrections for files it misreads."""
+"""Corrections for image files that Pillow cannot open, limits, or silently misreads."""
 
 import io
 import struct
@@ -8,21 +8,22 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from rism.runtime.errors import InputError, one_line
+from rism.runtime.errors import InputError
 
 __all__ = [
-    "FORMATS",
+    "AVIF_BRANDS",
     "MAX_FILE_BYTES",
+    "brands",
+    "decode_low_bytes",
     "has_deep_colours",
-    "open_image",
-    "open_low_bytes",
+    "mend_tiff",
+    "open_heic",
     "white_is_zero",
+    "without_text",
 ]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIC")
 MAX_FILE_BYTES = 2**29
-_APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_AVIF = frozenset({b"avif", b"avis"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 # Chunks of a PNG that do not change its pixels, and the two texts that may hold an orientation.
 _TEXT = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
@@ -32,68 +33,19 @@ _MAX_TEXT_BYTES = 2**20
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262, 277, 284, 339, 530
 
 
-def open_image(data: BinaryIO, name: str) -> Image.Image:
-    """Open an image file by its header: its size is known, its pixels are not decoded yet.
+def brands(head: bytes) -> set[bytes]:
+    """Return the brands in the first box of an AVIF or HEIC file; both are boxes as in MP4."""
+    length = min(int.from_bytes(head[:4]), len(head))
+    return {head[at : at + 4] for at in (8, *range(16, length, 4))}
 
-    `PIL.Image.open` is not used: it warns of sizes that are refused here anyway, and hides why a
-    file cannot be read.
 
-    Args:
-        data: an open binary file that can seek, at its beginning; the caller closes it.
-        name: its name in messages.
+def open_heic(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
+    """Open a HEIC file with pillow-heif; None if it is no HEIC.
 
     Raises:
-        InputError: it is empty, not an image, damaged, or of a kind that cannot be read here.
+        InputError: the package is not installed.
     """
-    head = data.read(256)
-    data.seek(0)
-    if not head:
-        raise InputError(f"{name} is empty (0 bytes): get the file again")
-    if head.startswith(_APPLE_DOUBLE):
-        raise InputError(
-            f"{name} is not an image but metadata that macOS keeps about one: use the file of that "
-            "name without '._'"
-        )
-    try:
-        Image.init()
-        image = _heif(data, head, name) if head[4:8] == b"ftyp" else _by_pillow(data, head)
-        if image is not None:
-            if image.format == "TIFF":
-                _mend_tiff(image)
-            return image
-        reason = ""
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise any error on a hostile header
-        reason = f" ({one_line(error, limit=80)})"
-    raise InputError(
-        f"{name} is not an image rism can read, expected {', '.join(FORMATS)}: "
-        f"convert it first{reason}"
-    )
-
-
-def _by_pillow(data: BinaryIO, head: bytes) -> Image.Image | None:
-    for form in FORMATS:
-        factory, accept = Image.OPEN.get(form, (None, None))
-        if factory is None or accept is None or accept(head[:16]) is not True:
-            continue
-        return factory(_without_text(data) if form == "PNG" else data, "")
-    return None
-
-
-def _heif(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
-    """Open AVIF or HEIC; both are boxes as in MP4, distinguished by the brands in the first."""
-    length = min(int.from_bytes(head[:4]), len(head))
-    brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
-    if brands & _AVIF:
-        image = _by_pillow(data, head)
-        if image is None:
-            raise InputError(
-                f"{name} is an AVIF image, which this Pillow cannot read: "
-                "pip install -U 'pillow>=11.3', or convert it to PNG or JPEG"
-            )
-        return image
-    if not brands & _HEIC:
+    if not brands(head) & _HEIC:
         return None
     try:
         from pillow_heif import HeifImageFile
@@ -106,7 +58,7 @@ def _heif(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
     return opened
 
 
-def _without_text(data: BinaryIO) -> BinaryIO:
+def without_text(data: BinaryIO) -> BinaryIO:
     """Remove a PNG's colour profile and texts: they are not used, and Pillow limits their size.
 
     Raises:
@@ -153,7 +105,7 @@ def _may_turn(kind: bytes, data: BinaryIO, length: int) -> bool:
         return False
 
 
-def _mend_tiff(image: Image.Image) -> None:
+def mend_tiff(image: Image.Image) -> None:
     """Refuse or correct a TIFF that Pillow would silently misread.
 
     Raises:
@@ -188,13 +140,11 @@ def has_deep_colours(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA") and any(";16" in _raw_mode(tile) for tile in _tiles(image))
 
 
-def open_low_bytes(data: BinaryIO, name: str) -> Image.Image | None:
-    """Open a file with 16-bit colours so that the lower 8 bits are decoded; None if impossible.
+def decode_low_bytes(image: Image.Image) -> Image.Image | None:
+    """Have an opened file with 16-bit colours decode the lower 8 bits; None if impossible.
 
     The byte order of the decoder is reversed.
     """
-    data.seek(0)
-    image = open_image(data, name)
     tags = getattr(image, "tag_v2", {})
     native = "L" if sys.byteorder == "little" else "B"
     tiles = []

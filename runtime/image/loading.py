@@ -10,19 +10,25 @@ from PIL import Image
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.formats import (
+    AVIF_BRANDS,
     MAX_FILE_BYTES,
+    brands,
+    decode_low_bytes,
     has_deep_colours,
-    open_image,
-    open_low_bytes,
+    mend_tiff,
+    open_heic,
     white_is_zero,
+    without_text,
 )
 
 __all__ = [
+    "FORMATS",
     "MAX_PIXELS",
     "SUFFIXES",
     "ImageSource",
     "exif_orientation",
     "load_image",
+    "open_image",
     "pixel_count",
 ]
 
@@ -36,6 +42,8 @@ SUFFIXES = (
 )
 """File name suffixes of images in lower case, to list folders; the content decides the format."""
 MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIC")
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,6 +92,68 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
     name = f"'{one_line(source)}'" if isinstance(source, (str, Path)) else "the image"
     with _open_data(source, name) as data, open_image(data, name) as image:
         return _decode(image, data, name, max_pixels)
+
+
+def open_image(data: BinaryIO, name: str) -> Image.Image:
+    """Open an image file by its header: its size is known, its pixels are not decoded yet.
+
+    `PIL.Image.open` is not used: it warns of sizes that are refused here anyway, and hides why a
+    file cannot be read.
+
+    Args:
+        data: an open binary file that can seek, at its beginning; the caller closes it.
+        name: its name in messages.
+
+    Raises:
+        InputError: it is empty, not an image, damaged, or of a kind that cannot be read here.
+    """
+    head = data.read(256)
+    data.seek(0)
+    if not head:
+        raise InputError(f"{name} is empty (0 bytes): get the file again")
+    if head.startswith(_APPLE_DOUBLE):
+        raise InputError(
+            f"{name} is not an image but metadata that macOS keeps about one: use the file of that "
+            "name without '._'"
+        )
+    try:
+        Image.init()
+        image = _open_boxes(data, head, name) if head[4:8] == b"ftyp" else _by_pillow(data, head)
+        if image is not None:
+            if image.format == "TIFF":
+                mend_tiff(image)
+            return image
+        reason = ""
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise any error on a hostile header
+        reason = f" ({one_line(error, limit=80)})"
+    raise InputError(
+        f"{name} is not an image rism can read, expected {', '.join(FORMATS)}: "
+        f"convert it first{reason}"
+    )
+
+
+def _by_pillow(data: BinaryIO, head: bytes) -> Image.Image | None:
+    for form in FORMATS:
+        factory, accept = Image.OPEN.get(form, (None, None))
+        if factory is None or accept is None or accept(head[:16]) is not True:
+            continue
+        return factory(without_text(data) if form == "PNG" else data, "")
+    return None
+
+
+def _open_boxes(data: BinaryIO, head: bytes, name: str) -> Image.Image | None:
+    """Open AVIF or HEIC."""
+    if not brands(head) & AVIF_BRANDS:
+        return open_heic(data, head, name)
+    image = _by_pillow(data, head)
+    if image is None:
+        raise InputError(
+            f"{name} is an AVIF image, which this Pillow cannot read: "
+            "pip install -U 'pillow>=11.3', or convert it to PNG or JPEG"
+        )
+    return image
 
 
 def pixel_count(file: Path) -> int:
@@ -233,10 +303,12 @@ def _deep_colours(image: Image.Image, data: BinaryIO, name: str) -> Image.Image:
     brightest = int(upper[..., :3].max())
     if brightest >= 128:
         return image
-    low = open_low_bytes(data, name)
-    if low is not None:
-        with low:
-            values = upper.astype(np.uint16) << 8 | np.asarray(low)
+    data.seek(0)
+    with open_image(data, name) as again:
+        low = decode_low_bytes(again)
+        lower = None if low is None else np.asarray(low)
+    if lower is not None:
+        values = upper.astype(np.uint16) << 8 | lower
     elif brightest == 0 or brightest >= 16:
         values = upper.astype(np.uint16) * 257
     else:

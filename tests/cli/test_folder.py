@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.cli import image_job
+from rism.cli import delivery
 from rism.runtime.engines import onnxruntime
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
+from rism.runtime.image import loading
 from rism.runtime.image.loading import load_image, pixel_count
 from tests.cli.conftest import Run
 
@@ -87,7 +88,7 @@ def test_what_ends_a_run_ends_it_there(
     monkeypatch: pytest.MonkeyPatch,
     flags: tuple[str, ...],
 ) -> None:
-    real, written = image_job.write_atomically, []
+    real, written = delivery.write_atomically, []
 
     def write(path: Path, data: bytes) -> None:
         if len(written) == 3:
@@ -95,7 +96,7 @@ def test_what_ends_a_run_ends_it_there(
         real(path, data)
         written.append(path.name)
 
-    monkeypatch.setattr(image_job, "write_atomically", write)
+    monkeypatch.setattr(delivery, "write_atomically", write)
     before = threading.active_count()
     shown = run_folder("green", "--save", "mask", "--json", "-o", "out/", *flags)
     assert shown.stderr.splitlines()[-1].endswith("3.green.mask.png: No space left on device")
@@ -198,7 +199,7 @@ def test_no_more_pictures_are_decoded_than_are_worked_on(
         counts.append(len(alive))
         return pixels
 
-    monkeypatch.setattr(image_job, "load_image", load)
+    monkeypatch.setattr(loading, "load_image", load)
     for broken in ("2b.png", "5b.jpg", "long.png"):
         (workplace / "in" / broken).unlink()
     run_folder("green", "-o", "out/", *AT_ONCE, code=0)
@@ -210,7 +211,7 @@ def test_heavy_pictures_wait_for_each_other(
     run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, most, running = threading.Lock(), 0, 0
-    real = image_job.load_image
+    real = loading.load_image
 
     def load(source: Path) -> np.ndarray:
         nonlocal most, running
@@ -222,8 +223,8 @@ def test_heavy_pictures_wait_for_each_other(
             running -= 1
         return pixels
 
-    monkeypatch.setattr(image_job, "load_image", load)
-    monkeypatch.setattr(image_job, "_MOST_PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(loading, "load_image", load)
+    monkeypatch.setattr(delivery, "_MOST_PIXELS_AT_ONCE", 100)
     for broken in ("2b.png", "5b.jpg"):  # which weigh nothing
         (workplace / "in" / broken).unlink()
     run_folder("green", "-o", "out/", *AT_ONCE)
@@ -234,7 +235,7 @@ def test_without_json_nothing_is_kept_of_a_picture(
     run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(image_job, "_deliver_json", lambda records, _: kept.append(len(records)))
+    monkeypatch.setattr(delivery, "_deliver_json", lambda records, _: kept.append(len(records)))
     run_folder("green", "-o", "out/", *AT_ONCE)
     run_folder("green", "-o", "out.json", *AT_ONCE)
     assert kept == [0, 12]

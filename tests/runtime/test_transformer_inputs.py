@@ -8,8 +8,7 @@ import pytest
 
 from rism.runtime import InputError
 from rism.runtime.prompt.encoder import Instruction, PromptState
-from rism.runtime.prompt.token_weights import prompt_token_weights
-from rism.runtime.transformer_inputs import batches
+from rism.runtime.transformer_inputs import batches, prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.spies import spied
 

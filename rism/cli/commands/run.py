@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +14,10 @@ from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags
 from rism.runtime.errors import one_line
 
 if TYPE_CHECKING:
-    from rism.cli.inputs import Inputs
+    from rism.cli.delivery import SegmentedImage
+    from rism.cli.inputs import InputImage, Inputs
     from rism.cli.outputs import Destination
+    from rism.runtime.options import SegmentOptions
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
 
@@ -93,8 +96,8 @@ class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
 
 def run(flags: RunFlags, console: Console) -> None:
     """Segment what each EXPRESSION refers to in each IMAGE."""
+    from rism.cli.delivery import deliver
     from rism.cli.file_names import as_text, slugs
-    from rism.cli.image_job import ImageJob, run_job
     from rism.cli.inputs import find_inputs, sort_arguments
     from rism.cli.outputs import choose_destination
 
@@ -128,8 +131,52 @@ def run(flags: RunFlags, console: Console) -> None:
             why = scope.unknown(text, template.replace("{expression}", text))
             if why is not None:
                 console.note(f"warning: {why}")
-    job = ImageJob(segmenter, expressions, flags.options, reworded, destination, names)
-    run_job(job, inputs, workers, console)
+
+    def segment(image: InputImage) -> SegmentedImage:
+        return _segment(image, segmenter, expressions, flags.options, reworded=reworded)
+
+    deliver(segment, inputs, destination, names, workers=workers, console=console)
+
+
+def _segment(
+    image: InputImage,
+    segmenter: Segmenter,
+    expressions: list[str],
+    options: SegmentOptions,
+    *,
+    reworded: bool,
+) -> SegmentedImage:
+    """Find every expression in one image; threads may call this.
+
+    Raises:
+        ImageError: the image cannot be read or has no size that fits the model, or a refiner
+            failed on it.
+        InputError: an expression or an option that fits no image.
+    """
+    from rism.cli.delivery import ImageError, SegmentedImage
+    from rism.runtime.errors import InputError
+    from rism.runtime.image.loading import load_image
+
+    try:
+        start = perf_counter()
+        pixels = load_image(image.open())
+        pixels.flags.writeable = False  # the state keeps a reference
+        took = (perf_counter() - start) * 1e3
+        state = segmenter.set_image(pixels)
+    except InputError as error:
+        raise ImageError(str(error)) from error
+    try:
+        found = segmenter.segment(state, expressions, **options)
+    except InputError as error:
+        # Expressions and options are the same for every image; a refiner's words are not.
+        if reworded:
+            raise ImageError(str(error)) from error
+        raise
+    shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
+    # Each expression has its part of the image's own time.
+    own = {stage: milliseconds / len(found) for stage, milliseconds in shared.items()}
+    results = [replace(each, timings_ms={**own, **each.timings_ms}) for each in found]
+    return SegmentedImage(pixels, results, state.unlike)
 
 
 def _prepare(

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from rism.runtime.errors import InputError
-from rism.runtime.image.formats import FORMATS
-from rism.runtime.image.loading import SUFFIXES, load_image, pixel_count
+from rism.runtime.image.loading import FORMATS, SUFFIXES, load_image, pixel_count
 
 
 def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

@@ -11,7 +11,7 @@ from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, InputError, failures_as
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder, PromptState, clean_expression
-from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.transformer_inputs import prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import VISION, later_rules, rules, tokenizer_json
 

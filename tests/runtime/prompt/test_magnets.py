@@ -9,7 +9,7 @@ import pytest
 from rism.runtime import InputError, Segmenter
 from rism.runtime.names import TOKEN_SETS
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
-from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.transformer_inputs import prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import PICTURE, later_rules, tokenizer_json

@@ -9,7 +9,7 @@ import pytest
 from rism.runtime import InputError, Segmenter
 from rism.runtime.expression.head_noun import content_words, head_noun
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
-from rism.runtime.prompt.token_weights import prompt_token_weights
+from rism.runtime.transformer_inputs import prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import later_rules, tokenizer_json
 

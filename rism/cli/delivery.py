@@ -1,13 +1,12 @@
-"""The work of `rism run` on each image: from the file to everything that is written about it."""
+"""What `rism run` writes about each image: drawn in threads, written in the order of the images."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from rism.cli.console import Console, ReaderGoneError, write_stdout
@@ -17,13 +16,11 @@ from rism.cli.parallel_map import map_ordered
 from rism.cli.result_format import failure_record, json_line, json_text, result_record, summary_line
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, RismError, one_line
-from rism.runtime.image.loading import load_image, pixel_count
-from rism.runtime.options import SegmentOptions
+from rism.runtime.image.loading import pixel_count
 from rism.runtime.result.rendering import Uint8, encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
-from rism.runtime.segmenter import Segmenter
 
-__all__ = ["ImageJob", "ImageOutput", "run_job"]
+__all__ = ["ImageError", "SegmentedImage", "deliver"]
 
 # About 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
@@ -31,6 +28,21 @@ _MOST_PIXELS_AT_ONCE = 32_000_000
 
 class ImageError(InputError):
     """An image that has no result, where another may have one."""
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """The results of one image.
+
+    Attributes:
+        pixels: the image, (H, W, 3) uint8 RGB.
+        results: one for each expression.
+        unlike: why the model cannot handle the image, or None.
+    """
+
+    pixels: Uint8
+    results: list[Segmentation]
+    unlike: str | None
 
 
 @dataclass(frozen=True)
@@ -52,102 +64,39 @@ class ImageOutput:
     warning: str | None
 
 
-@dataclass(frozen=True)
-class ImageJob:
-    """What is done with every image.
-
-    Attributes:
-        segmenter: the open bundle.
-        expressions: what to find.
-        options: keyword arguments of `Segmenter.segment`.
-        reworded: instructions depend on the image, and may fail on some.
-        destination: what is written, and where.
-        slugs: the expressions as parts of file names.
-    """
-
-    segmenter: Segmenter
-    expressions: list[str]
-    options: SegmentOptions
-    reworded: bool
-    destination: Destination
-    slugs: Sequence[str]
-
-    def work(self, image: InputImage) -> list[ImageOutput]:
-        """Segment one image and draw the results; nothing is written, so threads may do it.
-
-        Raises:
-            ImageError: the image cannot be read or has no size that fits the model, or a refiner
-                failed on it.
-            InputError: an expression or an option that fits no image.
-        """
-        try:
-            start = perf_counter()
-            pixels = load_image(image.open())
-            pixels.flags.writeable = False  # the state keeps a reference
-            took = (perf_counter() - start) * 1e3
-            state = self.segmenter.set_image(pixels)
-        except InputError as error:
-            raise ImageError(str(error)) from error
-        try:
-            found = self.segmenter.segment(state, self.expressions, **self.options)
-        except InputError as error:
-            # Expressions and options are the same for every image; a refiner's words are not.
-            if self.reworded:
-                raise ImageError(str(error)) from error
-            raise
-        shared = {**state.timings_ms, "image": state.timings_ms.get("image", 0.0) + took}
-        results = [_with_timings(result, shared, len(found)) for result in found]
-        return [self._drawn(image, pixels, results, at, state.unlike) for at in range(len(results))]
-
-    def _drawn(
-        self,
-        image: InputImage,
-        pixels: Uint8,
-        results: list[Segmentation],
-        at: int,
-        unlike: str | None,
-    ) -> ImageOutput:
-        """Draw one result; with the first, the overlay of all of them."""
-        wanted, result = self.destination, results[at]
-        files: list[tuple[Path | None, bytes]] = []
-        written: list[Path] = []
-        for kind in wanted.kinds:
-            path = None if wanted.to_stdout else wanted.path(image.stem, self.slugs[at], kind)
-            written += [] if path is None else [path]
-            if kind != "overlay":
-                files.append((path, encode_png(render(result, pixels, kind))))
-            elif at == 0:
-                files.append((path, encode_png(overlay(pixels, results))))
-        stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
-        return ImageOutput(
-            tuple(files),
-            result_record(image.label, result, written) if wanted.as_json else None,
-            summary_line(image.label, result, written),
-            f'{one_line(image.label)}: "{result.instruction}", {stages} ms',
-            None if unlike is None else f"{one_line(image.label)}: {unlike}",
-        )
-
-
-def _with_timings(result: Segmentation, shared: dict[str, float], share: int) -> Segmentation:
-    """Give each expression its part of the image's own time."""
-    own = {stage: milliseconds / share for stage, milliseconds in shared.items()}
-    return replace(result, timings_ms={**own, **result.timings_ms})
-
-
-def run_job(job: ImageJob, inputs: Inputs, workers: int, console: Console) -> None:
-    """Work on all images and write the results in their order.
+def deliver(
+    segment: Callable[[InputImage], SegmentedImage],
+    inputs: Inputs,
+    destination: Destination,
+    slugs: Sequence[str],
+    *,
+    workers: int,
+    console: Console,
+) -> None:
+    """Segment all images and write the results in their order.
 
     Of several images those that fail are reported and counted, the others still written. However
     the run ends, a JSON of several images has the results so far, and says what is missing.
+
+    Args:
+        segment: called in threads; raises ImageError for an image that has no result.
+        inputs: the images.
+        destination: what is written, and where.
+        slugs: the expressions as parts of file names.
+        workers: images to work on at the same time.
+        console: for progress and errors.
 
     Raises:
         ImageError: the only image failed.
         RismError: some of several images failed, or a file cannot be written.
     """
-    images, destination = inputs.images, job.destination
-    outputs = map_ordered(
-        job.work, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE
-    )
+
+    def work(image: InputImage) -> list[ImageOutput]:
+        found = segment(image)
+        return [_draw(image, found, at, destination, slugs[at]) for at in range(len(found.results))]
+
+    images = inputs.images
+    outputs = map_ordered(work, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE)
     records: list[dict[str, Any]] = []
     done = failed = 0
     try:
@@ -164,7 +113,7 @@ def run_job(job: ImageJob, inputs: Inputs, workers: int, console: Console) -> No
                     _record([failure_record(image.label, error)], records, destination)
                     failed += 1
                 else:
-                    _record(_deliver(found, destination, console), records, destination)
+                    _record(_write(found, destination, console), records, destination)
                 done += 1
     except BaseException as error:
         if inputs.several:
@@ -175,11 +124,35 @@ def run_job(job: ImageJob, inputs: Inputs, workers: int, console: Console) -> No
         raise RismError(f"{failed} of {len(images)} images failed, the others are written")
 
 
+def _draw(
+    image: InputImage, found: SegmentedImage, at: int, wanted: Destination, slug: str
+) -> ImageOutput:
+    """Draw one result; with the first, the overlay of all of them."""
+    result, pixels = found.results[at], found.pixels
+    files: list[tuple[Path | None, bytes]] = []
+    written: list[Path] = []
+    for kind in wanted.kinds:
+        path = None if wanted.to_stdout else wanted.path(image.stem, slug, kind)
+        written += [] if path is None else [path]
+        if kind != "overlay":
+            files.append((path, encode_png(render(result, pixels, kind))))
+        elif at == 0:
+            files.append((path, encode_png(overlay(pixels, found.results))))
+    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
+    return ImageOutput(
+        tuple(files),
+        result_record(image.label, result, written) if wanted.as_json else None,
+        summary_line(image.label, result, written),
+        f'{one_line(image.label)}: "{result.instruction}", {stages} ms',
+        None if found.unlike is None else f"{one_line(image.label)}: {found.unlike}",
+    )
+
+
 def _pixels(image: InputImage) -> int:
     return 0 if image.path is None else pixel_count(image.path)
 
 
-def _deliver(
+def _write(
     outputs: Sequence[ImageOutput], destination: Destination, console: Console
 ) -> list[dict[str, Any]]:
     """Write the files of one image, print its lines, and return its JSON entries."""
