@@ -13,8 +13,8 @@ from benchmarks.config import Scenario, chosen, read_config
 from benchmarks.harness.errors import ConfigError
 from benchmarks.run import longest_s
 from benchmarks.scenarios import KINDS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HEAD = "runs = 3\nwarm_up = 1\ntime_limit_s = 60\n"
 SCENARIO = '[scenarios.one]\nkind = "postprocess"\nbaseline = "literal, PyTorch"\n'
 

@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks import gpu_results, gpu_run
 from benchmarks.gpu_steps import GpuRun
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")

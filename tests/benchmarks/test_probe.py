@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from benchmarks.rooflines.probe import SHAPES, WAYS, Cost, cost, floor_s, table
 from benchmarks.run import run_here
 from rism.export.attention_capture import Capture, Spans
 from rism.export.probe import probe_vectors, torch_form
+from tests.paths import ROOT
 
 
 def counted(run: Callable[[], object]) -> int:
@@ -79,7 +79,7 @@ def test_a_way_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_page_has_these_floors() -> None:
     """docs/probe.md, row by row; H100 and H200 share a column, as bytes decide nothing."""
-    page = (Path(__file__).parents[2] / "docs/probe.md").read_text()
+    page = (ROOT / "docs/probe.md").read_text()
     for shape in SHAPES.values():
         ways = [("exported", cost(shape, "vectors")), ("fused blind", cost(shape, "fused blind"))]
         ways += [("shares", cost(shape, "shares"))]

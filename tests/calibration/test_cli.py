@@ -19,8 +19,8 @@ from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import InputError
+from tests.paths import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 KNOWN = ("pictures", "earlier.json")
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from rism.cli.app import app
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ENV = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
 Start = Callable[..., "subprocess.Popen[bytes]"]
 Rism = Callable[..., "subprocess.CompletedProcess[bytes]"]

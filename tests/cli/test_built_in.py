@@ -7,11 +7,11 @@ import pytest
 from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.errors import OutputError
-from tests.cli.conftest import ROOT, invoke
+from tests.cli.conftest import invoke
+from tests.paths import EXAMPLES
 
 BUILT_IN = resolve_bundle()
 SAYS = rf"is part of the installed package.*copy it \(cp -r {re.escape(str(BUILT_IN))} my-mini\)"
-EXAMPLES = str(ROOT / "examples")
 
 
 def _state() -> dict[str, tuple[int, int]]:
@@ -24,7 +24,7 @@ def _state() -> dict[str, tuple[int, int]]:
     [
         ["doctor", "mini", "--record"],
         ["doctor", "--record"],
-        ["calibrate", str(BUILT_IN), "--images", EXAMPLES],
+        ["calibrate", str(BUILT_IN), "--images", str(EXAMPLES)],
         ["build", str(BUILT_IN / ".." / "mini")],
     ],
 )

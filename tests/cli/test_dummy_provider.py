@@ -10,8 +10,7 @@ from rism.runtime.bundle.reader import resolve_bundle
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.providers import PROVIDERS, Provider
 from tests.cli.conftest import invoke
-
-STREET = Path(__file__).parents[2] / "examples/street.png"
+from tests.paths import STREET
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from rism.runtime.prompt.instruction_file import (
     image_digest,
 )
 from rism.runtime.result.rle import encode_rle
-from tests.cli.conftest import ROOT, invoke
+from tests.cli.conftest import invoke
+from tests.paths import EXAMPLES
 
 
 def evaluate(*arguments: str | Path, code: int = 0) -> str:
@@ -44,12 +45,12 @@ def test_a_dataset_in_the_folder_of_its_results_is_kept(tmp_path: Path) -> None:
 
 def write_lines(folder: Path, *, broken: bool = False) -> Path:
     """Two of the examples as a FILE.jsonl, and a picture that is not there."""
-    entries = json.loads((ROOT / "examples/examples.json").read_text())[:2]
+    entries = json.loads((EXAMPLES / "examples.json").read_text())[:2]
     lines = [
         {
-            "image": str(ROOT / "examples" / entry["image"]),
+            "image": str(EXAMPLES / entry["image"]),
             "expression": entry["expression"],
-            "mask": str(ROOT / "examples" / entry["truth"]),
+            "mask": str(EXAMPLES / entry["truth"]),
         }
         for entry in entries
     ]

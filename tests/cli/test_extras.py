@@ -6,22 +6,21 @@ from pathlib import Path
 import pytest
 
 from rism.runtime.distribution import install_hint
-from tests.cli.conftest import ROOT, invoke
-
-STREET = str(ROOT / "examples/street.png")
+from tests.cli.conftest import invoke
+from tests.paths import EXAMPLES, STREET
 
 
 @pytest.mark.parametrize(
     ("package", "extra", "line"),
     [
         ("torch", "export", ["export", "--model", "mini", "-o", "out"]),
-        ("torch", "export", ["refine", STREET, "a", "--model", "step1x", "-o", "i.json"]),
+        ("torch", "export", ["refine", str(STREET), "a", "--model", "step1x", "-o", "i.json"]),
         ("torch", "export", ["ablate", "scenes", "-o", "out"]),
         ("matplotlib", "eval", ["ablate", "scenes", "-o", "out"]),
         ("onnx_ir", "triton", ["export-triton", "-o", "out"]),
         ("onnx_ir", "build", ["build", "bundle"]),
         ("polygraphy", "build", ["build", "bundle"]),
-        ("onnx_ir", "calibrate", ["calibrate", "bundle", "--images", str(ROOT / "examples")]),
+        ("onnx_ir", "calibrate", ["calibrate", "bundle", "--images", str(EXAMPLES)]),
         ("pycocotools", "eval", ["eval", "refcoco", "--root", "."]),
     ],
 )

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from rism import __version__
 from rism.cli.app import app
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 runner = CliRunner()
 NUMERIC = [
     (command.name, f"--{name.replace('_', '-')}")

@@ -19,9 +19,9 @@ import pytest
 
 from rism.runtime.bundle.reader import BUILT_INS, Bundle
 from tests.cli.conftest import invoke
+from tests.paths import ROOT, STREET
 
 pytest.importorskip("huggingface_hub")
-ROOT = Path(__file__).parents[2]
 COMMIT = "d" * 40
 
 
@@ -144,7 +144,7 @@ def test_what_is_pushed_is_run_from_the_hub(environment: dict[str, str], tmp_pat
     assert Hub.files.keys() == {"README.md", "manifest.json", *Bundle.open(bundle).manifest.files}
     card = Hub.files["README.md"].decode()
     assert "Apache-2.0" in card and "--bundle me/mini" in card and "built-in" in card
-    question = ["run", str(ROOT / "examples/street.png"), "the green van", "--provider", "cpu"]
+    question = ["run", str(STREET), "the green van", "--provider", "cpu"]
     shown = rism(environment, tmp_path, *question, "--json", "--bundle", f"me/mini@{COMMIT}")
     assert shown.returncode == 0, shown.stderr
     expected = json.loads(invoke(*question, "--json").stdout)

@@ -13,7 +13,8 @@ from pycocotools import mask as coco
 from rism.runtime import Segmenter
 from rism.runtime.engines import onnxruntime
 from rism.runtime.names import CAPTURES, TOKEN_SETS
-from tests.cli.conftest import ROOT, Run, invoke
+from tests.cli.conftest import Run, invoke
+from tests.paths import STREET
 
 
 def names(folder: Path) -> list[str]:
@@ -111,10 +112,9 @@ def test_nothing_found_is_an_answer(run: Run, workplace: Path) -> None:
 
 
 def test_what_a_demonstrator_does_not_know_is_said(workplace: Path) -> None:
-    street = ROOT / "examples/street.png"
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(workplace / "noise.png")
-    arguments = ["run", street, "noise.png", "the red car", "the zebra", "--save", "mask"]
+    arguments = ["run", STREET, "noise.png", "the red car", "the zebra", "--save", "mask"]
     shown = invoke(*arguments, "--confidence", "0.01")
     note, word, image = shown.stderr.splitlines()
     assert note.startswith("note: the bundle is a demonstrator")
@@ -131,7 +131,7 @@ def test_what_a_demonstrator_does_not_know_is_said(workplace: Path) -> None:
     assert all(record["doubt"] and record["area_px"] for record in records)
     assert all(record["model"] == "mini" and record["demonstrator"] for record in records)
     assert [record["confidence"] is None for record in records] == [False, True, True, True]
-    strict = invoke("run", street, "the red car", "--confidence", "0.5")
+    strict = invoke("run", STREET, "the red car", "--confidence", "0.5")
     assert "expected at least 0.500): --always" in strict.stdout
 
 

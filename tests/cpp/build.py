@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TESTS, EXAMPLE = ROOT / "tests/cpp", ROOT / "examples/cpp"
+from tests.paths import EXAMPLES, ROOT
+
+TESTS, EXAMPLE = ROOT / "tests/cpp", EXAMPLES / "cpp"
 
 
 def need(reason: str) -> None:

@@ -18,7 +18,6 @@ from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from tests.runtime.engines.cpu import cpu_engines
 
-BUNDLE = Path(__file__).parents[2] / "runtime/builtin/mini"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from rism.runtime.image.geometry import Plan
 from tests.cpp.build import EXAMPLE, TESTS, build, run, tool
-from tests.cpp.recording import BUNDLE, recorders, write_case
+from tests.cpp.recording import recorders, write_case
+from tests.paths import EXAMPLES, MINI
 
-EXAMPLES = EXAMPLE.parent
 Outputs = dict[str, np.ndarray]
 
 
@@ -23,7 +23,7 @@ def _record_examples(folder: Path) -> int:
     entries = json.loads((EXAMPLES / "examples.json").read_text())
     count = 0
     for capture, some in (("vectors", entries), ("matrices", entries[:4]), ("scores", entries[:4])):
-        segmenter, engines = recorders(BUNDLE, capture)
+        segmenter, engines = recorders(MINI, capture)
         for at, entry in enumerate(some):
             image = EXAMPLES / entry["image"]
             options = [{}, {"tau": 0.3, "prototype": "cosine"}] if capture != "scores" else [{}]

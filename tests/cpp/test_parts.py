@@ -17,9 +17,8 @@ from tokenizers import Tokenizer
 
 from rism.runtime.image.loading import load_image
 from tests.cpp.build import run
-from tests.cpp.recording import BUNDLE
+from tests.paths import EXAMPLES, MINI, STREET
 
-EXAMPLES = BUNDLE.parents[2] / "examples"
 Json = dict[str, Any]
 # Earlier ones go across first, whatever is taken away.
 PILLOW = int(PIL.__version__.split(".")[0])
@@ -64,7 +63,7 @@ def _same(data: Json) -> None:
 
 
 def _as_file(change: Callable[[Json], None], folder: Path) -> Path:
-    data = json.loads((BUNDLE / "tokenizer.json").read_text())
+    data = json.loads((MINI / "tokenizer.json").read_text())
     change(data)
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(data))
@@ -117,7 +116,7 @@ def test_tokenizers_that_it_does_not_know(message: str, reader: Path, tmp_path: 
 
 
 def test_text_beyond_ascii_is_refused(reader: Path) -> None:
-    done = run([reader, "tokens", BUNDLE / "tokenizer.json"], input="café".encode().hex() + "\n")
+    done = run([reader, "tokens", MINI / "tokenizer.json"], input="café".encode().hex() + "\n")
     assert done.returncode == 1
     assert "beyond ASCII" in done.stderr and "--ids" in done.stderr
 
@@ -158,7 +157,7 @@ def test_a_resize_is_pillows_to_the_bit(
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Files of every kind that the program says it reads, and a few that it must refuse."""
-    street = Image.open(EXAMPLES / "street.png").convert("RGB").resize((90, 61))
+    street = Image.open(STREET).convert("RGB").resize((90, 61))
     alpha = np.arange(256, dtype=np.uint8)
     across, down = np.meshgrid(alpha, alpha)
     rgba = np.stack([across, 255 - across, across ^ down, down], axis=-1).astype(np.uint8)

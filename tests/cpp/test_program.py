@@ -13,9 +13,7 @@ from PIL import Image
 
 from rism.runtime import Segmenter
 from tests.cpp.build import EXAMPLE, build, run
-from tests.cpp.recording import BUNDLE
-
-EXAMPLES = EXAMPLE.parent
+from tests.paths import EXAMPLES, MINI, STREET
 
 
 def _headers() -> Path | None:
@@ -58,7 +56,7 @@ def test_the_mask_is_that_of_rism_run(
     options = ["--capture", capture] if capture else []
     output = tmp_path / "mask.png"
     expression = "the green van"
-    done = run([program, *options, BUNDLE, EXAMPLES / picture, expression, output])
+    done = run([program, *options, MINI, EXAMPLES / picture, expression, output])
     assert done.returncode == 0, done.stderr
     segmenter = Segmenter.from_bundle(provider="cpu", capture=capture or "scores")
     ours = segmenter.segment(EXAMPLES / picture, expression, paper=True)
@@ -71,7 +69,7 @@ def test_token_ids_in_place_of_words(program: Path, tmp_path: Path) -> None:
     segmenter = Segmenter.from_bundle(provider="cpu")
     encoded = segmenter._encoder.encode(["the red car"])
     ids = ",".join(map(str, encoded.input_ids[0, : encoded.lengths[0]]))
-    places = [BUNDLE, EXAMPLES / "street.png"]
+    places = [MINI, STREET]
     assert run([program, *places, "the red car", tmp_path / "a.png"]).returncode == 0
     assert run([program, "--ids", ids, *places, tmp_path / "b.png"]).returncode == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -82,15 +80,15 @@ def test_exit_codes(program: Path, tmp_path: Path) -> None:
     for wrong in (["x"], ["--new", "a", "b", "c", "d"], ["a", "b", "c", "d", "e"], ["--ids"]):
         done = run([program, *wrong])
         assert done.returncode == 2 and done.stderr.startswith("usage: ")
-    street, output = EXAMPLES / "street.png", tmp_path / "mask.png"
+    output = tmp_path / "mask.png"
     for words, message in (
-        ([tmp_path, street, "van", output], "no manifest.json"),
-        ([BUNDLE, tmp_path, "van", output], "no picture"),
-        ([BUNDLE, BUNDLE / "noise.f32", "van", output], "neither PNG nor JPEG"),
-        (["--ids", "1,x", BUNDLE, street, output], "expected whole numbers"),
-        (["--ids", "1,99999", BUNDLE, street, output], "failed"),
-        (["--engine", "e", BUNDLE, street, "van", output], "takes no --engine"),
-        (["--capture", "all", BUNDLE, street, "van", output], "expected scores, vectors"),
+        ([tmp_path, STREET, "van", output], "no manifest.json"),
+        ([MINI, tmp_path, "van", output], "no picture"),
+        ([MINI, MINI / "noise.f32", "van", output], "neither PNG nor JPEG"),
+        (["--ids", "1,x", MINI, STREET, output], "expected whole numbers"),
+        (["--ids", "1,99999", MINI, STREET, output], "failed"),
+        (["--engine", "e", MINI, STREET, "van", output], "takes no --engine"),
+        (["--capture", "all", MINI, STREET, "van", output], "expected scores, vectors"),
     ):
         done = run([program, *words])
         assert done.returncode == 1, words

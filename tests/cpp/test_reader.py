@@ -19,10 +19,10 @@ from PIL import Image
 
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.bound_weights import read_bound_weights
+from tests import broken_manifests
 from tests.broken_manifests import (
     LIST,
     LISTS,
-    MINI,
     MISSING,
     WEIGHTS,
     change,
@@ -31,9 +31,9 @@ from tests.broken_manifests import (
     weight,
 )
 from tests.cpp.build import run
-from tests.cpp.recording import BUNDLE, recorders, write_graphs
+from tests.cpp.recording import recorders, write_graphs
+from tests.paths import MINI, STREET
 
-EXAMPLES = BUNDLE.parents[2] / "examples"
 Json = dict[str, Any]
 PILLOW = int(PIL.__version__.split(".")[0])
 
@@ -43,7 +43,7 @@ def _same(data: Json) -> None:
 
 
 def _bundle(folder: Path, change: Callable[[Json], Any] = _same) -> Path:
-    shutil.copytree(BUNDLE, folder)
+    shutil.copytree(MINI, folder)
     data = json.loads((folder / "manifest.json").read_text())
     change(data)
     (folder / "manifest.json").write_text(json.dumps(data))
@@ -109,7 +109,7 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     bundle = _bundle(tmp_path / "bundle", change)
     (bundle / "._noise.f32").write_text("what macOS puts beside a file")
     expression = "\ufeff the  green van \u200b"
-    image = np.asarray(Image.open(EXAMPLES / "street.png").convert("RGB").resize(size))
+    image = np.asarray(Image.open(STREET).convert("RGB").resize(size))
     mode = capture or "scores"
     segmenter, engines = recorders(bundle, mode)
     # Fixed sizes are loaded each by itself; the recording is of the one that was taken.
@@ -124,7 +124,7 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
 
 def test_manifests_that_are_wrong(reader: Path, tmp_path: Path) -> None:
     bundle = _bundle(tmp_path / "bundle")
-    for way, value, _, message in (case for case in MINI if len(case) == 4):
+    for way, value, _, message in (case for case in broken_manifests.MINI if len(case) == 4):
         (bundle / "manifest.json").write_text(json.dumps(change(mini(), way, value)))
         _refused(reader, bundle, tmp_path, message)
 
@@ -228,11 +228,11 @@ def test_folders_that_are_wrong(name: str, reader: Path, tmp_path: Path) -> None
 def test_expressions_that_are_wrong(
     expression: str, message: str, reader: Path, tmp_path: Path
 ) -> None:
-    _refused(reader, BUNDLE, tmp_path, message, expression=expression)
+    _refused(reader, MINI, tmp_path, message, expression=expression)
 
 
 def test_pictures_that_do_not_fit(reader: Path, tmp_path: Path) -> None:
-    _refused(reader, BUNDLE, tmp_path, "crop it around the object first", size=(10, 100))
+    _refused(reader, MINI, tmp_path, "crop it around the object first", size=(10, 100))
     bundle = _bundle(tmp_path / "bundle", _geometry(resize="shrink", remainder="crop"))
     _refused(reader, bundle, tmp_path, "too small for this model", size=(7, 20))
 

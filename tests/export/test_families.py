@@ -15,8 +15,7 @@ from rism.export import UnsupportedModelError, families
 from rism.export.families.find import find_checkpoint, published_models
 from tests.export.dummy_family import FAMILY
 from tests.export.dummy_family.model import make_dummy
-
-STREET = Path(__file__).parents[2] / "examples/street.png"
+from tests.paths import STREET
 
 
 def rism(*arguments: str | Path, code: int = 0) -> str:

@@ -20,8 +20,8 @@ from rism.export.output_folder import atomic_folder
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from tests.export.small import make_checkpoint
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 STATIC = ((96, 64), (64, 64))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -13,10 +12,9 @@ from PIL import Image
 from mini.evaluate import score_examples, score_scenes
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
+from tests.paths import EXAMPLES, MINI, ROOT, STREET
 
-ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "export/builtin/mini"
-BUNDLE = ROOT / "runtime/builtin/mini"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def segmenter() -> Segmenter:
 
 
 def test_checkpoint_and_bundle_are_small() -> None:
-    files = [*CHECKPOINT.rglob("*"), *BUNDLE.rglob("*")]
+    files = [*CHECKPOINT.rglob("*"), *MINI.rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) < 20_000_000
 
 
@@ -33,13 +31,13 @@ def test_the_bundle_was_exported_from_the_checkpoint() -> None:
     from rism.export.checkpoint.locate import content_digest
     from rism.export.families.find import find_checkpoint
 
-    model = Bundle.open(BUNDLE).manifest.model
+    model = Bundle.open(MINI).manifest.model
     assert model.revision == content_digest(find_checkpoint("mini").folders, Event())
     assert model.demonstrator
 
 
 def test_the_examples_are_found(segmenter: Segmenter) -> None:
-    right, count = score_examples(segmenter, ROOT / "examples")
+    right, count = score_examples(segmenter, EXAMPLES)
     assert count == 10
     assert right >= 8
 
@@ -55,11 +53,11 @@ def test_held_out_scenes(segmenter: Segmenter) -> None:
 
 
 def test_capture_modes_give_the_same_masks(segmenter: Segmenter) -> None:
-    entries = json.loads((ROOT / "examples/examples.json").read_text())[:3]
+    entries = json.loads((EXAMPLES / "examples.json").read_text())[:3]
     for capture in ("matrices", "scores"):
         other = Segmenter.from_bundle(provider="cpu", capture=capture)
         for entry in entries:
-            picture = ROOT / "examples" / entry["image"]
+            picture = EXAMPLES / entry["image"]
             ours = segmenter.segment(picture, entry["expression"], paper=True)
             theirs = other.segment(picture, entry["expression"], paper=True)
             assert (ours.mask != theirs.mask).mean() < 1e-4
@@ -73,8 +71,8 @@ def test_the_pipeline_of_diffusers_loads_it_and_edits_a_picture() -> None:
     pipeline = Flux2KleinPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     settings = json.loads((CHECKPOINT / "rism.json").read_text())
-    picture = Image.open(ROOT / "examples/street.png").convert("RGB").resize((144, 112))
-    truth = Image.open(ROOT / "examples/truth/street.png").resize((144, 112))
+    picture = Image.open(STREET).convert("RGB").resize((144, 112))
+    truth = Image.open(EXAMPLES / "truth/street.png").resize((144, 112))
     edited = pipeline(
         image=picture,
         prompt="remove the green van",

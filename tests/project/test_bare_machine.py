@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
+
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[2]
 BLOCK = """
 import sys
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rism.runtime.distribution import DISTRIBUTION, install_hint
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TEXTS = {".cpp", ".cu", ".hpp", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
 # An extra, an installation or a look-up of `rism`; neither its import nor its command.
 WRONG = re.compile(

@@ -13,22 +13,21 @@ from PIL import Image
 
 from rism.export.families.find import BUILT_IN, published_models
 from rism.runtime import Segmenter
+from tests.paths import EXAMPLES, MINI, ROOT, STREET
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/bundle.md").read_text()
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples/cpp/README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), EXAMPLES / "cpp/README.md"])
 
 
 @pytest.mark.parametrize("picture", ["street.png", "colour-2.png"])
 def test_the_reader_of_the_bundle_page(picture: str, tmp_path: Path) -> None:
     [program] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    source, output = ROOT / "examples" / picture, tmp_path / "mask.png"
-    bundle = ROOT / "runtime/builtin/mini"
+    source, output = EXAMPLES / picture, tmp_path / "mask.png"
     command = [
         sys.executable,
         "-c",
         program,
-        str(bundle),
+        str(MINI),
         str(source),
         "the green van",
         str(output),
@@ -75,11 +74,10 @@ def _anchors(text: str) -> set[str]:
 
 
 def test_the_c_plus_plus_readme_says_how_its_mask_differs() -> None:
-    text = " ".join((ROOT / "examples/cpp/README.md").read_text().split())
+    text = " ".join((EXAMPLES / "cpp/README.md").read_text().split())
     [figure] = re.findall(r"masks have an IoU of ([0-9.]+)\.", text)
     segmenter = Segmenter.from_bundle(provider="cpu")
-    image = ROOT / "examples/street.png"
     plain, paper = (
-        segmenter.segment(image, "the green van", paper=paper).mask for paper in (False, True)
+        segmenter.segment(STREET, "the green van", paper=paper).mask for paper in (False, True)
     )
     assert f"{(plain & paper).sum() / (plain | paper).sum():.2f}" == figure

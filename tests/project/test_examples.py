@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import EXAMPLES, ROOT
+
 # What each script must print, and the images that it writes.
 EXPECTED = {
     "segment_image.py": (r"box \(266, 244, 410, 359\), 4\.1% of the image", "mask overlay"),
@@ -26,14 +27,14 @@ EXPECTED = {
 
 
 def test_every_script_is_expected_to_print_something() -> None:
-    assert {file.name for file in (ROOT / "examples/python").glob("*.py")} == set(EXPECTED)
+    assert {file.name for file in (EXAMPLES / "python").glob("*.py")} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_script(name: str, tmp_path: Path) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "examples").symlink_to(EXAMPLES)
     (tmp_path / "runtime").symlink_to(ROOT / "runtime")
-    [line] = re.findall(r"^python (.*)$", (ROOT / "examples/python" / name).read_text(), re.M)
+    [line] = re.findall(r"^python (.*)$", (EXAMPLES / "python" / name).read_text(), re.M)
     run = subprocess.run(
         [sys.executable, *shlex.split(line)],
         cwd=tmp_path,

@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rism.runtime.distribution import DISTRIBUTION
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 # What an extra installs, with all that this needs, is what can be imported.
 CHILD = """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT, STREET
+
 EXPORT_ONLY = (
     "accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors",
     "torch", "transformers",
@@ -157,9 +158,7 @@ class TestWheel:
         pip = ("env/bin/pip", "install", "-q", "-c", pins, f"{wheel}[cpu]")
         made = _run(*pip, cwd=tmp_path)
         assert made.returncode == 0, made.stderr
-        run = _run(
-            "env/bin/rism", "run", ROOT / "examples/street.png", "the green van", cwd=tmp_path
-        )
+        run = _run("env/bin/rism", "run", STREET, "the green van", cwd=tmp_path)
         assert run.returncode == 0, run.stderr
         assert ' "the green van": box ' in run.stdout
         assert (tmp_path / "street.the-green-van.mask.png").is_file()

@@ -1,5 +1,4 @@
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ from packaging.utils import canonicalize_name
 
 import rism
 from rism.runtime.distribution import DISTRIBUTION
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HALVES = ("runtime", "export", "calibration", "evaluation")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT, STREET
+
 # It is off where CI is set, and in our own tests: here it is to be what a user has.
 BARE = {
     k: v
@@ -69,7 +70,7 @@ def _start(folder: Path, arguments: list[str]) -> "subprocess.Popen[str]":
 
 
 def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> None:
-    image = str(ROOT / "examples/street.png")
+    image = str(STREET)
     started = {
         way: _start(tmp_path / way, [each.replace("{image}", image) for each in arguments])
         for way, arguments in WAYS.items()
@@ -104,7 +105,7 @@ def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> N
 )
 def test_quiet_is_quiet_where_home_cannot_be_written_to(tmp_path: Path, code: str) -> None:
     """Neither onnxruntime nor matplotlib, which both want a folder there, says a word."""
-    image = str(ROOT / "examples/street.png")
+    image = str(STREET)
     arguments = ["run", image, "the green van", "-q", "-o", str(tmp_path / "mask.png")]
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],

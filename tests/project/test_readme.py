@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import EXAMPLES, ROOT
+
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
 USAGE = (ROOT / "docs/usage.md").read_text() if README else ""
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README + USAGE, re.DOTALL | re.MULTILINE)
@@ -28,7 +29,7 @@ RUNNABLE = [block for block in BLOCKS if block[1] not in INSTALLING]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the examples and a `rism` on the path; the blocks run here in order."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "examples").symlink_to(EXAMPLES)
     (folder / "bin").mkdir()
     (folder / "bin/rism").write_text(f'#!/bin/sh\nexec {sys.executable} -m rism "$@"\n')
     (folder / "bin/rism").chmod(0o755)

@@ -21,8 +21,7 @@ from rism.export.engines.targets import TARGETS, installed_version
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.bound_weights import read_bound_weights
 from rism.runtime.segmenter import Segmenter
-
-EXAMPLES = Path(__file__).parents[3] / "examples"
+from tests.paths import EXAMPLES, STREET
 
 
 def _version() -> str:
@@ -134,9 +133,7 @@ def test_a_build_anew_that_fails_leaves_the_bundle_as_it_was(
 
 def test_the_bundle_still_runs_as_it_did(half: Path, built: tuple[Path, str]) -> None:
     before, after = (
-        Segmenter.from_bundle(folder, provider="onnxruntime-cpu").segment(
-            EXAMPLES / "street.png", "the green van"
-        )
+        Segmenter.from_bundle(folder, provider="onnxruntime-cpu").segment(STREET, "the green van")
         for folder in (half, built[0])
     )
     np.testing.assert_array_equal(before.score_map, after.score_map)

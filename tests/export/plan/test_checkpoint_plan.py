@@ -22,8 +22,8 @@ from rism.export import (
 )
 from rism.export.plan import checkpoint_plan
 from rism.runtime import InputError, OutputError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -5,16 +5,15 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.export.probe.cases import CASES, literal
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: the extra probe")
-ROOT = Path(__file__).parents[3]
 WAYS = ("row statistics", "own statistics")
 DTYPES = {
     **{(name, torch.float32): 2e-6 for name in CASES},

@@ -33,9 +33,9 @@ from rism.export.refiner.refine import (
 )
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
 from tests.export.small_vlm import make_vlm, real_processor
+from tests.paths import EXAMPLES, STREET
 
-ROOT = Path(__file__).parents[3]
-STREET, OTHER = ROOT / "examples/street.png", ROOT / "examples/colour-2.png"
+OTHER = EXAMPLES / "colour-2.png"
 PROMPT = (TEXTS / "refiner.txt").read_text(encoding="utf-8")
 runner = CliRunner()
 

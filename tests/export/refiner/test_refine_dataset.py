@@ -25,8 +25,8 @@ from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
 from tests.export.small_vlm import make_vlm
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 COUNT = 7  # samples, of two pictures
 TURNED = f"COCO_train2014_{1:012d}.jpg"
 # Three answers, each written at once, and then none.

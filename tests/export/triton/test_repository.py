@@ -15,9 +15,8 @@ from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.method.upsampling import upsample
 from tests.export.triton.client import recorded, request, same
 from tests.export.triton.server import RefusedError, Server
+from tests.paths import ROOT, STREET
 
-ROOT = Path(__file__).parents[3]
-STREET = ROOT / "examples/street.png"
 EXPRESSIONS = ["the green van", "the red car", "the biggest cup"]
 
 

@@ -20,9 +20,9 @@ from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from tests.export.triton.server import RefusedError, Server
+from tests.paths import STREET
 
-ROOT = Path(__file__).parents[3]
-STREET = (ROOT / "examples/street.png").read_bytes()
+IMAGE = STREET.read_bytes()
 
 
 class Tensor:
@@ -142,10 +142,10 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
     assert config.HasField("dynamic_batching")
     other = png(np.random.default_rng(0).integers(0, 255, (70, 120, 3), dtype=np.uint8))
     requests = [
-        asks((STREET, "the green van")),
-        asks((other, "the red car"), (STREET, "the red car")),
-        asks((STREET, "the green van")),
-        asks((STREET, "the orange boat")),
+        asks((IMAGE, "the green van")),
+        asks((other, "the red car"), (IMAGE, "the red car")),
+        asks((IMAGE, "the green van")),
+        asks((IMAGE, "the orange boat")),
     ]
     server.runs.clear()
     answers = model.execute(requests)
@@ -185,7 +185,7 @@ def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> Non
     update_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
     options = TritonOptions(segmenter=True, link=True, prefix="s_")
     export_triton(Bundle.open(bundle.path), tmp_path / "out", options)
-    [answer] = load(tmp_path / "out")[0].execute([asks((STREET, "the orange boat"))])
+    [answer] = load(tmp_path / "out")[0].execute([asks((IMAGE, "the orange boat"))])
     assert np.isnan(answer.tensors["confidence"]).tolist() == [[True]]
     assert answer.tensors["reason"].tolist() == [[b""]]
 
@@ -195,10 +195,10 @@ def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:
     answers = model.execute(
         [
             asks((b"no picture", "the van")),
-            asks((STREET, "the green van")),
-            asks((STREET, "word " * 100)),
-            asks((STREET, b"\xff\xfe")),
-            asks((STREET, "the red car")),
+            asks((IMAGE, "the green van")),
+            asks((IMAGE, "word " * 100)),
+            asks((IMAGE, b"\xff\xfe")),
+            asks((IMAGE, "the red car")),
         ]
     )
     said = [answer.error() for answer in answers]
@@ -215,9 +215,9 @@ def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:
 def test_a_model_of_the_server_that_fails(repository: Path, load: Any) -> None:
     model, server = load(repository)
     server.configs["s_transformer_scores"].max_batch_size = 1
-    [first, second] = model.execute([asks((STREET, "the van")), asks((STREET, "the red car"))])
+    [first, second] = model.execute([asks((IMAGE, "the van")), asks((IMAGE, "the red car"))])
     assert first.error() is None and second.error() is None  # run again, one by one
-    both = [asks((STREET, "the van"), (STREET, "the red car"))]
+    both = [asks((IMAGE, "the van"), (IMAGE, "the red car"))]
     problem = model.execute(both)[0].error()
     assert problem.code == "INTERNAL"
     assert problem.message().startswith("model s_transformer_scores failed (")

@@ -1,7 +1,5 @@
 """What a demonstrator cannot know is said, not answered with a number."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +7,7 @@ from PIL import Image
 from rism.evaluation.scenes.judged import judged_scene
 from rism.runtime import Segmenter
 from rism.runtime.bundle.scope import Scope, flatness
-
-STREET = Path(__file__).parents[3] / "examples/street.png"
+from tests.paths import STREET
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from rism.runtime.bundle import update
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import mend_bundle, update_bundle
 from rism.runtime.errors import BundleError, InputError, OutputError, RismError
-
-ROOT = Path(__file__).parents[3]
+from tests.paths import ROOT
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

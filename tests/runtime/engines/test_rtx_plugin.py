@@ -21,9 +21,9 @@ from rism.runtime.engines import nvidia_driver, rtx_plugin
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
 from rism.runtime.engines.selection import EngineRequest, select_engines
 from rism.runtime.errors import RismWarning
+from tests.paths import ROOT
 
 Reseal = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[3]
 RTX = "onnxruntime-tensorrt-rtx"
 TWO = Driver((13, 0), (Gpu(0, "RTX 4060", "8.9", 8 << 30), Gpu(1, "RTX 5090", "12.0", 32 << 30)))
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,10 @@ from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.engines.tensorrt import WEIGHT_TYPES
 from rism.runtime.engines.tensorrt_library import Library, find_library
 from rism.runtime.errors import ProviderError
+from tests.paths import ROOT
 
 pytest.importorskip("tensorrt_rtx")
 
-ROOT = Path(__file__).parents[3]
 
 # A plan needs no GPU to be built. All of it in a child: the library has crashed in builds, and
 # once did not return while a runtime was made.

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from rism.runtime.method.postprocess_cuda import (
 )
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.options import ResolvedOptions
+from tests.paths import ROOT
 from tests.runtime.method.cuda.devices import FencedDevice, GuardedDevice
 
 GRID_HW, L, B = (9, 13), 3, 3
@@ -322,10 +322,9 @@ def test_nothing_is_read_past_the_end_of_an_array() -> None:
     """In a process of its own, which would not come back."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    root = Path(__file__).parents[3]
     code = "from tests.runtime.method.test_postprocess_cuda import *; read_fenced_arrays()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "5 captures\n"), done.stderr[-2000:]
 

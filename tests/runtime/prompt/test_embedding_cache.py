@@ -21,8 +21,8 @@ import pytest
 from rism.runtime import BundleError, OutputError, Segmenter
 from rism.runtime.bundle.manifest import Manifest, parse_manifest
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 ENTRY = 128 + 8 * 3 * 4
 Change = Callable[[dict[str, Any]], object]
 

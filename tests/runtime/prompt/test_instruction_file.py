@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from rism.cli.app import app
 from rism.runtime import InputError, InstructionFile, Segmenter, load_image
 from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, image_digest
+from tests.paths import EXAMPLES, STREET
 
-ROOT = Path(__file__).parents[3]
-STREET = ROOT / "examples/street.png"
 runner = CliRunner()
 
 
@@ -156,7 +155,7 @@ def test_run_goes_on_past_an_image_that_the_file_lacks(
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for name in ("street.png", "colour-2.png"):
-        Path("in", name).write_bytes((ROOT / "examples" / name).read_bytes())
+        Path("in", name).write_bytes((EXAMPLES / name).read_bytes())
     write(Path("i.json"), entry(load_image(STREET), "remove it", "remove the green van"))
     flags = ["--instructions", "i.json", "--provider", "cpu", "-o", "out", "--save", "mask"]
     shown = runner.invoke(app, ["run", "in", "it", *flags])
