@@ -19,7 +19,7 @@ from benchmarks.gpu_run import CASES
 from benchmarks.gpu_steps import SCHEMA
 from benchmarks.rooflines import stages
 from benchmarks.rooflines.gpus import GPUS, known_gpu
-from benchmarks.rooflines.probe import SHAPES, WAYS, cost, floor_s
+from benchmarks.rooflines.probe_bounds import SHAPES, WAYS, cost, floor_s
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, RismError, one_line
 

@@ -157,7 +157,7 @@ def _backends(case: str) -> dict[str, str]:
     import torch
 
     from benchmarks.capture.block import ProbeBlock
-    from benchmarks.rooflines.probe import SHAPES
+    from benchmarks.rooflines.probe_bounds import SHAPES
 
     block = ProbeBlock(SHAPES[case], "cuda")
     narrow = block.precision.probe

@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.child import Line, measure, read_lines
 from benchmarks.config import Scenario
+from benchmarks.harness.child_process import ROOT, environment_with_root
 from benchmarks.harness.measure import versions
-from benchmarks.harness.processes import ROOT, environment_with_root
 from benchmarks.harness.rows import NOT_REACHED, Row, Task, failed
 from benchmarks.scenarios import KINDS
 from benchmarks.summary import summary

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from rism.runtime.errors import RismError
 
-__all__ = ["CheckpointError", "ExportError", "ParityError", "UnsupportedModelError"]
+__all__ = [
+    "BuildError",
+    "CheckpointError",
+    "ExportError",
+    "ParityError",
+    "UnsupportedModelError",
+]
 
 
 class ExportError(RismError):
@@ -21,3 +27,7 @@ class UnsupportedModelError(ExportError):
 
 class ParityError(ExportError):
     """A graph that does not compute what the PyTorch model computes."""
+
+
+class BuildError(ExportError):
+    """An engine could not be built, or is not what was asked for."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from benchmarks.harness.errors import reason
 from benchmarks.harness.measure import Timing
 from benchmarks.rooflines.gpus import GPUS
-from benchmarks.rooflines.probe import SHAPES, ProbeShape, cost, floor_s
+from benchmarks.rooflines.probe_bounds import SHAPES, ProbeShape, cost, floor_s
 from rism.export.attention_capture import Capture, Spans
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors, torch_form

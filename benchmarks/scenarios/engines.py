@@ -19,9 +19,8 @@ import onnx_ir as ir
 
 from benchmarks.harness.measure import Timing
 from benchmarks.harness.rows import Row, Task, check_known, failed, timed
-from benchmarks.synthetic.models import MODELS, parse_blocks
+from benchmarks.synthetic.checkpoints import MODELS, parse_blocks
 from benchmarks.synthetic.sparse_graphs import SparseWeights, open_sparse, quantise_sparse
-from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.process import BuildJob, build_graph
 from rism.export.engines.targets import (
@@ -32,6 +31,7 @@ from rism.export.engines.targets import (
     parse_gpus,
 )
 from rism.export.engines.weights import weights_to_inputs
+from rism.export.errors import BuildError
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.engines.shape_profiles import profile, ranges
 

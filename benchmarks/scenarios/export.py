@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.harness.processes import time_and_peak
+from benchmarks.harness.child_process import time_and_peak
 from benchmarks.harness.rows import EXAMPLE, Row, Task, check_known, of_value, timed
+from benchmarks.synthetic.checkpoints import MODELS, parse_blocks, write_model
 from benchmarks.synthetic.flux2_checkpoint import KleinShape, write_checkpoint
-from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
 from rism.export.families.find import find_checkpoint
 from rism.runtime import Segmenter
 

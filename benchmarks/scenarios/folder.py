@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.child_process import time_and_peak
 from benchmarks.harness.errors import DiffersError
-from benchmarks.harness.processes import time_and_peak
 from benchmarks.harness.rows import EXAMPLE, Row, Task, check_known, image_size, timed
 
 BASELINE, OURS = "single calls", "overlapped"

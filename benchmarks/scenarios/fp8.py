@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from benchmarks.fp8.masks import CALIBRATION_SCENES, Scored, agreement, scenes, score
-from benchmarks.harness.processes import ROOT, peak_of
+from benchmarks.harness.child_process import ROOT, peak_of
 from benchmarks.harness.rows import Row, Task, check_known, of_value
-from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
+from benchmarks.synthetic.checkpoints import MODELS, parse_blocks, write_model
 from rism.calibration import CalibrationOptions, CalibrationReport, Scales, calibrate
 from rism.calibration.emulate import emulated
 from rism.export import ExportOptions, export_bundle

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.harness.rows import Row, Task, check_known, of_value
-from benchmarks.synthetic.models import MODELS, parse_blocks, write_model
+from benchmarks.synthetic.checkpoints import MODELS, parse_blocks, write_model
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions

@@ -12,7 +12,7 @@ from benchmarks.harness.errors import ScenarioError
 from benchmarks.harness.measure import repeat, repeat_on_gpu
 from benchmarks.harness.rows import Row, Task, check_known, failed, timed
 from benchmarks.rooflines.gpus import known_gpu
-from benchmarks.rooflines.probe import SHAPES
+from benchmarks.rooflines.probe_bounds import SHAPES
 from rism.runtime.errors import one_line
 
 # Largest errors of a and T a over their largest value, against float64.

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.harness.checks import same_masks
+from benchmarks.harness.child_process import peak_of, run_python
 from benchmarks.harness.measure import by_turns
-from benchmarks.harness.processes import peak_of, run_python
 from benchmarks.harness.rows import EXAMPLE, Row, Task, timed
 
 PIPELINE, OURS = "literal, PyTorch", "rism run"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from benchmarks.synthetic.models import write_model
+from benchmarks.synthetic.checkpoints import write_model
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
@@ -63,7 +63,7 @@ def open_sparse(name: str, folder: Path, blocks: tuple[int, int] | None = None) 
     """Write and open a model whose weights are zeros that take no room.
 
     Args:
-        name: one of `benchmarks.synthetic.models.MODELS`.
+        name: one of `benchmarks.synthetic.checkpoints.MODELS`.
         folder: must not exist.
         blocks: double-stream and single-stream blocks; None for all.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rism.evaluation.ablate.grid import SITE_NAMES, TAUS, MapSetting, Setting
-from rism.evaluation.ablate.runner import Outcome
+from rism.evaluation.ablate.scoring import Outcome
 
 __all__ = ["ABOUT_AS_GOOD", "Finding", "findings"]
 

@@ -17,7 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from rism.evaluation.ablate.capture import WideCapture
-from rism.evaluation.ablate.masks import Pass
+from rism.evaluation.ablate.setting_masks import Pass
 from rism.export.attention_capture import Spans
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rism.evaluation.ablate.grid import MAPS, TAUS, FeatureSetting, MapSetting
-from rism.evaluation.ablate.runner import Outcome
+from rism.evaluation.ablate.scoring import Outcome
 
 __all__ = ["plots"]
 

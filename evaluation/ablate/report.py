@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rism.evaluation.ablate.claims import ABOUT_AS_GOOD, findings
-from rism.evaluation.ablate.runner import Outcome
+from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.ablate.tables import tables
 from rism.runtime.atomic_write import write_atomically
 

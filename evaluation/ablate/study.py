@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid
-from rism.evaluation.ablate.masks import Pass
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
 from rism.evaluation.ablate.report import write_report
-from rism.evaluation.ablate.runner import Outcome, Progress, Source, run
+from rism.evaluation.ablate.scoring import Outcome, Progress, Source, run
+from rism.evaluation.ablate.setting_masks import Pass
 from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan

@@ -18,7 +18,7 @@ from rism.evaluation.ablate.grid import (
     MapSetting,
     Setting,
 )
-from rism.evaluation.ablate.runner import Outcome
+from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.metrics.iou import METRICS
 
 __all__ = ["Table", "tables"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rism.export.engines.build import BuildReport, build_engines
-from rism.export.engines.errors import BuildError
-from rism.export.engines.options import BuildOptions
+from rism.export.engines.build_options import BuildOptions
+from rism.export.errors import BuildError
 
 __all__ = ["BuildError", "BuildOptions", "BuildReport", "build_engines"]

@@ -13,10 +13,9 @@ from typing import Any
 import onnx_ir as ir
 
 from rism import __version__
-from rism.export.engines.errors import BuildError
+from rism.export.engines.build_options import BuildOptions
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.listing import LayerCheck, unacceptable
-from rism.export.engines.options import BuildOptions
 from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
 from rism.export.engines.targets import (
     BuildTarget,
@@ -29,6 +28,7 @@ from rism.export.engines.targets import (
 )
 from rism.export.engines.variant import check_here, files_of
 from rism.export.engines.weights import weights_to_inputs
+from rism.export.errors import BuildError
 from rism.export.progress import Progress
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.manifest import Manifest

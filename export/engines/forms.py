@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from rism.export.engines.errors import BuildError
 from rism.export.engines.primitives import WRITERS, write_out
 from rism.export.engines.targets import Form
+from rism.export.errors import BuildError
 
 __all__ = ["Attentions", "bring_into_form"]
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from rism.export.engines.errors import BuildError
+from rism.export.errors import BuildError
 from rism.export.graph.nodes import Nodes, Writer, group_normalization, replace_node
 
 __all__ = ["WRITERS", "write_out"]

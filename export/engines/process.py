@@ -20,10 +20,10 @@ import onnx_ir as ir
 import polygraphy  # noqa: F401  # needed by the child: a missing package is reported here
 import psutil
 
-from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import Attentions
 from rism.export.engines.listing import EngineLayer, LayerCheck, check_layers, parse_layer
 from rism.export.engines.targets import BuildTarget
+from rism.export.errors import BuildError
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.errors import one_line

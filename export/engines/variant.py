@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rism.export.engines.errors import BuildError
+from rism.export.errors import BuildError
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import update_bundle

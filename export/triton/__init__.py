@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rism.export.triton.config import Serving
-from rism.export.triton.options import TritonOptions, TritonReport
 from rism.export.triton.repository import export_triton
+from rism.export.triton.serving_options import TritonOptions, TritonReport
 
 __all__ = ["Serving", "TritonOptions", "TritonReport", "export_triton"]

@@ -14,8 +14,8 @@ from rism.export.output_folder import atomic_folder, check_output
 from rism.export.triton.config import chain_config, model_config
 from rism.export.triton.graphs import NoiseFile, join_requests, transformer_inputs
 from rism.export.triton.models import FREE, Model, Tensor, chains, models_of
-from rism.export.triton.options import TritonOptions, TritonReport
 from rism.export.triton.segmenter import write_segmenter
+from rism.export.triton.serving_options import TritonOptions, TritonReport
 from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.providers import check_precision, find_provider

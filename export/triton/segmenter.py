@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rism.export.triton.config import segmenter_config
 from rism.export.triton.models import Chain, models_of
-from rism.export.triton.options import TritonOptions
+from rism.export.triton.serving_options import TritonOptions
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.triton_backend import SERVED
 

@@ -14,11 +14,11 @@ from rism.runtime.engines.nvidia_driver import Driver
 from rism.runtime.engines.providers import PROVIDERS, Provider
 from rism.runtime.errors import ProviderError, RismError
 
-__all__ = ["Probe", "packages", "probe", "python_line", "the_driver"]
+__all__ = ["ProviderProbe", "packages", "probe", "python_line", "the_driver"]
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProviderProbe:
     """Whether a provider can start here: with what, or why not."""
 
     provider: str
@@ -55,9 +55,9 @@ def the_driver() -> Driver | str:
         return str(error)
 
 
-def probe(provider: Provider, *, device: int = 0) -> Probe:
+def probe(provider: Provider, *, device: int = 0) -> ProviderProbe:
     """Try everything that a provider needs, short of a graph."""
     try:
-        return Probe(provider.name, True, provider.probe(device))
+        return ProviderProbe(provider.name, True, provider.probe(device))
     except RismError as error:
-        return Probe(provider.name, False, str(error))
+        return ProviderProbe(provider.name, False, str(error))

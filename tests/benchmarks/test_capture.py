@@ -11,7 +11,7 @@ from benchmarks.capture import pytorch
 from benchmarks.capture.models import CaptureCase, RandomModel, count_flop
 from benchmarks.capture.variants import BASELINE, VARIANTS
 from benchmarks.config import Scenario
-from benchmarks.rooflines.probe import SHAPES
+from benchmarks.rooflines.probe_bounds import SHAPES
 from benchmarks.rooflines.stages import KLEIN_4B, STEP1X, Transformer
 from benchmarks.run import run_here
 from benchmarks.scenarios import KINDS

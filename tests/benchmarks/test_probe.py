@@ -11,7 +11,7 @@ from benchmarks.__main__ import QUICK
 from benchmarks.capture.block import ProbeBlock
 from benchmarks.config import read_config
 from benchmarks.rooflines.gpus import GPUS, GpuRates
-from benchmarks.rooflines.probe import SHAPES, WAYS, Cost, cost, floor_s, table
+from benchmarks.rooflines.probe_bounds import SHAPES, WAYS, Cost, cost, floor_s, table
 from benchmarks.run import run_here
 from rism.export.attention_capture import Capture, Spans
 from rism.export.probe import probe_vectors, torch_form

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from benchmarks.harness.processes import peak_of
+from benchmarks.harness.child_process import peak_of
 from rism.export import ExportOptions, ExportReport, Progress, export_bundle
 from rism.export.output_folder import atomic_folder
 from rism.runtime import Segmenter

@@ -27,7 +27,7 @@ from rism.export.families.parts import (
     pick_blocks,
     renumber_blocks,
 )
-from rism.export.families.settings import read_settings
+from rism.export.families.rism_json import read_settings
 from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, OpenModel, ReferenceModel

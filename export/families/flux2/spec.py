@@ -10,7 +10,7 @@ from transformers import Qwen2TokenizerFast
 from rism.export.checkpoint.chat_template import prompt_rules
 from rism.export.errors import CheckpointError
 from rism.export.families.flux2.files import KleinFiles
-from rism.export.families.settings import COMMON, Setting, feature_block, whole
+from rism.export.families.rism_json import COMMON, Setting, feature_block, whole
 from rism.export.family import FamilySpec
 from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry

@@ -29,13 +29,13 @@ from rism.export.families.parts import (
     shapes_of,
 )
 from rism.export.families.step1x.dit import expected_shapes
-from rism.export.families.step1x.names import open_autoencoder, open_transformer
 from rism.export.families.step1x.sizes import (
     ConnectorSizes,
     Step1XSizes,
     guess_vae,
     sizes_of,
 )
+from rism.export.families.step1x.tensor_names import open_autoencoder, open_transformer
 
 __all__ = ["Step1XFiles", "open_files"]
 

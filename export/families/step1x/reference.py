@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from rism.export.checkpoint.safetensors_store import StoredTensor
-from rism.export.families.step1x.names import NAMES
 from rism.export.families.step1x.reference_blocks import (
     Step1XRecord,
     Weights,
@@ -24,6 +23,7 @@ from rism.export.families.step1x.reference_blocks import (
 )
 from rism.export.families.step1x.reference_connector import connect, sinusoid
 from rism.export.families.step1x.sizes import Step1XSizes
+from rism.export.families.step1x.tensor_names import NAMES
 
 __all__ = ["ReferenceStep1X", "Step1XRecord", "Weights", "makers_tensors"]
 

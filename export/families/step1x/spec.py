@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rism.export.checkpoint.chat_template import TEMPLATE, cut_at_mark
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.errors import CheckpointError
-from rism.export.families.settings import (
+from rism.export.families.rism_json import (
     COMMON,
     feature_block,
     flag,

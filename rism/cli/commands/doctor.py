@@ -17,7 +17,7 @@ from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 
 if TYPE_CHECKING:
     from rism.runtime.bundle.reader import Bundle
-    from rism.runtime.diagnostics.environment import Probe
+    from rism.runtime.diagnostics.environment import ProviderProbe
     from rism.runtime.diagnostics.selftest import Comparison, Loads
     from rism.runtime.engines.nvidia_driver import Driver
     from rism.runtime.engines.selection import EngineRequest
@@ -106,7 +106,7 @@ def doctor(flags: DoctorFlags, console: Console) -> None:
     _judge(probes, asked, trials)
 
 
-def _judge(probes: list[Probe], asked: str | None, trials: list[_Trial]) -> None:
+def _judge(probes: list[ProviderProbe], asked: str | None, trials: list[_Trial]) -> None:
     """Raise for what should work and does not."""
     failed = [t for t in trials if not t.ok and (t.failed or t.comparisons)]
     if failed:
@@ -121,7 +121,11 @@ def _judge(probes: list[Probe], asked: str | None, trials: list[_Trial]) -> None
 
 
 def _trials(
-    bundle: Bundle, probes: list[Probe], asked: str | None, request: EngineRequest, console: Console
+    bundle: Bundle,
+    probes: list[ProviderProbe],
+    asked: str | None,
+    request: EngineRequest,
+    console: Console,
 ) -> Iterator[_Trial]:
     """Run the self-test with each engine and each provider that can start, or the named one."""
     from rism.runtime.diagnostics.selftest import onnx_loads
@@ -190,7 +194,7 @@ def _environment(driver: Driver | str) -> Iterator[str]:
         )
 
 
-def _providers(probes: list[Probe]) -> Iterator[str]:
+def _providers(probes: list[ProviderProbe]) -> Iterator[str]:
     for each in probes:
         yield f"provider     {each.provider}: {'ready, ' if each.ready else 'no: '}{each.text}"
 
@@ -253,7 +257,7 @@ def _failure(trial: _Trial) -> str:
 
 def _record(
     driver: Driver | str,
-    probes: list[Probe],
+    probes: list[ProviderProbe],
     bundle: Bundle,
     trials: list[_Trial],
     device: int,

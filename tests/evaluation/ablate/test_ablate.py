@@ -14,9 +14,9 @@ import pytest
 
 from rism.evaluation.ablate.claims import findings
 from rism.evaluation.ablate.grid import FeatureSetting, Grid, MapSetting
-from rism.evaluation.ablate.masks import Pass, masks
-from rism.evaluation.ablate.records import Records
-from rism.evaluation.ablate.runner import Outcome, run
+from rism.evaluation.ablate.sample_log import Records
+from rism.evaluation.ablate.scoring import Outcome, run
+from rism.evaluation.ablate.setting_masks import Pass, masks
 from rism.evaluation.ablate.tables import tables
 from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
 from rism.evaluation.metrics.iou import Overlap, overlap, summarise

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from rism.cli.app import app
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.grid import SITES, Grid, MapSetting
-from rism.evaluation.ablate.masks import Pass, masks
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
+from rism.evaluation.ablate.setting_masks import Pass, masks
 from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans

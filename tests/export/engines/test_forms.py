@@ -12,9 +12,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.targets import form_for
+from rism.export.errors import BuildError
 from rism.runtime.bundle.reader import resolve_bundle
 
 WRITTEN = form_for("tensorrt", "10.3.0")

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from rism.export.engines.errors import BuildError
 from rism.export.engines.forms import Attentions
 from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
 from rism.export.engines.targets import TARGETS, gpus_here
+from rism.export.errors import BuildError
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 

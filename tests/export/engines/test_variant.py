@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rism.export.engines.errors import BuildError
 from rism.export.engines.variant import check_here
+from rism.export.errors import BuildError
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import record
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant

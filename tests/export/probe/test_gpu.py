@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.capture.block import ProbeBlock
-from benchmarks.rooflines.probe import SHAPES
+from benchmarks.rooflines.probe_bounds import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, probe_vectors
 from rism.export.probe.attention import attention

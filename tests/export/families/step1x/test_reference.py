@@ -22,7 +22,6 @@ from rism.export.checkpoint.safetensors_store import (
     open_folder,
     read_headers,
 )
-from rism.export.families.step1x.names import NAMES, open_transformer
 from rism.export.families.step1x.reference import (
     ReferenceStep1X,
     Step1XRecord,
@@ -32,6 +31,7 @@ from rism.export.families.step1x.reference import (
 from rism.export.families.step1x.reference_blocks import modulation
 from rism.export.families.step1x.reference_connector import allowed_pairs
 from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, sizes_of
+from rism.export.families.step1x.tensor_names import NAMES, open_transformer
 from rism.export.precision import PRECISIONS
 
 Parts = tuple[StoredTensor, ...]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.evaluation.ablate.grid import Grid, Setting
-from rism.evaluation.ablate.masks import Pass, overlaps
-from rism.evaluation.ablate.records import Records
+from rism.evaluation.ablate.sample_log import Records
+from rism.evaluation.ablate.setting_masks import Pass, overlaps
 from rism.evaluation.datasets.sample import Dataset, Problem, Sample
 from rism.evaluation.metrics.iou import Overlap, Sums
 from rism.runtime.errors import InputError
