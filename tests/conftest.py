@@ -383,6 +383,22 @@ def colours() -> np.ndarray:
     return image
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the graph files that were loaded, in order."""
+    from rism.runtime.engines import onnxruntime
+
+    files: list[str] = []
+    real = onnxruntime.open_session
+
+    def session(file: Path, *arguments: Any, **options: Any) -> Any:
+        files.append(file.name)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "open_session", session)
+    return files
+
+
 OURS = ("rism", "tests", "benchmarks", "mini")
 
 

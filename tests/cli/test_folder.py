@@ -14,7 +14,7 @@ from rism.runtime.engines import onnxruntime
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
 from rism.runtime.image import loading
-from rism.runtime.image.loading import load_image, pixel_count
+from rism.runtime.image.loading import load_image
 from tests.cli.conftest import Run
 
 # One thread for each picture either way: sums of another number of threads round differently.
@@ -73,12 +73,6 @@ def test_the_same_in_every_byte(run_folder: Run, workplace: Path) -> None:
         "2b.png", "5b.jpg", "long.png",
     ]  # fmt: skip
     assert len(files) == 9 * (2 * 3 + 1)  # an overlay is one for both
-
-
-def test_lines_come_in_the_order_of_the_pictures(run_folder: Run, workplace: Path) -> None:
-    shown = run_folder("green", "-o", "out/", *AT_ONCE)
-    lines = [line.split(" ")[0] for line in shown.stdout.splitlines()]
-    assert lines == [f"in/{number}.png" for number in range(9)]
 
 
 @pytest.mark.parametrize("flags", [SERIAL, AT_ONCE])
@@ -239,28 +233,3 @@ def test_without_json_nothing_is_kept_of_a_picture(
     run_folder("green", "-o", "out/", *AT_ONCE)
     run_folder("green", "-o", "out.json", *AT_ONCE)
     assert kept == [0, 12]
-
-
-def test_threads_that_share_a_segmenter_get_what_one_gets(
-    tiny_bundle: Path, colours: np.ndarray
-) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from rism.runtime import Segmenter
-
-    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", threads=1, workers=4)
-    pictures = [np.roll(colours, 7 * shift, axis=1) for shift in range(12)]
-    expected = [segmenter.segment(each, "green").mask for each in pictures]
-    other = Segmenter.from_bundle(tiny_bundle, provider="cpu", threads=1, workers=4)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda each: other.segment(each, "green").mask, pictures))
-    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_pixels_by_the_header(picture: Path, workplace: Path) -> None:
-    assert pixel_count(picture) == 96 * 160
-    (workplace / "x.png").write_bytes(picture.read_bytes()[:60])
-    assert pixel_count(workplace / "x.png") in (0, 96 * 160)
-    (workplace / "y.png").write_bytes(b"no picture")
-    assert pixel_count(workplace / "y.png") == 0
-    assert pixel_count(workplace / "missing.png") == 0

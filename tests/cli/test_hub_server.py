@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import pytest
 
-from rism.runtime.bundle.reader import BUILT_INS, Bundle
+from rism.runtime.bundle.reader import Bundle
 from tests.cli.conftest import invoke
-from tests.paths import ROOT, STREET
+from tests.paths import MINI, ROOT, STREET
 
 pytest.importorskip("huggingface_hub")
 COMMIT = "d" * 40
@@ -136,7 +136,7 @@ def rism(
 
 def test_what_is_pushed_is_run_from_the_hub(environment: dict[str, str], tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(BUILT_INS / "mini", bundle)
+    shutil.copytree(MINI, bundle)
     (bundle / "notes.txt").write_text("mine")
     pushed = rism(environment, tmp_path, "push", str(bundle), "me/mini")
     assert pushed.returncode == 0, pushed.stderr
@@ -174,7 +174,7 @@ def test_push_refuses_before_anything_leaves(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", environment["HF_ENDPOINT"])
     bundle = tmp_path / "bundle"
-    shutil.copytree(BUILT_INS / "mini", bundle)
+    shutil.copytree(MINI, bundle)
     changed = (bundle / file).read_bytes().replace(old, new, 1)
     (bundle / file).write_bytes(changed)
     assert why in invoke("push", bundle, "me/mini", code=1).stderr

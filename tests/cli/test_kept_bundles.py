@@ -11,12 +11,12 @@ import pytest
 
 from rism.cli.console import Console
 from rism.cli.kept_bundles import exported_bundle
-from rism.runtime.bundle.reader import BUILT_INS, Bundle, resolve_bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.errors import BundleError, RismError
 from tests.cli.conftest import invoke
+from tests.paths import MINI
 
 pytest.importorskip("huggingface_hub")
-MINI = BUILT_INS / "mini"
 COMMIT = "c" * 40
 KEPT = f"someone--mini-{COMMIT[:12]}"
 

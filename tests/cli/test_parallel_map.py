@@ -1,8 +1,7 @@
 """Work in order, bounded, and ended cleanly."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,26 +14,6 @@ LONG = 30  # seconds until a test that waits for a thread gives up
 
 def nothing(_: int) -> int:
     return 0
-
-
-def outcome(answer: Callable[[], int]) -> int | str:
-    try:
-        return answer()
-    except ValueError as error:
-        return str(error)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 50])
-def test_answers_and_errors_come_map_ordered(workers: int) -> None:
-    def work(number: int) -> int:
-        if number % 7 == 3:
-            raise ValueError(f"not {number}")
-        return number * number
-
-    answers = map_ordered(work, range(40), workers=workers, weigh=nothing, most=0)
-    assert [outcome(answer) for answer in answers] == [
-        f"not {n}" if n % 7 == 3 else n * n for n in range(40)
-    ]
 
 
 def test_workers_work_at_once_and_the_first_may_be_last() -> None:
@@ -84,32 +63,6 @@ def test_no_more_are_under_way_than_agreed(
         assert answer() == number
         alive.discard(number)
     assert largest == expected
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_leaving_early_waits_for_what_began_and_begins_nothing_else(workers: int) -> None:
-    begun, ended = [], []
-
-    def work(number: int) -> int:
-        begun.append(number)
-        ended.append(number)
-        return number
-
-    before = threading.active_count()
-    with closing(
-        map_ordered(work, range(10_000), workers=workers, weigh=nothing, most=0)
-    ) as answers:
-        for answer in answers:
-            if answer() == 3:
-                break
-    assert threading.active_count() == before
-    assert sorted(begun) == sorted(ended)
-    assert len(begun) <= 4 + 2 * workers
-
-
-def test_one_worker_is_the_callers_own_thread() -> None:
-    answers = map_ordered(lambda _: threading.get_ident(), [0, 0], workers=1, weigh=nothing, most=0)
-    assert {answer() for answer in answers} == {threading.get_ident()}
 
 
 def test_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

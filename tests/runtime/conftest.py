@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rism.runtime import Segmenter
-from rism.runtime.engines import onnxruntime, rtx_plugin
+from rism.runtime.engines import rtx_plugin
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.engines.profiles import ALL
 
@@ -16,20 +16,6 @@ Reseal = Callable[..., Path]
 def no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" tries is the same wherever the tests run."""
     monkeypatch.setattr(rtx_plugin, "find_spec", lambda _: None)
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the graph files that were loaded, in order."""
-    files: list[str] = []
-    real = onnxruntime.open_session
-
-    def session(file: Path, *arguments: Any, **options: Any) -> Any:
-        files.append(file.name)
-        return real(file, *arguments, **options)
-
-    monkeypatch.setattr(onnxruntime, "open_session", session)
-    return files
 
 
 @pytest.fixture(scope="session")
