@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a "
         "parameter, or of runs, warm_up and time_limit_s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
-    add("--plots", type=Path, metavar="DIR", help="draw them there (matplotlib)")
     add("--list", action="store_true", help="list the scenarios, run nothing")
     args = parser.parse_args(arguments)
     names = args.scenarios[1:] if args.scenarios[:1] == ["run"] else args.scenarios
@@ -73,11 +72,6 @@ def _run(args: argparse.Namespace, scenarios: list[Scenario]) -> int:
 
         keep(run_scenario(scenario, keep))
         print(table(scenario.name, done[scenario.name]), end="\n\n", flush=True)
-    if args.plots is not None:
-        from benchmarks.harness.plots import draw
-
-        for file in draw(results, args.plots):
-            print(f"drew {file}")
     problems = failures(results)
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

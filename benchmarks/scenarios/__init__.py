@@ -121,12 +121,6 @@ KINDS: dict[str, Kind] = {
         },
         packages=(*_TORCH, *_ONNX),
     ),
-    "precision": Kind(
-        "errors of every output in 16 bits",
-        "precision",
-        {"models": ["klein-4b"], "blocks": "1+2"},
-        packages=_TORCH,
-    ),
     "fp8_masks": Kind(
         "mean IoU of masks in FP8 with those in float32",
         "fp8:measure_masks",

@@ -26,7 +26,6 @@ from benchmarks.capture.pytorch import (
     run_eager,
 )
 from benchmarks.capture.variants import VARIANTS, Variant
-from benchmarks.fp8.linear import use_fp8
 from benchmarks.harness.checks import same_outputs
 from benchmarks.harness.errors import NoRoomError, ScenarioError
 from benchmarks.harness.measure import Arrays, Repeats, with_host_peak
@@ -35,7 +34,7 @@ from rism.export.precision import PRECISIONS
 from rism.runtime.engines.providers import check_provider
 from rism.runtime.errors import ProviderError, RismError, one_line
 
-ENGINES = ("torch", "compile", "fp8", "compile fp8", "onnxruntime", "plain onnxruntime")
+ENGINES = ("torch", "compile", "onnxruntime", "plain onnxruntime")
 
 
 def measure(task: Task) -> Iterator[Row]:
@@ -77,8 +76,7 @@ def measure(task: Task) -> Iterator[Row]:
 
 def _names(engine: str, variants: list[str]) -> list[str]:
     """Variants that an engine has: what is written out in Python has no form in a compiler."""
-    kind = "onnxruntime" if "onnx" in engine else "compile" if "compile" in engine else "torch"
-    return [name for name in variants if kind in VARIANTS[name].engines]
+    return [name for name in variants if engine.removeprefix("plain ") in VARIANTS[name].engines]
 
 
 def _case(task: Task, case: CaptureCase, engines: dict[str, list[str]]) -> Iterator[Row]:
@@ -100,25 +98,20 @@ def _engine(
     task: Task, model: RandomModel, engine: str, names: list[str], wanted: Arrays
 ) -> Iterator[Row]:
     """Measure variants in one engine, one after the other; each failure is a row."""
-    weights = model.nbytes
-    if engine.endswith("fp8"):
-        if use_fp8(model.step, leave=model.case.sized.modulation) == 0:
-            raise ScenarioError(f"{model.case} has no product that FP8 can take")
-        weights = sum(each.nbytes for each in (*model.step.parameters(), *model.step.buffers()))
     tolerances = {name: task[name] for name in ("tolerance", "mask_tolerance")}
     for name in names:
         row_name = f"{engine}: {name}"
         check = partial(same_outputs, row_name, wanted=wanted, **tolerances)
         runs = Repeats(task.runs, task.warm_up, check)
         measure = partial(_measure, task, model, engine, VARIANTS[name], runs)
-        yield _row(row_name, str(model.case), weights, measure)
+        yield _row(row_name, str(model.case), model.nbytes, measure)
 
 
 def _measure(
     task: Task, model: RandomModel, engine: str, variant: Variant, runs: Repeats
 ) -> Figure:
     """Measure one variant in one engine."""
-    if engine.startswith("compile"):
+    if engine == "compile":
         return run_compiled(model, variant, runs, backend=task["compile_backend"])
     if "onnx" not in engine:
         return run_eager(model, variant, runs)
