@@ -87,6 +87,12 @@ def with_engine() -> Json:
 OUTSIDE = "expected relative paths"
 NO_PATH = "no path inside the bundle"
 MINI: list[Broken] = [
+    ("method confidence bias", "0", "'method.confidence.bias' is '0', expected a number"),
+    ("method confidence bias", float("nan"), "'method.confidence.bias' is nan, expected a number"),
+    ("method confidence threshold", 1.01, "threshold' is 1.01, expected a number f"),
+    ("method confidence threshold", -0.1, "threshold' is -0.1, expected a number f"),
+    ("method confidence", {"bias": 1.0}, "'method.confidence.separability' is missing, expected a"),
+    ("method confidence", [], "'method.confidence' is a list of 0, expected an object"),
     ("format", "other", "'format' is 'other', expected 'rism-bundle'", "expected 'rism-bundle'"),
     ("schema_version", "2.0", "newer rism (format 2.0, this reads 1.x): install a newer rism-seg",
      "this reader knows format 1"),

@@ -312,11 +312,7 @@ def tiny_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_bundle(tiny_master: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for file in tiny_master.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return shutil.copytree(tiny_master, tmp_path / "tiny")
 
 
 def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int) -> Path:

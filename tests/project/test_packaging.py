@@ -5,7 +5,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import rism
+import rism.runtime
 from rism.runtime.distribution import DISTRIBUTION
 from tests.paths import ROOT
 
@@ -41,9 +41,10 @@ def test_types_and_bundles_travel(pyproject: dict[str, Any]) -> None:
 
 
 def test_public_names() -> None:
-    for name in rism.__all__:
-        assert getattr(rism, name) is not None
-    assert dir(rism) == sorted(rism.__all__)
+    for package in (rism, rism.runtime):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        assert dir(package) == sorted(package.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = rism.nothing
 

@@ -1,5 +1,6 @@
 """Bundles whose graphs have fixed sizes and a fixed batch."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,7 @@ def test_the_same_answer_as_without_sizes(
     capture: str,
 ) -> None:
     """An image of a listed size is not resized, so a bundle that keeps sizes agrees."""
-    folder = tmp_path / "free"
-    folder.mkdir()
-    for file in tiny_master.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = shutil.copytree(tiny_master, tmp_path / "free")
     free = reseal(folder, lambda data: data["geometry"].update(resize="shrink", size_level=999))
     words = ["red", "the green", "blue"]
     wanted = Segmenter.from_bundle(free, provider="cpu", capture=capture).segment(colours, words)

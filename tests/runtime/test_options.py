@@ -54,20 +54,12 @@ def test_none_is_the_default() -> None:
 @pytest.mark.parametrize(
     "choices",
     [
-        {"tau": 0.2},
-        {"prototype": "cosine"},
-        {"upsample": "bilinear"},
-        {"upsample": "guided"},
-        {"spatial_prior": False},
-        {"spatial_prior": True},
-        {"instances": False},
-        {"instances": np.True_},
-        {"always": True},
-        {"always": False},
-        {"magnets": "a with"},
+        {"tau": 0.2}, {"prototype": "cosine"}, {"upsample": "bilinear"}, {"upsample": "guided"},
+        {"spatial_prior": False}, {"spatial_prior": True}, {"instances": False},
+        {"instances": np.True_}, {"always": True}, {"always": False}, {"magnets": "a with"},
         {"sinks": True},
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("paper", [False, True])
 def test_what_is_chosen_holds_and_changes_nothing_else(
     choices: dict[str, Any], paper: bool

@@ -83,14 +83,6 @@ def test_weights_by_word(prompt: Callable[[str], PromptState]) -> None:
     assert weights.dtype == np.float32
 
 
-def test_spans_are_of_the_instruction(prompt: Callable[[str], PromptState]) -> None:
-    one = prompt("the green van")
-    text = one.instruction.text
-    inside = [text[a:b] for a, b in one.spans if a >= 0 and b <= len(text)]
-    assert "".join(inside) == text
-    assert len(one.spans) == len(one.tokens)
-
-
 def test_exact_weights(tiny_master: Path) -> None:
     encoder = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1)._encoder
     told = [encoder.instruct(text) for text in ("the red", "the red green", "the", "\U0001f436")]

@@ -18,10 +18,10 @@ from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.onnxruntime import OrtEngine
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import BundleError, InputError
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, variant
 from tests.runtime.engines.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
+Build = Callable[..., Path]
 
 
 def compare(folder: Path, **options: Any) -> list[Comparison]:
@@ -186,34 +186,24 @@ def test_recording_leaves_the_bundle_as_it_was_but_for_the_vectors(tiny_bundle: 
 
 
 class TestVariants:
-    def test_a_variant_is_checked(
-        self, tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
-    ) -> None:
-        entry = variant(tiny_bundle, {**ALL, "transformer.vectors": transformer(1, (1, 9, 300))})
-        reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
-        record(tiny_bundle)
-        found = check_variant(Bundle.open(tiny_bundle), "rtx-fp16")
+    def test_a_variant_is_checked(self, built: Build) -> None:
+        folder = built({**ALL, "transformer.vectors": transformer(1, (1, 9, 300))})
+        record(folder)
+        found = check_variant(Bundle.open(folder), "rtx-fp16")
         assert {each.graph for each in found} == set(ALL)
         assert all(each.passed and each.limit >= 0.03 for each in found)
         with pytest.raises(InputError, match="engine is 'b', this bundle has rtx-fp16"):
-            check_variant(Bundle.open(tiny_bundle), "b")
+            check_variant(Bundle.open(folder), "b")
 
-    def test_a_variant_makes_vectors(
-        self, tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
-    ) -> None:
+    def test_a_variant_makes_vectors(self, built: Build) -> None:
         modes = ("vectors", "matrices", "scores")
-        plans = {f"transformer.{mode}": transformer() for mode in modes}
-        entry = variant(tiny_bundle, plans)
-        reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
-        made_by = record(tiny_bundle, EngineRequest(provider="tensorrt-rtx+onnxruntime-cpu"))
+        folder = built({f"transformer.{mode}": transformer() for mode in modes})
+        made_by = record(folder, EngineRequest(provider="tensorrt-rtx+onnxruntime-cpu"))
         assert made_by == "tensorrt-rtx (engine 'rtx-fp16')"
-        assert all(each.passed for each in compare(tiny_bundle))
+        assert all(each.passed for each in compare(folder))
 
-    def test_a_profile_without_the_stored_shapes(
-        self, tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
-    ) -> None:
-        entry = variant(tiny_bundle, {"transformer.vectors": transformer(1, (1, 9, 100))})
-        reseal(tiny_bundle, lambda data: data.update(engines=[entry]))
-        record(tiny_bundle)
+    def test_a_profile_without_the_stored_shapes(self, built: Build) -> None:
+        folder = built({"transformer.vectors": transformer(1, (1, 9, 100))})
+        record(folder)
         with pytest.raises(InputError, match=r"of shape \[1, 256, 3\], engine 'rtx-fp16' of"):
-            check_variant(Bundle.open(tiny_bundle), "rtx-fp16")
+            check_variant(Bundle.open(folder), "rtx-fp16")

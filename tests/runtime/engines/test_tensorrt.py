@@ -301,7 +301,8 @@ WORDS = {
     "tag does not match)":
         "is not a whole plan for TensorRT 1.7.1.116 (Error Code 1: Serialization (Serial",
     "The plan has been created with TensorRT-RTX version 1.6.0 and cannot be run here, the "
-    "runtime is TensorRT-RTX version 1.7.1": "was built by another version than TensorRT 1.7.1.116 (The plan",
+    "runtime is TensorRT-RTX version 1.7.1":
+        "was built by another version than TensorRT 1.7.1.116 (The plan",
     "The plan supports compute capability 8.6, the current device has 8.9":
         "was not built for this GPU (The plan supports",
     "Error Code 35: CUDA driver version is insufficient for CUDA runtime version":

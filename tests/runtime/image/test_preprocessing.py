@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image import geometry
+from tests.runtime.image.test_geometry import CROP
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -17,24 +17,13 @@ pytest.importorskip("diffusers")
 from diffusers import Flux2KleinPipeline  # noqa: E402
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor  # noqa: E402
 
-RULES = Geometry(
-    size_level=1024,
-    resize="shrink",
-    remainder="crop",
-    multiple_px=16,
-    token_px=16,
-    resample="lanczos",
-    max_aspect=8.0,
-    mean=0.5,
-    std=0.5,
-)
 DRAWN = random.Random(7)
 SHORT = 1330  # 1330 * (1024 / 1330) is 1023.99..: the pipeline loses a row of tokens, so must we
 SIZES = [
-    *((DRAWN.randint(64, 1700), DRAWN.randint(213, 1700)) for _ in range(10)),
-    *[(side, side) for side in (64, 511, 1023, 1024, 1025, 1500, 2047, SHORT)],
-    *[(1025, 1023), (1024, 1025), (1040, 1008), (2048, 512), (2049, 513)],
-    *[(2400, 300), (300, 2400), (3000, 375), (511, 64), (1333, 1999)],
+    *((DRAWN.randint(64, 1700), DRAWN.randint(213, 1700)) for _ in range(4)),
+    *[(side, side) for side in (64, 1023, 1024, 1025, SHORT)],
+    *[(1025, 1023), (1024, 1025), (1040, 1008), (2049, 513)],
+    *[(2400, 300), (375, 3000), (511, 64), (1333, 1999)],
 ]
 
 
@@ -74,8 +63,8 @@ def test_every_value_is_the_pipelines(
 ) -> None:
     width, height = size_wh
     image = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    plan = geometry.plan(size_wh, RULES)
-    found = geometry.to_model(image, plan, RULES)
+    plan = geometry.plan(size_wh, CROP)
+    found = geometry.to_model(image, plan, CROP)
     wanted = prepared(pipeline, image)
     assert found.dtype == wanted.dtype == np.float32
     np.testing.assert_array_equal(found, wanted)
@@ -111,6 +100,6 @@ def test_every_size_is_the_pipelines() -> None:
             shrunk += 1
         w, h = (side // 16 * 16 for side in image.size)
         box = processor._resize_and_crop(image, w, h)
-        plan = geometry.plan((width, height), RULES)
+        plan = geometry.plan((width, height), CROP)
         assert (plan.resized_wh, plan.crop_xyxy) == (image.size, box), (width, height)
     assert shrunk > 2_000

@@ -12,17 +12,12 @@ from PIL import Image
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.errors import BundleError, InputError
 from rism.runtime.image import vision_patches
+from tests.runtime.vision_language import VISION
 
-RULES = VisionRules(
-    image_token="<|image_pad|>",
-    view_resample="lanczos",
-    align=False,
-    resample="bicubic",
+RULES = replace(
+    VISION,
     min_pixels=256 * 28 * 28,
     max_pixels=400 * 28 * 28,
-    patch_px=14,
-    merge=2,
-    frames=2,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
 )
@@ -104,18 +99,6 @@ def test_a_view_that_fits_is_a_copy() -> None:
         seen = vision_patches.view(pixels, (448, 448), replace(RULES, arithmetic=arithmetic))
         assert not np.shares_memory(seen.image_hwc, pixels) and not seen.image_hwc.flags.writeable
         np.testing.assert_array_equal(seen.image_hwc, pixels)
-
-
-def test_sizes_are_the_processors() -> None:
-    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    rng = np.random.default_rng(3)
-    for width, height in rng.integers(1, 1600, (1000, 2)).tolist():
-        if max(width, height) > 200 * min(width, height):
-            continue
-        limits = {"fewest": RULES.min_pixels, "most": RULES.max_pixels}
-        found = vision_patches._fit((width, height), 28, least=0, **limits)
-        wanted = module.smart_resize(height, width, 28, RULES.min_pixels, RULES.max_pixels)
-        assert found == wanted[::-1], (width, height)
 
 
 def nearest_multiples(width: int, height: int, cell: int) -> tuple[int, int]:

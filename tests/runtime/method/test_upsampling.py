@@ -9,12 +9,10 @@ import pytest
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image.geometry import Plan, plan
 from rism.runtime.method.upsampling import REGULARISATION, guided_upsample, upsample
+from tests.runtime.image.test_geometry import STRETCH
 from tests.runtime.method.test_postprocess_cuda import REQUEST
 
-GEOMETRY = Geometry(
-    size_level=64, resize="always", remainder="stretch", multiple_px=8, token_px=8,
-    resample="lanczos", max_aspect=1000.0, mean=0.5, std=0.5,
-)  # fmt: skip
+GEOMETRY = replace(STRETCH, size_level=64, max_aspect=1000.0)
 
 
 def whole(size_wh: tuple[int, int], grid_hw: tuple[int, int]) -> Plan:
@@ -86,36 +84,6 @@ def test_edges_of_a_smooth_image() -> None:
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("value", [0, 128, 255])
-def test_an_image_of_one_colour_smooths(value: int) -> None:
-    """No edges: twice the mean of a window; signs of wide regions stay."""
-    image_hwc, drawn = np.full((48, 64, 3), value, np.uint8), whole((64, 48), (6, 8))
-    map_hw = np.where(np.arange(8) < 4, -1, 1).astype(np.float32) * np.ones((6, 1), np.float32)
-    found = guided_upsample(map_hw, image_hwc, drawn)
-    coarse = upsample(map_hw, drawn)
-    assert np.isfinite(found).all()
-    assert (np.diff(found, axis=1) > -1e-5).all() and abs(found).max() <= 1 + 1e-5
-    np.testing.assert_array_equal(found > 0, coarse > 0)
-
-
-@pytest.mark.parametrize("tall", [False, True])
-@pytest.mark.parametrize("edge", [37, 42, 45])
-def test_a_sharp_edge_is_followed_to_the_pixel(edge: int, *, tall: bool) -> None:
-    """Tokens of 16 pixels, none of whose borders is the edge, and half a token covered."""
-    image_hwc = np.full((64, 80, 3), (30, 60, 90), np.uint8)
-    image_hwc[:, edge:] = (200, 60, 80)
-    drawn = whole((80, 64), (4, 5))
-    covered = (np.arange(80) >= edge).reshape(5, 16).mean(axis=1)
-    map_hw = np.tile(covered - 0.5, (4, 1)).astype(np.float32)
-    truth = np.tile(np.arange(80) >= edge, (64, 1))
-    if tall:
-        image_hwc, map_hw, truth = image_hwc.transpose(1, 0, 2), map_hw.T.copy(), truth.T
-        drawn = whole((64, 80), (5, 4))
-    found = guided_upsample(map_hw, image_hwc, drawn) > 0
-    np.testing.assert_array_equal(found, truth)
-    assert ((upsample(map_hw, drawn) > 0) != truth).any()
-
-
 def test_an_edge_is_followed_in_a_reduced_image() -> None:
     """A disc of 640 x 480 on 16 x 12 tokens: to the pixel, where bilinear is far off."""
     y, x = np.indices((480, 640))
@@ -140,14 +108,6 @@ def test_small_long_and_large_images(size_wh: tuple[int, int]) -> None:
     plain = np.full((*size_wh[::-1], 3), 77, np.uint8)
     found = guided_upsample(abs(map_hw) + 0.1, plain, drawn)
     assert (found > 0.05).all()
-
-
-@pytest.mark.parametrize("value", [0.3, -2.0, 1e-4])
-@pytest.mark.parametrize("grid_hw", [(1, 1), (3, 4)])
-def test_a_map_of_one_value_is_that(value: float, grid_hw: tuple[int, int]) -> None:
-    map_hw = np.full(grid_hw, value, np.float32)
-    found = guided_upsample(map_hw, noise((90, 70)), whole((90, 70), grid_hw))
-    np.testing.assert_allclose(found, value, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -86,15 +86,8 @@ def test_the_images_tokens_against_matrices(
     chain = to_token @ np.linalg.inv(to_cell @ to_view)
     time = np.array([0, 1, *[2] * (rows * columns), 9, 10])
     mask = time == 2
-    found = prompt_positions(
-        time,
-        mask,
-        view_wh=view_wh,
-        model_wh=model_wh,
-        grid_hw=(rows, columns),
-        offset_px=11.0,
-        token_px=16,
-    )
+    sizes = {"view_wh": view_wh, "model_wh": model_wh, "grid_hw": (rows, columns)}
+    found = prompt_positions(time, mask, **sizes, offset_px=11.0, token_px=16)
     assert found.shape == (len(time), 3) and found.dtype == np.float32
     assert found[:, 0].tolist() == (time - 11).tolist()
     assert not found[~mask, 1:].any()
@@ -104,13 +97,6 @@ def test_the_images_tokens_against_matrices(
 
 def test_an_image_that_was_partly_dropped() -> None:
     mask = np.array([True, True, False])
+    sizes = {"view_wh": (56, 56), "model_wh": (64, 64), "grid_hw": (2, 2)}
     with pytest.raises(BundleError, match=r"gets 2 of the image's tokens, expected 2 x 2 for 'p"):
-        prompt_positions(
-            np.arange(3),
-            mask,
-            view_wh=(56, 56),
-            model_wh=(64, 64),
-            grid_hw=(2, 2),
-            offset_px=11.0,
-            token_px=16,
-        )
+        prompt_positions(np.arange(3), mask, **sizes, offset_px=11.0, token_px=16)
