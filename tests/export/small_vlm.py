@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from mini.tokenizer import train_tokenizer
+from rism.export.refiner.qwen_model import LanguageModel
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 WORDS = ("remove", "the", "red", "small", "green", "car", "dog", "left")
@@ -149,3 +151,26 @@ def real_processor(folder: Path, **limits: int) -> Qwen2_5_VLProcessor:
     return WithoutVideos(
         picture_processor(**limits), tokenizer, None, chat_template=tokenizer.chat_template
     )
+
+
+def say(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
+    """Let the language model give these answers, then "Remove it.".
+
+    An exception is raised instead; a pair says whether the answer is whole.
+
+    Returns:
+        The instructions that it is asked, as they come.
+    """
+    asked: list[str] = []
+    left = list(answers)
+
+    def answer(self: Any, instruction: str, image: Any, *, max_new_tokens: int) -> Any:
+        asked.append(instruction)
+        said = left.pop(0) if left else "Remove it."
+        if isinstance(said, BaseException):
+            raise said
+        return said if isinstance(said, tuple) else (said, True)
+
+    monkeypatch.setattr(LanguageModel, "answer", answer)
+    monkeypatch.setattr(LanguageModel, "load", lambda self, *_: setattr(self, "device", "cpu"))
+    return asked

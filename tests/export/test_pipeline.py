@@ -1,8 +1,4 @@
-"""The lean runtime against the real Flux2KleinPipeline, at the shapes of 4B and 9B.
-
-Head counts, block counts and the three concatenated hidden states are the published ones; heads
-and hidden sizes are small. The pipeline's own call is stopped at its first step.
-"""
+"""The lean runtime against the real Flux2KleinPipeline, whose call is stopped at its first step."""
 
 from __future__ import annotations
 
@@ -16,7 +12,9 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from rism.export import ExportOptions, export_bundle
+from rism.export import ExportReport
+from rism.export.families.find import find_checkpoint
+from rism.export.families.flux2.klein import open_klein
 from rism.export.families.flux2.reference import _Recorder
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
@@ -25,10 +23,6 @@ from rism.runtime.prompt.encoder import PromptEncoder
 from tests.export.small import SETTINGS, make_checkpoint
 from tests.runtime.engines.cpu import cpu_engines
 
-SHAPES = {
-    "4b": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24},
-    "9b": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32},
-}
 EXPRESSION = "the small red car"
 
 
@@ -42,22 +36,6 @@ class Step:
 
     inputs: dict[str, torch.Tensor]
     recorder: _Recorder
-
-
-@pytest.fixture(scope="module", params=list(SHAPES))
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a published shape and, beside it, its bundle."""
-    folder = tmp_path_factory.mktemp(request.param)
-    make_checkpoint(
-        folder / "checkpoint",
-        text={"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
-        settings=SETTINGS | {"text_encoder_out_layers": [9, 18, 27], "feature_block": None},
-        attention_head_dim=8,
-        axes_dims_rope=(2, 2, 2, 2),
-        **SHAPES[request.param],
-    )
-    export_bundle(str(folder / "checkpoint"), folder / "bundle", ExportOptions())
-    return folder
 
 
 def first_step(pipeline: Flux2KleinPipeline, image: Image.Image, bundle: Bundle) -> Step:
@@ -81,6 +59,7 @@ def first_step(pipeline: Flux2KleinPipeline, image: Image.Image, bundle: Bundle)
             guidance_scale=1.0,
             latents=latents,
             max_sequence_length=bundle.manifest.prompt.max_length,
+            text_encoder_out_layers=SETTINGS["text_encoder_out_layers"],
         )
     hook.remove()
     recorder = _Recorder(
@@ -95,20 +74,19 @@ def first_step(pipeline: Flux2KleinPipeline, image: Image.Image, bundle: Bundle)
 
 
 @pytest.fixture(scope="module")
-def pipeline(published: Path) -> Flux2KleinPipeline:
-    loaded = Flux2KleinPipeline.from_pretrained(published / "checkpoint")
+def pipeline(checkpoint: Path) -> Flux2KleinPipeline:
+    loaded = Flux2KleinPipeline.from_pretrained(checkpoint)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size_wh", [(64, 64), (93, 70), (66, 131)])
 def test_everything_between_picture_and_method(
-    published: Path, pipeline: Flux2KleinPipeline, size_wh: tuple[int, int]
+    exported: ExportReport, pipeline: Flux2KleinPipeline, size_wh: tuple[int, int]
 ) -> None:
     rng = np.random.default_rng(size_wh[0])
     pixels = rng.integers(0, 255, (size_wh[1], size_wh[0], 3), dtype=np.uint8)
-    bundle = Bundle.open(published / "bundle")
+    bundle = Bundle.open(exported.path)
     step = first_step(pipeline, Image.fromarray(pixels), bundle)
     tokens = len(step.recorder.to_clean[0][0])
 
@@ -154,7 +132,13 @@ def test_everything_between_picture_and_method(
     )
 
 
-def test_the_paper_s_block(published: Path) -> None:
-    method = Bundle.open(published / "bundle").manifest.method
-    expected = {(5, 20): 16, (8, 24): 20}
-    assert method.feature_block == expected[method.double_blocks, method.single_blocks]
+@pytest.mark.parametrize(("double", "single", "block"), [(5, 20, 16), (8, 24, 20)])
+def test_the_paper_s_block(tmp_path: Path, double: int, single: int, block: int) -> None:
+    """Of the published 4B and 9B."""
+    make_checkpoint(
+        tmp_path / "published",
+        settings=SETTINGS | {"feature_block": None},
+        num_layers=double,
+        num_single_layers=single,
+    )
+    assert open_klein(find_checkpoint(str(tmp_path / "published"))).spec.feature_block == block

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +14,14 @@ from typer.testing import CliRunner
 
 from rism.cli.app import app
 from rism.evaluation.datasets.open import DatasetRequest, open_dataset
-from rism.export.refiner.qwen_model import LanguageModel
 from rism.runtime import InstructionFile, Segmenter
 from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
-from tests.export.small_vlm import make_vlm
-from tests.paths import ROOT
+from tests.export.small_vlm import make_vlm, say
 
 COUNT = 7  # samples, of two pictures
 TURNED = f"COCO_train2014_{1:012d}.jpg"
-# Three answers, each written at once, and then none.
-STUCK = """
-import time
-from rism.export.refiner import answer_file, qwen_model
-from rism.cli import main
-answer_file.SAVE_EVERY_S = 0.0
-answer, given = qwen_model.LanguageModel.answer, []
-def slowly(*arguments, **options):
-    if len(given) == 3:
-        time.sleep(600)
-    given.append(1)
-    return answer(*arguments, **options)
-qwen_model.LanguageModel.answer = slowly
-main()
-"""
 runner = CliRunner()
 
 
@@ -96,20 +74,6 @@ def errors(shown: Any) -> list[str]:
     return [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
 
 
-def say(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
-    """Put answers in the model's mouth, "Remove it." after them; it keeps what it was asked."""
-    asked: list[str] = []
-    left = list(answers)
-
-    def answer(self: Any, instruction: str, image: Any, *, max_new_tokens: int) -> Any:
-        asked.append(instruction)
-        return left.pop(0) if left else "Remove it.", True
-
-    monkeypatch.setattr(LanguageModel, "answer", answer)
-    monkeypatch.setattr(LanguageModel, "load", lambda self, *_: setattr(self, "device", "cpu"))
-    return asked
-
-
 def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
     dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
     pairs = {
@@ -122,10 +86,8 @@ def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
 
 
 def test_eval_finds_them_and_says_them(data: Path, refined: Path, tmp_path: Path) -> None:
-    dataset, said = (
-        open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT)),
-        InstructionFile.open(refined),
-    )
+    dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
+    said = InstructionFile.open(refined)
     segmenter = Segmenter.from_bundle(provider="cpu", refiner=said)
     plain = evaluate(*asking(data), "-o", tmp_path / "plain")
     records = evaluate(*asking(data), "-o", tmp_path / "full", "--instructions", refined)
@@ -143,10 +105,8 @@ def test_a_copy_in_parquet_has_the_same_pictures(
     vlm: Path, data: Path, tmp_path: Path, refined: Path
 ) -> None:
     """Pictures are known by their pixels as stored: neither a name nor EXIF counts."""
-    dataset, said = (
-        open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT)),
-        InstructionFile.open(refined),
-    )
+    dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
+    said = InstructionFile.open(refined)
     rows = [
         {
             "image": {"bytes": (data / IMAGES / image).read_bytes(), "path": None},
@@ -173,24 +133,6 @@ def test_a_copy_in_parquet_has_the_same_pictures(
     shutil.copy(refined, tmp_path / "again.json")
     shown = refine(file, "-o", tmp_path / "again.json", model=vlm)
     assert f"0 answered, {COUNT} were there already" in shown.stderr
-
-
-def test_a_killed_run_goes_on(vlm: Path, data: Path, refined: Path, tmp_path: Path) -> None:
-    file = tmp_path / "i.json"
-    command = [
-        sys.executable, "-c", STUCK, "refine", *asking(data), "-o", file,
-        "--model", vlm, "--max-new-tokens", "4", "--provider", "cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (file.exists() and len(InstructionFile.open(file)) == 3):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    shown = refine(*asking(data), "-o", file, model=vlm)
-    assert f"{COUNT - 3} answered, 3 were there already" in shown.stderr
-    assert file.read_bytes() == refined.read_bytes()
 
 
 def test_what_is_left_out_is_named_and_asked_again(
