@@ -315,17 +315,22 @@ def tiny_bundle(tiny_master: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_master, tmp_path / "tiny")
 
 
-def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int) -> Path:
-    """Turn the tiny bundle's graphs into ones of fixed sizes, as a static export writes them."""
+def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) -> Path:
+    """Turn a bundle's graphs into ones of fixed sizes, as a static export writes them.
+
+    Tokens are of 8 x 8 pixels; None leaves the batch free.
+    """
     import onnx
 
     data = json.loads((folder / "manifest.json").read_text())
     graphs = {"text_encoder": data["graphs"].pop("text_encoder")}
     for width, height in sizes:
         tokens = (width // 8) * (height // 8)
-        fixed = {"h": height, "w": width, "n_v": tokens, "batch": batch}
+        fixed = dict.fromkeys(("h", "height"), height) | dict.fromkeys(("w", "width"), width)
+        fixed |= dict.fromkeys(("n_v", "tokens"), tokens)
+        fixed |= {} if batch is None else {"batch": batch}
         for name, entry in data["graphs"].items():
-            model = onnx.load(folder / entry["file"])
+            model = onnx.load(folder / entry["file"], load_external_data=False)
             for value in (*model.graph.input, *model.graph.output):
                 for dim in value.type.tensor_type.shape.dim:
                     if dim.dim_param in fixed:

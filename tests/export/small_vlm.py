@@ -17,37 +17,12 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
+from benchmarks.synthetic.qwen_files import CHAT_TEMPLATE
 from mini.tokenizer import train_tokenizer
 from rism.export.refiner.qwen_model import LanguageModel
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 WORDS = ("remove", "the", "red", "small", "green", "car", "dog", "left")
-# What Qwen2.5-VL's template renders: a system turn of its own where there is none, pictures as
-# one token between two, their numbers only where they are asked for.
-CHAT_TEMPLATE = """\
-{%- set number = namespace(picture=0) -%}
-{%- for message in messages -%}
-{%- if loop.first and message.role != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.content is string -%}
-{{- message.content -}}
-{%- else -%}
-{%- for part in message.content -%}
-{%- if part.type == 'image' -%}
-{%- set number.picture = number.picture + 1 -%}
-{%- if add_vision_id -%}{{- 'Picture ' ~ number.picture ~ ': ' -}}{%- endif -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- else -%}
-{{- part.text -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
 
 
 def make_vlm(

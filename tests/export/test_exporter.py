@@ -223,6 +223,8 @@ def test_places_that_cannot_take_a_bundle(checkpoint: Path, tmp_path: Path) -> N
     assert (full / "mine.txt").read_text() == "precious"
     with pytest.raises(OutputError, match="not a folder"):
         export_bundle(str(checkpoint), full / "mine.txt")
+    with pytest.raises(OutputError, match="/proc/nowhere/b cannot be written"):
+        export_bundle(str(checkpoint), Path("/proc/nowhere/b"))
     with pytest.raises(InputError, match="capture everything is not known"):
         export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(captures=("everything",)))
 

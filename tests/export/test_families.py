@@ -33,7 +33,7 @@ def test_a_new_family_is_exported_run_and_scored(
     )
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, FAMILY))
     shown = rism("export", "--model", checkpoint, "-o", bundle)
-    assert "transformer.vectors" in shown
+    assert all(words in shown for words in ("transformer.vectors", "propagated_vectors", "wrote"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert (manifest["model"]["family"], manifest["model"]["name"]) == ("dummy", "tiny-dummy")
     cpu = ("--bundle", bundle, "--provider", "cpu")

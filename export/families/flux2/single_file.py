@@ -15,9 +15,9 @@ from rism.export.errors import CheckpointError
 from rism.export.families.autoencoder_names import open_encoder
 from rism.export.families.makers_names import TransformerNames
 
-__all__ = ["open_autoencoder", "open_transformer"]
+__all__ = ["NAMES", "open_autoencoder", "open_transformer"]
 
-_NAMES = TransformerNames(
+NAMES = TransformerNames(
     title="FLUX.2",
     whole={
         "img_in": "x_embedder",
@@ -64,7 +64,7 @@ def open_transformer(
     Raises:
         CheckpointError: A name that this layout does not have, or a tensor that is missing.
     """
-    store = _NAMES.open(file, headers)
+    store = NAMES.open(file, headers)
 
     def count(prefix: str) -> int:
         return len({name.split(".")[1] for name in store if name.startswith(f"{prefix}.")})

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +15,11 @@ from rism.export.triton import Serving, TritonOptions, export_triton
 from rism.export.triton.pbtxt import Word, write
 from rism.runtime import BundleError, InputError, OutputError, ProviderError, RismError
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from tests.conftest import fix_sizes, seal
 from tests.export.triton.client import recorded, request, same
 from tests.export.triton.server import Server, schema
 from tests.runtime.prompt.test_vision_encoder import unplaced
 from tests.runtime.vision_language import SMALL, make_bundle, rules
-
-Change = Callable[[dict[str, Any]], None]
-
-
-def sealed(folder: Path, change: Change | None = None) -> Path:
-    """Write the manifest anew with true sizes and hashes."""
-    file = folder / "manifest.json"
-    data = json.loads(file.read_text())
-    if change is not None:
-        change(data)
-    data["files"] = {
-        path.relative_to(folder).as_posix(): {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size": path.stat().st_size,
-        }
-        for path in folder.rglob("*")
-        if path.is_file() and path != file
-    }
-    file.write_text(json.dumps(data))
-    return folder
 
 
 @pytest.fixture
@@ -61,7 +39,7 @@ def test_a_text_encoder_that_looks(padding: str, tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "looking", given)
     if padding == "zeros":
         unplaced(folder)
-    bundle = Bundle.open(sealed(folder))
+    bundle = Bundle.open(seal(folder))
     report = export_triton(bundle, tmp_path / "out", TritonOptions())
     server = Server(report.path)
     # Rows share the picture in the text encoder; with positions on the grid, in both.
@@ -84,52 +62,19 @@ def test_a_text_encoder_that_looks(padding: str, tmp_path: Path) -> None:
         same(answer, outputs)
 
 
-def fix(folder: Path, sizes: list[tuple[int, int]], batch: int | str) -> Path:
-    """Turn mini's graphs into ones of fixed sizes, as a static export writes them."""
-    data = json.loads((folder / "manifest.json").read_text())
-    graphs = {"text_encoder": data["graphs"]["text_encoder"]}
-    for width, height in sizes:
-        tokens = (width // 8) * (height // 8)
-        fixed = {"height": height, "width": width, "tokens": tokens, "batch": batch}
-        for name in ("vae_encoder", "transformer.scores"):
-            entry = json.loads(json.dumps(data["graphs"][name]))
-            model = onnx.load(folder / entry["file"], load_external_data=False)
-            for value in (*model.graph.input, *model.graph.output):
-                for dim in value.type.tensor_type.shape.dim:
-                    if isinstance(fixed.get(dim.dim_param), int):
-                        dim.dim_value = fixed[dim.dim_param]
-            entry["file"] = f"{name}.{width}x{height}.onnx"
-            for spec in (*entry["inputs"].values(), *entry["outputs"].values()):
-                spec["shape"] = [fixed.get(size, size) for size in spec["shape"]]
-            onnx.save(model, folder / entry["file"])
-            graphs[f"{name}@{width}x{height}"] = entry
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest |= {"schema_version": "1.1", "graphs": graphs, "default_capture": "scores"}
-        manifest["geometry"]["sizes"] = [list(size) for size in sizes]
-
-    return sealed(folder, change)
-
-
-@pytest.mark.parametrize("batch", [1, "batch"])
-def test_fixed_sizes(batch: int | str, copy: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(fix(copy, [(128, 96), (96, 128)], batch))
+@pytest.mark.parametrize("batch", [1, None])
+def test_fixed_sizes(batch: int | None, copy: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(fix_sizes(copy, [(128, 96), (96, 128)], batch=batch))
     report = export_triton(bundle, tmp_path / "out", TritonOptions(link=True))
     assert [chain.size_wh for chain in report.chains] == [(128, 96), (96, 128)]
     server = Server(report.path)
-    assert set(server.configs) == {
-        "text_encoder",
-        *(
-            f"{name}_{size}"
-            for name in ("rism_scores", "vae_encoder", "transformer_inputs", "transformer_scores")
-            for size in ("128x96", "96x128")
-        ),
-    }
-    rows = -1 if batch == "batch" else 1
+    parts = ("rism_scores", "vae_encoder", "transformer_inputs", "transformer_scores")
+    models = {f"{name}_{size}" for name in parts for size in ("128x96", "96x128")}
+    assert set(server.configs) == {"text_encoder", *models}
     for size, seen in (("128x96", picture(60, 80)), ("96x128", picture(80, 60))):
         name = f"rism_scores_{size}"
         tensors = {t.name: list(t.dims) for t in server.configs[name].input}
-        assert tensors["input_ids"] == [rows, 40]
+        assert tensors["input_ids"] == [batch or -1, 40]
         assert tensors["image"] == [1, 3, *(int(side) for side in reversed(size.split("x")))]
         transformer = server.configs[f"transformer_scores_{size}"]
         assert transformer.max_batch_size == (0 if batch == 1 else 8)
@@ -172,7 +117,7 @@ def add_engine(folder: Path, **changes: Any) -> Path:
         "platform": "linux-x86_64", "compute_capabilities": ["9.0"], "precision": "fp32",
         "stripped": False, "graphs": graphs,
     } | changes  # fmt: skip
-    return sealed(folder, lambda manifest: manifest.update(engines=[engine]))
+    return seal(folder, lambda manifest: manifest.update(engines=[engine]))
 
 
 def test_an_engine_in_the_place_of_graphs(copy: Path, tmp_path: Path) -> None:
@@ -245,7 +190,7 @@ def test_bfloat16_on_a_cpu(copy: Path, tmp_path: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["precision"]["compute"] = "bfloat16"
 
-    bundle = Bundle.open(sealed(copy, change))
+    bundle = Bundle.open(seal(copy, change))
     options = TritonOptions(serving=Serving(device="cpu"))
     with pytest.raises(ProviderError, match=r"cpu \(--device cpu\) cannot run this bundle"):
         export_triton(bundle, tmp_path / "out", options)
@@ -282,7 +227,7 @@ def test_graphs_that_are_not_what_the_manifest_says(
             next(v for v in model.graph.input if v.name == "noise").name = "noisy"
             message = "has no input 'noise', expected the manifest's inputs"
         onnx.save(model, file)
-    bundle = Bundle.open(sealed(copy))
+    bundle = Bundle.open(seal(copy))
     with pytest.raises(BundleError, match=message):
         export_triton(bundle, tmp_path / "out", TritonOptions())
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))

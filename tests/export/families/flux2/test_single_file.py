@@ -17,62 +17,18 @@ from rism.export import CheckpointError, UnsupportedModelError, plan_export
 from rism.export.checkpoint.safetensors_store import StoredTensor, read_headers
 from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import KleinModel, open_klein
-from rism.export.families.flux2.single_file import open_autoencoder, open_transformer
+from rism.export.families.flux2.single_file import NAMES, open_autoencoder, open_transformer
 from rism.export.precision import PRECISIONS
-
-# diffusers' names to the makers', the other way round than the exporter's table.
-NAMES = [
-    (r"^transformer_blocks\.(\d+)\.", r"double_blocks.\1."),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
-    (
-        r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight",
-        r"single_blocks.\1.norm.query_norm.scale",
-    ),
-    (
-        r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight",
-        r"single_blocks.\1.norm.key_norm.scale",
-    ),
-    (r"\.attn\.norm_q\.weight", ".img_attn.norm.query_norm.scale"),
-    (r"\.attn\.norm_k\.weight", ".img_attn.norm.key_norm.scale"),
-    (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
-    (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
-    (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
-    (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
-    (r"\.ff\.linear_in\.", ".img_mlp.0."),
-    (r"\.ff\.linear_out\.", ".img_mlp.2."),
-    (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
-    (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
-    (r"^x_embedder\.", "img_in."),
-    (r"^context_embedder\.", "txt_in."),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_1\.", "time_in.in_layer."),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_2\.", "time_in.out_layer."),
-    (r"^((?:double|single)_stream_modulation\w*)\.linear\.", r"\1.lin."),
-    (r"^proj_out\.", "final_layer.linear."),
-]
-FUSED = {"to_q": "img_attn", "add_q_proj": "txt_attn"}
 
 
 def makers_transformer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, tensor in tensors.items():
-        part = name.split(".")[-2]
-        if part in ("to_k", "to_v", "add_k_proj", "add_v_proj"):
-            continue
-        if part in FUSED:
-            others = [name.replace(part, part.replace("q", letter)) for letter in "kv"]
-            fused = torch.cat([tensor, *(tensors[other] for other in others)])
-            block = name.split(".")[1]
-            found[f"double_blocks.{block}.{FUSED[part]}.qkv.weight"] = fused
-            continue
-        if name == "norm_out.linear.weight":
-            scale, shift = tensor.chunk(2)
-            found["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
-            continue
-        for pattern, replacement in NAMES:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
-    return found
+    """Names by the exporter's table, which is compared with diffusers' conversion below."""
+    found = {
+        name: torch.cat([tensors[part] for part in parts])
+        for name, parts in NAMES.makers_names(tensors).items()
+    }
+    final = "final_layer.adaLN_modulation.1.weight"
+    return found | {final: torch.cat(found[final].chunk(2)[::-1])}
 
 
 def makers_autoencoder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

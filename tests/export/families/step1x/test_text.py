@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -50,10 +48,3 @@ def test_both_halves(comparison: TextComparison, size_wh: tuple[int, int], expre
     assert found["pixel patches"] < 1e-6
     assert found["vision states"] < 1e-5
     assert found["hidden states"] < 1e-5
-
-
-def test_the_largest_picture_has_several_windows(comparison: TextComparison) -> None:
-    """Patches of one window do not see those of the next, but in the blocks that see all."""
-    rules = comparison.model.spec.prompt.vision
-    assert rules is not None
-    assert math.isqrt(rules.max_pixels) // rules.cell_px * rules.merge > 8
