@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mini.tokenizer import train_tokenizer
-from rism.export.attention_capture import Capture, Spans
+from rism.export.attention_capture import Capture
 from rism.export.checkpoint.chat_template import open_tokenizer, prompt_rules, tokenizer_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part, build_empty, cast_part
@@ -142,23 +142,41 @@ class Reference:
         return [self._capture(given, feature_block) for given in inputs]
 
     def _capture(self, given: ReferenceInputs, feature_block: int) -> ReferenceCapture:
-        tokens, prompt = given.clean_latents.shape[1], given.prompt
-        capture = Capture(
-            Spans(prompt.embeds.shape[1], tokens, tokens),
-            given.prompt_weights,
-            feature_block,
-            matrices=True,
-            token_attention=True,
-        )
-        positions = torch.cartesian_prod(*(torch.arange(float(n)) for n in given.grid_hw))
         step = self.modules["transformer"]
-        step(given.clean_latents, given.noise, prompt, positions, capture)
-        assert capture.features is not None and capture.to_tokens is not None
+        assert isinstance(step, Step)
+        clean, embeds = given.clean_latents, given.prompt.embeds
+        length, tokens = embeds.shape[1], clean.shape[1]
+        image = torch.cat([given.noise.expand(len(clean), -1, -1), clean], dim=1)
+        hidden = torch.cat([step.text_in(embeds), step.image_in(image)], dim=1)
+        grid = torch.cartesian_prod(*(torch.arange(float(n)) for n in given.grid_hw))
+        text = torch.stack([torch.zeros(length), torch.arange(float(length))], dim=1)
+        places = torch.cat([text, grid, grid + torch.tensor([30.0, 0.0])])
+        pairs = WIDTH // HEADS // 4
+        angles = (places[:, :, None] / THETA ** (torch.arange(pairs) / pairs)).flatten(1)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        rows, features = [], {}
+        for index, block in enumerate(step.blocks):
+            assert isinstance(block, Block)
+            q, k, v = block.project(hidden)
+            q, k = (
+                torch.view_as_real(
+                    torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns
+                ).flatten(-2)
+                for x in (q, k)
+            )
+            attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+            mixed = (attention @ v).transpose(1, 2).flatten(2)
+            if index == feature_block:
+                features["mmsa"] = mixed[:, -tokens:]
+            hidden = hidden + block.out(mixed)
+            rows.append(attention.mean(1)[:, -tokens:])
+        to_all = torch.stack(rows, dim=1)
+        to_prompt, to_clean = to_all[..., :length], to_all[..., -tokens:]
         return ReferenceCapture(
-            attention_vectors=torch.stack(capture.attention_vectors, dim=1),
-            transition_matrices=torch.stack(capture.transition_matrices, dim=1),
-            features={"mmsa": capture.features},
-            token_attention=capture.to_tokens,
+            attention_vectors=(to_prompt @ given.prompt_weights[:, None, :, None])[..., 0],
+            transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
+            features=features,
+            token_attention=to_prompt.sum(1),
         )
 
 
