@@ -30,7 +30,7 @@ from rism.export.families.step1x.reference import (
 from rism.export.families.step1x.reference_blocks import modulation
 from rism.export.families.step1x.reference_connector import allowed_pairs
 from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, sizes_of
-from rism.export.families.step1x.tensor_names import NAMES, open_transformer
+from rism.export.families.step1x.tensor_names import open_transformer
 from rism.export.precision import PRECISIONS
 
 Parts = tuple[StoredTensor, ...]
