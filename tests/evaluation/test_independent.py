@@ -19,14 +19,9 @@ from pycocotools import mask as coco_mask
 from rism import Segmenter
 from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.evaluation.metrics.iou import overlap, summarise
-from tests.evaluation.datasets.refcoco_files import IMAGES, write_refer
+from tests.evaluation.datasets.refcoco_files import IMAGES
 
 Predict = Callable[[np.ndarray, str], np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_refer(tmp_path_factory.mktemp("refer"), protocol=0)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +92,10 @@ def scores(root: Path, split: str, predict: Predict, merge: str = "legacy") -> d
     return found
 
 
-def test_the_scores_are_those_of_the_independent_scorer(root: Path, by_model: Predict) -> None:
+def test_the_scores_are_those_of_the_independent_scorer(
+    refer_root: Path, by_model: Predict
+) -> None:
+    root = refer_root
     assert (0, 0) in independent_counts(root, "val", by_rule), "an empty union is among them"
     for split in ("val", "testA"):
         for predict in (by_model, by_rule):

@@ -120,12 +120,17 @@ def write_refer(root: Path, *, dataset: str = "refcoco", protocol: int = 2) -> P
     return root
 
 
+def read_refs(root: Path, *, dataset: str = "refcoco") -> list[dict[str, Any]]:
+    """Return the entries of refs(unc).p."""
+    refs: list[dict[str, Any]] = pickle.loads((root / dataset / "refs(unc).p").read_bytes())
+    return refs
+
+
 def edit_refs(root: Path, change: Any, *, dataset: str = "refcoco") -> None:
     """Change the entries of refs(unc).p in place."""
-    file = root / dataset / "refs(unc).p"
-    refs = pickle.loads(file.read_bytes())
+    refs = read_refs(root, dataset=dataset)
     change(refs)
-    file.write_bytes(pickle.dumps(refs, protocol=2))
+    (root / dataset / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
 def edit_instances(root: Path, change: Any, *, dataset: str = "refcoco") -> None:

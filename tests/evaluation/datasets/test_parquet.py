@@ -1,4 +1,4 @@
-"""Copies of RefCOCO in parquet files: four layouts, the same samples, pictures and masks."""
+"""Copies of RefCOCO in parquet files: four layouts, the same samples, images and masks."""
 
 import io
 import json
@@ -14,127 +14,78 @@ import pytest
 from PIL import Image
 
 from rism.evaluation.datasets.open import DatasetRequest, open_dataset
-from rism.evaluation.datasets.sample import Dataset
+from rism.evaluation.datasets.sample import Dataset, Sample
 from rism.runtime.errors import InputError, RismError
 from rism.runtime.result.rle import encode_rle
-from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
+from tests.evaluation.datasets.refcoco_files import IMAGES, read_refs, with_orientation
+
+Rows = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_refer(tmp_path_factory.mktemp("refer"))
-
-
-@pytest.fixture(scope="module")
-def refer(master: Path) -> Dataset:
-    return open_dataset(DatasetRequest("refcoco", root=master))
-
-
-def entries(master: Path) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], bytes]]:
-    """Of the split: REFER's entry, annotation, about the picture, its bytes."""
-    refs: list[dict[str, Any]] = []
-    edit_refs(master, refs.extend)
-    data = json.loads((master / "refcoco" / "instances.json").read_text())
-    annotations = {one["id"]: one for one in data["annotations"]}
-    images = {one["id"]: one for one in data["images"]}
-    found = []
-    for ref in refs:
-        if ref["split"] == "val":
-            about = images[ref["image_id"]]
-            picture = (master / IMAGES / about["file_name"]).read_bytes()
-            found.append((ref, annotations[ref["ann_id"]], about, picture))
-    return found
-
-
-def is_one_polygon(annotation: dict[str, Any]) -> bool:
-    return isinstance(annotation["segmentation"], list) and len(annotation["segmentation"]) == 1
-
-
-def rows_of_objects(master: Path, _: Dataset) -> list[dict[str, Any]]:
-    return [
-        {
-            "question_id": str(annotation["id"]),
-            "image": {"bytes": picture, "path": None},
-            "question": "Provide a short description for this region.",
-            "answer": [sentence["sent"] for sentence in ref["sentences"]],
-            "segmentation": annotation["segmentation"][0],
-            "bbox": [0.0, 0.0, 1.0, 1.0],
-            "iscrowd": 0,
-            "file_name": ref["file_name"],
-        }
-        for ref, annotation, _, picture in entries(master)
-        if is_one_polygon(annotation)
-    ]
-
-
-def rows_of_refer(master: Path, _: Dataset) -> list[dict[str, Any]]:
-    return [
-        {
-            **ref,
-            "raw_anns": json.dumps(annotation),
-            "raw_image_info": json.dumps(about),
-            "raw_sentences": json.dumps(ref["sentences"]),
-            "image_path": f"coco/train2014/{about['file_name']}",
-        }
-        for ref, annotation, about, _ in entries(master)
-    ]
-
-
-def rows_of_pictures(master: Path, _: Dataset) -> list[dict[str, Any]]:
-    rows: dict[int, dict[str, Any]] = {}
-    for ref, annotation, about, picture in entries(master):
-        if isinstance(annotation["segmentation"], list):
-            row = {"ref_list": [], "image_info": about, "image": {"bytes": picture, "path": None}}
-            row = rows.setdefault(about["id"], row)
-            row["ref_list"].append({"ref_info": ref, "ann_info": annotation})
-    return list(rows.values())
-
-
-def rows_of_new_masks(master: Path, refer: Dataset) -> list[dict[str, Any]]:
+@pytest.fixture
+def layouts(refer_root: Path, refer: Dataset) -> dict[str, Rows]:
+    """The rows of the split in each layout."""
+    data = json.loads((refer_root / "refcoco" / "instances.json").read_text())
+    annotations = {each["id"]: each for each in data["annotations"]}
+    names = {each["id"]: each["file_name"] for each in data["images"]}
     masks = {sample.key.split(":")[0]: refer.mask(sample) for sample in refer.samples}
-    rows: dict[int, dict[str, Any]] = {}
-    for ref, _, about, picture in entries(master):
-        row = {
-            "image": {"bytes": picture, "path": None},
-            "image_id": about["id"],
-            "file_name": about["file_name"],
-            "samples": [],
-        }
-        mask_hw = masks[str(ref["ref_id"])]
-        rows.setdefault(about["id"], row)["samples"].append(
+    objects, entries = Rows(), Rows()
+    images, new_masks = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    for ref in read_refs(refer_root):
+        if ref["split"] != "val":
+            continue
+        annotation, name = annotations[ref["ann_id"]], names[ref["image_id"]]
+        outline, mask_hw = annotation["segmentation"], masks[str(ref["ref_id"])]
+        image = {"bytes": (refer_root / IMAGES / name).read_bytes(), "path": None}
+        path = f"coco/train2014/{name}"
+        entries.append(ref | {"raw_anns": json.dumps(annotation), "image_path": path})
+        row = new_masks.setdefault(name, {"image": image, "file_name": name, "samples": []})
+        row["samples"].append(
             {
                 "id": ref["ref_id"],
                 "sentences": [sentence["raw"] for sentence in ref["sentences"]],
-                "mask": {"counts": encode_rle(mask_hw), "size": list(mask_hw.shape)},
+                "mask": as_rle(mask_hw),
             }
         )
-    return list(rows.values())
+        if isinstance(outline, list):
+            about = {"file_name": name}
+            row = images.setdefault(name, {"ref_list": [], "image_info": about, "image": image})
+            row["ref_list"].append({"ref_info": ref, "ann_info": annotation})
+            if len(outline) == 1:
+                answer = [sentence["sent"] for sentence in ref["sentences"]]
+                row = {"image": image, "answer": answer, "segmentation": outline[0]}
+                objects.append(row | {"file_name": ref["file_name"]})
+    by_image = {"images": [*images.values()], "new masks": [*new_masks.values()]}
+    return {"objects": objects, "refer": entries} | by_image
 
 
-LAYOUTS: dict[str, Callable[[Path, Dataset], list[dict[str, Any]]]] = {
-    "objects": rows_of_objects,
-    "refer": rows_of_refer,
-    "pictures": rows_of_pictures,
-    "new masks": rows_of_new_masks,
-}
-
-
-def write(rows: list[dict[str, Any]], file: Path, *, group: int = 2) -> Path:
+def write(rows: Rows, file: Path, *, group: int = 2) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=group)
     return file
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_as_refer(master: Path, refer: Dataset, tmp_path: Path, layout: str) -> None:
-    rows = LAYOUTS[layout](master, refer)
+def opened(source: str | Path, **changes: Any) -> Dataset:
+    return open_dataset(DatasetRequest(str(source), **changes))
+
+
+def assert_same(own: Dataset, sample: Sample, refer: Dataset, twin: Sample) -> None:
+    np.testing.assert_array_equal(own.image(sample), refer.image(twin))
+    np.testing.assert_array_equal(own.mask(sample), refer.mask(twin))
+
+
+@pytest.mark.parametrize("layout", ["objects", "refer", "images", "new masks"])
+def test_the_same_as_refer(
+    refer_root: Path, refer: Dataset, layouts: dict[str, Rows], tmp_path: Path, layout: str
+) -> None:
+    rows = layouts[layout]
     half = len(rows) // 2
     write(rows[:half], tmp_path / "data" / "val-00000-of-00002.parquet")
     write(rows[half:], tmp_path / "data" / "val-00001-of-00002.parquet")
     if layout == "refer":
         (tmp_path / "coco").mkdir()
-        (tmp_path / "coco" / "train2014").symlink_to(master / IMAGES)
-    dataset = open_dataset(DatasetRequest("refcoco", root=tmp_path))
+        (tmp_path / "coco" / "train2014").symlink_to(refer_root / IMAGES)
+    dataset = opened("refcoco", root=tmp_path)
     assert not dataset.problems and dataset.name == "refcoco unc val"
     expected = {
         (sample.image, sample.expression.lower().rstrip("!")): sample for sample in refer.samples
@@ -143,47 +94,41 @@ def test_the_same_as_refer(master: Path, refer: Dataset, tmp_path: Path, layout:
     seen = []
     for sample in dataset.samples:
         twin = expected[sample.image, sample.expression.lower().rstrip("!")]
-        np.testing.assert_array_equal(dataset.image(sample), refer.image(twin))
-        np.testing.assert_array_equal(dataset.mask(sample), refer.mask(twin))
+        assert_same(dataset, sample, refer, twin)
         seen.append(twin)
     assert len(seen) == len(set(seen)) >= 4
     assert (len(seen) == len(refer.samples)) == (layout in ("refer", "new masks"))
-    pictures = [sample.image for sample in dataset.samples]
-    assert pictures == sorted(pictures, key=pictures.index)
+    names = [sample.image for sample in dataset.samples]
+    assert names == sorted(names, key=names.index)
     published = "unc val as published has 3,811 objects and 10,834 sentences"
     assert any(published in note for note in dataset.notes)
     assert any("one outline" in note for note in dataset.notes) == (layout == "objects")
 
 
-def test_wordings(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    write(rows_of_pictures(master, refer), tmp_path / "refcoco_unc_val-0.parquet")
+def test_wordings(layouts: dict[str, Rows], tmp_path: Path) -> None:
+    write(layouts["images"], tmp_path / "refcoco_unc_val-0.parquet")
     for wording, upper in (("raw", True), ("sent", False)):
-        dataset = open_dataset(DatasetRequest("refcoco", root=tmp_path, wording=wording, limit=3))
+        dataset = opened("refcoco", root=tmp_path, wording=wording, limit=3)
         assert [sample.expression.isupper() for sample in dataset.samples] == [upper] * 3
 
 
-def test_a_mixture_of_partitions_is_named(master: Path, refer: Dataset, tmp_path: Path) -> None:
+def test_a_mixture_of_partitions_is_named(layouts: dict[str, Rows], tmp_path: Path) -> None:
     """8,811 rows, as the best known copy of RefCOCO has in its val."""
-    keys = ("image", "answer", "segmentation", "file_name")
-    row = rows_of_objects(master, refer)[0] | {"image": {"bytes": b"", "path": None}}
-    row = {key: row[key] for key in keys} | {"segmentation": [1, 1, 9, 1, 9, 9]}
+    row = layouts["objects"][0] | {"image": {"bytes": b"", "path": None}}
     write([row] * 8811, tmp_path / "val-0.parquet", group=8811)
-    (note,) = [
-        n for n in open_dataset(DatasetRequest("refcoco", root=tmp_path)).notes if "8,811" in n
-    ]
+    (note,) = [note for note in opened("refcoco", root=tmp_path).notes if "8,811" in note]
     assert "a mixture of partitions (3,811 unc plus 5,000 google)" in note
 
 
-def test_a_file_by_its_path(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    file = write(rows_of_new_masks(master, refer), tmp_path / "validation.parquet")
-    dataset = open_dataset(DatasetRequest(str(file)))
+def test_a_file_by_its_path(
+    refer_root: Path, refer: Dataset, layouts: dict[str, Rows], tmp_path: Path
+) -> None:
+    dataset = opened(write(layouts["new masks"], tmp_path / "validation.parquet"))
     assert dataset.name == "validation" and len(dataset.samples) == len(refer.samples)
-    without = write(rows_of_refer(master, refer), tmp_path / "annotations.parquet")
+    without = write(layouts["refer"], tmp_path / "annotations.parquet")
     with pytest.raises(InputError, match=r"has no images inside: name the folder"):
-        open_dataset(DatasetRequest(str(without)))
-    assert len(open_dataset(DatasetRequest(str(without), root=master)).samples) == len(
-        refer.samples
-    )
+        opened(without)
+    assert len(opened(without, root=refer_root).samples) == len(refer.samples)
 
 
 def as_png(mask_hw: np.ndarray) -> bytes:
@@ -192,76 +137,78 @@ def as_png(mask_hw: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def as_rle(mask_hw: np.ndarray) -> dict[str, Any]:
+    return {"size": list(mask_hw.shape), "counts": encode_rle(mask_hw)}
+
+
 MASKS: dict[str, Callable[[np.ndarray], Any]] = {
-    "rle": lambda mask: {"size": list(mask.shape), "counts": encode_rle(mask)},
-    "text": lambda mask: json.dumps({"size": list(mask.shape), "counts": encode_rle(mask)}),
+    "rle": as_rle,
+    "text": lambda mask: json.dumps(as_rle(mask)),
     "png": as_png,
     "hub": lambda mask: {"bytes": as_png(mask), "path": None},
 }
 
 
 @pytest.mark.parametrize("form", MASKS)
-def test_columns_by_name(master: Path, refer: Dataset, tmp_path: Path, form: str) -> None:
+def test_columns_by_name(refer_root: Path, refer: Dataset, tmp_path: Path, form: str) -> None:
     twins = [sample for sample in refer.samples if refer.mask(sample).any()]
     rows = [
         {
-            "picture": (master / IMAGES / sample.image).read_bytes(),
+            "picture": (refer_root / IMAGES / sample.image).read_bytes(),
             "caption": sample.expression if form == "rle" else [sample.expression],
             "mask": MASKS[form](refer.mask(sample)),
             "number": at,
         }
         for at, sample in enumerate(twins)
     ]
-    file = str(write(rows, tmp_path / "own.parquet"))
+    file = write(rows, tmp_path / "own.parquet")
     columns = {"image": "picture", "expression": "caption", "id": "number"}
-    dataset = open_dataset(DatasetRequest(file, columns=columns))
+    dataset = opened(file, columns=columns)
     assert [s.key for s in dataset.samples] == [f"{at}:0" for at in range(len(rows))]
     assert [s.expression for s in dataset.samples] == [s.expression for s in twins]
-    for own, twin in zip(dataset.samples, twins, strict=True):
-        np.testing.assert_array_equal(dataset.image(own), refer.image(twin))
-        np.testing.assert_array_equal(dataset.mask(own), refer.mask(twin))
+    for sample, twin in zip(dataset.samples, twins, strict=True):
+        assert_same(dataset, sample, refer, twin)
     for wrong, says in (
         ({"image": "picture"}, "no column for expression=expression, only picture, caption"),
         ({**columns, "group": "x"}, "--columns has 'group', expected image, expression, mask and"),
         (None, "name yours with --columns, or write a FILE.jsonl"),
     ):
         with pytest.raises(InputError, match=says):
-            open_dataset(DatasetRequest(file, columns=wrong))
+            opened(file, columns=wrong)
 
 
-def test_exif_turns_neither(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    rows = rows_of_new_masks(master, refer)
-    for row in rows:
+def test_exif_turns_neither(refer: Dataset, layouts: dict[str, Rows], tmp_path: Path) -> None:
+    for row in layouts["new masks"]:
         row["image"]["bytes"] = with_orientation(row["image"]["bytes"], 6)
-    dataset = open_dataset(DatasetRequest(str(write(rows, tmp_path / "turned.parquet"))))
+    dataset = opened(write(layouts["new masks"], tmp_path / "turned.parquet"))
     for sample in dataset.samples[:4]:
         twin = next(other for other in refer.samples if other.expression == sample.expression)
-        np.testing.assert_array_equal(dataset.image(sample), refer.image(twin))
-        np.testing.assert_array_equal(dataset.mask(sample), refer.mask(twin))
+        assert_same(dataset, sample, refer, twin)
 
 
-def test_names_of_splits(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    rows = rows_of_new_masks(master, refer)
+def test_names_of_splits(refer: Dataset, layouts: dict[str, Rows], tmp_path: Path) -> None:
+    rows = layouts["new masks"]
     write(rows, tmp_path / "validation-0.parquet")
     write(rows[:1], tmp_path / "test-0.parquet")
-    assert len(open_dataset(DatasetRequest("refcoco", root=tmp_path)).samples) == len(refer.samples)
-    assert open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testA")).samples
+    assert len(opened("refcoco", root=tmp_path).samples) == len(refer.samples)
+    assert opened("refcoco", root=tmp_path, split="testA").samples
     write(rows[:2], tmp_path / "testA-0.parquet")
-    two = open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testA")).samples
+    two = opened("refcoco", root=tmp_path, split="testA").samples
     assert len({sample.image for sample in two}) == 2
     with pytest.raises(InputError, match=r"has no folder refcoco.*or parquet files"):
-        open_dataset(DatasetRequest("refcoco", root=tmp_path, split="testB"))
+        opened("refcoco", root=tmp_path, split="testB")
 
 
-def test_broken_rows_are_problems(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    rows = rows_of_refer(master, refer)
+def test_broken_rows_are_problems(
+    refer_root: Path, layouts: dict[str, Rows], tmp_path: Path
+) -> None:
+    rows = layouts["refer"]
     rows[0]["raw_anns"] = "{"
     rows[1]["raw_anns"] = json.dumps({"segmentation": [[1, 2, 3]]})
     rows[2]["image_path"] = "coco/train2014/absent.jpg"
     rows[3]["raw_anns"] = "[]"
     rows[4]["sentences"] = [{**rows[4]["sentences"][0], "raw": " "}]
-    file = write(rows, tmp_path / "annotations.parquet")
-    dataset = open_dataset(DatasetRequest(str(file), root=master))
+    dataset = opened(write(rows, tmp_path / "annotations.parquet"), root=refer_root)
     found = {problem.where: problem.what for problem in dataset.problems}
     assert "it does not fit its columns: JSONDecodeError" in found["row 0"]
     assert "3 numbers" in found[f"object {rows[1]['ref_id']}"]
@@ -276,21 +223,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     file = tmp_path / "val-0.parquet"
     file.write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"val-0\.parquet' cannot be read as parquet"):
-        open_dataset(DatasetRequest("refcoco", root=tmp_path))
+        opened("refcoco", root=tmp_path)
     write([{"image": b"", "caption": "a dog"}], file)
     with pytest.raises(InputError, match="has the columns image, caption, expected image, answer"):
-        open_dataset(DatasetRequest("refcoco", root=tmp_path))
+        opened("refcoco", root=tmp_path)
 
 
-def test_a_picture_that_is_missing_or_none(master: Path, refer: Dataset, tmp_path: Path) -> None:
-    rows = rows_of_new_masks(master, refer)
+def test_an_image_that_is_missing_or_none(layouts: dict[str, Rows], tmp_path: Path) -> None:
+    rows = layouts["new masks"]
     rows[0]["image"]["bytes"] = b"text"
     rows[1]["image"]["bytes"] = b""
-    dataset = open_dataset(DatasetRequest(str(write(rows, tmp_path / "val.parquet"))))
-    of_rows = [
-        next(sample for sample in dataset.samples if sample.image == row["file_name"])
-        for row in rows
-    ]
+    dataset = opened(write(rows, tmp_path / "val.parquet"))
+    by_image = {sample.image: sample for sample in dataset.samples}
+    of_rows = [by_image[row["file_name"]] for row in rows]
     with pytest.raises(InputError, match="not an image"):
         dataset.image(of_rows[0])
     with pytest.raises(InputError, match="row 1 has no image in its column image"):
@@ -303,4 +248,4 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "rism.evaluation.datasets.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(RismError, match=r"needs pyarrow.*pip install .*\[eval\]"):
-        open_dataset(DatasetRequest(str(file)))
+        opened(file)

@@ -20,6 +20,7 @@ from tests.evaluation.datasets.refcoco_files import (
     IMAGES,
     edit_instances,
     edit_refs,
+    read_refs,
     scene,
     with_orientation,
     write_refer,
@@ -28,15 +29,10 @@ from tests.evaluation.datasets.refcoco_files import (
 FIRST = "COCO_train2014_000000000000.jpg"
 
 
-@pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_refer(tmp_path_factory.mktemp("refer"))
-
-
 @pytest.fixture
-def root(master: Path, tmp_path: Path) -> Path:
+def root(refer_root: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(master, tmp_path / "data"))
+    return Path(shutil.copytree(refer_root, tmp_path / "data"))
 
 
 def opened(root: Path, **changes: Any) -> Dataset:
@@ -47,42 +43,39 @@ def problems(dataset: Dataset) -> dict[str, str]:
     return {problem.where: problem.what for problem in dataset.problems}
 
 
-def test_every_sentence_of_the_split_is_a_sample(master: Path) -> None:
-    dataset = opened(master)
-    refs = pickle.loads((master / "refcoco" / "refs(unc).p").read_bytes())
+def test_every_sentence_of_the_split_is_a_sample(refer_root: Path, refer: Dataset) -> None:
     expected = {
         f"{ref['ref_id']}:{sentence['sent_id']}": sentence["raw"].strip()
-        for ref in refs
+        for ref in read_refs(refer_root)
         for sentence in ref["sentences"]
         if ref["split"] == "val"
     }
-    assert {sample.key: sample.expression for sample in dataset.samples} == expected
-    assert dataset.name == "refcoco unc val" and not dataset.problems
-    assert "unc val as published has 3,811 objects and 10,834 sentences" in dataset.notes[0]
-    assert all(sample.present for sample in dataset.samples)
+    assert {sample.key: sample.expression for sample in refer.samples} == expected
+    assert refer.name == "refcoco unc val" and not refer.problems
+    assert "unc val as published has 3,811 objects and 10,834 sentences" in refer.notes[0]
+    assert all(sample.present for sample in refer.samples)
 
 
-def test_samples_of_a_picture_stand_together(master: Path) -> None:
-    refs = pickle.loads((master / "refcoco" / "refs(unc).p").read_bytes())
-    apart = [ref["image_id"] for ref in refs if ref["split"] == "val"]
-    together = [sample.image for sample in opened(master).samples]
+def test_samples_of_an_image_stand_together(refer_root: Path, refer: Dataset) -> None:
+    apart = [ref["image_id"] for ref in read_refs(refer_root) if ref["split"] == "val"]
+    together = [sample.image for sample in refer.samples]
     assert len(set(together)) == len(set(apart)) == 4
     assert sum(a != b for a, b in pairwise(apart)) > 3
     assert sum(a != b for a, b in pairwise(together)) == 3
 
 
-def test_wordings_and_limit(master: Path) -> None:
-    raw = [sample.expression for sample in opened(master).samples]
-    sent = [sample.expression for sample in opened(master, wording="sent").samples]
+def test_wordings_and_limit(refer_root: Path) -> None:
+    raw = [sample.expression for sample in opened(refer_root).samples]
+    sent = [sample.expression for sample in opened(refer_root, wording="sent").samples]
     assert all(text.isupper() for text in raw)
     assert [text.lower().rstrip("!") for text in raw] == sent
-    some = opened(master, limit=3)
+    some = opened(refer_root, limit=3)
     assert [sample.expression for sample in some.samples] == raw[:3]
-    assert some.notes == opened(master).notes
+    assert some.notes == opened(refer_root).notes
 
 
-def test_pictures_and_masks_have_one_size(master: Path) -> None:
-    dataset = opened(master, split="testA")
+def test_pictures_and_masks_have_one_size(refer_root: Path) -> None:
+    dataset = opened(refer_root, split="testA")
     assert len(dataset.samples) > 2
     for sample in dataset.samples:
         image = dataset.image(sample)
@@ -90,8 +83,8 @@ def test_pictures_and_masks_have_one_size(master: Path) -> None:
         assert np.abs(image.astype(int) - scene(4).image_hwc).mean() < 8
 
 
-def test_masks_are_of_the_objects(master: Path) -> None:
-    legacy, union = opened(master), opened(master, gt_merge="union")
+def test_masks_are_of_the_objects(refer_root: Path) -> None:
+    legacy, union = opened(refer_root), opened(refer_root, gt_merge="union")
     compared = 0
     for sample in legacy.samples:
         number, target = divmod(int(sample.key.split(":")[0]) - 1000, 100)
