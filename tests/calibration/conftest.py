@@ -14,6 +14,8 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 from safetensors.numpy import load_file
 
+from rism.calibration import Scales
+from rism.calibration.layers import find_layers, fingerprint, kept_layers
 from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.external_weights import WeightFile, store_weights
@@ -32,6 +34,14 @@ def write_transformer(model: OpenModel, precision: str, folder: Path) -> None:
         graph = trace_transformer(part, model.spec, CaptureOptions("vectors"), own, None)
         store_weights(graph, {f"dit.{n}": rule for n, rule in part.rules.items()}, file)
         ir.save(graph, folder / "transformer.vectors.onnx")
+
+
+def scales_of(model: ir.Model, **layers: float) -> Scales:
+    """Scales that nobody measured, of every layer that is quantised; some may be given."""
+    found = find_layers(model)
+    kept = kept_layers([layer.name for layer in found])
+    own = {layer.name: 0.013 for layer in found if layer.name not in kept} | layers
+    return Scales(fingerprint(found), "mini", "float32", "max", 100.0, 1, own, kept)
 
 
 def named_weights() -> dict[bytes, str]:

@@ -17,16 +17,16 @@ pytest.importorskip("torch")
 from benchmarks.synthetic.step1x_checkpoint import write_original
 from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
 from benchmarks.synthetic.step1x_tensors import SMALL
-from rism.calibration import Scales, quantise
+from rism.calibration import quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
 from rism.calibration.graph_blocks import split_at_blocks
-from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.spec import OpenModel
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.bundle.reader import Bundle
-from tests.calibration.conftest import write_transformer
+from tests.calibration.conftest import scales_of, write_transformer
 from tests.export.families.step1x.parity import random_inputs
 
 Arrays = Mapping[str, np.ndarray]
@@ -59,13 +59,6 @@ def blocks_of(model: ir.Model) -> set[str]:
     return {match[1] for match in names if match}
 
 
-def some_scales(graph: OpenGraph) -> Scales:
-    layers = find_layers(graph.model)
-    kept = kept_layers([layer.name for layer in layers])
-    own = {layer.name: 0.02 for layer in layers if layer.name not in kept}
-    return Scales(fingerprint(layers), "m", "p", "max", 100.0, 1, own, kept)
-
-
 def test_mini_block_by_block(mini_bundle: Bundle) -> None:
     bundle = mini_bundle
     rng = np.random.default_rng(0)
@@ -94,7 +87,7 @@ def test_step1x(tmp_path: Path) -> None:
     (tmp_path / "model/rism.json").write_text(json.dumps(settings))
     model = open_step1x(tmp_path / "model")
     graph = traced(model, "bf16", tmp_path)
-    scales = some_scales(graph)
+    scales = scales_of(graph.model)
     reasons = {name.split(".")[0]: reason for name, reason in scales.kept.items()}
     assert reasons["connector"] == "text"
     assert reasons["vec_embed"] == "conditioning"

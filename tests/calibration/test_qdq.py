@@ -12,8 +12,11 @@ import pytest
 
 from rism.calibration import Scales, quantise
 from rism.calibration.e4m3 import channel_scales, round_trip
-from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.layers import Layer, find_layers, kept_layers
+from rism.calibration.open_graph import open_transformer
 from rism.runtime import InputError
+from rism.runtime.bundle.reader import Bundle
+from tests.calibration.conftest import scales_of
 
 K, N = 24, 10
 Q, FF = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.linear_in"
@@ -59,13 +62,6 @@ def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
     return model
 
 
-def scales(model: ir.Model, **layers: float) -> Scales:
-    found = find_layers(model)
-    kept = kept_layers([layer.name for layer in found])
-    own = {Q: 0.013, FF: 0.013} | layers
-    return Scales(fingerprint(found), "m", "p", "max", 100.0, 1, own, kept)
-
-
 def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
     return run_file(ir.to_proto(model).SerializeToString(), x)
 
@@ -89,7 +85,7 @@ def test_products_of_rounded_numbers(stored: str | None) -> None:
     model = graph("float", stored=stored)
     layers = find_layers(model)
     weights = {layer.name: np.asarray(layer.weight.const_value, np.float32) for layer in layers}
-    assert quantise(model, scales(model)) == [Q, FF]
+    assert quantise(model, scales_of(model)) == [Q, FF]
     found = run(model, x)
     for name, made, exact in zip((Q, FF), found, plain, strict=False):
         weight = round_trip(weights[name], channel_scales(weights[name], 1))
@@ -104,7 +100,7 @@ def test_products_of_rounded_numbers(stored: str | None) -> None:
 )
 def test_what_is_given_has_the_type_of_the_graph(kind: str, opset: int) -> None:
     model = graph(kind, opset=opset)
-    quantise(model, scales(model))
+    quantise(model, scales_of(model))
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     for layer in (node for node in model.graph if node.op_type == "MatMul"):
         for value in layer.inputs:
@@ -123,7 +119,7 @@ def test_float16_on_the_cpu_is_what_the_types_say() -> None:
     x = activation().astype(np.float16)
     model = graph("float16")
     weight = np.asarray(find_layers(model)[0].weight.const_value, np.float32)
-    quantise(model, scales(model), casts=True)
+    quantise(model, scales_of(model), casts=True)
     found = run(model, x)[0]
     # In float16 the scales of small channels would be below its smallest normal number.
     assert channel_scales(weight, 1).min() < 6.1e-5
@@ -136,9 +132,9 @@ def test_float16_on_the_cpu_is_what_the_types_say() -> None:
 def test_stored_weights_are_the_same_numbers(tmp_path: Path, stored: str | None) -> None:
     x = activation()
     model, other = graph("float", stored=stored), graph("float", stored=stored)
-    quantise(model, scales(model))
+    quantise(model, scales_of(model))
     file = tmp_path / "fp8.weights"
-    assert quantise(other, scales(other), weights="stored", file=file) == [Q, FF]
+    assert quantise(other, scales_of(other), weights="stored", file=file) == [Q, FF]
     assert file.stat().st_size == 4096 + K * N
     ir.save(other, tmp_path / "fp8.onnx")
     for one, two in zip(run(model, x), run_file(tmp_path / "fp8.onnx", x), strict=True):
@@ -146,13 +142,13 @@ def test_stored_weights_are_the_same_numbers(tmp_path: Path, stored: str | None)
     names = set(other.graph.initializers)
     assert f"dit.{Q}.weight" not in names and "dit.x_embedder.weight" in names
     with pytest.raises(FileExistsError):
-        quantise(graph("float"), scales(graph("float")), weights="stored", file=file)
+        quantise(graph("float"), scales_of(graph("float")), weights="stored", file=file)
 
 
 def test_layers_with_scales_of_their_own_do_not_share() -> None:
     model = graph("bfloat16")
     before = {n: v.const_value for n, v in model.graph.initializers.items()}
-    quantise(model, scales(model, **{FF: 0.02}))
+    quantise(model, scales_of(model, **{FF: 0.02}))
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("QuantizeLinear") == 4
     for name, tensor in before.items():
@@ -162,12 +158,12 @@ def test_layers_with_scales_of_their_own_do_not_share() -> None:
 def test_graphs_that_cannot_take_them() -> None:
     model = graph("float")
     with pytest.raises(InputError, match=r"no layer 'transformer_blocks\.7\.x', for which"):
-        quantise(model, scales(model, **{"transformer_blocks.7.x": 1.0}))
+        quantise(model, scales_of(model, **{"transformer_blocks.7.x": 1.0}))
     old = graph("float", opset=17)
     with pytest.raises(InputError, match="opset 17, expected 19 or later"):
-        quantise(old, scales(old))
+        quantise(old, scales_of(old))
     with pytest.raises(InputError, match="need a file"):
-        quantise(model, scales(model), weights="stored")
+        quantise(model, scales_of(model), weights="stored")
 
 
 def test_a_gemm_with_a_turned_weight_has_its_channels_first() -> None:
@@ -184,3 +180,31 @@ def test_a_gemm_with_a_turned_weight_has_its_channels_first() -> None:
     np.testing.assert_allclose(
         run(model, x)[0], x @ np.outer([1, 2, 3, 4], [1, 10, 100]), rtol=0.05
     )
+
+
+def _rounded(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _bits(layer: Layer) -> bytes:
+    assert layer.weight.const_value is not None
+    return layer.weight.const_value.tobytes()
+
+
+def test_the_probe_and_the_embedders_keep_their_numbers(mini_bundle: Bundle) -> None:
+    model = open_transformer(mini_bundle).model
+    plain = {layer.name: layer for layer in find_layers(model)}
+    scales = scales_of(model)
+    for capture in mini_bundle.manifest.captures:
+        model = open_transformer(mini_bundle, capture=capture).model
+        assert len(quantise(model, scales, casts=True)) == 34
+        after = {layer.name: layer for layer in find_layers(model)}
+        assert set(after) == {"x_embedder", "context_embedder", "last.to_q", "last.to_k"}
+        for name, layer in after.items():
+            assert not _rounded(layer.activation) and not _rounded(layer.factor), name
+            assert _bits(layer) == _bits(plain[name])
+        # Nothing between the last quantised product and the capture is quantised either.
+        pairs = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+        users = {use.node.op_type for node in pairs for use in node.outputs[0].uses()}
+        assert users == {"MatMul"}

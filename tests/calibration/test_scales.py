@@ -12,27 +12,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.layers import find_layers, fingerprint
 from rism.calibration.open_graph import open_transformer
 from rism.calibration.scales import Scales, load_scales, parse_scales
 from rism.runtime import BundleError, InputError
 from rism.runtime.bundle.reader import Bundle
+from tests.calibration.conftest import scales_of
 
 
 @pytest.fixture(scope="module")
 def scales(mini_bundle: Bundle) -> Scales:
-    layers = find_layers(open_transformer(mini_bundle).model)
-    kept = kept_layers([layer.name for layer in layers])
-    return Scales(
-        fingerprint=fingerprint(layers),
-        model="mini",
-        precision="float32",
-        rule="percentile",
-        percentile=99.99,
-        samples=4,
-        layers={layer.name: 0.01 for layer in layers if layer.name not in kept},
-        kept=kept,
-    )
+    return scales_of(open_transformer(mini_bundle).model)
 
 
 def test_what_is_written_is_read(scales: Scales, mini_bundle: Bundle, tmp_path: Path) -> None:

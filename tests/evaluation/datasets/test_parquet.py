@@ -112,14 +112,6 @@ def test_wordings(layouts: dict[str, Rows], tmp_path: Path) -> None:
         assert [sample.expression.isupper() for sample in dataset.samples] == [upper] * 3
 
 
-def test_a_mixture_of_partitions_is_named(layouts: dict[str, Rows], tmp_path: Path) -> None:
-    """8,811 rows, as the best known copy of RefCOCO has in its val."""
-    row = layouts["objects"][0] | {"image": {"bytes": b"", "path": None}}
-    write([row] * 8811, tmp_path / "val-0.parquet", group=8811)
-    (note,) = [note for note in opened("refcoco", root=tmp_path).notes if "8,811" in note]
-    assert "a mixture of partitions (3,811 unc plus 5,000 google)" in note
-
-
 def test_a_file_by_its_path(
     refer_root: Path, refer: Dataset, layouts: dict[str, Rows], tmp_path: Path
 ) -> None:
