@@ -66,46 +66,52 @@ def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_pat
 
 
 def test_scales_in_a_file_leave_the_bundle_alone(
-    own_mini: Path, pictures: Path, tmp_path: Path
+    own_mini: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without matplotlib, which only a plot needs."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     before = (own_mini / "manifest.json").read_bytes()
-    lines = tmp_path / "lines.txt"
+    lines, report = tmp_path / "lines.txt", tmp_path / "report.json"
     lines.write_text("the green van\n\nthe dog\nthe fish\n")
-    code, output = run(
-        own_mini, "--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json"
-    )
+    asked = ("--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json")
+    code, output = run(own_mini, *asked, "--plot", tmp_path / "plot.png")
+    assert code == 1 and output.count("\n") == 1
+    assert "--plot needs matplotlib" in output and install_hint("calibrate") in output
+    assert not (tmp_path / "s.json").exists()
+    code, output = run(own_mini, *asked, "--report", report)
     assert code == 0, output
     assert load_scales(tmp_path / "s.json", Bundle.open(own_mini)).samples == 3
-    assert (own_mini / "manifest.json").read_bytes() == before
+    assert (own_mini / "manifest.json").read_bytes() == before and report.exists()
 
 
-def test_what_is_read_is_not_written_over(own_mini: Path, pictures: Path, tmp_path: Path) -> None:
-    image = pictures / "street.png"
-    before = image.read_bytes()
-    code, output = run(own_mini, "--images", pictures, "--plot", image)
-    assert code == 2 and "is an input" in output
-    one = tmp_path / "r.json"
-    code, output = run(own_mini, "--images", pictures, "-o", one, "--report", one)
-    assert code == 2 and "are one file" in output
-    assert image.read_bytes() == before and not one.exists()
-
-
-def test_folders_without_pictures(own_mini: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
+def test_what_is_refused_before_the_calibration(
+    own_mini: Path, pictures: Path, tmp_path: Path
+) -> None:
+    image, empty, one, no = pictures / "street.png", tmp_path / "empty", tmp_path / "r", "no"
     empty.mkdir()
     (empty / "notes.txt").write_text("no picture")
-    code, output = run(own_mini, "--images", empty)
-    assert code == 1
-    assert f"error: folder {empty} has no images, expected names in .apng" in output
-    code, output = run(own_mini, "--images", empty / "notes.txt")
-    assert code == 1
-    assert "is a file, expected a folder of images to calibrate on" in output
-    code, output = run(own_mini, "--images", tmp_path / "nowhere")
-    assert code == 1
-    assert "does not exist, expected a folder of images" in output
+    before = image.read_bytes()
+    missing = f"folder {tmp_path / no} does not exist: make it first (mkdir -p"
+    own = ("--images", pictures)
+    for code, arguments, message in (
+        (2, (*own, "--plot", image), "is an input"),
+        (2, (*own, "-o", one, "--report", one), "are one file"),
+        (2, (*own, "--percentile", "99"), "goes with --rule percentile, not with max"),
+        (2, (*own, "--plot", "x.bmp"), "expected a name in .png, .svg, .pdf"),
+        (1, (*own, "-o", tmp_path / no / "s.json"), missing),
+        (1, (*own, "--report", tmp_path / no / "r.json"), missing),
+        (1, (*own, "--plot", tmp_path / no / "p.png"), missing),
+        (1, ("--images", empty), f"error: folder {empty} has no images, expected names in .apng"),
+        (1, ("--images", empty / "notes.txt"), "is a file, expected a folder of images"),
+        (1, ("--images", tmp_path / no), "does not exist, expected a folder of images"),
+    ):
+        found, output = run(own_mini, *arguments)
+        assert found == code and message in output, output
+    assert image.read_bytes() == before and not one.exists()
+    assert not (own_mini / "scales.json").exists()
 
 
-def test_what_is_no_picture_stops_it(own_mini: Path, pictures: Path) -> None:
+def test_what_is_no_image_stops_it(own_mini: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     before = (own_mini / "manifest.json").read_bytes()
     earlier = pictures.parent / "earlier.json"
@@ -135,36 +141,6 @@ def test_expressions_that_cannot_be_used(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=re.escape(message)):
             read_expressions(tmp_path / name, images)
-
-
-def test_flags_that_do_not_go_together(own_mini: Path, pictures: Path) -> None:
-    code, output = run(own_mini, "--images", pictures, "--percentile", "99")
-    assert code == 2 and "--percentile goes with --rule percentile, not with max" in output
-    code, output = run(own_mini, "--images", pictures, "--plot", "x.bmp")
-    assert code == 2 and "expected a name in .png, .svg, .pdf" in output
-
-
-def test_places_that_are_not_there(own_mini: Path, pictures: Path, tmp_path: Path) -> None:
-    for flag, name in (("-o", "s.json"), ("--report", "r.json"), ("--plot", "p.png")):
-        code, output = run(own_mini, "--images", pictures, flag, tmp_path / "no" / name)
-        assert code == 1
-        assert f"folder {tmp_path / 'no'} does not exist: make it first (mkdir -p" in output
-    assert not (own_mini / "scales.json").exists(), "known before the calibration"
-
-
-def test_without_matplotlib_only_plots_are_refused(
-    own_mini: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    asked = ("--images", pictures, "--samples", 1, "-o", tmp_path / "scales.json")
-    code, output = run(own_mini, *asked, "--plot", tmp_path / "plot.png")
-    assert code == 1
-    assert output.count("\n") == 1
-    assert "--plot needs matplotlib" in output and install_hint("calibrate") in output
-    assert not (tmp_path / "scales.json").exists()
-    code, output = run(own_mini, *asked, "--report", tmp_path / "report.json")
-    assert code == 0, output
-    assert (tmp_path / "report.json").exists()
 
 
 def test_bundles_of_an_older_exporter_are_refused(pictures: Path, tmp_path: Path) -> None:

@@ -23,36 +23,22 @@ def test_published_counts_need_no_note_and_have_the_published_totals() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("dataset", "split_by", "split", "counts", "note"),
-    [
-        (
-            "refcoco",
-            "unc",
-            "val",
-            (8_811, 3),
-            "a mixture of partitions (3,811 unc plus 5,000 goo",
-        ),
-        ("refcocog", "umd", "val", (7_573, 9), "a mixture of partitions (2,573 umd plus 5,000 goo"),
-        ("refcocog", "umd", "val", (5_000, 9_536), "is the google partition, not umd"),
-        ("refcoco", "unc", "testA", (1_975, 1_975), "testA of 1,975 objects and 1,975 sentences"),
-        (
-            "refcoco",
-            "unc",
-            "testA",
-            (1_975, 9),
-            "unc testA as published has 1,975 objects and 5,65",
-        ),
-        ("refcoco", "google", "test", (10, 12), "google test as published has 5,000 objects"),
-        ("refcoco", "unc", "test", (4_000, 9), "has no published counts for unc (google test)"),
-        ("refcoco+", "unc", "test", (4, 9), "published counts for unc (no partition of that name)"),
-    ],
-)
-def test_other_counts_are_explained(
-    dataset: str, split_by: str, split: str, counts: tuple[int, int], note: str
-) -> None:
-    objects, sentences = counts
-    (found,) = partition_notes(
-        dataset, split, split_by=split_by, objects=objects, sentences=sentences
-    )
+OTHER_COUNTS = """
+refcoco unc val 8811 3: a mixture of partitions (3,811 unc plus 5,000 google)
+refcocog umd val 7573 9: a mixture of partitions (2,573 umd plus 5,000 google)
+refcocog umd val 5000 9536: is the google partition, not umd
+refcoco unc testA 1975 1975: testA of 1,975 objects and 1,975 sentences
+refcoco unc testA 1975 9: unc testA as published has 1,975 objects and 5,65
+refcoco google test 10 12: google test as published has 5,000 objects
+refcoco unc test 4000 9: has no published counts for unc (google test)
+refcoco+ unc test 4 9: published counts for unc (no partition of that name)
+"""
+
+
+@pytest.mark.parametrize("line", OTHER_COUNTS.strip().splitlines())
+def test_other_counts_are_explained(line: str) -> None:
+    asked, _, note = line.partition(": ")
+    dataset, split_by, split, objects, sentences = asked.split()
+    counts = {"objects": int(objects), "sentences": int(sentences)}
+    (found,) = partition_notes(dataset, split, split_by=split_by, **counts)
     assert note in found
