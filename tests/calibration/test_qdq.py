@@ -29,33 +29,25 @@ TYPES = {
 
 def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
     """Two layers on one tensor, and one that is never quantised."""
-    given, made = f"{kind}[b, t, {K}]", f"{kind}[b, t, {N}]"
-    names = ("wq", "wf", "wx") if stored is None else ("cq", "cf", "cx")
-    casts = "" if stored is None else "cq = Cast<to=1>(wq) cf = Cast<to=1>(wf) cx = Cast<to=1>(wx)"
+    made, weight = f"{kind}[b, t, {N}]", f"{stored or kind}[{K}, {N}]"
+    given = ", ".join([f"{kind}[b, t, {K}] x", *(f"{weight} w{each}" for each in "qfe")])
+    casts = "" if stored is None else "cq = Cast<to=1>(wq) cf = Cast<to=1>(wf) ce = Cast<to=1>(we)"
+    taken = "w" if stored is None else "c"
     text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
-        g ({given} x) => ({made} q, {made} f, {made} e) {{
+        g ({given}) => ({made} q, {made} f, {made} e) {{
         {casts}
-        q = MatMul(x, {names[0]})
-        f = MatMul(x, {names[1]})
-        e = MatMul(x, {names[2]})
+        q = MatMul(x, {taken}q)
+        f = MatMul(x, {taken}f)
+        e = MatMul(x, {taken}e)
     }}"""
     model = ir.from_proto(onnx.parser.parse_model(text))
-    rng = np.random.default_rng(0)
-    dtype = TYPES[stored or kind]
-    for short, name in (("wq", Q), ("wf", FF), ("wx", "x_embedder")):
+    rng, dtype = np.random.default_rng(0), TYPES[stored or kind]
+    for value, name in zip(model.graph.inputs[1:], (Q, FF, "x_embedder"), strict=True):
         array = rng.standard_normal((K, N)).astype(np.float32) * 10 ** rng.uniform(-3, 0, N)
-        tensor = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=f"dit.{name}.weight")
-        value = ir.Value(
-            name=f"dit.{name}.weight",
-            type=ir.TensorType(dtype),
-            shape=ir.Shape([K, N]),
-            const_value=tensor,
-        )
-        for node in model.graph:
-            for at, taken in enumerate(node.inputs):
-                if taken is not None and taken.name == short:
-                    node.replace_input_with(at, value)
+        value.name = f"dit.{name}.weight"
+        value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
         model.graph.register_initializer(value)
+    del model.graph.inputs[1:]
     for node in model.graph:
         if node.op_type == "Cast":
             node.outputs[0].dtype = ir.DataType.FLOAT

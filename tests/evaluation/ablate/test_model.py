@@ -284,11 +284,11 @@ def rism(*arguments: object) -> Any:
 def test_the_command(tmp_path: Path, model: AblationModel) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "new" / "ablation"
-    options = ("--timesteps", "0,1", "--blocks", "4-6", "--sites", "mmsa,block")
+    options = ("--timesteps", "0,1", "--blocks", "4-5", "--sites", "mmsa,block")
     found = rism("scenes", "--count", 2, *options, "-o", folder)
     assert found.exit_code == 0, found.output
     assert (folder / "records.jsonl").read_bytes().count(b"\n") == 3
-    grid = open_grid(model, Study(timesteps=[0, 1], blocks=[4, 5, 6], sites=["mmsa", "block"]))
+    grid = open_grid(model, Study(timesteps=[0, 1], blocks=[4, 5], sites=["mmsa", "block"]))
     assert f"2 samples, {len(grid.settings)} settings" in found.output
     page = (folder / "ablation.md").read_text()
     for name in ("table2.csv", "figure3.svg", "figure3-blocks.svg", "figure4.svg", "figure5.svg"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -71,7 +72,7 @@ def write_refer(root: Path, *, dataset: str = "refcoco", protocol: int = 2) -> P
     (root / IMAGES).mkdir(parents=True)
     (root / dataset).mkdir()
     refs, annotations, images = [], [], []
-    sentence_id = 0
+    sentence_ids = itertools.count()
     for number in range(SCENES):
         drawn = scene(number)
         name = f"COCO_train2014_{number:012d}.jpg"
@@ -83,34 +84,22 @@ def write_refer(root: Path, *, dataset: str = "refcoco", protocol: int = 2) -> P
             said.setdefault(expression.target, []).append(expression.text)
         for place, target in enumerate(sorted(said)[:3]):
             form = FORMS[(3 * number + place) % len(FORMS)]
-            annotation_id = 100 * number + target
-            annotations.append(
-                {
-                    "id": annotation_id,
-                    "image_id": number,
-                    "category_id": 1,
-                    "iscrowd": int(form == "crowd"),
-                    "segmentation": segmentation(drawn.objects[target].mask_hw, form),
-                }
-            )
-            sentences = []
-            for text in said[target][: 1 + (number + place) % 3]:
-                raw = f" {text.upper()}!"
-                entry = {"raw": raw, "sent": text, "sent_id": sentence_id, "tokens": text.split()}
-                sentences.append(entry)
-                sentence_id += 1
-            refs.append(
-                {
-                    "ref_id": 1000 + annotation_id,
-                    "ann_id": annotation_id,
-                    "image_id": number,
-                    "category_id": 1,
-                    "file_name": f"COCO_train2014_{number:012d}_{annotation_id}.jpg",
-                    "split": "testA" if number == SCENES - 1 else "val",
-                    "sent_ids": [sentence["sent_id"] for sentence in sentences],
-                    "sentences": sentences,
-                }
-            )
+            of_image = {"image_id": number, "category_id": 1}
+            own = {"id": 100 * number + target, "iscrowd": int(form == "crowd")}
+            outlines = segmentation(drawn.objects[target].mask_hw, form)
+            annotations.append(of_image | own | {"segmentation": outlines})
+            sentences = [
+                {"raw": f" {text.upper()}!", "sent": text, "sent_id": next(sentence_ids)}
+                for text in said[target][: 1 + (number + place) % 3]
+            ]
+            ref = {
+                "ref_id": 1000 + own["id"],
+                "ann_id": own["id"],
+                "file_name": f"COCO_train2014_{number:012d}_{own['id']}.jpg",
+                "split": "testA" if number == SCENES - 1 else "val",
+                "sentences": sentences,
+            }
+            refs.append(of_image | ref)
     refs = refs[::2] + refs[1::2]
     instances = {"images": images, "annotations": annotations, "categories": []}
     (root / dataset / "instances.json").write_text(json.dumps(instances))

@@ -87,13 +87,6 @@ def test_fields_and_order(folder: Path) -> None:
     assert [sample.key for sample in limited] == ["first", "line 4"]
 
 
-def test_merging(folder: Path) -> None:
-    twice = entry(mask=[OUTLINE, OUTLINE])
-    for merge, expected in (("legacy", np.zeros_like(TRUE_HW)), ("union", TRUE_HW)):
-        dataset = opened(write(folder, twice), gt_merge=merge)
-        np.testing.assert_array_equal(dataset.mask(dataset.samples[0]), expected)
-
-
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_turned_pictures_are_upright(folder: Path, orientation: int) -> None:
     file = folder / "b.jpg"
