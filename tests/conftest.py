@@ -102,7 +102,7 @@ def write_graph(file: Path, signature: str, body: str, weights: dict[str, Any]) 
     onnx.save_model(model, file)
 
 
-def _write_graphs(folder: Path) -> None:
+def write_vae_encoder(folder: Path) -> None:
     write_graph(
         folder / "vae_encoder.onnx",
         "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
@@ -111,6 +111,10 @@ def _write_graphs(folder: Path) -> None:
            clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
         {"flat": np.array([1, 3, -1])},
     )
+
+
+def _write_graphs(folder: Path) -> None:
+    write_vae_encoder(folder)
     write_graph(
         folder / "text_encoder.onnx",
         "(int64[batch, 8] input_ids, int64[batch, 8] attention_mask) => (float[batch, 8, 3] e)",
@@ -177,7 +181,7 @@ def tensor(name: str, shape: list[Any], dtype: str = "float32") -> dict[str, Any
     return {"name": name, "dtype": dtype, "shape": shape}
 
 
-def _manifest() -> dict[str, Any]:
+def tiny_manifest() -> dict[str, Any]:
     ids = ["batch", N_P]
     inputs = {
         "clean_latents": tensor("clean", ["batch", "n_v", 3]),
@@ -274,7 +278,7 @@ def _tokenizer() -> Tokenizer:
 def seal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """Write the manifest anew with true sizes and hashes, then apply a change to it."""
     old = folder / "manifest.json"
-    data = json.loads(old.read_text()) if old.exists() else _manifest()
+    data = json.loads(old.read_text()) if old.exists() else tiny_manifest()
     data["files"] = {
         file.relative_to(folder).as_posix(): {
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,15 +43,10 @@ def json_include() -> str:
     return f"-DNLOHMANN_JSON_INCLUDE={folder}"
 
 
-def run(command: Sequence[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program and capture what it says."""
-    return subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,  # type: ignore[call-overload]
-    )
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
 
 def build(source: Path, folder: Path, *settings: str, target: str = "all") -> Path:

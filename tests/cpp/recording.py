@@ -92,11 +92,7 @@ def write_case(
     }
     lines = [f"{k} {v if isinstance(v, str) else ' '.join(map(str, v))}" for k, v in facts.items()]
     (folder / "case.txt").write_text("\n".join(lines) + "\n")
-    wanted = {
-        "wanted_scores": found.scores,
-        "wanted_coarse": found.coarse,
-        "wanted_refined": found.refined,
-    }
+    wanted = {f"wanted_{k}": getattr(found, k) for k in ("scores", "coarse", "refined")}
     for name, array in {**outputs, **wanted}.items():
         (folder / f"{name}.f32").write_bytes(np.asarray(array, "<f4").tobytes())
     (folder / "mask.u8").write_bytes(mask.astype(np.uint8).tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,13 +31,8 @@ def _record_examples(folder: Path) -> int:
             result = segmenter.segment(image, entry["expression"], paper=True)
             outputs = {k: v[0] for k, v in engines[f"transformer.{capture}"].answers.items()}
             for number, other in enumerate(options):
-                mask = write_case(
-                    folder / f"{capture}-{at}-{number}",
-                    capture,
-                    outputs,
-                    segmenter.set_image(image).plan,
-                    **other,
-                )
+                place, plan = folder / f"{capture}-{at}-{number}", segmenter.set_image(image).plan
+                mask = write_case(place, capture, outputs, plan, **other)
                 assert number > 0 or (mask == result.mask).all()
                 count += 1
     return count
@@ -133,10 +129,7 @@ def test_ctest_passes_every_recorded_case(cases: tuple[Path, int], built: Path) 
 
 def test_a_single_pixel_is_noticed(cases: tuple[Path, int], built: Path, tmp_path: Path) -> None:
     case = cases[0] / "vectors-0-0"
-    copied = tmp_path / "case"
-    copied.mkdir()
-    for file in case.iterdir():
-        (copied / file.name).write_bytes(file.read_bytes())
+    copied = shutil.copytree(case, tmp_path / "case")
     mask = bytearray((copied / "mask.u8").read_bytes())
     mask[1000] ^= 1
     (copied / "mask.u8").write_bytes(mask)

@@ -35,26 +35,16 @@ def _texts() -> list[str]:
     texts += [
         f"{a}{b}{c}" for b in every for a, c in (("", ""), ("a", "b"), (" ", " "), ("\n", "x"))
     ]
+    texts += ["it's IT'S we'Re they'LL I'd'd 'tis ''s '", "a  b   c \n\n d\t\te", " \r\n \n x"]
     texts += [
-        "it's IT'S we'Re they'LL I'd'd 'tis ''s '",
-        "a  b   c \n\n d\t\te",
-        " \r\n \n x",
         "x  ",
+        "<|im_start",
+        "<|im_end|><|im_end|>x<think></think",
+        "0123 45a6",
+        "remove the the",
     ]
-    texts += ["<|im_start", "<|im_end|><|im_end|>x<think></think", "0123 45a6", "remove the the"]
     rng = np.random.default_rng(3)
-    parts = [
-        *string.printable,
-        "the ",
-        " green van",
-        "'ll",
-        "<think>",
-        "  ",
-        "\n",
-        "!?",
-        "12",
-        "re",
-    ]
+    parts = [*string.printable, "the ", " green van", "'ll", "<think>", "  ", "!?", "12", "re"]
     return texts + ["".join(rng.choice(parts, 12)) for _ in range(2000)]
 
 
@@ -190,10 +180,15 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return {file.name: file for file in folder.iterdir()}
 
 
-def test_pictures_are_read_as_the_runtime_reads_them(built: Path, tmp_path: Path) -> None:
-    program = built / "picture_test"
-    if not program.is_file():
+@pytest.fixture
+def program(built: Path) -> Path:
+    found = built / "picture_test"
+    if not found.is_file():
         pytest.skip("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
+    return found
+
+
+def test_pictures_are_read_as_the_runtime_reads_them(program: Path, tmp_path: Path) -> None:
     refused = {
         "cmyk.jpg": "CMYK",
         "deep.png": "16 bits",
@@ -217,10 +212,7 @@ def test_pictures_are_read_as_the_runtime_reads_them(built: Path, tmp_path: Path
         assert far.max() <= (2 if name.endswith(".jpg") else 0), name
 
 
-def test_masks_are_written_whole(built: Path, tmp_path: Path) -> None:
-    program = built / "picture_test"
-    if not program.is_file():
-        pytest.skip("libpng or libjpeg is missing: apt-get install libpng-dev libjpeg-dev")
+def test_masks_are_written_whole(program: Path, tmp_path: Path) -> None:
     mask = np.random.default_rng(0).integers(0, 2, (23, 41), np.uint8)
     (tmp_path / "mask").write_bytes(mask.tobytes())
     done = run([program, "write", tmp_path / "mask", "41", "23", tmp_path / "mask.png"])

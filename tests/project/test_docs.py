@@ -23,15 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), EXAMPLES / "c
 def test_the_reader_of_the_bundle_page(picture: str, tmp_path: Path) -> None:
     [program] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     source, output = EXAMPLES / picture, tmp_path / "mask.png"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        str(MINI),
-        str(source),
-        "the green van",
-        str(output),
-    ]
+    command = [sys.executable, "-c", program, MINI, source, "the green van", output]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = np.asarray(Image.open(output)) > 127

@@ -17,7 +17,7 @@ from tests.paths import EXAMPLES, ROOT
 EXPECTED = {
     "segment_image.py": (r"box \(266, 244, 410, 359\), 4\.1% of the image", "mask overlay"),
     "segment_folder.py": (
-        r"(?s)colour-1\.png .*: nothing, .*street\.png 'the yellow cat': box \[",
+        r"(?s)colour-1\.png .*: nothing, .*street\.png 'the yellow cat': box ",
         "",
     ),
     "label_map.py": (r"1 the green van: \d{5} pixels\n2 the yellow cat: \d{5} pixels", "labels"),
@@ -36,13 +36,9 @@ def test_script(name: str, tmp_path: Path) -> None:
     (tmp_path / "runtime").symlink_to(ROOT / "runtime")
     [line] = re.findall(r"^python (.*)$", (EXAMPLES / "python" / name).read_text(), re.M)
     run = subprocess.run(
-        [sys.executable, *shlex.split(line)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert (run.returncode, run.stderr) == (0, "")
     printed, images = EXPECTED[name]
     assert re.search(printed, run.stdout), run.stdout

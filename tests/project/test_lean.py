@@ -44,21 +44,15 @@ class Lean:
 
     def python(self, code: str) -> "subprocess.CompletedProcess[str]":
         """Run code that can see nothing but the installed packages."""
-        return subprocess.run(
-            [self.checkout / ".venv/bin/python", "-I", "-c", code],
-            capture_output=True, text=True, cwd=self.checkout.parent, check=False,
-        )  # fmt: skip
+        python = self.checkout / ".venv/bin/python"
+        return _run(python, "-I", "-c", code, cwd=self.checkout.parent)
 
 
 @pytest.fixture(scope="module")
 def lean(tmp_path_factory: pytest.TempPathFactory) -> Lean:
     checkout = tmp_path_factory.mktemp("lean") / "rism"
     shutil.copytree(ROOT, checkout, ignore=LEFT_BEHIND)
-    demo = subprocess.run(
-        ["make", "demo", f"PYTHON={sys.executable}"],
-        cwd=checkout, env=KEEP, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    return Lean(checkout, demo)
+    return Lean(checkout, _run("make", "demo", f"PYTHON={sys.executable}", cwd=checkout))
 
 
 @pytest.mark.slow
@@ -80,10 +74,7 @@ class TestLeanInstallation:
     def test_the_lines_after_it_work_as_printed(self, lean: Lean) -> None:
         readme = (ROOT / "README.md").read_text()
         [lines] = re.findall(r"^```bash\n(source .*?)^```$", readme, re.DOTALL | re.MULTILINE)
-        run = subprocess.run(
-            ["bash", "-euc", lines], cwd=lean.checkout, env=KEEP,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        run = _run("bash", "-euc", lines, cwd=lean.checkout)
         assert run.returncode == 0, run.stderr
         assert run.stdout.startswith('examples/street.png "the green van": box ')
 
@@ -114,10 +105,8 @@ class TestLeanInstallation:
                 assert ".venv" in lines[".".join(("rism", *parts))]
 
     def test_the_export_says_what_to_install(self, lean: Lean) -> None:
-        run = subprocess.run(
-            [lean.checkout / ".venv/bin/rism", "export", "--model", "mini", "-o", "out"],
-            capture_output=True, text=True, cwd=lean.checkout.parent, check=False,
-        )  # fmt: skip
+        rism = lean.checkout / ".venv/bin/rism"
+        run = _run(rism, "export", "--model", "mini", "-o", "out", cwd=lean.checkout.parent)
         assert run.returncode == 1
         assert run.stderr.startswith("error: rism export needs ")
         assert run.stderr.endswith(f"is not installed: pip install '{lean.checkout}[export]'\n")

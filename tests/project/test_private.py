@@ -49,30 +49,18 @@ def _start(folder: Path, arguments: list[str]) -> "subprocess.Popen[str]":
     (folder / "site/sitecustomize.py").write_text(HOOK)
     python = [sys.executable, *arguments]
     if shutil.which("strace"):
-        python = [
-            "strace",
-            "-f",
-            "-e",
-            "trace=connect,sendto",
-            "-o",
-            str(folder / "trace"),
-            *python,
-        ]
+        trace = ["strace", "-f", "-e", "trace=connect,sendto", "-o", str(folder / "trace")]
+        python = [*trace, *python]
     path = os.pathsep.join(map(str, (folder / "site", ROOT)))
     return subprocess.Popen(
-        python,
+        python, cwd=folder / "work", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**BARE, "HOME": str(folder / "home"), "PYTHONPATH": path},
-        cwd=folder / "work",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    )  # fmt: skip
 
 
 def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> None:
-    image = str(STREET)
     started = {
-        way: _start(tmp_path / way, [each.replace("{image}", image) for each in arguments])
+        way: _start(tmp_path / way, [each.replace("{image}", str(STREET)) for each in arguments])
         for way, arguments in WAYS.items()
     }
     said = {way: process.communicate(timeout=120)[0] for way, process in started.items()}
@@ -81,10 +69,8 @@ def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> N
     for way in WAYS:
         home, trace = tmp_path / way / "home", tmp_path / way / "trace"
         written[way] = [str(file.relative_to(home)) for file in home.rglob("*") if file.is_file()]
-        lines = [
-            *said[way].splitlines(),
-            *(trace.read_text().splitlines() if trace.exists() else ()),
-        ]
+        lines = said[way].splitlines()
+        lines += trace.read_text().splitlines() if trace.exists() else []
         asked[way] = [line for line in lines if "AF_INET" in line or line.startswith("ASKED")]
     # The same watch on onnxruntime alone: what this test would see.
     if not written.pop("onnxruntime alone"):
@@ -105,8 +91,7 @@ def test_no_way_into_rism_looks_up_a_host_or_writes_to_home(tmp_path: Path) -> N
 )
 def test_quiet_is_quiet_where_home_cannot_be_written_to(tmp_path: Path, code: str) -> None:
     """Neither onnxruntime nor matplotlib, which both want a folder there, says a word."""
-    image = str(STREET)
-    arguments = ["run", image, "the green van", "-q", "-o", str(tmp_path / "mask.png")]
+    arguments = ["run", str(STREET), "the green van", "-q", "-o", str(tmp_path / "mask.png")]
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**BARE, "HOME": "/proc/none", "PYTHONPATH": str(ROOT)},

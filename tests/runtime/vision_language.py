@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import pre_tokenizers as pre
 
 from rism.runtime.bundle.prompt_spec import PromptRules, QuoteRules, VisionRules
-from tests.conftest import tensor, write_graph
+from tests.conftest import tensor, tiny_manifest, write_graph, write_vae_encoder
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 SPECIAL += ["<|image_pad|>"]
@@ -86,14 +86,10 @@ def rules(**changes: Any) -> PromptRules:
 def later_rules(**changes: Any) -> PromptRules:
     """Like the second generation: the image after it, and positions on the grid."""
     given: dict[str, Any] = {
-        "prefix": PREFIX + " ",
-        "suffix": PICTURE + SUFFIX,
-        "padding": "none",
-        "unseen_attended": True,
-        "positions": "grid",
-        "grid_offset_px": 11.0,
+        "prefix": PREFIX + " ", "suffix": PICTURE + SUFFIX, "padding": "none",
+        "unseen_attended": True, "positions": "grid", "grid_offset_px": 11.0,
         "quotes": QuoteRules("paired", len(PREFIX)),
-    }
+    }  # fmt: skip
     return rules(**{**given, **changes})
 
 
@@ -175,33 +171,18 @@ def make_bundle(folder: Path, given: PromptRules = SMALL, **geometry: Any) -> Pa
     noise = np.random.default_rng(0).standard_normal((400, WIDTH), dtype=np.float32)
     (folder / "noise.f32").write_bytes(noise.astype("<f4").tobytes())
     prompt = {key: value for key, value in asdict(given).items() if value is not None}
-    made = {
-        "size_level": 128, "resize": "always", "remainder": "stretch", "multiple_px": 8,
-        "token_px": 8, "resample": "bilinear", "max_aspect": 8.0, "mean": 0.5, "std": 0.5,
-        "rounding": "ceil", "resize_in": "float32", **geometry,
-    }  # fmt: skip
-    manifest = {
-        "format": "rism-bundle",
-        "schema_version": "1.2",
-        "model": {"name": "looking", "family": "test"},
-        "created_with": {},
-        "precision": {"compute": "float32", "storage": "float32"},
-        "geometry": made,
-        "prompt": prompt,
-        "method": {
-            "tau": 0.8, "timestep": 1.0, "double_blocks": 1, "single_blocks": 0,
-            "feature_block": 0, "feature_site": "mmsa", "feature_dim": WIDTH,
-        },
-        "noise": {"file": "noise.f32", "dtype": "float32", "shape": [400, WIDTH]},
-        "default_capture": "vectors",
-        "graphs": _graphs(),
-        "files": {},
-    }  # fmt: skip
+    manifest = tiny_manifest()
+    manifest |= {"schema_version": "1.2", "model": {"name": "looking", "family": "test"}}
+    manifest |= {"prompt": prompt, "graphs": _graphs(manifest["graphs"]["vae_encoder"])}
+    ways = {"resample": "bilinear", "rounding": "ceil", "resize_in": "float32"}
+    manifest["geometry"] |= ways | geometry
+    manifest["method"] |= {"single_blocks": 0, "feature_block": 0}
+    manifest["noise"]["shape"] = [400, WIDTH]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def _graphs() -> dict[str, Any]:
+def _graphs(vae_encoder: dict[str, Any]) -> dict[str, Any]:
     row = ("int64", "batch", "s")
 
     def entry(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
@@ -227,11 +208,7 @@ def _graphs() -> dict[str, Any]:
             },
             "outputs": {"prompt_embeds": entry("prompt_embeds", "float32", "batch", "n_p", WIDTH)},
         },
-        "vae_encoder": {
-            "file": "vae_encoder.onnx",
-            "inputs": {"image": entry("image", "float32", 1, 3, "h", "w")},
-            "outputs": {"clean_latents": entry("clean_latents", "float32", 1, "n_v", WIDTH)},
-        },
+        "vae_encoder": vae_encoder,
         "transformer.vectors": {
             "file": "transformer.onnx",
             "inputs": {
@@ -277,14 +254,7 @@ def _write_graphs(folder: Path, given: PromptRules) -> None:
          "none": np.array(0), "last": some["last"], "first": np.array([0]), "axes": AXES,
          "drop": np.array([given.drop]), "end": np.array([2**31]), "axis_1": some["axis_1"]},
     )  # fmt: skip
-    write_graph(
-        folder / "vae_encoder.onnx",
-        "(float[1, 3, h, w] image) => (float[1, n_v, 3] clean_latents)",
-        """pooled = AveragePool<kernel_shape=[8, 8], strides=[8, 8]>(image)
-           rows = Reshape(pooled, flat)
-           clean_latents = Transpose<perm=[0, 2, 1]>(rows)""",
-        {"flat": np.array([1, 3, -1])},
-    )
+    write_vae_encoder(folder)
     write_graph(
         folder / "transformer.onnx",
         "(float[batch, n_v, 3] clean, float[1, n_v, 3] noise, float[batch, n_p, 3] embeds,"

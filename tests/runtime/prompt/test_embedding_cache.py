@@ -225,18 +225,15 @@ def test_processes_and_threads_share_a_folder(
 ) -> None:
     limit, folder = 12 * ENTRY, tmp_path / "c"
     code = f"from {__name__} import hammer; hammer({str(folder)!r}, %d, {limit})"
+
+    def start(seed: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code % seed], input=json.dumps(manifest_data), cwd=ROOT,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     with ThreadPoolExecutor() as pool:
-        for done in pool.map(
-            lambda seed: subprocess.run(
-                [sys.executable, "-c", code % seed],
-                cwd=ROOT,
-                input=json.dumps(manifest_data),
-                capture_output=True,
-                text=True,
-                check=False,
-            ),
-            range(3),
-        ):
+        for done in pool.map(start, range(3)):
             assert done.returncode == 0 and done.stderr == "", done.stderr
             hits, right, warnings = json.loads(done.stdout)
             assert right and hits > 30
