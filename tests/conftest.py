@@ -356,6 +356,23 @@ def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) 
     return seal(folder, change)
 
 
+def fix_batch(folder: Path, name: str, batch: int) -> None:
+    """Give a graph, and what the manifest says of it, a fixed batch."""
+    import onnx
+
+    data = json.loads((folder / "manifest.json").read_text())
+    graph = data["graphs"][name]
+    model = onnx.load(folder / graph["file"], load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch":
+                dim.dim_value = batch
+    (folder / graph["file"]).write_bytes(model.SerializeToString())
+    for spec in (*graph["inputs"].values(), *graph["outputs"].values()):
+        spec["shape"] = [batch if size == "batch" else size for size in spec["shape"]]
+    (folder / "manifest.json").write_text(json.dumps(data))
+
+
 @pytest.fixture
 def static_bundle(tiny_bundle: Path) -> Path:
     """The tiny bundle at three fixed sizes, two expressions at a time."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
+from tests.conftest import fix_batch
 from tests.runtime.spies import spied
 
 
@@ -72,21 +73,10 @@ def test_a_batch_is_filled_up_and_the_surplus_dropped(
 def test_a_text_encoder_of_a_fixed_batch(
     tiny_master: Path, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
 ) -> None:
-    import onnx
-
-    model = onnx.load(tiny_bundle / "text_encoder.onnx", load_external_data=False)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 3
-    (tiny_bundle / "text_encoder.onnx").write_bytes(model.SerializeToString())
-
-    def change(data: dict[str, Any]) -> None:
-        graph = data["graphs"]["text_encoder"]
-        for spec in (*graph["inputs"].values(), *graph["outputs"].values()):
-            spec["shape"][0] = 3
-
+    fix_batch(tiny_bundle, "text_encoder", 3)
     words = ["red", "green", "blue", "the red", "the blue"]
     wanted = Segmenter.from_bundle(tiny_master, provider="cpu").segment(colours, words)
-    fixed = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu", max_batch=2)
+    fixed = Segmenter.from_bundle(reseal(tiny_bundle), provider="cpu", max_batch=2)
     found = fixed.segment(colours, words)
     assert [result.expression for result in found] == words
     for ours, theirs in zip(found, wanted, strict=True):

@@ -309,13 +309,3 @@ def test_a_graph_that_returns_another_size(
     segmenter = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
     with pytest.raises((BundleError, InputError), match="expected"):
         segmenter.segment(colours, "red")
-
-
-def test_a_fixed_batch_is_honoured(
-    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
-) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["graphs"]["transformer.vectors"]["inputs"]["clean_latents"]["shape"][0] = 1
-
-    segmenter = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
-    assert len(segmenter.segment(colours, ["red", "blue"])) == 2

@@ -85,18 +85,6 @@ def test_quotes_before_the_start_do_not_count() -> None:
             expect(pieces(text, QuoteRules(style, start)), text, shown)
 
 
-def test_pieces_know_where_they_were() -> None:
-    assert pieces('a "b" c', QuoteRules("paired", 0)) == [
-        Piece('a "', 0, quoted=False),
-        Piece("b", 3, quoted=True),
-        Piece('" c', 4, quoted=False),
-    ]
-    assert pieces("a 'b", QuoteRules("toggle", 0)) == [
-        Piece('a "', 0, quoted=False),
-        Piece("\u201cb\u201d", 3, quoted=True, wrapped=True),
-    ]
-
-
 def instruction(text: str) -> Instruction:
     return Instruction(text, f"remove {text}", 7)
 

@@ -18,6 +18,7 @@ from rism.runtime.method.equations import segment_tokens
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import PromptEncoder
 from rism.runtime.result.segmentation import Segmentation
+from tests.conftest import fix_batch
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import (
     AXES,
@@ -206,21 +207,6 @@ def test_an_image_is_resized_once_where_one_resize_serves_both(
         state = Segmenter.from_bundle(folder, provider="cpu").set_image(image)
         counts[name] = made.count(state.plan.resized_wh)
     assert counts == {"one": 1, "other filter": 2, "no 8 bits": 4}
-
-
-def fix_batch(folder: Path, name: str, batch: int) -> None:
-    file = folder / f"{name.partition('.')[0]}.onnx"
-    model = onnx.load(file)
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "batch":
-                dim.dim_value = batch
-    onnx.save_model(model, file)
-    data = json.loads((folder / "manifest.json").read_text())
-    graph = data["graphs"][name]
-    for spec in (*graph["inputs"].values(), *graph["outputs"].values()):
-        spec["shape"] = [batch if size == "batch" else size for size in spec["shape"]]
-    (folder / "manifest.json").write_text(json.dumps(data))
 
 
 def test_fixed_batches_are_filled_up(
