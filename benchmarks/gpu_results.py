@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.capture.block import BASELINE
 from benchmarks.gpu_run import CASES
 from benchmarks.gpu_steps import SCHEMA
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.rooflines import stages
 from benchmarks.rooflines.gpus import GPUS, known_gpu
 from benchmarks.rooflines.probe_bounds import SHAPES, WAYS, cost, floor_s
@@ -191,7 +192,7 @@ def _of_card(result: Result) -> str:
         [each.what, _number(each.value, each.unit), _number(each.limit, each.unit), each.verdict]
         for each in bars(result)
     ]
-    parts.append(_table(["bar", "measured", "asked", ""], verdicts))
+    parts.append(markdown_table(["bar", "measured", "asked", ""], verdicts))
     failures = list(_failures(steps))
     if failures:
         parts.append("Not measured:\n\n" + "\n".join(f"- {each}" for each in failures))
@@ -229,7 +230,7 @@ def _passes(result: Result, case: str) -> str:
         f"{gigabytes} GB)"
     )
     head = [title, *columns, "x no capture", "floor", "GB over weights"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _probes(result: Result) -> str:
@@ -259,7 +260,7 @@ def _probes(result: Result) -> str:
                 ]
             )
     head = ["attention of one block", "ms", "x main", "floor", "error a", "error Ta", "repeats"]
-    return _table(head, rows) if rows else ""
+    return markdown_table(head, rows) if rows else ""
 
 
 def _kernels(result: Result) -> str:
@@ -282,7 +283,7 @@ def _kernels(result: Result) -> str:
         ]
         numpy = found["host"]["median_s"]
         rows.append([f"{name}, NumPy on the host", _number(numpy, scale=1e6), ""])
-    return _table(["post-processing", "microseconds", "floor"], rows) if rows else ""
+    return markdown_table(["post-processing", "microseconds", "floor"], rows) if rows else ""
 
 
 def _failures(steps: dict[str, Any], before: str = "") -> Iterator[str]:
@@ -294,11 +295,6 @@ def _failures(steps: dict[str, Any], before: str = "") -> Iterator[str]:
                 last = one_line(found["said"].strip().rpartition("\n")[2], limit=200)
                 yield f"{before}{name}: exit code {found['exit_code']}, {last}"
             yield from _failures(found, f"{before}{name}: ")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _number(value: float | None, unit: str = "", *, scale: float = 1.0) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rism.export.attention_capture import Capture, Spans
+from rism.export.attention_capture import Capture
 
 
 @dataclass
@@ -18,16 +18,3 @@ class VectorsCapture(Capture):
         assert self.features is not None
         vectors = torch.stack(self.attention_vectors, dim=1)
         return vectors, torch.stack(self.propagated_vectors, dim=1), self.features
-
-    @classmethod
-    def nbytes(cls, spans: Spans, blocks: int, heads: int, itemsize: int) -> int:
-        """Memory of rows of attention that one pass writes out, at most, for a batch of one.
-
-        Args:
-            spans: lengths of the sequence's parts.
-            blocks: of the transformer.
-            heads: of each.
-            itemsize: bytes of a number of the attention.
-        """
-        del spans, blocks, heads, itemsize
-        return 0

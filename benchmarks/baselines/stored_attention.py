@@ -6,12 +6,10 @@ Source: arXiv 2605.13122, equations 1, 3 and 4, and what its table A1 is a measu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 
 from benchmarks.baselines.base import VectorsCapture
-from rism.export.attention_capture import Spans
 
 
 @dataclass
@@ -22,15 +20,7 @@ class StoredAttention(VectorsCapture):
     stored for every block and head until the pass is over.
     """
 
-    every_head: ClassVar[bool] = True
     stored: list[torch.Tensor] = field(default_factory=list)
-
-    @classmethod
-    def nbytes(cls, spans: Spans, blocks: int, heads: int, itemsize: int) -> int:
-        """See `VectorsCapture`: clean rows of all blocks, and scores and softmax of one."""
-        tokens = spans.clean_start + spans.clean
-        stored = blocks * (heads if cls.every_head else 1) * spans.clean
-        return itemsize * tokens * (stored + 2 * heads * tokens)
 
     def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See `Capture`: a softmax that is written out, once, and kept."""
@@ -79,8 +69,6 @@ class StoredAttention(VectorsCapture):
 @dataclass
 class StoredMean(StoredAttention):
     """The same, but for each block the heads' mean is stored."""
-
-    every_head: ClassVar[bool] = False
 
     def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities.mean(1, keepdim=True)

@@ -13,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.capture.families import MODELS, Constants, Draw, SizedModel
 from benchmarks.capture.variants import Variant, capturing
-from benchmarks.harness.errors import NoRoomError
-from rism.export.attention_capture import Spans
 from rism.export.checkpoint.meta_modules import Part, build_empty
 from rism.export.graph.trace import Input
 from rism.export.precision import Precision, apply_precision
@@ -166,14 +164,6 @@ def count_flop(case: CaptureCase, variant: Variant, precision: Precision) -> int
     return counter.get_total_flops()
 
 
-def room_bytes(device: str) -> int | None:
-    """Memory that a CUDA device has left for this process; None for a CPU, which is not asked."""
-    if device == "cpu":
-        return None
-    kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return torch.cuda.mem_get_info()[0] + kept
-
-
 class RandomModel:
     """The single step of one case, with weights, and inputs for it.
 
@@ -199,20 +189,7 @@ class RandomModel:
         self.feeds = case.feeds(draw)
 
     def module(self, variant: Variant) -> nn.Module:
-        """Return the step with one way of capturing, ready to run on `feeds`.
-
-        Raises:
-            NoRoomError: What it would write out does not fit beside the weights.
-        """
-        room, capture = room_bytes(self.device), variant.capture
-        if room is not None and capture is not None:
-            spans, heads = Spans(**self.case.tokens), self.case.sized.shape.heads
-            kept = capture.nbytes(spans, self.spec.blocks, heads, self.precision.compute.itemsize)
-            if kept > room:
-                raise NoRoomError(
-                    f"writes out {kept / 1e9:.3g} GB of attention, and {room / 1e9:.3g} GB of the "
-                    "device's memory are left: take a larger device, or a smaller image"
-                )
+        """Return the step with one way of capturing, ready to run on `feeds`."""
         return capturing(self.step, self.spec, variant, self.precision).eval()
 
     @property

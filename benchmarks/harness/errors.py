@@ -15,10 +15,6 @@ class DiffersError(RismError):
     """A way of computing gives another result than the baseline: its time means nothing."""
 
 
-class NoRoomError(RismError):
-    """The device's memory cannot hold what a variant keeps."""
-
-
 class ScenarioError(RismError):
     """A scenario cannot be measured here."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.rooflines.gpus import GPUS, GpuRates
 
 _FLOAT32, _BFLOAT16 = 4, 2
@@ -120,17 +121,18 @@ def floor_s(cost: Cost, gpu: GpuRates) -> float:
 
 def table(weighted: int = 16) -> str:
     """Return all lower bounds as a table, the last line of a model for few weighted tokens."""
-    lines = [
-        f"{'case':<16}{'way':<24}{'TFLOP':>8}{'share':>8}{'10^9 exp':>10}{'GB':>7}"
-        + "".join(f"{name + ' ms':>13}" for name in GPUS)
-    ]
+    rows = []
     for name, shape in SHAPES.items():
-        rows = [(way, cost(shape, way)) for way in WAYS]
-        rows.append((f"fused, {weighted} weights", cost(shape, "fused", weighted=weighted)))
-        for way, each in rows:
-            lines.append(
-                f"{name:<16}{way:<24}{each.flop / 1e12:8.3f}{each.flop / shape.flop:8.2%}"
-                f"{each.exponentials / 1e9:10.1f}{each.bytes / 1e9:7.2f}"
-                + "".join(f"{floor_s(each, gpu) * 1e3:13.2f}" for gpu in GPUS.values())
+        costs = {way: cost(shape, way) for way in WAYS}
+        costs[f"fused, {weighted} weights"] = cost(shape, "fused", weighted=weighted)
+        for way, each in costs.items():
+            counts = (
+                f"{each.flop / 1e12:.3f}",
+                f"{each.flop / shape.flop:.2%}",
+                f"{each.exponentials / 1e9:.1f}",
+                f"{each.bytes / 1e9:.2f}",
             )
-    return "\n".join(lines)
+            floors = (f"{floor_s(each, gpu) * 1e3:.2f}" for gpu in GPUS.values())
+            rows.append([name, way, *counts, *floors])
+    head = ("case", "way", "TFLOP", "share", "10^9 exp", "GB", *(f"{gpu} ms" for gpu in GPUS))
+    return markdown_table(head, rows)

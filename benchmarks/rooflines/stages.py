@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.rooflines.gpus import GPUS, GpuRates
 
 TERA = 1e12
@@ -194,20 +195,14 @@ def stages(case: StageCase, *, vae_operations: float | None = None) -> Iterator[
 def count_vae(case: StageCase) -> float:
     """Count the VAE encoder's operations from its shapes; nothing is computed."""
     import torch
-    from diffusers import AutoencoderKL, AutoencoderKLFlux2
+    from diffusers import AutoencoderKLFlux2
     from torch.utils.flop_counter import FlopCounterMode
 
+    from benchmarks.synthetic.step1x_parts import empty_vae
+    from benchmarks.synthetic.step1x_tensors import STEP1X as SHAPE
+
     with torch.device("meta"):
-        if case.model is STEP1X:
-            vae: Any = AutoencoderKL(
-                block_out_channels=(128, 256, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                latent_channels=16,
-            )
-        else:
-            vae = AutoencoderKLFlux2()
+        vae: Any = empty_vae(SHAPE) if case.model is STEP1X else AutoencoderKLFlux2()
         image = torch.empty(1, 3, case.side_px, case.side_px)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -217,16 +212,16 @@ def count_vae(case: StageCase) -> float:
 
 def table(case: StageCase, found: list[StageCost]) -> str:
     """Floors of one case in milliseconds, as Markdown."""
-    head = ["stage", "TFLOP", "GB", *(f"{gpu.name}" for gpu in GPUS.values())]
-    lines = [f"**{case}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = []
     for stage in found:
         cells = [stage.name, _short(stage.operations / TERA), _short(stage.nbytes / 1e9)]
         for gpu in GPUS.values():
             bf16, fp8 = (stage.seconds(gpu, precision) for precision in ("bf16", "fp8"))
             low = f" ({_short(fp8 * 1e3)})" if fp8 is not None and "DiT" in stage.name else ""
             cells.append(f"{_short((bf16 or 0) * 1e3)}{low}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    head = ["stage", "TFLOP", "GB", *(gpu.name for gpu in GPUS.values())]
+    return f"**{case}**\n\n{markdown_table(head, rows)}"
 
 
 def _short(value: float) -> str:

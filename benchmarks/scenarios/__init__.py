@@ -49,25 +49,13 @@ KINDS: dict[str, Kind] = {
     "postprocess": Kind(
         "from a transformer's outputs to a mask",
         "postprocess",
-        {"grids": ["32x32"], "features": 3072, "blocks": [57], "size": "640x480", "tau": 0.8},
+        {"grids": ["32x32"], "features": 3072, "blocks": [57], "size": "640x480"},
         packages=("torch",),
     ),
     "contour": Kind(
         "from a map on the token grid to a mask along the image's edges",
         "contour",
         {"grids": ["16x16", "64x64"], "size": "640x480"},
-    ),
-    "preprocess": Kind(
-        "from an image's pixels to the VAE's input",
-        "preprocess",
-        {"sizes": ["640x480", "1920x1080"]},
-        packages=_TORCH,
-    ),
-    "encoder": Kind(
-        "a text encoder or a VAE encoder as a bundle has it",
-        "encoders",
-        {"part": "text_encoder", "batch": 1, "size": "128x128", "plain": True},
-        packages=(*_TORCH, *_ONNX),
     ),
     "dit": Kind(
         "the diffusion transformer, by engine and by what is captured",
@@ -89,25 +77,20 @@ KINDS: dict[str, Kind] = {
     "image": Kind(
         "from an image and an expression to a mask",
         "image:measure_image",
-        {"checkpoint": "mini", "bundle": "mini", "expression": "the green van"},
         packages=_TORCH,
     ),
     "expressions": Kind(
         "several expressions on one image, together and one by one",
         "image:measure_expressions",
-        {"bundle": "mini", "counts": [1, 4, 8], "provider": "cpu"},
+        {"counts": [1, 4, 8]},
     ),
     "cold_start": Kind(
         "a process from nothing to a mask",
         "processes:measure_cold_start",
-        {"expression": "the green van"},
         packages=_TORCH,
     ),
     "import_time": Kind(
         "a process that imports and ends", "processes:measure_import", packages=_TORCH
-    ),
-    "install_size": Kind(
-        "files on the disk after an installation", "install", {"extra": "cpu", "against": "export"}
     ),
     "export": Kind(
         "from a checkpoint to a bundle, in a process of its own",
@@ -115,7 +98,6 @@ KINDS: dict[str, Kind] = {
         {
             "shape": "mini",
             "blocks": "all",
-            "against": "load and save, PyTorch",
             "arguments": ["--parity", "full"],
             "run": False,
         },
@@ -123,20 +105,13 @@ KINDS: dict[str, Kind] = {
     ),
     "fp8_masks": Kind(
         "mean IoU of masks in FP8 with those in float32",
-        "fp8:measure_masks",
+        "fp8",
         {
             "precisions": ["fp32"],
             "rules": ["max"],
             "scenes": 100,
             "samples": 32,
-            "parts": False,
         },
-        packages=("onnx-ir",),
-    ),
-    "calibration": Kind(
-        "peak memory of `rism calibrate`",
-        "fp8:measure_memory",
-        {"models": ["klein-4b"], "blocks": ["1+2", "4+5"], "samples": 2},
         packages=("onnx-ir",),
     ),
     "engines": Kind(
@@ -176,7 +151,7 @@ KINDS: dict[str, Kind] = {
     "postprocess_gpu": Kind(
         "post-processing where an engine leaves its outputs",
         "postprocess_gpu",
-        {"case": "step1x-edit at 512", "capture": "vectors", "expressions": 1},
+        {"case": "step1x-edit at 512"},
         packages=("cupy-cuda13x",),
     ),
 }

@@ -27,7 +27,7 @@ from benchmarks.capture.pytorch import (
 )
 from benchmarks.capture.variants import VARIANTS, Variant
 from benchmarks.harness.checks import same_outputs
-from benchmarks.harness.errors import NoRoomError, ScenarioError
+from benchmarks.harness.errors import ScenarioError
 from benchmarks.harness.measure import Arrays, Repeats, with_host_peak
 from benchmarks.harness.rows import Row, Task, absent, check_known, failed, pending, timed
 from rism.export.precision import PRECISIONS
@@ -145,8 +145,8 @@ def _row(name: str, group: str, weights: int, measure: Callable[[], Figure]) -> 
 def _not_run(name: str, group: str, error: Exception) -> Row:
     """Say why there is no figure, and whether that is this machine's or a fault."""
     if isinstance(error, torch.OutOfMemoryError):
-        return failed(name, out_of_memory(), group=group)
-    if isinstance(error, ProviderError | NoRoomError):
+        return absent(name, out_of_memory(), group=group)
+    if isinstance(error, ProviderError):
         return absent(name, str(error), group=group)
     if isinstance(error, RismError):
         return failed(name, str(error), group=group)

@@ -1,7 +1,7 @@
 """A whole export in a process of its own: time and memory, against reading the same weights.
 
-Baselines: loading and saving in PyTorch, or a plain copy of the files. The checkpoint, of random
-weights, is written first; full sizes need room for it, the copy and the bundle in TMPDIR.
+The baseline is a plain copy of the files. The checkpoint, of random weights, is written first; full
+sizes need room for it, the copy and the bundle in TMPDIR.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from benchmarks.synthetic.flux2_checkpoint import KleinShape, write_checkpoint
 from rism.export.families.find import find_checkpoint
 from rism.runtime import Segmenter
 
-BASELINES = {"load and save, PyTorch": "load_and_save", "copy": "copy_files"}
-OURS = "rism export"
+BASELINE, OURS = "copy", "rism export"
 # A vocabulary of the tokenizer that is written with it, and half a gigabyte of blocks.
 SHAPES = {
     "small": KleinShape(2, 6, 12, 64, 384, 1152, text_blocks=12, text_heads=6, text_kv_heads=2,
@@ -35,22 +34,21 @@ _SETTINGS = {"text_encoder_out_layers": [3, 6, 9], "feature_block": 5, "size_lev
 
 def measure(task: Task) -> list[Row]:
     """Measure both, a process each run, without warm-up; memory is a group of its own."""
-    [baseline] = check_known("baseline", [task["against"]], BASELINES)
     with tempfile.TemporaryDirectory() as place:
         scratch, count = Path(place), itertools.count()
         checkpoint = _checkpoint(task["shape"], task["blocks"], scratch)
         bundles: list[Path] = []
 
-        def read() -> tuple[str, ...]:
-            target = str(scratch / f"read-{next(count)}")
-            return ("-m", f"benchmarks.baselines.{BASELINES[baseline]}", str(checkpoint), target)
+        def copy() -> tuple[str, ...]:
+            target = str(scratch / f"copy-{next(count)}")
+            return ("-m", "benchmarks.baselines.copy_files", str(checkpoint), target)
 
         def export() -> tuple[str, ...]:
             bundles.append(scratch / f"bundle-{next(count)}")
             start = ("-m", "rism", "export", "--model", str(checkpoint), "-o", str(bundles[-1]))
             return (*start, "-q", *task["arguments"])
 
-        found = time_and_peak({baseline: read, OURS: export}, runs=task.runs)
+        found = time_and_peak({BASELINE: copy, OURS: export}, runs=task.runs)
         facts = _facts(checkpoint, bundles[-1], run=task["run"])
     rows = [timed(name, timing, group="time", **facts) for name, (timing, _) in found.items()]
     return rows + [of_value(name, peak, group="memory") for name, (_, peak) in found.items()]

@@ -16,7 +16,12 @@ from benchmarks.synthetic.qwen_files import (
     write_preprocessor,
     write_tokenizer,
 )
-from benchmarks.synthetic.step1x_parts import language_tensors, vae_tensors, vae_tensors_diffusers
+from benchmarks.synthetic.step1x_parts import (
+    empty_vae,
+    language_tensors,
+    vae_tensors,
+    vae_tensors_diffusers,
+)
 from benchmarks.synthetic.step1x_tensors import (
     Step1XShape,
     transformer_tensors,
@@ -102,7 +107,9 @@ def write_diffusers(
     _write_json(
         folder / "transformer" / "config.json", _transformer_config(shape, version, mapping)
     )
-    _write_json(folder / "vae" / "config.json", _vae_config(shape))
+    _write_json(
+        folder / "vae" / "config.json", {"_class_name": "AutoencoderKL", **empty_vae(shape).config}
+    )
     _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
     _write_json(folder / "model_index.json", _index(version))
     return folder
@@ -157,32 +164,6 @@ def _transformer_config(shape: Step1XShape, version: str, mapping: bool) -> dict
     if version == "1.2":
         config["enable_text_token_mapping"] = mapping
     return config
-
-
-def _vae_config(shape: Step1XShape) -> dict[str, object]:
-    levels = len(shape.vae_widths)
-    return {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": "0.35.0.dev0",
-        "act_fn": "silu",
-        "block_out_channels": list(shape.vae_widths),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "force_upcast": True,
-        "in_channels": 3,
-        "latent_channels": shape.vae_latent,
-        "latents_mean": None,
-        "latents_std": None,
-        "layers_per_block": shape.vae_layers,
-        "mid_block_add_attention": True,
-        "norm_num_groups": 32,
-        "out_channels": 3,
-        "sample_size": 1024,
-        "scaling_factor": 0.3611,
-        "shift_factor": 0.1159,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": False,
-        "use_quant_conv": False,
-    }
 
 
 def _write_json(file: Path, values: Mapping[str, object]) -> None:

@@ -28,21 +28,29 @@ _VAE_NAMES = (
 )
 
 
-def vae_tensors_diffusers(shape: Step1XShape) -> dict[str, Layout]:
-    """Return FLUX.1's autoencoder as `AutoencoderKL` names it."""
+def empty_vae(shape: Step1XShape) -> AutoencoderKL:
+    """Return FLUX.1's autoencoder without weights."""
     levels = len(shape.vae_widths)
     with torch.device("meta"):
-        vae = AutoencoderKL(
+        return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=shape.vae_widths,
             layers_per_block=shape.vae_layers,
             latent_channels=shape.vae_latent,
+            sample_size=1024,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
+
+
+def vae_tensors_diffusers(shape: Step1XShape) -> dict[str, Layout]:
+    """Return the autoencoder's tensors as `AutoencoderKL` names them."""
+    levels = len(shape.vae_widths)
     found = {}
-    for name, tensor in vae.state_dict().items():
+    for name, tensor in empty_vae(shape).state_dict().items():
         own = name
         for pattern, target in _VAE_NAMES:
             own = re.sub(pattern, target, own)

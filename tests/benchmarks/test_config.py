@@ -45,9 +45,8 @@ def test_every_kind_has_its_code() -> None:
 
 
 def test_defaults_and_own_values(tmp_path: Path) -> None:
-    [one] = read(tmp_path, HEAD + SCENARIO + "runs = 9\nparameters = { tau = 1, blocks = [4] }\n")
+    [one] = read(tmp_path, HEAD + SCENARIO + "runs = 9\nparameters = { blocks = [4] }\n")
     assert (one.runs, one.warm_up, one.time_limit_s) == (9, 1, 60)
-    assert one.parameters["tau"] == 1.0 and isinstance(one.parameters["tau"], float)
     assert one.parameters["blocks"] == [4] and one.parameters["features"] == 3072
 
 

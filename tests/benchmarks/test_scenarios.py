@@ -30,9 +30,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "post-processing-tokens": {"grids": ["8x8", "8x16"], "features": 16, "size": "40x30"},
     "post-processing-blocks": {"grids": ["8x8"], "features": 16, "size": "40x30"},
     "contour": {"grids": ["8x6"], "size": "160x120"},
-    "preprocessing": {"sizes": ["320x240"]},
-    "text-encoder": {"plain": False},  # the VAE has such a row
-    "vae": {"size": "32x48"},
     # The other engines: test_capture.py.
     "dit-capture": {
         "cases": ["blocks-1@64"],
@@ -45,7 +42,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "probe": {},
     "image": {},
     "expressions": {"counts": [2]},
-    "install-size": {},
 }
 # Each of them is a process that imports PyTorch, or several: measured by the command, and by
 # tests of what they call.
@@ -117,18 +113,18 @@ runs = 1
 warm_up = 0
 time_limit_s = 60
 [scenarios.good]
-kind = "install_size"
-baseline = "rism-seg[triton]"
-parameters = { against = "triton" }
-targets = [{ row = "rism alone", at_most_bytes = 1 }]
+kind = "contour"
+baseline = "bilinear"
+parameters = { grids = ["8x6"], size = "160x120" }
+targets = [{ row = "guided", at_most_s = 1e-9 }]
 [scenarios.nameless]
-kind = "install_size"
+kind = "contour"
 baseline = "nothing of this name"
-parameters = { against = "triton" }
+parameters = { grids = ["8x6"], size = "160x120" }
 [scenarios.bad]
-kind = "install_size"
-baseline = "rism-seg[cpu]"
-parameters = { extra = "magic" }
+kind = "contour"
+baseline = "bilinear"
+parameters = { size = "magic" }
 """
     )
     assert main(["run", "--config", str(config), "--json", str(file)]) == 1
@@ -139,11 +135,11 @@ parameters = { extra = "magic" }
     for found in results["scenarios"].values():
         check_schema(found)
     [bad] = results["scenarios"]["bad"]["rows"][:1]
-    assert bad["failed"] and bad["reason"].startswith("there is no extra 'magic', expected one of ")
-    assert "FAILED: there is no extra 'magic'" in out
-    assert "target: rism alone at most 1 B, is" in out and out.count(": missed") == 1
-    assert "failed: bad: bad: there is no extra" in err
-    assert "no row of this name was measured, there are: rism-seg[triton]" in err
+    assert bad["failed"] and bad["reason"].startswith("size 'magic' is not two numbers of ")
+    assert "FAILED: size 'magic' is not" in out
+    assert "guided at most 0.001 us, is" in out and out.count(": missed") == 1
+    assert "failed: bad: bad: size 'magic'" in err
+    assert "no row of this name was measured, there are: bilinear, guided" in err
 
 
 def test_a_process_that_takes_too_long_is_ended() -> None:
@@ -195,22 +191,6 @@ def test_rows_of_a_process_that_was_ended_are_kept(monkeypatch: pytest.MonkeyPat
     # Whoever watched had them while the other was still measured.
     assert seen[-1]["rows"][:2] == first
     assert seen[-1]["rows"][2]["reason"] == "not reached"
-
-
-def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device whose memory holds the heads' mean of all blocks, and not every head."""
-    scenario = small("dit-blocks")
-    parameters = dict(scenario.parameters) | {
-        "cases": ["blocks-8@64"],
-        "variants": ["no capture", "paper", "paper mean"],
-    }
-    monkeypatch.setattr(models, "room_bytes", lambda _: 220_000)
-    [plain, paper, mean] = run_here(replace(scenario, parameters=parameters))["rows"]
-    assert "reason" not in plain and "reason" not in mean
-    # 4 bytes, 96 tokens; 8 blocks x 2 heads x 16 rows, and two tables of one block.
-    assert 4 * 96 * (8 * 2 * 16 + 2 * 2 * 96) == 245_760
-    assert paper["reason"].startswith("writes out 0.000246 GB of attention, and 0.00022 GB of the ")
-    assert not paper["failed"]
 
 
 def test_a_provider_is_asked_for_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
