@@ -1,29 +1,25 @@
-"""The built-in bundle with the names that the exporter gives today."""
+"""The built-in bundle, and scales that nobody measured."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
 import onnx_ir as ir
-from safetensors.numpy import load_file
 
 from rism.calibration import Scales
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
-from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.signatures import trace_transformer
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from tests.conftest import seal
 
 
 def write_transformer(model: OpenModel, precision: str, folder: Path) -> None:
@@ -44,44 +40,12 @@ def scales_of(model: ir.Model, **layers: float) -> Scales:
     return Scales(fingerprint(found), "mini", "float32", "max", 100.0, 1, own, kept)
 
 
-def named_weights() -> dict[bytes, str]:
-    """The checkpoint's matrices as products take them, with the names that exports give them."""
-    folder = find_checkpoint("mini").folder
-    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    stored = {name: weight for name, weight in load_file(file).items() if weight.ndim == 2}
-    *_, last = sorted(name for name in stored if name.endswith("to_qkv_mlp_proj.weight"))
-    width = stored[last].shape[1]
-    for at, part in enumerate(("to_q", "to_k")):
-        stored[f"last.{part}.weight"] = stored[last][at * width : (at + 1) * width]
-    return {
-        np.ascontiguousarray(weight.T).tobytes(): f"dit.{name}" for name, weight in stored.items()
-    }
-
-
 @pytest.fixture(scope="session")
-def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in bundle, whose exporter did not name weights, in two capture modes."""
-    folder = tmp_path_factory.mktemp("calibration") / "mini"
-    shutil.copytree(resolve_bundle(), folder)
-    (folder / "transformer.matrices.onnx").unlink()
-    names = named_weights()
-    for capture in ("vectors", "scores"):
-        file = folder / f"transformer.{capture}.onnx"
-        model = ir.load(file)
-        for value in [*model.graph.initializers.values()]:
-            tensor = value.const_value
-            if tensor is not None and len(tensor.shape) == 2:
-                value.name = names.get(tensor.numpy().tobytes(), value.name)
-        ir.save(model, file)
-    return seal(folder, lambda manifest: manifest["graphs"].pop("transformer.matrices"))
-
-
-@pytest.fixture(scope="session")
-def mini_bundle(mini_folder: Path) -> Bundle:
-    return Bundle.open(mini_folder)
+def mini_bundle() -> Bundle:
+    return Bundle.open(resolve_bundle())
 
 
 @pytest.fixture
-def own_mini(mini_folder: Path, tmp_path: Path) -> Path:
+def own_mini(mini_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return Path(shutil.copytree(mini_folder, tmp_path / "mini"))
+    return Path(shutil.copytree(mini_bundle.path, tmp_path / "mini"))

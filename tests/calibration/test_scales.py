@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,20 +67,18 @@ def test_a_changed_weight_changes_the_fingerprint(mini_bundle: Bundle, scales: S
 
 
 def test_weights_outside_the_bundle_are_refused(
-    tmp_path: Path, mini_folder: Path, reseal: Callable[..., Path]
+    own_mini: Path, reseal: Callable[..., Path]
 ) -> None:
-    folder = tmp_path / "mini"
-    shutil.copytree(mini_folder, folder)
-    file = folder / "transformer.vectors.onnx"
+    file = own_mini / "transformer.vectors.onnx"
     model = onnx.load(file, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "../elsewhere.weights"
     file.write_bytes(model.SerializeToString())
-    reseal(folder)
+    reseal(own_mini)
     with pytest.raises(BundleError, match="lies outside the bundle's files"):
-        open_transformer(Bundle.open(folder), capture="vectors")
+        open_transformer(Bundle.open(own_mini), capture="vectors")
 
 
 # A changed part of the file, the new entries in it, and what the message says.
