@@ -16,7 +16,7 @@ from rism.calibration.ort_sessions import open_session, widened
 from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["LoadedGraph", "Spool", "StreamedGraph"]
+__all__ = ["LoadedGraph", "OnStep", "Spool", "StreamedGraph"]
 
 Array: TypeAlias = npt.NDArray[Any]
 OnTap: TypeAlias = Callable[[str, Array], None]
@@ -30,34 +30,28 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._small: dict[tuple[int, str], Array] = {}
-        self._files: dict[tuple[int, str], Path] = {}
-        self._made = 0
+        self._stored: dict[tuple[int, str], Array | Path] = {}
+        self._files = 0
 
     def put(self, sample: int, name: str, array: Array) -> None:
         """Store an array."""
-        if array.nbytes <= _SMALL_BYTES:
-            self._small[sample, name] = array
-            return
-        file = self._folder / f"{self._made}.npy"
-        self._made += 1
-        np.save(file, array, allow_pickle=False)
-        self._files[sample, name] = file
+        stored: Array | Path = array
+        if array.nbytes > _SMALL_BYTES:
+            stored = self._folder / f"{self._files}.npy"
+            self._files += 1
+            np.save(stored, array, allow_pickle=False)
+        self._stored[sample, name] = stored
 
     def get(self, sample: int, name: str) -> Array:
         """Return a stored array."""
-        small = self._small.get((sample, name))
-        if small is not None:
-            return small
-        found: Array = np.load(self._files[sample, name], allow_pickle=False)
-        return found
+        stored = self._stored[sample, name]
+        return np.load(stored, allow_pickle=False) if isinstance(stored, Path) else stored
 
     def drop(self, sample: int, name: str) -> None:
         """Delete an array, if it is stored."""
-        self._small.pop((sample, name), None)
-        file = self._files.pop((sample, name), None)
-        if file is not None:
-            file.unlink()
+        stored = self._stored.pop((sample, name), None)
+        if isinstance(stored, Path):
+            stored.unlink()
 
 
 class LoadedGraph:
@@ -93,15 +87,12 @@ class StreamedGraph:
     Args:
         graph: its bfloat16 is replaced by float32 in place.
         threads: CPU threads; None for as many as this process may use.
-        folder: for temporary files; None for the system's.
     """
 
     provider = "cpu"
 
-    def __init__(
-        self, graph: OpenGraph, *, threads: int | None = None, folder: Path | None = None
-    ) -> None:
-        self._graph, self._threads, self._scratch = graph, threads, folder
+    def __init__(self, graph: OpenGraph, *, threads: int | None = None) -> None:
+        self._graph, self._threads = graph, threads
         self._model = widened(graph.model)
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
@@ -136,8 +127,8 @@ class StreamedGraph:
         stages = split_at_blocks(self._model, tapped)
         results = {} if on_result is None else self._graph.spec.outputs
         outputs = {tensor.name for tensor in results.values()}
-        with tempfile.TemporaryDirectory(prefix="rism-", dir=self._scratch) as scratch:
-            spool = Spool(Path(scratch))
+        with tempfile.TemporaryDirectory(prefix="rism-") as folder:
+            spool = Spool(Path(folder))
             for at, stage in enumerate(stages):
                 session = open_session(stage.model, self._graph.folder, threads=self._threads)
                 given = self._inputs(stage)

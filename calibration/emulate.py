@@ -7,10 +7,6 @@ in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import onnx_ir as ir
-
 from rism.calibration.blockwise_run import LoadedGraph
 from rism.calibration.open_graph import open_graph
 from rism.calibration.qdq import quantise
@@ -23,22 +19,12 @@ from rism.runtime.segmenter import Segmenter
 __all__ = ["emulated"]
 
 
-def emulated(
-    bundle: Bundle,
-    scales: Scales | None,
-    *,
-    capture: str | None = None,
-    threads: int | None = None,
-    edit: Callable[[ir.Model], object] | None = None,
-) -> Segmenter:
+def emulated(bundle: Bundle, scales: Scales | None) -> Segmenter:
     """Return a segmenter with a quantised transformer, or with the transformer as it is.
 
     Args:
         bundle: an open bundle, in any precision, without fixed sizes.
         scales: of it; None to leave the transformer as it is.
-        capture: the capture mode; None for the bundle's default.
-        threads: CPU threads; None for as many as this process may use.
-        edit: another change of the transformer's graph, after the scales' own.
 
     Raises:
         InputError: the bundle has fixed sizes.
@@ -48,16 +34,14 @@ def emulated(
         raise InputError(
             "FP8 is emulated for graphs of any size, expected a bundle without --sizes"
         )
-    mode = capture or bundle.manifest.default_capture
+    transformer = f"transformer.{bundle.manifest.default_capture}"
     engines: dict[str, Engine] = {}
     for name in bundle.manifest.graphs:
-        if name.startswith("transformer.") and name != f"transformer.{mode}":
+        if name.startswith("transformer.") and name != transformer:
             continue
         graph = open_graph(bundle, name)
-        if name.startswith("transformer."):
-            if scales is not None:
-                quantise(graph.model, scales, casts=True)
-            if edit is not None:
-                edit(graph.model)
-        engines[name.partition(".")[0]] = LoadedGraph(graph, threads=threads)
-    return Segmenter(bundle, engines, capture=mode, provider_reason="FP8 emulated on the CPU")
+        if name == transformer and scales is not None:
+            quantise(graph.model, scales, casts=True)
+        engines[name.partition(".")[0]] = LoadedGraph(graph)
+    capture = bundle.manifest.default_capture
+    return Segmenter(bundle, engines, capture=capture, provider_reason="FP8 emulated on the CPU")

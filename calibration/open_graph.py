@@ -31,19 +31,15 @@ class OpenGraph:
     spec: GraphSpec
 
 
-def open_transformer(
-    bundle: Bundle, *, capture: str | None = None, size_wh: tuple[int, int] | None = None
-) -> OpenGraph:
+def open_transformer(bundle: Bundle, *, capture: str | None = None) -> OpenGraph:
     """Open a transformer graph; all of a bundle have the same layers.
 
     Args:
         bundle: an open bundle.
         capture: the capture mode; None for the bundle's default.
-        size_wh: of the images, where sizes are fixed; None for the first.
     """
     manifest = bundle.manifest
-    if size_wh is None and manifest.geometry.sizes:
-        size_wh = manifest.geometry.sizes[0]
+    size_wh = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     name = f"transformer.{capture or manifest.default_capture}"
     return open_graph(bundle, manifest.at_size(name, size_wh))
 

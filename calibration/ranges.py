@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rism.calibration.blockwise_run import StreamedGraph
+from rism.calibration.blockwise_run import OnStep, StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.histogram import Histogram
 from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
@@ -33,22 +33,8 @@ CANDIDATES = (100.0, 99.9999, 99.999, 99.99, 99.9)
 Mask = npt.NDArray[np.bool_]
 
 
-class CalibrationProgress(Protocol):
-    """Receives the progress of a calibration."""
-
-    def stage(self, text: str) -> None:
-        """Begin a stage, described by a text."""
-
-    def step(self, done: int, total: int) -> None:
-        """Show how many steps of the stage are done."""
-
-
-class _Silent:
-    def stage(self, text: str) -> None:
-        """Show nothing."""
-
-    def step(self, done: int, total: int) -> None:
-        """Show nothing."""
+CalibrationProgress = Callable[[str, int, int], None]
+"""Called with the name of a stage, its steps done and their total: first 0 and 0."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +48,12 @@ class CalibrationOptions:
         percentile: for the rule of that name, above 0 to 100.
         keep: patterns of layers that are not quantised, besides those that never are.
         threads: CPU threads; None for as many as this process may use.
-        scratch: a folder for temporary files; None for the system's.
     """
 
     rule: str = "max"
     percentile: float = 99.99
     keep: tuple[str, ...] = ()
     threads: int | None = None
-    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the rule and the percentile.
@@ -97,7 +81,7 @@ def calibrate(
     samples: Sequence[CalibrationSample],
     options: CalibrationOptions | None = None,
     *,
-    steps: CalibrationProgress | None = None,
+    progress: CalibrationProgress | None = None,
 ) -> CalibrationReport:
     """Find the scales of a bundle's transformer.
 
@@ -108,7 +92,7 @@ def calibrate(
         bundle: an open bundle, in any precision.
         samples: images with expressions.
         options: None for the defaults.
-        steps: receives the progress.
+        progress: receives the progress.
 
     Returns:
         The scales, and the error that they cause in each layer.
@@ -118,7 +102,8 @@ def calibrate(
         BundleError: the transformer computes numbers that are not finite.
         ProviderError: onnxruntime failed.
     """
-    options, steps = options or CalibrationOptions(), steps or _Silent()
+    options = options or CalibrationOptions()
+    stage = partial(_stage, progress or (lambda _name, _done, _total: None))
     if not samples:
         raise InputError("there are no images to calibrate on, expected at least one")
     layers = find_layers(open_transformer(bundle).model)
@@ -134,20 +119,23 @@ def calibrate(
         raise InputError(
             f"all {len(layers)} layers stay unquantised, expected some to be left: fewer --keep"
         )
-    with tempfile.TemporaryDirectory(prefix="rism-", dir=options.scratch) as scratch:
-        steps.stage(f"encoding {len(samples)} images and expressions")
-        folder = Path(scratch)
-        ready = prepare(bundle, samples, folder, threads=options.threads, on_step=steps.step)
-        run = _Run(bundle, ready, options, steps, layers, kept)
-        steps.stage("measuring activations, block by block")
+    with tempfile.TemporaryDirectory(prefix="rism-") as folder:
+        on_step = stage(f"encoding {len(samples)} images and expressions")
+        ready = prepare(bundle, samples, Path(folder), threads=options.threads, on_step=on_step)
+        run = _Run(bundle, ready, options, stage, layers, kept)
         wanted = run.measure()
         percentile, masks = options.candidates[0], {}
         if options.rule == "mask":
             masks = {each: _agreement(wanted, run.masks(each)) for each in options.candidates}
             percentile = max(masks, key=lambda each: masks[each].mean_iou)
         scales = run.scales(percentile)
-        steps.stage("measuring weights")
         return CalibrationReport(scales, [*run.report(scales)], masks)
+
+
+def _stage(progress: CalibrationProgress, name: str) -> OnStep:
+    """Begin a stage."""
+    progress(name, 0, 0)
+    return partial(progress, name)
 
 
 class _Run:
@@ -158,12 +146,12 @@ class _Run:
         bundle: Bundle,
         samples: PreparedSamples,
         options: CalibrationOptions,
-        steps: CalibrationProgress,
+        stage: Callable[[str], OnStep],
         layers: Sequence[Layer],
         kept: Mapping[str, str],
     ) -> None:
         self.bundle, self.samples, self.options = bundle, samples, options
-        self.steps, self.layers, self.kept = steps, layers, kept
+        self.stage, self.layers, self.kept = stage, layers, kept
         self.capture = bundle.manifest.default_capture
         # By layer; layers with the same input tensor share one histogram.
         self.histograms: dict[str, Histogram] = {}
@@ -171,6 +159,7 @@ class _Run:
     def measure(self) -> dict[int, Mask]:
         """Measure the activations of the bundle's own graph; return its masks for rule "mask"."""
         masks: dict[int, Mask] = {}
+        on_step = self.stage("measuring activations, block by block")
         for name, numbers in self.samples.by_graph(self.capture).items():
             graph = open_graph(self.bundle, name)
             tensors: dict[str, Histogram] = {}
@@ -180,7 +169,9 @@ class _Run:
                 tensor = layer.activation.name or ""
                 shared = tensors.get(tensor) or self.histograms.get(layer.name) or Histogram()
                 tensors[tensor] = self.histograms[layer.name] = shared
-            masks |= self._stream(graph, numbers, tensors, wanted=self.options.rule == "mask")
+            masks |= self._stream(
+                graph, numbers, tensors, on_step, wanted=self.options.rule == "mask"
+            )
         self.check()
         return masks
 
@@ -195,12 +186,12 @@ class _Run:
 
     def masks(self, percentile: float) -> dict[int, Mask]:
         """Run the graph quantised at a percentile; return its masks."""
-        self.steps.stage(f"comparing masks at percentile {percentile:g}")
+        on_step = self.stage(f"comparing masks at percentile {percentile:g}")
         masks: dict[int, Mask] = {}
         for name, numbers in self.samples.by_graph(self.capture).items():
             graph = open_graph(self.bundle, name)
             quantise(graph.model, self.scales(percentile), casts=True)
-            masks |= self._stream(graph, numbers, {}, wanted=True)
+            masks |= self._stream(graph, numbers, {}, on_step, wanted=True)
         return masks
 
     def scales(self, percentile: float) -> Scales:
@@ -223,6 +214,7 @@ class _Run:
 
     def report(self, scales: Scales) -> Iterator[LayerReport]:
         """Report each layer and its rounding errors."""
+        on_step = self.stage("measuring weights")
         for number, layer in enumerate(self.layers):
             weight = values(layer.weight)
             if layer.name in self.kept:
@@ -239,13 +231,14 @@ class _Run:
                 saturated=error.saturated,
                 weight_error=weight_error(weight, channel_scales(weight, axis), axis),
             )
-            self.steps.step(number + 1, len(self.layers))
+            on_step(number + 1, len(self.layers))
 
     def _stream(
         self,
         graph: OpenGraph,
         numbers: Sequence[int],
         tensors: Mapping[str, Histogram],
+        on_step: OnStep,
         *,
         wanted: bool,
     ) -> dict[int, Mask]:
@@ -254,13 +247,12 @@ class _Run:
         def finish(at: int, outputs: Arrays) -> None:
             masks[numbers[at]] = self.samples.mask(numbers[at], self.capture, outputs)
 
-        streamed = StreamedGraph(graph, threads=self.options.threads, folder=self.options.scratch)
-        streamed.run_all(
+        StreamedGraph(graph, threads=self.options.threads).run_all(
             lambda at: self.samples.feeds(numbers[at]),
             len(numbers),
             tapped=tensors,
             on_tap=lambda tensor, array: tensors[tensor].add(array),
-            on_step=self.steps.step,
+            on_step=on_step,
             on_result=finish if wanted else None,
         )
         return masks

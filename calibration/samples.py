@@ -193,7 +193,7 @@ def prepare(
         return LoadedGraph(open_graph(bundle, name), threads=threads)
 
     engines: dict[str, Engine] = {
-        name: StreamedGraph(open_graph(bundle, name), threads=threads, folder=folder)
+        name: StreamedGraph(open_graph(bundle, name), threads=threads)
         for name in manifest.graphs
         if name in SIZELESS
     }

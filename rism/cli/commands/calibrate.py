@@ -80,20 +80,6 @@ class CalibrateFlags(QuietFlags):
     threads: Threads = None
 
 
-class _Steps:
-    """Shows the progress of a calibration on the console."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._name = console, ""
-
-    def stage(self, text: str) -> None:
-        self._name = text
-        self._console.detail(text)
-
-    def step(self, done: int, total: int) -> None:
-        self._console.progress(done, total, self._name)
-
-
 def calibrate(flags: CalibrateFlags, console: Console) -> None:
     """Measure the scales of BUNDLE's FP8 engines on images."""
     from rism.cli.inputs import find_inputs
@@ -134,7 +120,14 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
         percentile=flags.percentile or CalibrationOptions.percentile,
     )
     samples = _samples(flags, inputs.files)
-    report = measure_scales(bundle, samples, options, steps=_Steps(console))
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if done:
+            console.progress(done, total, stage)
+        else:
+            console.detail(stage)
+
+    report = measure_scales(bundle, samples, options, progress=progress)
     if flags.output is None:
         _store(bundle.path, report.scales.to_json().encode())
     else:
