@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,68 +177,36 @@ def _externalise(file: Path, name: str, value: np.ndarray, location: str) -> Non
     file.write_bytes(model.SerializeToString())
 
 
-def tensor(name: str, shape: list[Any], dtype: str = "float32") -> dict[str, Any]:
-    return {"name": name, "dtype": dtype, "shape": shape}
+# Logical names of tensors that graphs call otherwise.
+LOGICAL = {
+    "clean": "clean_latents", "embeds": "prompt_embeds", "e": "prompt_embeds",
+    "w": "prompt_weights", "mask": "prompt_mask", "placed": "prompt_positions",
+    "a": "attention_vectors", "ta": "propagated_vectors", "ts": "transition_matrices",
+    "per_token": "token_attention", "coarse": "coarse_attention", "refined": "refined_attention",
+    "J": "separability",
+}  # fmt: skip
 
 
-def tiny_manifest() -> dict[str, Any]:
-    ids = ["batch", N_P]
-    inputs = {
-        "clean_latents": tensor("clean", ["batch", "n_v", 3]),
-        "noise": tensor("noise", [1, "n_v", 3]),
-        "prompt_embeds": tensor("embeds", ["batch", N_P, 3]),
-        "prompt_weights": tensor("w", ["batch", N_P]),
-        "positions": tensor("positions", ["n_v", 2]),
-    }
-    a = tensor("a", ["batch", 2, "n_v"])
-    features = tensor("features", ["batch", "n_v", 3])
-    per_token = tensor("per_token", ["batch", "n_v", N_P])
-    row = ["batch", "n_v"]
-    graphs = {
-        "text_encoder": {
-            "file": "text_encoder.onnx",
-            "inputs": {
-                "input_ids": tensor("input_ids", ids, "int64"),
-                "attention_mask": tensor("attention_mask", ids, "int64"),
-            },
-            "outputs": {"prompt_embeds": tensor("e", ["batch", N_P, 3])},
-        },
-        "vae_encoder": {
-            "file": "vae_encoder.onnx",
-            "inputs": {"image": tensor("image", [1, 3, "h", "w"])},
-            "outputs": {"clean_latents": tensor("clean_latents", [1, "n_v", 3])},
-        },
-        "transformer.vectors": {
-            "file": "transformer.vectors.onnx",
-            "inputs": inputs,
-            "outputs": {
-                "attention_vectors": a,
-                "propagated_vectors": tensor("ta", ["batch", 2, "n_v"]),
-                "features": features,
-                "token_attention": per_token,
-            },
-        },
-        "transformer.matrices": {
-            "file": "transformer.matrices.onnx",
-            "inputs": inputs,
-            "outputs": {
-                "attention_vectors": a,
-                "transition_matrices": tensor("ts", ["batch", 2, "n_v", "n_v"]),
-                "features": features,
-                "token_attention": per_token,
-            },
-        },
-        "transformer.scores": {
-            "file": "transformer.scores.onnx",
-            "inputs": {**inputs, "tau": tensor("tau", [1])},
-            "outputs": {
-                "scores": tensor("scores", row),
-                "coarse_attention": tensor("coarse", row),
-                "refined_attention": tensor("refined", row),
-                "separability": tensor("J", ["batch"]),
-            },
-        },
-    }
+def graph_entry(file: Path) -> dict[str, Any]:
+    """What the manifest says of a graph, read from its file."""
+    import onnx
+
+    def tensors(values: Iterable[Any]) -> dict[str, Any]:
+        found = {}
+        for value in values:
+            kind = value.type.tensor_type
+            found[LOGICAL.get(value.name, value.name)] = {
+                "name": value.name,
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
+                "shape": [dim.dim_param or dim.dim_value for dim in kind.shape.dim],
+            }
+        return found
+
+    graph = onnx.load(file, load_external_data=False).graph
+    return {"file": file.name, "inputs": tensors(graph.input), "outputs": tensors(graph.output)}
+
+
+def tiny_manifest(graphs: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": "rism-bundle",
         "schema_version": "1.0",
@@ -278,7 +246,7 @@ def _tokenizer() -> Tokenizer:
 def seal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """Write the manifest anew with true sizes and hashes, then apply a change to it."""
     old = folder / "manifest.json"
-    data = json.loads(old.read_text()) if old.exists() else tiny_manifest()
+    data = json.loads(old.read_text())
     data["files"] = {
         file.relative_to(folder).as_posix(): {
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -310,6 +278,10 @@ def tiny_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer.json").write_text(_tokenizer().to_str())
     noise = np.random.default_rng(0).standard_normal((NOISE_ROWS, 3), dtype=np.float32)
     (folder / "noise.f32").write_bytes(noise.astype("<f4").tobytes())
+    names = ["text_encoder", "vae_encoder"]
+    names += [f"transformer.{mode}" for mode in ("vectors", "matrices", "scores")]
+    graphs = {name: graph_entry(folder / f"{name}.onnx") for name in names}
+    (folder / "manifest.json").write_text(json.dumps(tiny_manifest(graphs)))
     return seal(folder)
 
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import pre_tokenizers as pre
 
 from rism.runtime.bundle.prompt_spec import PromptRules, QuoteRules, VisionRules
-from tests.conftest import tensor, tiny_manifest, write_graph, write_vae_encoder
+from tests.conftest import graph_entry, tiny_manifest, write_graph, write_vae_encoder
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 SPECIAL += ["<|image_pad|>"]
@@ -171,63 +171,18 @@ def make_bundle(folder: Path, given: PromptRules = SMALL, **geometry: Any) -> Pa
     noise = np.random.default_rng(0).standard_normal((400, WIDTH), dtype=np.float32)
     (folder / "noise.f32").write_bytes(noise.astype("<f4").tobytes())
     prompt = {key: value for key, value in asdict(given).items() if value is not None}
-    manifest = tiny_manifest()
+    names = ["vision_encoder", "text_encoder", "vae_encoder"]
+    graphs = {name: graph_entry(folder / f"{name}.onnx") for name in names}
+    graphs["transformer.vectors"] = graph_entry(folder / "transformer.onnx")
+    manifest = tiny_manifest(graphs)
     manifest |= {"schema_version": "1.2", "model": {"name": "looking", "family": "test"}}
-    manifest |= {"prompt": prompt, "graphs": _graphs(manifest["graphs"]["vae_encoder"])}
+    manifest["prompt"] = prompt
     ways = {"resample": "bilinear", "rounding": "ceil", "resize_in": "float32"}
     manifest["geometry"] |= ways | geometry
     manifest["method"] |= {"single_blocks": 0, "feature_block": 0}
     manifest["noise"]["shape"] = [400, WIDTH]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
-
-
-def _graphs(vae_encoder: dict[str, Any]) -> dict[str, Any]:
-    row = ("int64", "batch", "s")
-
-    def entry(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
-        return tensor(name, list(shape), dtype)
-
-    return {
-        "vision_encoder": {
-            "file": "vision_encoder.onnx",
-            "inputs": {
-                "pixel_values": entry("pixel_values", "float32", "p", "k"),
-                "patch_positions": entry("patch_positions", "int64", "p", 2),
-            },
-            "outputs": {"image_embeds": entry("image_embeds", "float32", "v", WIDTH)},
-        },
-        "text_encoder": {
-            "file": "text_encoder.onnx",
-            "inputs": {
-                "input_ids": entry("input_ids", *row),
-                "attention_mask": entry("attention_mask", *row),
-                "quoted_mask": entry("quoted_mask", *row),
-                "position_ids": entry("position_ids", "int64", 3, "batch", "s"),
-                "image_embeds": entry("image_embeds", "float32", "v", WIDTH),
-            },
-            "outputs": {"prompt_embeds": entry("prompt_embeds", "float32", "batch", "n_p", WIDTH)},
-        },
-        "vae_encoder": vae_encoder,
-        "transformer.vectors": {
-            "file": "transformer.onnx",
-            "inputs": {
-                "clean_latents": entry("clean", "float32", "batch", "n_v", WIDTH),
-                "noise": entry("noise", "float32", 1, "n_v", WIDTH),
-                "prompt_embeds": entry("embeds", "float32", "batch", "n_p", WIDTH),
-                "prompt_weights": entry("w", "float32", "batch", "n_p"),
-                "prompt_mask": entry("mask", "float32", "batch", "n_p"),
-                "prompt_positions": entry("placed", "float32", "n_p", 3),
-                "positions": entry("positions", "float32", "n_v", 2),
-            },
-            "outputs": {
-                "attention_vectors": entry("a", "float32", "batch", 1, "n_v"),
-                "propagated_vectors": entry("ta", "float32", "batch", 1, "n_v"),
-                "features": entry("features", "float32", "batch", "n_v", WIDTH),
-                "token_attention": entry("per_token", "float32", "batch", "n_v", "n_p"),
-            },
-        },
-    }
 
 
 def _write_graphs(folder: Path, given: PromptRules) -> None:
