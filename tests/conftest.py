@@ -311,12 +311,9 @@ def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) 
                 for dim in value.type.tensor_type.shape.dim:
                     if dim.dim_param in fixed:
                         dim.dim_value = fixed[dim.dim_param]
-            made = json.loads(json.dumps(entry))
-            made["file"] = f"{name}.{width}x{height}.onnx"
-            for spec in (*made["inputs"].values(), *made["outputs"].values()):
-                spec["shape"] = [fixed.get(size, size) for size in spec["shape"]]
-            onnx.save_model(model, folder / made["file"])
-            graphs[f"{name}@{width}x{height}"] = made
+            file = folder / f"{name}.{width}x{height}.onnx"
+            onnx.save_model(model, file)
+            graphs[f"{name}@{width}x{height}"] = graph_entry(file)
     for entry in data["graphs"].values():
         (folder / entry["file"]).unlink()
 
@@ -333,15 +330,14 @@ def fix_batch(folder: Path, name: str, batch: int) -> None:
     import onnx
 
     data = json.loads((folder / "manifest.json").read_text())
-    graph = data["graphs"][name]
-    model = onnx.load(folder / graph["file"], load_external_data=False)
+    file = folder / data["graphs"][name]["file"]
+    model = onnx.load(file, load_external_data=False)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "batch":
                 dim.dim_value = batch
-    (folder / graph["file"]).write_bytes(model.SerializeToString())
-    for spec in (*graph["inputs"].values(), *graph["outputs"].values()):
-        spec["shape"] = [batch if size == "batch" else size for size in spec["shape"]]
+    file.write_bytes(model.SerializeToString())
+    data["graphs"][name] = graph_entry(file)
     (folder / "manifest.json").write_text(json.dumps(data))
 
 

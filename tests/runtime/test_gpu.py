@@ -66,6 +66,13 @@ def build(folder: Path, target: str, capability: str, graphs: dict[str, Any]) ->
     return entry
 
 
+def check_masks(found: Any, expected: Any, provider: str) -> None:
+    for ours, true in zip(found, expected, strict=True):
+        assert (ours.mask != true.mask).mean() < 0.01
+        np.testing.assert_allclose(ours.refined, true.refined, atol=0.01)
+        assert (ours.provider, ours.precision) == (provider, "float32")
+
+
 @pytest.mark.parametrize("fixed", [False, True], ids=["any shape", "one shape"])
 @pytest.mark.parametrize("target", list(LIBRARIES))
 @pytest.mark.gpu
@@ -86,10 +93,7 @@ def test_masks_are_those_of_the_cpu(
     segmenter = Segmenter.from_bundle(tiny_bundle, provider=target)
     expected = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(colours, words)
     for _ in range(3):  # bound, captured, launched
-        for found, true in zip(segmenter.segment(colours, words), expected, strict=True):
-            assert (found.mask != true.mask).mean() < 0.01
-            np.testing.assert_allclose(found.refined, true.refined, atol=0.01)
-            assert (found.provider, found.precision) == (f"{target}:0", "float32")
+        check_masks(segmenter.segment(colours, words), expected, f"{target}:0")
     if not fixed:
         assert [
             each for each in check_variant(Bundle.open(tiny_bundle), "real") if not each.passed
@@ -110,10 +114,7 @@ def test_onnxruntimes_masks_are_those_of_the_cpu(tiny_bundle: Path, colours: np.
     here = Segmenter.from_bundle(tiny_bundle, provider="cpu")
     for image in (colours, colours[::-1], colours[:, ::-1], colours):
         expected = here.segment(image, words)
-        for found, true in zip(segmenter.segment(image, words), expected, strict=True):
-            assert (found.mask != true.mask).mean() < 0.01
-            np.testing.assert_allclose(found.refined, true.refined, atol=0.01)
-            assert found.provider == "cuda:0"
+        check_masks(segmenter.segment(image, words), expected, "cuda:0")
     loads = onnx_loads(Bundle.open(tiny_bundle), "cuda", EngineRequest())
     compared = check(Bundle.open(tiny_bundle), loads, precision="float32")
     assert compared and all(each.passed for each in compared)
