@@ -21,8 +21,7 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Path:
     scales = tiny_bundle / "scales.json"
     scales.write_text("{}")
     return reseal(
-        tiny_bundle,
-        lambda data: data.update(engines=[entry], calibration={"file": "scales.json"}),
+        tiny_bundle, lambda data: data.update(engines=[entry], calibration={"file": "scales.json"})
     )
 
 

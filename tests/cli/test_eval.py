@@ -171,9 +171,7 @@ def test_instructions_of_a_file_are_said(workplace: Path) -> None:
         assert line["rle"]["counts"] == encode_rle(found.mask_hw)
 
 
-def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(
-    workplace: Path,
-) -> None:
+def test_what_no_sample_can_be_asked_with_is_refused_with_instructions_too(workplace: Path) -> None:
     asked = ("scenes", "--count", "2", "--instructions", write_instructions(workplace), "-o", "run")
     assert "--token-attention" in evaluate(*asked, "--sinks", code=1)
     said = evaluate(*asked, "--template", "cut {expression}", code=1)

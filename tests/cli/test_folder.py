@@ -77,10 +77,7 @@ def test_the_same_in_every_byte(run_folder: Run, workplace: Path) -> None:
 
 @pytest.mark.parametrize("flags", [SERIAL, AT_ONCE])
 def test_what_ends_a_run_ends_it_there(
-    run_folder: Run,
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    flags: tuple[str, ...],
+    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     real, written = delivery.write_atomically, []
 

@@ -20,16 +20,7 @@ from PIL import Image
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.bound_weights import read_bound_weights
 from tests import broken_manifests
-from tests.broken_manifests import (
-    LIST,
-    LISTS,
-    MISSING,
-    WEIGHTS,
-    change,
-    list_weights,
-    mini,
-    weight,
-)
+from tests.broken_manifests import LIST, LISTS, MISSING, WEIGHTS, change, list_weights, mini, weight
 from tests.cpp.build import run
 from tests.cpp.recording import recorders, write_graphs
 from tests.paths import MINI, STREET

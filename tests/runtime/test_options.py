@@ -102,10 +102,7 @@ def test_tau_is_a_number_below_1(tau: object) -> None:
         ({"magnets": [1]}, r"^magnets are '\[1\]', expected words"),
         ({"confidence": 1.5}, r"^confidence is 1.5, expected a number from 0 to 1, such as 0.5$"),
         ({"confidence": True}, r"^confidence is True, expected a number from 0 to 1"),
-        (
-            {"confidence": 0.5},
-            r"^the bundle's confidence was never fitted, so none can be",
-        ),
+        ({"confidence": 0.5}, r"^the bundle's confidence was never fitted, so none can be"),
         ({"foo": 1}, r"^there is no option 'foo', expected some of tau, prompt_weights, .*paper$"),
         ({"Tau": 0.5}, r"^there is no option 'Tau', expected"),
         ({"up" * 500: 1}, r"^there is no option 'up.{1,50}', expected"),

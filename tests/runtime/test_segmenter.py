@@ -197,10 +197,9 @@ def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarra
 def test_a_state_belongs_to_its_bundle(
     segmenter: Segmenter, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
 ) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["model"]["name"] = "another"
-
-    other = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    other = Segmenter.from_bundle(
+        reseal(tiny_bundle, lambda data: data["model"].update(name="another")), provider="cpu"
+    )
     with pytest.raises(InputError, match="made by another bundle: call set_image"):
         other.segment(segmenter.set_image(colours), "red")
 
@@ -303,9 +302,8 @@ def test_without_onnxruntime(tiny_master: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_graph_that_returns_another_size(
     tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
 ) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["geometry"]["token_px"] = 4
-
-    segmenter = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    segmenter = Segmenter.from_bundle(
+        reseal(tiny_bundle, lambda data: data["geometry"].update(token_px=4)), provider="cpu"
+    )
     with pytest.raises((BundleError, InputError), match="expected"):
         segmenter.segment(colours, "red")

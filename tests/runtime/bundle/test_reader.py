@@ -65,10 +65,7 @@ def _manifest(content: bytes) -> Callable[[Path], Any]:
         (lambda f: _link(f, "noise.f32"), "'noise.f32' is a link or not a plain file"),
         (_link_folder, "'linked/extra.txt' is a link"),
         (_pipe, "not a plain file"),
-        (
-            lambda f: (f / "sneaky.weights").write_bytes(b"x"),
-            "'sneaky.weights' is not listed",
-        ),
+        (lambda f: (f / "sneaky.weights").write_bytes(b"x"), "'sneaky.weights' is not listed"),
         (lambda f: _link(f, "manifest.json"), "manifest.json is not a plain file"),
         (_manifest(b"{"), "is not readable JSON"),
         (_manifest(b"\xff\xfe"), "is not readable JSON"),

@@ -3,10 +3,7 @@
 from typing import Any
 
 VAE = {"image": [[1, 3, 8, 8], [1, 3, 96, 160], [1, 3, 256, 256]]}
-TEXT = {
-    "input_ids": [[1, 8], [1, 8], [4, 8]],
-    "attention_mask": [[1, 8], [1, 8], [4, 8]],
-}
+TEXT = {"input_ids": [[1, 8], [1, 8], [4, 8]], "attention_mask": [[1, 8], [1, 8], [4, 8]]}
 
 
 def transformer(most: int = 4, tokens: tuple[int, int, int] = (1, 240, 300)) -> dict[str, Any]:

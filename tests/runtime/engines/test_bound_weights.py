@@ -199,10 +199,7 @@ def test_lists_of_weights_that_are_wrong(tmp_path: Path) -> None:
 
 
 DIFFERENT: dict[str, tuple[Callable[[Json], Any], str]] = {
-    "more": (
-        lambda f: f.update(w_new=f["w_in"]),
-        f"has inputs none, expected w_new by {LISTED}",
-    ),
+    "more": (lambda f: f.update(w_new=f["w_in"]), f"has inputs none, expected w_new by {LISTED}"),
     "fewer": (lambda f: f.pop("w_in"), f"has inputs w_in, expected none by {LISTED}"),
     "input": (
         lambda f: f.update(clean=f["w_in"]),

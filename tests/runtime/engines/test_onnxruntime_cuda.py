@@ -162,10 +162,7 @@ def test_a_run_that_fails(
 
 
 def test_without_cupy_it_is_said_that_outputs_are_copied(
-    tiny_master: Path,
-    sessions: list[Any],
-    colours: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_master: Path, sessions: list[Any], colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(_: int) -> None:
         raise ProviderError("CuPy cannot be imported")

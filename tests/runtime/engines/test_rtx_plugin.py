@@ -41,11 +41,7 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         )
     ]
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: devices)
-    for name, value in (
-        ("installed", True),
-        ("_register", None),
-        ("plugin_version", "0.5.0"),
-    ):
+    for name, value in (("installed", True), ("_register", None), ("plugin_version", "0.5.0")):
         monkeypatch.setattr(rtx_plugin, name, lambda value=value: value)
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: TWO)
 

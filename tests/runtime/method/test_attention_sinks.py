@@ -86,10 +86,7 @@ def playing(folder: Path, sinks: dict[int, int | None]) -> tuple[Segmenter, Play
 def test_a_second_pass_without_the_sink(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter, player = playing(tiny_master, {0: 3})
     result = segmenter.segment(colours, "blue red", sinks=True)
-    assert [fed.tolist() for fed in player.fed] == [
-        [[1] * 8],
-        [[1, 1, 1, 0, 1, 1, 1, 1]],
-    ]
+    assert [fed.tolist() for fed in player.fed] == [[[1] * 8], [[1, 1, 1, 0, 1, 1, 1, 1]]]
     assert result.sinks == (3,)
     assert result.tokens[3] == "red"
     without = segmenter.segment(colours, "blue red", prompt_weights=[1, 1, 1, 0, 1, 1, 1, 1])

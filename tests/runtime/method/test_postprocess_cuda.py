@@ -17,9 +17,7 @@ from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import segment_tokens
 from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest, postprocess_numpy
-from rism.runtime.method.postprocess_cuda import (
-    CudaPostprocess,
-)
+from rism.runtime.method.postprocess_cuda import CudaPostprocess
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.options import ResolvedOptions
 from tests.paths import ROOT

@@ -100,21 +100,19 @@ def test_there_must_be_an_image(vision_bundle: Path, colours: np.ndarray) -> Non
         segmenter.segment(blind, "van")
 
 
+@pytest.mark.parametrize(
+    ("vision", "prompt", "says"),
+    [
+        ({"patch_px": 8, "merge": 1, "frames": 1}, {}, r"image_embeds|failed on cpu"),
+        ({}, {"drop": 4}, r"returned 'prompt_embeds' of shape .*, expected \(1, "),
+    ],
+)
 def test_another_number_of_embeddings(
-    vision_bundle: Path, reseal: Reseal, colours: np.ndarray
+    vision_bundle: Path, reseal: Reseal, colours: np.ndarray, vision: Any, prompt: Any, says: str
 ) -> None:
     def change(data: dict[str, Any]) -> None:
-        data["prompt"]["vision"] |= {"patch_px": 8, "merge": 1, "frames": 1}
+        data["prompt"]["vision"] |= vision
+        data["prompt"] |= prompt
 
-    with pytest.raises((BundleError, ProviderError), match=r"image_embeds|failed on cpu"):
-        Segmenter.from_bundle(reseal(vision_bundle, change), provider="cpu").segment(colours, "van")
-
-
-def test_a_text_encoder_that_does_not_drop(
-    vision_bundle: Path, reseal: Reseal, colours: np.ndarray
-) -> None:
-    def change(data: dict[str, Any]) -> None:
-        data["prompt"]["drop"] = 4
-
-    with pytest.raises(BundleError, match=r"returned 'prompt_embeds' of shape .*, expected \(1, "):
+    with pytest.raises((BundleError, ProviderError), match=says):
         Segmenter.from_bundle(reseal(vision_bundle, change), provider="cpu").segment(colours, "van")

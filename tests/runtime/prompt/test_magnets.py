@@ -85,8 +85,7 @@ def test_templates_and_refiners(tiny_master: Path, colours: np.ndarray) -> None:
     assert result.instruction == "remove the blue red green"
     assert asked == ["remove red"]
     np.testing.assert_array_equal(
-        result.refined,
-        own.segment(colours, "red", prompt_weights=[0, 0, 0, 0, 1, 0, 0, 0]).refined,
+        result.refined, own.segment(colours, "red", prompt_weights=[0, 0, 0, 0, 1, 0, 0, 0]).refined
     )
 
 

@@ -149,10 +149,8 @@ def test_a_template_reaches_the_model(
     assert found.instruction == "the green"
     assert found.tokens == ("<s>", "the", "green", "</s>")
 
-    def change(data: dict[str, Any]) -> None:
-        data["prompt"]["template"] = "the {expression}"
-
-    same = Segmenter.from_bundle(reseal(tiny_bundle, change), provider="cpu")
+    reseal(tiny_bundle, lambda data: data["prompt"].update(template="the {expression}"))
+    same = Segmenter.from_bundle(tiny_bundle, provider="cpu")
     np.testing.assert_array_equal(same.segment(colours, "green").score_map, found.score_map)
     (tiny_bundle / "manifest.json").write_text("{}")  # said before anything is opened
     with pytest.raises(InputError, match="template is 'x', expected text with"):
