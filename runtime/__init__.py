@@ -9,13 +9,7 @@ from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rism.runtime.bundle.reader import Bundle
-    from rism.runtime.errors import (
-        BundleError,
-        InputError,
-        OutputError,
-        ProviderError,
-        RismError,
-    )
+    from rism.runtime.errors import BundleError, InputError, OutputError, ProviderError, RismError
     from rism.runtime.image.loading import load_image
     from rism.runtime.prompt.instruction_file import InstructionFile
     from rism.runtime.prompt.refiner import Refiner

@@ -39,8 +39,7 @@ class DatasetFlags(CommandFlags):
         Path | None, typer.Option(metavar="DIR", help="The folder with the dataset's files.")
     ] = None
     split_by: Annotated[
-        SplitAuthor | None,
-        typer.Option(help="Who made the split. Default: unc; of refcocog umd."),
+        SplitAuthor | None, typer.Option(help="Who made the split. Default: unc; of refcocog umd.")
     ] = None
     split: Annotated[
         str | None,

@@ -71,10 +71,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=hints[name],
-                default=defaults[name],
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[name], default=defaults[name]
             )
             for name in dict.fromkeys(names)
             if hasattr(hints[name], "__metadata__")
@@ -160,8 +157,7 @@ class CommandFlags:
 
     quiet: bool = False
     verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", help="Print more, and where an error occurred."),
+        bool, typer.Option("--verbose", "-v", help="Print more, and where an error occurred.")
     ] = False
 
 
@@ -222,8 +218,7 @@ class EngineFlags(CommandFlags):
     ] = "auto"
     device: Annotated[int, typer.Option(min=0, help="Index of the GPU.")] = 0
     engine: Annotated[
-        str | None,
-        typer.Option(help="Name of an engine of the bundle; rism inspect lists them."),
+        str | None, typer.Option(help="Name of an engine of the bundle; rism inspect lists them.")
     ] = None
     threads: Threads = None
 
@@ -238,8 +233,7 @@ class SegmenterFlags(EngineFlags):
         typer.Option(help="Precision to compute in. Default: any that is available."),
     ] = None
     capture: Annotated[
-        CaptureName | None,
-        typer.Option(help="Transformer graph to use. Default: the bundle's."),
+        CaptureName | None, typer.Option(help="Transformer graph to use. Default: the bundle's.")
     ] = None
     template: Template = None
     instructions: Instructions = None

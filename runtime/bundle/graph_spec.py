@@ -30,13 +30,7 @@ _TRANSFORMER_INPUTS = (
 )
 # What this reader can feed, and what it must get back, by graph.
 GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "text_encoder": (
-        "input_ids",
-        "attention_mask",
-        "quoted_mask",
-        "position_ids",
-        "image_embeds",
-    ),
+    "text_encoder": ("input_ids", "attention_mask", "quoted_mask", "position_ids", "image_embeds"),
     "vision_encoder": ("pixel_values", "patch_positions"),
     "vae_encoder": ("image",),
     "transformer.vectors": _TRANSFORMER_INPUTS,

@@ -28,12 +28,7 @@ from rism.runtime.engines.providers import (
 )
 from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver
-from rism.runtime.engines.variants import (
-    Machine,
-    build_command,
-    choose_variant,
-    largest_batch,
-)
+from rism.runtime.engines.variants import Machine, build_command, choose_variant, largest_batch
 from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.names import COMPUTE_TYPES, ENGINE_PRECISIONS
 

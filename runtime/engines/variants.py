@@ -15,14 +15,7 @@ from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.nvidia_driver import Gpu, sm
 from rism.runtime.errors import InputError, ProviderError, one_line
 
-__all__ = [
-    "Machine",
-    "build_command",
-    "choose_variant",
-    "largest_batch",
-    "misfit",
-    "this_platform",
-]
+__all__ = ["Machine", "build_command", "choose_variant", "largest_batch", "misfit", "this_platform"]
 
 _PORTABLE = ("linux-x86_64", "windows-x86_64")
 

@@ -63,10 +63,7 @@ def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None
             f"{geometry.max_aspect:g}: crop it around the object first"
         )
     resized_wh, crop = _resized(size_wh, geometry)
-    grid_hw = (
-        (crop[3] - crop[1]) // geometry.token_px,
-        (crop[2] - crop[0]) // geometry.token_px,
-    )
+    grid_hw = ((crop[3] - crop[1]) // geometry.token_px, (crop[2] - crop[0]) // geometry.token_px)
     if grid_hw[0] < 1 or grid_hw[1] < 1:
         raise InputError(
             f"the image is {width} x {height} pixels, too small for this model, expected at "

@@ -22,14 +22,7 @@ from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 
-__all__ = [
-    "MAX_ENTRIES",
-    "Fact",
-    "InstructionFile",
-    "Origin",
-    "RefinedInstruction",
-    "image_digest",
-]
+__all__ = ["MAX_ENTRIES", "Fact", "InstructionFile", "Origin", "RefinedInstruction", "image_digest"]
 
 FORMAT = "rism-instructions"
 SCHEMA_VERSION = "1.0"

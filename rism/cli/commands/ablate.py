@@ -50,16 +50,14 @@ class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):
         typer.Option(help="Precision to compute in. Default: the model's own."),
     ] = None
     device: Annotated[
-        str,
-        typer.Option(help="PyTorch's name of the transformer's device: cpu, cuda, cuda:1."),
+        str, typer.Option(help="PyTorch's name of the transformer's device: cpu, cuda, cuda:1.")
     ] = "cpu"
     text_device: Annotated[
         str | None,
         typer.Option(metavar="DEVICE", help="Device of the text encoder. Default: the same."),
     ] = None
     size_level: Annotated[
-        int | None,
-        typer.Option(min=8, max=8192, help="Resize images to about N x N pixels."),
+        int | None, typer.Option(min=8, max=8192, help="Resize images to about N x N pixels.")
     ] = None
     template: Template = None
     instructions: Instructions = None

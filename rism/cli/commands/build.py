@@ -51,8 +51,7 @@ class BuildFlags(QuietFlags):
         "1/1/8"
     )
     capture: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Transformer graphs to build. Default: all."),
+        str | None, typer.Option(metavar="LIST", help="Transformer graphs to build. Default: all.")
     ] = None
     strip_weights: Annotated[
         bool,
@@ -62,12 +61,10 @@ class BuildFlags(QuietFlags):
         ),
     ] = False
     bind_weights: Annotated[
-        bool,
-        typer.Option("--bind-weights", help="Build engines that take the weights as inputs."),
+        bool, typer.Option("--bind-weights", help="Build engines that take the weights as inputs.")
     ] = False
     scales: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="FP8 scales. Default: those in the bundle."),
+        Path | None, typer.Option(metavar="FILE", help="FP8 scales. Default: those in the bundle.")
     ] = None
     name: Annotated[
         str | None, typer.Option(help="Name of the engine. Default: target and precision.")

@@ -38,8 +38,7 @@ class EvalFlags(ScoredDatasetFlags, SegmenterFlags, QuietFlags):
     ] = None
     offset: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0
     seed: Annotated[
-        int,
-        typer.Option(min=0, help="Another seed for the scenes; 0 is that of published scores."),
+        int, typer.Option(min=0, help="Another seed for the scenes; 0 is that of published scores.")
     ] = 0
     columns: Annotated[
         str | None,

@@ -23,8 +23,7 @@ class ExportTritonFlags(QuietFlags):
 
     bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP)] = None
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="The model repository to write."),
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The model repository to write.")
     ]
     capture: Annotated[
         CaptureName | None,

@@ -26,8 +26,7 @@ class FitConfidenceFlags(QuietFlags):
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR",
-            help="The folder of a rism eval run over present and absent objects.",
+            metavar="DIR", help="The folder of a rism eval run over present and absent objects."
         ),
     ]
     bundle: Annotated[str, typer.Option(help="The bundle that was scored; it stores the result.")]

@@ -41,8 +41,7 @@ class PushFlags(QuietFlags):
     licence_allows: Annotated[
         bool,
         typer.Option(
-            "--licence-allows",
-            help="Confirm that the licence lets you pass the weights on.",
+            "--licence-allows", help="Confirm that the licence lets you pass the weights on."
         ),
     ] = False
 

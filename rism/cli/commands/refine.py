@@ -63,8 +63,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
     ]
     template: Template = None
     precision: Annotated[
-        RefinerPrecision | None,
-        typer.Option(help="Precision of the model. Default: as published."),
+        RefinerPrecision | None, typer.Option(help="Precision of the model. Default: as published.")
     ] = None
     provider: Annotated[
         RefinerDevice, typer.Option(help="What runs the model; auto takes CUDA if available.")

@@ -46,8 +46,7 @@ class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
         ),
     ] = None
     save: Annotated[
-        str | None,
-        typer.Option(help="Images to write: mask,overlay,cutout,heatmap or all."),
+        str | None, typer.Option(help="Images to write: mask,overlay,cutout,heatmap or all.")
     ] = None
     as_json: Annotated[
         bool,
@@ -180,11 +179,7 @@ def _segment(
 
 
 def _prepare(
-    destination: Destination,
-    flags: RunFlags,
-    inputs: Inputs,
-    names: list[str],
-    console: Console,
+    destination: Destination, flags: RunFlags, inputs: Inputs, names: list[str], console: Console
 ) -> None:
     """Check every file of the run before anything is read or written."""
     from rism.cli.outputs import check_outputs
