@@ -4,7 +4,7 @@ Every message is one line: what was wrong, what was expected, how to mend it. On
 line turns errors into exit codes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RismError",
     "RismWarning",
     "failures_as",
+    "listed",
     "one_line",
 ]
 
@@ -48,6 +49,11 @@ def one_line(text: object, *, limit: int = 300) -> str:
     folded = " ".join(str(text).split())
     printable = "".join(c if c.isprintable() else "?" for c in folded)
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for a message; "none" where there are none."""
+    return one_line(", ".join(names) or "none", limit=120)
 
 
 @contextmanager

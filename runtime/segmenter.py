@@ -74,10 +74,9 @@ class Segmenter:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.capture = capture
-        first = self.manifest.geometry.sizes[0] if self.manifest.geometry.sizes else None
-        transformer = engines[self.manifest.at_size("transformer", first)].provider
+        first = self.manifest.at_size("transformer", self.manifest.geometry.first_size)
         others = [engine.provider for engine in engines.values()]
-        self.provider = "+".join(dict.fromkeys([transformer, *others]))
+        self.provider = "+".join(dict.fromkeys([engines[first].provider, *others]))
         self.precision = precision or self.manifest.precision.compute
         self.provider_reason = provider_reason
         self._engines = dict(engines)
@@ -234,8 +233,8 @@ class Segmenter:
         texts = expression_list(expressions)
         resolved = resolve_options(options, self.manifest.method, self.capture)
         if resolved.sinks:
-            sizes = self.manifest.geometry.sizes
-            graph = self.manifest.graph(f"transformer.{self.capture}", sizes[0] if sizes else None)
+            first = self.manifest.geometry.first_size
+            graph = self.manifest.graph(f"transformer.{self.capture}", first)
             expect_token_attention(graph, self.capture)
         instructions = [self._encoder.instruct(text) for text in texts]
         if not instructions:

@@ -24,7 +24,6 @@ __all__ = [
     "RecordedTensor",
     "SelfTest",
     "ShapeRange",
-    "parse_calibration",
     "parse_engines",
     "parse_self_test",
 ]
@@ -267,15 +266,6 @@ def _stored(node: Node, declared: Mapping[str, TensorSpec], size: int) -> dict[s
             entry.refuse("offset", f"{tensor.nbytes} bytes inside a file of {size}")
         tensors[logical] = tensor
     return tensors
-
-
-def parse_calibration(top: Node, files: Mapping[str, FileInfo]) -> str | None:
-    """Read the object "calibration" of a manifest: the name of its file of scales, or None.
-
-    Raises:
-        BundleError: a key is wrong, or the file is not listed.
-    """
-    return top.node("calibration").listed_file("file", files) if top.has("calibration") else None
 
 
 def _capabilities(node: Node) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ __all__ = [
     "SIZELESS",
     "GraphSpec",
     "TensorSpec",
-    "listed",
     "parse_graphs",
     "same_shape",
     "size_suffix",
@@ -111,7 +110,7 @@ def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str
     fed = tuple(logical for logical in GRAPH_INPUTS[kind] if logical not in missing)
     for logical in graph.inputs:
         if logical not in fed:
-            entry.node("inputs").refuse(logical, f"only {listed(fed)}")
+            entry.node("inputs").refuse(logical, f"only {', '.join(fed)}")
     for logical in GRAPH_OUTPUTS[kind]:
         if logical not in graph.outputs:
             entry.node("outputs").refuse(logical, "a tensor")
@@ -141,8 +140,3 @@ def same_shape(expected: Sequence[int | str], actual: Sequence[object]) -> bool:
 def size_suffix(size_wh: tuple[int, int]) -> str:
     """Return what the name of a graph of fixed size ends in: "@512x768"."""
     return f"@{size_wh[0]}x{size_wh[1]}"
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """Join names for a message."""
-    return ", ".join(names) or "none"

@@ -75,7 +75,7 @@ def fetch_bundle(hub_id: str) -> Path:
     folder = bundles_folder() / f"{repository.replace('/', '--')}-{snapshot.name[:12]}"
     if (folder / _MANIFEST).is_file():
         return folder
-    names = _listed(snapshot)
+    names = list(parse_manifest_file(_inside(snapshot, _MANIFEST)).files)
     snapshot = _snapshot(repository, snapshot.name, [_MANIFEST, *names])
     _materialize(snapshot, [*names, _MANIFEST], folder)
     return folder
@@ -100,11 +100,6 @@ def _snapshot(repository: str, revision: str | None, names: list[str]) -> Path:
             f"({type(error).__name__}: {one_line(error, limit=160)}): check the name, the network "
             "and your access, or give a folder that rism export wrote"
         ) from None
-
-
-def _listed(snapshot: Path) -> list[str]:
-    """Names of a bundle's files, as a manifest from a stranger lists them."""
-    return list(parse_manifest_file(_inside(snapshot, _MANIFEST)).files)
 
 
 def _inside(snapshot: Path, name: str) -> Path:

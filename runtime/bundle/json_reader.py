@@ -4,6 +4,7 @@ A manifest may come from a stranger, so types, ranges, lengths and counts are ch
 Unknown keys are ignored.
 """
 
+import json
 import re
 from collections.abc import Container, Mapping
 from typing import Any, NoReturn, TypeGuard
@@ -102,14 +103,6 @@ class Node:
             self.refuse(key, f"an integer from {low} to {high}")
         return value
 
-    def integers(self, key: str, *, most: int, high: int) -> tuple[int, ...]:
-        """Return a list of at most `most` integers in [1, high]."""
-        values = self.items(key, most=most)
-        found = tuple(value for value in values if is_integer(value, 1, high))
-        if len(found) != len(values):
-            self.refuse(key, f"a list of at most {most} sizes, 1 to {high}")
-        return found
-
     def number(self, key: str, low: float, high: float, *, default: float | None = None) -> float:
         """Return a finite number in [low, high]; `default` where the key is absent."""
         if key not in self._data and default is not None:
@@ -148,7 +141,11 @@ class Node:
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """Return a shape: at most 8 sizes from 1 to 2**31."""
-        return self.integers(key, most=8, high=2**31)
+        values = self.items(key, most=8)
+        found = tuple(value for value in values if is_integer(value, 1, 2**31))
+        if len(found) != len(values):
+            self.refuse(key, f"a list of at most 8 sizes, 1 to {2**31}")
+        return found
 
     def matching(self, key: str, pattern: re.Pattern[str], expected: str) -> str:
         """Return a string that matches a pattern as a whole."""
@@ -157,22 +154,34 @@ class Node:
             self.refuse(key, expected)
         return value
 
-    def file_name(self, key: str) -> str:
-        """Return a relative POSIX path that stays inside the bundle."""
-        value = self._data.get(key)
-        if not isinstance(value, str) or not is_safe_name(value):
-            self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - @ and /)")
-        return value
-
     def listed_file(self, key: str, files: Container[str]) -> str:
         """Return the name of a file that the manifest lists with its size and hash."""
-        name = self.file_name(key)
+        name = self._data.get(key)
+        if not isinstance(name, str) or not is_safe_name(name):
+            self.refuse(key, "a relative path inside the bundle (letters, digits, . _ + - @ and /)")
         if name not in files:
             raise BundleError(
                 f"{self._document}: key '{self.full(key)}' names '{name}', which 'files' of "
                 f"manifest.json does not list: {self._mend}"
             )
         return name
+
+
+def parse_json(
+    raw: bytes,
+    document: str = "manifest.json",
+    *,
+    mend: str = "export the bundle again",
+    error: type[RismError] = BundleError,
+) -> object:
+    """Parse JSON text, which may be anybody's; for the arguments see `Node`."""
+    try:
+        data: object = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as reason:
+        raise error(
+            f"{document} is not readable JSON ({one_line(reason, limit=120)}): {mend}"
+        ) from None
+    return data
 
 
 def is_safe_name(name: str) -> bool:

@@ -12,7 +12,6 @@ from rism.runtime.bundle.confidence_rule import ConfidenceRule
 from rism.runtime.bundle.engine_spec import (
     EngineVariant,
     SelfTest,
-    parse_calibration,
     parse_engines,
     parse_self_test,
 )
@@ -21,7 +20,6 @@ from rism.runtime.bundle.graph_spec import (
     SIZELESS,
     GraphSpec,
     TensorSpec,
-    listed,
     parse_graphs,
     same_shape,
     size_suffix,
@@ -30,7 +28,7 @@ from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
 from rism.runtime.bundle.scope import Scope
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import BundleError, listed, one_line
 from rism.runtime.names import CAPTURES
 
 __all__ = [
@@ -101,6 +99,11 @@ class Geometry:
     rounding: str = "floor"
     resize_in: str = "uint8"
 
+    @property
+    def first_size(self) -> tuple[int, int] | None:
+        """The first of `sizes`; None where graphs take any size."""
+        return self.sizes[0] if self.sizes else None
+
 
 @dataclass(frozen=True)
 class Method:
@@ -150,7 +153,7 @@ class Manifest:
     @property
     def captures(self) -> tuple[str, ...]:
         """Capture modes that this bundle has a graph for, at every size if sizes are fixed."""
-        first = self.geometry.sizes[0] if self.geometry.sizes else None
+        first = self.geometry.first_size
         return tuple(c for c in CAPTURES if self.at_size(f"transformer.{c}", first) in self.graphs)
 
     def at_size(self, name: str, size_wh: tuple[int, int] | None) -> str:
@@ -211,7 +214,9 @@ def parse_manifest(data: object) -> Manifest:
         files=files,
         engines=parse_engines(top, graphs, files),
         self_test=parse_self_test(top, graphs, files),
-        calibration=parse_calibration(top, files),
+        calibration=(
+            top.node("calibration").listed_file("file", files) if top.has("calibration") else None
+        ),
     )
     if manifest.default_capture not in manifest.captures:
         top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")

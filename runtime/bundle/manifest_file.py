@@ -1,16 +1,15 @@
 """manifest.json as a file: its size checked before it is read, its text before it is trusted."""
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.bundle.json_reader import parse_json
 from rism.runtime.bundle.manifest import Manifest, parse_manifest
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import BundleError
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
-    "parse_json",
     "parse_manifest_file",
     "read_manifest_bytes",
     "read_manifest_json",
@@ -73,15 +72,3 @@ def read_manifest_bytes(folder: Path) -> bytes:
             f"bundle '{folder}': manifest.json is larger than 1 MiB: export the bundle again"
         )
     return raw
-
-
-def parse_json(raw: bytes) -> object:
-    """Parse JSON text, which may be anybody's."""
-    try:
-        data: object = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"manifest.json is not readable JSON ({one_line(error, limit=120)}): "
-            "export the bundle again"
-        ) from None
-    return data

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.bundle.hub import fetch_bundle, is_hub_id
+from rism.runtime.bundle.json_reader import parse_json
 from rism.runtime.bundle.manifest import FileInfo, Manifest, parse_manifest
-from rism.runtime.bundle.manifest_file import parse_json, read_manifest_bytes
+from rism.runtime.bundle.manifest_file import read_manifest_bytes
 from rism.runtime.errors import BundleError, one_line
 
 __all__ = ["AMENDING", "BUILT_IN", "BUILT_INS", "Bundle", "is_companion", "resolve_bundle"]

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import stat
@@ -21,13 +22,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rism.runtime.atomic_write import write_atomically
 from rism.runtime.bundle.json_reader import is_safe_name
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_json
 from rism.runtime.bundle.reader import AMENDING, BUILT_INS
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
-__all__ = ["expect_own_bundle", "mend_bundle", "update_bundle"]
+__all__ = ["expect_own_bundle", "mend_bundle", "store_file", "update_bundle"]
 
 LOCK = ".amending.lock"
 PATIENCE_S = 30.0
@@ -86,6 +88,23 @@ def update_bundle(
             f"bundle '{folder}' cannot be changed ({one_line(reason)}): it is as it was; expected "
             "a folder to write to, with new files on the same disk"
         ) from error
+
+
+def store_file(
+    folder: Path, name: str, data: bytes, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Add or replace one file of a bundle, and change the manifest with it.
+
+    Raises:
+        BundleError, OutputError: see `update_bundle`.
+    """
+    # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
+    temporary = folder / f".{name}.tmp-{secrets.token_hex(6)}"
+    try:
+        write_atomically(temporary, data)
+        update_bundle(folder, change, files={name: temporary})
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def expect_own_bundle(folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from rism.runtime.bundle.engine_spec import RecordedTensor
 from rism.runtime.bundle.graph_spec import GRAPH_OUTPUTS
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.update import update_bundle
+from rism.runtime.bundle.update import store_file
 from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.engines.onnxruntime import ort_loads
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime
@@ -34,7 +33,7 @@ from rism.runtime.engines.selection import (
     start_first_available,
     variant_loads,
 )
-from rism.runtime.errors import BundleError, OutputError, ProviderError
+from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.segmenter import Segmenter
 
@@ -157,21 +156,7 @@ def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
     Raises:
         BundleError, OutputError: see `update_bundle`.
     """
-    # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
-    temporary = folder / f".selftest.tmp-{secrets.token_hex(6)}"
-    try:
-        try:
-            temporary.write_bytes(data)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {temporary}: {error.strerror or error}; expected a bundle in a "
-                "folder to write to"
-            ) from error
-        update_bundle(
-            folder, lambda manifest: manifest.update(self_test=entry), files={FILE: temporary}
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+    store_file(folder, FILE, data, lambda manifest: manifest.update(self_test=entry))
 
 
 def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[str, Any], bytes]:
@@ -196,7 +181,7 @@ def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[
     segmenter = Segmenter(selection.bundle, spies, capture=capture)
     segmenter.segment(_image(_size(manifest)), EXPRESSION)
     del segmenter, engines, spies
-    first = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
+    first = manifest.geometry.first_size
     feeds = seen.pop(manifest.at_size("transformer", first))[0]
     for mode in manifest.captures:
         graph = manifest.at_size(f"transformer.{mode}", first)

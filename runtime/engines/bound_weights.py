@@ -6,7 +6,6 @@ once and shared by all plans (of capture modes and fixed sizes) that use them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import BundleError, one_line
@@ -65,12 +64,7 @@ def read_bound_weights(bundle: Bundle, name: str) -> dict[str, BoundWeight]:
     size = bundle.manifest.files[name].size
     if size > _MAX_JSON_BYTES:
         raise BundleError(f"{name} has {size} bytes, expected at most {_MAX_JSON_BYTES}: {_MEND}")
-    try:
-        data = json.loads(bundle.read(name))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{name} is not readable JSON ({one_line(error, limit=80)}): {_MEND}"
-        ) from None
+    data = parse_json(bundle.read(name), name, mend=_MEND)
     top = Node(data, document=name, mend=_MEND)
     return {each: _weight(top.node(each), bundle) for each in top.names()}
 

@@ -21,7 +21,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays, Engine, Load
 from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime, open_session
-from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
+from rism.runtime.errors import BundleError, ProviderError, RismError, listed, one_line
 
 __all__ = ["OnnxRuntime", "OrtEngine", "ort_loads"]
 
@@ -218,7 +218,7 @@ def _check_tensors(
         if spec.name not in found:
             raise BundleError(
                 f"'{file}' has no {kind} '{one_line(spec.name, limit=60)}' (the manifest's "
-                f"'{logical}'), it has {_names(found)}: export the bundle again"
+                f"'{logical}'), it has {listed(found)}: export the bundle again"
             )
         tensor = found.pop(spec.name)
         if tensor.type != _ORT_TYPES[spec.dtype]:
@@ -233,14 +233,10 @@ def _check_tensors(
             )
     if kind == "input" and found:
         raise BundleError(
-            f"'{file}' has inputs the manifest does not list ({_names(found)}): "
+            f"'{file}' has inputs the manifest does not list ({listed(found)}): "
             "export the bundle again"
         )
 
 
 def _shape(shape: object) -> str:
     return one_line(list(shape) if isinstance(shape, (tuple, list)) else shape, limit=80)
-
-
-def _names(found: Mapping[str, Any]) -> str:
-    return one_line(", ".join(found) or "none", limit=120)

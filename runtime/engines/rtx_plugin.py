@@ -21,7 +21,7 @@ from rism.runtime.engines.kernel_cache import cache_folder
 from rism.runtime.engines.nvidia_driver import Gpu, describe_gpu
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.shape_profiles import BATCH, profile, ranges
-from rism.runtime.errors import ProviderError, RismError, RismWarning, one_line
+from rism.runtime.errors import ProviderError, RismError, RismWarning, listed, one_line
 
 __all__ = ["OnnxRuntimeRtx", "find_device"]
 
@@ -137,10 +137,9 @@ def find_device(number: int) -> Any:
         if each.ep_name == EP_NAME
     }
     if number not in found:
-        there = ", ".join(map(str, sorted(found))) or "none"
         raise ProviderError(
             f"{PACKAGE} {plugin_version()} offers no device for {gpu} (its devices: "
-            f"{there}): update it, or use --provider onnxruntime-cuda"
+            f"{listed(map(str, sorted(found)))}): update it, or use --provider onnxruntime-cuda"
         )
     return found[number]
 

@@ -18,7 +18,14 @@ from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.engines.device_engine import DeviceEngine, held
 from rism.runtime.engines.kernel_cache import RuntimeCache
 from rism.runtime.engines.tensorrt_library import Library, ReadPlan, read_plan
-from rism.runtime.errors import BundleError, InputError, ProviderError, RismWarning, one_line
+from rism.runtime.errors import (
+    BundleError,
+    InputError,
+    ProviderError,
+    RismWarning,
+    listed,
+    one_line,
+)
 
 __all__ = ["TensorRtEngine"]
 
@@ -159,7 +166,7 @@ class TensorRtEngine(DeviceEngine):
             self._address(spec.name, inputs[logical])
         missing = context.infer_shapes()
         if missing:
-            raise self._failure(f"needs the shapes of {one_line(', '.join(missing), limit=80)}")
+            raise self._failure(f"needs the shapes of {listed(missing)}")
         for logical, spec in self._spec.outputs.items():
             shape = tuple(context.get_tensor_shape(spec.name))
             if any(size < 0 for size in shape):
@@ -281,7 +288,7 @@ class TensorRtEngine(DeviceEngine):
             more = [name for name in found if name not in declared and kind == "input"]
             if lacking or more:
                 by = self._plan.weights if kind == "input" else None
-                raise self._lie(f"has {kind}s {_list(more)}", _list(lacking), by=by)
+                raise self._lie(f"has {kind}s {listed(more)}", listed(lacking), by=by)
             for logical, spec in specs.items():
                 self._check_tensor(logical, spec)
         for name, weight in weights.items():
@@ -328,7 +335,3 @@ class TensorRtEngine(DeviceEngine):
 def _only(tensor: TensorSpec) -> ShapeRange:
     shape = tuple(size for size in tensor.shape if isinstance(size, int))
     return ShapeRange(shape, shape, shape)
-
-
-def _list(names: list[str]) -> str:
-    return one_line(", ".join(names) or "none", limit=120)

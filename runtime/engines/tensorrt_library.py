@@ -136,7 +136,8 @@ def _refusal(
     """Return the error for what the library logged."""
     mine = f"{library.title} {library.version}"
     said = " | ".join(lines)
-    if flags & 2 or "incompatible device" in said or _names_capability(said):
+    capability = "compute capability" in said and "Skipping" not in said
+    if flags & 2 or "incompatible device" in said or capability:
         reason = _line(lines, "incompatible device")
         return ProviderError(f"{label} was not built for this GPU ({reason}): {rebuild}")
     # TensorRT calls another version a serialization error, as it does a broken plan.
@@ -160,10 +161,6 @@ def _refusal(
         f"{mine} cannot load {label} ({one_line(said or 'it does not say why', limit=300)}): "
         f"{rebuild}"
     )
-
-
-def _names_capability(said: str) -> bool:
-    return "compute capability" in said and "Skipping" not in said
 
 
 def _line(lines: deque[str], *words: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.nvidia_driver import Gpu, sm
-from rism.runtime.errors import InputError, ProviderError, one_line
+from rism.runtime.errors import InputError, ProviderError, listed, one_line
 
 __all__ = ["Machine", "build_command", "choose_variant", "largest_batch", "misfit", "this_platform"]
 
@@ -97,7 +97,7 @@ def choose_variant(
     if engine is not None and engine not in named:
         raise InputError(
             f"engine is '{one_line(engine, limit=60)}', this bundle has "
-            f"{', '.join(named) or 'none'}: see rism inspect {path}"
+            f"{listed(named)}: see rism inspect {path}"
         )
     reasons: list[str] = []
     fitting: list[EngineVariant] = []

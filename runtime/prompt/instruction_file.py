@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 
@@ -220,12 +221,7 @@ def _node(value: object, name: str, path: str = "") -> Node:
 
 
 def _parse(raw: bytes, name: str) -> Node:
-    try:
-        data: object = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{name} is not readable JSON ({one_line(error, limit=120)}): {_MAKE}"
-        ) from None
+    data = parse_json(raw.removeprefix(BOM_UTF8), name, mend=_MAKE, error=InputError)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(
             f"{name} is not a file of instructions, expected key 'format' to be '{FORMAT}': {_MAKE}"

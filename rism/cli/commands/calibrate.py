@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -86,7 +85,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
     from rism.cli.outputs import check_outputs
     from rism.runtime.atomic_write import write_atomically
     from rism.runtime.bundle.reader import Bundle, resolve_bundle
-    from rism.runtime.bundle.update import expect_own_bundle
+    from rism.runtime.bundle.update import expect_own_bundle, store_file
 
     _check(flags)
     if flags.output is None:
@@ -128,15 +127,19 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
             console.detail(stage)
 
     report = measure_scales(bundle, samples, options, progress=progress)
+    scales, agreement = report.scales, report.chosen
+    encoded = scales.to_json().encode()
     if flags.output is None:
-        _store(bundle.path, report.scales.to_json().encode())
+        entry = {"file": "scales.json", "graph": "transformer"}
+        store_file(
+            bundle.path, "scales.json", encoded, lambda data: data.update(calibration=entry)
+        )
     else:
-        write_atomically(flags.output, report.scales.to_json().encode())
+        write_atomically(flags.output, encoded)
     if flags.report is not None:
         write_atomically(flags.report, report.to_json().encode())
     if flags.plot is not None:
         plot_report(report, flags.plot)
-    scales, agreement = report.scales, report.chosen
     console.note(
         f"{len(scales.layers)} layers in FP8, {len(scales.kept)} kept, rule {scales.rule} "
         f"(percentile {scales.percentile:g}), {len(samples)} samples, "
@@ -173,20 +176,3 @@ def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[CalibrationS
     )
     count = min(flags.samples, len(found))
     return [found[at * len(found) // count] for at in range(count)]
-
-
-def _store(folder: Path, scales: bytes) -> None:
-    """Write the scales into the bundle, in the place of earlier ones."""
-    from rism.runtime.atomic_write import write_atomically
-    from rism.runtime.bundle.update import update_bundle
-
-    temporary = folder / f".scales-{secrets.token_hex(6)}.json"
-    try:
-        write_atomically(temporary, scales)
-
-        def record(manifest: dict[str, Any]) -> None:
-            manifest["calibration"] = {"file": "scales.json", "graph": "transformer"}
-
-        update_bundle(folder, record, files={"scales.json": temporary})
-    finally:
-        temporary.unlink(missing_ok=True)
