@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.bundle.reader import Bundle
@@ -22,9 +21,6 @@ from rism.runtime.image.loading import ImageSource, load_image
 from rism.runtime.lru_cache import LruCache
 
 __all__ = ["ImageEncoder", "ImageState", "text_encoder_view"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
-Uint8: TypeAlias = npt.NDArray[np.uint8]
 
 IMAGES_KEPT = 8
 

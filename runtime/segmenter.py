@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias, Unpack, overload
+from typing import Unpack, overload
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.device_engine import Mirrored, device_engine
@@ -31,8 +31,6 @@ from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.transformer_inputs import batches, prompt_token_weights, transformer_feeds
 
 __all__ = ["ImageState", "Segmenter"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 
 class Segmenter:

@@ -1,11 +1,12 @@
 """Batches of prompts for the transformer, the weights of their tokens, and its graph's inputs."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.arrays import Array, Float32
 from rism.runtime.engines.cuda_device import Device
 from rism.runtime.engines.device_engine import Mirrored, array_namespace, at, held
 from rism.runtime.engines.tensor_checks import repeat_last
@@ -18,8 +19,6 @@ from rism.runtime.options import PromptWeights
 from rism.runtime.prompt.encoder import PromptState
 
 __all__ = ["batches", "prompt_token_weights", "transformer_feeds"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _BESIDE_HEAD = 0.5  # weight of the expression's other tokens
@@ -96,9 +95,7 @@ def _stacked(arrays: Sequence[Float32 | Mirrored], device: Device | None) -> Any
     return array_namespace(there[0]).stack(there)
 
 
-def prompt_token_weights(
-    weights: PromptWeights, prompts: Sequence[PromptState]
-) -> npt.NDArray[np.float32]:
+def prompt_token_weights(weights: PromptWeights, prompts: Sequence[PromptState]) -> Float32:
     """Return the prompt weights w of a_l = A_vp w; those of magnets are 0.
 
     Args:
@@ -123,9 +120,7 @@ def prompt_token_weights(
     return chosen
 
 
-def _named(
-    name: str, prompts: Sequence[PromptState], shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def _named(name: str, prompts: Sequence[PromptState], shape: tuple[int, int]) -> Float32:
     if name not in TOKEN_SETS:
         raise InputError(
             f"prompt_weights is '{one_line(name)}', expected one of {', '.join(TOKEN_SETS)} or "
@@ -141,7 +136,7 @@ def _named(
 
 def _listed(
     weights: npt.NDArray[np.floating[Any]] | Sequence[float], shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+) -> Float32:
     try:
         array = np.asarray(weights, dtype=np.float32)
     except (TypeError, ValueError):
@@ -155,7 +150,7 @@ def _listed(
     return np.broadcast_to(array, shape).copy()
 
 
-def _token_set(name: str, prompt: PromptState) -> npt.NDArray[Any]:
+def _token_set(name: str, prompt: PromptState) -> Array:
     """Return the weights of a named set other than "all": (N_p,)."""
     if name == "valid":
         return prompt.attention_mask

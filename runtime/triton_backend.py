@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.bundle.manifest import Manifest, parse_manifest
 from rism.runtime.bundle.reader import Bundle
@@ -45,7 +45,7 @@ class ServedGraph:
         self._spec = spec
         self._joins = joins
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the graph: arrays by logical name, in and out.
 
         Raises:

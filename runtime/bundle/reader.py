@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32
 from rism.runtime.bundle.hub import fetch_bundle, is_hub_id
 from rism.runtime.bundle.json_reader import parse_json
 from rism.runtime.bundle.manifest import FileInfo, Manifest, parse_manifest
@@ -108,7 +108,7 @@ class Bundle:
             )
         return data
 
-    def noise(self) -> npt.NDArray[np.float32]:
+    def noise(self) -> Float32:
         """Map the fixed noise into memory, read-only: (rows, channels) float32."""
         info = self.manifest.noise
         return np.memmap(self.file(info.file), dtype="<f4", mode="r", shape=info.shape)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.errors import one_line
 from rism.runtime.expression.head_noun import noun_phrase
 
@@ -46,7 +46,7 @@ class Scope:
         )
 
 
-def flatness(image_hwc: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> float:
+def flatness(image_hwc: Uint8 | Float32) -> float:
     """Share of pixels that differ from the next one in the row and in the column by at most 4.
 
     Drawn scenes have plain grounds and plain things; in a photograph light, grain and texture

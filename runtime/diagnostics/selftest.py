@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array, Uint8
 from rism.runtime.bundle.engine_spec import RecordedTensor
 from rism.runtime.bundle.graph_spec import GRAPH_OUTPUTS
 from rism.runtime.bundle.manifest import Manifest
@@ -213,7 +213,7 @@ class _Recorder:
         self._engine, self._seen, self._graph = engine, seen, graph
         self.provider = engine.provider
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         outputs = self._engine.run(feeds)
         self._seen.setdefault(self._graph, (dict(feeds), dict(outputs)))
         return outputs
@@ -234,7 +234,7 @@ def _size(manifest: Manifest) -> tuple[int, int]:
     return side, side
 
 
-def _image(size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _image(size_wh: tuple[int, int]) -> Uint8:
     """Draw a green square on a gradient: (height, width, 3) uint8."""
     width, height = size_wh
     rows, columns = np.indices((height, width))
@@ -249,7 +249,7 @@ def _pack(
 ) -> tuple[dict[str, Any], bytes]:
     data, graphs = bytearray(), dict[str, Any]()
 
-    def put(array: npt.NDArray[Any], dtype: str) -> dict[str, Any]:
+    def put(array: Array, dtype: str) -> dict[str, Any]:
         data.extend(bytes(-len(data) % _ALIGNMENT))
         stored = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<"))
         offset = len(data)
@@ -286,7 +286,7 @@ def _made_by(selection: EngineSelection) -> str:
     return f"{label} ({selection.reason.rpartition(': ')[2]})"
 
 
-def _read(bundle: Bundle, file: str, tensor: RecordedTensor) -> npt.NDArray[Any]:
+def _read(bundle: Bundle, file: str, tensor: RecordedTensor) -> Array:
     dtype = np.dtype(tensor.dtype).newbyteorder("<")
     with bundle.file(file).open("rb") as handle:
         handle.seek(tensor.offset, os.SEEK_SET)
@@ -299,7 +299,7 @@ def _read(bundle: Bundle, file: str, tensor: RecordedTensor) -> npt.NDArray[Any]
     return np.frombuffer(raw, dtype).reshape(tensor.shape)
 
 
-def _error(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+def _error(found: Array, reference: Array) -> float:
     """Return the largest error over the reference's largest value; NaN for what is not finite."""
     if found.shape != reference.shape:
         return math.inf

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-import numpy.typing as npt
+from rism.runtime.arrays import Array
 
 __all__ = ["Arrays", "Engine", "LazyEngine", "Load"]
 
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Arrays: TypeAlias = dict[str, Array]
 
 
 class Engine(Protocol):
@@ -18,7 +18,7 @@ class Engine(Protocol):
     def provider(self) -> str:
         """What it runs on, such as "cpu" or "cuda:0"."""
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the graph: arrays by the logical names of docs/bundle.md, in and out."""
 
 
@@ -38,7 +38,7 @@ class LazyEngine:
         self._engine: Engine | None = None
         self._lock = Lock()
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the graph, loading it before if need be."""
         return self.loaded().run(feeds)
 

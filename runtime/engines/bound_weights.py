@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Uint8
 from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.cuda_device import Device, DeviceArray
@@ -106,7 +106,7 @@ def upload(
     return found
 
 
-def _mapped(bundle: Bundle, weight: BoundWeight) -> npt.NDArray[np.uint8]:
+def _mapped(bundle: Bundle, weight: BoundWeight) -> Uint8:
     try:
         return np.memmap(bundle.file(weight.file), np.uint8, "r", weight.offset, weight.length)
     except (OSError, ValueError) as error:  # ValueError: it is shorter than that

@@ -13,8 +13,8 @@ from threading import RLock
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import ProviderError, one_line
 
@@ -80,7 +80,7 @@ class Device:
         """Tell whether an array is one of this device."""
         return isinstance(array, self._cupy.ndarray) and array.device.id == self.number
 
-    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
+    def download(self, array: DeviceArray) -> Array:
         """Wait for the stream and return an array of the host."""
         with self.current():
             return np.asarray(self._cupy.asnumpy(array, stream=self._stream))
@@ -148,7 +148,7 @@ class Device:
                 ) from None
         return Kernels(module, self)
 
-    def fetch(self, array: DeviceArray) -> Callable[[], npt.NDArray[Any]]:
+    def fetch(self, array: DeviceArray) -> Callable[[], Array]:
         """Queue a copy of an array to the host; the result waits for it and returns it.
 
         It is in page-locked memory, of which a process has little: copy what is kept for long.
@@ -160,7 +160,7 @@ class Device:
             self._cupy.asnumpy(array, stream=self._stream, out=host, blocking=False)
         there = self.mark()
 
-        def wait() -> npt.NDArray[Any]:
+        def wait() -> Array:
             there.synchronize()
             return host
 

@@ -6,11 +6,11 @@ Between two engines on one GPU, what the first returns is not copied to the host
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array, Float32
 from rism.runtime.engines.base import Arrays, Engine, LazyEngine
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import ProviderError, one_line
@@ -25,8 +25,6 @@ __all__ = [
     "held",
     "run_in_place",
 ]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 
 def array_namespace(array: Any) -> ModuleType:
@@ -44,7 +42,7 @@ class DeviceEngine:
 
     device: Device
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the graph and bring its outputs to the host, see `Engine.run`.
 
         Raises:
@@ -85,7 +83,7 @@ class Mirrored:
         """Rows."""
         return self.shape[0]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """Return the host's copy, for `numpy.asarray`; read-only."""
         if self._host is None:
             ((device, array),) = self._there.items()
@@ -160,7 +158,7 @@ def device_engine(engine: Engine) -> DeviceEngine | None:
 
 
 def run_in_place(
-    engine: Engine, feeds: Mapping[str, npt.NDArray[Any] | Mirrored], output: str
+    engine: Engine, feeds: Mapping[str, Array | Mirrored], output: str
 ) -> Float32 | Mirrored:
     """Run a graph and return one output as float32, on the GPU where it was made on one.
 

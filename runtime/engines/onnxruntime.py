@@ -14,8 +14,8 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec, same_shape
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays, Engine, Load
@@ -151,7 +151,7 @@ class OrtEngine:
         _check_tensors(self._file, "input", spec.inputs, self._session.get_inputs())
         _check_tensors(self._file, "output", spec.outputs, self._session.get_outputs())
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the graph: arrays by logical name, in and out; inputs are cast to the declared types.
 
         Raises:

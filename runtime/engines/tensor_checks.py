@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.errors import BundleError
 
@@ -32,7 +32,7 @@ def fixed_batch(inputs: Mapping[str, TensorSpec], name: str) -> int | None:
     return size
 
 
-def repeat_last(rows: npt.NDArray[Any], count: int | None) -> npt.NDArray[Any]:
+def repeat_last(rows: Array, count: int | None) -> Array:
     """Fill a batch up to a graph's fixed size with its last row; None leaves it as it is."""
     surplus = 0 if count is None else count - len(rows)
     return rows if surplus <= 0 else np.concatenate([rows, np.repeat(rows[-1:], surplus, axis=0)])

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.errors import InputError
 
 __all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model"]
 
-Float32: TypeAlias = npt.NDArray[np.float32]
-Resized: TypeAlias = npt.NDArray[np.uint8] | Float32
+Resized: TypeAlias = Uint8 | Float32
 
 
 @dataclass(frozen=True)
@@ -133,12 +132,12 @@ def _nearest(size_wh: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tu
     return min(sizes, key=far)
 
 
-def to_model(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Float32:
+def to_model(image_hwc: Uint8, plan: Plan, geometry: Geometry) -> Float32:
     """Resize, crop and normalise: (H, W, 3) uint8 to (1, 3, h, w) float32."""
     return normalise(resize(image_hwc, plan, geometry), plan, geometry)
 
 
-def resize(image_hwc: npt.NDArray[np.uint8], plan: Plan, geometry: Geometry) -> Resized:
+def resize(image_hwc: Uint8, plan: Plan, geometry: Geometry) -> Resized:
     """Resize and no more: (H, W, 3) uint8 to (h, w, 3) of type `resize_in`, 0 to 255."""
     if plan.resized_wh == plan.size_wh:
         return image_hwc

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rism.runtime.arrays import Uint8
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.formats import (
     AVIF_BRANDS,
@@ -32,7 +33,7 @@ __all__ = [
     "pixel_count",
 ]
 
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
+ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | Uint8
 """A path, the bytes of a file or an open binary file, which are turned upright by their EXIF; or a
 PIL image or a uint8 array, which are taken as they are. See `load_image`."""
 
@@ -56,7 +57,7 @@ _TRANSPOSE = {
 }
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
     """Read an image as 8-bit RGB.
 
     - EXIF: a path, bytes and an open file are turned upright as their EXIF says. A PIL image and
@@ -215,7 +216,7 @@ def _in_memory(source: BinaryIO) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _from_array(array: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uint8]:
+def _from_array(array: Uint8, max_pixels: int) -> Uint8:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped:
         raise InputError(
@@ -240,9 +241,7 @@ def _check_size(size_wh: tuple[int, int], name: str, max_pixels: int) -> None:
         )
 
 
-def _decode(
-    image: Image.Image, data: BinaryIO | None, name: str, max_pixels: int
-) -> npt.NDArray[np.uint8]:
+def _decode(image: Image.Image, data: BinaryIO | None, name: str, max_pixels: int) -> Uint8:
     """Decode an image of a file (`data`), or one that the caller opened (None)."""
     _check_size(image.size, name, max_pixels)
     try:
@@ -327,7 +326,7 @@ def _deep_colours(image: Image.Image, data: BinaryIO, name: str) -> Image.Image:
     return found
 
 
-def _to_8_bits(values: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]:
+def _to_8_bits(values: npt.NDArray[np.integer[Any]], bits: int) -> Uint8:
     """Return round(x * 255 / (2^bits - 1)) for 8 bits or more; of more than 16 the upper 16."""
     bits = max(bits, 8)
     table = np.arange(2**16)

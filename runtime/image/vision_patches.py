@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rism.runtime.arrays import Float32, Int64, Uint8
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.errors import BundleError, InputError
 
 __all__ = ["View", "merged_grid", "patch_positions", "pixel_values", "view"]
 
-Uint8: TypeAlias = npt.NDArray[np.uint8]
 Float64: TypeAlias = npt.NDArray[np.float64]
 
 # Limits of the step to the nearest multiples, in merged patches.
@@ -90,7 +90,7 @@ def merged_grid(seen: View, rules: VisionRules) -> tuple[int, int]:
     return seen.grid_hw[0] // rules.merge, seen.grid_hw[1] // rules.merge
 
 
-def pixel_values(seen: View, rules: VisionRules) -> npt.NDArray[np.float32]:
+def pixel_values(seen: View, rules: VisionRules) -> Float32:
     """Cut a view into normalised patches.
 
     Returns:
@@ -109,7 +109,7 @@ def pixel_values(seen: View, rules: VisionRules) -> npt.NDArray[np.float32]:
     return values.reshape(rows * columns, -1)
 
 
-def patch_positions(grid_hw: tuple[int, int], rules: VisionRules) -> npt.NDArray[np.int64]:
+def patch_positions(grid_hw: tuple[int, int], rules: VisionRules) -> Int64:
     """Return row and column of each patch, in the order of `pixel_values`: (P, 2) int64."""
     merge = rules.merge
     rows, columns = grid_hw[0] // merge, grid_hw[1] // merge
@@ -117,7 +117,7 @@ def patch_positions(grid_hw: tuple[int, int], rules: VisionRules) -> npt.NDArray
     return np.ascontiguousarray(places.transpose(1, 3, 2, 4, 0).reshape(-1, 2))
 
 
-def _tables(rules: VisionRules) -> npt.NDArray[np.float32]:
+def _tables(rules: VisionRules) -> Float32:
     """Return the normalised value of each 8-bit value, by channel: (3, 256) float32.
 
     Scaled in double precision, rounded, and normalised in single, as the processor does.

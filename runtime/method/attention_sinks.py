@@ -5,25 +5,22 @@ from the whole image and carry no information on where the object is.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, InputError
 from rism.runtime.method.postprocess import ExpressionOutput
 
 __all__ = ["expect_token_attention", "find_sinks", "without_sinks"]
 
-Float32: TypeAlias = npt.NDArray[np.float32]
-
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _HIGH = 5.0  # times the median over tokens
 _EVEN = 0.75  # standard deviation over mean
 
 
-def find_sinks(token_attention: Float32, weights: Float32) -> npt.NDArray[np.bool_]:
+def find_sinks(token_attention: Float32, weights: Float32) -> BoolArray:
     """Find tokens whose attention is high and near-uniform over the image.
 
     With m and s the mean and the standard deviation of a token's attention over the N_v
@@ -38,7 +35,7 @@ def find_sinks(token_attention: Float32, weights: Float32) -> npt.NDArray[np.boo
     Returns:
         (N_p,) bool.
     """
-    counted: npt.NDArray[np.bool_] = weights != 0
+    counted: BoolArray = weights != 0
     if not counted.any():
         return counted
     seen = token_attention.astype(np.float64)

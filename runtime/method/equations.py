@@ -8,16 +8,15 @@ of one upsampled N_h x N_w map.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+
+from rism.runtime.arrays import Array
 
 __all__ = [
     "ATTENTION_CONSTANT",
     "ATTENTION_NOT_FINITE",
     "FEATURES_NOT_FINITE",
-    "Array",
     "Localisation",
     "coarse_map",
     "degenerate_reason",
@@ -27,8 +26,6 @@ __all__ = [
     "refined_map",
     "segment_tokens",
 ]
-
-Array: TypeAlias = npt.NDArray[Any]
 
 # Below this relative span a float32 sum over blocks is rounding, not signal.
 _CONSTANT_SPAN = 1e-6

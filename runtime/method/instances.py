@@ -5,16 +5,13 @@ the map that the region is thresholded from, an idea of HybridGL and RefAM (arXi
 the separate parts of the result the one with most of that map is kept.
 """
 
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.expression.spatial_words import Cues
 
 __all__ = ["components", "one_instance", "spatial_prior"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _SPECK = 0.1  # a part smaller than this share of the largest is not an instance
@@ -76,7 +73,7 @@ def one_instance(
     return np.where(meant, scores, -np.abs(scores))
 
 
-def components(mask_hw: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], int]:
+def components(mask_hw: BoolArray) -> tuple[npt.NDArray[np.intp], int]:
     """Label the 4-connected components of a mask.
 
     Args:

@@ -6,8 +6,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Array, BoolArray, Float32, Uint8
 from rism.runtime.bundle.confidence_rule import Evidence
 from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.tensor_checks import expect_shape
@@ -15,7 +15,6 @@ from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import (
     FEATURES_NOT_FINITE,
-    Array,
     Localisation,
     degenerate_reason,
     propagate,
@@ -53,7 +52,7 @@ class PostprocessRequest:
     plan: Plan
     cues: tuple[Cues, ...]
     options: ResolvedOptions
-    guide: npt.NDArray[np.uint8] | None = None
+    guide: Uint8 | None = None
 
     @property
     def count(self) -> int:
@@ -66,7 +65,7 @@ class PostprocessRequest:
         chosen = self.options.instances and any(cues.one for cues in self.cues)
         return self.guide is None and not chosen
 
-    def prior(self, row: int) -> npt.NDArray[np.float32] | None:
+    def prior(self, row: int) -> Float32 | None:
         """Weights of the refined map of one expression, (N_v,), or None."""
         if not self.options.spatial_prior or self.capture == "scores":
             return None
@@ -81,7 +80,7 @@ class PostprocessRequest:
         scores = one_instance(found.scores, weights, self.cues[row], self.plan.grid_hw)
         return replace(found, scores=scores)
 
-    def mask(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    def mask(self, scores: Float32) -> BoolArray:
         """Upsample scores (N_v,) to the image and cut them at zero: (H, W) bool."""
         map_hw = scores.reshape(self.plan.grid_hw)
         # Without a positive score the guided filter must not create one.
@@ -108,10 +107,10 @@ class ExpressionOutput:
     """
 
     found: Localisation
-    mask_hw: npt.NDArray[np.bool_]
+    mask_hw: BoolArray
     empty: bool
     evidence: Evidence
-    token_attention: npt.NDArray[np.float32] | None
+    token_attention: Float32 | None
     method_ms: float
     mask_ms: float
 

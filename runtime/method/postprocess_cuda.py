@@ -16,8 +16,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.base import Engine
@@ -351,7 +351,7 @@ def _output(
     host: _Results,
     row: int,
     request: PostprocessRequest,
-    attention: npt.NDArray[np.float32] | None,
+    attention: Float32 | None,
     times_ms: list[float],
 ) -> ExpressionOutput:
     """Copy one expression's part out of page-locked memory, and make its mask if it has none."""

@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rism.runtime.arrays import Array, Float32, Uint8
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.equations import Array
 
 __all__ = ["guided_upsample", "upsample"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 RADIUS_TOKENS = 1.0
@@ -33,7 +31,7 @@ _ANEW = 16  # steps of a moving sum before it is computed anew
 _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
-def guided_upsample(map_hw: Float32, image_hwc: npt.NDArray[np.uint8], plan: Plan) -> Float32:
+def guided_upsample(map_hw: Float32, image_hwc: Uint8, plan: Plan) -> Float32:
     """Upsample a map on the token grid to the user's image, along the image's edges.
 
     Args:

@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.device_engine import Mirrored, array_namespace, changed, run_in_place
 from rism.runtime.engines.tensor_checks import expect_shape, repeat_last
@@ -21,7 +21,6 @@ from rism.runtime.prompt.vision_encoder import VisionContext, VisionEncoder
 
 __all__ = ["PromptEmbedder"]
 
-Float32: TypeAlias = npt.NDArray[np.float32]
 Embeds: TypeAlias = Float32 | Mirrored
 
 INSTRUCTIONS_KEPT = 256

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Float32
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.bundle.graph_spec import SIZELESS
 from rism.runtime.bundle.manifest import Manifest
@@ -25,8 +24,6 @@ from rism.runtime.errors import BundleError, OutputError, one_line
 from rism.runtime.user_cache import evict, read_plain_file
 
 __all__ = ["DEFAULT_LIMIT_BYTES", "EmbeddingCache"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 FORMAT = "rism-embeddings-2"
 DEFAULT_LIMIT_BYTES = 2 * 2**30

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import BoolArray, Float32, Int64
 from rism.runtime.bundle.manifest import PromptRules
 from rism.runtime.engines.device_engine import Mirrored
 from rism.runtime.errors import BundleError, InputError, one_line
@@ -73,30 +73,30 @@ class PromptState:
     """
 
     instruction: Instruction
-    embeds: npt.NDArray[np.float32] | Mirrored
+    embeds: Float32 | Mirrored
     tokens: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
-    positions: npt.NDArray[np.float32] | None = None
+    positions: Float32 | None = None
 
     @property
-    def attention_mask(self) -> npt.NDArray[np.int64]:
+    def attention_mask(self) -> Int64:
         """(N_p,) int64, one where the transformer has a token."""
         return (np.arange(len(self.embeds)) < len(self.tokens)).astype(np.int64)
 
     @property
-    def instruction_mask(self) -> npt.NDArray[np.bool_]:
+    def instruction_mask(self) -> BoolArray:
         """(N_p,) bool, true on the tokens of the instruction, without magnets."""
         return self.covered((0, self.instruction.length_without_magnets))
 
     @property
-    def expression_mask(self) -> npt.NDArray[np.bool_]:
+    def expression_mask(self) -> BoolArray:
         """(N_p,) bool, true on the tokens of the expression."""
         start = self.instruction.start
         if start is None:
             return self.covered()
         return self.covered((start, start + len(self.instruction.expression)))
 
-    def covered(self, *pieces: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    def covered(self, *pieces: tuple[int, int]) -> BoolArray:
         """Return which tokens overlap pieces (start, end) of the instruction's text: (N_p,)."""
         found = np.zeros(len(self.embeds), np.bool_)
         for start, end in pieces:
@@ -121,11 +121,11 @@ class EncodedPrompts:
             `PromptState`.
     """
 
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
-    seen_mask: npt.NDArray[np.int64]
-    quoted_mask: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
+    input_ids: Int64
+    attention_mask: Int64
+    seen_mask: Int64
+    quoted_mask: Int64
+    lengths: Int64
     tokens: tuple[tuple[str, ...], ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
 

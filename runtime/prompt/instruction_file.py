@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import Uint8
 from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
@@ -70,7 +70,7 @@ class RefinedInstruction:
     refined: str
 
 
-def image_digest(image_hwc: npt.NDArray[np.uint8]) -> str:
+def image_digest(image_hwc: Uint8) -> str:
     """Return the SHA-256 of "WIDTHxHEIGHT", a newline and the RGB rows of an image, hexadecimal.
 
     Args:
@@ -132,7 +132,7 @@ class InstructionFile:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __call__(self, instruction: str, image_hwc: npt.NDArray[np.uint8], /) -> str:
+    def __call__(self, instruction: str, image_hwc: Uint8, /) -> str:
         """Look up an instruction.
 
         Args:

@@ -3,20 +3,21 @@
 import numpy as np
 import numpy.typing as npt
 
+from rism.runtime.arrays import BoolArray, Float32, Int64
 from rism.runtime.errors import BundleError
 
 __all__ = ["position_ids", "prompt_positions"]
 
 
 def position_ids(
-    input_ids: npt.NDArray[np.int64],
-    seen_mask: npt.NDArray[np.int64],
+    input_ids: Int64,
+    seen_mask: Int64,
     *,
     image_token_id: int,
     grid_hw: tuple[int, int],
     merge: int,
     unseen_position: int = 0,
-) -> npt.NDArray[np.int64]:
+) -> Int64:
     """Return positions on the text encoder's three rotary axes: time, height and width.
 
     The position of a text token is that of the token before it plus one on every axis. The image
@@ -57,15 +58,15 @@ def position_ids(
 
 
 def prompt_positions(
-    time_ids: npt.NDArray[np.int64],
-    image_mask: npt.NDArray[np.bool_],
+    time_ids: Int64,
+    image_mask: BoolArray,
     *,
     view_wh: tuple[int, int],
     model_wh: tuple[int, int],
     grid_hw: tuple[int, int],
     offset_px: float,
     token_px: int,
-) -> npt.NDArray[np.float32]:
+) -> Float32:
     """Return a prompt's positions on the transformer's axes: time, row and column.
 
     The last token has time -1, those before it less; text has row and column 0. An image token

@@ -6,9 +6,7 @@ The paper's best results use the model family's own instruction refiner (appendi
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from rism.runtime.arrays import Uint8
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
@@ -18,7 +16,7 @@ __all__ = ["Refiner", "refine"]
 class Refiner(Protocol):
     """A function of an instruction and an image that returns an instruction."""
 
-    def __call__(self, instruction: str, image_hwc: npt.NDArray[np.uint8], /) -> str:
+    def __call__(self, instruction: str, image_hwc: Uint8, /) -> str:
         """Reword an instruction.
 
         Args:
@@ -34,7 +32,7 @@ class Refiner(Protocol):
 def refine(
     refiner: Refiner,
     instructions: Sequence[Instruction],
-    image_hwc: npt.NDArray[np.uint8] | None,
+    image_hwc: Uint8 | None,
     encoder: PromptEncoder,
     *,
     image_tokens: int = 0,
@@ -66,7 +64,7 @@ def refine(
 def _reword(
     refiner: Refiner,
     instruction: Instruction,
-    image_hwc: npt.NDArray[np.uint8],
+    image_hwc: Uint8,
     encoder: PromptEncoder,
     image_tokens: int,
 ) -> Instruction:

@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from rism.runtime.arrays import Float32, Int64
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.engines.base import Arrays, Engine
@@ -20,8 +17,6 @@ from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
 from rism.runtime.prompt.position_ids import position_ids, prompt_positions
 
 __all__ = ["VisionContext", "VisionEncoder", "open_vision_encoder"]
-
-Float32: TypeAlias = npt.NDArray[np.float32]
 
 VIEWS_KEPT = 8
 
@@ -38,7 +33,7 @@ class VisionContext:
     """
 
     digest: str = ""
-    position_ids: npt.NDArray[np.int64] | None = None
+    position_ids: Int64 | None = None
     positions: tuple[Float32, ...] = ()
 
 

@@ -10,14 +10,13 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from rism.runtime.arrays import Uint8
 from rism.runtime.result.segmentation import Segmentation
 
 __all__ = ["Rgb", "draw_labels", "label_text", "with_scale"]
 
-Uint8: TypeAlias = "npt.NDArray[np.uint8]"
 Rgb: TypeAlias = tuple[int, int, int]
 _Box: TypeAlias = tuple[int, int, int, int]
 

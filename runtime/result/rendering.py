@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from rism.runtime.arrays import BoolArray, Float32, Uint8
 from rism.runtime.errors import InputError
 from rism.runtime.result.labels import Rgb, draw_labels, label_text, with_scale
 from rism.runtime.result.segmentation import Segmentation
@@ -32,7 +32,6 @@ __all__ = [
 Kind = Literal["mask", "overlay", "cutout", "heatmap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Uint8: TypeAlias = "npt.NDArray[np.uint8]"
 
 COLOURS_RGB: tuple[Rgb, ...] = (
     (255, 45, 85), (0, 200, 190), (255, 200, 0), (150, 60, 235), (60, 200, 50), (255, 120, 0),
@@ -111,7 +110,7 @@ def overlay(image_hwc: Uint8, results: Sequence[Segmentation], *, labels: bool =
     return drawn
 
 
-def contrasting(image_hwc: Uint8, masks: Sequence[npt.NDArray[np.bool_]]) -> list[Rgb]:
+def contrasting(image_hwc: Uint8, masks: Sequence[BoolArray]) -> list[Rgb]:
     """Choose for each mask the colour that differs most from the image under it.
 
     Args:
@@ -137,7 +136,7 @@ def contrasting(image_hwc: Uint8, masks: Sequence[npt.NDArray[np.bool_]]) -> lis
     return chosen
 
 
-def outline(drawn_hwc: Uint8, mask_hw: npt.NDArray[np.bool_], colour: Rgb) -> None:
+def outline(drawn_hwc: Uint8, mask_hw: BoolArray, colour: Rgb) -> None:
     """Draw a coloured line inside the edge of a mask, and a light and a dark one outside."""
     thickness = max(1, round(min(mask_hw.shape) / _OUTLINE_PART))
     near = _grown(mask_hw, thickness)
@@ -146,7 +145,7 @@ def outline(drawn_hwc: Uint8, mask_hw: npt.NDArray[np.bool_], colour: Rgb) -> No
     drawn_hwc[_grown(~mask_hw, 2 * thickness) & mask_hw] = colour
 
 
-def cutout(image_hwc: Uint8, mask_hw: npt.NDArray[np.bool_]) -> Uint8:
+def cutout(image_hwc: Uint8, mask_hw: BoolArray) -> Uint8:
     """Keep the mask and make the rest transparent: (H, W, 4) RGBA."""
     drawn = np.zeros((*mask_hw.shape, 4), np.uint8)
     # Transparent pixels are black: the file must not contain the image's background.
@@ -155,7 +154,7 @@ def cutout(image_hwc: Uint8, mask_hw: npt.NDArray[np.bool_]) -> Uint8:
     return drawn
 
 
-def heatmap(image_hwc: Uint8, map_hw: npt.NDArray[np.float32]) -> Uint8:
+def heatmap(image_hwc: Uint8, map_hw: Float32) -> Uint8:
     """Blend a map in [0, 1], (H, W), in colours with the grey image: (H, W, 3)."""
     drawn = np.empty((*map_hw.shape, 3), np.uint8)
     # A few rows at a time: the floats in between take seven times the memory.
@@ -176,7 +175,7 @@ def encode_png(pixels: Uint8) -> bytes:
     return buffer.getvalue()
 
 
-def _grown(mask_hw: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
+def _grown(mask_hw: BoolArray, by: int) -> BoolArray:
     """Return the pixels at most `by` rows and `by` columns from the mask."""
     for axis in (0, 1):
         lines = mask_hw.swapaxes(0, axis)
@@ -188,7 +187,7 @@ def _grown(mask_hw: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
     return mask_hw
 
 
-def _palette() -> npt.NDArray[np.float32]:
+def _palette() -> Float32:
     """Interpolate the stops to 256 colours, (256, 3) float32."""
     stops = np.array(_STOPS_RGB, np.float32)
     at = np.linspace(0, 255, len(stops))

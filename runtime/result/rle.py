@@ -9,8 +9,8 @@ that another group follows and bit 4 of the last group is the sign.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rism.runtime.arrays import BoolArray, Int64
 from rism.runtime.errors import InputError
 
 __all__ = ["decode_rle", "encode_rle"]
@@ -22,7 +22,7 @@ _BITS = 5
 _MAX_GROUPS = 12  # 60 bits: more than any image's pixel count
 
 
-def encode_rle(mask_hw: NDArray[np.bool_]) -> str:
+def encode_rle(mask_hw: BoolArray) -> str:
     """Encode a mask (H, W) bool as COCO's `counts` string.
 
     >>> encode_rle(np.array([[False, True], [False, True]]))
@@ -31,7 +31,7 @@ def encode_rle(mask_hw: NDArray[np.bool_]) -> str:
     return _pack(_runs(mask_hw))
 
 
-def decode_rle(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def decode_rle(counts: str, size_hw: tuple[int, int]) -> BoolArray:
     """Decode COCO's `counts` string into a mask (H, W) bool.
 
     Raises:
@@ -45,7 +45,7 @@ def decode_rle(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
-def _runs(mask_hw: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _runs(mask_hw: BoolArray) -> Int64:
     """Lengths of the runs of 0, 1, 0, ... in column-major order; the first may be 0."""
     flat = np.asarray(mask_hw, dtype=bool).ravel(order="F")
     if flat.size == 0:
@@ -56,7 +56,7 @@ def _runs(mask_hw: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.diff(edges).astype(np.int64)
 
 
-def _pack(runs: NDArray[np.int64]) -> str:
+def _pack(runs: Int64) -> str:
     """Write the runs as characters, all of one group at a time."""
     rest = runs.copy()
     rest[3:] -= runs[1:-2]
@@ -75,7 +75,7 @@ def _pack(runs: NDArray[np.int64]) -> str:
     return characters[written].tobytes().decode("ascii")
 
 
-def _unpack(counts: str) -> NDArray[np.int64]:
+def _unpack(counts: str) -> Int64:
     """Read the runs back from the characters."""
     try:
         groups = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - _OFFSET

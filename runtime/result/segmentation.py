@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.errors import one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.upsampling import upsample
@@ -58,10 +58,10 @@ class Segmentation:
 
     expression: str
     instruction: str
-    mask_hw: npt.NDArray[np.bool_]
-    score_map: npt.NDArray[np.float32]
-    coarse: npt.NDArray[np.float32]
-    refined: npt.NDArray[np.float32]
+    mask_hw: BoolArray
+    score_map: Float32
+    coarse: Float32
+    refined: Float32
     score: float
     separability: float
     concentration: float
@@ -74,7 +74,7 @@ class Segmentation:
     timings_ms: Mapping[str, float]
     plan: Plan = field(repr=False)
     tokens: tuple[str, ...] = ()
-    token_attention: npt.NDArray[np.float32] | None = None
+    token_attention: Float32 | None = None
     sinks: tuple[int, ...] = ()
     demonstrator: bool = False
     outside: str | None = None
@@ -89,7 +89,7 @@ class Segmentation:
         return self.outside
 
     @property
-    def mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> BoolArray:
         """The mask, (H, W) bool; another name of `mask_hw`."""
         return self.mask_hw
 
@@ -99,7 +99,7 @@ class Segmentation:
         return self.plan.size_wh
 
     @property
-    def scores_hw(self) -> npt.NDArray[np.float32]:
+    def scores_hw(self) -> Float32:
         """The score map at the size of the image, (H, W) float32, bilinear; computed on access.
 
         With `upsample="bilinear"` the mask is where it is positive.
@@ -107,7 +107,7 @@ class Segmentation:
         return np.asarray(upsample(self.score_map, self.plan))
 
     @property
-    def refined_hw(self) -> npt.NDArray[np.float32]:
+    def refined_hw(self) -> Float32:
         """The refined map at the size of the image, (H, W) float32; computed on access."""
         return np.asarray(upsample(self.refined, self.plan))
 
