@@ -21,11 +21,8 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
     symbolic link keeps pointing where it did. What is not a regular file, such as
     `/dev/stdout` or a pipe, cannot be renamed over and is written to directly.
 
-    Args:
-        path: where to.
-        data: the whole file.
-        follow_links: False replaces a link or a pipe of that name by a file, for places that
-            others can write to.
+    Without `follow_links` a file replaces a link or a pipe of that name, for places that others
+    can write to.
 
     Raises:
         OutputError: The place is missing, full, read-only or a folder.

@@ -58,13 +58,10 @@ def listed(names: Iterable[str]) -> str:
 
 @contextmanager
 def failures_as(make: Callable[[str], RismError]) -> Iterator[None]:
-    """Turn whatever a library's parser raises, of whatever kind, into one of our errors.
+    """Turn whatever a library's parser raises into the error that `make` makes of its message.
 
     A panic of a library in Rust derives from `BaseException`, as an interrupt does: only its
     class name tells them apart.
-
-    Args:
-        make: our error, from what the library said.
 
     Raises:
         RismError: what `make` made; one of ours passes as it is.

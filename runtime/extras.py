@@ -13,11 +13,7 @@ __all__ = ["needs_extra"]
 
 @contextmanager
 def needs_extra(extra: str, command: str) -> Iterator[None]:
-    """Name the extra to install when an import inside the block lacks a package.
-
-    Args:
-        extra: the extra of this distribution that installs it.
-        command: as in `rism COMMAND`, for the message.
+    """Name the extra to install when an import that `rism COMMAND` needs lacks a package.
 
     Raises:
         RismError: a package is missing.

@@ -94,13 +94,9 @@ class ImageEncoder:
         noise_shape: tuple[int, ...],
         keep_pixels: bool = True,
     ) -> None:
-        """Take a bundle and its engines.
+        """Take a bundle and the engines of `EngineSelection.load`.
 
-        Args:
-            bundle: an open bundle.
-            engines: those of `EngineSelection.load`.
-            noise_shape: (rows, channels): the maximum of tokens, and their channels.
-            keep_pixels: whether states keep their pixels.
+        `noise_shape` is the maximum of tokens, and their channels.
         """
         self._bundle = bundle
         self._engines = engines

@@ -25,11 +25,7 @@ _BESIDE_HEAD = 0.5  # weight of the expression's other tokens
 
 
 def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
-    """Group prompts that one run can hold: those of equal length and positions.
-
-    Args:
-        prompts: in any order.
-        size: at most this many in a group.
+    """Group prompts that one run can hold: at most `size` of equal length and positions.
 
     Returns:
         Groups of indices into `prompts`, in the order of their first.

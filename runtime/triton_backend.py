@@ -177,11 +177,6 @@ def _engines(manifest: Manifest, served: _Served) -> dict[str, Engine]:
 
 
 def _rows(utils: Any, request: Any) -> list[_Row]:
-    """Read a request's rows.
-
-    Raises:
-        InputError: an expression is not UTF-8.
-    """
     images, texts = (
         utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
         for name in ("image", "expression")

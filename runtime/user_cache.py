@@ -59,10 +59,7 @@ def user_cache() -> Path:
 def evict(folder: Path, ours: re.Pattern[str], limit: int) -> None:
     """Remove the oldest files beyond `limit` bytes in all; others may be doing the same.
 
-    Args:
-        folder: where they are.
-        ours: matches whole names of files that may go; nothing else is ever removed.
-        limit: bytes that may stay.
+    Only files whose whole name matches `ours` are ever removed.
 
     Raises:
         OSError: the folder cannot be listed.

@@ -73,12 +73,8 @@ def sort_arguments(
 ) -> tuple[list[str], list[str]]:
     """Tell images from expressions.
 
-    With expressions given by flags all arguments are images. Otherwise an existing file or folder
-    is an image and everything else an expression, unless it could be either.
-
-    Args:
-        arguments: in their order on the command line.
-        expressions: given by --expression.
+    With expressions given by --expression all arguments are images. Otherwise an existing file or
+    folder is an image and everything else an expression, unless it could be either.
 
     Raises:
         UsageError: an argument could be either, or one kind is missing; the message says how to
@@ -148,11 +144,7 @@ def find_inputs(arguments: Iterable[str], *, recursive: bool | None = None) -> I
 
 
 def _is_image(argument: str, *, first: bool) -> bool:
-    """Decide by what exists and by what the argument looks like.
-
-    Raises:
-        UsageError: the two contradict each other.
-    """
+    """Decide by what exists and by what the argument looks like; the two must agree."""
     if argument == STDIN:
         return True
     # Expressions do not look like this.

@@ -25,8 +25,8 @@ def exported_bundle(
 
     Args:
         model: as `rism export --model` takes it, but no file or folder.
-        precision: as of `rism export`; None for the published one.
-        capture: likewise; None for "vectors".
+        precision: None for the published one.
+        capture: None for "vectors".
         yes: do not ask before gigabytes are downloaded.
         console: shows the plan and the progress.
 
@@ -71,11 +71,7 @@ def exported_bundle(
 
 
 def _ask(what: str) -> None:
-    """Ask on the terminal.
-
-    Raises:
-        RismError: the answer was no, or there is nobody to ask.
-    """
+    """Ask on the terminal; anything but yes is an error."""
     if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
         raise RismError(f"{what} and nobody can be asked here: add --yes")
     sys.stderr.write(f"{what}: go on? [y/N] ")

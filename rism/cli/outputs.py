@@ -67,10 +67,7 @@ class Destination:
         return files
 
     def prepare(self, files: Iterable[Path]) -> None:
-        """Make the folders, and fail before the work where nothing can be written.
-
-        Args:
-            files: every file of the run.
+        """Make the folders of all files, and fail before the work where nothing can be written.
 
         Raises:
             OutputError: a folder is missing, cannot be made or cannot be written to, or stdout
@@ -100,16 +97,7 @@ def choose_destination(
     slugs: Sequence[str],
     from_folder: bool,
 ) -> Destination:
-    """Read -o, --save, --json and --jsonl together.
-
-    Args:
-        output: -o.
-        save: --save.
-        as_json: --json.
-        json_lines: --jsonl.
-        images: how many.
-        slugs: the expressions as parts of file names.
-        from_folder: whether some of the images are from a folder.
+    """Read -o, --save, --json and --jsonl together; `slugs` are expressions for file names.
 
     Raises:
         UsageError: they do not go together; the message says what to write instead.

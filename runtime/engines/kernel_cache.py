@@ -54,11 +54,8 @@ class RuntimeCache:
     def attach(self, config: RuntimeConfig, *, label: str) -> None:
         """Let a context of this config use the stored kernels, and collect new ones.
 
-        Gives a `RismWarning` where that cannot be done.
-
-        Args:
-            config: of the context to be made, which must not outlive this object.
-            label: what messages call the plan.
+        Gives a `RismWarning` where that cannot be done; it calls the plan `label`. The context
+        must not outlive this object.
         """
         self._label = label
         try:

@@ -52,7 +52,6 @@ class OnnxRuntime:
     max_batch: int | None = None
 
     def __init__(self, label: str = "cpu") -> None:
-        """Remember what results are to call it."""
         self.label = label
 
     def on(self, device: int) -> str:

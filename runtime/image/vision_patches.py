@@ -130,14 +130,9 @@ def _tables(rules: VisionRules) -> Float32:
 def _fit(
     size_wh: tuple[int, int], cell: int, *, fewest: int, most: int, least: int
 ) -> tuple[int, int]:
-    """Round a size to multiples of a merged patch, between two limits.
+    """Round a size to multiples of `cell`, the side of a merged patch, between two limits.
 
-    Args:
-        size_wh: width and height, pixels.
-        cell: side of a merged patch, pixels.
-        fewest: the lower limit, pixels.
-        most: the upper limit, pixels.
-        least: minimum of a side before the limits apply, pixels.
+    A side has at least `least` pixels before the limits apply.
     """
     width, height = size_wh
     if max(size_wh) > MAX_ASPECT * min(size_wh):

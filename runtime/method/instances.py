@@ -20,10 +20,6 @@ _SPECK = 0.1  # a part smaller than this share of the largest is not an instance
 def spatial_prior(cues: Cues, grid_hw: tuple[int, int]) -> Float32 | None:
     """Weight the token grid by words of place: the product of a ramp from 0 to 1 for each.
 
-    Args:
-        cues: words of place and size in the expression.
-        grid_hw: (N_h, N_w).
-
     Returns:
         (N_v,) float32 in (0, 1), row-major, or None without words of place.
     """
@@ -52,7 +48,7 @@ def one_instance(
     Args:
         scores: (N_v,) float32; parts are where it is positive.
         weights: (N_v,) float32, the refined map times the spatial prior, if there is one.
-        cues: words of place and size in the expression.
+        cues: words of the expression.
         grid_hw: (N_h, N_w).
 
     Returns:

@@ -109,12 +109,7 @@ def _fits(map_hw: Float32, guide_hcw: Float32, *, radius: int) -> Float32:
 def _box_means(planes: Float32, radius: int) -> Float32:
     """Return means over windows of 2 r + 1 pixels a side, cut off at the border, transposed.
 
-    Args:
-        planes: (h, c, w), contiguous; overwritten.
-        radius: r.
-
-    Returns:
-        (w, c, h).
+    `planes` is (h, c, w), contiguous, and overwritten; the result is (w, c, h).
     """
     height, count, width = planes.shape
     down, turned = np.empty_like(planes), planes.reshape(width, count, height)

@@ -39,15 +39,9 @@ class PromptEmbedder:
         disk: EmbeddingCache | None = None,
         vision_encoder: VisionEncoder | None = None,
     ) -> None:
-        """Take a tokenizer and a text encoder.
+        """Take a tokenizer and the bundle's "text_encoder".
 
-        Args:
-            encoder: the bundle's template and tokenizer.
-            engine: the bundle's "text_encoder".
-            max_batch: instructions per run, if the graph leaves it free.
-            fixed_batch: instructions per run that the graph was exported for, or None.
-            disk: a cache on disk, or None.
-            vision_encoder: for text encoders with vision; otherwise None.
+        `max_batch` instructions go into a run, or `fixed_batch` if the graph was exported for it.
         """
         self._encoder = encoder
         self._rules = encoder.rules

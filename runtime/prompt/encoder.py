@@ -179,11 +179,6 @@ class PromptEncoder:
     def reword(self, instruction: Instruction, text: str, *, image_tokens: int = 0) -> Instruction:
         """Replace the text of an instruction, and find its expression in the new one.
 
-        Args:
-            instruction: the original.
-            text: the new text.
-            image_tokens: see `tokenize`.
-
         Raises:
             InputError: the text is not usable, by the rules for expressions.
         """
@@ -197,11 +192,8 @@ class PromptEncoder:
     def append(self, instruction: Instruction, magnets: str) -> Instruction:
         """Append magnets to an instruction: words that absorb stray attention.
 
-        An idea of RefAM (arXiv 2509.22650). `prompt_token_weights` gives them weight 0.
-
-        Args:
-            instruction: after any refiner.
-            magnets: words; may be empty.
+        An idea of RefAM (arXiv 2509.22650). `prompt_token_weights` gives them weight 0. A refiner
+        comes before.
 
         Raises:
             InputError: they are not usable, by the rules for expressions.
@@ -305,10 +297,6 @@ def clean_expression(expression: object, *, what: str = "the expression") -> str
 
     Files and web pages leave byte order marks, zero-width spaces and direction marks there, whose
     tokens would change the result. Inside they are kept: emoji and some scripts need them.
-
-    Args:
-        expression: the user's, or another text from outside.
-        what: its name in messages.
 
     Raises:
         InputError: not text, empty, too long, or with control characters.

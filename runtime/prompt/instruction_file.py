@@ -133,14 +133,7 @@ class InstructionFile:
         return len(self._entries)
 
     def __call__(self, instruction: str, image_hwc: Uint8, /) -> str:
-        """Look up an instruction.
-
-        Args:
-            instruction: the template with the expression in it.
-            image_hwc: (H, W, 3) uint8, the image in RGB, upright.
-
-        Returns:
-            The reworded instruction.
+        """Look up the reworded instruction for an image, (H, W, 3) uint8; see `Refiner`.
 
         Raises:
             InputError: it is not in the file for this image; says how to add it.

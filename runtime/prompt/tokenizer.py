@@ -45,11 +45,7 @@ class PromptTokenizer:
     """The bundle's tokenizer, with its rules for quotes and for the image token."""
 
     def __init__(self, rules: PromptRules, tokenizer_json: bytes) -> None:
-        """Load the tokenizer.
-
-        Args:
-            rules: the bundle's.
-            tokenizer_json: bytes of a Hugging Face `tokenizers` file.
+        """Load the bytes of a Hugging Face `tokenizers` file.
 
         Raises:
             BundleError: not such a file, or it has no image token.

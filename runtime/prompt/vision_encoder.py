@@ -122,11 +122,6 @@ def open_vision_encoder(
 
 
 def _view_of(image: ImageState) -> View:
-    """Return the text encoder's view of an image.
-
-    Raises:
-        InputError: the state was made without.
-    """
     if image.view is None:
         raise InputError(
             "the image state has no view for the text encoder, expected one made by this "
