@@ -14,10 +14,11 @@ from rism.cli.inputs import InputImage, Inputs
 from rism.cli.outputs import Destination
 from rism.cli.parallel_map import map_ordered
 from rism.cli.result_format import failure_record, json_line, json_text, result_record, summary_line
+from rism.runtime.arrays import Uint8
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, RismError, one_line
 from rism.runtime.image.loading import pixel_count
-from rism.runtime.result.rendering import Uint8, encode_png, overlay, render
+from rism.runtime.result.rendering import encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
 
 __all__ = ["ImageError", "SegmentedImage", "deliver"]
