@@ -131,9 +131,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
     encoded = scales.to_json().encode()
     if flags.output is None:
         entry = {"file": "scales.json", "graph": "transformer"}
-        store_file(
-            bundle.path, "scales.json", encoded, lambda data: data.update(calibration=entry)
-        )
+        store_file(bundle.path, "scales.json", encoded, lambda data: data.update(calibration=entry))
     else:
         write_atomically(flags.output, encoded)
     if flags.report is not None:
