@@ -155,12 +155,7 @@ def text_encoder_view(
 ) -> vision_patches.View:
     """Return the part of an image that the model sees, at the size for a text encoder with vision.
 
-    Args:
-        pixels_hwc: (H, W, 3) uint8, the image.
-        resized_hwc: the image after `geometry.resize`.
-        plan: how the image is brought to the model's grid.
-        rules: for that.
-        vision: the rules for the view.
+    `resized_hwc` is the image after `geometry.resize` by the plan and the model's rules.
     """
     if rules.resample != vision.view_resample or resized_hwc.dtype != np.uint8:
         rules = replace(rules, resample=vision.view_resample, resize_in="uint8")

@@ -84,12 +84,7 @@ def drop_unset(**options: Unpack[SegmentOptions]) -> SegmentOptions:
 
 
 def resolve_options(options: SegmentOptions, method: Method, capture: str) -> ResolvedOptions:
-    """Check options and fill in defaults.
-
-    Args:
-        options: the caller's.
-        method: the bundle's defaults.
-        capture: the capture mode.
+    """Check a caller's options and fill in defaults, the bundle's in `method`.
 
     Raises:
         InputError: an unknown option, a value that is not allowed, or one that the capture mode

@@ -79,13 +79,8 @@ def deliver(
     Of several images those that fail are reported and counted, the others still written. However
     the run ends, a JSON of several images has the results so far, and says what is missing.
 
-    Args:
-        segment: called in threads; raises ImageError for an image that has no result.
-        inputs: the images.
-        destination: what is written, and where.
-        slugs: the expressions as parts of file names.
-        workers: images to work on at the same time.
-        console: for progress and errors.
+    `segment` is called in `workers` threads, and raises ImageError for an image that has no result.
+    `slugs` are the expressions as parts of file names.
 
     Raises:
         ImageError: the only image failed.

@@ -104,9 +104,7 @@ def find_inputs(arguments: Iterable[str], *, recursive: bool | None = None) -> I
     Results of `rism run` (names that end in `.mask.png` and the like) are skipped in folders, and
     in a list with other images. Hidden files and folders are skipped, too.
 
-    Args:
-        arguments: paths, or - for stdin.
-        recursive: read folders inside folders, too; None for a command without that flag.
+    Folders inside folders are read if `recursive`, which is None for a command without that flag.
 
     Raises:
         InputError: a folder has no images, or stdin is closed or a terminal.

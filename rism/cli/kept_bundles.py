@@ -23,12 +23,7 @@ def exported_bundle(
 ) -> Path:
     """Return a published model's bundle from the cache, exported there if this is the first time.
 
-    Args:
-        model: as `rism export --model` takes it, but no file or folder.
-        precision: None for the published one.
-        capture: None for "vectors".
-        yes: do not ask before gigabytes are downloaded.
-        console: shows the plan and the progress.
+    Before gigabytes are downloaded, the user is asked, unless `yes`.
 
     Raises:
         UsageError: the model is a folder or a file.

@@ -176,11 +176,9 @@ class Manifest:
         return names
 
     def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
-        """Return a graph, for images of a size where that matters.
+        """Return a graph by its name without a size, for images resized to `size_wh` pixels.
 
-        Args:
-            name: "text_encoder", "vision_encoder", "vae_encoder" or "transformer.<capture>".
-            size_wh: what images are resized to, pixels; None for the first two.
+        The size is None for "text_encoder" and "vision_encoder".
         """
         return self.graphs[self.at_size(name, size_wh)]
 

@@ -43,12 +43,9 @@ class Plan:
 
 
 def plan(size_wh: tuple[int, int], geometry: Geometry, *, max_tokens: int | None = None) -> Plan:
-    """Return how an image of this size is resized and cropped.
+    """Return how an image of this size, in pixels, is resized and cropped.
 
-    Args:
-        size_wh: width and height of the image, pixels.
-        geometry: the bundle's rules.
-        max_tokens: rows of the bundle's noise; None for no limit.
+    `max_tokens` are the rows of the bundle's noise; None for no limit.
 
     Raises:
         InputError: the aspect ratio exceeds `max_aspect`, or the image is too small for one token

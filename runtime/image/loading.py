@@ -99,11 +99,7 @@ def open_image(data: BinaryIO, name: str) -> Image.Image:
     """Open an image file by its header: its size is known, its pixels are not decoded yet.
 
     `PIL.Image.open` is not used: it warns of sizes that are refused here anyway, and hides why a
-    file cannot be read.
-
-    Args:
-        data: an open binary file that can seek, at its beginning; the caller closes it.
-        name: its name in messages.
+    file cannot be read. `data` can seek and is at its beginning; the caller closes it.
 
     Raises:
         InputError: it is empty, not an image, damaged, or of a kind that cannot be read here.

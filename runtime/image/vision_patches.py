@@ -57,12 +57,9 @@ class View:
 
 
 def view(pixels_hwc: Uint8, size_wh: tuple[int, int], rules: VisionRules) -> View:
-    """Resize an image for the text encoder.
+    """Resize an image, (H, W, 3) uint8, for the text encoder.
 
-    Args:
-        pixels_hwc: (H, W, 3) uint8.
-        size_wh: the image's size for the model, pixels; it is resized to that first.
-        rules: the bundle's.
+    It is resized first to `size_wh` pixels, its size for the model.
 
     Raises:
         InputError: the aspect ratio exceeds 200.

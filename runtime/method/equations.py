@@ -67,11 +67,7 @@ def minmax(values: Array) -> Array:
 
 
 def degenerate_reason(values: Array) -> str | None:
-    """Return why no region can be found in a raw map, or None if one can.
-
-    Args:
-        values: (N,), before `minmax`.
-    """
+    """Return why no region can be found in a raw map (N,), before `minmax`; None if one can."""
     if not np.isfinite(values).all():
         return ATTENTION_NOT_FINITE
     low, high = float(values.min()), float(values.max())

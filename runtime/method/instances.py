@@ -70,10 +70,7 @@ def one_instance(
 
 
 def components(mask_hw: BoolArray) -> tuple[npt.NDArray[np.intp], int]:
-    """Label the 4-connected components of a mask.
-
-    Args:
-        mask_hw: (H, W) bool.
+    """Label the 4-connected components of a mask, (H, W) bool.
 
     Returns:
         (H, W) integers, 0 outside of the mask and 1, 2, ... for the parts in the order of their

@@ -156,12 +156,8 @@ def localise_outputs(
 ) -> Localisation:
     """Apply the method to a graph's outputs, or read its result where the graph contains it.
 
-    Args:
-        capture: a capture mode.
-        outputs: of one expression, by logical name, float32.
-        tau: region threshold.
-        prototype: see `equations.localise`.
-        prior: see `segment_tokens`; ignored for "scores", whose graph contains the threshold.
+    The outputs are those of one expression, by logical name, float32. The prior is ignored for
+    "scores", whose graph contains the threshold.
     """
     if capture == "scores":
         scores, refined = outputs["scores"], outputs["refined_attention"]
@@ -183,13 +179,7 @@ def localise_outputs(
 
 
 def expect_outputs(capture: str, outputs: Mapping[str, Any], *, batch: int, tokens: int) -> None:
-    """Check outputs against the shapes of docs/bundle.md, step 5.
-
-    Args:
-        capture: a capture mode.
-        outputs: by logical name, with the batch axis.
-        batch: B.
-        tokens: N_v.
+    """Check outputs of a batch, by logical name, against the shapes of docs/bundle.md, step 5.
 
     Raises:
         BundleError: an output has another shape.

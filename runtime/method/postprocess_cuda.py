@@ -114,12 +114,7 @@ class _Results:
 def prepare(engines: Mapping[str, Engine], manifest: Manifest, capture: str) -> None:
     """Compile the kernels for transformers on a GPU, so that a failure shows at the start.
 
-    CuPy caches compiled kernels, on disk too.
-
-    Args:
-        engines: by the names of `EngineSelection.load`; those that load lazily are skipped.
-        manifest: the bundle's.
-        capture: the capture mode.
+    CuPy caches compiled kernels, on disk too. Engines that load lazily are skipped.
 
     Raises:
         ProviderError: the kernels cannot be compiled here.

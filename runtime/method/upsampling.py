@@ -32,15 +32,9 @@ _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def guided_upsample(map_hw: Float32, image_hwc: Uint8, plan: Plan) -> Float32:
-    """Upsample a map on the token grid to the user's image, along the image's edges.
+    """Upsample a map on the token grid along the edges of the user's image, which `plan` is of.
 
-    Args:
-        map_hw: (N_h, N_w) float32.
-        image_hwc: (H, W, 3) uint8, the image that `plan` is of.
-        plan: how the image was brought to the model's grid.
-
-    Returns:
-        (H, W) float32.
+    The map is (N_h, N_w) float32, the image (H, W, 3) uint8, the result (H, W) float32.
     """
     reduced_wh = _reduced(plan)
     coarse_hw = upsample(map_hw, replace(plan, size_wh=reduced_wh))
@@ -145,12 +139,7 @@ def upsample(map_hw: Array, plan: Plan, *, rows: slice = slice(None)) -> Array:
 
     Bilinear with half-pixel centres and clamped edges. The centre of image pixel x lies at
     `(x + 0.5) * resized / size - left` of the image at the model's size, so the cut-off border of
-    a crop is clamped too and takes the nearest value.
-
-    Args:
-        map_hw: (N_h, N_w) float32.
-        plan: how the image was brought to the model's grid.
-        rows: of the image, to compute only these.
+    a crop is clamped too and takes the nearest value. Only `rows` of the image are computed.
     """
     across, (cells, shares) = _weights(plan)
     cells, shares = cells[rows], shares[rows]

@@ -56,11 +56,9 @@ class PromptEmbedder:
     def embed(
         self, instructions: Sequence[Instruction], image: ImageState | None = None
     ) -> tuple[list[PromptState], dict[str, float]]:
-        """Return the prompts of instructions, in order, and milliseconds by stage.
+        """Return the prompts of instructions for one image, in order, and milliseconds by stage.
 
-        Args:
-            instructions: for one image.
-            image: needed by text encoders with vision.
+        Text encoders with vision need the image.
 
         Raises:
             InputError: an instruction is too long, or there is no image; then nothing was run.

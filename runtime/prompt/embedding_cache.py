@@ -99,10 +99,7 @@ class EmbeddingCache:
     def put(self, instruction: str, embeds: Float32, *, image: str = "") -> None:
         """Write an embedding, (rows, E) float32; where that fails, warn and go on.
 
-        Args:
-            instruction: its text.
-            embeds: of at most `max_length` tokens; not written if not finite.
-            image: see `get`.
+        One of more than `max_length` tokens, or that is not finite, is not written.
         """
         if embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows:
             return

@@ -136,12 +136,7 @@ class PromptEncoder:
     def __init__(
         self, rules: PromptRules, tokenizer_json: bytes, *, template: str | None = None
     ) -> None:
-        """Load the tokenizer.
-
-        Args:
-            rules: template, prefix, suffix, length and padding.
-            tokenizer_json: bytes of a Hugging Face `tokenizers` file.
-            template: text with {expression} in it once, instead of the bundle's.
+        """Load the bytes of a Hugging Face `tokenizers` file; `template` replaces the bundle's.
 
         Raises:
             BundleError: not a tokenizer file, or it has no image token.
@@ -207,11 +202,7 @@ class PromptEncoder:
     def tokenize(
         self, instructions: Sequence[Instruction], *, image_tokens: int = 0
     ) -> EncodedPrompts:
-        """Tokenise instructions between prefix and suffix.
-
-        Args:
-            instructions: in any order.
-            image_tokens: number of image tokens; for text encoders with vision.
+        """Tokenise instructions between prefix and suffix, with `image_tokens` tokens of the image.
 
         Returns:
             With padding "tokens" S is `drop` + `max_length`, otherwise the length of the longest

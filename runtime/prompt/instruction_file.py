@@ -73,8 +73,7 @@ class RefinedInstruction:
 def image_digest(image_hwc: Uint8) -> str:
     """Return the SHA-256 of "WIDTHxHEIGHT", a newline and the RGB rows of an image, hexadecimal.
 
-    Args:
-        image_hwc: (H, W, 3) uint8, upright, as `load_image` returns it.
+    The image is (H, W, 3) uint8, upright, as `load_image` returns it.
     """
     height, width = image_hwc.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}\n".encode(), usedforsecurity=False)

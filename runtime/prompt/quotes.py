@@ -37,12 +37,9 @@ class Piece:
 
 
 def pieces(rendered: str, rules: QuoteRules, special: Sequence[str] = ()) -> list[Piece]:
-    """Split a rendered prompt into pieces.
+    """Split a rendered prompt, with one image token in it, into pieces.
 
-    Args:
-        rendered: prefix, instruction and suffix, with one image token in them.
-        rules: the bundle's.
-        special: the tokenizer's added tokens; the style "paired" looks for quotes between them.
+    The style "paired" looks for quotes between the tokenizer's `special` tokens.
     """
     if rules.style == "toggle":
         return list(_toggled(rendered.translate(_TOGGLES), rules.start))

@@ -37,14 +37,9 @@ def refine(
     *,
     image_tokens: int = 0,
 ) -> list[Instruction]:
-    """Reword each distinct instruction once, and check the results.
+    """Reword each distinct instruction once, and check the results by the encoder.
 
-    Args:
-        refiner: rewords them.
-        instructions: with the expressions in the template.
-        image_hwc: (H, W, 3) uint8; None from a state that was made without pixels.
-        encoder: checks the results.
-        image_tokens: number of image tokens of a prompt.
+    The image is (H, W, 3) uint8; None from a state that was made without pixels.
 
     Raises:
         InputError: no pixels, or the refiner failed, or its result cannot be used.

@@ -30,9 +30,7 @@ _SCALE_OF = "attention"
 def label_text(result: Segmentation, number: int) -> str:
     """Return the label of a mask, its expression and confidence: "the green van 0.98".
 
-    Args:
-        result: with the mask.
-        number: replaces an expression in letters that the font does not have, as "#1".
+    The number replaces an expression in letters that the font does not have, as "#1".
     """
     name = result.expression if _has_letters(result.expression) else f"#{number}"
     if result.reason is not None:
@@ -79,12 +77,7 @@ def draw_labels(
 
 
 def with_scale(heat_hwc: Uint8, colours: Uint8) -> Uint8:
-    """Append a colour bar with numbers from 0 to 1 to a heat map: (H + bar, W, 3).
-
-    Args:
-        heat_hwc: (H, W, 3).
-        colours: (256, 3), those of 0 to 1.
-    """
+    """Append a bar of the colours (256, 3) of 0 to 1 to a heat map (H, W, 3): (H + bar, W, 3)."""
     height, width = heat_hwc.shape[:2]
     font = _font(_font_px(height, width))
     tall, pad = round(font.size * 1.3), max(2, round(font.size / 3))

@@ -55,12 +55,7 @@ _OUTLINE_PART = 300  # the outline is this part of the shorter side
 
 
 def render(result: Segmentation, image_hwc: Uint8, kind: Kind) -> Uint8:
-    """Draw a result.
-
-    Args:
-        result: of `Segmenter.segment`.
-        image_hwc: its image, (H, W, 3) RGB, as `load_image` returns it.
-        kind: one of `KINDS`.
+    """Draw a result on its image, (H, W, 3) RGB, as `load_image` returns it.
 
     Returns:
         (H, W) for a mask, (H, W, 4) for a cutout, (H, W, 3) for an overlay, and (H + scale, W, 3)
@@ -89,11 +84,6 @@ def overlay(image_hwc: Uint8, results: Sequence[Segmentation], *, labels: bool =
 
     A mask has a light and a dark outline, so that one of them shows on any background. A label has
     the expression and the confidence, and says what is doubtful or not found.
-
-    Args:
-        image_hwc: (H, W, 3) RGB.
-        results: of that image.
-        labels: whether to write labels.
     """
     drawn = image_hwc.copy()
     colours = contrasting(image_hwc, [result.mask_hw for result in results])
@@ -111,11 +101,7 @@ def overlay(image_hwc: Uint8, results: Sequence[Segmentation], *, labels: bool =
 
 
 def contrasting(image_hwc: Uint8, masks: Sequence[BoolArray]) -> list[Rgb]:
-    """Choose for each mask the colour that differs most from the image under it.
-
-    Args:
-        image_hwc: (H, W, 3) RGB.
-        masks: (H, W) each.
+    """Choose for each mask (H, W) the colour that differs most from the image (H, W, 3) under it.
 
     Returns:
         Colours from a fixed list, each once until all are used.

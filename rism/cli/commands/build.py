@@ -128,9 +128,7 @@ def build(flags: BuildFlags, console: Console) -> None:
 def check_engine(text: str, precision: str | None) -> None:
     """Refuse an `--engine` that cannot be built, before a model is exported for it.
 
-    Args:
-        text: TARGET or TARGET:PRECISION.
-        precision: of the export; None for the model's own.
+    The precision is that of the export; None for the model's own.
 
     Raises:
         UsageError: FP8, which needs a finished bundle to be calibrated on first.
