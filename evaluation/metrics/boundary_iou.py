@@ -8,12 +8,12 @@ import numpy as np
 
 from rism.evaluation.datasets.sample import Mask
 
-__all__ = ["boundary", "boundary_width", "eroded"]
+__all__ = ["boundary", "boundary_width"]
 
 
-def boundary_width(shape_hw: tuple[int, int], ratio: float = 0.02) -> int:
-    """Return the width of the boundary: a share of the diagonal, at least 1 pixel."""
-    return max(1, round(ratio * math.hypot(*shape_hw)))
+def boundary_width(shape_hw: tuple[int, int]) -> int:
+    """Return the width of the boundary: 2 % of the diagonal, at least 1 pixel."""
+    return max(1, round(0.02 * math.hypot(*shape_hw)))
 
 
 def boundary(mask_hw: Mask, width: int) -> Mask:
@@ -29,12 +29,7 @@ def boundary(mask_hw: Mask, width: int) -> Mask:
     Returns:
         (H, W) bool, G_d intersected with G in the paper.
     """
-    return mask_hw & ~eroded(mask_hw, width)
-
-
-def eroded(mask_hw: Mask, width: int) -> Mask:
-    """Return where the square of 2 width + 1 pixels around a pixel lies wholly in the mask."""
-    return _eroded_rows(_eroded_rows(mask_hw, width).T, width).T
+    return mask_hw & ~_eroded_rows(_eroded_rows(mask_hw, width).T, width).T
 
 
 def _eroded_rows(mask_hw: Mask, width: int) -> Mask:

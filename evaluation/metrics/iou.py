@@ -87,13 +87,12 @@ class Sums:
         }
 
 
-def overlap(found_hw: Mask, true_hw: Mask, *, boundary_ratio: float = 0.02) -> Overlap:
+def overlap(found_hw: Mask, true_hw: Mask) -> Overlap:
     """Compare two masks.
 
     Args:
         found_hw: (H, W) bool.
         true_hw: (H, W) bool.
-        boundary_ratio: how far from a contour its boundary reaches, as a share of the diagonal.
 
     Raises:
         InputError: they are of different sizes.
@@ -103,12 +102,9 @@ def overlap(found_hw: Mask, true_hw: Mask, *, boundary_ratio: float = 0.02) -> O
             f"a mask of {found_hw.shape[1]} x {found_hw.shape[0]} pixels cannot be compared with "
             f"a true one of {true_hw.shape[1]} x {true_hw.shape[0]}, expected the same size"
         )
-    width = boundary_width((found_hw.shape[0], found_hw.shape[1]), boundary_ratio)
+    width = boundary_width((found_hw.shape[0], found_hw.shape[1]))
     found_edge, true_edge = boundary(found_hw, width), boundary(true_hw, width)
-    return Overlap(
-        *_counts(found_hw, true_hw),
-        *_counts(found_edge, true_edge),
-    )
+    return Overlap(*_counts(found_hw, true_hw), *_counts(found_edge, true_edge))
 
 
 def summarise(overlaps: Iterable[Overlap]) -> dict[str, float]:

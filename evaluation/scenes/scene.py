@@ -23,7 +23,7 @@ SIZE_ORDER: tuple[SizeClass, ...] = ("small", "medium", "large")
 MIN_VISIBLE = 0.60
 MAX_CUT_OFF = 0.15
 DISTRACTOR_PROBABILITY = 0.6
-MIN_OBJECTS, MAX_OBJECTS = 2, 6
+MIN_OBJECTS = 2
 
 _SIZE_STEP_PX = 4
 _PLACE_TRIES = 40
@@ -176,11 +176,9 @@ def _distractor_plans(rng: np.random.Generator, count: int) -> tuple[str, list[O
     return mode, plans
 
 
-def _plan_objects(
-    rng: np.random.Generator, *, count: int, distractor_probability: float
-) -> tuple[str, list[ObjectPlan]]:
+def _plan_objects(rng: np.random.Generator, count: int) -> tuple[str, list[ObjectPlan]]:
     mode, plans = "none", list[ObjectPlan]()
-    if rng.random() < distractor_probability:
+    if rng.random() < DISTRACTOR_PROBABILITY:
         mode, plans = _distractor_plans(rng, count)
     while len(plans) < count:
         plans.append(
@@ -308,8 +306,6 @@ def make_scene(
     rng: np.random.Generator,
     *,
     size_wh: tuple[int, int] = (128, 128),
-    count: int | None = None,
-    distractor_probability: float = DISTRACTOR_PROBABILITY,
     fine: bool = False,
 ) -> Scene:
     """Draw a random scene.
@@ -317,26 +313,20 @@ def make_scene(
     Args:
         rng: Source of randomness; the same state gives the same scene.
         size_wh: Width and height in pixels, each at least 64.
-        count: Number of objects, 2 to 6; drawn at random when None.
-        distractor_probability: How often the scene holds deliberate look-alikes.
         fine: Ruffle the outlines of the objects.
 
     Returns:
         The scene; every object is at least 60 % visible and at most 15 % cut off.
 
     Raises:
-        ValueError: The size or the number of objects is out of range.
+        ValueError: The size is out of range.
     """
     if min(size_wh) < 64:
         raise ValueError(f"a scene needs at least 64 pixels a side, got {size_wh}")
-    if count is not None and not MIN_OBJECTS <= count <= MAX_OBJECTS:
-        raise ValueError(f"count must be {MIN_OBJECTS} to {MAX_OBJECTS}, got {count}")
     background = make_background(rng, size_wh=size_wh)
     for _ in range(_SCENE_TRIES):
-        number = count or int(rng.choice(5, p=(0.2, 0.27, 0.25, 0.16, 0.12))) + MIN_OBJECTS
-        mode, plans = _plan_objects(
-            rng, count=number, distractor_probability=distractor_probability
-        )
+        number = MIN_OBJECTS + int(rng.choice(5, p=(0.2, 0.27, 0.25, 0.16, 0.12)))
+        mode, plans = _plan_objects(rng, number)
         placed = _place_objects(rng, plans, size_wh=size_wh, fine=fine)
         objects = None if placed is None else _finish_objects(placed, size_wh=size_wh)
         if objects is None:

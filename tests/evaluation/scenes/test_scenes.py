@@ -74,8 +74,6 @@ def test_bad_arguments_are_refused() -> None:
         draw_sprite("dragon", (1, 2, 3), size_px=30)
     with pytest.raises(ValueError, match="64 pixels"):
         make_scene(rng, size_wh=(32, 128))
-    with pytest.raises(ValueError, match="count"):
-        make_scene(rng, count=9)
     with pytest.raises(ValueError, match="unknown expression forms"):
         pick_expression(make_scene(rng), rng, form_weights={"poem": 1.0})
 
