@@ -39,34 +39,32 @@ class MiniConfig:
 CONFIG = MiniConfig()
 
 
-def build_vae(config: MiniConfig = CONFIG) -> AutoencoderKLFlux2:
+def build_vae() -> AutoencoderKLFlux2:
     """The autoencoder, with random weights."""
-    levels = len(config.vae_channels)
+    levels = len(CONFIG.vae_channels)
     return AutoencoderKLFlux2(
-        block_out_channels=config.vae_channels,
+        block_out_channels=CONFIG.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        latent_channels=config.latent_channels,
+        latent_channels=CONFIG.latent_channels,
         norm_num_groups=4,
-        sample_size=config.size_level,
+        sample_size=CONFIG.size_level,
         mid_block_add_attention=True,
     )
 
 
-def build_text_encoder(
-    vocab_size: int, pad_id: int, config: MiniConfig = CONFIG
-) -> Qwen3ForCausalLM:
+def build_text_encoder(vocab_size: int, pad_id: int) -> Qwen3ForCausalLM:
     """The text encoder, with random weights."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocab_size,
-            hidden_size=config.text_hidden,
-            intermediate_size=3 * config.text_hidden,
-            num_hidden_layers=config.text_layers,
+            hidden_size=CONFIG.text_hidden,
+            intermediate_size=3 * CONFIG.text_hidden,
+            num_hidden_layers=CONFIG.text_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=config.text_hidden // 4,
+            head_dim=CONFIG.text_hidden // 4,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             pad_token_id=pad_id,
@@ -77,18 +75,18 @@ def build_text_encoder(
     )
 
 
-def build_transformer(config: MiniConfig = CONFIG) -> Flux2Transformer2DModel:
+def build_transformer() -> Flux2Transformer2DModel:
     """The DiT, with random weights and residual gates of about 1."""
     transformer = Flux2Transformer2DModel(
         patch_size=1,
-        in_channels=4 * config.latent_channels,
-        num_layers=config.double_blocks,
-        num_single_layers=config.single_blocks,
-        attention_head_dim=config.head_dim,
-        num_attention_heads=config.heads,
-        joint_attention_dim=len(config.text_out_layers) * config.text_hidden,
+        in_channels=4 * CONFIG.latent_channels,
+        num_layers=CONFIG.double_blocks,
+        num_single_layers=CONFIG.single_blocks,
+        attention_head_dim=CONFIG.head_dim,
+        num_attention_heads=CONFIG.heads,
+        joint_attention_dim=len(CONFIG.text_out_layers) * CONFIG.text_hidden,
         timestep_guidance_channels=64,
-        axes_dims_rope=(config.head_dim // 4,) * 4,
+        axes_dims_rope=(CONFIG.head_dim // 4,) * 4,
         rope_theta=2000,
         guidance_embeds=False,
     )

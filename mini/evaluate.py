@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +54,14 @@ def score_examples(segmenter: Segmenter, folder: Path) -> tuple[int, int]:
     return right, len(entries)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table, and how many examples are right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", help="a bundle folder; the built-in one if not given")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--examples", type=Path, default=Path("examples"))
     parser.add_argument("--json", type=Path, help="write the table there too")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     segmenter = Segmenter.from_bundle(args.bundle, provider="cpu")
     table = score_scenes(segmenter, args.scenes)
     print(f"{'':<16} {'n':>4} " + " ".join(f"{name:>6}" for name in METRICS))

@@ -13,20 +13,16 @@ import numpy.typing as npt
 from rism.evaluation.ablate.grid import Grid, Setting
 from rism.evaluation.ablate.sample_log import Records
 from rism.evaluation.ablate.setting_masks import Pass, overlaps
-from rism.evaluation.datasets.sample import Dataset, Problem, Sample
+from rism.evaluation.datasets.sample import Dataset, Problem, Progress, Sample
 from rism.evaluation.metrics.iou import Overlap, Sums
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan
 
-__all__ = ["Outcome", "Progress", "Source", "run"]
-
+__all__ = ["Outcome", "Source", "run"]
 
 Source = Callable[[str, npt.NDArray[np.uint8], str], tuple[Plan, Iterator[Pass]]]
 """Runs a model: from the name of an image, the image and an expression to the resizing and the
 passes."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with the samples done, their total and the name of the dataset."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from rism.evaluation.ablate.grid import Grid
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
 from rism.evaluation.ablate.report import write_report
-from rism.evaluation.ablate.scoring import Outcome, Progress, Source, run
+from rism.evaluation.ablate.scoring import Outcome, Source, run
 from rism.evaluation.ablate.setting_masks import Pass
-from rism.evaluation.datasets.sample import Dataset
+from rism.evaluation.datasets.sample import Dataset, Progress
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan
 from rism.runtime.image_encoder import ImageState

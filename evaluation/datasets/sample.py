@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dataset", "Image", "Mask", "Problem", "Sample"]
+__all__ = ["Dataset", "Image", "Mask", "Problem", "Progress", "Sample"]
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with the samples done, their total, and the name of what they are from."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from rism.evaluation.datasets.sample import Dataset, Image, Mask, Problem, Sample
+from rism.evaluation.datasets.sample import Dataset, Image, Mask, Problem, Progress, Sample
 from rism.evaluation.metrics.iou import overlap
 from rism.evaluation.run.record_log import REPORT, RESULT, append, begin, resume
 from rism.evaluation.run.records import Record, Run
@@ -24,7 +24,6 @@ from rism.runtime.segmenter import ImageState, Segmenter
 
 __all__ = [
     "MAPS",
-    "RunProgress",
     "digest",
     "grouped",
     "part",
@@ -37,13 +36,6 @@ MAPS = ("CAM > 0.5", "RAM > 0.5")
 """The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""
 
 _GREY_HWC = np.full((64, 64, 3), 128, np.uint8)
-
-
-class RunProgress(Protocol):
-    """Receives the progress of a run."""
-
-    def step(self, done: int, total: int, name: str) -> None:
-        """Show how many samples are scored, and the name of the next image."""
 
 
 def digest(samples: Sequence[Sample]) -> str:
@@ -76,7 +68,7 @@ def score(
     folder: Path,
     options: Mapping[str, Any] | None = None,
     restart: bool = False,
-    steps: RunProgress | None = None,
+    progress: Progress | None = None,
 ) -> list[Problem]:
     """Score the samples that a folder has no records of yet.
 
@@ -87,7 +79,7 @@ def score(
         folder: of the records; made where it is missing.
         options: keyword arguments of `Segmenter.segment`.
         restart: delete earlier records.
-        steps: receives the progress.
+        progress: called before each image, with its name.
 
     Returns:
         A problem for each sample that could not be scored.
@@ -110,8 +102,8 @@ def score(
     for name, group in images.items():
         missing = [sample for sample in group if sample.key not in done]
         if missing:
-            if steps is not None:
-                steps.step(at, total, name)
+            if progress is not None:
+                progress(at, total, name)
             for outdated in (RESULT, REPORT):
                 (folder / outdated).unlink(missing_ok=True)
             append(folder, scorer.records(missing))

@@ -168,7 +168,7 @@ def _score(
         folder=folder,
         options=options,
         restart=flags.restart,
-        steps=Countdown(console),
+        progress=Countdown(console).step,
     )
     return folder, problems
 
