@@ -112,11 +112,6 @@ def chosen(
 ) -> list[Scenario]:
     """Return those of these names, in the file's order; without names, all but the slow ones.
 
-    Args:
-        scenarios: of a file.
-        names: to choose.
-        changes: parameters (or runs, warm_up, time_limit_s) as "NAME=VALUE" gives them.
-
     Raises:
         ConfigError: there is no such scenario, or a chosen one has no such parameter.
     """

@@ -94,14 +94,7 @@ def card(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """Something that was asked for.
-
-    Attributes:
-        what: in words.
-        value: measured; None where there is none.
-        limit: of the value, which may be equal.
-        unit: to write them with.
-    """
+    """Something that was asked for."""
 
     what: str
     value: float | None

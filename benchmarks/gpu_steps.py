@@ -35,15 +35,7 @@ _TESTS_S = 110
 
 @dataclass
 class GpuRun:
-    """One process's share: where its figures go, and how much time is left.
-
-    Attributes:
-        out: folder of the JSON files.
-        device: "cuda", or "cpu" to try it out.
-        budget: seconds for everything.
-        small: small models.
-        name: of this process's file.
-    """
+    """One process's share: where its figures go, and how much time is left."""
 
     out: Path
     device: str
@@ -236,6 +228,7 @@ def _each_variant(
     from benchmarks.capture.variants import VARIANTS
     from rism.export.precision import PRECISIONS
 
+    gc.freeze()  # what the packages hold need not be looked through after every variant
     start = time.monotonic()
     precision = PRECISIONS["bf16" if run.cuda else "fp32"]
     model = RandomModel(CaptureCase.parse(case), precision, run.device)

@@ -34,15 +34,7 @@ def summary(
     seconds: float,
     gpu: object = None,
 ) -> dict[str, Any]:
-    """Put a scenario's rows beside its baseline.
-
-    Args:
-        scenario: what was to be measured.
-        rows: what was found.
-        versions: of the packages that took part.
-        seconds: that all of it took.
-        gpu: its description, if there was one.
-    """
+    """Put a scenario's rows beside its baseline."""
     rows = rows + _missing(scenario, rows)
     medians = {(row.group, row.name): statistics.median(row.values) for row in rows if row.values}
     figures = [_figure(scenario, row, medians) for row in rows]

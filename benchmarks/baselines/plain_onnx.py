@@ -24,14 +24,7 @@ def write_plain_graph(
     outputs: Sequence[str],
     file: Path,
 ) -> None:
-    """Export a module with its weights, at the sizes of `feeds`.
-
-    Args:
-        module: called with `feeds` as keyword arguments.
-        feeds: example inputs.
-        outputs: names of what it returns.
-        file: to write; large weights go beside it.
-    """
+    """Export a module with its weights (beside the file), at the sizes of `feeds`."""
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -34,25 +34,20 @@ Mask = npt.NDArray[np.bool_]
 
 
 class PytorchPipeline:
-    """A FLUX.2-klein checkpoint, loaded in float32.
+    """The built-in FLUX.2-klein checkpoint, loaded in float32."""
 
-    Args:
-        checkpoint: a folder in diffusers' layout, with rism.json.
-        noise: (rows, C) float32, that of the bundle it is compared with.
-    """
-
-    def __init__(self, checkpoint: Path = CHECKPOINT, noise: Path = NOISE) -> None:
+    def __init__(self) -> None:
         given: dict[str, Any] = {"torch_dtype": torch.float32}
-        self.settings = json.loads((checkpoint / "rism.json").read_text())
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
-        self.text = Qwen3ForCausalLM.from_pretrained(checkpoint / "text_encoder", **given).eval()
-        self.vae = AutoencoderKLFlux2.from_pretrained(checkpoint / "vae", **given).eval()
+        self.settings = json.loads((CHECKPOINT / "rism.json").read_text())
+        self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+        self.text = Qwen3ForCausalLM.from_pretrained(CHECKPOINT / "text_encoder", **given).eval()
+        self.vae = AutoencoderKLFlux2.from_pretrained(CHECKPOINT / "vae", **given).eval()
         self.transformer = Flux2Transformer2DModel.from_pretrained(
-            checkpoint / "transformer", **given
+            CHECKPOINT / "transformer", **given
         ).eval()
         self.token_px = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
         channels = self.transformer.config.in_channels
-        self.noise = torch.from_numpy(np.fromfile(noise, "<f4").reshape(-1, channels))
+        self.noise = torch.from_numpy(np.fromfile(NOISE, "<f4").reshape(-1, channels))
 
     @torch.no_grad()
     def encode_text(self, expressions: list[str]) -> torch.Tensor:

@@ -29,12 +29,7 @@ Vectors = tuple[torch.Tensor, torch.Tensor]
 
 
 class ProbeBlock:
-    """One block's queries, keys and values, and every way of probing it.
-
-    Args:
-        shape: of the model.
-        device: "cuda", or "cpu" to try it out.
-    """
+    """One block's queries, keys and values on "cuda" or "cpu", and every way of probing it."""
 
     def __init__(self, shape: ProbeShape, device: str) -> None:
         self.shape = shape

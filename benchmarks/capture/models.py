@@ -146,11 +146,6 @@ def count_flop(case: CaptureCase, variant: Variant, precision: Precision) -> int
     """Count one pass's multiplications and additions in matrix products and attentions.
 
     Every product that the module asks for is counted by its shapes; nothing is computed.
-
-    Args:
-        case: which model, how large an image.
-        variant: what is read on the way.
-        precision: of the module that is counted.
     """
 
     def draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -165,13 +160,7 @@ def count_flop(case: CaptureCase, variant: Variant, precision: Precision) -> int
 
 
 class RandomModel:
-    """The single step of one case, with weights, and inputs for it.
-
-    Args:
-        case: which model, how large an image.
-        precision: of weights and arithmetic.
-        device: "cpu" or "cuda"; nothing large is ever anywhere else.
-    """
+    """The single step of one case, with weights, and inputs for it."""
 
     def __init__(self, case: CaptureCase, precision: Precision, device: str) -> None:
         self.case, self.precision, self.device = case, precision, device

@@ -65,15 +65,7 @@ def run_graph(
     device: str,
     runs: Repeats,
 ) -> Figure:
-    """Run a graph, inputs and outputs staying on the device.
-
-    Args:
-        file: the graph.
-        feeds: its inputs; those that it does not use are left out.
-        variant: what it is.
-        device: "cpu" or "cuda".
-        runs: how often, and what is checked before.
-    """
+    """Run a graph, inputs and outputs staying on the device."""
     forget()
     before = _free(device)
     # As the runtime opens it, and asked besides which provider runs which node.

@@ -21,14 +21,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Figure:
-    """What one variant cost.
-
-    Attributes:
-        timing: of one forward pass.
-        memory_bytes: the peak with weights; None where it is not known.
-        outputs: float32, by name.
-        notes: what else there is to say.
-    """
+    """What one variant cost."""
 
     timing: Timing
     memory_bytes: int | None
@@ -54,15 +47,7 @@ def run_compiled(
     backend: str = "inductor",
     graph: bool = False,
 ) -> Figure:
-    """Run it through torch.compile, on the graph that torch.export takes as the exporter does.
-
-    Args:
-        model: whose weights are used.
-        variant: what is read on the way.
-        runs: how often, and what is checked before.
-        backend: of torch.compile; "eager" takes the graph and compiles nothing.
-        graph: also time it as a CUDA graph, for the note "cuda_graph".
-    """
+    """Run it through torch.compile, on the graph that torch.export takes as the exporter does."""
     module = model.module(variant)
     start = time.perf_counter()
     try:

@@ -101,14 +101,7 @@ VARIANTS = {
 
 
 def capturing(dit: nn.Module, spec: ModelSpec, variant: Variant, precision: Precision) -> nn.Module:
-    """Return the module of one variant; inputs are those of `CaptureGraph`.
-
-    Args:
-        dit: a `SingleStepDiT`.
-        spec: its sizes.
-        variant: how to capture.
-        precision: of the attentions.
-    """
+    """Return the module of one variant; inputs are those of `CaptureGraph`."""
     if variant.capture is None:
         return CaptureGraph(dit, spec, CaptureOptions("vectors"), precision)
     return _StepGraph(dit, spec, variant.capture, precision)

@@ -17,13 +17,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def same_masks(
     name: str, found: npt.NDArray[np.bool_], wanted: npt.NDArray[np.bool_], tolerance: float
 ) -> float:
-    """Compare two masks, and return the share of pixels that differ.
-
-    Args:
-        name: of the way that is compared, for the message.
-        found: its mask.
-        wanted: the baseline's.
-        tolerance: share of pixels that may differ.
+    """Compare two masks, and return the share of pixels that differ, at most `tolerance`.
 
     Raises:
         DiffersError: more do.
@@ -42,7 +36,7 @@ def same_values(
 ) -> float:
     """Compare two arrays, and return the largest difference over the largest wanted value.
 
-    Args and errors as those of `same_masks`; the tolerance is of that ratio.
+    The tolerance is of that ratio; more is an error, as in `same_masks`.
     """
     error = float("inf")
     if found.shape == wanted.shape and np.isfinite(found).all():

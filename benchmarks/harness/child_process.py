@@ -63,10 +63,6 @@ def time_and_peak(
 ) -> dict[str, tuple[Timing, int]]:
     """Run Python processes by turns, their start included.
 
-    Args:
-        commands: by name; each is asked for its arguments before every run.
-        runs: of each.
-
     Returns:
         Times, and the highest peak memory in bytes.
     """

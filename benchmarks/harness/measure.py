@@ -159,11 +159,7 @@ def _resident(field: str) -> int:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of the packages that every benchmark uses, and of others.
-
-    Args:
-        packages: others.
-    """
+    """Versions of the packages that every benchmark uses, and of others."""
     found = {}
     for name in (*_PACKAGES, *packages):
         try:
@@ -174,12 +170,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 def environment(*, packages: Sequence[str] = (), gpu: bool = False) -> dict[str, object]:
-    """What the figures were measured on.
-
-    Args:
-        packages: to name besides those that every benchmark uses.
-        gpu: say what the CUDA device is, and how fast it runs at this moment.
-    """
+    """What the figures were measured on."""
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     found: dict[str, object] = {
         "python": platform.python_version(),

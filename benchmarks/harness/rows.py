@@ -20,13 +20,7 @@ NOT_REACHED = "not reached"
 
 @dataclass(frozen=True)
 class Task:
-    """One process's share of a scenario.
-
-    Attributes:
-        kind: of `benchmarks.scenarios.KINDS`.
-        runs, warm_up: timed runs, and untimed ones before.
-        parameters: all that the kind has, of the types of its defaults.
-    """
+    """One process's share of a scenario."""
 
     kind: str
     runs: int
@@ -85,15 +79,7 @@ def time_ways(
     notes: Mapping[str, Mapping[str, object]] | None = None,
     **common: object,
 ) -> list[Row]:
-    """Time several ways by turns, then run each once more for its memory.
-
-    Args:
-        task: says how often.
-        ways: by the names of their rows.
-        group: of all rows.
-        notes: of each row that has some.
-        common: notes of all rows.
-    """
+    """Time several ways by turns, then run each once more for its memory."""
     timings = by_turns(ways, runs=task.runs, warm_up=task.warm_up)
     rows = []
     for name, way in ways.items():

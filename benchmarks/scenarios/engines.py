@@ -73,9 +73,6 @@ class PreparedEngine:
     def build(self, work: Path) -> dict[str, Any]:
         """Build the engine, and throw it away.
 
-        Args:
-            work: an empty folder for temporary files.
-
         Returns:
             Seconds, bytes, and the answers of its layers, for a JSON file.
 
@@ -103,14 +100,7 @@ def prepare(
     *,
     gpus: str | None = None,
 ) -> PreparedEngine:
-    """Trace a graph and bring it into the form that is built.
-
-    Args:
-        sparse: the model.
-        graph: as in a manifest.
-        precision: "fp32", "fp16", "bf16", or "fp8" with bf16 for the rest.
-        gpus: as `--gpu` takes them; None for all.
-    """
+    """Trace a graph and bring it into the form that is built."""
     start = time.perf_counter()
     model = sparse.graph(graph, "bf16" if precision == "fp8" else precision)
     inputs = _inputs(model)

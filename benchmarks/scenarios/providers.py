@@ -38,14 +38,7 @@ _TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Way:
-    """A provider, or an engine of it, with a bundle.
-
-    Attributes:
-        provider: one of the runtime's names, or some joined by "+".
-        precision: "fp32", "fp16", "bf16" or "fp8".
-        engine: name of the bundle's variant, for the TensorRT ones.
-        reason: why it cannot run here, or None.
-    """
+    """A provider, or an engine of it, with a bundle."""
 
     provider: str
     precision: str

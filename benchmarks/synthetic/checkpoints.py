@@ -24,7 +24,6 @@ def write_model(
     blocks: tuple[int, int] | None = None,
     *,
     seed: int | None = 0,
-    **settings: object,
 ) -> None:
     """Write a checkpoint: Step1X-Edit 1.0 in its makers' layout, the others in diffusers'.
 
@@ -34,22 +33,22 @@ def write_model(
         blocks: double-stream and single-stream blocks; None for the published model. With a few,
             the encoders are cut to a few blocks as well.
         seed: of the weights; None for sparse files.
-        settings: more of rism.json.
     """
     double, single = blocks or MODELS[name]
+    settings: dict[str, object] = {}
     cut = blocks is not None and blocks != MODELS[name]
     if name.startswith("klein"):
         shape = replace(SIZES[name.removeprefix("klein-")], double=double, single=single)
         if cut:
             shape = replace(shape, text_blocks=4)
-            settings = {"text_encoder_out_layers": [1, 2, 3], "feature_block": 1} | settings
+            settings = {"text_encoder_out_layers": [1, 2, 3], "feature_block": 1}
         write_checkpoint(folder, shape, seed=seed)
     else:
         sizes = replace(STEP1X, double=double, single=single)
         if cut:
             sizes = replace(sizes, vision_depth=2, vision_full=(1,), text_blocks=1, text_shards=1)
             sizes = replace(sizes, vocabulary=SMALL.vocabulary)
-            settings = {"feature_block": 1} | settings
+            settings = {"feature_block": 1}
         write_original(folder, sizes, version="1.0", seed=seed)
     if settings:
         (folder / "rism.json").write_text(json.dumps(settings))

@@ -82,13 +82,7 @@ SIZES = {
 
 
 def write_checkpoint(folder: Path, shape: KleinShape, *, seed: int | None = 0) -> None:
-    """Write a checkpoint.
-
-    Args:
-        folder: must not exist.
-        shape: sizes of the model.
-        seed: of the weights; None for sparse files.
-    """
+    """Write a checkpoint into a new folder; without a seed, of sparse files."""
     numbers = None if seed is None else RandomNumbers(seed)
     for part, module in write_configuration(folder, shape).items():
         shapes = {name: tuple(meta.shape) for name, meta in module.state_dict().items()}
@@ -102,10 +96,6 @@ def write_checkpoint(folder: Path, shape: KleinShape, *, seed: int | None = 0) -
 
 def write_configuration(folder: Path, shape: KleinShape) -> dict[str, torch.nn.Module]:
     """Write everything but the weights.
-
-    Args:
-        folder: must not exist.
-        shape: sizes of the model.
 
     Returns:
         The parts' modules by their folders, on the meta device.

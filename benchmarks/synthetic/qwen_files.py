@@ -81,11 +81,7 @@ _STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def make_tokenizer(shape: Step1XShape) -> Qwen2TokenizerFast:
-    """Train a small tokenizer that splits texts as Qwen's does.
-
-    Args:
-        shape: of the model; its `vocabulary` bounds the ids.
-    """
+    """Train a small tokenizer that splits texts as Qwen's does."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -116,13 +112,7 @@ def make_tokenizer(shape: Step1XShape) -> Qwen2TokenizerFast:
 
 
 def write_tokenizer(folder: Path, tokenizer: Qwen2TokenizerFast, *, published: bool) -> None:
-    """Write its files.
-
-    Args:
-        folder: exists.
-        tokenizer: of `make_tokenizer`.
-        published: the files Qwen2.5-VL is published with; else those that transformers saves.
-    """
+    """Write its files."""
     if not published:
         tokenizer.save_pretrained(folder)
         return

@@ -60,23 +60,13 @@ class SparseWeights:
 
 
 def open_sparse(name: str, folder: Path, blocks: tuple[int, int] | None = None) -> SparseWeights:
-    """Write and open a model whose weights are zeros that take no room.
-
-    Args:
-        name: one of `benchmarks.synthetic.checkpoints.MODELS`.
-        folder: must not exist.
-        blocks: double-stream and single-stream blocks; None for all.
-    """
+    """Write and open a model whose weights are zeros that take no room."""
     write_model(folder / "checkpoint", name, blocks, seed=None)
     return SparseWeights(open_model(find_checkpoint(str(folder / "checkpoint"))), folder)
 
 
 def quantise_sparse(graph: ir.Model, file: Path) -> int:
     """Quantise a transformer as `rism build --precision fp8` does, with the default layers.
-
-    Args:
-        graph: changed in place.
-        file: of the FP8 weights; must not exist.
 
     Returns:
         How many layers are FP8.

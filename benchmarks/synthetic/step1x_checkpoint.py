@@ -41,12 +41,6 @@ def write_original(
 ) -> Path:
     """Write the makers' layout: two files and the language model's folder beside them.
 
-    Args:
-        folder: must not exist.
-        shape: sizes of the model.
-        version: "1.0" or "1.1".
-        seed: of the weights; None for sparse files.
-
     Returns:
         The transformer's file.
     """
@@ -75,13 +69,6 @@ def write_diffusers(
     mapping: bool | None = None,
 ) -> Path:
     """Write the layout of diffusers; of the same seed it is the same model as the original.
-
-    Args:
-        folder: must not exist.
-        shape: sizes of the model.
-        version: "1.1" or "1.2".
-        seed: of the weights.
-        mapping: embeddings of quoted tokens go past the connector, by default in 1.2.
 
     Returns:
         `folder`.

@@ -29,14 +29,7 @@ def make_step1x(
     layout: str | None = None,
     settings: dict[str, object] | None = None,
 ) -> Path:
-    """Write a checkpoint: 1.0 and 1.1 as their makers do, 1.2 as diffusers does, unless told.
-
-    Args:
-        folder: must not exist.
-        version: "1.0", "1.1" or "1.2".
-        layout: "original" or "diffusers".
-        settings: of rism.json, instead of `SETTINGS`.
-    """
+    """Write a checkpoint: 1.0 and 1.1 as their makers do, 1.2 as diffusers does, unless told."""
     layout = layout or ("diffusers" if version == "1.2" else "original")
     own: dict[str, object] = SETTINGS | {"drop_tokens": DROP[version]}
     if layout == "original":

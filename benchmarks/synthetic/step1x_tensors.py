@@ -111,13 +111,7 @@ def linears(prefix: str, sizes: dict[str, tuple[int, int]]) -> Shapes:
 def transformer_tensors(
     shape: Step1XShape, *, scale_factor: bool, mapping: bool = False
 ) -> dict[str, Layout]:
-    """Return the makers' transformer and connector.
-
-    Args:
-        shape: sizes.
-        scale_factor: version 1.0 scales the mean that the pooled vector is made of.
-        mapping: version 1.2 may map embeddings of quoted tokens past the connector.
-    """
+    """Return the makers' transformer and connector."""
     width, head = shape.width, (shape.head_dim,)
     sizes = {
         "img_in": (shape.channels, width),

@@ -67,12 +67,7 @@ def write_shards(
 ) -> None:
     """Write bfloat16 tensors as `count` files of about the same size, and their index.
 
-    Args:
-        folder: exists.
-        stem: of the files' names; one file alone has no number, and no index.
-        tensors: by name.
-        count: of files.
-        numbers: to write; None for sparse files.
+    One file alone has no number and no index; without `numbers` files are sparse.
     """
     if count == 1:
         write_file(folder / f"{stem}.safetensors", tensors, "BF16", numbers)

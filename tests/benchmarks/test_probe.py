@@ -1,4 +1,4 @@
-"""The scenario of one block's probe on a CPU, and the arithmetic of its lower bounds."""
+"""The scenario of one block's probe on a CPU, and the lower bounds of it and of all stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +12,7 @@ from benchmarks.capture.block import ProbeBlock
 from benchmarks.config import read_config
 from benchmarks.rooflines.gpus import GPUS, GpuRates
 from benchmarks.rooflines.probe_bounds import SHAPES, WAYS, Cost, cost, floor_s, table
+from benchmarks.rooflines.stages import STEP1X, StageCase, StageCost, stages
 from benchmarks.run import run_here
 from rism.export.attention_capture import Capture, Spans
 from rism.export.probe import probe_vectors, torch_form
@@ -92,3 +93,21 @@ def test_the_page_has_these_floors() -> None:
             ]
             share = f"{each.flop / shape.flop:.1%}".replace("%", " %")
             assert f"| {' | '.join([way, f'{each.flop / 1e12:.3f}', share, *floors])} |" in page
+
+
+def test_a_floor_is_of_operations_or_of_bytes() -> None:
+    gpu = GPUS["H200"]
+    assert StageCost("", 989.4e12, 1.0).seconds(gpu) == pytest.approx(1)
+    assert StageCost("", 1.0, 4.8e12).seconds(gpu) == pytest.approx(1)
+    assert StageCost("", 1.0, 4.8e12).seconds(gpu, "fp8") == pytest.approx(0.5)
+    mixed = StageCost("", 1978.9e12, 1.0, attention=989.4e12)
+    assert mixed.seconds(gpu, "fp8") == pytest.approx(2)
+    assert mixed.seconds(GPUS["A100"], "fp8") is None
+
+
+def test_a_fused_probe_is_within_the_targets_of_capture() -> None:
+    """8 % over no capture at 512, 12 % at 1024: what the arithmetic leaves room for."""
+    for side, most in ((512, 0.08), (1024, 0.12)):
+        found = {stage.name: stage for stage in stages(StageCase(STEP1X, side))}
+        plain = found["DiT without capture"].operations
+        assert found["DiT, capture by the fused probe"].operations < (1 + most / 2) * plain
