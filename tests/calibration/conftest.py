@@ -14,22 +14,7 @@ import onnx_ir as ir
 
 from rism.calibration import Scales
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
-from rism.export.graph.capture_graph import CaptureOptions
-from rism.export.graph.external_weights import WeightFile, store_weights
-from rism.export.graph.signatures import trace_transformer
-from rism.export.precision import PRECISIONS
-from rism.export.spec import OpenModel
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-
-
-def write_transformer(model: OpenModel, precision: str, folder: Path) -> None:
-    """Trace a transformer that gives vectors; write its graph and weights into a folder."""
-    own = PRECISIONS[precision]
-    with WeightFile(folder / "transformer.weights") as file:
-        part = model.transformer(own)
-        graph = trace_transformer(part, model.spec, CaptureOptions("vectors"), own, None)
-        store_weights(graph, {f"dit.{n}": rule for n, rule in part.rules.items()}, file)
-        ir.save(graph, folder / "transformer.vectors.onnx")
 
 
 def scales_of(model: ir.Model, **layers: float) -> Scales:

@@ -22,30 +22,39 @@ from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
 from rism.calibration.graph_blocks import split_at_blocks
 from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
+from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.external_weights import WeightFile, store_weights
+from rism.export.graph.signatures import trace_transformer
 from rism.export.parity.inputs import transformer_feeds
+from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.bundle.reader import Bundle
-from tests.calibration.conftest import scales_of, write_transformer
+from tests.calibration.conftest import scales_of
 from tests.export.families.step1x.parity import random_inputs
 
 Arrays = Mapping[str, np.ndarray]
+GRAPH = "transformer.vectors.onnx"
 
 
-def traced(model: OpenModel, precision: str, folder: Path) -> OpenGraph:
+def traced(model: OpenModel, folder: Path) -> OpenGraph:
     """A transformer's graph as it is in a bundle, without all the rest."""
-    write_transformer(model, precision, folder)
-    graph = ir.load(folder / "transformer.vectors.onnx")
+    own = PRECISIONS["bf16"]
+    part = model.transformer(own)
+    with WeightFile(folder / "transformer.weights") as file:
+        graph = trace_transformer(part, model.spec, CaptureOptions("vectors"), own, None)
+        store_weights(graph, {f"dit.{n}": rule for n, rule in part.rules.items()}, file)
+        ir.save(graph, folder / GRAPH)
 
     def specs(values: Sequence[ir.Value]) -> dict[str, TensorSpec]:
         return {v.name or "": TensorSpec(v.name or "", "float32", ()) for v in values}
 
     spec = GraphSpec("", specs(graph.graph.inputs), specs(graph.graph.outputs))
-    return OpenGraph(graph, folder, spec)
+    return reopened(OpenGraph(graph, folder, spec))
 
 
 def reopened(graph: OpenGraph) -> OpenGraph:
-    return OpenGraph(ir.load(graph.folder / "transformer.vectors.onnx"), graph.folder, graph.spec)
+    return replace(graph, model=ir.load(graph.folder / GRAPH))
 
 
 def assert_near(found: Arrays, wanted: Arrays, tolerance: float) -> None:
@@ -86,7 +95,7 @@ def test_step1x(tmp_path: Path) -> None:
     settings = SETTINGS | {"drop_tokens": DROP["1.0"], "connector_heads": SMALL.connector_heads}
     (tmp_path / "model/rism.json").write_text(json.dumps(settings))
     model = open_step1x(tmp_path / "model")
-    graph = traced(model, "bf16", tmp_path)
+    graph = traced(model, tmp_path)
     scales = scales_of(graph.model)
     reasons = {name.split(".")[0]: reason for name, reason in scales.kept.items()}
     assert reasons["connector"] == "text"
