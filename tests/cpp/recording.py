@@ -11,57 +11,43 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime import Segmenter
+from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Engine
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
 from tests.runtime.engines.cpu import cpu_engines
+from tests.runtime.spies import Spy
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-class Recorder:
-    """A real engine that remembers its last run."""
-
-    def __init__(self, engine: Engine, inputs: Mapping[str, Any]) -> None:
-        self.provider = engine.provider
-        self._engine, self._inputs = engine, inputs
-        self.feeds: dict[str, npt.NDArray[Any]] = {}
-        self.answers: dict[str, npt.NDArray[Any]] = {}
-
-    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        self.feeds = {
-            name: np.asarray(feeds[name], np.dtype(spec.dtype))
-            for name, spec in self._inputs.items()
-        }
-        self.answers = dict(self._engine.run(feeds))
-        return self.answers
-
-
-def recorders(folder: Path, capture: str) -> tuple[Segmenter, dict[str, Recorder]]:
+def recorders(folder: Path, capture: str) -> tuple[Segmenter, dict[str, Spy]]:
     """A segmenter on the CPU, and its engines by the names of the manifest's graphs."""
     bundle = Bundle.open(folder)
-    found: dict[str, Recorder] = {}
+    found: dict[str, Spy] = {}
     engines: dict[str, Engine] = {}
     for key, engine in cpu_engines(bundle, capture).items():
         graph = key.replace("transformer", f"transformer.{capture}")
-        found[graph] = Recorder(engine, bundle.manifest.graphs[graph].inputs)
-        engines[key] = found[graph]
+        engines[key] = found[graph] = Spy(engine)
     return Segmenter(bundle, engines, capture=capture), found
 
 
-def write_graphs(folder: Path, found: Mapping[str, Recorder]) -> Path:
-    """Store the last run of each engine that ran."""
-    for graph, recorder in found.items():
+def write_graphs(folder: Path, graphs: Mapping[str, GraphSpec], found: Mapping[str, Spy]) -> Path:
+    """Store the last run of each engine that ran, as its graph takes its inputs."""
+    for graph, spy in found.items():
+        if not spy.fed:
+            continue
+        (folder / graph).mkdir(parents=True)
+        inputs = graphs[graph].inputs.items()
+        feeds = {name: np.asarray(spy.fed[-1][name], spec.dtype) for name, spec in inputs}
         shapes = []
-        for prefix, arrays in (("in", recorder.feeds), ("out", recorder.answers)):
+        for prefix, arrays in (("in", feeds), ("out", spy.gave[-1])):
             for name, array in arrays.items():
-                (folder / graph).mkdir(parents=True, exist_ok=True)
                 (folder / graph / f"{prefix}.{name}").write_bytes(array.tobytes())
                 shapes.append(f"{prefix}.{name} {' '.join(map(str, array.shape))}\n")
-        if shapes:
-            (folder / graph / "shapes.txt").write_text("".join(shapes))
+        (folder / graph / "shapes.txt").write_text("".join(shapes))
     return folder
 
 

@@ -29,7 +29,7 @@ def _record_examples(folder: Path) -> int:
             image = EXAMPLES / entry["image"]
             options = [{}, {"tau": 0.3, "prototype": "cosine"}] if capture != "scores" else [{}]
             result = segmenter.segment(image, entry["expression"], paper=True)
-            outputs = {k: v[0] for k, v in engines[f"transformer.{capture}"].answers.items()}
+            outputs = {k: v[0] for k, v in engines[f"transformer.{capture}"].gave[-1].items()}
             for number, other in enumerate(options):
                 place, plan = folder / f"{capture}-{at}-{number}", segmenter.set_image(image).plan
                 mask = write_case(place, capture, outputs, plan, **other)

@@ -105,7 +105,7 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
     segmenter, engines = recorders(bundle, mode)
     # Fixed sizes are loaded each by itself; the recording is of the one that was taken.
     result = segmenter.segment(image, expression, paper=True)
-    recording = write_graphs(tmp_path / "recording", engines)
+    recording = write_graphs(tmp_path / "recording", segmenter.manifest.graphs, engines)
     done = _segment(reader, bundle, recording, image, expression, capture)
     assert done.returncode == 0, done.stderr
     mask = np.frombuffer((recording / "mask").read_bytes(), np.uint8).reshape(image.shape[:2])

@@ -8,16 +8,16 @@ from rism.runtime.engines.base import Arrays, Engine
 
 
 class Spy:
-    """An engine that records what each run was fed."""
-
-    provider = "spy:0"
+    """An engine that keeps what each run was fed and gave."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.fed = engine, list[Arrays]()
+        self.engine, self.provider = engine, engine.provider
+        self.fed, self.gave = list[Arrays](), list[Arrays]()
 
     def run(self, feeds: Any) -> Arrays:
         self.fed.append(dict(feeds))
-        return self.engine.run(feeds)
+        self.gave.append(self.engine.run(feeds))
+        return self.gave[-1]
 
     def batches(self, name: str) -> list[int]:
         """Length of an input in each run."""

@@ -9,39 +9,24 @@ import numpy as np
 
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.engines.base import Arrays, Engine
+from rism.runtime.engines.base import Arrays
 from rism.runtime.result.segmentation import Segmentation
 from tests.export.triton.server import NUMPY, Server, schema
 from tests.runtime.engines.cpu import cpu_engines
-
-__all__ = ["Recorder", "recorded", "request", "same"]
-
-
-class Recorder:
-    """An engine that keeps what goes through it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.provider = engine, engine.provider
-        self.fed: list[dict[str, Any]] = []
-        self.gave: list[Arrays] = []
-
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        self.fed.append(dict(feeds))
-        self.gave.append(self.engine.run(feeds))
-        return self.gave[-1]
+from tests.runtime.spies import Spy
 
 
 def recorded(
     bundle: Bundle, picture: Any, expressions: Sequence[str], capture: str = "scores"
-) -> tuple[list[Segmentation], dict[str, Recorder], Segmenter]:
+) -> tuple[list[Segmentation], dict[str, Spy], Segmenter]:
     """Segment, and keep what the graphs were fed and gave."""
-    engines = {k: Recorder(e) for k, e in cpu_engines(bundle, capture).items()}
+    engines = {k: Spy(e) for k, e in cpu_engines(bundle, capture).items()}
     segmenter = Segmenter(bundle, engines, capture=capture)
     results = segmenter.segment(picture, list(expressions), paper=True)
     return results, {name.partition("@")[0]: e for name, e in engines.items() if e.fed}, segmenter
 
 
-def request(server: Server, name: str, engines: Mapping[str, Recorder]) -> dict[str, np.ndarray]:
+def request(server: Server, name: str, engines: Mapping[str, Spy]) -> dict[str, np.ndarray]:
     """What a client sends: of all that the segmenter fed, what the ensemble asks for."""
     fed = {k: v for engine in engines.values() for k, v in engine.fed[-1].items()}
     return {

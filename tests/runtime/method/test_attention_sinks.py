@@ -11,6 +11,7 @@ from rism.runtime import InputError, Segmenter
 from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.errors import BundleError
 from rism.runtime.method.attention_sinks import find_sinks
+from tests.runtime.spies import Spy, spied
 
 
 def played(sink: int | None = 1, *, positions: int = 60, tokens: int = 8) -> np.ndarray:
@@ -57,18 +58,15 @@ def test_tokens_that_do_not_count() -> None:
     assert not find_sinks(seen, only).any()
 
 
-class Played:
+class Played(Spy):
     """A transformer that gives each expression the token attention it is told to."""
 
-    provider = "played:0"
-
     def __init__(self, engine: Engine, sinks: dict[int, int | None]) -> None:
-        self.engine, self.sinks = engine, sinks
-        self.fed: list[np.ndarray] = []
+        super().__init__(engine)
+        self.sinks = sinks
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        self.fed.append(np.array(feeds["prompt_weights"]))
-        outputs = dict(self.engine.run(feeds))
+        outputs = dict(super().run(feeds))
         batch, positions, tokens = outputs["token_attention"].shape
         outputs["token_attention"] = np.stack(
             [played(self.sinks.get(b), positions=positions, tokens=tokens) for b in range(batch)]
@@ -77,16 +75,19 @@ class Played:
 
 
 def playing(folder: Path, sinks: dict[int, int | None]) -> tuple[Segmenter, Played]:
-    own = Segmenter.from_bundle(folder, provider="cpu", threads=1)
-    engines = dict(own._engines)
-    player = Played(engines["transformer"], sinks)
-    return Segmenter(own.bundle, {**engines, "transformer": player}, capture="vectors"), player
+    segmenter, spies = spied(folder)
+    player = Played(spies["transformer"].engine, sinks)
+    segmenter._engines["transformer"] = player
+    return segmenter, player
 
 
 def test_a_second_pass_without_the_sink(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter, player = playing(tiny_master, {0: 3})
     result = segmenter.segment(colours, "blue red", sinks=True)
-    assert [fed.tolist() for fed in player.fed] == [[[1] * 8], [[1, 1, 1, 0, 1, 1, 1, 1]]]
+    assert [fed["prompt_weights"].tolist() for fed in player.fed] == [
+        [[1] * 8],
+        [[1, 1, 1, 0, 1, 1, 1, 1]],
+    ]
     assert result.sinks == (3,)
     assert result.tokens[3] == "red"
     without = segmenter.segment(colours, "blue red", prompt_weights=[1, 1, 1, 0, 1, 1, 1, 1])
@@ -99,7 +100,7 @@ def test_only_for_those_that_have_some(tiny_master: Path, colours: np.ndarray) -
     segmenter, player = playing(tiny_master, {1: 2})
     words = ["red", "green blue", "blue"]
     together = segmenter.segment(colours, words, sinks=True)
-    assert [fed.shape for fed in player.fed] == [(3, 8), (1, 8)]
+    assert player.batches("prompt_weights") == [3, 1]
     assert [result.sinks for result in together] == [(), (2,), ()]
     assert [result.expression for result in together] == words
     plain = segmenter.segment(colours, ["red", "blue", "blue"])
