@@ -46,11 +46,7 @@ class ReaderGoneError(OutputError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the program to end; treated as Ctrl-C is.
-
-    Attributes:
-        code: the exit code, 128 and the signal.
-    """
+    """A signal that asks the program to end; treated as Ctrl-C is, with an exit code of its own."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

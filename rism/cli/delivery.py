@@ -33,12 +33,9 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """The results of one image.
+    """An image, (H, W, 3) uint8 RGB, with a result for each expression.
 
-    Attributes:
-        pixels: the image, (H, W, 3) uint8 RGB.
-        results: one for each expression.
-        unlike: why the model cannot handle the image, or None.
+    `unlike` says why the model cannot handle it, or is None.
     """
 
     pixels: Uint8

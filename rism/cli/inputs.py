@@ -45,13 +45,7 @@ class InputImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a run.
-
-    Attributes:
-        images: in the order of the arguments, those of a folder by name.
-        from_folder: whether a folder was among the arguments.
-        notes: what was left out, one line each.
-    """
+    """The images of a run in the order of the arguments, and lines about what was left out."""
 
     images: tuple[InputImage, ...]
     from_folder: bool

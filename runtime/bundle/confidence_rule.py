@@ -29,13 +29,8 @@ class Evidence:
 class ConfidenceRule:
     """Logistic regression on `Evidence`, fitted to present and absent objects of a model.
 
-    Attributes:
-        separability: weight of the natural logarithm of separability, which counts as 0.001
-            where it is less.
-        concentration: weight.
-        agreement: weight.
-        bias: the constant.
-        threshold: below this confidence the object counts as absent.
+    The first three are weights, that of separability of its natural logarithm, where less than
+    0.001 counts as 0.001. Below `threshold` the object counts as absent.
     """
 
     separability: float

@@ -41,11 +41,7 @@ class BoundWeight:
 
 
 class OnDevice:
-    """A weight on a device, freed when the last plan that uses it is.
-
-    Attributes:
-        array: of bytes, since NumPy has no bfloat16.
-    """
+    """A weight on a device, as bytes, freed when the last plan that uses it is."""
 
     def __init__(self, array: DeviceArray) -> None:
         self.array = array

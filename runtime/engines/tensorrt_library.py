@@ -37,15 +37,7 @@ _OTHER_VERSION = (
 
 @dataclass(frozen=True)
 class Library:
-    """An installed library.
-
-    Attributes:
-        target: "tensorrt-rtx" or "tensorrt".
-        title: its name for people.
-        version: such as "1.7.1.116".
-        cuda_major: the major version of CUDA that it was built with, or None if not known.
-        module: the module.
-    """
+    """An installed library, and the major version of CUDA that it was built with, if known."""
 
     target: str
     title: str

@@ -21,13 +21,9 @@ _PAIRS = {'"': '"', OPENING: CLOSING}
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a rendered prompt that is tokenised separately.
+    """A part of a rendered prompt, from `start` on, that is tokenised separately.
 
-    Attributes:
-        text: the tokenizer's input.
-        start: where it begins in the rendered prompt.
-        quoted: whether it is a character in quotes.
-        wrapped: whether `text` has an opening and a closing quote around that character.
+    A `quoted` one is a character in quotes; in a `wrapped` one the text has quotes around it.
     """
 
     text: str
