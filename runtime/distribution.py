@@ -1,11 +1,16 @@
-"""The name of this distribution, and how to install it again with other extras.
+"""The name of this distribution, and how to install what its extras bring.
 
 The name is not that of the import: `rism` on PyPI is another project.
 """
 
 from __future__ import annotations
 
-__all__ = ["DISTRIBUTION", "install_hint"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rism.runtime.errors import RismError
+
+__all__ = ["DISTRIBUTION", "install_hint", "needs_extra"]
 
 DISTRIBUTION = "rism-seg"
 
@@ -19,6 +24,24 @@ def install_hint(extras: str) -> str:
     if (checkout / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{checkout}[{extras}]')}"
     return f"pip install {shlex.quote(_source(extras))}"
+
+
+@contextmanager
+def needs_extra(extra: str, command: str) -> Iterator[None]:
+    """Name the extra to install when an import that `rism COMMAND` needs lacks a package.
+
+    Raises:
+        RismError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or "a package"
+        if missing.partition(".")[0] == "rism":
+            raise
+        raise RismError(
+            f"rism {command} needs {missing}, which is not installed: {install_hint(extra)}"
+        ) from error
 
 
 def _source(extras: str) -> str:

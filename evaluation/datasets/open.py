@@ -16,8 +16,8 @@ from rism.evaluation.names import (
     SPLIT_AUTHORS,
     WORDINGS,
 )
+from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from rism.evaluation.datasets.parquet import Parquet

@@ -10,8 +10,8 @@ from pathlib import Path
 from rism import __version__
 from rism.cli.console import Console, UsageError
 from rism.runtime.bundle.hub import bundles_folder
+from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import RismError
-from rism.runtime.extras import needs_extra
 
 __all__ = ["exported_bundle", "folder_size", "kept_bundles", "last_used", "mark_used"]
 

@@ -17,8 +17,8 @@ from rism.cli.console import Console, UsageError
 from rism.cli.dataset_flags import ScoredDatasetFlags
 from rism.cli.flags import CheckpointFlags, Instructions, QuietFlags, Tau, Template, Threads
 from rism.export.names import FEATURE_SITES, GraphPrecision
+from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import OutputError, RismError
-from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from rism.runtime.prompt.refiner import Refiner

@@ -12,7 +12,7 @@ import typer
 
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import QuietFlags, expecting
-from rism.runtime.extras import needs_extra
+from rism.runtime.distribution import needs_extra
 from rism.runtime.names import EnginePrecision, EngineTarget
 
 __all__ = ["BuildFlags", "build", "build_default_engine", "check_engine"]

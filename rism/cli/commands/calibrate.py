@@ -13,8 +13,8 @@ import typer
 from rism.calibration.names import ScaleRule
 from rism.cli.console import Console, UsageError
 from rism.cli.flags import QuietFlags, Threads, expecting
+from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import InputError, OutputError
-from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from rism.calibration.samples import CalibrationSample

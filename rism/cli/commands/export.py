@@ -15,7 +15,7 @@ from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, Template
 from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
-from rism.runtime.extras import needs_extra
+from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CAPTURES
 
 __all__ = ["ExportFlags", "export"]

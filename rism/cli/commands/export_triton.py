@@ -11,7 +11,7 @@ import typer
 from rism.cli.console import Console, write_stdout
 from rism.cli.flags import BUNDLE_HELP, QuietFlags, Tau
 from rism.export.names import ServerDevice
-from rism.runtime.extras import needs_extra
+from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CaptureName
 
 __all__ = ["ExportTritonFlags", "export_triton"]

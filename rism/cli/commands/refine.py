@@ -15,8 +15,8 @@ from rism.cli.dataset_flags import KNOWN_DATASETS, DatasetFlags
 from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, Template, flags_set
 from rism.export.families.find import refining_models
 from rism.export.names import RefinerDevice, RefinerPrecision
+from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import RismError, one_line
-from rism.runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset
