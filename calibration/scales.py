@@ -16,10 +16,10 @@ from rism.calibration.e4m3 import SMALLEST_SCALE
 from rism.calibration.layers import find_layers, fingerprint
 from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import open_transformer
-from rism.runtime.bundle.json_reader import Node
+from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
-from rism.runtime.errors import BundleError, InputError, one_line
+from rism.runtime.errors import InputError, one_line
 
 __all__ = ["SCALES_FILE", "Scales", "load_scales", "parse_scales"]
 
@@ -113,27 +113,15 @@ def load_scales(file: str | Path, bundle: Bundle) -> Scales:
 
 
 def parse_scales(raw: bytes, name: str) -> Scales:
-    """Check the bytes of a file and return what it says.
-
-    Args:
-        raw: at most 8 MiB.
-        name: of the file, for messages.
+    """Check the bytes of a file, which messages call `name`, and return what it says.
 
     Raises:
         InputError: it is not such a file, or a value is missing, of another type or out of range.
     """
-    try:
-        data = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{name} is not readable JSON ({one_line(error, limit=120)}): {_AGAIN}"
-        ) from None
+    data = parse_json(raw, name, mend=_AGAIN, error=InputError)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{name} holds no scales, expected a file that rism calibrate wrote")
-    try:
-        return _parse(Node(data, document=name, mend=_AGAIN), name)
-    except BundleError as error:
-        raise InputError(str(error)) from None
+    return _parse(Node(data, document=name, mend=_AGAIN, error=InputError), name)
 
 
 def _parse(root: Node, name: str) -> Scales:
