@@ -14,11 +14,14 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from benchmarks.synthetic.step1x_checkpoint import write_original
 from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
 from benchmarks.synthetic.step1x_tensors import SMALL
 from rism.calibration import quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
+from rism.calibration.e4m3 import E4M3_MAX
 from rism.calibration.graph_blocks import split_at_blocks
 from rism.calibration.layers import find_layers
 from rism.calibration.open_graph import OpenGraph, open_transformer
@@ -68,10 +71,9 @@ def blocks_of(model: ir.Model) -> set[str]:
     return {match[1] for match in names if match}
 
 
-def test_mini_block_by_block(mini_bundle: Bundle) -> None:
-    bundle = mini_bundle
+def mini_inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    given = {
+    return {
         "clean_latents": rng.standard_normal((1, 30, 128), dtype=np.float32),
         "noise": rng.standard_normal((1, 30, 128), dtype=np.float32),
         "prompt_embeds": rng.standard_normal((1, 40, 192), dtype=np.float32),
@@ -79,6 +81,11 @@ def test_mini_block_by_block(mini_bundle: Bundle) -> None:
         "positions": np.indices((5, 6), dtype=np.float32).reshape(2, -1).T.copy(),
         "tau": np.float32([0.8]),
     }
+
+
+def test_mini_block_by_block(mini_bundle: Bundle) -> None:
+    bundle = mini_bundle
+    given = mini_inputs()
     for capture in bundle.manifest.captures:
         whole = LoadedGraph(open_transformer(bundle, capture=capture)).run(given)
         found = StreamedGraph(open_transformer(bundle, capture=capture)).run(given)
@@ -129,3 +136,32 @@ def test_step1x(tmp_path: Path) -> None:
     quantised = reopened(graph)
     assert quantise(quantised.model, scales, casts=True) == [*scales.layers]
     assert_near(StreamedGraph(quantised).run(given), whole, 0.5)
+
+
+def test_all_inputs_of_quantised_products_are_rounded_as_pytorch_rounds(
+    mini_bundle: Bundle,
+) -> None:
+    graph = open_transformer(mini_bundle)
+    quantise(graph.model, scales_of(graph.model), casts=True)
+    pairs = {n.outputs[0]: n for n in graph.model.graph if n.op_type == "DequantizeLinear"}
+    products = [n for n in graph.model.graph if n.op_type == "MatMul" and {*n.inputs} <= {*pairs}]
+    assert len(products) == 34
+    rounded = {after: pair.inputs[0].producer().inputs[:2] for after, pair in pairs.items()}
+    inner = {v.name: v for after, before in rounded.items() for v in (after, *before)}
+    computed = [value for value in inner.values() if not value.is_initializer()]
+    graph.model.graph.outputs.extend(computed)
+    specs = {value.name: TensorSpec(value.name, "float32", ()) for value in computed}
+    made = dict(
+        LoadedGraph(replace(graph, spec=replace(graph.spec, outputs=specs))).run(mini_inputs())
+    )
+    for name, value in inner.items():
+        if value.is_initializer():
+            made[name] = np.asarray(value.const_value.numpy(), np.float32)
+    saturated = 0
+    for after, (before, scale) in rounded.items():
+        divided = torch.from_numpy(made[before.name]) / torch.from_numpy(made[scale.name])
+        narrow = divided.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+        wanted = (narrow.float() * torch.from_numpy(made[scale.name])).numpy()
+        assert np.array_equal(made[after.name].view(np.uint32), wanted.view(np.uint32)), after.name
+        saturated += int((divided.abs() > E4M3_MAX).sum())
+    assert saturated > 0
