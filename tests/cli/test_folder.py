@@ -15,7 +15,7 @@ from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
 from rism.runtime.image import loading
 from rism.runtime.image.loading import load_image
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, contents
 
 # One thread for each picture either way: sums of another number of threads round differently.
 SERIAL = ("--workers", "1", "--threads", "1")
@@ -49,10 +49,6 @@ def without_times(text: str) -> list[dict[str, object]]:
     for entry in entries:
         entry.pop("timings_ms", None)
     return list(entries)
-
-
-def contents(place: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in place.iterdir()}
 
 
 def test_the_same_in_every_byte(run_folder: Run, workplace: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from rism.cli import outputs
 from rism.cli.console import UsageError
 from rism.cli.outputs import check_outputs
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, contents
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,6 @@ def images(picture: Path, workplace: Path) -> None:
     for name in ("a.png", "b.png", "in/a.png"):
         (workplace / name).parent.mkdir(exist_ok=True)
         (workplace / name).write_bytes(picture.read_bytes())
-
-
-def contents(place: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in place.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
