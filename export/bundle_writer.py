@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from rism.export.parity.gate import Checks, Gate
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import Precision
 from rism.export.progress import Progress
-from rism.export.spec import OpenModel
+from rism.export.spec import ModelSpec, OpenModel
 
 __all__ = ["BundleWriter", "Export"]
 
@@ -43,11 +44,6 @@ class Export:
     precision: Precision
     parts: dict[str, Part]
     plan: ExportPlan
-
-    @property
-    def captures(self) -> tuple[str, ...]:
-        """Capture modes, each once."""
-        return tuple(dict.fromkeys(self.options.captures))
 
     @property
     def sizes(self) -> list[Size]:
@@ -75,38 +71,40 @@ class BundleWriter:
     def steps(self) -> int:
         """How many steps there are: each graph traced and written, each part checked."""
         export = self.export
-        per_size = len(export.sizes) * (1 + len(export.captures))  # the VAE, the transformer
+        per_size = len(export.sizes) * (1 + len(export.plan.captures))  # the VAE, the transformer
         encoders = len(export.parts) - 2
         checks = len(export.parts) - 1 + len(self.models)
         return 2 * (per_size + encoders) + checks
 
     def text_encoder(self) -> None:
         """Write and compare the text encoder."""
-        export, name = self.export, "text_encoder"
-        with self._file(name) as file:
-            self._say("the text encoder")
-            graph = trace_text(export.parts[name], export.model.spec)
-            self._save(graph, export.parts[name].rules, file, name)
-            model, compared = self.models[0], f"{name}.onnx"
-            if self.lean:
-                part = model.text_encoder(export.precision)
-                compared = self._sample(trace_text(part, model.spec), part.rules, file)
+        model, name = self.models[0], "text_encoder"
+        compared, file = self._encoder(name, trace_text, model.text_encoder)
         self.parity[name] = self._gate(model).text_encoder(compared)
         self._done(name, file)
 
     def vision_encoder(self) -> None:
         """Write and compare the tower that looks at the image for the text encoder."""
-        export, name = self.export, "vision_encoder"
-        with self._file(name) as file:
-            self._say("the vision encoder")
-            graph = trace_vision(export.parts[name], export.model.spec)
-            self._save(graph, export.parts[name].rules, file, name)
-            model, compared = self.models[0], f"{name}.onnx"
-            part = model.vision_encoder(export.precision)
-            if self.lean and part is not None:
-                compared = self._sample(trace_vision(part, model.spec), part.rules, file)
+        model, name = self.models[0], "vision_encoder"
+        compared, file = self._encoder(name, trace_vision, model.vision_encoder)
         self.parity[name] = self._gate(model).vision_encoder(compared)
         self._done(name, file)
+
+    def _encoder(
+        self,
+        name: str,
+        traced: Callable[[Part, ModelSpec], ir.Model],
+        few_blocks: Callable[[Precision], Part | None],
+    ) -> tuple[str, WeightFile]:
+        """Write an encoder; return the graph to compare with PyTorch, and its weights."""
+        part = self.export.parts[name]
+        with self._file(name) as file:
+            self._say(f"the {name.replace('_', ' ')}")
+            self._save(traced(part, self.export.model.spec), part.rules, file, name)
+            if self.lean and (few := few_blocks(self.export.precision)) is not None:
+                graph = traced(few, self.models[0].spec)
+                return self._sample(graph, few.rules, file), file
+        return self.graphs[name], file
 
     def vae_encoder(self) -> None:
         """Write and compare the VAE encoder, at every size."""
@@ -129,7 +127,7 @@ class BundleWriter:
         export = self.export
         with self._file("transformer") as file:
             for size in export.sizes:
-                for mode in export.captures:
+                for mode in export.plan.captures:
                     self._say(f"the transformer, capture {mode}", size)
                     graph, rules = self._captured(
                         export.model, export.parts["transformer"], mode, size
@@ -149,7 +147,7 @@ class BundleWriter:
         sizes: list[Size] = [None] if self.lean else export.sizes
         for size in sizes:
             files[size] = {}
-            for mode in export.captures:
+            for mode in export.plan.captures:
                 if part is None:
                     files[size][mode] = self.graphs[graph_name(f"transformer.{mode}", size)]
                 else:

@@ -110,16 +110,7 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     }
     if (vision := opened.vision_encoder(precision)) is not None:
         parts = {"vision_encoder": vision} | parts
-    plan = make_plan(
-        opened,
-        tuple(parts.values()),
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        precision=precision,
-        captures=tuple(dict.fromkeys(options.captures)),
-        parity=options.parity,
-        output=output,
-    )
+    plan = make_plan(opened, tuple(parts.values()), checkpoint, precision, options, output)
     return Export(checkpoint, opened, options, precision, parts, plan)
 
 
@@ -164,19 +155,7 @@ def _write(export: Export, work: Path, progress: Progress) -> Checks:
         writer.vae_encoder()
         writer.transformer()
         found = revision()
-    write_manifest(
-        work,
-        spec,
-        export.checkpoint,
-        graphs=writer.graphs,
-        weights=writer.weights,
-        revision=found,
-        precision=export.precision,
-        captures=export.captures,
-        feature_site=export.options.feature_site,
-        parity=writer.parity,
-        parity_depth=export.plan.parity,
-    )
+    write_manifest(writer, found)
     return writer.parity
 
 

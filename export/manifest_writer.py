@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,14 +12,11 @@ from typing import Any
 import onnx_ir as ir
 
 import rism
-from rism.export.checkpoint.locate import Checkpoint
+from rism.export.bundle_writer import BundleWriter
 from rism.export.errors import ExportError
-from rism.export.parity.gate import Checks
-from rism.export.precision import Precision
-from rism.export.spec import ModelSpec
 from rism.runtime.bundle.reader import is_companion
 
-__all__ = ["graph_entry", "write_manifest"]
+__all__ = ["write_manifest"]
 
 # The oldest format that can say everything: readers of it need no more than that.
 _SCHEMAS = {
@@ -33,36 +29,16 @@ _SCHEMAS = {
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
-def write_manifest(
-    folder: Path,
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
-    *,
-    graphs: Mapping[str, str],
-    weights: Mapping[str, dict[str, Any]],
-    revision: str,
-    precision: Precision,
-    captures: tuple[str, ...],
-    feature_site: str,
-    parity: Checks,
-    parity_depth: str,
-) -> None:
-    """Write manifest.json over everything that is in the folder.
+def write_manifest(writer: BundleWriter, revision: str) -> None:
+    """Write manifest.json over everything that a writer has put into its folder.
 
     Args:
-        folder: the bundle.
-        spec: the model.
-        checkpoint: where it is from.
-        graphs: files by graph name.
-        weights: size and digest of the large files, known since they were written.
+        writer: when all graphs are written and compared.
         revision: which version of the checkpoint.
-        precision: of the graphs.
-        captures: the default one first.
-        feature_site: where features are read.
-        parity: errors by graph and output.
-        parity_depth: "full" or "blocks".
     """
-    first = next(name for name in graphs if name.startswith(f"transformer.{captures[0]}"))
+    folder, export = writer.work, writer.export
+    spec, captures = export.model.spec, export.plan.captures
+    first = next(name for name in writer.graphs if name.startswith(f"transformer.{captures[0]}"))
     geometry, prompt = _said(spec.geometry), _said(spec.prompt)
     said = {*geometry, *prompt, *prompt.get("vision", ())}
     manifest = {
@@ -71,7 +47,7 @@ def write_manifest(
         "model": {
             "name": spec.name,
             "family": spec.family.name,
-            "source": checkpoint.source,
+            "source": export.checkpoint.source,
             "revision": revision,
             "licence": spec.licence,
             "demonstrator": spec.demonstrator,
@@ -79,8 +55,8 @@ def write_manifest(
         | ({} if spec.scope is None else {"scope": dict(spec.scope)}),
         "created_with": {"rism": rism.__version__} | _versions(),
         "precision": {
-            "compute": str(precision.compute).removeprefix("torch."),
-            "storage": _storage(folder / graphs[first]),
+            "compute": str(export.precision.compute).removeprefix("torch."),
+            "storage": _storage(folder / writer.graphs[first]),
         },
         "geometry": geometry,
         "prompt": prompt,
@@ -90,7 +66,7 @@ def write_manifest(
             "double_blocks": spec.double_blocks,
             "single_blocks": spec.single_blocks,
             "feature_block": spec.feature_block,
-            "feature_site": feature_site,
+            "feature_site": export.options.feature_site,
             "feature_dim": spec.feature_dim,
             "prototype": "equation",
         }
@@ -101,19 +77,19 @@ def write_manifest(
             "shape": [spec.noise_rows, spec.latent_channels],
         },
         "default_capture": captures[0],
-        "graphs": {name: graph_entry(folder / file) for name, file in graphs.items()},
+        "graphs": {name: _graph_entry(folder / file) for name, file in writer.graphs.items()},
         "files": {
-            path.name: weights.get(path.name) or _file_entry(path)
+            path.name: writer.weights.get(path.name) or _file_entry(path)
             for path in sorted(folder.iterdir())
             if path.suffix != ".lock" and not is_companion(path)
         },
-        "parity": {"depth": parity_depth}
+        "parity": {"depth": export.plan.parity}
         | {
             graph: {
                 name: {"max_error": float(f"{check.error:.3g}"), "limit": check.limit}
                 for name, check in checks.items()
             }
-            for graph, checks in parity.items()
+            for graph, checks in writer.parity.items()
         },
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
@@ -161,8 +137,8 @@ def _storage(path: Path) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def graph_entry(path: Path) -> dict[str, Any]:
-    """Return what a manifest says of an ONNX file: its name, inputs and outputs."""
+def _graph_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of an ONNX file: its name, inputs and outputs."""
     graph = ir.load(path).graph
     return {
         "file": path.name,

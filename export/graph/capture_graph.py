@@ -106,7 +106,7 @@ class CaptureGraph(nn.Module):
             outputs = (vectors, propagated, capture.features)
             if self.options.mode == "scores":
                 assert tau is not None, "the `scores` graph takes tau"
-                outputs = tuple(score_map(*outputs, tau))
+                outputs = score_map(*outputs, tau)
         if capture.to_tokens is not None:
             outputs = (*outputs, capture.to_tokens)
         return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
             dtype, shape = value.dtype, ir.Shape(value.shape)
             wanted = _TORCH_TYPES[dtype]
             turned = bool(value.meta.get(TRANSPOSED))
-            length = wanted.itemsize * _count(shape)
+            length = wanted.itemsize * math.prod(shape.numpy())
             pieces = _Pieces(name, rules[name], wanted, turned=turned)
             if length < _INLINE_BYTES:
                 whole = torch.cat([piece.reshape(-1) for piece in pieces()])
@@ -196,13 +197,6 @@ class _Pieces:
 
 def _read(rule: WeightRule) -> torch.Tensor:
     return rule.read() if isinstance(rule, StoredTensor) else rule
-
-
-def _count(shape: ir.Shape) -> int:
-    count = 1
-    for size in shape.numpy():
-        count *= size
-    return count
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

@@ -5,25 +5,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch.nn import functional as F
 
-__all__ = ["GraphScores", "score_map"]
+__all__ = ["score_map"]
 
 # As in rism.runtime.method.equations: below this relative span a sum over blocks is rounding.
 _CONSTANT_SPAN = 1e-6
 _TINY = 1e-6
-
-
-class GraphScores(NamedTuple):
-    """Outputs of the `scores` capture."""
-
-    scores: torch.Tensor  # (B, N_v)
-    coarse_attention: torch.Tensor  # (B, N_v) in [0, 1]
-    refined_attention: torch.Tensor  # (B, N_v) in [0, 1]
-    separability: torch.Tensor  # (B,)
 
 
 def _minmax(raw: torch.Tensor) -> torch.Tensor:
@@ -47,7 +36,7 @@ def score_map(
     propagated_vectors: torch.Tensor,
     features: torch.Tensor,
     tau: torch.Tensor,
-) -> GraphScores:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Equations 3 to 6 on the token grid.
 
     Args:
@@ -55,6 +44,9 @@ def score_map(
         propagated_vectors: T_l a_l, (B, L, N_v).
         features: (B, N_v, D).
         tau: (1,) region threshold.
+
+    Returns:
+        Scores (B, N_v); coarse and refined attention, (B, N_v) in [0, 1]; separability (B,).
     """
     coarse = _minmax(attention_vectors.sum(1))
     refined = _minmax(propagated_vectors.sum(1))
@@ -70,4 +62,4 @@ def score_map(
     # With |F| = 1 the mean squared distance to the class mean is 1 - |mu|^2.
     within = (1 - found.square().sum(-1)).sum(-1)
     both = (sizes.amin(1) > 0).to(features.dtype)
-    return GraphScores(scores, coarse, refined, both * between / within.clamp_min(_TINY))
+    return scores, coarse, refined, both * between / within.clamp_min(_TINY)

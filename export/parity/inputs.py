@@ -102,10 +102,8 @@ def text_feeds(
     said = [prompts.instruct(text) for text in sample.expressions]
     if rules.vision is None or image_embeds is None:
         encoded = prompts.tokenize(said)
-        return {
-            "input_ids": encoded.input_ids,
-            "attention_mask": encoded.attention_mask,
-        }, encoded
+        ids = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+        return ids, encoded
     _, grid_hw = vision_feeds(spec, sample)
     encoded = prompts.tokenize(said, image_tokens=len(image_embeds))
     assert prompts.image_token_id is not None, "an encoder with rules for pictures has it"

@@ -6,15 +6,20 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part
 from rism.export.errors import ExportError
 from rism.export.plan.text import count, existing, size
 from rism.export.precision import Precision
 from rism.export.spec import OpenModel
 from rism.runtime.errors import OutputError
+
+if TYPE_CHECKING:
+    from rism.export.options import ExportOptions
 
 __all__ = ["ExportPlan", "PartPlan", "free_memory", "make_plan"]
 
@@ -123,12 +128,9 @@ class ExportPlan:
 def make_plan(
     model: OpenModel,
     parts: tuple[Part, ...],
-    *,
-    source: str,
-    revision: str = "",
+    checkpoint: Checkpoint,
     precision: Precision,
-    captures: tuple[str, ...],
-    parity: str,
+    options: ExportOptions,
     output: Path,
 ) -> ExportPlan:
     """Measure the parts, the disk and the memory.
@@ -136,11 +138,9 @@ def make_plan(
     Args:
         model: the opened checkpoint.
         parts: its graphs' modules, without weights.
-        source: where it is from.
-        revision: the commit there, if it has one.
-        precision: what was asked for.
-        captures: likewise.
-        parity: "full", "blocks", or "auto" to choose by the memory.
+        checkpoint: where it is from.
+        precision: of the graphs.
+        options: parity "auto" is decided by the memory.
         output: the bundle's place.
     """
     plans = tuple(
@@ -150,6 +150,7 @@ def make_plan(
     few = max(part.nbytes for part in _sampled(model, precision))
     lean = _BASE_BYTES + max(_COPIES * max(p.largest_bytes for p in plans), _LEAN_GATE * few)
     full = _BASE_BYTES + _FULL_GATE_BYTES * max(plan.parameters for plan in plans)
+    parity = options.parity
     if parity == "auto":
         parity = "full" if full <= free // 2 else "blocks"
     spec = model.spec
@@ -159,9 +160,9 @@ def make_plan(
     return ExportPlan(
         model=spec.name,
         family=spec.family.name,
-        source=source,
+        source=checkpoint.source,
         precision=precision.name,
-        captures=captures,
+        captures=tuple(dict.fromkeys(options.captures)),
         sizes=sizes or "dynamic",
         blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks",
         parts=plans,
@@ -171,7 +172,7 @@ def make_plan(
         disk_free=usage.free if usage.total else needed,
         memory_bytes=full if parity == "full" else lean,
         memory_free=free,
-        revision=revision,
+        revision=checkpoint.revision,
     )
 
 

@@ -8,20 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.export import UnsupportedModelError, families
 from rism.export.families.find import find_checkpoint, published_models
+from tests.cli.conftest import invoke
 from tests.export.dummy_family import FAMILY
 from tests.export.dummy_family.model import make_dummy
 from tests.paths import STREET
 
 
 def rism(*arguments: str | Path, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == code, result.output
-    return result.output
+    return invoke(*arguments, code=code).output
 
 
 def test_a_new_family_is_exported_run_and_scored(

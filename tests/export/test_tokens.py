@@ -52,23 +52,11 @@ def test_tokens_are_those_of_transformers(checkpoint: Path) -> None:
         wanted = tokenizer(rendered, padding="max_length", truncation=True, max_length=512)
         if len(tokenizer(rendered)["input_ids"]) > 512:
             cut += 1
-            with pytest.raises(InputError, match="expected at most 512"):
+            # The pipeline would cut it, and the model would be told to remove half a thing.
+            with pytest.raises(InputError, match=r"a prompt of \d+ tokens, expected at most 512"):
                 encoder.encode([text])
             continue
         found = encoder.encode([text])
         assert found.input_ids[0].tolist() == wanted["input_ids"], text
         assert found.attention_mask[0].tolist() == wanted["attention_mask"], text
-    assert cut < 20
-
-
-def test_strings_that_have_no_tokens(checkpoint: Path) -> None:
-    tokenizer = Qwen2TokenizerFast.from_pretrained(checkpoint / "tokenizer")
-    encoder = PromptEncoder(
-        prompt_rules(tokenizer, max_length=512), tokenizer_json(tokenizer).encode()
-    )
-    for empty in ("", " \n\t", "\u3000"):
-        with pytest.raises(InputError, match="expression is empty"):
-            encoder.encode([empty])
-    # The pipeline would cut it, and the model would be told to remove half a thing.
-    with pytest.raises(InputError, match=r"makes a prompt of \d+ tokens, expected at most 512"):
-        encoder.encode(["a red van " * 400])
+    assert 0 < cut < 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 
 from rism.export import CheckpointError
 from rism.export.checkpoint.safetensors_store import TensorStore, open_folder, read_headers
+
+SHARD = "model-00001-of-00002.safetensors"
 
 
 @pytest.fixture
@@ -28,10 +32,11 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change_index(folder: Path, **changed: object) -> None:
+def change_index(folder: Path, tensor: str, file: str) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | changed}))
+    index["weight_map"][tensor] = file
+    path.write_text(json.dumps(index))
 
 
 def test_shards_are_one_store(shards: Path) -> None:
@@ -65,28 +70,32 @@ def test_scalars_and_one_by_one_convolutions(tmp_path: Path) -> None:
     assert torch.equal(headers["k"].squeezed().read(), kernel[..., 0, 0])
 
 
-def test_a_missing_shard_is_a_download_that_did_not_finish(shards: Path) -> None:
-    (shards / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards, such as model-00002-of-00002"):
-        open_folder(shards)
-
-
-def test_a_shard_cut_short(shards: Path) -> None:
-    path = shards / "model-00001-of-00002.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors is cut short"):
-        open_folder(shards)
-
-
-def test_an_index_that_leads_elsewhere(shards: Path) -> None:
-    change_index(shards, **{"layer.0.weight": "../../etc/model.safetensors"})
-    with pytest.raises(CheckpointError, match="names files outside"):
-        open_folder(shards)
-
-
-def test_an_index_that_promises_more(shards: Path) -> None:
-    change_index(shards, **{"layer.9.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(CheckpointError, match=r"has no tensor layer\.9\.weight"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(),
+            "lacks 1 of 2 shards, such as model-00002-of-00002",
+        ),
+        (
+            lambda folder: os.truncate(folder / SHARD, 300),
+            r"model-00001-of-00002\.safetensors is cut short",
+        ),
+        (
+            lambda folder: change_index(folder, "layer.0.weight", "../../etc/model.safetensors"),
+            "names files outside",
+        ),
+        (
+            lambda folder: change_index(
+                folder, "layer.9.weight", "model-00001-of-00002.safetensors"
+            ),
+            r"has no tensor layer\.9\.weight",
+        ),
+    ],
+)
+def test_damaged_shards(shards: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(shards)
+    with pytest.raises(CheckpointError, match=message):
         open_folder(shards)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.synthetic.flux2_checkpoint import SIZES, write_configuration
 from rism.export import (
     CheckpointError,
     ExportError,
@@ -22,19 +21,8 @@ from rism.export import (
 )
 from rism.export.plan import checkpoint_plan
 from rism.runtime import InputError, OutputError
-from tests.paths import ROOT
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def rism(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rism", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )
+from tests.cli.conftest import invoke
+from tests.export.conftest import COMMIT
 
 
 def test_the_plan_is_what_happens(checkpoint: Path, exported: ExportReport) -> None:
@@ -48,52 +36,38 @@ def test_the_plan_is_what_happens(checkpoint: Path, exported: ExportReport) -> N
 
 
 def test_a_dry_run_prints_sizes_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    output = tmp_path / "b"
-    shown = rism("export", "--model", checkpoint, "-o", output, "--dry-run", "--precision", "bf16")
-    assert shown.returncode == 0, shown.stderr
+    command = ("export", "--model", checkpoint, "-o", tmp_path / "b", "--dry-run")
+    shown = invoke(*command, "--precision", "bf16").stdout
     for text in ("text_encoder", "vae_encoder", "transformer", "bf16", "disk", "memory", "free"):
-        assert text in shown.stdout
-    assert not output.exists()
+        assert text in shown
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_published_size_is_planned_from_its_configuration(tmp_path: Path) -> None:
+def test_a_published_size_is_planned_from_its_configuration(
+    tmp_path: Path, hub_cache: Callable[[str], Path]
+) -> None:
     """The numbers of FLUX.2-klein 9B, without its weights."""
-    from benchmarks.synthetic.flux2_checkpoint import SIZES, write_configuration
-
-    cache = tmp_path / "cache"
-    folder = cache / "models--black-forest-labs--FLUX.2-klein-9B"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(COMMIT)
-    write_configuration(folder / "snapshots" / COMMIT, SIZES["9b"])
+    write_configuration(hub_cache("black-forest-labs/FLUX.2-klein-9B"), SIZES["9b"])
     command = ("export", "--model", "flux2-klein-9b", "-o", tmp_path / "b", "--offline")
-    shown = rism(*command, "--dry-run", HF_HUB_CACHE=str(cache))
-    assert "8 + 24 blocks" in shown.stdout, shown.stderr
-    assert "FLUX.2-klein-9B (flux2-klein) from hub:black-forest-labs/" in shown.stdout
-    assert "17.2 GB" in shown.stdout
-    assert "11.7 GB" in shown.stdout
+    shown = invoke(*command, "--dry-run").stdout
+    assert "FLUX.2-klein-9B (flux2-klein) from hub:black-forest-labs/" in shown
+    assert all(text in shown for text in ("8 + 24 blocks", "17.2 GB", "11.7 GB"))
     # Without the dry run the weights are asked for, and they are not there.
-    failed = rism(*command, HF_HUB_CACHE=str(cache))
-    assert failed.returncode == 1
-    assert "no .safetensors file" in failed.stderr or "needs" in failed.stderr
+    failed = invoke(*command, code=1).stderr
+    assert "no .safetensors file" in failed or "needs" in failed
     assert not (tmp_path / "b").exists()
 
 
-def test_offline_finds_what_was_downloaded(checkpoint: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    folder = cache / "models--someone--tiny-klein"
-    shutil.copytree(checkpoint, folder / "snapshots" / COMMIT)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(COMMIT)
-    command = ("export", "--model", "someone/tiny-klein", "-o", tmp_path / "b", "--dry-run")
-    found = rism(*command, "--offline", HF_HUB_CACHE=str(cache))
-    assert "hub:someone/tiny-klein" in found.stdout, found.stderr
-    by_commit = rism(*command, "--offline", "--revision", COMMIT, HF_HUB_CACHE=str(cache))
-    assert by_commit.returncode == 0, by_commit.stderr
-    other = rism(*command, "--offline", "--revision", "v2", HF_HUB_CACHE=str(cache))
-    assert other.returncode == 1
-    assert other.stderr.count("\n") == 1
-    assert "cannot be had from the model hub" in other.stderr
+def test_offline_finds_what_was_downloaded(
+    checkpoint: Path, tmp_path: Path, hub_cache: Callable[[str], Path]
+) -> None:
+    shutil.copytree(checkpoint, hub_cache("someone/tiny-klein"))
+    flags = ("-o", tmp_path / "b", "--dry-run", "--offline")
+    command = ("export", "--model", "someone/tiny-klein", *flags)
+    assert "hub:someone/tiny-klein" in invoke(*command).stdout
+    invoke(*command, "--revision", COMMIT)
+    other = invoke(*command, "--revision", "v2", code=1).stderr
+    assert other.count("\n") == 1 and "cannot be had from the model hub" in other
 
 
 def test_not_enough_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +112,8 @@ def test_options_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             export_bundle(str(checkpoint), tmp_path / "b", bad)
-    wrong = rism("export", "--model", checkpoint, "-o", tmp_path / "b", "--sizes", "1024")
-    assert wrong.returncode == 2
-    assert "expected WIDTHxHEIGHT, such as 1024x768" in wrong.stderr
+    command = ("export", "--model", checkpoint, "-o", tmp_path / "b", "--sizes", "1024")
+    assert "expected WIDTHxHEIGHT, such as 1024x768" in invoke(*command, code=2).stderr
 
 
 def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> None:

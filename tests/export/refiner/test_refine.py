@@ -15,9 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.export import CheckpointError, ExportError, UnsupportedModelError
 from rism.export.families.step1x.versions import TEXTS
 from rism.export.refiner import qwen_model
@@ -32,12 +30,12 @@ from rism.export.refiner.refine import (
     refine_images,
 )
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
+from tests.cli.conftest import invoke
 from tests.export.small_vlm import make_vlm, real_processor, say
 from tests.paths import EXAMPLES, STREET
 
 OTHER = EXAMPLES / "colour-2.png"
 PROMPT = (TEXTS / "refiner.txt").read_text(encoding="utf-8")
-runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +44,6 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generation = {"do_sample": True, "temperature": 0.7, "top_k": 50, "repetition_penalty": 1.05}
     folder = tmp_path_factory.mktemp("vlm") / "Qwen2.5-VL-7B-Instruct"
     return make_vlm(folder, ending=1.3, generation=generation)
-
-
-class Reports(RefineProgress):
-    """Keeps what a run reports."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.steps: list[tuple[Any, ...]] = []
-        self.failures: list[str] = []
-        super().__init__(
-            stage=self.stages.append,
-            step=lambda *step: self.steps.append(step),
-            failed=self.failures.append,
-        )
 
 
 @pytest.fixture
@@ -210,21 +194,21 @@ def test_an_unusable_answer_is_left_out(
     refine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str, expected: str
 ) -> None:
     say(monkeypatch, answer, "Remove b.")
-    progress = Reports()
-    report = refine((STREET,), ("a", "b"), progress=progress)
+    failures: list[str] = []
+    report = refine((STREET,), ("a", "b"), progress=RefineProgress(failed=failures.append))
     assert report.answered == 1
     (failure,) = report.failures
-    assert failure == progress.failures[0]
+    assert failures == [failure]
     assert failure.startswith(f"{STREET}: the answer to 'remove a' {expected}")
     assert len(InstructionFile.open(tmp_path / "i.json")) == 1
 
 
 def test_a_cut_answer_is_kept_and_told(refine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, ("Remove\nthe  red\tcar", False))
-    progress = Reports()
-    report = refine(progress=progress)
+    stages: list[str] = []
+    report = refine(progress=RefineProgress(stage=stages.append))
     assert report.failures == ()
-    assert any("was cut at 128 tokens" in stage for stage in progress.stages)
+    assert any("was cut at 128 tokens" in stage for stage in stages)
     found = InstructionFile.open(report.output)
     assert found("remove the green van", load_image(STREET)) == "Remove the red car"
 
@@ -377,8 +361,7 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(STREET, "in/street.png")
     Path("in/broken.png").write_bytes(b"none")
     flags = ["-o", "i.json", "--model", str(vlm), "--max-new-tokens", "4", "--provider", "cpu"]
-    shown = runner.invoke(app, ["refine", "in", "the red car", "the dog", *flags])
-    assert shown.exit_code == 1
+    shown = invoke("refine", "in", "the red car", "the dog", *flags, code=1)
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert errors[0].startswith("error: in/broken.png: 'in/broken.png' is not an image")
     assert errors[1:] == ["error: 1 images or instructions were left out, the others are in i.json"]
@@ -386,8 +369,7 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [one["image"] for one in json.loads(Path("i.json").read_text())["instructions"]] == [
         "street.png", "street.png",
     ]  # fmt: skip
-    quiet = runner.invoke(app, ["refine", "in/street.png", "the dog", *flags, "-q"])
-    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert invoke("refine", "in/street.png", "the dog", *flags, "-q").output == ""
     for arguments in (["-", "a", *flags], ["in", "a", *flags, "-o", "-"]):
-        assert runner.invoke(app, ["refine", *arguments]).exit_code == 2
-    assert runner.invoke(app, ["refine", "none.png", "a", *flags]).stderr.count("\n") == 1
+        invoke("refine", *arguments, code=2)
+    assert invoke("refine", "none.png", "a", *flags, code=1).stderr.count("\n") == 1

@@ -10,19 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.evaluation.datasets.open import DatasetRequest, open_dataset
 from rism.runtime import InstructionFile, Segmenter
 from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle
+from tests.cli.conftest import invoke
 from tests.evaluation.datasets.refcoco_files import IMAGES, edit_refs, with_orientation, write_refer
 from tests.export.small_vlm import make_vlm, say
 
 COUNT = 7  # samples, of two pictures
 TURNED = f"COCO_train2014_{1:012d}.jpg"
-runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +53,13 @@ def asking(data: Path) -> tuple[str, ...]:
 
 def refine(source: str | Path, *flags: str | Path, model: Path, code: int = 0) -> Any:
     every = ("--model", model, "--max-new-tokens", "4", "--provider", "cpu")
-    shown = runner.invoke(app, ["refine", str(source), *map(str, (*every, *flags))])
-    assert shown.exit_code == code, shown.output
-    return shown
+    return invoke("refine", source, *every, *flags, code=code)
 
 
-def evaluate(source: str | Path, *flags: str | Path, code: int = 0) -> dict[str, Any]:
+def evaluate(source: str | Path, *flags: str | Path) -> dict[str, Any]:
     """Score with the built-in model; return the records by key."""
     folder = next(flags[place + 1] for place, flag in enumerate(flags) if flag == "-o")
-    asked = ["eval", str(source), *map(str, flags), "--provider", "cpu"]
-    shown = runner.invoke(app, asked)
-    assert shown.exit_code == code, shown.output
+    invoke("eval", source, *flags, "--provider", "cpu")
     lines = (Path(folder) / "records.jsonl").read_text().splitlines()[1:]
     return {one["key"]: one for one in map(json.loads, lines)}
 

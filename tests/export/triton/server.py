@@ -26,10 +26,6 @@ NUMPY = {
     "TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64,
     "TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_,
 }  # fmt: skip
-ORT = {
-    "TYPE_FP32": "tensor(float)", "TYPE_FP16": "tensor(float16)", "TYPE_INT64": "tensor(int64)",
-    "TYPE_INT32": "tensor(int32)", "TYPE_UINT8": "tensor(uint8)", "TYPE_BOOL": "tensor(bool)",
-}  # fmt: skip
 
 
 class RefusedError(Exception):
@@ -188,8 +184,9 @@ class Server:
                 assert len(real) == len(full), (name, tensor.name, real, full)
                 assert all(n in (-1, m) for n, m in zip(real, full, strict=True)), (name, real)
                 assert config.max_batch_size == 0 or real[0] == -1, (name, tensor.name)
-                kind = schema().DataType.Name(tensor.data_type)
-                assert found[tensor.name].type == ORT[kind]
+                dtype = np.dtype(NUMPY[schema().DataType.Name(tensor.data_type)]).name
+                kind = {"float32": "float"}.get(dtype, dtype)
+                assert found[tensor.name].type == f"tensor({kind})"
         assert config.max_batch_size > 0 or not config.HasField("dynamic_batching")
 
     def _check_ensemble(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +16,15 @@ from rism.export.names import FEATURE_SITES
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
 from tests.export.families.step1x.parity import block_differences, random_inputs
-from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
+from tests.export.families.step1x.small_model import VERSIONS, open_step1x
 
 FP32 = PRECISIONS["fp32"]
 GRID = (4, 5)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Step1XModel:
-    folder = tmp_path_factory.mktemp("step1x") / "model"
-    return open_step1x(make_step1x(folder, request.param))
+def model(request: pytest.FixtureRequest, shared: dict[str, Path]) -> Step1XModel:
+    return open_step1x(shared[request.param])
 
 
 def test_connector_and_every_block(model: Step1XModel) -> None:
