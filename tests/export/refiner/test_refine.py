@@ -372,4 +372,4 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert invoke("refine", "in/street.png", "the dog", *flags, "-q").output == ""
     for arguments in (["-", "a", *flags], ["in", "a", *flags, "-o", "-"]):
         invoke("refine", *arguments, code=2)
-    assert invoke("refine", "none.png", "a", *flags, code=1).stderr.count("\n") == 1
+    assert invoke("refine", "none.png", "a", *flags, code=2).stderr.count("\n") == 1
