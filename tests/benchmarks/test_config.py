@@ -95,9 +95,6 @@ def test_other_values_for_one_run(tmp_path: Path) -> None:
 def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, text)
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing.toml cannot be read .*--config FILE"):
         read_config(tmp_path / "nothing.toml")
 

@@ -24,7 +24,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_step_has_figures(rehearsal: Path) -> None:
+def test_every_step_has_figures(rehearsal: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step1x, klein = gpu_run.SMALL_CASES
     steps = gpu_results.merge([rehearsal])["steps"]
     for case in gpu_run.SMALL_CASES:
@@ -42,9 +42,10 @@ def test_every_step_has_figures(rehearsal: Path) -> None:
     assert steps[f"eager {klein}, paper"]["paper"]["runs"] == 2
     assert all(steps[f"compiled {klein}"][name]["compile_s"] > 0 for name in gpu_run.COMPILED)
     assert [each["exit_code"] for each in steps["children"].values()] == [0]
-    assert (
-        steps["tests"]["exit_code"] == 0 and "tests/runtime/test_gpu.py" in steps["tests"]["said"]
-    )
+    tests = steps["tests"]
+    assert tests["exit_code"] == 0 and "tests/runtime/test_gpu.py" in tests["said"]
+    assert gpu_results.main([str(rehearsal)]) == 1
+    assert "this is a rehearsal" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_is_a_row_and_the_next_is_taken(tmp_path: Path) -> None:
@@ -63,11 +64,6 @@ def test_a_step_that_fails_is_a_row_and_the_next_is_taken(tmp_path: Path) -> Non
     assert (first["figure"], first["failed"]) == (1, "RuntimeError: out of something")
     assert steps["second"]["found"] == {"figure": 2}
     assert steps["third"]["found"] == {"failed": "no time was left for it"}
-
-
-def test_a_rehearsal_is_no_figure(rehearsal: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_results.main([str(rehearsal)]) == 1
-    assert "this is a rehearsal" in capsys.readouterr().out
 
 
 def test_figures_stand_beside_floors_and_the_papers(rehearsal: Path, tmp_path: Path) -> None:

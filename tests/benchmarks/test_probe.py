@@ -48,14 +48,6 @@ def test_floors_count_what_is_computed(case: str, way: str) -> None:
     assert cost(shape, way).flop == wanted
 
 
-def test_words_without_weight_cost_nothing() -> None:
-    shape = SHAPES["9b@1024"]
-    few, everything = (cost(shape, "fused", weighted=each) for each in (16, 512))
-    rows = (shape.blocks - 1) * shape.heads * shape.clean
-    assert everything.exponentials - few.exponentials == rows * (512 - 16)
-    assert few.flop < everything.flop < cost(shape, "fused blind").flop
-
-
 def test_the_busiest_unit_decides() -> None:
     gpu = GpuRates("", bf16=100.0, fp8=None, bandwidth=10.0, processors=1, clock=1.0, source="")
     assert floor_s(Cost(flop=1000.0, exponentials=16.0, bytes=10.0), gpu) == 10.0

@@ -90,16 +90,3 @@ def test_a_failed_self_test_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> 
     assert row.failed and row.reason == "the self-test failed: its time means nothing"
     [row] = providers.measure_one(TASK)
     assert row.values == (1.0,) and row.notes["self_test"] == "has no vectors"
-
-
-def test_memory_of_a_gpu_is_what_its_driver_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\n[ "$1" = --id=0 ] && echo 1234\n')
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert providers._device_memory("tensorrt+onnxruntime-cuda") == 1234 * 2**20
-    assert providers._device_memory("onnxruntime-cpu") is None
-    smi.unlink()
-    assert providers._device_memory("tensorrt") is None
