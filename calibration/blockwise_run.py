@@ -16,8 +16,6 @@ from rism.calibration.ort_sessions import open_session, widened
 from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["LoadedGraph", "OnStep", "Spool", "StreamedGraph"]
-
 Array: TypeAlias = npt.NDArray[Any]
 OnTap: TypeAlias = Callable[[str, Array], None]
 OnStep: TypeAlias = Callable[[int, int], None]

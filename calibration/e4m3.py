@@ -12,16 +12,6 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "E4M3_MAX",
-    "SMALLEST_SCALE",
-    "channel_scales",
-    "quantised",
-    "quantised_weight",
-    "round_trip",
-    "weight_error",
-]
-
 E4M3_MAX = 448.0
 Float32: TypeAlias = npt.NDArray[np.float32]
 # Of a scale: below it its inverse would be infinite in single precision.

@@ -16,8 +16,6 @@ from rism.runtime.engines.base import Engine
 from rism.runtime.errors import InputError
 from rism.runtime.segmenter import Segmenter
 
-__all__ = ["emulated"]
-
 
 def emulated(bundle: Bundle, scales: Scales | None) -> Segmenter:
     """Return a segmenter with a quantised transformer, or with the transformer as it is.

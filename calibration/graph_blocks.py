@@ -10,8 +10,6 @@ import onnx_ir as ir
 
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["Stage", "split_at_blocks"]
-
 # A numbered part of the model, by the names of its weights: "dit.transformer_blocks.3".
 _BLOCK = re.compile(r"[\w.]*?\.\d+(?=\.)")
 

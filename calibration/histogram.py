@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from rism.calibration.e4m3 import E4M3_MAX, round_trip
 
-__all__ = ["Histogram", "RoundingError"]
-
 _SHIFT = 15
 _BINS = 2**31 >> _SHIFT
 _INFINITE = 0x7F800000 >> _SHIFT

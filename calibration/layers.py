@@ -15,17 +15,6 @@ import onnx_ir as ir
 
 from rism.runtime.errors import BundleError, InputError, one_line
 
-__all__ = [
-    "ASKED",
-    "OUTSIDE",
-    "SENSITIVE",
-    "Layer",
-    "find_layers",
-    "fingerprint",
-    "kept_layers",
-    "values",
-]
-
 # Layers that are not quantised, by reason. Names are those of the model's own modules.
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "embedder": ("x_embedder", "context_embedder"),

@@ -2,8 +2,6 @@
 
 from typing import Literal, get_args
 
-__all__ = ["SCALE_RULES", "ScaleRule"]
-
 # How the range of an FP8 activation is chosen: the largest value, a percentile, or the percentile
 # that keeps the masks.
 ScaleRule = Literal["max", "percentile", "mask"]

@@ -11,8 +11,6 @@ from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["OpenGraph", "open_graph", "open_transformer", "widen"]
-
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 

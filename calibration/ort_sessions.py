@@ -12,8 +12,6 @@ from rism.runtime.distribution import install_hint
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["open_session", "widened"]
-
 
 def open_session(
     model: ir.Model, folder: Path, *, threads: int | None = None, keep_weights: bool = False

@@ -19,8 +19,6 @@ from rism.calibration.layers import Layer, find_layers, values
 from rism.calibration.scales import Scales
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["quantise"]
-
 FP8 = ir.DataType.FLOAT8E4M3FN
 # From this opset DequantizeLinear can give another type than its scale's.
 _TYPED_OPSET = 23

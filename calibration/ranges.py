@@ -25,8 +25,6 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays
 from rism.runtime.errors import BundleError, InputError, one_line
 
-__all__ = ["CANDIDATES", "CalibrationOptions", "calibrate"]
-
 CANDIDATES = (100.0, 99.9999, 99.999, 99.99, 99.9)
 """Percentiles that the rule "mask" tries; between equally good ones the first is chosen."""
 

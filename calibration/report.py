@@ -15,8 +15,6 @@ from rism.runtime.atomic_write import write_atomically
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError, one_line
 
-__all__ = ["CalibrationReport", "LayerReport", "MaskAgreement", "check_plotter", "plot_report"]
-
 FORMAT = "rism-calibration-report"
 
 

@@ -29,15 +29,6 @@ from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.transformer_inputs import prompt_token_weights, transformer_feeds
 
-__all__ = [
-    "EXPRESSIONS",
-    "CalibrationSample",
-    "PreparedSamples",
-    "in_turn",
-    "prepare",
-    "read_expressions",
-]
-
 EXPRESSIONS = (
     "the object in the middle",
     "the largest object",

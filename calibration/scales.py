@@ -21,8 +21,6 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["SCALES_FILE", "Scales", "load_scales", "parse_scales"]
-
 SCALES_FILE = "scales.json"
 FORMAT = "rism-scales"
 SCHEMA_VERSION = "1.0"

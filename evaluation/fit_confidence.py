@@ -13,8 +13,6 @@ from rism.evaluation.run.records import Record
 from rism.runtime.bundle.confidence_rule import ConfidenceRule, Evidence
 from rism.runtime.errors import InputError
 
-__all__ = ["Fit", "fit_confidence"]
-
 LEAST_SAMPLES = 50
 _RIDGE = 1e-3
 _STEPS = 50

@@ -2,19 +2,6 @@
 
 from typing import Literal, get_args
 
-__all__ = [
-    "DATASET_SUFFIXES",
-    "MASK_MERGES",
-    "PUBLISHED_DATASETS",
-    "SCENE_SETS",
-    "SPLIT_AUTHORS",
-    "WORDINGS",
-    "MaskMerge",
-    "SceneSetName",
-    "SplitAuthor",
-    "Wording",
-]
-
 PUBLISHED_DATASETS = ("refcoco", "refcoco+", "refcocog")
 DATASET_SUFFIXES = (".jsonl", ".parquet")
 

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING
 from rism.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from rism.export.errors import (
-        CheckpointError,
-        ExportError,
-        ParityError,
-        UnsupportedModelError,
-    )
+    from rism.export.errors import CheckpointError, ExportError, ParityError, UnsupportedModelError
     from rism.export.exporter import export_bundle, plan_export
     from rism.export.options import ExportOptions, ExportReport
     from rism.export.plan.checkpoint_plan import ExportPlan

@@ -15,8 +15,6 @@ from torch.nn import functional as F
 from rism.export import probe as fused_probe
 from rism.export.precision import PRECISIONS, Precision
 
-__all__ = ["Capture", "Spans"]
-
 
 @dataclass(frozen=True)
 class Spans:

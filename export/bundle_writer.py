@@ -31,8 +31,6 @@ from rism.export.precision import Precision
 from rism.export.progress import Progress
 from rism.export.spec import ModelSpec, OpenModel
 
-__all__ = ["BundleWriter", "Export"]
-
 
 @dataclass(frozen=True)
 class Export:

@@ -16,8 +16,6 @@ import torch
 from rism.export.checkpoint.meta_modules import Part
 from rism.export.precision import Precision
 
-__all__ = ["SIGMAS_KEPT", "Denoiser", "WholeModel"]
-
 SIGMAS_KEPT = 64
 """Steps whose constants are kept: a schedule may depend on the size, and images have many."""
 

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from rism.runtime.errors import RismError
 
-__all__ = [
-    "BuildError",
-    "CheckpointError",
-    "ExportError",
-    "ParityError",
-    "UnsupportedModelError",
-]
-
 
 class ExportError(RismError):
     """An export that could not be finished."""

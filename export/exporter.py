@@ -27,8 +27,6 @@ from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import InputError
 
-__all__ = ["export_bundle", "fixed_noise", "open_model", "plan_export"]
-
 _NOISE_SEED = 0
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rism.export.denoising import Denoiser
     from rism.export.spec import OpenModel
 
-__all__ = ["FILE_PREFIX", "Axis", "FamilySpec", "MakersLayout", "PublishedModel", "RefinerSpec"]
-
 Axis = float | str | tuple[str, float]
 """One rotary axis of a token's position: a number; "row" or "column" (image tokens) or "index"
 (prompt tokens); or one of these names and what is added to it."""

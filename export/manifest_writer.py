@@ -16,8 +16,6 @@ from rism.export.bundle_writer import BundleWriter
 from rism.export.errors import ExportError
 from rism.runtime.bundle.reader import is_companion
 
-__all__ = ["write_manifest"]
-
 # The oldest format that can say everything: readers of it need no more than that.
 _SCHEMAS = {
     "1.3": {"unseen_position", "arithmetic"},

@@ -2,20 +2,6 @@
 
 from typing import Literal, get_args
 
-__all__ = [
-    "FEATURE_SITES",
-    "GRAPH_PRECISIONS",
-    "PARITY_MODES",
-    "REFINER_DEVICES",
-    "REFINER_PRECISIONS",
-    "FeatureSite",
-    "GraphPrecision",
-    "ParityMode",
-    "RefinerDevice",
-    "RefinerPrecision",
-    "ServerDevice",
-]
-
 # What a bundle's graphs compute in.
 GraphPrecision = Literal["fp32", "bf16", "fp16"]
 GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)

@@ -12,8 +12,6 @@ from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import CAPTURES
 
-__all__ = ["ExportOptions", "ExportReport"]
-
 
 @dataclass(frozen=True)
 class ExportOptions:

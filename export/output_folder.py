@@ -13,8 +13,6 @@ from filelock import FileLock, Timeout
 
 from rism.runtime.errors import OutputError
 
-__all__ = ["atomic_folder", "check_output"]
-
 _LOCK = "exporting.lock"
 
 

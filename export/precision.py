@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["PRECISIONS", "Precision", "apply_precision", "is_table"]
-
 # A power of two: scaling by it is exact.
 _SHRINK = 1 / 32
 

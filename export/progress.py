@@ -6,8 +6,6 @@ import sys
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "TerminalProgress"]
-
 _QUIET_INTERVAL_S = 15.0
 _FORMAT = "{desc}{bar}| {n_fmt}/{total_fmt} [{elapsed}, about {remaining} left]{postfix}"
 

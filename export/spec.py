@@ -20,17 +20,6 @@ from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 from rism.runtime.bundle.manifest import Geometry, PromptRules
 
-__all__ = [
-    "ModelSpec",
-    "OpenModel",
-    "PromptTokens",
-    "ReferenceCapture",
-    "ReferenceModel",
-    "ReferencePrompt",
-    "RgbImage",
-    "SingleStepDiT",
-]
-
 RgbImage = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
 

@@ -17,8 +17,6 @@ from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
 from mini.probe import Probe
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
 
-__all__ = ["WEIGHTS", "Learner", "StepOptions", "make_probe", "step_losses"]
-
 PERCEPTION_BLOCK = 2  # its output predicts kinds and colours
 GROUNDING_BLOCK = 4  # its output predicts the tokens of the object to remove
 ALIGNED_BLOCKS = range(3, CONFIG.double_blocks + CONFIG.single_blocks)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from rism.runtime.errors import OutputError, one_line
 
-__all__ = ["write_atomically"]
-
 
 def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True) -> None:
     """Write `data` to `path`: a reader sees the old file or the new one, never half of it.

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 from rism.runtime.errors import RismError
 
-__all__ = ["DISTRIBUTION", "install_hint", "needs_extra"]
-
 DISTRIBUTION = "rism-seg"
 
 

@@ -7,18 +7,6 @@ line turns errors into exit codes.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = [
-    "BundleError",
-    "InputError",
-    "OutputError",
-    "ProviderError",
-    "RismError",
-    "RismWarning",
-    "failures_as",
-    "listed",
-    "one_line",
-]
-
 
 class RismError(Exception):
     """Base of every error that rism raises on purpose."""

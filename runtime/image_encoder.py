@@ -20,8 +20,6 @@ from rism.runtime.image import geometry, vision_patches
 from rism.runtime.image.loading import ImageSource, load_image
 from rism.runtime.lru_cache import LruCache
 
-__all__ = ["ImageEncoder", "ImageState", "text_encoder_view"]
-
 IMAGES_KEPT = 8
 
 

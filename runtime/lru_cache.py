@@ -4,8 +4,6 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["LruCache"]
-
 _MOST_BYTES = 512 * 2**20
 
 

@@ -6,21 +6,6 @@ not wait for NumPy.
 
 from typing import Literal, get_args
 
-__all__ = [
-    "CAPTURES",
-    "COMPUTE_TYPES",
-    "ENGINE_PRECISIONS",
-    "ENGINE_TARGETS",
-    "PRECISION_OF_TYPE",
-    "TOKEN_SETS",
-    "UPSAMPLING_METHODS",
-    "CaptureName",
-    "EnginePrecision",
-    "EngineTarget",
-    "TokenSet",
-    "UpsamplingMethod",
-]
-
 # What a transformer graph outputs: docs/bundle.md, step 5.
 CaptureName = Literal["vectors", "matrices", "scores"]
 CAPTURES: tuple[CaptureName, ...] = get_args(CaptureName)

@@ -12,8 +12,6 @@ from rism.runtime.bundle.manifest import PROTOTYPES, Method
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import UPSAMPLING_METHODS
 
-__all__ = ["PromptWeights", "ResolvedOptions", "SegmentOptions", "drop_unset", "resolve_options"]
-
 PromptWeights: TypeAlias = str | npt.NDArray[np.floating[Any]] | Sequence[float] | None
 
 

@@ -18,8 +18,6 @@ from rism.runtime.names import TOKEN_SETS
 from rism.runtime.options import PromptWeights
 from rism.runtime.prompt.encoder import PromptState
 
-__all__ = ["batches", "prompt_token_weights", "transformer_feeds"]
-
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _BESIDE_HEAD = 0.5  # weight of the expression's other tokens
 

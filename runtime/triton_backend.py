@@ -24,8 +24,6 @@ from rism.runtime.result.rendering import encode_png
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
 
-__all__ = ["SERVED", "ServedGraph", "TritonPythonModel"]
-
 SERVED = "served.json"
 _SHARED = ("noise", "positions", "tau")  # what a transformer that joins requests makes itself
 

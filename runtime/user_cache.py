@@ -11,8 +11,6 @@ from pathlib import Path
 
 from rism.runtime.errors import one_line
 
-__all__ = ["evict", "read_plain_file", "user_cache"]
-
 # A link is not followed, and a pipe is not waited for.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS |= getattr(os, "O_BINARY", 0)

@@ -19,10 +19,7 @@ OPSET = 18
 
 
 def write_plain_graph(
-    module: torch.nn.Module,
-    feeds: Mapping[str, torch.Tensor],
-    outputs: Sequence[str],
-    file: Path,
+    module: torch.nn.Module, feeds: Mapping[str, torch.Tensor], outputs: Sequence[str], file: Path
 ) -> None:
     """Export a module with its weights (beside the file), at the sizes of `feeds`."""
     before = logging.getLogger("torch.onnx").level

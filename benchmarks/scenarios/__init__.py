@@ -75,9 +75,7 @@ KINDS: dict[str, Kind] = {
         packages=(*_TORCH, *_ONNX, *_GPU),
     ),
     "image": Kind(
-        "from an image and an expression to a mask",
-        "image:measure_image",
-        packages=_TORCH,
+        "from an image and an expression to a mask", "image:measure_image", packages=_TORCH
     ),
     "expressions": Kind(
         "several expressions on one image, together and one by one",
@@ -85,9 +83,7 @@ KINDS: dict[str, Kind] = {
         {"counts": [1, 4, 8]},
     ),
     "cold_start": Kind(
-        "a process from nothing to a mask",
-        "processes:measure_cold_start",
-        packages=_TORCH,
+        "a process from nothing to a mask", "processes:measure_cold_start", packages=_TORCH
     ),
     "import_time": Kind(
         "a process that imports and ends", "processes:measure_import", packages=_TORCH
@@ -95,23 +91,13 @@ KINDS: dict[str, Kind] = {
     "export": Kind(
         "from a checkpoint to a bundle, in a process of its own",
         "export",
-        {
-            "shape": "mini",
-            "blocks": "all",
-            "arguments": ["--parity", "full"],
-            "run": False,
-        },
+        {"shape": "mini", "blocks": "all", "arguments": ["--parity", "full"], "run": False},
         packages=(*_TORCH, *_ONNX),
     ),
     "fp8_masks": Kind(
         "mean IoU of masks in FP8 with those in float32",
         "fp8",
-        {
-            "precisions": ["fp32"],
-            "rules": ["max"],
-            "scenes": 100,
-            "samples": 32,
-        },
+        {"precisions": ["fp32"], "rules": ["max"], "scenes": 100, "samples": 32},
         packages=("onnx-ir",),
     ),
     "engines": Kind(

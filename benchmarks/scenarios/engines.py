@@ -23,13 +23,7 @@ from benchmarks.synthetic.checkpoints import MODELS, parse_blocks
 from benchmarks.synthetic.sparse_graphs import SparseWeights, open_sparse, quantise_sparse
 from rism.export.engines.forms import bring_into_form
 from rism.export.engines.process import BuildJob, build_graph
-from rism.export.engines.targets import (
-    TARGETS,
-    check_gpus,
-    form_for,
-    installed_version,
-    parse_gpus,
-)
+from rism.export.engines.targets import TARGETS, check_gpus, form_for, installed_version, parse_gpus
 from rism.export.engines.weights import weights_to_inputs
 from rism.export.errors import BuildError
 from rism.runtime.bundle.graph_spec import TensorSpec
@@ -94,11 +88,7 @@ class PreparedEngine:
 
 
 def prepare(
-    sparse: SparseWeights,
-    graph: str,
-    precision: str,
-    *,
-    gpus: str | None = None,
+    sparse: SparseWeights, graph: str, precision: str, *, gpus: str | None = None
 ) -> PreparedEngine:
     """Trace a graph and bring it into the form that is built."""
     start = time.perf_counter()

@@ -26,10 +26,7 @@ from benchmarks.harness.rows import Row, Task, check_known, timed
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
 from rism.runtime.expression.spatial_words import Cues
 from rism.runtime.image.geometry import Plan
-from rism.runtime.method.postprocess import (
-    PostprocessRequest,
-    postprocess_numpy,
-)
+from rism.runtime.method.postprocess import PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import CudaPostprocess
 from rism.runtime.options import ResolvedOptions
 

@@ -52,10 +52,7 @@ def measure_import(task: Task) -> list[Row]:
 
 
 def _timed(
-    task: Task,
-    commands: Mapping[str, tuple[str, ...]],
-    peaks: Mapping[str, int],
-    **notes: Any,
+    task: Task, commands: Mapping[str, tuple[str, ...]], peaks: Mapping[str, int], **notes: Any
 ) -> list[Row]:
     ways = {name: partial(run_python, command) for name, command in commands.items()}
     timings = by_turns(ways, runs=task.runs, warm_up=task.warm_up, settle=False)

@@ -19,11 +19,7 @@ MODELS = {
 
 
 def write_model(
-    folder: Path,
-    name: str,
-    blocks: tuple[int, int] | None = None,
-    *,
-    seed: int | None = 0,
+    folder: Path, name: str, blocks: tuple[int, int] | None = None, *, seed: int | None = 0
 ) -> None:
     """Write a checkpoint: Step1X-Edit 1.0 in its makers' layout, the others in diffusers'.
 

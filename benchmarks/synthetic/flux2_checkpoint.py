@@ -18,12 +18,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.synthetic.tensor_files import (
-    RandomNumbers,
-    tensors_nbytes,
-    unchanged,
-    write_shards,
-)
+from benchmarks.synthetic.tensor_files import RandomNumbers, tensors_nbytes, unchanged, write_shards
 
 MINI = Path(__file__).parents[2] / "export" / "builtin" / "mini"
 _SHARD_BYTES = 1_500_000_000

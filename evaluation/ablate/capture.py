@@ -8,8 +8,6 @@ import torch
 
 from rism.export.attention_capture import Capture
 
-__all__ = ["WideCapture"]
-
 
 @dataclass
 class WideCapture(Capture):

@@ -9,8 +9,6 @@ from itertools import pairwise
 from rism.evaluation.ablate.grid import SITE_NAMES, TAUS, MapSetting, Setting
 from rism.evaluation.ablate.scoring import Outcome
 
-__all__ = ["ABOUT_AS_GOOD", "Finding", "findings"]
-
 ABOUT_AS_GOOD = 0.02
 """Largest difference of mIoU between two settings that are "about as good"."""
 

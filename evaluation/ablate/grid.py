@@ -8,17 +8,6 @@ from dataclasses import dataclass
 from rism.export.names import FEATURE_SITES
 from rism.runtime.errors import InputError, one_line
 
-__all__ = [
-    "MAPS",
-    "SITES",
-    "SITE_NAMES",
-    "TAUS",
-    "FeatureSetting",
-    "Grid",
-    "MapSetting",
-    "Setting",
-]
-
 MAPS = ("CAM", "RAM")
 SITES = FEATURE_SITES[::-1]
 """Table 3's order."""

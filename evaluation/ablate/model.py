@@ -37,8 +37,6 @@ from rism.runtime.prompt.refiner import Refiner, refine
 from rism.runtime.prompt.vision_encoder import VisionEncoder
 from rism.runtime.transformer_inputs import prompt_token_weights, transformer_feeds
 
-__all__ = ["AblationModel", "ModelOptions", "TorchEngine"]
-
 # FLUX's published scheduler, for checkpoints without one.
 _SCHEDULER = {
     "num_train_timesteps": 1000,

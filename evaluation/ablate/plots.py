@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from rism.evaluation.ablate.grid import MAPS, TAUS, FeatureSetting, MapSetting
 from rism.evaluation.ablate.scoring import Outcome
 
-__all__ = ["plots"]
-
 _SHOWN = ("oIoU", "mIoU")
 _COLOURS = {"shallow": "tab:green", "deep": "tab:blue", "all": "tab:orange"}
 _STYLES = {"CAM": ":", "RAM": "-"}

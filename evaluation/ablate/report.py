@@ -10,8 +10,6 @@ from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.ablate.tables import tables
 from rism.runtime.atomic_write import write_atomically
 
-__all__ = ["page", "write_report"]
-
 _SHOWN = {
     "figure3": ("figure3.svg", "figure3-blocks.svg"),
     "figure4": ("figure4.svg",),

@@ -12,8 +12,6 @@ from typing import Any
 from rism.evaluation.metrics.iou import Overlap
 from rism.runtime.errors import InputError, OutputError, one_line
 
-__all__ = ["Records"]
-
 _FORMAT = "rism-ablation 1"
 _NUMBERS = 4
 

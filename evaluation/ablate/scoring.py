@@ -18,8 +18,6 @@ from rism.evaluation.metrics.iou import Overlap, Sums
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan
 
-__all__ = ["Outcome", "Source", "run"]
-
 Source = Callable[[str, npt.NDArray[np.uint8], str], tuple[Plan, Iterator[Pass]]]
 """Runs a model: from the name of an image, the image and an expression to the resizing and the
 passes."""

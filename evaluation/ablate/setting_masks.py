@@ -16,8 +16,6 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.method.equations import coarse_map, refined_map, segment_tokens
 from rism.runtime.method.upsampling import upsample
 
-__all__ = ["Pass", "masks", "overlaps"]
-
 Float32 = npt.NDArray[np.float32]
 
 _MAPS = {"CAM": ("attention_vectors", coarse_map), "RAM": ("propagated_vectors", refined_map)}

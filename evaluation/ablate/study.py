@@ -21,8 +21,6 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.image_encoder import ImageState
 from rism.runtime.prompt.refiner import Refiner
 
-__all__ = ["RECORDS", "Study", "ablate", "open_grid", "source_of"]
-
 RECORDS = "records.jsonl"
 
 

@@ -21,8 +21,6 @@ from rism.evaluation.ablate.grid import (
 from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.metrics.iou import METRICS
 
-__all__ = ["Table", "tables"]
-
 Row = tuple[tuple[object, ...], Setting]
 
 _PAPER_SETS = ("RefCOCO", "RefCOCO+", "RefCOCOg")

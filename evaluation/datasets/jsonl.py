@@ -16,8 +16,6 @@ from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import load_image
 
-__all__ = ["JsonLines", "open_lines"]
-
 MAX_BYTES = 2**28
 MAX_NAME = 4096
 _KEYS = ("image", "expression", "mask", "id", "group", "present")

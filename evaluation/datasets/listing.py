@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 from rism.evaluation.datasets.sample import Problem, Sample
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["ListedDataset", "Listing", "clean_sentence"]
-
 MAX_SENTENCE = 4096
 
 Entry = TypeVar("Entry")

@@ -20,14 +20,6 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import MAX_PIXELS
 from rism.runtime.result.rle import decode_rle
 
-__all__ = [
-    "CocoSegmentation",
-    "Rle",
-    "check_fit",
-    "check_segmentation",
-    "decode_segmentation",
-]
-
 MAX_PARTS = 4096
 MAX_NUMBERS = 2**20
 MAX_OUTLINE_PX = 2**20

@@ -21,8 +21,6 @@ from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels,
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.result.rle import encode_rle
 
-__all__ = ["Parquet", "open_parquet"]
-
 MAX_ROWS = 2_000_000
 _ROLES = ("image", "expression", "mask")
 _ONE_OUTLINE = (

@@ -22,8 +22,6 @@ from rism.evaluation.datasets.splits import partition_notes
 from rism.evaluation.datasets.stored_images import header_size_hw, read_stored
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["IMAGE_FOLDERS", "Refer", "find_images", "listed", "open_refer"]
-
 # Under the root; the first is REFER's own.
 IMAGE_FOLDERS = (
     "images/mscoco/images/train2014",

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["load_plain_pickle"]
-
 MAX_BYTES = 2**28
 MAX_CONTAINERS = 2**24
 

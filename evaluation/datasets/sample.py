@@ -9,8 +9,6 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dataset", "Image", "Mask", "Problem", "Progress", "Sample"]
-
 Image: TypeAlias = npt.NDArray[np.uint8]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Progress: TypeAlias = Callable[[int, int, str], None]

@@ -8,16 +8,9 @@ from functools import lru_cache
 from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
 from rism.evaluation.names import SCENE_SETS, SceneSetName
 from rism.evaluation.scenes.expressions import Expression
-from rism.evaluation.scenes.judged import (
-    SPLITS,
-    Split,
-    absent_expression,
-    judged_scene,
-)
+from rism.evaluation.scenes.judged import SPLITS, Split, absent_expression, judged_scene
 from rism.evaluation.scenes.scene import Scene
 from rism.runtime.errors import InputError
-
-__all__ = ["SceneSet"]
 
 
 class SceneSet:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from itertools import combinations
 
-__all__ = ["DEFAULT_SPLIT_BY", "PUBLISHED", "SPLITS", "partition_notes"]
-
 # (objects, sentences) by dataset, partition and split. Objects: the table in the catalogue of
 # TensorFlow Datasets (ref_coco), counted from REFER's files. Sentences: RefCOCO's from the
 # documentation of FlagEval; the others as papers commonly print them, and their sums are the
@@ -31,7 +29,7 @@ PUBLISHED: dict[str, dict[str, dict[str, tuple[int, int | None]]]] = {
             "val": (3_805, 10_758),
             "testA": (1_975, 5_726),
             "testB": (1_798, 4_889),
-        },
+        }
     },
     "refcocog": {
         "umd": {"train": (42_226, 80_512), "val": (2_573, 4_896), "test": (5_023, 9_602)},

@@ -14,8 +14,6 @@ from rism.evaluation.datasets.sample import Image, Mask
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import exif_orientation, load_image, open_image
 
-__all__ = ["header_size_hw", "light_pixels", "read_stored"]
-
 _LIGHT = 128
 
 

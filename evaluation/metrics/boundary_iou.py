@@ -8,8 +8,6 @@ import numpy as np
 
 from rism.evaluation.datasets.sample import Mask
 
-__all__ = ["boundary", "boundary_width"]
-
 
 def boundary_width(shape_hw: tuple[int, int]) -> int:
     """Return the width of the boundary: 2 % of the diagonal, at least 1 pixel."""

@@ -18,8 +18,6 @@ from rism.evaluation.datasets.sample import Mask
 from rism.evaluation.metrics.boundary_iou import boundary, boundary_width
 from rism.runtime.errors import InputError
 
-__all__ = ["BARS", "METRICS", "Overlap", "Sums", "auroc", "overlap", "summarise"]
-
 BARS = (0.5, 0.6, 0.7, 0.8, 0.9)
 METRICS = ("mIoU", "oIoU", *(f"P@{bar}" for bar in BARS), "boundary IoU")
 

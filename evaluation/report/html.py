@@ -19,8 +19,6 @@ from rism.evaluation.run.records import Record
 from rism.runtime.errors import RismError, one_line
 from rism.runtime.result.rle import decode_rle
 
-__all__ = ["page"]
-
 _SHOWN_PROBLEMS = 100
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem;

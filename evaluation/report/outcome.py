@@ -29,8 +29,6 @@ from rism.runtime.diagnostics.environment import packages, the_driver
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["conclude", "machine", "merge", "now"]
-
 FORMAT = "rism-eval-result"
 SCHEMA_VERSION = "1.0"
 _MAX_RESULT_BYTES = 256 * 2**20

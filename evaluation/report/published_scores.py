@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SOURCE", "Published", "published"]
-
 SOURCE = "arXiv 2605.13122"
 _STEP1X, _KLEIN = "Step1X-Edit", "FLUX.2-klein 9B"
 

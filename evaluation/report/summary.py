@@ -13,8 +13,6 @@ import numpy as np
 from rism.evaluation.metrics.iou import Sums, auroc
 from rism.evaluation.run.records import Record
 
-__all__ = ["BINS", "PICKS", "Summary", "summarise_records"]
-
 BINS = 20
 """Bars of the histogram of IoU."""
 MARKS = ("confidence", "separability")

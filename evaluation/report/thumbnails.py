@@ -12,8 +12,6 @@ from PIL import ImageFilter
 from rism.evaluation.datasets.sample import Image, Mask
 from rism.runtime.errors import InputError
 
-__all__ = ["FOUND_RGB", "TRUE_RGB", "data_uri", "drawn"]
-
 # Distinguishable for colour-blind people (Okabe and Ito).
 FOUND_RGB = (213, 94, 0)
 TRUE_RGB = (0, 114, 178)

@@ -18,18 +18,6 @@ from rism.evaluation.datasets.sample import Sample
 from rism.evaluation.run.records import Record, Run, parse_record, parse_run
 from rism.runtime.errors import InputError, OutputError, one_line
 
-__all__ = [
-    "RECORDS",
-    "REPORT",
-    "RESULT",
-    "append",
-    "begin",
-    "read_records",
-    "read_run",
-    "resume",
-    "write_records",
-]
-
 RECORDS = "records.jsonl"
 REPORT = "report.html"
 RESULT = "result.json"

@@ -13,8 +13,6 @@ from rism.evaluation.datasets.sample import Sample
 from rism.evaluation.metrics.iou import Overlap
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["Record", "Run", "parse_record", "parse_run"]
-
 FORMAT = "rism-eval-records"
 SCHEMA_VERSION = "1.0"
 _DIGEST = re.compile(r"[0-9a-f]{64}")

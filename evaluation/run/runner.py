@@ -22,16 +22,6 @@ from rism.runtime.result.rle import encode_rle
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import ImageState, Segmenter
 
-__all__ = [
-    "MAPS",
-    "digest",
-    "grouped",
-    "part",
-    "score",
-    "skip_grey_images",
-    "try_options",
-]
-
 MAPS = ("CAM > 0.5", "RAM > 0.5")
 """The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""
 

@@ -14,15 +14,6 @@ from rism.evaluation.scenes.expressions import Expression, pick_expression
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
 from rism.evaluation.scenes.scene import Scene, make_scene
 
-__all__ = [
-    "SPLITS",
-    "AbsentExpression",
-    "Split",
-    "absent_expression",
-    "judged_scene",
-    "training_scene",
-]
-
 Split = Literal["tuning", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

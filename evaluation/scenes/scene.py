@@ -303,10 +303,7 @@ def _finish_objects(
 
 
 def make_scene(
-    rng: np.random.Generator,
-    *,
-    size_wh: tuple[int, int] = (128, 128),
-    fine: bool = False,
+    rng: np.random.Generator, *, size_wh: tuple[int, int] = (128, 128), fine: bool = False
 ) -> Scene:
     """Draw a random scene.
 

@@ -11,8 +11,6 @@ from rism.export.errors import CheckpointError
 from rism.runtime.bundle.manifest import PromptRules
 from rism.runtime.errors import failures_as, one_line
 
-__all__ = ["TEMPLATE", "cut_at_mark", "open_tokenizer", "prompt_rules", "tokenizer_json"]
-
 TEMPLATE = "remove {expression}"
 _MARK = "\ue000expression\ue001"  # private use: in no vocabulary, in no template
 

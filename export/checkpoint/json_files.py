@@ -9,8 +9,6 @@ from typing import Any
 from rism.export.errors import CheckpointError
 from rism.runtime.errors import one_line
 
-__all__ = ["list_files", "read_json"]
-
 _MAX_JSON = 64 * 2**20
 
 

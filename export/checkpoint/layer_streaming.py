@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
 
-__all__ = ["stream_weights"]
-
 # Cast to float32 a piece is up to twice as large.
 _PIECE_BYTES = 16 * 2**20
 

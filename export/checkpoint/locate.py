@@ -12,15 +12,6 @@ from rism.export.checkpoint.json_files import list_files
 from rism.export.errors import CheckpointError
 from rism.runtime.errors import one_line
 
-__all__ = [
-    "Checkpoint",
-    "content_digest",
-    "fetch_snapshot",
-    "folder_name",
-    "hub_failure",
-    "refuse_two_meanings",
-]
-
 _HUB_TIMEOUT_S = 20
 _BLOCK = 4 * 2**20
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["trim_malloc"]
-
 
 def trim_malloc() -> None:
     """Return memory that the C library keeps after it was freed.

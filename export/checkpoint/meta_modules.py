@@ -15,8 +15,6 @@ from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
 from rism.export.precision import Precision, apply_precision, is_table
 
-__all__ = ["Part", "WeightRule", "build_empty", "cast_part", "weightless"]
-
 Module = TypeVar("Module", bound=nn.Module)
 
 WeightRule = StoredTensor | torch.Tensor

@@ -14,14 +14,6 @@ from rism.export.checkpoint.json_files import list_files, read_json
 from rism.export.errors import CheckpointError
 from rism.runtime.errors import failures_as, one_line
 
-__all__ = [
-    "StoredTensor",
-    "TensorStore",
-    "fake_store",
-    "open_folder",
-    "read_headers",
-]
-
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -40,8 +40,6 @@ from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
 from rism.runtime.names import PRECISION_OF_TYPE
 
-__all__ = ["BuildReport", "build_engines"]
-
 # FP8 weights for engines that take them as inputs: one file for all capture modes.
 _STORED = "transformer.e4m3.weights"
 _TENSORS = ("inputs", "constants", "outputs")

@@ -11,8 +11,6 @@ from rism.runtime.engines.shape_profiles import BATCH
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import ENGINE_PRECISIONS
 
-__all__ = ["WEIGHTS", "BuildOptions"]
-
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
 WEIGHTS = ("plan", "stripped", "bound")
 

@@ -18,8 +18,6 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 from polygraphy.mod.trt_importer import lazy_import_trt
 
-__all__ = ["main"]
-
 trt = lazy_import_trt()
 
 

@@ -11,8 +11,6 @@ from rism.export.engines.primitives import WRITERS, write_out
 from rism.export.engines.targets import Form
 from rism.export.errors import BuildError
 
-__all__ = ["Attentions", "bring_into_form"]
-
 # A library that reads this opset reads every operator as it is exported.
 _EXPORTED_OPSET = 23
 

@@ -15,16 +15,6 @@ from dataclasses import dataclass
 
 from rism.runtime.bundle.engine_spec import ShapeRange
 
-__all__ = [
-    "FUSED",
-    "EngineLayer",
-    "EngineTensor",
-    "LayerCheck",
-    "check_layers",
-    "parse_layer",
-    "unacceptable",
-]
-
 # A log has hundreds of thousands of lines; a layer is in one with these words.
 _LISTED = ", LayerType: "
 _LAYER = re.compile(

@@ -13,8 +13,6 @@ import onnx_ir as ir
 from rism.export.errors import BuildError
 from rism.export.graph.nodes import Nodes, Writer, group_normalization, replace_node
 
-__all__ = ["WRITERS", "write_out"]
-
 # Attributes that `_attention` can write out, with the only value of each.
 _PLAIN = {"qk_matmul_output_mode": 0, "softcap": 0.0, "is_causal": 0}
 

@@ -28,8 +28,6 @@ from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.errors import one_line
 
-__all__ = ["BuildJob", "BuiltEngine", "build_graph"]
-
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _CHILD = Path(__file__).with_name("child.py")
 _TAIL_LINES = 3

@@ -17,19 +17,6 @@ from rism.runtime.distribution import install_hint
 from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.errors import InputError, ProviderError, one_line
 
-__all__ = [
-    "TARGETS",
-    "BuildTarget",
-    "Form",
-    "check_gpus",
-    "check_weights",
-    "find_target",
-    "form_for",
-    "gpus_here",
-    "installed_version",
-    "parse_gpus",
-]
-
 _FLOAT32, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 # The oldest compute capability whose tensor cores have a type.
 _NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
@@ -62,9 +49,7 @@ class BuildTarget:
 
 TARGETS = {
     "tensorrt-rtx": BuildTarget(
-        "tensorrt-rtx",
-        "tensorrt_rtx",
-        ("8.0", "8.6", "8.9", "12.0", "12.1"),
+        "tensorrt-rtx", "tensorrt_rtx", ("8.0", "8.6", "8.9", "12.0", "12.1")
     ),
     "tensorrt": BuildTarget("tensorrt", "tensorrt", ()),
 }

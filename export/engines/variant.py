@@ -12,8 +12,6 @@ from rism.runtime.bundle.update import update_bundle
 from rism.runtime.diagnostics.selftest import check_variant
 from rism.runtime.errors import InputError, ProviderError
 
-__all__ = ["check_here", "files_of", "remove_variant"]
-
 
 def check_here(folder: Path, name: str, *, unchecked: bool = False) -> str:
     """Run the self-test on an engine variant, if this machine can run it.

@@ -13,8 +13,6 @@ import onnx_ir as ir
 
 from rism.runtime.engines.bound_weights import BoundWeight
 
-__all__ = ["weights_to_inputs"]
-
 # Smaller constants stay in the plan, where kernels are made for their values.
 _SMALL_BYTES = 1024
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["heads_first", "replaced_processors", "split_heads"]
-
 
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(B, N, heads * d) to (B, N, heads, d)."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from rism.export.checkpoint.safetensors_store import TensorStore, read_headers
 
-__all__ = ["open_encoder"]
-
 _PATTERNS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (

@@ -11,15 +11,6 @@ from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.family import FamilySpec, PublishedModel
 from rism.runtime.errors import one_line
 
-__all__ = [
-    "BUILT_IN",
-    "family_of",
-    "find_checkpoint",
-    "makers_model",
-    "published_models",
-    "refining_models",
-]
-
 BUILT_IN = {"mini": Path(__file__).parents[1] / "builtin" / "mini"}
 # Of the parts' folders only: some repositories hold a second copy as one large file beside them.
 _PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]

@@ -11,8 +11,6 @@ from rism.export.checkpoint.safetensors_store import StoredTensor, TensorStore
 from rism.export.errors import CheckpointError
 from rism.export.family import FILE_PREFIX
 
-__all__ = ["TransformerNames"]
-
 
 @dataclass(frozen=True)
 class TransformerNames:

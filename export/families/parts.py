@@ -14,18 +14,6 @@ from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.errors import CheckpointError
 from rism.runtime.errors import one_line
 
-__all__ = [
-    "TEXT_INTO_STREAM",
-    "VAE_INTO_STREAM",
-    "check_count",
-    "config_failure",
-    "find_file",
-    "keep_arguments",
-    "pick_blocks",
-    "renumber_blocks",
-    "shapes_of",
-]
-
 # Layers of a Qwen language model and of a VAE whose results are added to the residual stream.
 TEXT_INTO_STREAM = ("o_proj", "down_proj")
 VAE_INTO_STREAM = ("conv_in", "conv1", "conv2", "conv_shortcut", "conv", "conv_out", "to_out.0")

@@ -16,8 +16,6 @@ from rism.runtime.bundle.confidence_rule import ConfidenceRule
 from rism.runtime.bundle.scope import Scope
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["COMMON", "Setting", "feature_block", "flag", "nullable", "read_settings", "whole"]
-
 
 @dataclass(frozen=True)
 class Setting:

@@ -13,8 +13,6 @@ from rism.export.graph.score_map import score_map
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, PromptTokens
 
-__all__ = ["CaptureGraph", "CaptureOptions"]
-
 
 @dataclass(frozen=True)
 class CaptureOptions:

@@ -13,8 +13,6 @@ from transformers import AttentionInterface, Qwen3ForCausalLM
 
 from rism.export.precision import Precision
 
-__all__ = ["QwenPromptEncoder", "VaeEncoder", "register_attention"]
-
 
 class QwenPromptEncoder(nn.Module):
     """A Qwen3 language model cut after the last hidden state that is used.

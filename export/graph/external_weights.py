@@ -20,8 +20,6 @@ from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
 from rism.export.graph.passes import TRANSPOSED
 
-__all__ = ["WeightFile", "store_weights"]
-
 _INLINE_BYTES = 1024
 _GIVE_BACK_BYTES = 256 * 2**20
 _PAGE = 4096

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["Nodes", "Writer", "group_normalization", "replace_node"]
-
 
 class Nodes:
     """New nodes in the place of an old one, named after it."""

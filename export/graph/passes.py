@@ -12,16 +12,6 @@ from onnxscript.optimizer import fold_constants
 
 from rism.export.graph.nodes import group_normalization, replace_node
 
-__all__ = [
-    "TRANSPOSED",
-    "absorb_transposes",
-    "hidden_weights",
-    "name_dimensions",
-    "simplify",
-    "strip_metadata",
-    "write_out_group_normalization",
-]
-
 TRANSPOSED = "transposed"
 
 

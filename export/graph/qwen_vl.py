@@ -14,8 +14,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from rism.export.graph.encoders import register_attention
 from rism.export.precision import Precision
 
-__all__ = ["QwenVisionEncoder", "QwenVlPromptEncoder"]
-
 
 class QwenVisionEncoder(nn.Module):
     """The vision tower up to what takes the place of the image tokens.

@@ -10,8 +10,6 @@ from torch import nn
 from rism.export.family import Axis, FamilySpec
 from rism.export.spec import PromptTokens
 
-__all__ = ["RotaryTable", "rotate"]
-
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 

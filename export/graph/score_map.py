@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["score_map"]
-
 # As in rism.runtime.method.equations: below this relative span a sum over blocks is rounding.
 _CONSTANT_SPAN = 1e-6
 _TINY = 1e-6

@@ -11,8 +11,6 @@ from rism.export.graph.trace import Input, trace
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec
 
-__all__ = ["Size", "graph_name", "trace_text", "trace_transformer", "trace_vae", "trace_vision"]
-
 Size = tuple[int, int] | None
 """Width and height of a graph of fixed size, or None: any size."""
 

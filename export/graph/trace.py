@@ -24,8 +24,6 @@ from rism.export.graph.passes import (
 )
 from rism.runtime.errors import one_line
 
-__all__ = ["OPSET", "Input", "trace"]
-
 # Attention became an operator in 23: with it no graph of ours holds an N_v x N matrix.
 OPSET = 23
 

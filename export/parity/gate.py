@@ -37,8 +37,6 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.method import equations
 from rism.runtime.method.upsampling import upsample
 
-__all__ = ["Check", "Checks", "Gate", "run_graph"]
-
 Arrays = dict[str, npt.NDArray[Any]]
 Checks = dict[str, dict[str, "Check"]]
 

@@ -15,8 +15,6 @@ from rism.runtime.image import vision_patches
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
 
-__all__ = ["Samples", "draw", "inputs_of", "text_feeds", "transformer_feeds", "vision_feeds"]
-
 Arrays = dict[str, npt.NDArray[Any]]
 
 _EXPRESSIONS = ("the green van", "the small red dog on the left")
@@ -91,10 +89,7 @@ def vision_feeds(spec: ModelSpec, sample: Samples) -> tuple[Arrays, tuple[int, i
 
 
 def text_feeds(
-    spec: ModelSpec,
-    tokenizer_json: str,
-    sample: Samples,
-    image_embeds: torch.Tensor | None,
+    spec: ModelSpec, tokenizer_json: str, sample: Samples, image_embeds: torch.Tensor | None
 ) -> tuple[Arrays, EncodedPrompts]:
     """Return what the lean runtime gives the text encoder for a sample's expressions."""
     rules = spec.prompt

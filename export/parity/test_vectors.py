@@ -19,8 +19,6 @@ from rism.calibration.open_graph import widen
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import store, vectors
 
-__all__ = ["store_vectors"]
-
 _TWIN = ".float32"
 
 

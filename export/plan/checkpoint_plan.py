@@ -21,8 +21,6 @@ from rism.runtime.errors import OutputError
 if TYPE_CHECKING:
     from rism.export.options import ExportOptions
 
-__all__ = ["ExportPlan", "PartPlan", "free_memory", "make_plan"]
-
 # Libraries, and graphs in memory; measured at 9B.
 _BASE_BYTES = 1_000 * 2**20
 _GRAPH_BYTES = 64 * 2**20

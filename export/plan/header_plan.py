@@ -20,8 +20,6 @@ from rism.export.plan.text import count, existing, size
 from rism.runtime.bundle.hub import import_hub
 from rism.runtime.errors import BundleError, OutputError, one_line
 
-__all__ = ["HeaderPlan", "WeightFiles", "plan_from_headers"]
-
 # The format's own limit (safetensors' documentation).
 _MAX_HEADER_BYTES = 100_000_000
 _HUB_TIMEOUT_S = 20

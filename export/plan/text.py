@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["count", "existing", "size"]
-
 
 def size(nbytes: int) -> str:
     """A number of bytes."""

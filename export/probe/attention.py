@@ -11,8 +11,6 @@ from torch.nn.attention import SDPBackend
 
 from rism.export.errors import ExportError
 
-__all__ = ["attention"]
-
 _aten = torch.ops.aten
 _FLASH = SDPBackend.FLASH_ATTENTION.value
 

@@ -12,8 +12,6 @@ import triton
 from rism.export.errors import ExportError
 from rism.export.probe import kernels
 
-__all__ = ["FLOAT32_TILES", "TILES", "heads_per_program", "probe_vectors"]
-
 # Queries x keys of a program, warps, stages of the pipeline; the fastest is found once for each
 # size class. The first two keep a row's scores in one warp where mma.sync serves (8.0, 8.9, 12.x),
 # the others where wgmma does (9.0); docs/probe.md has their instructions counted.

@@ -16,8 +16,6 @@ from rism.export.probe import torch_form
 from rism.export.probe.attention import attention
 from rism.runtime.distribution import install_hint
 
-__all__ = ["attend", "probe_vectors"]
-
 Shape = tuple[int, ...]
 
 
@@ -50,10 +48,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, 
 
 @torch.library.custom_op("rism::probe_vectors", mutates_args=(), device_types="cpu")
 def probe_vectors(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    weights: torch.Tensor,
-    statistics: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, statistics: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the method reads off one block: a_l and T_l a_l (docs/bundle.md, METHOD).
 
@@ -84,10 +79,7 @@ def probe_vectors(
 
 @probe_vectors.register_kernel("cuda")
 def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    weights: torch.Tensor,
-    statistics: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, statistics: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check(q, k, weights, statistics)
     a, propagated = _launch().probe_vectors(q, k, weights, statistics)
@@ -96,10 +88,7 @@ def _(
 
 @probe_vectors.register_fake
 def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    weights: torch.Tensor,
-    statistics: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, statistics: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     del k, weights, statistics
     empty = _statistics(q)[:, 0]

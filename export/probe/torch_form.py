@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from rism.export.probe.attention import attention
 
-__all__ = ["probe_vectors"]
-
 
 def probe_vectors(
     q: torch.Tensor,

@@ -12,8 +12,6 @@ from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, OutputError, one_line
 from rism.runtime.prompt.instruction_file import InstructionFile, Origin, RefinedInstruction
 
-__all__ = ["SAVE_EVERY_S", "RefinedInstructionFile", "check_output_file", "unquote"]
-
 SAVE_EVERY_S = 1.0
 """How long an answer may be in memory only, for each thousand answers of a file."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」"}  # noqa: RUF001

@@ -20,8 +20,6 @@ from rism.export.errors import CheckpointError, UnsupportedModelError
 from rism.export.families.find import refining_models
 from rism.runtime.errors import one_line
 
-__all__ = ["LanguageFiles", "find_language_model", "stored_type"]
-
 # Of a repository the language model's files only; small ones everywhere, to see the layout.
 _PATTERNS = ["*.json", "*.txt", "*.jinja", "model*.safetensors", "text_encoder/*.safetensors"]
 

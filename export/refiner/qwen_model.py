@@ -32,8 +32,6 @@ from rism.export.plan.text import size
 from rism.export.refiner.qwen_files import LanguageFiles, stored_type
 from rism.runtime.errors import InputError, failures_as, one_line
 
-__all__ = ["LONGEST_SIDE", "MAX_PIXELS", "MIN_PIXELS", "LanguageModel", "shrink"]
-
 MIN_PIXELS, MAX_PIXELS = 262_144, 802_816
 """What the makers' processor brings every image between."""
 LONGEST_SIDE = 1024

@@ -13,11 +13,7 @@ import numpy.typing as npt
 from rism.export.refiner.answer_file import RefinedInstructionFile, check_output_file, unquote
 from rism.export.refiner.qwen_files import LanguageFiles, find_language_model
 from rism.export.refiner.qwen_model import LONGEST_SIDE, MAX_PIXELS, MIN_PIXELS, LanguageModel
-from rism.export.refiner.settings import (
-    ImageExpressions,
-    RefineProgress,
-    RefineSettings,
-)
+from rism.export.refiner.settings import ImageExpressions, RefineProgress, RefineSettings
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 from rism.runtime.prompt.instruction_file import (
@@ -27,13 +23,7 @@ from rism.runtime.prompt.instruction_file import (
     image_digest,
 )
 
-__all__ = [
-    "ImageExpressions",
-    "RefineProgress",
-    "RefineReport",
-    "RefineSettings",
-    "refine_images",
-]
+__all__ = ["ImageExpressions", "RefineProgress", "RefineReport", "RefineSettings", "refine_images"]
 
 
 @dataclass(frozen=True)

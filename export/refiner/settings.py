@@ -13,8 +13,6 @@ from rism.export.names import REFINER_DEVICES, REFINER_PRECISIONS
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import check_template, clean_expression
 
-__all__ = ["MAX_NEW_TOKENS", "ImageExpressions", "RefineProgress", "RefineSettings"]
-
 MAX_NEW_TOKENS = 128
 _MOST_NEW_TOKENS = 2048
 _MARK = "{expression}"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from rism.export.triton.models import Chain, Model, Tensor
 from rism.export.triton.pbtxt import Field, Message, Word, write
 
-__all__ = ["DEVICES", "Serving", "chain_config", "model_config", "segmenter_config"]
-
 DEVICES = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 _TYPES = {
     "float32": "TYPE_FP32",

@@ -17,8 +17,6 @@ from rism.export.triton.models import FREE, Model, Tensor, joined
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["NoiseFile", "join_requests", "transformer_inputs"]
-
 _OPSET = 20
 _IR_VERSION = 10
 _LEAST_OPSET = 15

@@ -10,8 +10,6 @@ from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.errors import BundleError, InputError, one_line
 
-__all__ = ["FREE", "Chain", "Model", "Step", "Tensor", "chains", "joined", "models_of"]
-
 FREE = -1
 # What of the text encoder's and the transformer's inputs a client gives for every expression.
 _BY_EXPRESSION = ("input_ids", "attention_mask", "quoted_mask", "prompt_weights", "prompt_mask")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-__all__ = ["Message", "Word", "write"]
-
 
 class Word(str):
     """A name of an enumeration, which stands without quotes."""

@@ -21,8 +21,6 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.providers import check_precision, find_provider
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
-__all__ = ["export_triton"]
-
 _GRAPH_ROOM = 64 * 2**20
 
 

@@ -13,8 +13,6 @@ from rism.export.triton.serving_options import TritonOptions
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.triton_backend import SERVED
 
-__all__ = ["write_segmenter"]
-
 _CODE = '''"""A picture and an expression in, a mask out. The server's Python needs rism."""
 
 from rism.runtime.triton_backend import TritonPythonModel

@@ -10,8 +10,6 @@ from rism.export.triton.config import DEVICES, Serving
 from rism.export.triton.models import Chain, Model
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["TritonOptions", "TritonReport"]
-
 _MAX_BATCH = 256
 _PREFIX = re.compile(r"[a-z0-9_-]{0,40}", re.ASCII)
 

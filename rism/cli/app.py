@@ -20,8 +20,6 @@ from rism.cli.commands.refine import refine
 from rism.cli.commands.run import run
 from rism.cli.flags import as_command
 
-__all__ = ["app"]
-
 _HELP = "Segment what a text refers to in an image, with an image-editing diffusion transformer."
 
 app = typer.Typer(

@@ -18,18 +18,6 @@ from typing import Any
 
 from rism.runtime.errors import OutputError, RismError, RismWarning, one_line
 
-__all__ = [
-    "FAILED",
-    "INTERRUPTED",
-    "READER_GONE",
-    "USAGE",
-    "Console",
-    "Countdown",
-    "ReaderGoneError",
-    "UsageError",
-    "write_stdout",
-]
-
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130

@@ -23,8 +23,6 @@ from rism.runtime.errors import one_line
 if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset
 
-__all__ = ["KNOWN_DATASETS", "DatasetFlags", "ScoredDatasetFlags", "Source"]
-
 KNOWN_DATASETS = f"{', '.join(PUBLISHED_DATASETS)}, scenes, FILE.jsonl or FILE.parquet"
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"{KNOWN_DATASETS}.")]

@@ -21,8 +21,6 @@ from rism.runtime.image.loading import pixel_count
 from rism.runtime.result.rendering import encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
 
-__all__ = ["ImageError", "SegmentedImage", "deliver"]
-
 # About 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
 

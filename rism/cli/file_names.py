@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["as_text", "distinct", "file_stem", "fold", "joined", "readable", "slugs"]
-
 # With a number, the kind and ".png" below the 255 bytes that file systems allow.
 _SLUG_BYTES = 60
 _STEM_BYTES = 120

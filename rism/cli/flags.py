@@ -24,24 +24,6 @@ if TYPE_CHECKING:
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
 
-__all__ = [
-    "BUNDLE_HELP",
-    "CheckpointFlags",
-    "CommandFlags",
-    "EngineFlags",
-    "ImageFlags",
-    "Instructions",
-    "QuietFlags",
-    "SegmenterFlags",
-    "Tau",
-    "Template",
-    "Threads",
-    "as_command",
-    "expecting",
-    "flags_set",
-    "in_utf_8",
-]
-
 BUNDLE_HELP = (
     "A folder that rism export wrote, or a bundle's hub id, OWNER/NAME[@REVISION]; an existing "
     "folder takes precedence. Default: mini, the built-in bundle; for a folder of that name write "

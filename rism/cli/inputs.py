@@ -16,8 +16,6 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.image.loading import SUFFIXES, ImageSource
 from rism.runtime.result.rendering import KINDS
 
-__all__ = ["STDIN", "InputImage", "Inputs", "find_inputs", "sort_arguments"]
-
 STDIN = "-"
 _OUR_ENDINGS = tuple(f".{kind}.png" for kind in KINDS)
 _NAMED = 3

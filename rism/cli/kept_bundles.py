@@ -13,8 +13,6 @@ from rism.runtime.bundle.hub import bundles_folder
 from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import RismError
 
-__all__ = ["exported_bundle", "folder_size", "kept_bundles", "last_used", "mark_used"]
-
 _ASK_ABOVE_BYTES = 1_000_000_000
 
 

@@ -15,8 +15,6 @@ from rism.runtime.errors import OutputError, one_line
 from rism.runtime.image.loading import SUFFIXES
 from rism.runtime.result.rendering import KINDS, Kind
 
-__all__ = ["Destination", "check_outputs", "choose_destination"]
-
 STDOUT = ("-", "/dev/stdout")
 _DEFAULT_KINDS: tuple[Kind, ...] = ("mask", "overlay")
 

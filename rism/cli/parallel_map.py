@@ -6,8 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["map_ordered"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

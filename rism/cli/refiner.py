@@ -9,8 +9,6 @@ from rism.cli.console import UsageError
 from rism.runtime.errors import one_line
 from rism.runtime.prompt.refiner import Refiner
 
-__all__ = ["find_refiner"]
-
 
 def find_refiner(name: str) -> Refiner:
     """Import `package.module:function`; modules in the current folder are found too.

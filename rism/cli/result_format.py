@@ -12,15 +12,6 @@ from rism.cli.file_names import readable
 from rism.runtime.result.rle import encode_rle
 from rism.runtime.result.segmentation import Segmentation
 
-__all__ = [
-    "DEMONSTRATOR",
-    "failure_record",
-    "json_line",
-    "json_text",
-    "result_record",
-    "summary_line",
-]
-
 DEMONSTRATOR = (
     "note: the bundle is a demonstrator that knows drawn shapes only; for photographs "
     "add --model flux2-klein-4b (or step1x), which exports it first"

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ConfidenceRule", "Evidence"]
-
 _LEAST_SEPARABILITY = 1e-3
 
 

@@ -17,17 +17,6 @@ from rism.runtime.bundle.json_reader import Node
 from rism.runtime.errors import one_line
 from rism.runtime.names import COMPUTE_TYPES
 
-__all__ = [
-    "EngineVariant",
-    "PlanSpec",
-    "RecordedGraph",
-    "RecordedTensor",
-    "SelfTest",
-    "ShapeRange",
-    "parse_engines",
-    "parse_self_test",
-]
-
 MAX_VARIANTS = 64
 MAX_CAPABILITIES = 64
 MAX_SELF_TEST_BYTES = 2**32

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from rism.runtime.bundle.json_reader import Node, is_safe_name
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["FileInfo", "parse_files"]
-
 
 @dataclass(frozen=True)
 class FileInfo:

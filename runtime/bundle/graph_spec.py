@@ -7,15 +7,6 @@ from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.names import CAPTURES
 
-__all__ = [
-    "SIZELESS",
-    "GraphSpec",
-    "TensorSpec",
-    "parse_graphs",
-    "same_shape",
-    "size_suffix",
-]
-
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 
 _TRANSFORMER_INPUTS = (

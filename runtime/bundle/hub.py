@@ -20,8 +20,6 @@ from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, one_line
 from rism.runtime.user_cache import user_cache
 
-__all__ = ["bundles_folder", "fetch_bundle", "import_hub", "is_hub_id"]
-
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?", re.ASCII)
 _MANIFEST = "manifest.json"

@@ -9,12 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rism.runtime.bundle.confidence_rule import ConfidenceRule
-from rism.runtime.bundle.engine_spec import (
-    EngineVariant,
-    SelfTest,
-    parse_engines,
-    parse_self_test,
-)
+from rism.runtime.bundle.engine_spec import EngineVariant, SelfTest, parse_engines, parse_self_test
 from rism.runtime.bundle.file_spec import FileInfo, parse_files
 from rism.runtime.bundle.graph_spec import (
     SIZELESS,

@@ -8,13 +8,6 @@ from rism.runtime.bundle.json_reader import parse_json
 from rism.runtime.bundle.manifest import Manifest, parse_manifest
 from rism.runtime.errors import BundleError
 
-__all__ = [
-    "MAX_MANIFEST_BYTES",
-    "parse_manifest_file",
-    "read_manifest_bytes",
-    "read_manifest_json",
-]
-
 MAX_MANIFEST_BYTES = 2**20
 
 

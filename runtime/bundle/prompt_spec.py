@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from rism.runtime.bundle.json_reader import Node
 
-__all__ = ["RESAMPLES", "PromptRules", "QuoteRules", "VisionRules", "parse_prompt"]
-
 MAX_PROMPT_TOKENS = 8192
 MAX_PIXELS = 2**24
 RESAMPLES = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")

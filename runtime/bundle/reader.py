@@ -18,8 +18,6 @@ from rism.runtime.bundle.manifest import FileInfo, Manifest, parse_manifest
 from rism.runtime.bundle.manifest_file import read_manifest_bytes
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["AMENDING", "BUILT_IN", "BUILT_INS", "Bundle", "is_companion", "resolve_bundle"]
-
 BUILT_IN = "mini"
 BUILT_INS = Path(__file__).parents[1] / "builtin"
 # While files of a change move to their places (update.py), and what is left of one that was killed.

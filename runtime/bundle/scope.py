@@ -8,8 +8,6 @@ from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.errors import one_line
 from rism.runtime.expression.head_noun import noun_phrase
 
-__all__ = ["Scope", "flatness"]
-
 _FLAT_LEVELS = 4
 
 

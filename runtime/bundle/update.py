@@ -29,8 +29,6 @@ from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_
 from rism.runtime.bundle.reader import AMENDING, BUILT_INS
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
-__all__ = ["expect_own_bundle", "mend_bundle", "store_file", "update_bundle"]
-
 LOCK = ".amending.lock"
 PATIENCE_S = 30.0
 _NO_FILES: Mapping[str, Path] = MappingProxyType({})

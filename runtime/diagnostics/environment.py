@@ -14,8 +14,6 @@ from rism.runtime.engines.nvidia_driver import Driver
 from rism.runtime.engines.providers import PROVIDERS, Provider
 from rism.runtime.errors import ProviderError, RismError
 
-__all__ = ["ProviderProbe", "packages", "probe", "python_line", "the_driver"]
-
 
 @dataclass(frozen=True)
 class ProviderProbe:

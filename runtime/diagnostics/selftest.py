@@ -37,8 +37,6 @@ from rism.runtime.errors import BundleError, ProviderError
 from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.segmenter import Segmenter
 
-__all__ = ["LIMITS", "Comparison", "Limits", "check", "check_variant", "record", "store", "vectors"]
-
 FILE = "selftest.bin"
 EXPRESSION = "the green square"
 # Sides of the image in tokens where images may be small; engines are built for no smaller.

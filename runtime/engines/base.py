@@ -6,8 +6,6 @@ from typing import Protocol, TypeAlias
 
 from rism.runtime.arrays import Array
 
-__all__ = ["Arrays", "Engine", "LazyEngine", "Load"]
-
 Arrays: TypeAlias = dict[str, Array]
 
 

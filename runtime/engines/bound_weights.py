@@ -19,8 +19,6 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import BundleError, one_line
 
-__all__ = ["BoundWeight", "OnDevice", "read_bound_weights", "upload"]
-
 # By the names that ONNX and ml_dtypes use.
 _BYTES = {
     "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int64": 8, "int32": 4, "bool": 1

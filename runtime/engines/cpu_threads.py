@@ -5,8 +5,6 @@ import os
 from functools import cache
 from pathlib import Path
 
-__all__ = ["MOST_WORKERS", "SMALL_BUNDLE_BYTES", "cpu_count", "threads_each"]
-
 # Each worker holds a decoded image and what is drawn of it.
 MOST_WORKERS = 4
 # A bundle below this computes an image in less time than it takes to read and write one: two

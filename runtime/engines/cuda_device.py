@@ -18,8 +18,6 @@ from rism.runtime.arrays import Array
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = ["Device", "DeviceArray", "Kernels", "open_device"]
-
 # `cupy.ndarray`: CuPy is imported when a device is opened, and ships no types.
 DeviceArray: TypeAlias = Any
 

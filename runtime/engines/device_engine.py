@@ -15,17 +15,6 @@ from rism.runtime.engines.base import Arrays, Engine, LazyEngine
 from rism.runtime.engines.cuda_device import Device, DeviceArray
 from rism.runtime.errors import ProviderError, one_line
 
-__all__ = [
-    "DeviceEngine",
-    "Mirrored",
-    "array_namespace",
-    "at",
-    "changed",
-    "device_engine",
-    "held",
-    "run_in_place",
-]
-
 
 def array_namespace(array: Any) -> ModuleType:
     """Return the module (numpy or cupy) that an array belongs to."""

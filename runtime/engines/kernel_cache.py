@@ -26,8 +26,6 @@ from rism.runtime.engines.tensorrt_api import RuntimeCacheObject, RuntimeConfig
 from rism.runtime.errors import OutputError, RismWarning, one_line
 from rism.runtime.user_cache import evict, read_plain_file, user_cache
 
-__all__ = ["RuntimeCache", "cache_folder"]
-
 FORMAT = "rism-runtime-cache-1"
 LARGEST_BYTES = 2**30
 LIMIT_BYTES = 4 * 2**30

@@ -11,8 +11,6 @@ from functools import cache
 
 from rism.runtime.errors import ProviderError
 
-__all__ = ["Driver", "Gpu", "describe_gpu", "find_driver", "sm"]
-
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 

@@ -23,8 +23,6 @@ from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count, thre
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime, open_session
 from rism.runtime.errors import BundleError, ProviderError, RismError, listed, one_line
 
-__all__ = ["OnnxRuntime", "OrtEngine", "ort_loads"]
-
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",

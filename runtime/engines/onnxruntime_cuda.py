@@ -21,8 +21,6 @@ from rism.runtime.engines.onnxruntime import OnnxRuntime, OrtEngine
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime
 from rism.runtime.errors import ProviderError, RismError
 
-__all__ = ["CudaEngine", "OnnxRuntimeCuda"]
-
 # Of onnxruntime's: what a graph reads there is not read by the GPU.
 _HOST_MEMORY = ("Cpu", "CudaPinned")
 

@@ -12,8 +12,6 @@ from rism.runtime.errors import ProviderError, one_line
 if TYPE_CHECKING:
     from rism.runtime.engines.onnxruntime import OnnxRuntime
 
-__all__ = ["import_onnxruntime", "open_session"]
-
 
 def import_onnxruntime() -> Any:
     """Return the module.

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from rism.runtime.bundle.manifest import PrecisionInfo
     from rism.runtime.engines.onnxruntime import OnnxRuntime
 
-__all__ = [
-    "PROVIDERS",
-    "Provider",
-    "check_precision",
-    "check_provider",
-    "find_provider",
-    "parse_provider",
-    "provider_names",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:

@@ -23,8 +23,6 @@ from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.shape_profiles import BATCH, profile, ranges
 from rism.runtime.errors import ProviderError, RismError, RismWarning, listed, one_line
 
-__all__ = ["OnnxRuntimeRtx", "find_device"]
-
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 EP_NAME = "NvTensorRTRTXExecutionProvider"
 _MODULE = PACKAGE.replace("-", "_")

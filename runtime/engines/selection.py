@@ -32,14 +32,6 @@ from rism.runtime.engines.variants import Machine, build_command, choose_variant
 from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.names import COMPUTE_TYPES, ENGINE_PRECISIONS
 
-__all__ = [
-    "EngineRequest",
-    "EngineSelection",
-    "select_engines",
-    "start_first_available",
-    "variant_loads",
-]
-
 T = TypeVar("T")
 
 

@@ -15,8 +15,6 @@ from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.image import geometry
 
-__all__ = ["BATCH", "profile", "ranges"]
-
 # Smallest, usual and largest.
 Range: TypeAlias = tuple[int, int, int]
 BATCH: Range = (1, 1, 8)

@@ -9,8 +9,6 @@ from rism.runtime.arrays import Array
 from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.errors import BundleError
 
-__all__ = ["expect_shape", "fixed_batch", "repeat_last"]
-
 MAX_FIXED_BATCH = 256
 
 

@@ -27,9 +27,6 @@ from rism.runtime.errors import (
     one_line,
 )
 
-__all__ = ["TensorRtEngine"]
-
-
 # What the library calls the types of weights.
 WEIGHT_TYPES = {
     "float32": "float32",

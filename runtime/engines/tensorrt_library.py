@@ -18,8 +18,6 @@ from rism.runtime.engines.nvidia_driver import Driver, describe_gpu
 from rism.runtime.engines.tensorrt_api import EngineObject, TensorRt
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
-__all__ = ["LIBRARIES", "Library", "ReadPlan", "check_driver", "find_library", "probe", "read_plan"]
-
 # By target: the module and the library's name.
 LIBRARIES = {
     "tensorrt-rtx": ("tensorrt_rtx", "TensorRT for RTX"),

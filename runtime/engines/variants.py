@@ -15,8 +15,6 @@ from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.nvidia_driver import Gpu, sm
 from rism.runtime.errors import InputError, ProviderError, listed, one_line
 
-__all__ = ["Machine", "build_command", "choose_variant", "largest_batch", "misfit", "this_platform"]
-
 _PORTABLE = ("linux-x86_64", "windows-x86_64")
 
 

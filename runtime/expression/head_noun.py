@@ -8,8 +8,6 @@ from typing import TypeAlias
 
 from rism.runtime.expression.spatial_words import PLACES, RELATION
 
-__all__ = ["STOP_WORDS", "content_words", "head_noun", "noun_phrase"]
-
 Span: TypeAlias = tuple[int, int]
 
 _FUNCTION_WORDS = """

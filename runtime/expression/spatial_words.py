@@ -3,8 +3,6 @@
 import re
 from dataclasses import dataclass
 
-__all__ = ["PLACES", "RELATION", "Cues", "read_cues"]
-
 # Words after one of these describe another object: "the dog left of the red car". A thing that is
 # worn or held is where its owner is, so that only words of size describe the other object.
 _BESIDE = (

@@ -10,18 +10,6 @@ from PIL import Image
 
 from rism.runtime.errors import InputError
 
-__all__ = [
-    "AVIF_BRANDS",
-    "MAX_FILE_BYTES",
-    "brands",
-    "decode_low_bytes",
-    "has_deep_colours",
-    "mend_tiff",
-    "open_heic",
-    "white_is_zero",
-    "without_text",
-]
-
 MAX_FILE_BYTES = 2**29
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})

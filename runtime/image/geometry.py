@@ -14,8 +14,6 @@ from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.errors import InputError
 
-__all__ = ["Plan", "Resized", "normalise", "plan", "positions", "resize", "to_model"]
-
 Resized: TypeAlias = Uint8 | Float32
 
 

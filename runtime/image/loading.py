@@ -22,17 +22,6 @@ from rism.runtime.image.formats import (
     without_text,
 )
 
-__all__ = [
-    "FORMATS",
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "ImageSource",
-    "exif_orientation",
-    "load_image",
-    "open_image",
-    "pixel_count",
-]
-
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | Uint8
 """A path, the bytes of a file or an open binary file, which are turned upright by their EXIF; or a
 PIL image or a uint8 array, which are taken as they are. See `load_image`."""

@@ -19,8 +19,6 @@ from rism.runtime.arrays import Float32, Int64, Uint8
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.errors import BundleError, InputError
 
-__all__ = ["View", "merged_grid", "patch_positions", "pixel_values", "view"]
-
 Float64: TypeAlias = npt.NDArray[np.float64]
 
 # Limits of the step to the nearest multiples, in merged patches.

@@ -13,8 +13,6 @@ from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, InputError
 from rism.runtime.method.postprocess import ExpressionOutput
 
-__all__ = ["expect_token_attention", "find_sinks", "without_sinks"]
-
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _HIGH = 5.0  # times the median over tokens
 _EVEN = 0.75  # standard deviation over mean

@@ -13,20 +13,6 @@ import numpy as np
 
 from rism.runtime.arrays import Array
 
-__all__ = [
-    "ATTENTION_CONSTANT",
-    "ATTENTION_NOT_FINITE",
-    "FEATURES_NOT_FINITE",
-    "Localisation",
-    "coarse_map",
-    "degenerate_reason",
-    "localise",
-    "minmax",
-    "propagate",
-    "refined_map",
-    "segment_tokens",
-]
-
 # Below this relative span a float32 sum over blocks is rounding, not signal.
 _CONSTANT_SPAN = 1e-6
 # Half a megabyte of features fits in a core's cache, and BLAS multiplies it by two rows on one

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.expression.spatial_words import Cues
 
-__all__ = ["components", "one_instance", "spatial_prior"]
-
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 _SPECK = 0.1  # a part smaller than this share of the largest is not an instance
 

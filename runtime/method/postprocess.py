@@ -24,15 +24,6 @@ from rism.runtime.method.instances import one_instance, spatial_prior
 from rism.runtime.method.upsampling import guided_upsample, upsample
 from rism.runtime.options import ResolvedOptions
 
-__all__ = [
-    "ExpressionOutput",
-    "PostprocessRequest",
-    "evidence",
-    "expect_outputs",
-    "localise_outputs",
-    "postprocess_numpy",
-]
-
 
 @dataclass(frozen=True)
 class PostprocessRequest:

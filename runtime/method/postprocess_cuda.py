@@ -39,8 +39,6 @@ from rism.runtime.method.postprocess import (
     localise_outputs,
 )
 
-__all__ = ["CudaPostprocess", "kernel_macros", "kernel_source", "prepare"]
-
 # Constants that the kernels are compiled with.
 THREADS = 256
 MAP_THREADS = 1024  # of `attention_maps`

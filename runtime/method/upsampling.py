@@ -17,8 +17,6 @@ from PIL import Image
 from rism.runtime.arrays import Array, Float32, Uint8
 from rism.runtime.image.geometry import Plan
 
-__all__ = ["guided_upsample", "upsample"]
-
 # Chosen on the tuning split of drawn scenes; docs/quality.md.
 RADIUS_TOKENS = 1.0
 REGULARISATION = 1e-4  # of colours from 0 to 1

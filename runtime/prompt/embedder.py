@@ -19,8 +19,6 @@ from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import EncodedPrompts, Instruction, PromptEncoder, PromptState
 from rism.runtime.prompt.vision_encoder import VisionContext, VisionEncoder
 
-__all__ = ["PromptEmbedder"]
-
 Embeds: TypeAlias = Float32 | Mirrored
 
 INSTRUCTIONS_KEPT = 256

@@ -23,8 +23,6 @@ from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.errors import BundleError, OutputError, one_line
 from rism.runtime.user_cache import evict, read_plain_file
 
-__all__ = ["DEFAULT_LIMIT_BYTES", "EmbeddingCache"]
-
 FORMAT = "rism-embeddings-2"
 DEFAULT_LIMIT_BYTES = 2 * 2**30
 # An entry, or the rest of one that a killed process was writing. Nothing else is ever removed.

@@ -13,16 +13,6 @@ from rism.runtime.engines.device_engine import Mirrored
 from rism.runtime.errors import BundleError, InputError, one_line
 from rism.runtime.prompt.tokenizer import PromptTokenizer, TokenRow
 
-__all__ = [
-    "EncodedPrompts",
-    "Instruction",
-    "PromptEncoder",
-    "PromptState",
-    "check_template",
-    "clean_expression",
-    "expression_list",
-]
-
 MAX_EXPRESSION_CHARACTERS = 4096
 _MARK = "{expression}"
 # Unicode's default ignorable code points and white space. Variation selectors and tags after an

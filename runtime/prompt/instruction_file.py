@@ -23,8 +23,6 @@ from rism.runtime.bundle.json_reader import Node, parse_json
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 
-__all__ = ["MAX_ENTRIES", "Fact", "InstructionFile", "Origin", "RefinedInstruction", "image_digest"]
-
 FORMAT = "rism-instructions"
 SCHEMA_VERSION = "1.0"
 READS_MAJOR = 1

@@ -6,8 +6,6 @@ import numpy.typing as npt
 from rism.runtime.arrays import BoolArray, Float32, Int64
 from rism.runtime.errors import BundleError
 
-__all__ = ["position_ids", "prompt_positions"]
-
 
 def position_ids(
     input_ids: Int64,

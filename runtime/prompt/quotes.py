@@ -12,8 +12,6 @@ from functools import lru_cache
 
 from rism.runtime.bundle.prompt_spec import QuoteRules
 
-__all__ = ["CLOSING", "OPENING", "Piece", "pieces"]
-
 OPENING, CLOSING = "\u201c", "\u201d"  # the Chinese quotes
 _TOGGLES = str.maketrans({"'": '"', OPENING: '"', CLOSING: '"'})
 _PAIRS = {'"': '"', OPENING: CLOSING}

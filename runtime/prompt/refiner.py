@@ -10,8 +10,6 @@ from rism.runtime.arrays import Uint8
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
-__all__ = ["Refiner", "refine"]
-
 
 class Refiner(Protocol):
     """A function of an instruction and an image that returns an instruction."""

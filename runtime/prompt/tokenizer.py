@@ -9,8 +9,6 @@ from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.errors import BundleError, failures_as, one_line
 from rism.runtime.prompt.quotes import CLOSING, OPENING, Piece, pieces
 
-__all__ = ["PromptTokenizer", "TokenRow"]
-
 
 @dataclass(frozen=True)
 class TokenRow:

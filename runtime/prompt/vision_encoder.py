@@ -16,8 +16,6 @@ from rism.runtime.lru_cache import LruCache
 from rism.runtime.prompt.encoder import EncodedPrompts, PromptEncoder
 from rism.runtime.prompt.position_ids import position_ids, prompt_positions
 
-__all__ = ["VisionContext", "VisionEncoder", "open_vision_encoder"]
-
 VIEWS_KEPT = 8
 
 

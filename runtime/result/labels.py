@@ -15,8 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from rism.runtime.arrays import Uint8
 from rism.runtime.result.segmentation import Segmentation
 
-__all__ = ["Rgb", "draw_labels", "label_text", "with_scale"]
-
 Rgb: TypeAlias = tuple[int, int, int]
 _Box: TypeAlias = tuple[int, int, int, int]
 

@@ -17,18 +17,6 @@ from rism.runtime.errors import InputError
 from rism.runtime.result.labels import Rgb, draw_labels, label_text, with_scale
 from rism.runtime.result.segmentation import Segmentation
 
-__all__ = [
-    "KINDS",
-    "Kind",
-    "contrasting",
-    "cutout",
-    "encode_png",
-    "heatmap",
-    "outline",
-    "overlay",
-    "render",
-]
-
 Kind = Literal["mask", "overlay", "cutout", "heatmap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -13,8 +13,6 @@ import numpy as np
 from rism.runtime.arrays import BoolArray, Int64
 from rism.runtime.errors import InputError
 
-__all__ = ["decode_rle", "encode_rle"]
-
 _OFFSET = 48
 _MORE = 0x20
 _SIGN = 0x10

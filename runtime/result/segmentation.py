@@ -13,8 +13,6 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.result.rle import decode_rle, encode_rle
 
-__all__ = ["Segmentation"]
-
 _DOUBTFUL = 0.5  # as likely absent as present
 
 

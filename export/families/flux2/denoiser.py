@@ -19,8 +19,6 @@ from rism.export.families.flux2.modulation import fold_modulation
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 
-__all__ = ["Flux2WholeStep", "klein_denoiser"]
-
 _FINAL = "norm_out"
 
 

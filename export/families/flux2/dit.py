@@ -25,8 +25,6 @@ from rism.export.family import FamilySpec
 from rism.export.graph.rotary import RotaryTable, rotate
 from rism.export.spec import PromptTokens
 
-__all__ = ["INTO_STREAM", "MODULATIONS", "Flux2SingleStep"]
-
 MODULATIONS = (
     "double_stream_modulation_img",
     "double_stream_modulation_txt",

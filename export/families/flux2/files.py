@@ -29,8 +29,6 @@ from rism.export.families.parts import (
     shapes_of,
 )
 
-__all__ = ["KleinFiles", "open_files"]
-
 _AUTOENCODERS = ("ae.safetensors", "flux2-vae.safetensors", "flux2_ae.safetensors")
 # Not part of any graph, and laid out differently in the makers' files.
 _FINAL = ("norm_out.linear.weight", "proj_out.weight")

@@ -32,8 +32,6 @@ from rism.export.graph.encoders import QwenPromptEncoder, VaeEncoder
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
-__all__ = ["KleinModel", "open_klein"]
-
 
 @dataclass(frozen=True)
 class _Blocks:
@@ -64,10 +62,7 @@ class KleinModel:
         depth = max(self.blocks.out_layers)
         model = build_empty(lambda: Qwen3ForCausalLM(self.files.text_config(depth)))
         module = QwenPromptEncoder(
-            model,
-            self.blocks.out_layers,
-            length=self.spec.prompt.max_length,
-            precision=precision,
+            model, self.blocks.out_layers, length=self.spec.prompt.max_length, precision=precision
         )
         rules = _rules(module, self.files.text, lambda name: f"model.{name}")
         return cast_part("text_encoder", module, rules, precision, TEXT_INTO_STREAM)

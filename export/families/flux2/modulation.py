@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.flux2.dit import MODULATIONS
 
-__all__ = ["fold_modulation"]
-
 
 @torch.no_grad()
 def fold_modulation(

@@ -26,8 +26,6 @@ from rism.export.spec import ReferenceCapture, ReferenceInputs, ReferencePrompt,
 if TYPE_CHECKING:
     from rism.export.families.flux2.klein import KleinModel
 
-__all__ = ["ReferenceKlein", "reference_capture"]
-
 # Folded into constants by the exporter from unrounded weights; the constants are rounded.
 _FOLDED = ("time_guidance_embed.", *(f"{name}." for name in MODULATIONS))
 

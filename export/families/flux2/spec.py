@@ -15,8 +15,6 @@ from rism.export.family import FamilySpec
 from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry
 
-__all__ = ["SETTINGS", "check_parts", "make_spec"]
-
 # l' of the paper is block 20 of 32; other depths keep the proportion.
 _FEATURE_DEPTH = 20 / 32
 _MAX_ASPECT = 8.0  # as Flux2ImageProcessor.check_image_input

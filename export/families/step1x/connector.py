@@ -15,8 +15,6 @@ from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.families.step1x.sizes import ConnectorSizes
 from rism.export.precision import Precision
 
-__all__ = ["INTO_STREAM", "SINUSOIDS", "Connector", "timestep_constants", "two_layers"]
-
 INTO_STREAM = ("input_embedder", "self_attn_proj", "fc2", "adaLN_modulation.1")
 _EPS = 1e-6
 SINUSOIDS = 256

@@ -21,8 +21,6 @@ from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 
-__all__ = ["Step1XWholeStep", "step1x_denoiser"]
-
 _STEPS = 28
 _FINAL = "norm_out"
 

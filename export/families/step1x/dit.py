@@ -33,8 +33,6 @@ from rism.export.graph.rotary import RotaryTable, rotate
 from rism.export.precision import PRECISIONS, Precision
 from rism.export.spec import PromptTokens
 
-__all__ = ["INTO_STREAM", "Step1XSingleStep", "expected_shapes"]
-
 # Layers whose results are added to the residual stream, begin it, or multiply into it.
 INTO_STREAM = (
     "x_embedder",
@@ -163,10 +161,7 @@ class Step1XSingleStep(nn.Module):
 
 
 def _single(
-    block: FluxSingleTransformerBlock,
-    hidden: torch.Tensor,
-    condition: torch.Tensor,
-    rotary: Rotary,
+    block: FluxSingleTransformerBlock, hidden: torch.Tensor, condition: torch.Tensor, rotary: Rotary
 ) -> torch.Tensor:
     """Run a single-stream block over the whole sequence.
 

@@ -29,15 +29,8 @@ from rism.export.families.parts import (
     shapes_of,
 )
 from rism.export.families.step1x.dit import expected_shapes
-from rism.export.families.step1x.sizes import (
-    ConnectorSizes,
-    Step1XSizes,
-    guess_vae,
-    sizes_of,
-)
+from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, guess_vae, sizes_of
 from rism.export.families.step1x.tensor_names import open_autoencoder, open_transformer
-
-__all__ = ["Step1XFiles", "open_files"]
 
 _AUTOENCODERS = ("vae.safetensors", "ae.safetensors")
 # What the FLUX.1 autoencoder's configuration says and its tensors do not.

@@ -39,8 +39,6 @@ from rism.export.graph.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
 
-__all__ = ["Step1XModel", "open_step1x"]
-
 _VISION_INTO_STREAM = ("patch_embed", "attn.proj", "mlp.down_proj")
 _REFINER = "connector.S.individual_token_refiner.blocks"
 

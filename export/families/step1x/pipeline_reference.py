@@ -28,19 +28,12 @@ from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.families.step1x import reference as reference
 from rism.export.families.step1x.spec import IMAGE_TOKEN, content, prefix_text
 from rism.export.precision import Precision
-from rism.export.spec import (
-    ReferenceCapture,
-    ReferenceInputs,
-    ReferencePrompt,
-    RgbImage,
-)
+from rism.export.spec import ReferenceCapture, ReferenceInputs, ReferencePrompt, RgbImage
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
 if TYPE_CHECKING:
     from rism.export.families.step1x.model import Step1XModel
-
-__all__ = ["Processed", "ReferenceStep1XEdit"]
 
 _QUOTES = "\"'“”"
 # Folded into constants by the exporter from unrounded weights, and not rounded after.

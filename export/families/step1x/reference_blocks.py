@@ -13,16 +13,6 @@ from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
 from rism.export.spec import ReferenceCapture
 
-__all__ = [
-    "Step1XRecord",
-    "Weights",
-    "double_block",
-    "modulation",
-    "rotary_turns",
-    "single_block",
-    "two_layers",
-]
-
 _THETA = 10000.0
 _EPSILON = 1e-6
 # Cast to float32 a piece is up to twice as large.

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from rism.export.families.step1x.reference_blocks import Weights, two_layers
 from rism.export.families.step1x.sizes import ConnectorSizes
 
-__all__ = ["allowed_pairs", "connect", "sinusoid"]
-
 _LONGEST_PERIOD = 10000.0
 _FREQUENCIES = 128
 _EPSILON = 1e-6

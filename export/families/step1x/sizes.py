@@ -9,8 +9,6 @@ from typing import Any
 from rism.export.checkpoint.safetensors_store import TensorStore
 from rism.export.errors import CheckpointError
 
-__all__ = ["ConnectorSizes", "Step1XSizes", "guess_vae", "sizes_of"]
-
 _CONNECTOR_HEAD = 128  # width of a head in every published connector; no tensor says it
 
 

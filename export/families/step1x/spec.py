@@ -25,14 +25,6 @@ from rism.export.spec import ModelSpec
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, QuoteRules, VisionRules
 
-__all__ = [
-    "IMAGE_TOKEN",
-    "content",
-    "make_spec",
-    "prefix_text",
-    "step1x_settings",
-]
-
 # l' of the paper is block 40 of 57; other depths keep the proportion.
 _FEATURE_DEPTH = 40 / 57
 _MAX_ASPECT = 8.0
@@ -177,11 +169,7 @@ def content(version: Version, before: str, instruction: str) -> list[dict[str, s
 
 
 def _vision(
-    version: Version,
-    settings: Mapping[str, Any],
-    preprocessor: Mapping[str, Any],
-    *,
-    saved: bool,
+    version: Version, settings: Mapping[str, Any], preprocessor: Mapping[str, Any], *, saved: bool
 ) -> VisionRules:
     try:
         patch, merge = int(preprocessor["patch_size"]), int(preprocessor["merge_size"])

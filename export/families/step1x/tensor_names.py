@@ -14,8 +14,6 @@ from rism.export.errors import CheckpointError
 from rism.export.families.autoencoder_names import open_encoder
 from rism.export.families.makers_names import TransformerNames
 
-__all__ = ["NAMES", "open_autoencoder", "open_transformer"]
-
 NAMES = TransformerNames(
     title="Step1X-Edit",
     whole={

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from rism.export.family import FILE_PREFIX, Axis, MakersLayout, PublishedModel
 
-__all__ = ["NOISY_AXES", "TEXTS", "VERSIONS", "Version", "version_of_file"]
-
 TEXTS = Path(__file__).parent / "texts"
 _MARK = "connector.S.input_embedder.weight"
 

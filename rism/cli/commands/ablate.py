@@ -23,8 +23,6 @@ from rism.runtime.errors import OutputError, RismError
 if TYPE_CHECKING:
     from rism.runtime.prompt.refiner import Refiner
 
-__all__ = ["AblateFlags", "ablate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):

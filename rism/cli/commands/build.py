@@ -15,8 +15,6 @@ from rism.cli.flags import QuietFlags, expecting
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import EnginePrecision, EngineTarget
 
-__all__ = ["BuildFlags", "build", "build_default_engine", "check_engine"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFlags(QuietFlags):

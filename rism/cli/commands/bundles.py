@@ -13,8 +13,6 @@ from rism.cli.console import Console, write_stdout
 from rism.cli.flags import CommandFlags
 from rism.runtime.errors import InputError, OutputError, one_line
 
-__all__ = ["BundlesFlags", "bundles"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class BundlesFlags(CommandFlags):

@@ -19,8 +19,6 @@ from rism.runtime.errors import InputError, OutputError
 if TYPE_CHECKING:
     from rism.calibration.samples import CalibrationSample
 
-__all__ = ["CalibrateFlags", "calibrate"]
-
 _PLOTS = (".png", ".svg", ".pdf")
 
 

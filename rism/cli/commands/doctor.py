@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rism.runtime.engines.nvidia_driver import Driver
     from rism.runtime.engines.selection import EngineRequest
 
-__all__ = ["DoctorFlags", "doctor"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(EngineFlags):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset, Problem
     from rism.runtime.prompt.instruction_file import InstructionFile
 
-__all__ = ["EvalFlags", "evaluate"]
-
 _SHOWN_PROBLEMS = 5
 # Flags of a run, which --merge takes from the shards.
 _OF_A_RUN = (*SegmenterFlags.__annotations__, "engine", "shard", "maps")

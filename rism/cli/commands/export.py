@@ -18,8 +18,6 @@ from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CAPTURES
 
-__all__ = ["ExportFlags", "export"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags(CheckpointFlags, QuietFlags):

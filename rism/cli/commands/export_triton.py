@@ -14,8 +14,6 @@ from rism.export.names import ServerDevice
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CaptureName
 
-__all__ = ["ExportTritonFlags", "export_triton"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportTritonFlags(QuietFlags):

@@ -13,8 +13,6 @@ from rism.cli.console import Console
 from rism.cli.flags import QuietFlags, expecting
 from rism.runtime.errors import InputError, one_line
 
-__all__ = ["FitConfidenceFlags", "fit_confidence"]
-
 # As published datasets, scenes and files are called: "refcoco unc testA", "mine-test.jsonl".
 _TEST_SPLIT = re.compile(r"(?<![^\W_])test[ab]?(?![^\W_])", re.IGNORECASE)
 

@@ -16,8 +16,6 @@ from rism.runtime.errors import one_line
 if TYPE_CHECKING:
     from rism.runtime.bundle.manifest import Manifest, TensorSpec
 
-__all__ = ["InspectFlags", "inspect"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class InspectFlags(CommandFlags):

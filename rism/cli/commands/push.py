@@ -16,8 +16,6 @@ from rism.runtime.errors import RismError, one_line
 if TYPE_CHECKING:
     from rism.runtime.bundle.reader import Bundle
 
-__all__ = ["PushFlags", "push"]
-
 # Licences, as model cards and manifests name them, that let anybody pass copies on.
 _FREE = re.compile(r"apache|mit\b|bsd|cc0|cc-by(?!-n)|public domain", re.IGNORECASE)
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset
     from rism.export.refiner.refine import RefineProgress, RefineReport, RefineSettings
 
-__all__ = ["RefineFlags", "refine"]
-
 _SHOWN = 5
 
 

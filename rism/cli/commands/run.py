@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
 
-__all__ = ["RunFlags", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):

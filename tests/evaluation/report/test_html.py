@@ -180,10 +180,7 @@ def test_contours_on_a_pictures_own_colours() -> None:
 
 def test_what_is_not_there_and_was_found_is_shown(tmp_path: Path) -> None:
     dataset = SmallSet(1)
-    dataset.samples = [
-        Sample("there", "0", "green"),
-        Sample("gone", "0", "zebra", present=False),
-    ]
+    dataset.samples = [Sample("there", "0", "green"), Sample("gone", "0", "zebra", present=False)]
     write(tmp_path, dataset)
     page = (tmp_path / "report.html").read_text("utf-8")
     shown = page[page.index("<h2>Absent, but found</h2>") :]

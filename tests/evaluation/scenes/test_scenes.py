@@ -10,11 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rism.evaluation.scenes.expressions import (
-    Expression,
-    make_expressions,
-    pick_expression,
-)
+from rism.evaluation.scenes.expressions import Expression, make_expressions, pick_expression
 from rism.evaluation.scenes.judged import judged_scene, training_scene
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES, draw_sprite
 from rism.evaluation.scenes.scene import SIZE_RANGES, Scene, SceneObject, make_scene

@@ -218,10 +218,7 @@ def test_fp8_is_in_the_transformer_alone(bound: tuple[Path, BuildReport]) -> Non
     ("flags", "message"),
     [
         (["--target", "openvino"], "'openvino' is not one of 'tensorrt-rtx', 'tensorrt'"),
-        (
-            ["--precision", "bf16"],
-            "compute in fp16.*--model small-klein --precision bf16 -o",
-        ),
+        (["--precision", "bf16"], "compute in fp16.*--model small-klein --precision bf16 -o"),
         (["--precision", "int8"], "'int8' is not one of 'fp32', 'fp16', 'bf16', 'fp8'"),
         (["--gpu", "sm90"], "does not serve sm90 \\(Hopper\\)"),
         (["--capture", "tokens"], "--capture has 'tokens', this bundle has vectors, scores"),

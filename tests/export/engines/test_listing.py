@@ -155,8 +155,7 @@ def test_products_tell_the_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written_out", "detail"),
-    [(3, "written out: 3"), (0, "the graph has none")],
+    ("written_out", "detail"), [(3, "written out: 3"), (0, "the graph has none")]
 )
 def test_without_attention_for_the_library_none_is_called_fused(
     written_out: int, detail: str

@@ -21,11 +21,7 @@ RTX, TENSORRT = TARGETS["tensorrt-rtx"], TARGETS["tensorrt"]
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [
-        ("sm86,sm120", ("8.6", "12.0")),
-        (" 89 , SM_86,sm86", ("8.9", "8.6")),
-        ("8.9", ("8.9",)),
-    ],
+    [("sm86,sm120", ("8.6", "12.0")), (" 89 , SM_86,sm86", ("8.9", "8.6")), ("8.9", ("8.9",))],
 )
 def test_gpus_are_read_as_people_write_them(text: str, found: tuple[str, ...]) -> None:
     assert parse_gpus(text) == found

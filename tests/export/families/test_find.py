@@ -80,10 +80,7 @@ PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
         (changed(CONFIG, num_layers=10**9), "num_layers is 1000000000, expected"),
         (changed(CONFIG, num_layers=1), "no place for, such as transformer_blocks.1"),
         (changed(CONFIG, num_layers="two"), "num_layers is two, expected"),
-        (
-            lambda folder: (folder / CONFIG).write_text("{"),
-            r"config\.json cannot be read as JSON",
-        ),
+        (lambda folder: (folder / CONFIG).write_text("{"), r"config\.json cannot be read as JSON"),
         (
             changed("rism.json", text_encoder_out_layers=[1, 2]),
             "expects prompt embeddings of width 48.* give 32",

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["CASES", "Inputs", "ProbeCase", "literal"]
-
 
 @dataclass(frozen=True)
 class Inputs:

@@ -19,8 +19,6 @@ import numpy as np
 import onnxruntime as ort
 from google.protobuf import text_format
 
-__all__ = ["RefusedError", "Server", "schema"]
-
 Arrays = dict[str, np.ndarray]
 NUMPY = {
     "TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64,

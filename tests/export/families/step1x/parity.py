@@ -20,8 +20,6 @@ from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs, RgbImage
 
-__all__ = ["TextComparison", "block_differences", "random_inputs"]
-
 FP32 = PRECISIONS["fp32"]
 
 
