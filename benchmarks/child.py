@@ -4,8 +4,6 @@ It reads a task as JSON, and appends a line of JSON to FILE whenever a row is kn
 ends this process has all rows before.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """Scenarios as a TOML file has them, checked before anything runs."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass

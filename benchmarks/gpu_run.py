@@ -18,8 +18,6 @@ this order:
 `--device cpu --small` tries all of it on small models without a GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -16,8 +16,6 @@ Step1X-Edit is a checkout of stepfun-ai/Step1X-Edit; the forks are checkouts of
 Peyton-Chen/diffusers, branches step1xedit and step1xedit_v1p2.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 Rows are read while they are measured, so those of a process that is ended are kept.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

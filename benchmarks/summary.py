@@ -1,7 +1,5 @@
 """From rows to figures: medians, ratios, targets; as JSON and as a table."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping

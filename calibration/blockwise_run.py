@@ -1,7 +1,5 @@
 """Runs graphs block by block: all samples through one block, then the next block's weights."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 E4M3FN: no infinities, largest number 448, smallest normal 2^-6, smallest of all 2^-9.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 

@@ -5,8 +5,6 @@ computed in the graph's own type (float32 for bfloat16); an engine multiplies FP
 in float32.
 """
 
-from __future__ import annotations
-
 from rism.calibration.blockwise_run import LoadedGraph
 from rism.calibration.open_graph import open_graph
 from rism.calibration.qdq import quantise

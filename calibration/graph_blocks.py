@@ -1,7 +1,5 @@
 """Splits a graph at its blocks into stages that run one after the other."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

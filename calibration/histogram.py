@@ -4,8 +4,6 @@ A bin holds the numbers whose float32 forms share their upper 16 bits after the 
 each power of two. E4M3 has 2^3 numbers there, so a bin is rounded as its centre is.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

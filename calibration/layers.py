@@ -1,7 +1,5 @@
 """The linear layers of a transformer graph, and the reasons why some are not quantised."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence

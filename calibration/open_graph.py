@@ -1,7 +1,5 @@
 """Graphs of a bundle, opened for edits: their weights stay on the disk."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """onnxruntime sessions on the CPU for graphs in memory whose weights lie in a bundle."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Scales are float32 in every graph. An engine multiplies a product by its channel
 afterwards; before that it holds y / scale, which in float16 would exceed the largest number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measures FP8 scales of a bundle's transformer on images, block by block."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

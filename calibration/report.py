@@ -1,7 +1,5 @@
 """The FP8 error of each layer, as JSON and as a plot."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """Images and expressions for calibration, and the transformer's inputs for them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

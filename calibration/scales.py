@@ -4,8 +4,6 @@ The format is docs/calibration.md. A file may come from anybody: sizes, types an
 checked, what the reader does not know is ignored, and a newer major version is refused.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A family's transformer calls `Capture.attend` in each block in place of its atte
 are clean tokens only and heads are averaged (docs/bundle.md, METHOD: A = mean_h A_h).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

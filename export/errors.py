@@ -1,7 +1,5 @@
 """What can go wrong while exporting; all of them are `RismError`s of one line."""
 
-from __future__ import annotations
-
 from rism.runtime.errors import RismError
 
 

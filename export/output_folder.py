@@ -1,7 +1,5 @@
 """A folder that appears under its name whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

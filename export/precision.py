@@ -6,8 +6,6 @@ float32: the residual stream of FLUX passes float16's largest number (65504). Pr
 added to the stream are computed at 1/32 of their size, for the same reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

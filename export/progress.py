@@ -1,7 +1,5 @@
 """The progress of an export."""
 
-from __future__ import annotations
-
 import sys
 
 from tqdm import tqdm

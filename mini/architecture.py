@@ -1,7 +1,5 @@
 """The modules of `mini`: FLUX.2-klein's own classes at a small size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

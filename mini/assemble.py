@@ -6,8 +6,6 @@ The folder is what `Flux2KleinPipeline.save_pretrained` writes, in float16, and 
 `rism.json` (the sizes that differ from the published models) and the model card.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Training batches: scenes, expressions, edited scenes and labels for each token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

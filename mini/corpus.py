@@ -1,7 +1,5 @@
 """The text that the tokenizer of `mini` is trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

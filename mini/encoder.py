@@ -7,8 +7,6 @@ are zero, and its final SiLU gets x and -x, because silu(x) - silu(-x) = x. The 
 (`mini.train_vae`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2

@@ -4,8 +4,6 @@ Scenes 0 to N - 1 of a stream that is never trained on, one expression each, sco
 the image with the metrics of `rism eval`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Images to normalised packed latents, as in FLUX.2's pipeline."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import AutoencoderKLFlux2
 

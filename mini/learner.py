@@ -1,7 +1,5 @@
 """The trained modules of `mini`: text encoder and DiT, with heads that only training needs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The training losses of `mini`."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

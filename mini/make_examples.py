@@ -4,8 +4,6 @@ They are held-out scenes from number 10,000 on (the score uses 0 to 499): for ea
 below the first scene whose expression fits, whatever the model answers.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Draw docs/result.png, image, CAM, RAM and mask of examples: `python -m mini.make_figure`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Attention processors for training that compute the probabilities, which the losses need."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_flux2 import (

@@ -4,8 +4,6 @@ The vocabulary is trained on the expressions of the generated scenes, whose word
 each; any other text is split into bytes, never into an unknown token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

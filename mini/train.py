@@ -5,8 +5,6 @@ One step draws S scenes with E expressions each. The DiT gets a few random noisy
 same command continues from the last checkpoint.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

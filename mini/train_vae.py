@@ -4,8 +4,6 @@ Sets the encoder (`mini.encoder`), measures the latent statistics and trains the
 of generated scenes. The same command continues the training of the decoder in DIR.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writing a file so that readers see all of it or nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

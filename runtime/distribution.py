@@ -3,8 +3,6 @@
 The name is not that of the import: `rism` on PyPI is another project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

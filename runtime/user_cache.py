@@ -1,7 +1,5 @@
 """Files that rism keeps in folders of its user. What is read from there is not trusted."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """What every way of capturing that is measured has in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

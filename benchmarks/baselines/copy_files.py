@@ -3,8 +3,6 @@
 `python -m benchmarks.baselines.copy_files CHECKPOINT FILE` is one process of it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -5,8 +5,6 @@ image's size, D x H x W, and every pixel is compared with both prototypes. Nothi
 and nothing is put in another order: this is the form that the paper's times are of.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

@@ -4,8 +4,6 @@ Source: the models' own forward passes (diffusers' FLUX.2 and Step1X-Edit), cut 
 Run eager it is what PyTorch does, run by torch.compile what a compiler makes of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

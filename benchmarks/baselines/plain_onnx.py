@@ -5,8 +5,6 @@ default, in which attention has no operator and comes out as products and a soft
 in the file. It is what whoever exports a model to ONNX has, before anyone looks at the graph.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Source: arXiv 2605.13122, equations 1, 3 and 4, and what its table A1 is a measurement of.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

@@ -1,7 +1,5 @@
 """Masks of a quantised transformer against those of another, and against the truth."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Whether two ways of computing agree; asked before either is timed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

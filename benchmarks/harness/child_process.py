@@ -1,7 +1,5 @@
 """Python processes that a scenario starts: what they print, how long they take, their memory."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

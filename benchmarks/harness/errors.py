@@ -1,7 +1,5 @@
 """Errors of a benchmark."""
 
-from __future__ import annotations
-
 import traceback
 
 from rism.runtime.errors import RismError

@@ -1,7 +1,5 @@
 """Timing and memory, the same way for every benchmark."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

@@ -1,7 +1,5 @@
 """What a scenario is asked for, and what it finds: one row for each way of doing one thing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

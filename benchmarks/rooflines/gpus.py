@@ -1,7 +1,5 @@
 """Rates of the cards, as their maker's datasheets give them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

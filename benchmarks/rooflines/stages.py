@@ -4,8 +4,6 @@ A stage takes at least its operations over the arithmetic rate, and at least its
 memory's bandwidth; weights are read once a run. docs/performance.md derives the formulas.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing here imports the packages that it takes to measure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module

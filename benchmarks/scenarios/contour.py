@@ -3,8 +3,6 @@
 The map is what a perfect one would be: the share of each token that the true mask covers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -3,8 +3,6 @@
 Each run is a process that reads and segments every image, and writes its mask and its overlay.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Whole images with the built-in model: against PyTorch, and several expressions on one."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Post-processing on the host: ours against the paper's literal form on the same random input."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

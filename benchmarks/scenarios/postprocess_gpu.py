@@ -10,8 +10,6 @@ each until its masks are on the host:
 The cache is overwritten before each run, as a transformer leaves it.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Processes from their start to their end: from nothing to a mask, and imports alone."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from functools import partial

@@ -6,8 +6,6 @@ together, and runs the bundle's self-test. What cannot run is listed with its re
 its engines and test vectors added; the built-in one is copied before.
 """
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import subprocess

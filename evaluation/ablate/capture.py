@@ -1,7 +1,5 @@
 """Captures everything that the ablations need in one pass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

@@ -1,7 +1,5 @@
 """The file of a run: one line for each sample, so that an interrupted run can continue."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """FILE.jsonl: the user's own images, expressions and masks, one sample per line."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lists the samples of a dataset in order, and the problems of the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar

@@ -4,8 +4,6 @@ pycocotools draws the polygons, as in all published scores. It is written in C a
 its input, so everything is checked before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Datasets in parquet files: four layouts of RefCOCO on hubs, or columns by name."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

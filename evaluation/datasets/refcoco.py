@@ -1,7 +1,5 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in the layout of REFER: refs(*).p, instances.json, images."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The description of a dataset that `open_dataset` opens."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

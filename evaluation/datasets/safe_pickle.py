@@ -4,8 +4,6 @@ REFER's sentences are in pickles, and Python's own reader runs a pickle as a pro
 instruction is checked first, and the `Unpickler` cannot look up any name either.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools

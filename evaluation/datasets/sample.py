@@ -1,7 +1,5 @@
 """A sample, one expression on one image with its true mask, and the datasets of samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias

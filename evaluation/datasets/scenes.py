@@ -1,7 +1,5 @@
 """Generated scenes as a dataset: `rism eval scenes`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ Some copies of RefCOCO mix two partitions in one split; their scores cannot be c
 published table. The counts show which partition a split is.
 """
 
-from __future__ import annotations
-
 from itertools import combinations
 
 # (objects, sentences) by dataset, partition and split. Objects: the table in the catalogue of

@@ -1,7 +1,5 @@
 """Reads images of datasets in the orientation that their masks were drawn in."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

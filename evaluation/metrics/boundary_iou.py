@@ -1,7 +1,5 @@
 """The pixels of a mask that lie near its contour (Cheng et al. 2021, arXiv 2103.16562)."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

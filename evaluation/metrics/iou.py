@@ -5,8 +5,6 @@ intersections over the sum of unions, P@X the share of samples with an IoU of at
 union is empty, the IoU is 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What was published for the same datasets, in percent (arXiv 2605.13122)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

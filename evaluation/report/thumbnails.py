@@ -1,7 +1,5 @@
 """Thumbnails of found and true masks for the report."""
 
-from __future__ import annotations
-
 import base64
 import io
 

@@ -1,7 +1,5 @@
 """Muted backgrounds: low saturation and middle brightness, so that every object stays visible."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Referring expressions for the objects of a scene, each true of exactly one object."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Scenes with an expression, from separate random streams for training, tuning and test."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ colour of the object, ``"shade"`` a darker tone of it, ``"clear"`` erases, and a
 fixed detail colour.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Ruffled outlines, with waves far shorter than the side of a token."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _WAVE_PX = (9.0, 15.0)

@@ -1,7 +1,5 @@
 """Scenes: images of two to six known objects on a background."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

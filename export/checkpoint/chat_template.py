@@ -1,7 +1,5 @@
 """A tokenizer's chat template and vocabulary, as the bundle holds them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reading the JSON files of a checkpoint, which is untrusted input."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

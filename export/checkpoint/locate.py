@@ -1,7 +1,5 @@
 """A checkpoint on disk, and how the model hub brings one there. No code from it is ever run."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Engines of a bundle's graphs: TensorRT and TensorRT for RTX. Needs no PyTorch."""
 
-from __future__ import annotations
-
 from rism.export.engines.build import BuildReport, build_engines
 from rism.export.engines.build_options import BuildOptions
 from rism.export.errors import BuildError

@@ -1,7 +1,5 @@
 """Building engines of a bundle's graphs one after another, and adding them to the bundle."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

@@ -1,7 +1,5 @@
 """The options of a build."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

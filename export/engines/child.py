@@ -5,8 +5,6 @@ calls the library (TensorRT for RTX where POLYGRAPHY_USE_TENSORRT_RTX is 1, or e
 prints all that the library reports.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bringing an exported graph into the form that a library takes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import onnx

@@ -6,8 +6,6 @@ GPU takes, how fast they are and whether their numbers are right is not in the l
 tests that where the engine runs.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each writer takes a node, adds nodes that compute the same, and returns the valu
 node's output.
 """
 
-from __future__ import annotations
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir

@@ -1,7 +1,5 @@
 """Building one graph in a child process, and turning whatever becomes of it into one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

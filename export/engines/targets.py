@@ -4,8 +4,6 @@ Everything that differs between the two is here. A library, a GPU or a precision
 served is refused before a build, by an error that names it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Engine variants in a bundle: their files, the self-test, removal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ A plan whose weights are inputs holds only kernels. Building it takes no more me
 and the runtime binds the bundle's own weights to the inputs, once for all plans.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

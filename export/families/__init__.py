@@ -4,8 +4,6 @@ A new family is a package with a `FamilySpec`, and its line in `FAMILIES`. What 
 readable without PyTorch: heavy modules are imported by its functions.
 """
 
-from __future__ import annotations
-
 from rism.export.families import flux2, step1x
 from rism.export.family import FamilySpec
 

@@ -1,7 +1,5 @@
 """The attention of diffusers' blocks: processors replaced for a while, heads apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

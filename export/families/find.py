@@ -1,7 +1,5 @@
 """Finding a model's checkpoint and its family: short names, folders, files, the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rism.export import families

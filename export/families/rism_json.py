@@ -1,7 +1,5 @@
 """A checkpoint's own settings, from its file `rism.json`, over the published defaults."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """The text encoder and the VAE encoder as the graphs hold them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Nodes that take the place of another one, and operators written out in older ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

@@ -1,7 +1,5 @@
 """Small edits of traced graphs, each with what it needs and what it leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

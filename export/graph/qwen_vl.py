@@ -1,7 +1,5 @@
 """Qwen2.5-VL's two halves as the graphs hold them: the tower that looks, the model that reads."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -3,8 +3,6 @@
 `rism.runtime.method.equations` is the same arithmetic in NumPy; the parity gate compares them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

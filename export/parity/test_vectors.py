@@ -4,8 +4,6 @@ They are made by the bundle's own graphs, which the parity gate has just compare
 the weights that it stores. What an engine's vectors differ by is then the engine's rounding alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

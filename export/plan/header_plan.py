@@ -3,8 +3,6 @@
 `plan.make_plan` knows more: it builds the modules and so sees which weights fold away or never run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Numbers of a plan, for people, and the disk that a bundle will be on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

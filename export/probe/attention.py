@@ -4,8 +4,6 @@ The kernels behind `scaled_dot_product_attention` compute L_i = log sum_j exp(s_
 training; the public function drops it. Here the same kernel is chosen and keeps it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn.attention import SDPBackend
 

@@ -4,8 +4,6 @@ As operators they pass through torch.export and torch.compile whole, and are cou
 `torch.utils.flop_counter`; `rism::probe_vectors` is the node that a plugin would stand for.
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import torch

@@ -4,8 +4,6 @@ With L_i over all keys and L_i^S over some keys S, exp(L_i^S - L_i) is the mass 
 and attention over S alone gives shares of that mass. So the keys in between need no visit.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Where the Qwen2.5-VL of a checkpoint is, in whichever layout."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings, input and progress of a run of the refiner."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

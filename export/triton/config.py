@@ -1,7 +1,5 @@
 """Model configurations (config.pbtxt), by NVIDIA's schema `inference.ModelConfig`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ shapes. So what is shared must follow from a shape: the grid of the image's toke
 the shape of its latents, (B, N_h, N_w, C), and noise, positions and tau are made inside.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

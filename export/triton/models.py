@@ -1,7 +1,5 @@
 """What a bundle's graphs are to a Triton server: models, and an ensemble that chains them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Protocol buffers' text format, as much of it as a model configuration needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """A bundle as a model repository of Triton Inference Server (docs/triton.md)."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The model that takes images and expressions, for the server's Python backend."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a model repository can be asked to be, and what was written."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The output of a command: lines on stderr, results on stdout, a progress line, an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What `rism run` writes about each image: drawn in threads, written in the order of the images."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing

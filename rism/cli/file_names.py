@@ -4,8 +4,6 @@ A name that was shortened, or of which nothing readable was left, ends in a dige
 text, so that two runs do not give the same name to different things.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import unicodedata

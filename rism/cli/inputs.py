@@ -1,7 +1,5 @@
 """Which arguments are images and which are expressions, and which images a folder has."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

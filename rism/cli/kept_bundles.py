@@ -1,7 +1,5 @@
 """Bundles in this user's cache: those of the hub, and the exports of `rism run --model`."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

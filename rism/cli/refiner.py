@@ -1,7 +1,5 @@
 """`--refiner`: a function of the user's own, imported by name."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

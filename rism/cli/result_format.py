@@ -1,7 +1,5 @@
 """Results as lines of text and as JSON."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ nor engines follow. So a bundle's files are linked once more, as plain files, in
 bundles; on one disk that costs no room.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -6,8 +6,6 @@ after that moment, an error or a killed process, is undone or finished by the sa
 at once, or by whoever changes the bundle next.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What this machine has for running bundles, for `rism doctor`."""
 
-from __future__ import annotations
-
 import platform
 import sys
 from dataclasses import dataclass

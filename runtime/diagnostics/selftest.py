@@ -5,8 +5,6 @@ engines get the same inputs and are compared: some pairs of GPU and library have
 more than rounding, without an error.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

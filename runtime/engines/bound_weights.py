@@ -4,8 +4,6 @@ A plan of this kind holds kernels and no weights. The bundle's own weights are c
 once and shared by all plans (of capture modes and fixed sizes) that use them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ refuses kernels of another version, driver or card. Refused kernels are compiled
 warning.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

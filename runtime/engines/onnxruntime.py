@@ -4,8 +4,6 @@ Nothing falls back silently: a provider that was asked for by name runs, or its 
 helps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -5,8 +5,6 @@ registered with onnxruntime once in a process, then offers one device a GPU. Opt
 `tensorrt_rtx_provider_options.h`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """Optimisation profiles: which sizes of its inputs a graph is compiled for."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping

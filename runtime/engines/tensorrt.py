@@ -3,8 +3,6 @@
 The order of calls is the library's: runtime, engine, (weights), context, shapes, addresses, run.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A plan is code, which the library runs. It is read only if the manifest gives it
 in a bundle's manifest is trust in its plans.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 from functools import cache

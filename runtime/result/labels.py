@@ -3,8 +3,6 @@
 The font is Pillow's default, which has Latin letters only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias

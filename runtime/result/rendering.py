@@ -3,8 +3,6 @@
 Arrays in, arrays out; `encode_png` turns any of them into a file's bytes.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args

@@ -6,8 +6,6 @@ in groups of five bits, lowest first, as the characters from "0" (48) on, where 
 that another group follows and bit 4 of the last group is the sign.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from rism.runtime.arrays import BoolArray, Int64

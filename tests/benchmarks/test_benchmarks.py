@@ -1,7 +1,5 @@
 """The baselines are honest: they give what the runtime gives, only slower."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

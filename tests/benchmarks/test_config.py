@@ -1,7 +1,5 @@
 """Scenarios in a file: what is refused, and in what words; both files that are there."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

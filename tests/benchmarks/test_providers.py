@@ -1,7 +1,5 @@
 """The scenario of providers: what runs here, what does not and why."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The built-in bundle, and scales that nobody measured."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`rism calibrate`: what it writes, and what bad input gets."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Rounding to E4M3: NumPy, PyTorch and onnxruntime give the same bits."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnx.parser

@@ -1,7 +1,5 @@
 """QuantizeLinear and DequantizeLinear in graphs of every type."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

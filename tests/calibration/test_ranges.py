@@ -1,7 +1,5 @@
 """Calibration of the built-in model: the bars, with fewer scenes than the scenario fp8-masks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scales in a file, which may come from anybody."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

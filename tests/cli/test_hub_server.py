@@ -1,7 +1,5 @@
 """rism push and --bundle owner/name, with a server that speaks the hub's HTTP on this machine."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What is an image and what an expression; which images a folder has."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

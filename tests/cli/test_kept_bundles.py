@@ -1,7 +1,5 @@
 """Bundles by hub id, from a cache in the hub's layout; the folder of kept bundles."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Nothing that was there is lost: inputs are no outputs, and results do not replace each other."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

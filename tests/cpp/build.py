@@ -1,7 +1,5 @@
 """Configuring, building and running the C++ parts, with what a developer's install brings."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

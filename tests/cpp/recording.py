@@ -1,7 +1,5 @@
 """What the NumPy runtime is fed and answers, written down for C++ to read."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

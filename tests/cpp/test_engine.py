@@ -1,7 +1,5 @@
 """The TensorRT engine, compiled around a library that stands for TensorRT in the host's memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

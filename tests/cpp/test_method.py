@@ -1,7 +1,5 @@
 """The single header says what the NumPy runtime says, mask pixel for pixel."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The reader's parts do what the libraries of the Python runtime do."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import string

@@ -1,7 +1,5 @@
 """The whole program with ONNX Runtime, where its C++ headers are; they are in no wheel."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

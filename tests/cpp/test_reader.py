@@ -3,8 +3,6 @@
 A recording of the runtime's run stands in for the engine, and is compared with what it is fed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

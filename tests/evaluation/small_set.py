@@ -1,7 +1,5 @@
 """A dataset in memory: pictures in three colours, asked of the tiny bundle."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

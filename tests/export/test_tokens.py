@@ -2,8 +2,6 @@
 
 # ruff: noqa: RUF001 - letters that look alike are what is tested
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The built-in model: what it is made of, and that it does what the README says."""
 
-from __future__ import annotations
-
 import json
 from threading import Event
 

@@ -1,7 +1,5 @@
 """The recipe of the built-in model runs, learns something, and goes on where it stopped."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The reader in docs/bundle.md is a program: it runs, and finds what the runtime finds."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One name, one thing: classes and modules of the packages, and the benchmarks."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 from pathlib import Path

@@ -4,8 +4,6 @@ Read off the published sources (stepfun-ai/Step1X-Edit; Peyton-Chen/diffusers, b
 and step1xedit_v1p2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path

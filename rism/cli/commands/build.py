@@ -1,7 +1,5 @@
 """`rism build`: engines of a bundle's graphs."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

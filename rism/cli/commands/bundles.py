@@ -1,7 +1,5 @@
 """`rism bundles`: the bundles in this user's cache."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """`rism export`: a bundle from a checkpoint."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`rism export-triton`: a model repository of Triton Inference Server."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`rism fit-confidence`: when a bundle answers that nothing in an image fits."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small dataset in REFER's layout, made of drawn scenes."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Sets of judged scenes: repeatable, apart from one another, and what their names say."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metrics against brute force, pixel by pixel and pair by pair."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

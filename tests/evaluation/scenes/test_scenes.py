@@ -1,7 +1,5 @@
 """Scenes and expressions: deterministic, true, unambiguous and exactly undoable."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache

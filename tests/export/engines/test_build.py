@@ -1,7 +1,5 @@
 """`rism build` with real engines of a small model, and what it refuses."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

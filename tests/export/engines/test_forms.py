@@ -1,7 +1,5 @@
 """Graphs written as a library takes them compute what they computed."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a builder's list of layers says, and what it does not."""
 
-from __future__ import annotations
-
 import pytest
 
 from rism.export.engines.listing import (

@@ -1,7 +1,5 @@
 """Real builds of single graphs, and those that go wrong in their own process: one line each."""
 
-from __future__ import annotations
-
 import sys
 import textwrap
 from collections.abc import Callable

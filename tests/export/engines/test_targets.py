@@ -1,7 +1,5 @@
 """Which library builds for which GPU, in which precision and form."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 import pytest
 

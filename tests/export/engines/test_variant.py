@@ -1,7 +1,5 @@
 """What becomes of a variant that this machine can run; the library is a recorded fake."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

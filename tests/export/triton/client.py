@@ -1,7 +1,5 @@
 """What a client of a model repository sends, taken from what the segmenter feeds its graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ of its onnxruntime backend (ValidateEnsembleConfig, ReshapeTensorDims, CompareDi
 the dynamic batcher, which joins requests of equal shapes in the order in which they came).
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

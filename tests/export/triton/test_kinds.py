@@ -1,7 +1,5 @@
 """Repositories of bundles that are not like mini: looking, of fixed sizes, with engines, unfit."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

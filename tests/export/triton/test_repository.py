@@ -1,7 +1,5 @@
 """Model repositories: NVIDIA's schema, the graphs' tensors, and the chain as a server runs it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

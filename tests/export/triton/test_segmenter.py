@@ -1,7 +1,5 @@
 """The model of the Python backend: a recorded edge of the server, and real graphs behind it."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import shutil

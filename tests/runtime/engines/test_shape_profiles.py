@@ -1,7 +1,5 @@
 """Profiles hold whatever a bundle's geometry makes of pictures and expressions."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

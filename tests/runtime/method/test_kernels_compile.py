@@ -1,7 +1,5 @@
 """The kernels for real GPUs, without one: NVIDIA's compilers take them, and two blocks fit."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The kernels against NumPy: emulated on the CPU everywhere, and on a GPU where there is one."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Devices of the CPU that notice when a kernel leaves its arrays."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 

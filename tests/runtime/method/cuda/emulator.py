@@ -1,7 +1,5 @@
 """The kernels on a CPU: the same source under g++, see emulate.hpp."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os
