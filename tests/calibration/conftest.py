@@ -24,8 +24,10 @@ def scales_of(model: ir.Model, **layers: float) -> Scales:
 
 
 @pytest.fixture(scope="session")
-def mini_bundle() -> Bundle:
-    return Bundle.open(resolve_bundle())
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy that no test changes: onnx_ir refuses files that other tests have hard-linked."""
+    folder = tmp_path_factory.mktemp("built-in") / "mini"
+    return Bundle.open(shutil.copytree(resolve_bundle(), folder))
 
 
 @pytest.fixture
