@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +33,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import InputError, OutputError
 from rism.runtime.method import equations
 from tests.export.small import feeds
+from tests.paths import ROOT
 
 GRIDS = [(6, 6), (4, 9), (11, 3)]
 
@@ -260,3 +266,19 @@ def test_every_output_is_in_the_report(exported: ExportReport) -> None:
     for name, graph in Bundle.open(exported.path).manifest.graphs.items():
         assert set(graph.outputs) <= set(exported.parity[name])
         assert all(check.passed for check in exported.parity[name].values())
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rism", "export", "--model", checkpoint, "-o", tmp_path / "b"]
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    limit = time.monotonic() + 900
+    while not list(tmp_path.glob(".b.*/*.onnx")) and time.monotonic() < limit:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, notes = run.communicate(timeout=900)
+    assert run.returncode == 130
+    assert "Traceback" not in notes
+    assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
-from rism.evaluation.scenes.expressions import Expression, make_expressions, pick_expression
+from rism.evaluation.scenes.expressions import FORMS, Expression, make_expressions, pick_expression
 from rism.evaluation.scenes.judged import judged_scene, training_scene
-from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES, draw_sprite
+from rism.evaluation.scenes.kinds import COLOUR_NAMES, COLOURS, KIND_NAMES, draw_sprite
 from rism.evaluation.scenes.scene import SIZE_RANGES, Scene, SceneObject, make_scene
 
 SCENES = 100
@@ -60,6 +60,18 @@ def test_sprites_are_tight_and_mostly_in_their_colour() -> None:
         assert own.mean() > 0.55, kind
         flipped = draw_sprite(kind, colour, size_px=size_px, flip=True)
         assert np.array_equal(flipped[:, ::-1], sprite)
+
+
+def test_silhouettes_differ() -> None:
+    shapes = {}
+    for kind in KIND_NAMES:
+        alpha = draw_sprite(kind, COLOURS["red"][0], size_px=32)[..., 3] >= 128
+        height, width = alpha.shape
+        y, x = (32 - height) // 2, (32 - width) // 2
+        shapes[kind] = np.pad(alpha, ((y, 32 - height - y), (x, 32 - width - x)))
+    for first, second in combinations(KIND_NAMES, 2):
+        a, b = shapes[first], shapes[second]
+        assert (a & b).sum() / (a | b).sum() < 0.9, (first, second)
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -188,3 +200,16 @@ def test_relations_hold_for_one_object_only() -> None:
         assert item.target in holds
         seen[relation] += 1
     assert all(seen[relation] > 5 for relation in (*signs, "next to"))
+
+
+def test_drawn_forms_follow_the_weights() -> None:
+    rng = np.random.default_rng(5)
+    drawn = [pick_expression(scene, rng) for scene, each in some_scenes() * 3 if each]
+    counts = Counter(item.form for item in drawn)
+    assert len(drawn) > 0.95 * 3 * SCENES
+    for form in FORMS:
+        assert counts[form] / len(drawn) > 0.07, counts
+    assert sum(item.needed for item in drawn) / len(drawn) > 0.4
+    assert 0.1 < sum(not item.text.startswith("the ") for item in drawn) / len(drawn) < 0.3
+    only, expression = training_scene((1,), form_weights={"place": 1.0})
+    assert expression.form == "place" and expression.target < len(only.objects)
