@@ -3,6 +3,7 @@
 Between two engines on one GPU, what the first returns is not copied to the host.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -26,7 +27,7 @@ def array_namespace(array: Any) -> ModuleType:
     return np
 
 
-class DeviceEngine:
+class DeviceEngine(ABC):
     """An engine that leaves its outputs on a GPU; derive from it beside what runs the graph."""
 
     device: Device
@@ -41,6 +42,7 @@ class DeviceEngine:
             outputs = self.run_on_device(feeds)
             return {logical: self.device.download(array) for logical, array in outputs.items()}
 
+    @abstractmethod
     def run_on_device(
         self, feeds: Mapping[str, Any], *, borrow: bool = False
     ) -> dict[str, DeviceArray]:
@@ -55,7 +57,6 @@ class DeviceEngine:
         Returns:
             The declared outputs by logical name, ready in the order of the device's stream.
         """
-        raise NotImplementedError
 
 
 class Mirrored:
