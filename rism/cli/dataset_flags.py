@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rism.cli.console import UsageError
-from rism.cli.flags import CommandFlags
+from rism.cli.flags import CommandFlags, argument, option
 from rism.evaluation.names import (
     DATASET_SUFFIXES,
     PUBLISHED_DATASETS,
@@ -25,35 +24,28 @@ if TYPE_CHECKING:
 
 KNOWN_DATASETS = f"{', '.join(PUBLISHED_DATASETS)}, scenes, FILE.jsonl or FILE.parquet"
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"{KNOWN_DATASETS}.")]
+source_argument = partial(argument, ..., metavar="SOURCE", help=f"{KNOWN_DATASETS}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFlags(CommandFlags):
     """The flags that choose a dataset; see `rism.evaluation.datasets.request.DatasetRequest`."""
 
-    source: Source
-    root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder with the dataset's files.")
-    ] = None
-    split_by: Annotated[
-        SplitAuthor | None, typer.Option(help="Who made the split. Default: unc; of refcocog umd.")
-    ] = None
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="val, testA, testB or test; default: val. Of scenes tuning or test; default: test."
-        ),
-    ] = None
-    wording: Annotated[
-        Wording,
-        typer.Option(help="Sentences as people typed them (raw), or as REFER cleaned them (sent)."),
-    ] = "raw"
-    kind: Annotated[SceneSetName, typer.Option(help="Which set of scenes.")] = "plain"
-    count: Annotated[int | None, typer.Option(min=1, help="Number of scenes. Default: 500.")] = None
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first samples of the dataset.")
-    ] = None
+    source: str = source_argument()
+    root: Path | None = option(None, metavar="DIR", help="The folder with the dataset's files.")
+    split_by: SplitAuthor | None = option(
+        None, help="Who made the split. Default: unc; of refcocog umd."
+    )
+    split: str | None = option(
+        None,
+        help="val, testA, testB or test; default: val. Of scenes tuning or test; default: test.",
+    )
+    wording: Wording = option(
+        "raw", help="Sentences as people typed them (raw), or as REFER cleaned them (sent)."
+    )
+    kind: SceneSetName = option("plain", help="Which set of scenes.")
+    count: int | None = option(None, min=1, help="Number of scenes. Default: 500.")
+    limit: int | None = option(None, min=1, help="Use only the first samples of the dataset.")
     gt_merge: MaskMerge = "legacy"
     offset: int = 0
     seed: int = 0
@@ -126,13 +118,11 @@ class DatasetFlags(CommandFlags):
 class ScoredDatasetFlags(DatasetFlags):
     """The flags of a dataset whose true masks are used."""
 
-    gt_merge: Annotated[
-        MaskMerge,
-        typer.Option(
-            help="True mask of several polygons: as the public evaluators draw it (legacy), or "
-            "all of them (union)."
-        ),
-    ] = "legacy"
+    gt_merge: MaskMerge = option(
+        "legacy",
+        help="True mask of several polygons: as the public evaluators draw it (legacy), or "
+        "all of them (union).",
+    )
 
 
 def _columns(text: str) -> dict[str, str]:

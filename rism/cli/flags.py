@@ -1,15 +1,15 @@
 """How a dataclass of flags becomes a command, and the flags that commands share.
 
-A field that is annotated with `typer.Option` or `typer.Argument` is a flag; another field is a
-plain default, which a subclass may turn into a flag. Nothing heavy is imported, so that `--help`
-stays quick.
+A field made by `option` or `argument` is a flag; another field is a plain default, which a
+subclass may turn into a flag. Nothing heavy is imported, so that `--help` stays quick.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -37,6 +37,23 @@ _PROVIDERS = [
 ]
 
 
+def option(default: Any, *names: str, **settings: Any) -> Any:
+    """Make a field of `typer.Option`; `...` stands for no default, and switches have no `--no-`."""
+    return _flag(typer.Option, default, names, settings)
+
+
+def argument(default: Any, **settings: Any) -> Any:
+    """Make a field of `typer.Argument`; `...` stands for no default."""
+    return _flag(typer.Argument, default, (), settings)
+
+
+def _flag(kind: Any, default: Any, names: tuple[str, ...], settings: dict[str, Any]) -> Any:
+    return field(
+        default=MISSING if default is ... else default,
+        metadata={"typer": kind(..., *names, **settings)},
+    )
+
+
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a typer command of a function that takes one dataclass of flags and the console."""
     flags = get_type_hints(function)["flags"]
@@ -47,33 +64,34 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
         with console.reporting():
             function(found, console)
 
-    hints, defaults = get_type_hints(flags, include_extras=True), _defaults(flags)
+    hints = get_type_hints(flags)
+    own: dict[str, Field[Any]] = {}
     # Own flags come first in --help, then those of the parent classes.
-    names = [name for each in flags.__mro__ for name in inspect.get_annotations(each)]
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
+    for each in flags.__mro__:
+        for name in inspect.get_annotations(each):
+            own.setdefault(name, each.__dataclass_fields__[name])
+    parameters = []
+    for name, flag in own.items():
+        if (info := flag.metadata.get("typer")) is None:
+            continue
+        if hints[name] is bool:
+            info.param_decls = info.param_decls or (f"--{name.replace('_', '-')}",)
+        parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[name], default=defaults[name]
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[hints[name], info],
+                default=inspect.Parameter.empty if flag.default is MISSING else flag.default,
             )
-            for name in dict.fromkeys(names)
-            if hasattr(hints[name], "__metadata__")
-        ]
-    )
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__name__, command.__doc__ = function.__name__, function.__doc__
     return command
 
 
-def _defaults(flags: Any) -> dict[str, Any]:
-    """Return the default of each flag; a parameter's mark for none where it is required."""
-    return {
-        each.name: inspect.Parameter.empty if each.default is MISSING else each.default
-        for each in fields(flags)
-    }
-
-
 def flags_set(flags: CommandFlags, names: Iterable[str]) -> list[str]:
     """Return those of the named flags that differ from their defaults, as they are typed."""
-    defaults = _defaults(flags)
+    defaults = {each.name: each.default for each in fields(flags)}
     return [
         f"--{name.replace('_', '-')}" for name in names if getattr(flags, name) != defaults[name]
     ]
@@ -111,26 +129,23 @@ def _provider(text: str) -> str:
     return text
 
 
-Tau = Annotated[
-    float | None,
-    typer.Option(
-        callback=expecting("0 to below 1, such as 0.8", lambda tau: 0 <= tau < 1),
-        help="Region threshold, 0 to below 1. Default: the bundle's.",
-    ),
-]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        callback=in_utf_8,
-        help="The instruction, such as 'segment {expression}'. Default: the bundle's; for a "
-        "checkpoint 'remove {expression}'.",
-    ),
-]
-Instructions = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Use reworded instructions that rism refine wrote."),
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all.")]
+tau_option = partial(
+    option,
+    None,
+    callback=expecting("0 to below 1, such as 0.8", lambda tau: 0 <= tau < 1),
+    help="Region threshold, 0 to below 1. Default: the bundle's.",
+)
+template_option = partial(
+    option,
+    None,
+    callback=in_utf_8,
+    help="The instruction, such as 'segment {expression}'. Default: the bundle's; for a "
+    "checkpoint 'remove {expression}'.",
+)
+instructions_option = partial(
+    option, None, metavar="FILE", help="Use reworded instructions that rism refine wrote."
+)
+threads_option = partial(option, None, min=1, help="CPU threads. Default: all.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,148 +153,118 @@ class CommandFlags:
     """The flags of every command."""
 
     quiet: bool = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print more, and where an error occurred.")
-    ] = False
+    verbose: bool = option(
+        False, "--verbose", "-v", help="Print more, and where an error occurred."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuietFlags(CommandFlags):
     """The flags of a command that can be silenced."""
 
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
+    quiet: bool = option(False, "--quiet", "-q", help="Print errors only.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(CommandFlags):
     """Flags that say which images are read and what is searched for in them."""
 
-    expressions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--expression",
-            "-e",
-            metavar="TEXT",
-            help="What to find; repeatable. All arguments are then images.",
-        ),
-    ] = None
-    recursive: Annotated[
-        bool,
-        typer.Option(
-            "--recursive",
-            "-r",
-            help="Read folders inside folders, too; the names of results keep them.",
-        ),
-    ] = False
+    expressions: list[str] | None = option(
+        None,
+        "--expression",
+        "-e",
+        metavar="TEXT",
+        help="What to find; repeatable. All arguments are then images.",
+    )
+    recursive: bool = option(
+        False,
+        "--recursive",
+        "-r",
+        help="Read folders inside folders, too; the names of results keep them.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFlags(CommandFlags):
     """Flags of commands that read a checkpoint of the model hub."""
 
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit of the hub repository.")
-    ] = None
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only files that are already on this machine.")
-    ] = False
+    revision: str | None = option(None, help="A branch, tag or commit of the hub repository.")
+    offline: bool = option(False, help="Use only files that are already on this machine.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFlags(CommandFlags):
     """Flags that say what runs a bundle's graphs."""
 
-    provider: Annotated[
-        str,
-        typer.Option(
-            metavar="PROVIDER",
-            callback=_provider,
-            help=f"auto, {', '.join(_PROVIDERS)}; tensorrt-rtx+onnxruntime-cuda runs the graphs "
-            "that the first has no engine for on the second.",
-        ),
-    ] = "auto"
-    device: Annotated[int, typer.Option(min=0, help="Index of the GPU.")] = 0
-    engine: Annotated[
-        str | None, typer.Option(help="Name of an engine of the bundle; rism inspect lists them.")
-    ] = None
-    threads: Threads = None
+    provider: str = option(
+        "auto",
+        metavar="PROVIDER",
+        callback=_provider,
+        help=f"auto, {', '.join(_PROVIDERS)}; tensorrt-rtx+onnxruntime-cuda runs the graphs "
+        "that the first has no engine for on the second.",
+    )
+    device: int = option(0, min=0, help="Index of the GPU.")
+    engine: str | None = option(
+        None, help="Name of an engine of the bundle; rism inspect lists them."
+    )
+    threads: int | None = threads_option()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterFlags(EngineFlags):
     """Flags of a segmenter and of its method, for `rism run` and `rism eval`."""
 
-    bundle: Annotated[str | None, typer.Option(help=BUNDLE_HELP)] = None
-    precision: Annotated[
-        EnginePrecision | None,
-        typer.Option(help="Precision to compute in. Default: any that is available."),
-    ] = None
-    capture: Annotated[
-        CaptureName | None, typer.Option(help="Transformer graph to use. Default: the bundle's.")
-    ] = None
-    template: Template = None
-    instructions: Instructions = None
-    tau: Tau = None
-    tokens: Annotated[
-        TokenSet | None,
-        typer.Option(help="Prompt tokens whose attention counts. Default: all, with padding."),
-    ] = None
-    magnets: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            callback=in_utf_8,
-            help="Append these words to the prompt to absorb stray attention; their tokens are "
-            "ignored.",
-        ),
-    ] = None
-    sinks: Annotated[
-        bool,
-        typer.Option(
-            "--sinks",
-            help="Detect attention-sink tokens and rerun with their weight set to 0; needs a "
-            "bundle exported with --token-attention.",
-        ),
-    ] = False
-    upsample: Annotated[
-        UpsamplingMethod | None,
-        typer.Option(
-            help="How the mask reaches the size of the image: guided follows the edges of the "
-            "image. Default: guided."
-        ),
-    ] = None
-    spatial_prior: Annotated[
-        bool | None,
-        typer.Option(
-            "--spatial-prior/--no-spatial-prior",
-            help="Use words of place such as 'left' and 'top'. Default: on.",
-        ),
-    ] = None
-    instances: Annotated[
-        bool | None,
-        typer.Option(
-            "--instances/--no-instances",
-            help="Of several regions, keep the one that words of place and size mean. Default: on.",
-        ),
-    ] = None
-    confidence: Annotated[
-        float | None,
-        typer.Option(
-            callback=expecting("0 to 1, such as 0.5", lambda least: 0 <= least <= 1),
-            help="Return an empty mask below this confidence. Default: the bundle's threshold.",
-        ),
-    ] = None
-    always: Annotated[
-        bool, typer.Option("--always", help="Return a mask even at low confidence.")
-    ] = False
-    paper: Annotated[
-        bool,
-        typer.Option(
-            "--paper",
-            help="Use the published method only: disables contours, spatial prior, instance choice "
-            "and rejection.",
-        ),
-    ] = False
+    bundle: str | None = option(None, help=BUNDLE_HELP)
+    precision: EnginePrecision | None = option(
+        None, help="Precision to compute in. Default: any that is available."
+    )
+    capture: CaptureName | None = option(
+        None, help="Transformer graph to use. Default: the bundle's."
+    )
+    template: str | None = template_option()
+    instructions: Path | None = instructions_option()
+    tau: float | None = tau_option()
+    tokens: TokenSet | None = option(
+        None, help="Prompt tokens whose attention counts. Default: all, with padding."
+    )
+    magnets: str | None = option(
+        None,
+        metavar="WORDS",
+        callback=in_utf_8,
+        help="Append these words to the prompt to absorb stray attention; their tokens are "
+        "ignored.",
+    )
+    sinks: bool = option(
+        False,
+        help="Detect attention-sink tokens and rerun with their weight set to 0; needs a "
+        "bundle exported with --token-attention.",
+    )
+    upsample: UpsamplingMethod | None = option(
+        None,
+        help="How the mask reaches the size of the image: guided follows the edges of the "
+        "image. Default: guided.",
+    )
+    spatial_prior: bool | None = option(
+        None,
+        "--spatial-prior/--no-spatial-prior",
+        help="Use words of place such as 'left' and 'top'. Default: on.",
+    )
+    instances: bool | None = option(
+        None,
+        "--instances/--no-instances",
+        help="Of several regions, keep the one that words of place and size mean. Default: on.",
+    )
+    confidence: float | None = option(
+        None,
+        callback=expecting("0 to 1, such as 0.5", lambda least: 0 <= least <= 1),
+        help="Return an empty mask below this confidence. Default: the bundle's threshold.",
+    )
+    always: bool = option(False, help="Return a mask even at low confidence.")
+    paper: bool = option(
+        False,
+        help="Use the published method only: disables contours, spatial prior, instance choice "
+        "and rejection.",
+    )
 
     @property
     def options(self) -> SegmentOptions:

@@ -9,13 +9,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rism.cli.console import Console, UsageError
 from rism.cli.dataset_flags import ScoredDatasetFlags
-from rism.cli.flags import CheckpointFlags, Instructions, QuietFlags, Tau, Template, Threads
+from rism.cli.flags import (
+    CheckpointFlags,
+    QuietFlags,
+    instructions_option,
+    option,
+    tau_option,
+    template_option,
+    threads_option,
+)
 from rism.export.names import FEATURE_SITES, GraphPrecision
 from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import OutputError, RismError
@@ -28,60 +34,46 @@ if TYPE_CHECKING:
 class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):
     """The flags of `rism ablate`."""
 
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="The folder to write; an interrupted run continues in its folder.",
-        ),
-    ]
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|PATH", help="A checkpoint as for rism export: weights, not a bundle."
-        ),
-    ] = "mini"
-    precision: Annotated[
-        GraphPrecision | None,
-        typer.Option(help="Precision to compute in. Default: the model's own."),
-    ] = None
-    device: Annotated[
-        str, typer.Option(help="PyTorch's name of the transformer's device: cpu, cuda, cuda:1.")
-    ] = "cpu"
-    text_device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Device of the text encoder. Default: the same."),
-    ] = None
-    size_level: Annotated[
-        int | None, typer.Option(min=8, max=8192, help="Resize images to about N x N pixels.")
-    ] = None
-    template: Template = None
-    instructions: Instructions = None
-    tau: Tau = None
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, max=9999, help="Number of denoising steps. Default: as published."),
-    ] = None
-    timesteps: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Steps to capture, such as 0,5,10; always with 0."),
-    ] = None
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", help="Blocks whose features are used: 0,10,20 or 0-7. Default: all."
-        ),
-    ] = None
-    sites: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help=f"Where features are read: {','.join(FEATURE_SITES)}. Default: all.",
-        ),
-    ] = None
-    threads: Threads = None
+    output: Path = option(
+        ...,
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The folder to write; an interrupted run continues in its folder.",
+    )
+    model: str = option(
+        "mini", metavar="NAME|PATH", help="A checkpoint as for rism export: weights, not a bundle."
+    )
+    precision: GraphPrecision | None = option(
+        None, help="Precision to compute in. Default: the model's own."
+    )
+    device: str = option(
+        "cpu", help="PyTorch's name of the transformer's device: cpu, cuda, cuda:1."
+    )
+    text_device: str | None = option(
+        None, metavar="DEVICE", help="Device of the text encoder. Default: the same."
+    )
+    size_level: int | None = option(
+        None, min=8, max=8192, help="Resize images to about N x N pixels."
+    )
+    template: str | None = template_option()
+    instructions: Path | None = instructions_option()
+    tau: float | None = tau_option()
+    steps: int | None = option(
+        None, min=1, max=9999, help="Number of denoising steps. Default: as published."
+    )
+    timesteps: str | None = option(
+        None, metavar="LIST", help="Steps to capture, such as 0,5,10; always with 0."
+    )
+    blocks: str | None = option(
+        None, metavar="LIST", help="Blocks whose features are used: 0,10,20 or 0-7. Default: all."
+    )
+    sites: str | None = option(
+        None,
+        metavar="LIST",
+        help=f"Where features are read: {','.join(FEATURE_SITES)}. Default: all.",
+    )
+    threads: int | None = threads_option()
 
 
 def ablate(flags: AblateFlags, console: Console) -> None:

@@ -4,12 +4,10 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
-
-import typer
+from typing import cast
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import QuietFlags, expecting
+from rism.cli.flags import QuietFlags, argument, expecting, option
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import EnginePrecision, EngineTarget
 
@@ -18,66 +16,42 @@ from rism.runtime.names import EnginePrecision, EngineTarget
 class BuildFlags(QuietFlags):
     """The flags of `rism build`."""
 
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")]
-    target: Annotated[EngineTarget, typer.Option(help="The library that will run the engines.")] = (
-        "tensorrt-rtx"
+    bundle: Path = argument(..., metavar="BUNDLE", help="A bundle folder.")
+    target: EngineTarget = option("tensorrt-rtx", help="The library that will run the engines.")
+    precision: EnginePrecision | None = option(
+        None,
+        help="Default: that of the bundle's graphs. fp8 needs the scales of rism calibrate; "
+        "for fp16 and bf16 export the model with that --precision.",
     )
-    precision: Annotated[
-        EnginePrecision | None,
-        typer.Option(
-            help="Default: that of the bundle's graphs. fp8 needs the scales of rism calibrate; "
-            "for fp16 and bf16 export the model with that --precision."
-        ),
-    ] = None
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="GPUs to build for: sm86,sm89,sm120,... Default: all that the library supports.",
-        ),
-    ] = None
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            help="Image sizes: MIN/OPT/MAX, each WIDTHxHEIGHT after resizing for the model; one "
-            "size; or static. Default: every size that the bundle takes."
-        ),
-    ] = None
-    batch: Annotated[str, typer.Option(help="Expressions per run: MIN/OPT/MAX, or one number.")] = (
-        "1/1/8"
+    gpu: str | None = option(
+        None,
+        metavar="LIST",
+        help="GPUs to build for: sm86,sm89,sm120,... Default: all that the library supports.",
     )
-    capture: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Transformer graphs to build. Default: all.")
-    ] = None
-    strip_weights: Annotated[
-        bool,
-        typer.Option(
-            "--strip-weights",
-            help="Build engines without weights; loading fills them in from the bundle.",
-        ),
-    ] = False
-    bind_weights: Annotated[
-        bool, typer.Option("--bind-weights", help="Build engines that take the weights as inputs.")
-    ] = False
-    scales: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="FP8 scales. Default: those in the bundle.")
-    ] = None
-    name: Annotated[
-        str | None, typer.Option(help="Name of the engine. Default: target and precision.")
-    ] = None
-    unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Keep engines whose layers fail the checks.")
-    ] = False
-    force: Annotated[
-        bool, typer.Option("--force", help="Build again what the bundle already has.")
-    ] = False
-    timeout: Annotated[
-        float,
-        typer.Option(
-            callback=expecting("seconds above 0", lambda seconds: 0 < seconds < float("inf")),
-            help="Seconds for one graph.",
-        ),
-    ] = 3600.0
+    shapes: str | None = option(
+        None,
+        help="Image sizes: MIN/OPT/MAX, each WIDTHxHEIGHT after resizing for the model; one "
+        "size; or static. Default: every size that the bundle takes.",
+    )
+    batch: str = option("1/1/8", help="Expressions per run: MIN/OPT/MAX, or one number.")
+    capture: str | None = option(
+        None, metavar="LIST", help="Transformer graphs to build. Default: all."
+    )
+    strip_weights: bool = option(
+        False, help="Build engines without weights; loading fills them in from the bundle."
+    )
+    bind_weights: bool = option(False, help="Build engines that take the weights as inputs.")
+    scales: Path | None = option(
+        None, metavar="FILE", help="FP8 scales. Default: those in the bundle."
+    )
+    name: str | None = option(None, help="Name of the engine. Default: target and precision.")
+    unchecked: bool = option(False, help="Keep engines whose layers fail the checks.")
+    force: bool = option(False, help="Build again what the bundle already has.")
+    timeout: float = option(
+        3600.0,
+        callback=expecting("seconds above 0", lambda seconds: 0 < seconds < float("inf")),
+        help="Seconds for one graph.",
+    )
 
 
 def build(flags: BuildFlags, console: Console) -> None:

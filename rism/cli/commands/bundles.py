@@ -3,12 +3,9 @@
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
-
-import typer
 
 from rism.cli.console import Console, write_stdout
-from rism.cli.flags import CommandFlags
+from rism.cli.flags import CommandFlags, option
 from rism.runtime.errors import InputError, OutputError, one_line
 
 
@@ -16,9 +13,7 @@ from rism.runtime.errors import InputError, OutputError, one_line
 class BundlesFlags(CommandFlags):
     """The flags of `rism bundles`."""
 
-    remove: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Remove this bundle instead.")
-    ] = None
+    remove: str | None = option(None, metavar="NAME", help="Remove this bundle instead.")
 
 
 def bundles(flags: BundlesFlags, console: Console) -> None:  # noqa: ARG001

@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rism.calibration.names import ScaleRule
 from rism.cli.console import Console, UsageError
-from rism.cli.flags import QuietFlags, Threads, expecting
+from rism.cli.flags import QuietFlags, argument, expecting, option, threads_option
 from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import InputError, OutputError
 
@@ -26,55 +24,40 @@ _PLOTS = (".png", ".svg", ".pdf")
 class CalibrateFlags(QuietFlags):
     """The flags of `rism calibrate`."""
 
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="A folder that rism export wrote.")
-    ]
-    images: Annotated[Path, typer.Option(metavar="DIR", help="A folder of images.")]
-    expressions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="What to find in them: one expression a line, or JSON with 'image' and "
-            "'expression'. Default: a few that fit any image.",
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write the scales. Default: into the bundle.",
-        ),
-    ] = None
-    rule: Annotated[
-        ScaleRule,
-        typer.Option(
-            help="The range of a layer: its largest value (max), a percentile, or the percentile "
-            "that keeps the masks (mask)."
-        ),
-    ] = "max"
-    percentile: Annotated[
-        float | None,
-        typer.Option(
-            callback=expecting("above 0 to 100, such as 99.99", lambda share: 0 < share <= 100),
-            help="For --rule percentile. Default: 99.99.",
-        ),
-    ] = None
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Layers to leave out of FP8, such as '*.to_out'."),
-    ] = None
-    samples: Annotated[
-        int, typer.Option(min=1, help="Maximum number of images with an expression.")
-    ] = 32
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the effect on each layer as JSON.")
-    ] = None
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Plot it: .png, .svg or .pdf.")
-    ] = None
-    threads: Threads = None
+    bundle: str = argument(..., metavar="BUNDLE", help="A folder that rism export wrote.")
+    images: Path = option(..., metavar="DIR", help="A folder of images.")
+    expressions: Path | None = option(
+        None,
+        metavar="FILE",
+        help="What to find in them: one expression a line, or JSON with 'image' and "
+        "'expression'. Default: a few that fit any image.",
+    )
+    output: Path | None = option(
+        None,
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Where to write the scales. Default: into the bundle.",
+    )
+    rule: ScaleRule = option(
+        "max",
+        help="The range of a layer: its largest value (max), a percentile, or the percentile "
+        "that keeps the masks (mask).",
+    )
+    percentile: float | None = option(
+        None,
+        callback=expecting("above 0 to 100, such as 99.99", lambda share: 0 < share <= 100),
+        help="For --rule percentile. Default: 99.99.",
+    )
+    keep: list[str] | None = option(
+        None, metavar="PATTERN", help="Layers to leave out of FP8, such as '*.to_out'."
+    )
+    samples: int = option(32, min=1, help="Maximum number of images with an expression.")
+    report: Path | None = option(
+        None, metavar="FILE", help="Write the effect on each layer as JSON."
+    )
+    plot: Path | None = option(None, metavar="FILE", help="Plot it: .png, .svg or .pdf.")
+    threads: int | None = threads_option()
 
 
 def calibrate(flags: CalibrateFlags, console: Console) -> None:

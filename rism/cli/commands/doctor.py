@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import BUNDLE_HELP, EngineFlags
+from rism.cli.flags import BUNDLE_HELP, EngineFlags, argument, option
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 
@@ -27,14 +25,11 @@ if TYPE_CHECKING:
 class DoctorFlags(EngineFlags):
     """The flags of `rism doctor`."""
 
-    bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP)] = None
-    record: Annotated[
-        bool,
-        typer.Option(
-            "--record", help="Store what PROVIDER computes as the test vectors to compare with."
-        ),
-    ] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    bundle: str | None = argument(None, metavar="BUNDLE", help=BUNDLE_HELP)
+    record: bool = option(
+        False, help="Store what PROVIDER computes as the test vectors to compare with."
+    )
+    as_json: bool = option(False, "--json", help="Print JSON.")
 
 
 @dataclass

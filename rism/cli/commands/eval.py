@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rism import __version__
 from rism.cli.console import Console, Countdown, UsageError, write_stdout
-from rism.cli.dataset_flags import ScoredDatasetFlags, Source
-from rism.cli.flags import QuietFlags, SegmenterFlags, flags_set
+from rism.cli.dataset_flags import ScoredDatasetFlags, source_argument
+from rism.cli.flags import QuietFlags, SegmenterFlags, argument, flags_set, option
 from rism.runtime.errors import InputError, RismError, one_line
 
 if TYPE_CHECKING:
@@ -30,43 +28,29 @@ _OF_A_RUN = (*SegmenterFlags.__annotations__, "engine", "shard", "maps")
 class EvalFlags(ScoredDatasetFlags, SegmenterFlags, QuietFlags):
     """The flags of `rism eval`."""
 
-    source: Source  # again, because it comes before DIR
-    shards: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR", help="With --merge: the shards' folders.")
-    ] = None
-    offset: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0
-    seed: Annotated[
-        int, typer.Option(min=0, help="Another seed for the scenes; 0 is that of published scores.")
-    ] = 0
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROLE=COLUMN,...",
-            help="Columns of your own FILE.parquet: image, expression, mask and optionally id.",
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="The folder to write. Default: named after dataset and model.",
-        ),
-    ] = None
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard the records that the folder has.")
-    ] = False
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Score the I-th of N parts of the images.")
-    ] = None
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Merge the folders of all shards into one result.")
-    ] = False
-    batch: Annotated[int, typer.Option(min=1, help="Expressions per run.")] = 8
-    maps: Annotated[
-        bool, typer.Option("--maps", help="Score the maps CAM > 0.5 and RAM > 0.5 too.")
-    ] = False
+    source: str = source_argument()  # again, because it comes before DIR
+    shards: list[Path] | None = argument(
+        None, metavar="DIR", help="With --merge: the shards' folders."
+    )
+    offset: int = option(0, min=0, help="Number of the first scene.")
+    seed: int = option(0, min=0, help="Another seed for the scenes; 0 is that of published scores.")
+    columns: str | None = option(
+        None,
+        metavar="ROLE=COLUMN,...",
+        help="Columns of your own FILE.parquet: image, expression, mask and optionally id.",
+    )
+    output: Path | None = option(
+        None,
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The folder to write. Default: named after dataset and model.",
+    )
+    restart: bool = option(False, help="Discard the records that the folder has.")
+    shard: str | None = option(None, metavar="I/N", help="Score the I-th of N parts of the images.")
+    merge: bool = option(False, help="Merge the folders of all shards into one result.")
+    batch: int = option(8, min=1, help="Expressions per run.")
+    maps: bool = option(False, help="Score the maps CAM > 0.5 and RAM > 0.5 too.")
 
 
 def evaluate(flags: EvalFlags, console: Console) -> None:

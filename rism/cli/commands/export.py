@@ -5,12 +5,9 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import CheckpointFlags, QuietFlags, Template
+from rism.cli.flags import CheckpointFlags, QuietFlags, option, template_option
 from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.distribution import needs_extra
@@ -21,85 +18,58 @@ from rism.runtime.names import CAPTURES
 class ExportFlags(CheckpointFlags, QuietFlags):
     """The flags of `rism export`."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            help=f"{', '.join([*BUILT_IN, *published_models()])}, a folder, a .safetensors file, "
-            "or a hub id."
-        ),
-    ]
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle folder to write.")
-    ]
-    precision: Annotated[
-        GraphPrecision | None,
-        typer.Option(help="Precision of the graphs. Default: that of the published model."),
-    ] = None
-    capture: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help=f"Transformer graphs: some of {','.join(CAPTURES)}. The first is the bundle's "
-            "default.",
-        ),
-    ] = CAPTURES[0]
-    size_level: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            max=8192,
-            help="Resize every image to about N x N pixels, as the paper does. Default: shrink "
-            "only images that are larger than the model takes.",
-        ),
-    ] = None
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Graphs of fixed sizes: WIDTHxHEIGHT,... Default: one graph for any size.",
-        ),
-    ] = None
-    template: Template = None
-    vision_id: Annotated[
-        bool | None,
-        typer.Option(
-            "--vision-id/--no-vision-id",
-            help="Put 'Picture 1: ' before the image in the prompt, for families that can. "
-            "Default: as the release of the model does.",
-        ),
-    ] = None
-    feature_site: Annotated[
-        FeatureSite,
-        typer.Option(
-            help="Where features are read: the attention's output (mmsa), its modulated input "
-            "(adaln), or the block's output (block)."
-        ),
-    ] = "mmsa"
-    token_attention: Annotated[
-        bool, typer.Option("--token-attention", help="Also output attention per prompt token.")
-    ] = False
-    parity: Annotated[
-        ParityMode,
-        typer.Option(
-            help="Compare with PyTorch the whole model (full), or one block of each kind."
-        ),
-    ] = "auto"
-    engines: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine",
-            metavar="TARGET[:PRECISION]",
-            help="Build an engine afterwards: tensorrt-rtx or tensorrt. Repeatable; see rism "
-            "build.",
-        ),
-    ] = None
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print what would be read, written and needed; without PyTorch, what is known.",
-        ),
-    ] = False
+    model: str = option(
+        ...,
+        help=f"{', '.join([*BUILT_IN, *published_models()])}, a folder, a .safetensors file, "
+        "or a hub id.",
+    )
+    output: Path = option(..., "--output", "-o", metavar="DIR", help="The bundle folder to write.")
+    precision: GraphPrecision | None = option(
+        None, help="Precision of the graphs. Default: that of the published model."
+    )
+    capture: str = option(
+        CAPTURES[0],
+        metavar="LIST",
+        help=f"Transformer graphs: some of {','.join(CAPTURES)}. The first is the bundle's "
+        "default.",
+    )
+    size_level: int | None = option(
+        None,
+        min=8,
+        max=8192,
+        help="Resize every image to about N x N pixels, as the paper does. Default: shrink "
+        "only images that are larger than the model takes.",
+    )
+    sizes: str | None = option(
+        None,
+        metavar="LIST",
+        help="Graphs of fixed sizes: WIDTHxHEIGHT,... Default: one graph for any size.",
+    )
+    template: str | None = template_option()
+    vision_id: bool | None = option(
+        None,
+        "--vision-id/--no-vision-id",
+        help="Put 'Picture 1: ' before the image in the prompt, for families that can. "
+        "Default: as the release of the model does.",
+    )
+    feature_site: FeatureSite = option(
+        "mmsa",
+        help="Where features are read: the attention's output (mmsa), its modulated input "
+        "(adaln), or the block's output (block).",
+    )
+    token_attention: bool = option(False, help="Also output attention per prompt token.")
+    parity: ParityMode = option(
+        "auto", help="Compare with PyTorch the whole model (full), or one block of each kind."
+    )
+    engines: list[str] | None = option(
+        None,
+        "--engine",
+        metavar="TARGET[:PRECISION]",
+        help="Build an engine afterwards: tensorrt-rtx or tensorrt. Repeatable; see rism build.",
+    )
+    dry_run: bool = option(
+        False, help="Print what would be read, written and needed; without PyTorch, what is known."
+    )
 
 
 def export(flags: ExportFlags, console: Console) -> None:

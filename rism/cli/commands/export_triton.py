@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from rism.cli.console import Console, write_stdout
-from rism.cli.flags import BUNDLE_HELP, QuietFlags, Tau
+from rism.cli.flags import BUNDLE_HELP, QuietFlags, argument, option, tau_option
 from rism.export.names import ServerDevice
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CaptureName
@@ -17,47 +14,32 @@ from rism.runtime.names import CaptureName
 class ExportTritonFlags(QuietFlags):
     """The flags of `rism export-triton`."""
 
-    bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP)] = None
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The model repository to write.")
-    ]
-    capture: Annotated[
-        CaptureName | None,
-        typer.Option(help="Transformer graph. Default: scores, where the bundle has it."),
-    ] = None
-    engine: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Serve the plans of this engine of the bundle."),
-    ] = None
-    device: Annotated[
-        ServerDevice, typer.Option(help="Where the models run; auto leaves it to the server.")
-    ] = "auto"
-    instances: Annotated[
-        int, typer.Option(min=1, max=64, help="Instances of each model on each device.")
-    ] = 1
-    max_batch: Annotated[
-        int, typer.Option(min=1, max=256, help="Expressions that the server may join into one run.")
-    ] = 8
-    queue_delay: Annotated[
-        int,
-        typer.Option(
-            min=0, max=10_000_000, help="Microseconds that a request may wait for others."
-        ),
-    ] = 1000
-    tau: Tau = None
-    prefix: Annotated[
-        str, typer.Option(help="Put before every model's name, for servers of several bundles.")
-    ] = ""
-    link: Annotated[
-        bool, typer.Option("--link", help="Hard-link the bundle's weights instead of copying them.")
-    ] = False
-    segmenter: Annotated[
-        bool,
-        typer.Option(
-            "--segmenter",
-            help="Add a model of the Python backend that takes images and expressions.",
-        ),
-    ] = False
+    bundle: str | None = argument(None, metavar="BUNDLE", help=BUNDLE_HELP)
+    output: Path = option(
+        ..., "--output", "-o", metavar="DIR", help="The model repository to write."
+    )
+    capture: CaptureName | None = option(
+        None, help="Transformer graph. Default: scores, where the bundle has it."
+    )
+    engine: str | None = option(
+        None, metavar="NAME", help="Serve the plans of this engine of the bundle."
+    )
+    device: ServerDevice = option(
+        "auto", help="Where the models run; auto leaves it to the server."
+    )
+    instances: int = option(1, min=1, max=64, help="Instances of each model on each device.")
+    max_batch: int = option(
+        8, min=1, max=256, help="Expressions that the server may join into one run."
+    )
+    queue_delay: int = option(
+        1000, min=0, max=10_000_000, help="Microseconds that a request may wait for others."
+    )
+    tau: float | None = tau_option()
+    prefix: str = option("", help="Put before every model's name, for servers of several bundles.")
+    link: bool = option(False, help="Hard-link the bundle's weights instead of copying them.")
+    segmenter: bool = option(
+        False, help="Add a model of the Python backend that takes images and expressions."
+    )
 
 
 def export_triton(flags: ExportTritonFlags, console: Console) -> None:

@@ -3,12 +3,10 @@
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from rism.cli.console import Console
-from rism.cli.flags import QuietFlags, expecting
+from rism.cli.flags import QuietFlags, argument, expecting, option
 from rism.runtime.errors import InputError, one_line
 
 # As published datasets, scenes and files are called: "refcoco unc testA", "mine-test.jsonl".
@@ -19,26 +17,17 @@ _TEST_SPLIT = re.compile(r"(?<![^\W_])test[ab]?(?![^\W_])", re.IGNORECASE)
 class FitConfidenceFlags(QuietFlags):
     """The flags of `rism fit-confidence`."""
 
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="The folder of a rism eval run over present and absent objects."
-        ),
-    ]
-    bundle: Annotated[str, typer.Option(help="The bundle that was scored; it stores the result.")]
-    lost: Annotated[
-        float,
-        typer.Option(
-            callback=expecting("0 to below 0.5, such as 0.01", lambda share: 0 <= share < 0.5),
-            help="Maximum share of present objects that may be rejected.",
-        ),
-    ] = 0.01
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the result without storing it.")
-    ] = False
-    allow_test_split: Annotated[
-        bool, typer.Option("--allow-test-split", help="Fit to a test split nevertheless.")
-    ] = False
+    run: Path = argument(
+        ..., metavar="DIR", help="The folder of a rism eval run over present and absent objects."
+    )
+    bundle: str = option(..., help="The bundle that was scored; it stores the result.")
+    lost: float = option(
+        0.01,
+        callback=expecting("0 to below 0.5, such as 0.01", lambda share: 0 <= share < 0.5),
+        help="Maximum share of present objects that may be rejected.",
+    )
+    dry_run: bool = option(False, help="Print the result without storing it.")
+    allow_test_split: bool = option(False, help="Fit to a test split nevertheless.")
 
 
 def fit_confidence(flags: FitConfidenceFlags, console: Console) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rism.cli.console import Console, write_stdout
-from rism.cli.flags import BUNDLE_HELP, CommandFlags
+from rism.cli.flags import BUNDLE_HELP, CommandFlags, argument, option
 from rism.runtime.errors import one_line
 
 if TYPE_CHECKING:
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 class InspectFlags(CommandFlags):
     """The flags of `rism inspect`."""
 
-    bundle: Annotated[str | None, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP)] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    bundle: str | None = argument(None, metavar="BUNDLE", help=BUNDLE_HELP)
+    as_json: bool = option(False, "--json", help="Print JSON.")
 
 
 def inspect(flags: InspectFlags, console: Console) -> None:  # noqa: ARG001

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rism.cli.console import Console
-from rism.cli.flags import QuietFlags
+from rism.cli.flags import QuietFlags, argument, option
 from rism.runtime.errors import RismError, one_line
 
 if TYPE_CHECKING:
@@ -24,24 +22,14 @@ _FREE = re.compile(r"apache|mit\b|bsd|cc0|cc-by(?!-n)|public domain", re.IGNOREC
 class PushFlags(QuietFlags):
     """The flags of `rism push`."""
 
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="A folder that rism export wrote.")
-    ]
-    repository: Annotated[
-        str,
-        typer.Argument(
-            metavar="OWNER/NAME", help="A repository of the model hub; created if necessary."
-        ),
-    ]
-    private: Annotated[
-        bool, typer.Option("--private", help="Create a repository that only you can read.")
-    ] = False
-    licence_allows: Annotated[
-        bool,
-        typer.Option(
-            "--licence-allows", help="Confirm that the licence lets you pass the weights on."
-        ),
-    ] = False
+    bundle: str = argument(..., metavar="BUNDLE", help="A folder that rism export wrote.")
+    repository: str = argument(
+        ..., metavar="OWNER/NAME", help="A repository of the model hub; created if necessary."
+    )
+    private: bool = option(False, help="Create a repository that only you can read.")
+    licence_allows: bool = option(
+        False, help="Confirm that the licence lets you pass the weights on."
+    )
 
 
 def push(flags: PushFlags, console: Console) -> None:

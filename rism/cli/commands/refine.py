@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rism.cli.console import Console, Countdown, UsageError
 from rism.cli.dataset_flags import KNOWN_DATASETS, DatasetFlags
-from rism.cli.flags import CheckpointFlags, ImageFlags, QuietFlags, Template, flags_set
+from rism.cli.flags import (
+    CheckpointFlags,
+    ImageFlags,
+    QuietFlags,
+    argument,
+    flags_set,
+    option,
+    template_option,
+)
 from rism.export.families.find import refining_models
 from rism.export.names import RefinerDevice, RefinerPrecision
 from rism.runtime.distribution import needs_extra
@@ -29,46 +35,35 @@ _SHOWN = 5
 class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
     """The flags of `rism refine`; without an expression `source` is a dataset."""
 
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGE|DATASET",
-            help=f"An image, or a folder of images; or, as for rism eval, {KNOWN_DATASETS}.",
-        ),
-    ]
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="EXPRESSION",
-            help="What to find, one quoted text each; a dataset brings its own expressions. An "
-            "existing file is one more image, as for rism run.",
-        ),
-    ] = None
-    model: Annotated[
-        str,
-        typer.Option(
-            help=f"{', '.join(refining_models())}, a folder with its language model, or a hub id."
-        ),
-    ]
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The JSON file to write; entries that it already has are kept.",
-        ),
-    ]
-    template: Template = None
-    precision: Annotated[
-        RefinerPrecision | None, typer.Option(help="Precision of the model. Default: as published.")
-    ] = None
-    provider: Annotated[
-        RefinerDevice, typer.Option(help="What runs the model; auto takes CUDA if available.")
-    ] = "auto"
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=2048, help="Maximum length of an answer.")
-    ] = 128
+    source: str = argument(
+        ...,
+        metavar="IMAGE|DATASET",
+        help=f"An image, or a folder of images; or, as for rism eval, {KNOWN_DATASETS}.",
+    )
+    arguments: list[str] | None = argument(
+        None,
+        metavar="EXPRESSION",
+        help="What to find, one quoted text each; a dataset brings its own expressions. An "
+        "existing file is one more image, as for rism run.",
+    )
+    model: str = option(
+        ..., help=f"{', '.join(refining_models())}, a folder with its language model, or a hub id."
+    )
+    output: Path = option(
+        ...,
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The JSON file to write; entries that it already has are kept.",
+    )
+    template: str | None = template_option()
+    precision: RefinerPrecision | None = option(
+        None, help="Precision of the model. Default: as published."
+    )
+    provider: RefinerDevice = option(
+        "auto", help="What runs the model; auto takes CUDA if available."
+    )
+    max_new_tokens: int = option(128, min=1, max=2048, help="Maximum length of an answer.")
 
     @property
     def asks_images(self) -> bool:

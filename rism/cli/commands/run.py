@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rism.cli.console import Console, UsageError
-from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags
+from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags, argument, option
 from rism.runtime.errors import one_line
 
 if TYPE_CHECKING:
@@ -26,69 +24,53 @@ if TYPE_CHECKING:
 class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
     """The flags of `rism run`."""
 
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE|EXPRESSION",
-            help="Images, folders of images, or - for stdin; and what to find, one quoted text "
-            "each. An existing file or folder is an image; a text that may be either is refused.",
-        ),
-    ]
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. Default: "
-            "IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder.",
-        ),
-    ] = None
-    save: Annotated[
-        str | None, typer.Option(help="Images to write: mask,overlay,cutout,heatmap or all.")
-    ] = None
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the results as JSON at the end, with masks as COCO RLE; an interrupted "
-            "run prints the results so far.",
-        ),
-    ] = False
-    json_lines: Annotated[
-        bool, typer.Option("--jsonl", help="Print each result as a line of JSON when it is known.")
-    ] = False
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A model of rism export, such as flux2-klein-4b, instead of a bundle. It is "
-            "exported once to this user's cache (rism bundles), after a question if that takes "
-            "gigabytes."
-        ),
-    ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Export without that question.")] = False
-    refiner: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="A Python function that rewords each instruction for the image.",
-        ),
-    ] = None
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep text embeddings here; the text encoder is loaded only for new ones.",
-        ),
-    ] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Images of a folder to work on at the same time; they share the threads. "
-            "Default: one per thread, at most 4.",
-        ),
-    ] = None
+    arguments: list[str] = argument(
+        ...,
+        metavar="IMAGE|EXPRESSION",
+        help="Images, folders of images, or - for stdin; and what to find, one quoted text "
+        "each. An existing file or folder is an image; a text that may be either is refused.",
+    )
+    output: str | None = option(
+        None,
+        "--output",
+        "-o",
+        help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. Default: "
+        "IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder.",
+    )
+    save: str | None = option(None, help="Images to write: mask,overlay,cutout,heatmap or all.")
+    as_json: bool = option(
+        False,
+        "--json",
+        help="Print the results as JSON at the end, with masks as COCO RLE; an interrupted "
+        "run prints the results so far.",
+    )
+    json_lines: bool = option(
+        False, "--jsonl", help="Print each result as a line of JSON when it is known."
+    )
+    model: str | None = option(
+        None,
+        help="A model of rism export, such as flux2-klein-4b, instead of a bundle. It is "
+        "exported once to this user's cache (rism bundles), after a question if that takes "
+        "gigabytes.",
+    )
+    yes: bool = option(False, "--yes", "-y", help="Export without that question.")
+    refiner: str | None = option(
+        None,
+        metavar="MODULE:FUNCTION",
+        help="A Python function that rewords each instruction for the image.",
+    )
+    cache: str | None = option(
+        None,
+        metavar="DIR",
+        help="Keep text embeddings here; the text encoder is loaded only for new ones.",
+    )
+    workers: int | None = option(
+        None,
+        min=1,
+        max=64,
+        help="Images of a folder to work on at the same time; they share the threads. "
+        "Default: one per thread, at most 4.",
+    )
 
 
 def run(flags: RunFlags, console: Console) -> None:
