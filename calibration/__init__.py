@@ -22,11 +22,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "CalibrationOptions": "ranges",
-        "CalibrationReport": "report",
-        "Scales": "scales",
-        "calibrate": "ranges",
-        "load_scales": "scales",
-        "quantise": "qdq",
+        "qdq": ["quantise"],
+        "ranges": ["CalibrationOptions", "calibrate"],
+        "report": ["CalibrationReport"],
+        "scales": ["Scales", "load_scales"],
     },
 )

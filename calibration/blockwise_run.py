@@ -53,9 +53,7 @@ class Spool:
 class LoadedGraph:
     """A small graph of a bundle, loaded once and whole: an `Engine`.
 
-    Args:
-        graph: its bfloat16 is replaced by float32 in place.
-        threads: CPU threads; None for as many as this process may use.
+    The graph's bfloat16 is replaced by float32 in place; for the threads see `open_session`.
     """
 
     provider = "cpu"
@@ -78,12 +76,7 @@ class LoadedGraph:
 
 
 class StreamedGraph:
-    """A graph of a bundle that is run with one block in memory at a time; also an `Engine`.
-
-    Args:
-        graph: its bfloat16 is replaced by float32 in place.
-        threads: CPU threads; None for as many as this process may use.
-    """
+    """A graph that is run with one block in memory at a time; otherwise as `LoadedGraph`."""
 
     provider = "cpu"
 

@@ -16,11 +16,7 @@ from rism.runtime.segmenter import Segmenter
 
 
 def emulated(bundle: Bundle, scales: Scales | None) -> Segmenter:
-    """Return a segmenter with a quantised transformer, or with the transformer as it is.
-
-    Args:
-        bundle: an open bundle, in any precision, without fixed sizes.
-        scales: of it; None to leave the transformer as it is.
+    """Return a segmenter with a quantised transformer, or without scales with it as it is.
 
     Raises:
         InputError: the bundle has fixed sizes.

@@ -94,9 +94,7 @@ def find_layers(model: ir.Model) -> list[Layer]:
 def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str]:
     """Return the reason of each layer that is not quantised.
 
-    Args:
-        names: of all layers.
-        keep: more patterns of names, in which * stands for anything.
+    `keep` are more patterns of names, in which * stands for anything.
 
     Raises:
         InputError: a pattern fits no layer.

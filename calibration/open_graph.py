@@ -28,12 +28,7 @@ class OpenGraph:
 
 
 def open_transformer(bundle: Bundle, *, capture: str | None = None) -> OpenGraph:
-    """Open a transformer graph; all of a bundle have the same layers.
-
-    Args:
-        bundle: an open bundle.
-        capture: the capture mode; None for the bundle's default.
-    """
+    """Open a transformer graph, by default of the default capture; all have the same layers."""
     manifest = bundle.manifest
     size_wh = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     name = f"transformer.{capture or manifest.default_capture}"

@@ -82,13 +82,7 @@ def calibrate(
     """Find the scales of a bundle's transformer.
 
     Every block runs on all samples before the next one's weights are read; the activations between
-    blocks are in a temporary folder.
-
-    Args:
-        bundle: an open bundle, in any precision.
-        samples: images with expressions.
-        options: None for the defaults.
-        progress: receives the progress.
+    blocks are in a temporary folder. The bundle is of any precision.
 
     Returns:
         The scales, and the error that they cause in each layer.

@@ -110,11 +110,7 @@ def check_plotter() -> None:
 
 
 def plot_report(report: CalibrationReport, file: Path) -> None:
-    """Draw error and saturation of each quantised layer.
-
-    Args:
-        report: of a calibration.
-        file: .png, .svg or .pdf.
+    """Draw error and saturation of each quantised layer; the file is .png, .svg or .pdf.
 
     Raises:
         RismError: matplotlib is not installed.

@@ -166,12 +166,8 @@ def prepare(
 ) -> PreparedSamples:
     """Encode images and expressions as a segmenter does, one block in memory at a time.
 
-    Args:
-        bundle: an open bundle, in any precision.
-        samples: images with expressions.
-        folder: for the transformer's inputs; it must exist as long as the result is used.
-        threads: CPU threads; None for as many as this process may use.
-        on_step: called with the samples done and their total.
+    The folder is for the transformer's inputs, and must exist as long as the result is used.
+    `on_step` is called with the samples done and their total.
 
     Raises:
         InputError: an image or an expression that cannot be used.

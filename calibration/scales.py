@@ -76,10 +76,6 @@ class Scales:
 def load_scales(file: str | Path, bundle: Bundle) -> Scales:
     """Read a file of `rism calibrate` and check that it belongs to a bundle.
 
-    Args:
-        file: the file.
-        bundle: an open bundle.
-
     Raises:
         InputError: the file is missing, damaged, newer than this reader, or belongs to another
             model or precision.

@@ -31,16 +31,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Dataset": "datasets.sample",
-        "DatasetRequest": "datasets.request",
-        "Overlap": "metrics.iou",
-        "Problem": "datasets.sample",
-        "Sample": "datasets.sample",
-        "SceneSet": "datasets.scenes",
-        "Sums": "metrics.iou",
-        "auroc": "metrics.iou",
-        "open_dataset": "datasets.open",
-        "overlap": "metrics.iou",
-        "summarise": "metrics.iou",
+        "datasets.open": ["open_dataset"],
+        "datasets.request": ["DatasetRequest"],
+        "datasets.sample": ["Dataset", "Problem", "Sample"],
+        "datasets.scenes": ["SceneSet"],
+        "metrics.iou": ["Overlap", "Sums", "auroc", "overlap", "summarise"],
     },
 )

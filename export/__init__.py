@@ -34,16 +34,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "CheckpointError": "errors",
-        "ExportError": "errors",
-        "ExportOptions": "options",
-        "ExportPlan": "plan.checkpoint_plan",
-        "ExportReport": "options",
-        "ParityError": "errors",
-        "Progress": "progress",
-        "TerminalProgress": "progress",
-        "UnsupportedModelError": "errors",
-        "export_bundle": "exporter",
-        "plan_export": "exporter",
+        "errors": ["CheckpointError", "ExportError", "ParityError", "UnsupportedModelError"],
+        "exporter": ["export_bundle", "plan_export"],
+        "options": ["ExportOptions", "ExportReport"],
+        "plan.checkpoint_plan": ["ExportPlan"],
+        "progress": ["Progress", "TerminalProgress"],
     },
 )

@@ -18,7 +18,8 @@ from rism.export.attention_capture import Capture
 from rism.export.checkpoint.meta_modules import Part
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
-from rism.runtime.bundle.manifest import Geometry, PromptRules
+from rism.runtime.bundle.manifest import Geometry
+from rism.runtime.bundle.prompt_spec import PromptRules
 
 RgbImage = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""

@@ -45,4 +45,4 @@ _ROOT = Path(__file__).resolve().parent.parent
 if not (_ROOT / "rism" / "runtime").is_dir() and (_ROOT / "runtime" / "__init__.py").is_file():
     __path__.append(str(_ROOT))
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "runtime"))
+__getattr__, __dir__ = lazy_names(__name__, {"runtime": __all__})

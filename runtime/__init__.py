@@ -33,16 +33,12 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Bundle": "bundle.reader",
-        "BundleError": "errors",
-        "InputError": "errors",
-        "InstructionFile": "prompt.instruction_file",
-        "OutputError": "errors",
-        "ProviderError": "errors",
-        "Refiner": "prompt.refiner",
-        "RismError": "errors",
-        "Segmentation": "result.segmentation",
-        "Segmenter": "segmenter",
-        "load_image": "image.loading",
+        "bundle.reader": ["Bundle"],
+        "errors": ["BundleError", "InputError", "OutputError", "ProviderError", "RismError"],
+        "image.loading": ["load_image"],
+        "prompt.instruction_file": ["InstructionFile"],
+        "prompt.refiner": ["Refiner"],
+        "result.segmentation": ["Segmentation"],
+        "segmenter": ["Segmenter"],
     },
 )

@@ -17,7 +17,8 @@ from rism.export.checkpoint.meta_modules import Part, build_empty
 from rism.export.graph.trace import Input
 from rism.export.precision import Precision, apply_precision
 from rism.export.spec import ModelSpec
-from rism.runtime.bundle.manifest import Geometry, PromptRules
+from rism.runtime.bundle.manifest import Geometry
+from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.errors import InputError, one_line
 
 _TOKEN_PX = 16

@@ -97,15 +97,8 @@ class Grid:
     ) -> Grid:
         """Complete a choice of settings with the defaults.
 
-        Args:
-            double: number of the model's double-stream blocks.
-            single: of its single-stream blocks.
-            feature_block: the model's default.
-            tau: the model's default.
-            steps: of its denoising.
-            timesteps: None for all of at most six, or every fifth of more, as in the paper.
-            blocks: None for all.
-            sites: None for all.
+        The first five arguments are the model's. Without `timesteps` there are all of at most six,
+        or every fifth of more, as in the paper; without `blocks` or `sites` all.
 
         Raises:
             InputError: the model has no such step, block or site.

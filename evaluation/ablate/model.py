@@ -79,13 +79,7 @@ class TorchEngine:
     """A PyTorch module of the exporter as an `Engine` of the runtime."""
 
     def __init__(self, module: nn.Module, output: str, device: torch.device) -> None:
-        """Move a module with its weights to a device.
-
-        Args:
-            module: its inputs have the names of the exported graph's.
-            output: name of its one output.
-            device: that it runs on.
-        """
+        """Move a module, with inputs named as the exported graph's and one output, to a device."""
         self._module, self._output, self._device = module.to(device), output, device
         self._inputs = tuple(inspect.signature(module.forward).parameters)
 
@@ -194,13 +188,7 @@ class AblationModel:
         refiner: Refiner | None = None,
         image_hwc: npt.NDArray[np.uint8] | None = None,
     ) -> PromptState:
-        """Encode an expression for an image.
-
-        Args:
-            state: the image.
-            expression: the expression.
-            refiner: rewords the instruction; None leaves it.
-            image_hwc: (H, W, 3), the image for the refiner.
+        """Encode an expression for an image, which a refiner gets as `image_hwc`, (H, W, 3).
 
         Raises:
             InputError: it is empty, too long, or has control tokens in it; or the refiner failed.
@@ -230,14 +218,8 @@ class AblationModel:
         """Denoise from the fixed noise, and capture the selected steps.
 
         Only the conditional branch runs, without guidance, with Euler's update from step to step:
-        x + (sigma_next - sigma) v.
-
-        Args:
-            state: the image.
-            prompt: the encoded expression.
-            timesteps: below `steps`, rising.
-            blocks: of the features that are kept.
-            sites: of these features in a block.
+        x + (sigma_next - sigma) v. The time steps are below `steps` and rise; features are kept of
+        these blocks and sites.
         """
         feeds = transformer_feeds(
             state,

@@ -19,13 +19,9 @@ _PROBLEMS_SHOWN = 20
 
 
 def write_report(outcome: Outcome, folder: Path, *, title: str, about: Sequence[str]) -> list[Path]:
-    """Write all files of the report, and return their paths.
+    """Write all files of the report into a folder, and return their paths.
 
-    Args:
-        outcome: of at least one sample.
-        folder: must exist.
-        title: of the page.
-        about: sentences for its beginning.
+    The outcome is of at least one sample; `about` are sentences for the beginning of the page.
 
     Raises:
         OutputError: a file cannot be written.

@@ -65,13 +65,8 @@ def run(
 ) -> Outcome:
     """Score the samples that the file has no records of yet, and summarise all records.
 
-    Args:
-        dataset: what is scored.
-        grid: the settings.
-        source: the model.
-        file: of the records; an interrupted run continues there.
-        about: everything else that the numbers depend on, for the file's first line.
-        progress: called after each sample.
+    `about` is everything else that the numbers depend on, for the file's first line; `progress` is
+    called after each sample.
 
     Raises:
         InputError: the file is of another run.

@@ -44,10 +44,7 @@ class Pass:
 def masks(grid: Grid, passes: Iterable[Pass], plan: Plan) -> Iterator[tuple[Setting, Mask]]:
     """Compute the mask of every setting, with one pass in memory at a time.
 
-    Args:
-        grid: the settings.
-        passes: by rising step, beginning with 0.
-        plan: how the image was resized to the model's grid.
+    Passes come by rising step, beginning with 0.
 
     Yields:
         Settings in the order of `grid.settings`, with (H, W) bool.

@@ -55,12 +55,7 @@ def ablate(
 ) -> Outcome:
     """Score the samples that the folder has no records of yet, and write its report.
 
-    Args:
-        dataset: what is scored.
-        study: the settings.
-        folder: must exist; earlier records of the same run are continued.
-        command: the command line, for the page.
-        progress: called after each sample.
+    `command` is the command line, for the page; `progress` is called after each sample.
 
     Raises:
         InputError: a setting that the model does not have, records of another run, or no sample

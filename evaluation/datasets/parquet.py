@@ -115,12 +115,7 @@ class Parquet(ListedDataset[_Place]):
 
 
 def open_parquet(files: Sequence[Path], request: DatasetRequest, *, name: str) -> Parquet:
-    """Open a split.
-
-    Args:
-        files: its parts, in order.
-        request: `root` has COCO's images, for the layout without images.
-        name: of the dataset, with its split.
+    """Open a split from its parts, in order; the layout without images finds COCO's in the root.
 
     Raises:
         InputError: a file cannot be read, or its columns are of no known layout.

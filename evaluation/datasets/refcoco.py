@@ -68,13 +68,7 @@ class Refer(ListedDataset[_Object]):
 
 
 def open_refer(request: DatasetRequest, root: Path, *, split_by: str, split: str) -> Refer:
-    """Open a split.
-
-    Args:
-        request: its source is the folder under the root.
-        root: has that folder and the images.
-        split_by: selects refs(*).p.
-        split: of the entries.
+    """Open a split of the request's source, a folder under the root beside the images.
 
     Raises:
         InputError: something is not where it should be, or damaged as a whole.

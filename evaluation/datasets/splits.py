@@ -41,17 +41,9 @@ DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 def partition_notes(
     dataset: str, split: str, *, split_by: str, objects: int, sentences: int
 ) -> tuple[str, ...]:
-    """Return a note if the counts of a split are not the published ones.
+    """Return a note if the counts of a split are not those published for partition `split_by`.
 
-    Args:
-        dataset: one of `PUBLISHED`.
-        split: one of `SPLITS`.
-        split_by: the expected partition.
-        objects: number of objects in the split (rows of most mirrors).
-        sentences: number of sentences.
-
-    Returns:
-        Nothing, or one sentence.
+    Objects are the rows of most mirrors.
     """
     partitions = {
         name: splits[split] for name, splits in PUBLISHED[dataset].items() if split in splits

@@ -63,10 +63,7 @@ def light_pixels(image_hwc: Image, source: Path | bytes, name: str) -> Mask:
 
     Ambiguous images are refused: those with transparency, and class numbers, which are all dark.
 
-    Args:
-        image_hwc: (H, W, 3) uint8 RGB.
-        source: the file or bytes of the image.
-        name: of the mask, for messages.
+    The image is (H, W, 3) uint8 RGB, `source` its file or bytes; `name` is the mask's in messages.
 
     Raises:
         InputError: it is ambiguous or empty.

@@ -84,11 +84,7 @@ class Sums:
 
 
 def overlap(found_hw: Mask, true_hw: Mask) -> Overlap:
-    """Compare two masks.
-
-    Args:
-        found_hw: (H, W) bool.
-        true_hw: (H, W) bool.
+    """Compare two masks, (H, W) bool.
 
     Raises:
         InputError: they are of different sizes.

@@ -46,10 +46,8 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere } small { color: #5a6375
 def page(result: Mapping[str, Any], summary: Summary, dataset: Dataset) -> str:
     """Return the page as HTML.
 
-    Args:
-        result: the content of result.json.
-        summary: has the samples that are shown.
-        dataset: their images and true masks; an image that cannot be read is named instead.
+    `result` is the content of result.json, and `summary` has the samples that are shown. An image
+    that cannot be read is named instead.
     """
     run, name = result["run"], result["dataset"]["name"]
     parts = [

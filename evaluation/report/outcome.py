@@ -48,12 +48,8 @@ def conclude(
 ) -> dict[str, Any]:
     """Summarise a folder's records in result.json and report.html.
 
-    Args:
-        dataset: what was scored.
-        folder: with records.
-        problems: samples that could not be scored.
-        about: more entries about the dataset; "source", "split_by" and "split" select the paper's
-            figures for the report.
+    `about` are more entries about the dataset; "source", "split_by" and "split" select the paper's
+    figures for the report.
 
     Returns:
         The content of result.json.
@@ -99,11 +95,7 @@ def merge(
 ) -> list[Problem]:
     """Merge the records of all shards into one file, like that of an undivided run.
 
-    Args:
-        dataset: what the shards scored.
-        shards: their folders.
-        folder: of the new file.
-        replacing: the folder may have records, which are replaced.
+    Only with `replacing` may the new file's folder have records.
 
     Returns:
         The problems of all shards.

@@ -35,13 +35,7 @@ _VAL = {
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper.
-
-    Attributes:
-        name: model and variant.
-        oiou: in percent.
-        miou: in percent.
-    """
+    """A row of the paper: model and variant, with oIoU and mIoU in percent."""
 
     name: str
     oiou: float
@@ -49,11 +43,7 @@ class Published:
 
 
 def published(dataset: Mapping[str, Any]) -> list[Published]:
-    """Return the paper's figures for a dataset; none where it has none.
-
-    Args:
-        dataset: "source", "split_by" and "split", as `rism eval` takes them.
-    """
+    """Return the paper's figures, if any, for a "source", "split_by" and "split" of `rism eval`."""
     source, split = dataset.get("source"), dataset.get("split")
     if source not in _SPLITS or dataset.get("split_by") != _SPLITS[source][0]:
         return []

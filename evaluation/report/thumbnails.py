@@ -22,11 +22,8 @@ def drawn(image_hwc: Image, found_hw: Mask, true_hw: Mask, *, side: int = _SIDE)
 
     Where both contours coincide, the found one is a line in the middle of the true one.
 
-    Args:
-        image_hwc: (H, W, 3) uint8.
-        found_hw: (H, W) bool.
-        true_hw: (H, W) bool.
-        side: the longer side of the result; smaller images keep their size.
+    The image is (H, W, 3) uint8, masks are (H, W) bool. `side` is the longer side of the result;
+    smaller images keep their size.
 
     Raises:
         InputError: the image and its masks are of different sizes.

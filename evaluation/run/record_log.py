@@ -71,10 +71,7 @@ def resume(folder: Path, run: Run, images: Mapping[str, Sequence[Sample]]) -> se
     the same batches. The dataset may have grown since, by a higher limit or by images that were
     missing.
 
-    Args:
-        folder: of the file; without one a new file is begun.
-        run: the run that continues.
-        images: the samples of every image.
+    Without an earlier file a new one is begun. `images` are the samples of every image.
 
     Raises:
         InputError: the records are damaged, or of another run; the message says what differs.
@@ -115,13 +112,7 @@ def _first_line(file: Path, run: Run) -> bytes | None:
 def _complete_images(
     file: Path, end: int, images: Mapping[str, Sequence[Sample]]
 ) -> tuple[set[str], int]:
-    """Return the keys of the records of all complete images, and where those end, in bytes.
-
-    Args:
-        file: with records.
-        end: of its header.
-        images: the samples of every image.
-    """
+    """Return the keys of all complete images' records, and where those end; the header at `end`."""
     samples = {sample.key: sample for group in images.values() for sample in group}
     done: set[str] = set()
     image, keys, image_start = None, set[str](), end

@@ -65,7 +65,7 @@ def score(
     Args:
         dataset: what is scored.
         segmenter: of the bundle that is scored.
-        run: header of the records; a folder with another one is refused.
+        run: header of the records.
         folder: of the records; made where it is missing.
         options: keyword arguments of `Segmenter.segment`.
         restart: delete earlier records.

@@ -274,12 +274,8 @@ def _all_expressions(scene: Scene) -> Iterator[Expression]:
 def make_expressions(scene: Scene, rng: np.random.Generator) -> list[Expression]:
     """List expressions that are each true of exactly one object of the scene.
 
-    Args:
-        scene: The scene to describe.
-        rng: Decides which expressions lose their leading article.
-
-    Returns:
-        Expressions of all forms and objects in a fixed order; may be empty.
+    They are of all forms and objects, in a fixed order; `rng` decides which of them lose their
+    leading article.
     """
     found = list(_all_expressions(scene))
     bare = rng.random(len(found)) < _DROP_ARTICLE_CHANCE
@@ -296,10 +292,7 @@ def pick_expression(
 
     Expressions whose extra words are needed to tell objects apart are drawn three times as often.
 
-    Args:
-        scene: The scene to describe.
-        rng: Source of randomness.
-        form_weights: Weight per form, a missing form counts 0; None for the default weights.
+    Of the weights per form (None for the default ones) a missing one counts 0.
 
     Raises:
         ValueError: A form is unknown, or no form with a positive weight is available.

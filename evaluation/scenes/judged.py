@@ -53,13 +53,10 @@ def training_scene(
     size_wh: tuple[int, int] = (128, 128),
     form_weights: Mapping[str, float] | None = None,
 ) -> tuple[Scene, Expression]:
-    """Draw a training scene and an expression for one of its objects.
+    """Draw a training scene of `size_wh` pixels, and an expression for one of its objects.
 
-    Args:
-        seed_tuple: non-negative integers, for instance (run seed, worker, step); the same ones
-            give the same scene.
-        size_wh: width and height in pixels.
-        form_weights: weight per expression form; None for the default weights.
+    Seeds are non-negative integers, for instance (run seed, worker, step); the same ones give the
+    same scene. For `form_weights` see `pick_expression`.
     """
     rng = _rng([_TRAINING_TAG, *seed_tuple])
     described = _described(rng, size_wh, draws=_TRAINING_DRAWS, form_weights=form_weights)
@@ -101,14 +98,7 @@ def judged_scene(
 def absent_expression(
     scene: Scene, index: int, *, split: Split = "test", seed: int = 0
 ) -> AbsentExpression:
-    """Draw an expression that fits no object of a scene.
-
-    Args:
-        scene: the scene.
-        index: its number.
-        split: see `judged_scene`.
-        seed: see `judged_scene`.
-    """
+    """Draw an expression that fits no object of a scene; for the rest see `judged_scene`."""
     rng = _rng([_TAGS[split], _ABSENT_TAG, index], seed)
     kinds = {item.kind for item in scene.objects}
     pairs = {(item.kind, item.colour) for item in scene.objects}

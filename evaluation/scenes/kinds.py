@@ -292,7 +292,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, *, scale: float, colour
         draw.line(points, fill=fill, width=max(1, round(shape.width * scale)), joint="curve")
 
 
-def _render(kind: str, colour_rgb: Rgb, *, size_px: int) -> np.ndarray:
+def _render(kind: str, colour_rgb: Rgb, size_px: int) -> np.ndarray:
     """Draw one sprite facing right: (h, w, 4) uint8, read-only, longer side ``size_px``."""
     pad = SUPERSAMPLE
     big = size_px * SUPERSAMPLE
@@ -322,14 +322,8 @@ def _crop_to_alpha(sprite: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(sprite[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-@lru_cache(maxsize=6000)
-def _small_sprite(kind: str, colour_rgb: Rgb, size_px: int) -> np.ndarray:
-    return _render(kind, colour_rgb, size_px=size_px)
-
-
-@lru_cache(maxsize=48)
-def _large_sprite(kind: str, colour_rgb: Rgb, size_px: int) -> np.ndarray:
-    return _render(kind, colour_rgb, size_px=size_px)
+_small_sprite = lru_cache(maxsize=6000)(_render)
+_large_sprite = lru_cache(maxsize=48)(_render)
 
 
 def draw_sprite(

@@ -8,14 +8,9 @@ _WAVES = 3
 
 
 def ruffle(sprite: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift every pixel by a field of short waves.
+    """Shift every pixel by waves of 9 to 15 pixels, which move the outline by up to some 5.
 
-    Args:
-        sprite: (h, w, 4) uint8 RGBA with straight alpha.
-        rng: source of randomness.
-
-    Returns:
-        (h, w, 4) uint8, read-only; waves of 9 to 15 pixels move the outline by up to some 5.
+    Sprite and result are (h, w, 4) uint8 RGBA with straight alpha; the result is read-only.
     """
     height, width = sprite.shape[:2]
     y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")

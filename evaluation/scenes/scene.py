@@ -305,16 +305,11 @@ def make_scene(
 ) -> Scene:
     """Draw a random scene.
 
-    Args:
-        rng: Source of randomness; the same state gives the same scene.
-        size_wh: Width and height in pixels, each at least 64.
-        fine: Ruffle the outlines of the objects.
-
-    Returns:
-        The scene; every object is at least 60 % visible and at most 15 % cut off.
+    Every object is at least 60 % visible and at most 15 % cut off; with `fine` its outline is
+    ruffled. The same state of `rng` gives the same scene.
 
     Raises:
-        ValueError: The size is out of range.
+        ValueError: A side has less than 64 pixels.
     """
     if min(size_wh) < 64:
         raise ValueError(f"a scene needs at least 64 pixels a side, got {size_wh}")

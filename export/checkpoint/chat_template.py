@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Qwen2TokenizerFast
 
 from rism.export.errors import CheckpointError
-from rism.runtime.bundle.manifest import PromptRules
+from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.errors import failures_as, one_line
 
 TEMPLATE = "remove {expression}"

@@ -14,7 +14,6 @@ from rism.runtime.bundle.file_spec import FileInfo, parse_files
 from rism.runtime.bundle.graph_spec import (
     SIZELESS,
     GraphSpec,
-    TensorSpec,
     parse_graphs,
     same_shape,
     size_suffix,
@@ -25,20 +24,6 @@ from rism.runtime.bundle.scope import Scope
 from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import BundleError, listed, one_line
 from rism.runtime.names import CAPTURES
-
-__all__ = [
-    "FileInfo",
-    "Geometry",
-    "GraphSpec",
-    "Manifest",
-    "Method",
-    "ModelInfo",
-    "NoiseInfo",
-    "PrecisionInfo",
-    "PromptRules",
-    "TensorSpec",
-    "parse_manifest",
-]
 
 READS_MAJOR = 1
 PROTOTYPES = ("equation", "cosine")

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from rism.runtime.arrays import Float32
+from rism.runtime.bundle.file_spec import FileInfo
 from rism.runtime.bundle.hub import fetch_bundle, is_hub_id
 from rism.runtime.bundle.json_reader import parse_json
-from rism.runtime.bundle.manifest import FileInfo, Manifest, parse_manifest
+from rism.runtime.bundle.manifest import Manifest, parse_manifest
 from rism.runtime.bundle.manifest_file import read_manifest_bytes
 from rism.runtime.errors import BundleError, one_line
 

@@ -50,11 +50,7 @@ def flatness(image_hwc: Uint8 | Float32) -> float:
     Drawn scenes have plain grounds and plain things; in a photograph light, grain and texture
     change from pixel to pixel.
 
-    Args:
-        image_hwc: (H, W, 3), 0 to 255, at the model's size.
-
-    Returns:
-        0 to 1; of an image without two rows and columns 1.
+    The image is (H, W, 3), 0 to 255, at the model's size; without two rows and columns it is flat.
     """
     levels = np.asarray(image_hwc, np.float32)
     across = np.abs(np.diff(levels, axis=1)).max(axis=2)[:-1]

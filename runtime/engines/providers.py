@@ -134,12 +134,10 @@ def find_provider(name: str) -> Provider:
 
 
 def parse_provider(text: str) -> tuple[str, ...]:
-    """Read what `--provider` says.
+    """Read what `--provider` says: one of `provider_names`, or several joined by "+".
 
-    Args:
-        text: one of `provider_names`, or several joined by "+": each graph is run by the first of
-            them that has it, such as "tensorrt-rtx+onnxruntime-cuda" where only the transformer
-            was built.
+    Each graph is run by the first of them that has it, such as "tensorrt-rtx+onnxruntime-cuda"
+    where only the transformer was built.
 
     Returns:
         Names of `PROVIDERS`, or ("auto",).

@@ -60,16 +60,10 @@ class TensorRtEngine(DeviceEngine):
         rebuild: str,
         cache: RuntimeCache | None = None,
     ) -> None:
-        """Load a plan.
+        """Load the plan of one of the variant's graphs, with the library of its target.
 
-        Args:
-            bundle: an open bundle.
-            variant: one of its engine variants, which fits here.
-            graph: name of a graph that the variant has.
-            library: the library of the variant's target.
-            device: the GPU.
-            rebuild: the command that builds the variant anew, for messages.
-            cache: of TensorRT for RTX: where compiled kernels are kept.
+        `rebuild` is the command that builds the variant anew, for messages; TensorRT for RTX keeps
+        compiled kernels in `cache`.
 
         Raises:
             BundleError: the plan is not whole, or not what the manifest says.

@@ -73,19 +73,11 @@ def choose_variant(
     precision: str | None = None,
     engine: str | None = None,
 ) -> EngineVariant:
-    """Return the variant to run.
+    """Return the variant to run, of `precision` and of the name `engine` where these are given.
 
     Of those that fit, one of the bundle's own precision goes before others, FP8 last; then one
-    with more of the graphs; then the first of the manifest.
-
-    Args:
-        manifest: the bundle's.
-        path: where the bundle is, for the command in messages.
-        machine: what it has to fit.
-        needed: names of graphs that it must have.
-        optional: names of graphs that another provider could run.
-        precision: only variants of it, such as "fp8"; None for any.
-        engine: only the variant of this name; None for any.
+    with more of the graphs; then the first of the manifest. It must have the graphs `needed`;
+    another provider could run those that are `optional`.
 
     Raises:
         InputError: no engine of that name.

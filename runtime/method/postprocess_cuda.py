@@ -147,9 +147,7 @@ class CudaPostprocess:
     ) -> Callable[[], list[ExpressionOutput]]:
         """Queue the kernels and the copy of their results to the host, without waiting.
 
-        Args:
-            outputs: of the graph, by logical name, ready in the order of the device's stream.
-            request: how to process them.
+        The outputs are by logical name, ready in the order of the device's stream.
 
         Returns:
             A function that waits for the results and finishes on the host. Call it without

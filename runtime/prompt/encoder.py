@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rism.runtime.arrays import BoolArray, Float32, Int64
-from rism.runtime.bundle.manifest import PromptRules
+from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.engines.device_engine import Mirrored
 from rism.runtime.errors import BundleError, InputError, one_line
 from rism.runtime.prompt.tokenizer import PromptTokenizer, TokenRow

@@ -67,10 +67,8 @@ def _toggled(text: str, first: int) -> Iterator[Piece]:
 def _paired(part: str, offset: int, first: int) -> list[Piece]:
     """Split by quotes that are closed by their own kind; they belong to the text outside.
 
-    Args:
-        part: text between two special tokens.
-        offset: where it begins in the rendered prompt.
-        first: where quotes begin to count in it.
+    `part` is between two special tokens, begins at `offset` in the rendered prompt, and in it
+    quotes count from `first` on.
     """
     cut: list[Piece] = []
     begin, opened = 0, _find_opening(part, first)

@@ -12,7 +12,8 @@ from rism.cli.flags import BUNDLE_HELP, CommandFlags, argument, option
 from rism.runtime.errors import one_line
 
 if TYPE_CHECKING:
-    from rism.runtime.bundle.manifest import Manifest, TensorSpec
+    from rism.runtime.bundle.graph_spec import TensorSpec
+    from rism.runtime.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
