@@ -23,9 +23,8 @@ _PIECE = 2**22
 class RoundingError:
     """The error of rounding a tensor to E4M3 at one scale.
 
-    Attributes:
-        relative: root of the mean squared error over root mean square of the values.
-        saturated: share of the values beyond 448 times the scale.
+    `relative` is the root mean square of the error over that of the values, `saturated` the share
+    of the values beyond 448 times the scale.
     """
 
     relative: float

@@ -14,12 +14,9 @@ _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class OpenGraph:
-    """A graph in memory.
+    """A graph in memory, with its entry in the manifest.
 
-    Attributes:
-        model: initializers that lie in the bundle's `.weights` are mapped when asked for.
-        folder: where those files are.
-        spec: what the manifest says about it.
+    Initializers in the bundle's `.weights`, which are in `folder`, are mapped when asked for.
     """
 
     model: ir.Model

@@ -6,8 +6,8 @@ from typing import Any
 import onnx_ir as ir
 
 from rism.calibration.open_graph import widen
-from rism.runtime.distribution import install_hint
 from rism.runtime.engines.cpu_threads import cpu_count
+from rism.runtime.engines.onnxruntime_session import import_onnxruntime
 from rism.runtime.errors import ProviderError, one_line
 
 
@@ -28,12 +28,7 @@ def open_session(
     Raises:
         ProviderError: onnxruntime is not there, or cannot run the graph.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ProviderError(
-            f"onnxruntime cannot be imported ({one_line(error, limit=80)}): {install_hint('cpu')}"
-        ) from None
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
     options.intra_op_num_threads = threads or cpu_count()

@@ -18,12 +18,7 @@ FORMAT = "rism-calibration-report"
 
 @dataclass(frozen=True)
 class MaskAgreement:
-    """Masks of the FP8 graph against those of the bundle's own, on the calibration images.
-
-    Attributes:
-        mean_iou: mean over the samples.
-        lowest_iou: the worst of them.
-    """
+    """IoU of the FP8 graph's masks with those of the bundle's own, on the calibration images."""
 
     mean_iou: float
     lowest_iou: float

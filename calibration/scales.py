@@ -5,7 +5,6 @@ checked, what the reader does not know is ignored, and a newer major version is 
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from rism.calibration.e4m3 import SMALLEST_SCALE
 from rism.calibration.layers import find_layers, fingerprint
 from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import open_transformer
-from rism.runtime.bundle.json_reader import Node, parse_json
+from rism.runtime.bundle.json_reader import Node, parse_json, read_own_file
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import InputError, one_line
 
 SCALES_FILE = "scales.json"
@@ -26,7 +24,7 @@ READS_MAJOR = 1
 _MAX_BYTES = 8 * 2**20
 _MAX_NAME = 256
 _LARGEST_SCALE = 1e6
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_COMMAND = "rism calibrate BUNDLE --images DIR"
 _AGAIN = "make it again with rism calibrate"
 
 
@@ -83,7 +81,7 @@ def load_scales(file: str | Path, bundle: Bundle) -> Scales:
     """
     path = Path(file)
     name = one_line(path.name, limit=60)
-    scales = parse_scales(_read(path, name), name)
+    scales = parse_scales(read_own_file(path, _COMMAND, most=_MAX_BYTES), name)
     layers = find_layers(open_transformer(bundle).model)
     if scales.fingerprint != fingerprint(layers):
         manifest = bundle.manifest
@@ -117,19 +115,9 @@ def parse_scales(raw: bytes, name: str) -> Scales:
 
 
 def _parse(root: Node, name: str) -> Scales:
-    version = root.text("schema_version")
-    if re.fullmatch(r"\d{1,6}\.\d{1,6}", version, re.A) is None:
-        root.refuse("schema_version", "a version such as 1.0")
-    if int(version.partition(".")[0]) != READS_MAJOR:
-        raise InputError(
-            f"{name} has format {version}, this reads {READS_MAJOR}.x: install a newer "
-            f"{DISTRIBUTION}, or {_AGAIN}"
-        )
+    root.version(READS_MAJOR)
     root.choice("number_type", ("e4m3",))
     graph, rule, scales, kept = (root.node(key) for key in ("graph", "rule", "layers", "kept"))
-    digest = graph.text("fingerprint")
-    if _DIGEST.fullmatch(digest) is None:
-        graph.refuse("fingerprint", "64 hexadecimal digits")
     layers = {
         layer: scales.node(layer).number("scale", SMALLEST_SCALE, _LARGEST_SCALE)
         for layer in scales.names()
@@ -143,7 +131,7 @@ def _parse(root: Node, name: str) -> Scales:
             f"them: {_AGAIN}"
         )
     return Scales(
-        fingerprint=digest,
+        fingerprint=graph.digest("fingerprint"),
         model=graph.text("model"),
         precision=graph.text("precision"),
         rule=rule.choice("name", SCALE_RULES),
@@ -152,24 +140,3 @@ def _parse(root: Node, name: str) -> Scales:
         layers=layers,
         kept={layer: kept.text(layer) for layer in kept.names()},
     )
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        if not path.exists():
-            raise InputError(
-                f"there are no scales at {one_line(path)}: make them with rism calibrate BUNDLE "
-                "--images DIR"
-            )
-        if not path.is_file():
-            raise InputError(f"{name} is not a plain file, expected one that rism calibrate wrote")
-        with path.open("rb") as handle:
-            raw = handle.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{one_line(path)} cannot be read: {one_line(reason)}") from None
-    if len(raw) > _MAX_BYTES:
-        raise InputError(
-            f"{name} has more than {_MAX_BYTES} bytes, expected a file that rism calibrate wrote"
-        )
-    return raw

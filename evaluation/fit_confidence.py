@@ -21,14 +21,9 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Fit:
-    """A rule, and its effect on the records that it was fitted to.
+    """A rule, and its effect on the present and absent samples that it was fitted to.
 
-    Attributes:
-        rule: weights and threshold.
-        present, absent: numbers of samples.
-        auroc: of the confidence, present against absent.
-        lost: share of the present samples below the threshold.
-        rejected: share of the absent samples below it.
+    Below its threshold are a share `lost` of the present and `rejected` of the absent samples.
     """
 
     rule: ConfidenceRule

@@ -42,11 +42,8 @@ class MapSetting:
 class FeatureSetting:
     """The full method, with the region of step 0 and all blocks.
 
-    Attributes:
-        timestep: of the features.
-        block: of the features, counted over double-stream, then single-stream blocks.
-        site: of the features, one of `SITES`.
-        tau: of the region.
+    Features are of this time step, block (counted over double-stream, then single-stream blocks)
+    and site, one of `SITES`; tau is of the region.
     """
 
     timestep: int

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rism.evaluation.metrics.iou import Overlap
-from rism.runtime.errors import InputError, OutputError, one_line
+from rism.evaluation.run.record_log import write_lines
+from rism.runtime.errors import InputError, one_line
 
 _FORMAT = "rism-ablation 1"
 _NUMBERS = 4
@@ -37,7 +38,7 @@ class Records:
         if path.exists():
             self._resume(json.loads(json.dumps(header)))
         else:
-            self._append(json.dumps(header))
+            write_lines(path, [json.dumps(header)], "a")
 
     def _resume(self, header: Mapping[str, Any]) -> None:
         data = self.path.read_bytes()
@@ -62,18 +63,7 @@ class Records:
         """
         numbers = [number for each in found for number in astuple(each)]
         entry = {"key": key, "group": group, "overlaps": numbers}
-        self._append(json.dumps(entry, separators=(",", ":")))
-
-    def _append(self, line: str) -> None:
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written ({error.strerror or error})"
-            ) from None
+        write_lines(self.path, [json.dumps(entry, separators=(",", ":"))], "a")
 
     def __iter__(self) -> Iterator[tuple[str, list[Overlap]]]:
         """Read the samples: their keys and an overlap for each setting.

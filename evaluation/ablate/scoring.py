@@ -27,11 +27,8 @@ passes."""
 class Outcome:
     """The result of a run.
 
-    Attributes:
-        grid: the settings.
-        summaries: metrics over all samples, by setting; see `summarise`.
-        ious: (samples, settings), in the orders of the dataset and of `grid.settings`.
-        problems: the samples that could not be scored.
+    `summaries` are metrics over all samples, by setting; see `summarise`. `ious` are (samples,
+    settings), in the orders of the dataset and of `grid.settings`.
     """
 
     grid: Grid

@@ -28,12 +28,8 @@ RECORDS = "records.jsonl"
 class Study:
     """The settings and the model of a run.
 
-    Attributes:
-        model: options of the model.
-        timesteps, blocks, sites: see `Grid.choose`.
-        tau: None for the model's own.
-        refiner: rewords instructions, as for the paper's figures; None leaves them.
-        wording: names the refiner, for the records and the page.
+    For time steps, blocks and sites see `Grid.choose`; None for tau is the model's own. The refiner
+    rewords instructions, as for the paper's figures, and `wording` names it.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)

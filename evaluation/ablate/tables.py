@@ -37,13 +37,9 @@ _PAPER = {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of settings with their metrics.
+    """Rows of settings: the values of the columns that describe each, and the setting.
 
-    Attributes:
-        name: of its file.
-        title: of the section.
-        columns: names of the columns that describe a setting.
-        rows: values of these columns, and the setting.
+    The name is that of its file, the title that of the section.
     """
 
     name: str

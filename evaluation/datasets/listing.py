@@ -30,12 +30,7 @@ class ListedDataset(Generic[Entry]):
 
 
 class Listing(Generic[Entry]):
-    """Collects the samples of a dataset with their entries, and the problems.
-
-    Attributes:
-        entries: by key of the sample.
-        problems: of everything that was left out, in the order of the file.
-    """
+    """Collects the samples of a dataset, their entries by key, and the problems of the others."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}

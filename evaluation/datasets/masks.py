@@ -28,12 +28,7 @@ Polygon: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rle:
-    """Runs of a mask, 0 first, in column-major order.
-
-    Attributes:
-        size_hw: height and width, from the file.
-        counts: COCO's compressed string, or the lengths.
-    """
+    """Runs of a mask, 0 first, in column-major order: COCO's compressed string, or lengths."""
 
     size_hw: tuple[int, int]
     counts: str | tuple[int, ...]

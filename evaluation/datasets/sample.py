@@ -35,12 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """A part of a dataset that cannot be scored.
-
-    Attributes:
-        where: the sample, image or file.
-        what: what is wrong with it, in one line.
-    """
+    """A part of a dataset (sample, image or file) that cannot be scored, and why, in one line."""
 
     where: str
     what: str

@@ -22,14 +22,7 @@ METRICS = ("mIoU", "oIoU", *(f"P@{bar}" for bar in BARS), "boundary IoU")
 
 @dataclass(frozen=True)
 class Overlap:
-    """Intersections and unions of two masks, in pixels.
-
-    Attributes:
-        intersection: pixels in both.
-        union: pixels in either.
-        boundary_intersection: pixels near the contours of both.
-        boundary_union: pixels near the contour of either.
-    """
+    """Intersections and unions of two masks and of what lies near their contours, in pixels."""
 
     intersection: int
     union: int

@@ -30,7 +30,7 @@ def begin(folder: Path, run: Run) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write(folder / RECORDS, run.to_json() + "\n", "w")
+    write_lines(folder / RECORDS, [run.to_json()], "w")
 
 
 def append(folder: Path, records: Iterable[Record]) -> None:
@@ -39,7 +39,7 @@ def append(folder: Path, records: Iterable[Record]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write(folder / RECORDS, "".join(record.to_json() + "\n" for record in records), "a")
+    write_lines(folder / RECORDS, [record.to_json() for record in records], "a")
 
 
 def write_records(folder: Path, lines: Iterable[str]) -> None:
@@ -51,10 +51,7 @@ def write_records(folder: Path, lines: Iterable[str]) -> None:
     temporary = folder / f".{RECORDS}.tmp-{secrets.token_hex(6)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(line + "\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_lines(temporary, lines, "x")
         temporary.replace(folder / RECORDS)
     except OSError as error:
         raise OutputError(f"cannot write {folder / RECORDS}: {error.strerror or error}") from error
@@ -171,9 +168,16 @@ def _records(file: Path) -> Iterator[tuple[bytes, Record]]:
             yield line, parse_record(line, f"{file} line {number}")
 
 
-def _write(file: Path, text: str, mode: str) -> None:
+def write_lines(file: Path, lines: Iterable[str], mode: str) -> None:
+    """Write lines to the disk, with mode "a" behind those that are there.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         with file.open(mode, encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+            stream.writelines(line + "\n" for line in lines)
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror or error}") from error

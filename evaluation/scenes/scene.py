@@ -49,8 +49,7 @@ class SceneObject:
     """One object of a scene.
 
     Attributes:
-        kind: One of ``KIND_NAMES``.
-        colour: One of ``COLOUR_NAMES``.
+        kind, colour: Of ``KIND_NAMES`` and ``COLOUR_NAMES``.
         size_class: ``"small"``, ``"medium"`` or ``"large"``.
         box_xyxy: Bounds of the visible part in pixels, right and bottom exclusive.
         mask_hw: (h, w) bool, every pixel the object contributes to.

@@ -6,13 +6,18 @@ Unknown keys are ignored.
 
 import json
 import re
+import stat
 from collections.abc import Container, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
-from rism.runtime.errors import BundleError, RismError, one_line
+from rism.runtime.distribution import DISTRIBUTION
+from rism.runtime.errors import BundleError, InputError, RismError, one_line
 
 MAX_TEXT = 8192
 MAX_ENTRIES = 4096
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"(\d{1,6})\.\d{1,6}", re.ASCII)
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 
 
@@ -154,6 +159,23 @@ class Node:
             self.refuse(key, expected)
         return value
 
+    def digest(self, key: str) -> str:
+        """Return a SHA-256."""
+        return self.matching(key, _DIGEST, "64 lower-case hexadecimal digits")
+
+    def version(self, reads_major: int) -> str:
+        """Return "schema_version", of the one major version that this reader reads."""
+        version = self.text("schema_version")
+        match = _VERSION.fullmatch(version)
+        if match is None or int(match[1]) < reads_major:
+            self.refuse("schema_version", f"a version such as {reads_major}.0")
+        if int(match[1]) > reads_major:
+            raise self._error(
+                f"{self._document} was made by a newer rism (format {version}, this reads "
+                f"{reads_major}.x): install a newer {DISTRIBUTION}, or {self._mend}"
+            )
+        return version
+
     def listed_file(self, key: str, files: Container[str]) -> str:
         """Return the name of a file that the manifest lists with its size and hash."""
         name = self._data.get(key)
@@ -182,6 +204,28 @@ def parse_json(
             f"{document} is not readable JSON ({one_line(reason, limit=120)}): {mend}"
         ) from None
     return data
+
+
+def read_own_file(path: Path, command: str, *, most: int) -> bytes:
+    """Read a file of at most `most` bytes that a command of rism made.
+
+    Raises:
+        InputError: it is missing, not a plain file, too large, or cannot be read.
+    """
+    name, expected = one_line(path.name, limit=60), f"expected one made with {command}"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            raise InputError(f"{name} is not a plain file, {expected}")
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+    except FileNotFoundError:
+        raise InputError(f"{one_line(path)} is not there, {expected}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(reason)}") from None
+    if len(raw) > most:
+        raise InputError(f"{name} is larger than {most >> 20} MiB, {expected}")
+    return raw
 
 
 def is_safe_name(name: str) -> bool:

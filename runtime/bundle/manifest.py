@@ -4,7 +4,6 @@
 unknown keys are ignored, and formats newer than this reader are refused.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from rism.runtime.bundle.graph_spec import (
 from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
 from rism.runtime.bundle.scope import Scope
-from rism.runtime.distribution import DISTRIBUTION
 from rism.runtime.errors import BundleError, listed, one_line
 from rism.runtime.names import CAPTURES
 
@@ -173,7 +171,7 @@ def parse_manifest(data: object) -> Manifest:
     top = Node(data)
     if top.raw("format") != "rism-bundle":
         top.refuse("format", "'rism-bundle'")
-    version = _check_version(top)
+    version = top.version(READS_MAJOR)
     geometry = _geometry(top.node("geometry"))
     files = parse_files(top.node("files"))
     prompt = parse_prompt(top.node("prompt"), files)
@@ -200,21 +198,6 @@ def parse_manifest(data: object) -> Manifest:
         top.refuse("default_capture", f"a capture mode with a graph ({listed(manifest.captures)})")
     _check_sizes(manifest)
     return manifest
-
-
-def _check_version(top: Node) -> str:
-    version = top.text("schema_version")
-    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version, re.ASCII)
-    if match is None:
-        top.refuse("schema_version", "a version such as '1.0'")
-    if int(match[1]) > READS_MAJOR:
-        raise BundleError(
-            f"the bundle was made by a newer rism (format {version}, this reads {READS_MAJOR}.x): "
-            f"install a newer {DISTRIBUTION}, or export again"
-        )
-    if int(match[1]) < READS_MAJOR:
-        top.refuse("schema_version", f"{READS_MAJOR}.x")
-    return version
 
 
 def _model(node: Node) -> ModelInfo:

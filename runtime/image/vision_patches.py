@@ -31,11 +31,9 @@ MAX_PATCH_PIXELS = 2**25
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """An image at the text encoder's size.
+    """An image at the text encoder's size, and its rows and columns of patches.
 
-    Attributes:
-        image_hwc: (h, w, 3) uint8, read-only; sides are multiples of a merged patch.
-        grid_hw: rows and columns of patches.
+    It is (h, w, 3) uint8, read-only; its sides are multiples of a merged patch.
     """
 
     image_hwc: Uint8

@@ -74,36 +74,17 @@ def components(mask_hw: BoolArray) -> tuple[npt.NDArray[np.intp], int]:
         (H, W) integers, 0 outside of the mask and 1, 2, ... for the parts in the order of their
         first pixels; and how many there are.
     """
-    height, width = mask_hw.shape
-    padded = np.zeros((height, width + 2), np.int8)
-    padded[:, 1:-1] = mask_hw
-    steps = np.diff(padded, axis=1)
-    # Runs of each row, row by row; a run's number is its place in this list.
-    rows, starts = np.nonzero(steps == 1)
-    stops = np.nonzero(steps == -1)[1]
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    firsts = np.searchsorted(rows, np.arange(height + 1)).tolist()
-    begin, end = starts.tolist(), stops.tolist()
-    for row in range(1, height):
-        above, here = firsts[row - 1], firsts[row]
-        while above < firsts[row] and here < firsts[row + 1]:
-            if begin[here] < end[above] and begin[above] < end[here]:
-                one, other = sorted((root(above), root(here)))
-                parent[other] = one
-            if end[above] < end[here]:
-                above += 1
-            else:
-                here += 1
-    roots = [root(run) for run in range(len(parent))]
-    names = {each: number for number, each in enumerate(dict.fromkeys(roots), start=1)}
-    labels = np.zeros((height, width), np.intp)
-    for run, row in enumerate(rows.tolist()):
-        labels[row, begin[run] : end[run]] = names[roots[run]]
-    return labels, len(names)
+    first = np.where(mask_hw, np.arange(mask_hw.size).reshape(mask_hw.shape), mask_hw.size)
+    # Each pixel learns of earlier pixels of its part from its neighbours, and from what these know.
+    while True:
+        near = np.pad(first, 1, constant_values=mask_hw.size)
+        beside = near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:]
+        known = np.minimum.reduce([first, *beside])
+        known = np.where(mask_hw, np.append(known, mask_hw.size)[known], mask_hw.size)
+        if np.array_equal(known, first):
+            break
+        first = known
+    labels = np.zeros(mask_hw.shape, np.intp)
+    parts, numbers = np.unique(first[mask_hw], return_inverse=True)
+    labels[mask_hw] = numbers + 1
+    return labels, len(parts)

@@ -87,14 +87,8 @@ class PostprocessRequest:
 class ExpressionOutput:
     """The output for one expression; arrays on the host.
 
-    Attributes:
-        found: the method's result on the token grid.
-        mask_hw: (H, W) bool.
-        empty: whether the mask is empty.
-        evidence: what the confidence is computed from.
-        token_attention: (N_v, N_p) float32, where the graph has it.
-        method_ms: duration of the method.
-        mask_ms: duration of making the mask and copying it to the host.
+    The confidence is computed from `evidence`. `mask_hw` is (H, W) bool, `token_attention` (N_v,
+    N_p) float32, where the graph has it. `mask_ms` includes copying the mask to the host.
     """
 
     found: Localisation

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rism.runtime.arrays import Uint8
-from rism.runtime.bundle.json_reader import Node, parse_json
+from rism.runtime.bundle.json_reader import Node, parse_json, read_own_file
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.prompt.encoder import clean_expression
 
@@ -28,7 +26,7 @@ SCHEMA_VERSION = "1.0"
 READS_MAJOR = 1
 MAX_ENTRIES = 100_000
 _MAX_BYTES = 64 * 2**20
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_COMMAND = "rism refine IMAGE EXPRESSION --model MODEL -o FILE"
 _MAKE = "make it again with rism refine"
 
 Fact: TypeAlias = str | int | bool
@@ -51,14 +49,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class RefinedInstruction:
-    """A reworded instruction for one image.
+    """A reworded instruction for one image, of an `image_digest`; its name is for people.
 
-    Attributes:
-        digest: `image_digest` of the image.
-        image: its file name, for people.
-        expression: the user's expression.
-        instruction: the template with the expression in it.
-        refined: the instruction to use instead.
+    `refined` is used instead of `instruction`, the template with the user's expression in it.
     """
 
     digest: str
@@ -106,7 +99,7 @@ class InstructionFile:
             InputError: it is missing, not such a file, damaged, or newer than this reader.
         """
         name = one_line(Path(path).name, limit=60)
-        top = _parse(_read(Path(path), name), name)
+        top = _parse(read_own_file(Path(path), _COMMAND, most=_MAX_BYTES), name)
         refiner = top.node_or_empty("refiner")
         facts = {key: refiner.raw(key) for key in refiner.names()}
         origin = Origin(
@@ -184,28 +177,6 @@ class InstructionFile:
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _read(path: Path, name: str) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-            raise InputError(f"{name} is not a plain file, expected one that rism refine wrote")
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise InputError(
-            f"{one_line(path)} is not there, expected a file of instructions: make it with "
-            "rism refine IMAGE EXPRESSION --model MODEL -o FILE"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{one_line(path)} cannot be read: {one_line(reason)}") from None
-    if len(raw) > _MAX_BYTES:
-        raise InputError(
-            f"{name} is larger than {_MAX_BYTES >> 20} MiB, expected a small JSON file: "
-            "use several files"
-        )
-    return raw
-
-
 def _node(value: object, name: str, path: str = "") -> Node:
     return Node(value, path, document=name, mend=_MAKE, error=InputError)
 
@@ -217,26 +188,16 @@ def _parse(raw: bytes, name: str) -> Node:
             f"{name} is not a file of instructions, expected key 'format' to be '{FORMAT}': {_MAKE}"
         )
     top = _node(data, name)
-    version = re.fullmatch(r"(\d{1,4})\.\d{1,4}", top.text("schema_version"))
-    if version is None or int(version[1]) < READS_MAJOR:
-        top.refuse("schema_version", f"a version such as '{SCHEMA_VERSION}'")
-    if int(version[1]) > READS_MAJOR:
-        raise InputError(
-            f"{name} was made by a newer rism (format {version[0]}, this reads {READS_MAJOR}.x): "
-            "update rism, or make it again with this one"
-        )
+    top.version(READS_MAJOR)
     return top
 
 
 def _entry(value: object, name: str, path: str) -> RefinedInstruction:
     node = _node(value, name, path)
-    digest = node.text("picture")
-    if _DIGEST.fullmatch(digest) is None:
-        node.refuse("picture", "64 hexadecimal digits")
     words = {}
     for key in ("expression", "instruction", "refined"):
         try:
             words[key] = clean_expression(node.raw(key), what=f"key '{node.full(key)}'")
         except InputError as error:
             raise InputError(f"{name}: {error}, or {_MAKE}") from None
-    return RefinedInstruction(digest, node.text("image", default=""), **words)
+    return RefinedInstruction(node.digest("picture"), node.text("image", default=""), **words)

@@ -82,11 +82,11 @@ def test_weights_outside_the_bundle_are_refused(
 # A changed part of the file, the new entries in it, and what the message says.
 DAMAGE: list[tuple[str, dict[str, Any], str]] = [
     ("", {"format": "x"}, "holds no scales"),
-    ("", {"schema_version": "2.0"}, "format 2.0, this reads 1.x: install a newer"),
+    ("", {"schema_version": "2.0"}, "newer rism (format 2.0, this reads 1.x): install a newer"),
     ("", {"schema_version": "one"}, "'schema_version' is 'one', expected a version such as 1.0"),
     ("", {"number_type": "e5m2"}, "'number_type' is 'e5m2', expected one of 'e4m3'"),
     ("", {"graph": None}, "'graph' is None, expected an object"),
-    ("graph", {"fingerprint": "z" * 64}, "expected 64 hexadecimal digits"),
+    ("graph", {"fingerprint": "z" * 64}, "expected 64 lower-case hexadecimal digits"),
     ("graph", {"model": "a\nb"}, "'graph.model' is"),
     ("rule", {"name": "best"}, "expected one of 'max', 'percentile', 'mask'"),
     ("rule", {"percentile": 101}, "'rule.percentile' is 101, expected a number"),
@@ -122,5 +122,5 @@ def test_what_is_not_there_or_too_large(mini_bundle: Bundle, tmp_path: Path) -> 
         load_scales(tmp_path, mini_bundle)
     large = tmp_path / "large.json"
     large.write_bytes(b" " * (8 * 2**20 + 1))
-    with pytest.raises(InputError, match="more than 8388608 bytes"):
+    with pytest.raises(InputError, match="larger than 8 MiB"):
         load_scales(large, mini_bundle)
