@@ -1,7 +1,5 @@
 """Graphs cut at their blocks: the same numbers, one block's weights at a time."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

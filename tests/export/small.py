@@ -1,7 +1,5 @@
 """A small random FLUX.2-klein checkpoint in the published layout, and inputs for its graphs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small random Qwen2.5-VL in the published layout, which answers in words it is given."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

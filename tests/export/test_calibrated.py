@@ -1,7 +1,5 @@
 """What calibration finds in an exported bundle: its layers by name, and its blocks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

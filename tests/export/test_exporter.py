@@ -1,7 +1,5 @@
 """The exported bundle: parity, dynamic sizes, what is in the graphs and what is not."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

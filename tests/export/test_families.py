@@ -1,7 +1,5 @@
 """A family registers itself in one place, and every command works with its models."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Sizes, templates, streamed memory, and what an interrupted export leaves."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """The lean runtime against the real Flux2KleinPipeline, whose call is stopped at its first step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Number types in the graph: the mixed fp16 recipe holds what plain float16 cannot."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass

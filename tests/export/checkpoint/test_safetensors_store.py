@@ -1,7 +1,5 @@
 """Reading safetensors headers and runs of rows, and every way a file can be wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A small random model in float16, exported as every other, with what TensorRT for RTX takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -5,8 +5,6 @@ With test_build.py, every pair of capture mode, precision and model is built at 
 and inputs of the engines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Broken, foreign and hostile checkpoints: one line each, before any long work."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Edits of graphs compute what the graphs computed."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

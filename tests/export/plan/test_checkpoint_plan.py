@@ -1,7 +1,5 @@
 """What an export says before it begins: sizes, disk, memory; and a hub that is not there."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

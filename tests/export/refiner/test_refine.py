@@ -1,7 +1,5 @@
 """Instructions in a model's own words: the same as its makers' code, once, and kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

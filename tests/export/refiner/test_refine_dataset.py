@@ -1,7 +1,5 @@
 """A dataset in a model's own words: its own pairs are asked, kept, and found by `rism eval`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The makers' own layout gives the same model as diffusers' folders."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import replace

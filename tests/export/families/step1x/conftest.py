@@ -1,7 +1,5 @@
 """Small random checkpoints of Step1X-Edit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

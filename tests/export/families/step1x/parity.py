@@ -4,8 +4,6 @@ The single step is compared with the reference transcription, connector and ever
 side with the classes of transformers: token ids, pixels, positions and hidden states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What tests of Step1X-Edit share: small random checkpoints, and something to look at."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from benchmarks.synthetic.step1x_small import make_step1x, open_step1x

@@ -1,7 +1,5 @@
 """Step1X-Edit's single step against its reference: connector, every block, capture."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

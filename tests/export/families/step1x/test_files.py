@@ -1,7 +1,5 @@
 """Step1X-Edit's checkpoints: versions and layouts recognised, every tensor accounted for."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

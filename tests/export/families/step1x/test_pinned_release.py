@@ -3,8 +3,6 @@
 The truth is recorded by `python -m benchmarks.pinned_release`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Pictures are prepared here as the makers' code prepares them, text is encoded by
 own classes, attention comes from the reference transcription.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

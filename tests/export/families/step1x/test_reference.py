@@ -1,7 +1,5 @@
 """The reference of Step1X-Edit reads both layouts and computes what was published."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Qwen2.5-VL's two halves, as they are traced, against transformers on pictures of many sizes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
