@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from rism.calibration.open_graph import widen
 from rism.runtime.engines.cpu_threads import cpu_count
-from rism.runtime.engines.onnxruntime_session import import_onnxruntime
+from rism.runtime.engines.onnxruntime_session import import_onnxruntime, session_options
 from rism.runtime.errors import ProviderError, one_line
 
 
@@ -19,27 +19,20 @@ def open_session(
     Weights are mapped from their files. Tensors computed from them (a cast, FP8) are computed in
     each run and freed again, so that at most one widened weight is in memory at a time.
 
-    Args:
-        model: with external data in `folder`.
-        folder: where the weights' files are.
-        threads: CPU threads; None for as many as this process may use.
-        keep_weights: compute those tensors once and keep them, for graphs that run often.
+    With `keep_weights` they are computed once and kept, for graphs that run often. The weights'
+    files are in `folder`; None for `threads` is as many as this process may use.
 
     Raises:
         ProviderError: onnxruntime is not there, or cannot run the graph.
     """
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
-    options.intra_op_num_threads = threads or cpu_count()
-    options.inter_op_num_threads = 1
+    entries = {
+        "session.model_external_initializers_file_folder_path": str(folder),
+        # onnxruntime's fusions of QuantizeLinear and DequantizeLinear refuse FP8.
+        "session.disable_quant_qdq": "1",
+    }
+    options = session_options(threads or cpu_count(), entries)
     options.enable_mem_pattern = False  # every image may have another size
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
-    # onnxruntime's fusions of QuantizeLinear and DequantizeLinear refuse FP8.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     disabled: list[str] = []
     if not keep_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")

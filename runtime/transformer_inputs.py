@@ -51,15 +51,9 @@ def transformer_feeds(
 ) -> dict[str, Any]:
     """Return every input that a transformer graph may have, by logical name.
 
-    Args:
-        state: the image.
-        prompts: one of the groups of `batches`.
-        weights: (len(prompts), N_p) float32.
-        noise: (rows, C) float32, the bundle's.
-        tau: region threshold.
-        fixed: the batch that the graph was exported for, which is filled up; None where it is
-            free.
-        device: the GPU of an engine that takes device arrays; arrays that are there stay there.
+    The prompts are one of the groups of `batches`, their weights (len(prompts), N_p) float32, and
+    the bundle's noise is (rows, C) float32. A batch `fixed` by the export is filled up. Arrays that
+    are on `device`, the GPU of an engine that takes device arrays, stay there.
     """
     batch = fixed or len(prompts)
     filled = [*prompts, *[prompts[-1]] * (batch - len(prompts))]

@@ -112,9 +112,8 @@ class AblationModel:
             ProviderError: no such device.
             InputError: the number of steps is below 1.
         """
-        device, text_device = _device(options.device), _device(options.text_device or "")
-        if options.text_device is None:
-            text_device = device
+        device = _device(options.device)
+        text_device = device if options.text_device is None else _device(options.text_device)
         checkpoint = find_checkpoint(
             options.model, revision=options.revision, offline=options.offline
         )
@@ -130,12 +129,12 @@ class AblationModel:
             raise UnsupportedModelError(
                 f"models of the family {family.title} cannot be ablated: it has no denoiser"
             )
-        self._denoiser = family.denoiser(opened, _index(checkpoint))
+        self._denoiser = family.denoiser(opened, _read(checkpoint, "model_index.json", {}))
         self.steps = self._denoiser.steps if options.steps is None else options.steps
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for, expected at least 1")
         self.spec: ModelSpec = opened.spec
-        self._scheduler_config = _scheduler_config(checkpoint)
+        self._scheduler_config = _read(checkpoint, "scheduler/scheduler_config.json", _SCHEDULER)
         self._noise = fixed_noise(opened.spec)
         self._engines(opened, text_device)
         self._transformer = self._denoiser.whole(self.precision)
@@ -295,11 +294,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _index(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    file = checkpoint.folder / "model_index.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _scheduler_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    file = checkpoint.folder / "scheduler" / "scheduler_config.json"
-    return read_json(file) if file.is_file() else _SCHEDULER
+def _read(checkpoint: Checkpoint, name: str, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
+    file = checkpoint.folder / name
+    return read_json(file) if file.is_file() else otherwise

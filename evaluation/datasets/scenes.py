@@ -26,14 +26,7 @@ class SceneSet:
         offset: int = 0,
         seed: int = 0,
     ) -> None:
-        """Choose a set.
-
-        Args:
-            kind: one of `SCENE_SETS`; see `judged_scene`.
-            split: one of `SPLITS`.
-            count: number of scenes.
-            offset: number of the first scene.
-            seed: selects other scenes of the same set and split; 0 for the published ones.
+        """Choose a set, see `judged_scene`, and of it `count` scenes from number `offset` on.
 
         Raises:
             InputError: no such set or split, no scenes, or a negative offset or seed.

@@ -60,16 +60,10 @@ def score(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> list[Problem]:
-    """Score the samples that a folder has no records of yet.
+    """Score the samples that a folder, made where it is missing, has no records of yet.
 
-    Args:
-        dataset: what is scored.
-        segmenter: of the bundle that is scored.
-        run: header of the records.
-        folder: of the records; made where it is missing.
-        options: keyword arguments of `Segmenter.segment`.
-        restart: delete earlier records.
-        progress: called before each image, with its name.
+    `options` are keyword arguments of `Segmenter.segment`, and `restart` deletes earlier records.
+    Before each image `progress` is called with its name.
 
     Returns:
         A problem for each sample that could not be scored.

@@ -10,6 +10,7 @@ Painter = Callable[[np.random.Generator, int, int], np.ndarray]
 
 _MAX_SATURATION = 0.22
 _VALUE_RANGE = (0.36, 0.72)
+_GRAIN = 3.0  # largest strength of the fine random grain, in grey levels
 
 
 def muted_colour(
@@ -110,23 +111,12 @@ def _ground_and_sky(rng: np.random.Generator, height: int, width: int) -> np.nda
 _PAINTERS: tuple[Painter, ...] = (_gradient, _noise, _stripes, _checker, _ground_and_sky)
 
 
-def make_background(
-    rng: np.random.Generator, *, size_wh: tuple[int, int], grain: float = 3.0
-) -> np.ndarray:
-    """Paint a random muted background.
-
-    Args:
-        rng: Source of randomness.
-        size_wh: Width and height in pixels.
-        grain: Largest strength of the fine random grain, in grey levels.
-
-    Returns:
-        (h, w, 3) uint8.
-    """
+def make_background(rng: np.random.Generator, *, size_wh: tuple[int, int]) -> np.ndarray:
+    """Paint a random muted background, (h, w, 3) uint8, of a size in pixels."""
     width, height = size_wh
     painter = _PAINTERS[int(rng.integers(len(_PAINTERS)))]
     image = painter(rng, height, width)
-    if grain > 0.0 and rng.random() < 0.5:
-        strength = np.float32(rng.uniform(0.5, 1.0) * grain)
+    if rng.random() < 0.5:
+        strength = np.float32(rng.uniform(0.5, 1.0) * _GRAIN)
         image = image + strength * (rng.random((height, width, 1), np.float32) * 2.0 - 1.0)
     return np.clip(image + 0.5, 0.0, 255.0).astype(np.uint8)

@@ -329,13 +329,9 @@ _large_sprite = lru_cache(maxsize=48)(_render)
 def draw_sprite(
     kind: str, colour_rgb: Sequence[int], *, size_px: int, flip: bool = False
 ) -> np.ndarray:
-    """Draw ``kind`` in a colour, tightly cropped.
+    """Draw ``kind`` in a main colour, tightly cropped; ``size_px`` is its longer side.
 
-    Args:
-        kind: One of ``KIND_NAMES``.
-        colour_rgb: Main colour, three integers in 0..255.
-        size_px: Longer side of the result, at least 8.
-        flip: Mirror left to right (sprites face right).
+    Sprites face right; with ``flip`` they are mirrored.
 
     Returns:
         (h, w, 4) uint8 RGBA with straight alpha, read-only, shared through a cache.

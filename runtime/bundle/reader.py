@@ -184,8 +184,7 @@ def _check_file(folder: Path, name: str, info: FileInfo, *, verify: bool) -> Non
         raise BundleError(
             f"bundle '{folder}': '{name}' is missing: copy the whole folder, or export again"
         ) from None
-    linked = any((folder / part).is_symlink() for part in _parents(name))
-    if linked or not inside or not stat.S_ISREG(status.st_mode):
+    if is_linked(folder, name) or not inside or not stat.S_ISREG(status.st_mode):
         raise BundleError(
             f"bundle '{folder}': '{name}' is a link or not a plain file, expected a file inside "
             "the folder: copy the bundle with its files (cp -rL)"
@@ -206,6 +205,7 @@ def _check_file(folder: Path, name: str, info: FileInfo, *, verify: bool) -> Non
         )
 
 
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")
-    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+def is_linked(folder: Path, name: str) -> bool:
+    """Tell whether a file in a folder is a link or behind one."""
+    file = Path(name)
+    return any((folder / part).is_symlink() for part in (file, *list(file.parents)[:-1]))

@@ -14,6 +14,7 @@ import secrets
 import shlex
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from rism.runtime.atomic_write import write_atomically
 from rism.runtime.bundle.json_reader import is_safe_name
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_json
-from rism.runtime.bundle.reader import AMENDING, BUILT_INS
+from rism.runtime.bundle.reader import AMENDING, BUILT_INS, is_linked
 from rism.runtime.errors import BundleError, InputError, OutputError, one_line
 
 LOCK = ".amending.lock"
@@ -89,11 +90,7 @@ def update_bundle(
 def store_file(
     folder: Path, name: str, data: bytes, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Add or replace one file of a bundle, and change the manifest with it.
-
-    Raises:
-        BundleError, OutputError: see `update_bundle`.
-    """
+    """Add or replace one file of a bundle, and change the manifest, as `update_bundle` does."""
     # Beside the bundle's own files: on the same disk, and hidden from who opens it meanwhile.
     temporary = folder / f".{name}.tmp-{secrets.token_hex(6)}"
     try:
@@ -204,8 +201,7 @@ def _check_name(folder: Path, name: object) -> None:
             f"'{one_line(name, limit=80)}' cannot be a file of a bundle, expected a relative path "
             "(letters, digits, . _ + - @ and /) other than manifest.json"
         )
-    parents = list(Path(name).parents)[:-1]
-    if any((folder / parent).is_symlink() for parent in (Path(name), *parents)):
+    if is_linked(folder, name):
         raise BundleError(
             f"bundle '{folder}': '{name}' is a link or behind one: copy the bundle with its files "
             "(cp -rL)"
@@ -269,23 +265,18 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return _try_lock_windows(descriptor)
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
-
-
-def _try_lock_windows(descriptor: int) -> bool:
-    import importlib
-
-    msvcrt: Any = importlib.import_module("msvcrt")
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
         return False
     return True

@@ -86,12 +86,8 @@ class Comparison:
 def check(bundle: Bundle, loads: Loads, *, precision: str) -> list[Comparison]:
     """Run engines on the stored inputs and compare what they return with the stored outputs.
 
-    Args:
-        bundle: an open bundle with vectors.
-        loads: what loads the engine of each graph, by name of the manifest's graph; one is
-            loaded at a time. Graphs without vectors are left out.
-        precision: what the engines compute in, as results name it: a key of `LIMITS`; others
-            are held to float32.
+    `loads` is what loads the engine of each of the manifest's graphs; one is loaded at a time, and
+    graphs without vectors are left out. A precision that is no key of `LIMITS` is held to float32.
 
     Raises:
         BundleError: the bundle has no vectors, or an engine is not what the manifest says.
@@ -131,14 +127,10 @@ def check_variant(bundle: Bundle, name: str, *, device: int = 0) -> list[Compari
 
 
 def record(folder: Path, request: EngineRequest | None = None) -> str:
-    """Make vectors with the engines asked for (None: onnxruntime on the CPU) and store them.
+    """Make vectors and store them; see `vectors` and `store`.
 
     Returns:
         What made them, such as "onnxruntime-cpu 1.31.1".
-
-    Raises:
-        ProviderError: the engines cannot run here, or do not return finite numbers.
-        BundleError, OutputError: see `update_bundle`.
     """
     bundle = Bundle.open(folder)
     entry, data = vectors(bundle, request)
@@ -147,17 +139,14 @@ def record(folder: Path, request: EngineRequest | None = None) -> str:
 
 
 def store(folder: Path, entry: Mapping[str, Any], data: bytes) -> None:
-    """Put what `vectors` returned into a bundle, in place of the vectors that it has.
-
-    Raises:
-        BundleError, OutputError: see `update_bundle`.
-    """
+    """Put what `vectors` returned into a bundle in place of its own, as `update_bundle` does."""
     store_file(folder, FILE, data, lambda manifest: manifest.update(self_test=entry))
 
 
 def vectors(bundle: Bundle, request: EngineRequest | None = None) -> tuple[dict[str, Any], bytes]:
     """Return the manifest's "self_test" and the bytes of its file; writes nothing.
 
+    By default onnxruntime on the CPU makes them.
     One image, as small as the bundle's engines are built for, and one expression go through
     the whole bundle; what each graph was given and returned is kept, but for outputs of more
     than 64 MiB (the transition matrices of large models).

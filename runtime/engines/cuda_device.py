@@ -194,13 +194,9 @@ class Kernels:
     def launch(
         self, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]
     ) -> None:
-        """Queue a kernel.
+        """Queue an `extern "C"` kernel: a grid of blocks along x, y and z, with threads along x.
 
-        Args:
-            name: of the kernel, `extern "C"`.
-            grid: blocks along x, y and z.
-            threads: of a block, along x.
-            arguments: arrays of the device, and NumPy scalars of exactly the declared types.
+        Its arguments are arrays of the device, and NumPy scalars of exactly the declared types.
         """
         with self._device.current():
             if name not in self._found:
@@ -210,11 +206,7 @@ class Kernels:
 
 @cache
 def open_device(number: int) -> Device:
-    """Return a GPU; the same for everyone who asks, so that all share its stream.
-
-    Raises:
-        ProviderError: see `Device`.
-    """
+    """Return a GPU (see `Device`); the same for everyone who asks, so that all share its stream."""
     return Device(number)
 
 

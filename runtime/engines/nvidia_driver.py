@@ -52,15 +52,6 @@ class Driver:
         )
 
 
-def describe_gpu(number: int) -> str:
-    """Name a GPU of this machine, such as "GPU 0 (RTX 4090, 8.9)".
-
-    Raises:
-        ProviderError: there is no driver, or no GPU of that number.
-    """
-    return str(find_driver().gpu(number))
-
-
 def sm(compute_capability: str) -> str:
     """Write a compute capability as `rism build --gpu` takes it: "8.9" as "sm89"."""
     return "sm" + compute_capability.replace(".", "")

@@ -119,17 +119,11 @@ class OrtEngine:
         stream: int | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Load a graph.
+        """Load an ONNX file, of which the manifest says `spec`, for a provider's backend.
 
-        Args:
-            file: the ONNX file.
-            spec: what the manifest says about it.
-            backend: of the provider.
-            device: CUDA device number; not for the CPU.
-            threads: CPU threads; None for as many as this process may use.
-            take_turns: one run at a time, however many threads ask.
-            stream: CUDA's handle of the stream to work on; None for one of its own.
-            settings: see `OnnxRuntime.settings`.
+        Without `threads` there are as many as this process may use; with `take_turns` there is one
+        run at a time, however many ask. `stream` is CUDA's handle of the stream to work on; None
+        for one of its own. For the settings see `OnnxRuntime.settings`.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.

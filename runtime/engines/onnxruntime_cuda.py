@@ -13,10 +13,10 @@ import numpy as np
 
 from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.distribution import install_hint
+from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.cuda_device import Device, DeviceArray, open_device
 from rism.runtime.engines.device_engine import DeviceEngine, held
-from rism.runtime.engines.nvidia_driver import describe_gpu
 from rism.runtime.engines.onnxruntime import OnnxRuntime, OrtEngine
 from rism.runtime.engines.onnxruntime_session import import_onnxruntime
 from rism.runtime.errors import ProviderError, RismError
@@ -45,11 +45,7 @@ class CudaEngine(DeviceEngine, OrtEngine):
     def run_on_device(
         self, feeds: Mapping[str, Any], *, borrow: bool = False
     ) -> dict[str, DeviceArray]:
-        """Queue a run, see `DeviceEngine`; each has outputs of its own, so none are borrowed.
-
-        Raises:
-            ProviderError: see `OrtEngine.run`.
-        """
+        """Queue a run, see `DeviceEngine`; each has outputs of its own, so none are borrowed."""
         del borrow
         outputs = self._spec.outputs
         with held(self.device):
@@ -114,7 +110,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     def probe(self, device: int) -> str:
         """Name onnxruntime and the GPU, and say whether outputs have to leave it."""
-        ready = f"{super().probe(device)} on {describe_gpu(device)}"
+        ready = f"{super().probe(device)} on {nvidia_driver.find_driver().gpu(device)}"
         return "; ".join([ready, *self.engine(device)[1]])
 
     def configure(

@@ -29,6 +29,18 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def session_options(threads: int, entries: Mapping[str, str]) -> Any:
+    """Return the options of a session, with entries of onnxruntime's session configuration."""
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Sessions take turns: a spinning pool would starve the next one's.
+    for key, value in {"session.intra_op.allow_spinning": "0", **entries}.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 def open_session(
     file: Path,
     backend: OnnxRuntime,
@@ -39,21 +51,12 @@ def open_session(
     entries: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Any:
-    """Open a graph in onnxruntime, on a provider or not at all; for the arguments see `OrtEngine`.
+    """Open a graph in onnxruntime, on a provider or not at all; see `OrtEngine`.
 
     `entries` are more of onnxruntime's session configuration.
-
-    Raises:
-        ProviderError, BundleError: see `OrtEngine`.
     """
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Sessions take turns: a spinning pool would starve the next one's.
-    for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
-        options.add_session_config_entry(key, value)
+    options = session_options(threads, entries or {})
     providers = backend.configure(options, device, stream=stream, settings=settings or {})
     try:
         # Its default makes the session anew on the CPU where one fails, and prints that it did.

@@ -16,7 +16,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.kernel_cache import cache_folder
-from rism.runtime.engines.nvidia_driver import Gpu, describe_gpu
+from rism.runtime.engines.nvidia_driver import Gpu
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.shape_profiles import BATCH, profile, ranges
 from rism.runtime.errors import ProviderError, RismError, RismWarning, listed, one_line
@@ -56,7 +56,9 @@ class OnnxRuntimeRtx(OnnxRuntime):
     def probe(self, device: int) -> str:
         """Name the package, onnxruntime and the GPU."""
         found = super().probe(device)
-        return f"{PACKAGE} {plugin_version()} in {found} on {describe_gpu(device)}"
+        return (
+            f"{PACKAGE} {plugin_version()} in {found} on {nvidia_driver.find_driver().gpu(device)}"
+        )
 
     def configure(
         self, options: Any, device: int, *, stream: int | None, settings: Mapping[str, str]

@@ -34,13 +34,9 @@ def ranges(
 ) -> dict[str, Range]:
     """Say how large each named dimension of a bundle's graphs can be.
 
-    Args:
-        rules: the bundle's geometry.
-        prompt: the bundle's rules for prompts.
-        noise_rows: most tokens that it has noise for.
-        shapes: "MIN/OPT/MAX", one size, "static", or None for what the geometry can ask for; see
-            `rism build --shapes`.
-        batch: fewest, usual and most expressions of a run.
+    The bundle has noise for `noise_rows` tokens. `shapes` is "MIN/OPT/MAX", one size, "static", or
+    None for what the geometry can ask for; see `rism build --shapes`. `batch` are the fewest, usual
+    and most expressions of a run.
 
     Raises:
         InputError: `shapes` cannot be read, or the bundle cannot have such sizes.

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from rism.runtime.distribution import install_hint
 from rism.runtime.engines import cuda_device, nvidia_driver
-from rism.runtime.engines.nvidia_driver import Driver, describe_gpu
+from rism.runtime.engines.nvidia_driver import Driver
 from rism.runtime.engines.tensorrt_api import EngineObject, TensorRt
 from rism.runtime.errors import BundleError, ProviderError, RismError, one_line
 
@@ -92,8 +92,9 @@ def probe(target: str, device: int) -> str:
         ProviderError: the library, the driver, the GPU or CuPy is missing or does not fit.
     """
     library = find_library(target)
-    check_driver(library, nvidia_driver.find_driver())
-    gpu = describe_gpu(device)
+    driver = nvidia_driver.find_driver()
+    check_driver(library, driver)
+    gpu = driver.gpu(device)
     cuda_device.open_device(device)
     return f"{library.title} {library.version} on {gpu}"
 

@@ -127,11 +127,6 @@ def _nearest(size_wh: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tu
     return min(sizes, key=far)
 
 
-def to_model(image_hwc: Uint8, plan: Plan, geometry: Geometry) -> Float32:
-    """Resize, crop and normalise: (H, W, 3) uint8 to (1, 3, h, w) float32."""
-    return normalise(resize(image_hwc, plan, geometry), plan, geometry)
-
-
 def resize(image_hwc: Uint8, plan: Plan, geometry: Geometry) -> Resized:
     """Resize and no more: (H, W, 3) uint8 to (h, w, 3) of type `resize_in`, 0 to 255."""
     if plan.resized_wh == plan.size_wh:

@@ -74,13 +74,16 @@ def components(mask_hw: BoolArray) -> tuple[npt.NDArray[np.intp], int]:
         (H, W) integers, 0 outside of the mask and 1, 2, ... for the parts in the order of their
         first pixels; and how many there are.
     """
-    first = np.where(mask_hw, np.arange(mask_hw.size).reshape(mask_hw.shape), mask_hw.size)
+    outside = mask_hw.size
+    first = np.where(mask_hw, np.arange(outside).reshape(mask_hw.shape), outside)
     # Each pixel learns of earlier pixels of its part from its neighbours, and from what these know.
     while True:
-        near = np.pad(first, 1, constant_values=mask_hw.size)
-        beside = near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:]
-        known = np.minimum.reduce([first, *beside])
-        known = np.where(mask_hw, np.append(known, mask_hw.size)[known], mask_hw.size)
+        known = first.copy()
+        for lines in (known, known.T):
+            lines[1:] = np.minimum(lines[1:], lines[:-1])
+            lines[:-1] = np.minimum(lines[:-1], lines[1:])
+            known[~mask_hw] = outside
+        known = np.append(known, outside)[known]
         if np.array_equal(known, first):
             break
         first = known

@@ -76,10 +76,8 @@ class EmbeddingCache:
     def get(self, instruction: str, *, image: str = "", rows: int | None = None) -> Float32 | None:
         """Return an embedding, (rows, E) float32 and read-only, or None where there is none.
 
-        Args:
-            instruction: its text.
-            image: digest of the text encoder's view of the image; empty without vision.
-            rows: the number of its tokens; None for `max_length`.
+        `image` is the digest of the text encoder's view, empty without vision. It has `rows`
+        tokens; None for `max_length`.
         """
         path = self._path(instruction, image)
         shape = (self._rows if rows is None else rows, self._width)

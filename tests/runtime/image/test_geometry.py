@@ -74,7 +74,7 @@ def test_resizing_without_8_bits_is_torchs(size_wh: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
     image = np.random.default_rng(2).integers(0, 256, (*size_wh[::-1], 3), dtype=np.uint8)
     plan = geometry.plan(size_wh, CEIL)
-    found = geometry.to_model(image, plan, CEIL)
+    found = geometry.normalise(geometry.resize(image, plan, CEIL), plan, CEIL)
     given = torch.from_numpy(image).permute(2, 0, 1)[None]
     for dtype, limit in ((torch.float64, 1e-6), (torch.float32, 2e-4)):
         # In single precision torch rounds the places of its taps, too: a hundredth of a level.
@@ -83,7 +83,8 @@ def test_resizing_without_8_bits_is_torchs(size_wh: tuple[int, int]) -> None:
         )
         np.testing.assert_allclose(found, wanted * 2 - 1, atol=limit, rtol=0)
     assert found.dtype == np.float32
-    rounded = geometry.to_model(image, plan, replace(CEIL, resize_in="uint8"))
+    in_8_bits = geometry.resize(image, plan, replace(CEIL, resize_in="uint8"))
+    rounded = geometry.normalise(in_8_bits, plan, CEIL)
     assert 1e-3 < np.abs(found - rounded).max() < 1.1 / 127.5
 
 
@@ -123,12 +124,12 @@ def test_more_tokens_than_noise() -> None:
     assert geometry.plan((64, 64), STRETCH, max_tokens=256).tokens == 256
 
 
-def test_to_model_is_pillow_and_normalised() -> None:
+def test_resizing_is_pillows_and_normalised() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     plan = geometry.plan((70, 50), STRETCH)
     resized = Image.fromarray(image).resize(plan.resized_wh, Image.Resampling.LANCZOS)
     expected = (np.asarray(resized).transpose(2, 0, 1)[None] / 255.0 - 0.5) / 0.5
-    found = geometry.to_model(image, plan, STRETCH)
+    found = geometry.normalise(geometry.resize(image, plan, STRETCH), plan, STRETCH)
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_allclose(found, expected, atol=1e-6)

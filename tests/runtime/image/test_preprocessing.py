@@ -64,7 +64,7 @@ def test_every_value_is_the_pipelines(
     width, height = size_wh
     image = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     plan = geometry.plan(size_wh, CROP)
-    found = geometry.to_model(image, plan, CROP)
+    found = geometry.normalise(geometry.resize(image, plan, CROP), plan, CROP)
     wanted = prepared(pipeline, image)
     assert found.dtype == wanted.dtype == np.float32
     np.testing.assert_array_equal(found, wanted)

@@ -86,7 +86,7 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
             offset_px=prompt.grid_offset_px,
             token_px=own.token_px,
         ).astype(float)
-    x = geometry.to_model(image, plan, own)[0]
+    x = geometry.normalise(geometry.resize(image, plan, own), plan, own)[0]
     x = x.reshape(3, plan.grid_hw[0], 8, plan.grid_hw[1], 8).mean((2, 4)).reshape(3, -1).T
     words = (embeds + 0.01 * placed.mean(1, keepdims=True) + LIGHT) * mask[:, None]
     a = x @ words.sum(0)
