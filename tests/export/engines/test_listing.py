@@ -1,5 +1,7 @@
 """What a builder's list of layers says, and what it does not."""
 
+from typing import Any
+
 import pytest
 
 from rism.export.engines.listing import (
@@ -36,34 +38,14 @@ SOFTMAX = "__myl_SlicReshMaxrSubExpSumDivMul_myl0_4"  # of TensorRT for RTX 1.7
 
 
 def layer(name: str, kind: str, *outputs: tuple[int, ...], dtype: str = "Half") -> EngineLayer:
-    tensor = EngineTensor("x", (1, 8), dtype)
-    return EngineLayer(
-        name,
-        kind,
-        (tensor,),
-        (),
-        tuple(EngineTensor(f"y{at}", d, dtype) for at, d in enumerate(outputs)),
-    )
+    made = tuple(EngineTensor(f"y{at}", dims, dtype) for at, dims in enumerate(outputs))
+    return EngineLayer(name, kind, (EngineTensor("x", (1, 8), dtype),), (), made)
 
 
-def answers(
-    layers: list[EngineLayer],
-    *,
-    precision: str = "fp16",
-    attentions: int = 0,
-    quantised: int = 0,
-    written_out: int = 0,
-    tokens: ShapeRange | None = None,
-) -> dict[str, LayerCheck]:
-    checks = check_layers(
-        layers,
-        precision=precision,
-        attentions=attentions,
-        quantised=quantised,
-        written_out=written_out,
-        tokens=tokens,
-    )
-    return {check.question: check for check in checks}
+def answers(layers: list[EngineLayer], **facts: Any) -> dict[str, LayerCheck]:
+    """Answers by question; an engine is of fp16, without attention, unless told."""
+    plain = {"precision": "fp16", "attentions": 0, "quantised": 0, "written_out": 0, "tokens": None}
+    return {check.question: check for check in check_layers(layers, **{**plain, **facts})}
 
 
 def test_a_line_of_the_log_is_a_layer() -> None:
@@ -85,23 +67,11 @@ def test_a_line_of_the_log_is_a_layer() -> None:
     ("names", "outputs", "tokens", "answer", "detail"),
     [
         (["_gemm_mha_v2_myl0_16", "_gemv_mha_v1_myl0_2"], [], None, "yes", "2 fused kernels for 2"),
-        (
-            ["__mye8037_fused_mha_v2", "sm90_fmha_v2_flash"],
-            [],
-            None,
-            "yes",
-            "2 fused kernels for 2",
-        ),
+        (["__mye8037_fused_mha_v2", "sm90_fmha_v2_flash"], [], None, "yes", "2 fused kernels"),
         # Names of nodes are no evidence, and no names no evidence against it.
         (["/mha/out/MatMul", "attn.mha.to_q"], [], None, "unknown", "0 fused kernels for 2"),
         (["_gemm_mha_v2", "kernel"], [], None, "unknown", "1 fused kernels for 2"),
-        (
-            ["_gemm_mha_v2", SOFTMAX],
-            [],
-            None,
-            "no",
-            "1 fused kernels for 2 attentions, and 1 layer",
-        ),
+        (["_gemm_mha_v2", SOFTMAX], [], None, "no", "1 fused kernels for 2 attentions, and 1 la"),
         (["a", "blocks.1/Softmax"], [], FREE, "no", "1 layers of softmax alone"),
         # Attention that is not fused passes its scores from layer to layer.
         (["a", "b"], [(-1, -1, 64)], FREE, "yes", "nothing of N x N passes between layers"),
@@ -125,9 +95,8 @@ def test_attention_is_fused_by_name_or_by_what_passes_between_layers(
 
 
 def test_a_kernel_may_be_named_as_a_tactic_alone() -> None:
-    layers = [
-        EngineLayer("node", "kgen", (), (), (), tactic) for tactic in ("_gemm_mha_v2_0x65", "x")
-    ]
+    tactics = ("_gemm_mha_v2_0x65", "x")
+    layers = [EngineLayer("node", "kgen", (), (), (), tactic) for tactic in tactics]
     assert answers(layers, attentions=1)["attention fused"].answer == "yes"
     assert answers(layers, attentions=2)["attention fused"].answer == "unknown"
 
@@ -158,10 +127,8 @@ def test_products_tell_the_precision() -> None:
 def test_without_attention_for_the_library_none_is_called_fused(
     written_out: int, detail: str
 ) -> None:
-    found = answers([layer("a", "gemm")], attentions=0, written_out=written_out)
-    assert (found["attention fused"].answer, found["attention fused"].detail) == (
-        "not in this form", detail
-    )  # fmt: skip
+    found = answers([layer("a", "gemm")], written_out=written_out)["attention fused"]
+    assert (found.answer, found.detail) == ("not in this form", detail)
 
 
 def test_fp8_is_used_where_every_quantised_product_is() -> None:
@@ -203,9 +170,8 @@ def test_a_form_that_has_them_by_its_nature_says_so() -> None:
 
 
 def test_nothing_is_assumed_where_nothing_is_listed() -> None:
-    assert {check.answer for check in answers([], attentions=1, tokens=FREE).values()} == {
-        "unknown"
-    }
+    found = answers([], attentions=1, tokens=FREE)
+    assert {check.answer for check in found.values()} == {"unknown"}
 
 
 def test_an_encoder_may_have_its_attention_written_out() -> None:

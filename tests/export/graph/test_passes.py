@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -15,8 +16,6 @@ from rism.export.graph.passes import write_out_group_normalization
 from rism.runtime.bundle.reader import Bundle
 
 GROUPS, CHANNELS, EPSILON = 4, 12, 1e-6
-# One with two free sides as a picture has them, one flattened as the VAE's attention takes it.
-SHAPES = {"picture": ("batch", CHANNELS, "height", "width"), "flat": ("batch", CHANNELS, "tokens")}
 SIZES = (
     {"picture": (1, CHANNELS, 6, 10), "flat": (1, CHANNELS, 15)},
     {"picture": (2, CHANNELS, 9, 4), "flat": (3, CHANNELS, 8)},
@@ -25,33 +24,28 @@ SIZES = (
 
 def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {
-        name: rng.normal(1, 0.5, CHANNELS).astype(np.float32)
-        for name in ("norm.weight", "norm.bias")
-    }
+    return {name: rng.normal(1, 0.5, CHANNELS).astype(np.float32) for name in ("scale", "bias")}
 
 
 def normalized(dtype: ir.DataType) -> ir.Model:
-    """Two inputs of free sizes, each normalised, on the same named weights."""
-    kept = []
-    for name, values in weights().items():
-        tensor = ir.Tensor(values.astype(dtype.numpy()), dtype=dtype, name=name)
-        kept.append(ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype)))
-        kept[-1].shape = ir.Shape([CHANNELS])
-    inputs, outputs, nodes = [], [], []
-    for name, shape in SHAPES.items():
-        inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
-        attributes = {"num_groups": GROUPS, "epsilon": EPSILON}
-        node = ir.node("GroupNormalization", [inputs[-1], *kept], attributes=attributes)
-        node.outputs[0].name, node.outputs[0].type = f"{name}.out", ir.TensorType(dtype)
-        node.outputs[0].shape = ir.Shape(shape)
-        node.name = f"norm.{name}"
-        nodes.append(node)
-        outputs.append(node.outputs[0])
-    graph = ir.Graph(
-        inputs, outputs, nodes=nodes, initializers=kept, opset_imports={"": 23}, name="norms"
+    """Two inputs of free sizes, each normalised, on the same named weights.
+
+    One has two free sides as a picture has them, one is flattened as the VAE's attention takes it.
+    """
+    kind = dtype.name.lower()
+    picture, flat = (f"{kind}[batch, {CHANNELS}, {free}]" for free in ("height, width", "tokens"))
+    norm = f"GroupNormalization<num_groups = {GROUPS}, epsilon = {EPSILON}>"
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 23]>
+        norms ({picture} picture, {flat} flat) => ({picture} picture_out, {flat} flat_out) {{
+            picture_out = {norm}(picture, scale, bias)
+            flat_out = {norm}(flat, scale, bias)
+        }}"""
     )
-    return ir.Model(graph, ir_version=10)
+    for name, values in weights().items():
+        tensor = onnx.numpy_helper.from_array(values.astype(dtype.numpy()), name)
+        model.graph.initializer.append(tensor)
+    return ir.from_proto(model)
 
 
 def feeds(sizes: dict[str, tuple[int, ...]], dtype: ir.DataType) -> dict[str, np.ndarray]:

@@ -28,17 +28,21 @@ class RefusedError(Exception):
     """What the server would answer with an error."""
 
 
+def load_module(file: Path) -> Any:
+    """A module out of its package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @cache
 def schema() -> Any:
     """NVIDIA's schema, out of the client's wheel, whose package would ask for gRPC."""
     package = importlib.util.find_spec("tritonclient")
     assert package is not None and package.origin is not None
-    file = Path(package.origin).parent / "grpc/model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(package.origin).parent / "grpc/model_config_pb2.py")
 
 
 @dataclass
@@ -64,16 +68,13 @@ class Server:
             self.configs[model.name] = config
             if config.platform == "ensemble":
                 assert not list((model / "1").iterdir())
-                continue
-            if config.backend == "python":
-                continue
-            name = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = 2
-            self.sessions[model.name] = ort.InferenceSession(
-                str(model / "1" / name[config.platform]), options, ["CPUExecutionProvider"]
-            )
-            self._check_model(model.name)
+            elif config.backend != "python":
+                names = {"onnxruntime_onnx": "model.onnx", "tensorrt_plan": "model.plan"}
+                file = model / "1" / names[config.platform]
+                options = ort.SessionOptions()
+                options.intra_op_num_threads = 2
+                self.sessions[model.name] = ort.InferenceSession(file, options)
+                self._check_model(model.name)
         for name, config in self.configs.items():
             if config.platform == "ensemble":
                 self._check_ensemble(name)
@@ -103,10 +104,7 @@ class Server:
         config = self.configs[name]
         dims = {tensor.name: list(tensor.dims) for tensor in config.input}
         batching = config.max_batch_size > 0
-        given = [
-            {k: _between(dims[k], batching, value) for k, value in request.items()}
-            for request in requests
-        ]
+        given = [{k: _between(dims[k], batching, v) for k, v in r.items()} for r in requests]
         for arrays in given:
             self._check_request(config, arrays)
         answers: list[dict[str, Given]] = [{} for _ in given]
@@ -166,10 +164,8 @@ class Server:
     def _check_model(self, name: str) -> None:
         """What the backend compares when it loads a model."""
         config, session = self.configs[name], self.sessions[name]
-        for mine, theirs in (
-            (config.input, session.get_inputs()),
-            (config.output, session.get_outputs()),
-        ):
+        sides = (config.input, session.get_inputs()), (config.output, session.get_outputs())
+        for mine, theirs in sides:
             found = {tensor.name: tensor for tensor in theirs}
             assert sorted(t.name for t in mine) == sorted(found), name
             for tensor in mine:

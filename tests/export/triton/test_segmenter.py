@@ -1,12 +1,12 @@
 """The model of the Python backend: a recorded edge of the server, and real graphs behind it."""
 
-import importlib.util
 import io
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,25 +17,26 @@ from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import BundleError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
-from tests.export.triton.server import RefusedError, Server
+from tests.export.triton.server import RefusedError, Server, load_module
 from tests.paths import STREET
 
 IMAGE = STREET.read_bytes()
 
 
+@dataclass
 class Tensor:
-    def __init__(self, name: str, array: np.ndarray) -> None:
-        self.name, self.array = name, array
+    name: str
+    array: np.ndarray
 
     def as_numpy(self) -> np.ndarray:
         return self.array
 
 
+@dataclass
 class TritonError:
     INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
-
-    def __init__(self, text: str, code: str = "INTERNAL") -> None:
-        self.text, self.code = text, code
+    text: str
+    code: str = INTERNAL
 
     def message(self) -> str:
         return self.text
@@ -52,7 +53,7 @@ class Response:
         return self.problem
 
 
-def backend(server: Server) -> ModuleType:
+def backend(server: Server) -> SimpleNamespace:
     """`triton_python_backend_utils`: names and order of arguments as its documentation has them."""
 
     class InferenceRequest:
@@ -75,19 +76,16 @@ def backend(server: Server) -> ModuleType:
                 return Response(error=TritonError(str(error)))
             return Response([Tensor(name, answer[name]) for name in self.wanted])
 
-    module = ModuleType("triton_python_backend_utils")
-    edge: dict[str, Any] = {
-        "Tensor": Tensor,
-        "TritonError": TritonError,
-        "InferenceRequest": InferenceRequest,
-        "InferenceResponse": Response,
-        "PreferredMemory": lambda kind: f"on the {kind}",
-        "TRITONSERVER_MEMORY_CPU": "CPU",
-        "get_input_tensor_by_name": lambda request, name: Tensor(name, request[name]),
-        "get_output_tensor_by_name": lambda given, name: Tensor(name, given.tensors[name]),
-    }
-    vars(module).update(edge)
-    return module
+    return SimpleNamespace(
+        Tensor=Tensor,
+        TritonError=TritonError,
+        InferenceRequest=InferenceRequest,
+        InferenceResponse=Response,
+        PreferredMemory=lambda kind: f"on the {kind}",
+        TRITONSERVER_MEMORY_CPU="CPU",
+        get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]),
+        get_output_tensor_by_name=lambda given, name: Tensor(name, given.tensors[name]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +103,9 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Any, Server]
 
     def start(folder: Path) -> tuple[Any, Server]:
         server = Server(folder)
-        name = "triton_python_backend_utils"
-        monkeypatch.setitem(sys.modules, name, backend(server))
-        spec = importlib.util.spec_from_file_location("model", folder / "s_rism/1/model.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        model = module.TritonPythonModel()
-        place = {"model_repository": str(folder / "s_rism"), "model_version": "1"}
-        model.initialize(place)
+        monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend(server))
+        model = load_module(folder / "s_rism/1/model.py").TritonPythonModel()
+        model.initialize({"model_repository": str(folder / "s_rism"), "model_version": "1"})
         return model, server
 
     return start
@@ -163,15 +155,12 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
             mask = np.asarray(Image.open(io.BytesIO(answer.tensors["mask"][row, 0]))) > 0
             assert mask.shape == wanted.mask_hw.shape
             assert (mask == wanted.mask_hw).mean() > 0.9999
-            found = answer.tensors["separability"][row, 0]
-            assert found == pytest.approx(wanted.separability, rel=1e-3)
-            assert answer.tensors["area_share"][row, 0] == pytest.approx(
-                wanted.area_share, abs=1e-3
-            )
+            found = {name: tensor[row, 0] for name, tensor in answer.tensors.items()}
+            assert found["separability"] == pytest.approx(wanted.separability, rel=1e-3)
+            assert found["area_share"] == pytest.approx(wanted.area_share, abs=1e-3)
             sure = np.nan if wanted.confidence is None else wanted.confidence
-            found = answer.tensors["confidence"][row, 0]
-            assert found == pytest.approx(sure, abs=1e-3, nan_ok=True)
-            reason = answer.tensors["reason"][row, 0].decode()
+            assert found["confidence"] == pytest.approx(sure, abs=1e-3, nan_ok=True)
+            reason = found["reason"].decode()
             assert (reason == "") == mask.any() == (wanted.reason is None)
             assert reason.split(":")[0] == (wanted.reason or "").split(":")[0]
             if wanted.box_xyxy is not None:
@@ -190,24 +179,15 @@ def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> Non
 
 def test_a_bad_request_spoils_no_other(repository: Path, load: Any) -> None:
     model, _ = load(repository)
-    answers = model.execute(
-        [
-            asks((b"no picture", "the van")),
-            asks((IMAGE, "the green van")),
-            asks((IMAGE, "word " * 100)),
-            asks((IMAGE, b"\xff\xfe")),
-            asks((IMAGE, "the red car")),
-        ]
-    )
-    said = [answer.error() for answer in answers]
+    sound = [(IMAGE, "the green van"), (IMAGE, "the red car")]
+    spoilt = [(b"no picture", "the van"), (IMAGE, "word " * 100), (IMAGE, b"\xff\xfe")]
+    rows = [spoilt[0], sound[0], *spoilt[1:], sound[1]]
+    said = [answer.error() for answer in model.execute([asks(row) for row in rows])]
     assert [problem is None for problem in said] == [False, True, False, False, True]
-    for problem, words in (
-        (said[0], "is not an image rism can read"),
-        (said[2], "tokens"),
-        (said[3], "an expression is not UTF-8"),
-    ):
-        assert problem.code == "INVALID_ARG"
-        assert words in problem.message() and "\n" not in problem.message()
+    wanted = {0: "is not an image rism can read", 2: "tokens", 3: "an expression is not UTF-8"}
+    for place, words in wanted.items():
+        assert said[place].code == "INVALID_ARG"
+        assert words in said[place].message() and "\n" not in said[place].message()
 
 
 def test_a_model_of_the_server_that_fails(repository: Path, load: Any) -> None:
