@@ -165,13 +165,12 @@ MATRICES = """
 def _externalise(file: Path, name: str, value: np.ndarray, location: str) -> None:
     """Add an initializer whose bytes lie in another file."""
     import onnx
-    from onnx import TensorProto
+    from onnx.external_data_helper import set_external_data
 
     model = onnx.load(file, load_external_data=False)
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, entry in {"location": location, "offset": "0", "length": str(value.nbytes)}.items():
-        tensor.external_data.add(key=key, value=entry)
+    tensor = onnx.numpy_helper.from_array(value, name)
+    set_external_data(tensor, location, offset=0, length=value.nbytes)
+    tensor.ClearField("raw_data")
     model.graph.initializer.append(tensor)
     (file.parent / location).write_bytes(value.tobytes())
     file.write_bytes(model.SerializeToString())
@@ -291,13 +290,24 @@ def tiny_bundle(tiny_master: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_master, tmp_path / "tiny")
 
 
+def _fixed(source: Path, file: Path, sizes: dict[str, int]) -> dict[str, Any]:
+    """Write a graph with fixed sizes in the place of free ones; return what a manifest says."""
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    file.write_bytes(model.SerializeToString())
+    return graph_entry(file)
+
+
 def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) -> Path:
     """Turn a bundle's graphs into ones of fixed sizes, as a static export writes them.
 
     Tokens are of 8 x 8 pixels; None leaves the batch free.
     """
-    import onnx
-
     data = json.loads((folder / "manifest.json").read_text())
     graphs = {"text_encoder": data["graphs"].pop("text_encoder")}
     for width, height in sizes:
@@ -306,14 +316,8 @@ def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) 
         fixed |= dict.fromkeys(("n_v", "tokens"), tokens)
         fixed |= {} if batch is None else {"batch": batch}
         for name, entry in data["graphs"].items():
-            model = onnx.load(folder / entry["file"], load_external_data=False)
-            for value in (*model.graph.input, *model.graph.output):
-                for dim in value.type.tensor_type.shape.dim:
-                    if dim.dim_param in fixed:
-                        dim.dim_value = fixed[dim.dim_param]
             file = folder / f"{name}.{width}x{height}.onnx"
-            onnx.save_model(model, file)
-            graphs[f"{name}@{width}x{height}"] = graph_entry(file)
+            graphs[f"{name}@{width}x{height}"] = _fixed(folder / entry["file"], file, fixed)
     for entry in data["graphs"].values():
         (folder / entry["file"]).unlink()
 
@@ -327,17 +331,9 @@ def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) 
 
 def fix_batch(folder: Path, name: str, batch: int) -> None:
     """Give a graph, and what the manifest says of it, a fixed batch."""
-    import onnx
-
     data = json.loads((folder / "manifest.json").read_text())
     file = folder / data["graphs"][name]["file"]
-    model = onnx.load(file, load_external_data=False)
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "batch":
-                dim.dim_value = batch
-    file.write_bytes(model.SerializeToString())
-    data["graphs"][name] = graph_entry(file)
+    data["graphs"][name] = _fixed(file, file, {"batch": batch})
     (folder / "manifest.json").write_text(json.dumps(data))
 
 

@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from rism.calibration import Scales
 from rism.calibration.layers import find_layers, fingerprint, kept_layers
@@ -21,6 +23,15 @@ def scales_of(model: ir.Model, **layers: float) -> Scales:
     kept = kept_layers([layer.name for layer in found])
     own = {layer.name: 0.013 for layer in found if layer.name not in kept} | layers
     return Scales(fingerprint(found), "mini", "float32", "max", 100.0, 1, own, kept)
+
+
+def run_fp8(model: bytes | Path, **given: np.ndarray) -> list[np.ndarray]:
+    """Run a graph whose pairs of QuantizeLinear and DequantizeLinear stay what they are."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 4
+    made: list[np.ndarray] = ort.InferenceSession(model, options).run(None, given)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime as ort
 import pytest
 
 from rism.calibration.e4m3 import (
@@ -14,6 +13,7 @@ from rism.calibration.e4m3 import (
     round_trip,
     weight_error,
 )
+from tests.calibration.conftest import run_fp8
 
 torch = pytest.importorskip("torch")
 
@@ -32,11 +32,7 @@ def by_onnxruntime(values: np.ndarray, scale: float) -> np.ndarray:
              y = DequantizeLinear(q, s)
         }"""
     )
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    made: np.ndarray = session.run(None, {"x": values, "s": np.array(scale, np.float32)})[0]
-    return made
+    return run_fp8(model.SerializeToString(), x=values, s=np.array(scale, np.float32))[0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.013, 3.7e-5])

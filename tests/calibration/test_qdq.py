@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from rism.calibration import Scales, quantise
@@ -14,7 +13,7 @@ from rism.calibration.layers import Layer, find_layers, kept_layers
 from rism.calibration.open_graph import open_transformer
 from rism.runtime import InputError
 from rism.runtime.bundle.reader import Bundle
-from tests.calibration.conftest import scales_of
+from tests.calibration.conftest import run_fp8, scales_of
 
 K, N = 24, 10
 Q, FF = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.linear_in"
@@ -53,15 +52,7 @@ def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
 
 
 def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
-    return run_file(ir.to_proto(model).SerializeToString(), x)
-
-
-def run_file(model: bytes | Path, x: np.ndarray) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.log_severity_level = 4
-    made: list[np.ndarray] = ort.InferenceSession(model, options).run(None, {"x": x})
-    return made
+    return run_fp8(ir.to_proto(model).SerializeToString(), x=x)
 
 
 def activation() -> np.ndarray:
@@ -127,7 +118,7 @@ def test_stored_weights_are_the_same_numbers(tmp_path: Path, stored: str | None)
     assert quantise(other, scales_of(other), weights="stored", file=file) == [Q, FF]
     assert file.stat().st_size == 4096 + K * N
     ir.save(other, tmp_path / "fp8.onnx")
-    for one, two in zip(run(model, x), run_file(tmp_path / "fp8.onnx", x), strict=True):
+    for one, two in zip(run(model, x), run_fp8(tmp_path / "fp8.onnx", x=x), strict=True):
         assert np.array_equal(one, two)
     names = set(other.graph.initializers)
     assert f"dit.{Q}.weight" not in names and "dit.x_embedder.weight" in names

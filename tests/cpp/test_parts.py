@@ -34,13 +34,8 @@ def _texts() -> list[str]:
         f"{a}{b}{c}" for b in every for a, c in (("", ""), ("a", "b"), (" ", " "), ("\n", "x"))
     ]
     texts += ["it's IT'S we'Re they'LL I'd'd 'tis ''s '", "a  b   c \n\n d\t\te", " \r\n \n x"]
-    texts += [
-        "x  ",
-        "<|im_start",
-        "<|im_end|><|im_end|>x<think></think",
-        "0123 45a6",
-        "remove the the",
-    ]
+    texts += ["x  ", "<|im_start", "<|im_end|><|im_end|>x<think></think"]
+    texts += ["0123 45a6", "remove the the"]
     rng = np.random.default_rng(3)
     parts = [*string.printable, "the ", " green van", "'ll", "<think>", "  ", "!?", "12", "re"]
     return texts + ["".join(rng.choice(parts, 12)) for _ in range(2000)]

@@ -17,8 +17,8 @@ from PIL import Image
 
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.bound_weights import read_bound_weights
-from tests import broken_manifests
-from tests.broken_manifests import LIST, LISTS, MISSING, WEIGHTS, change, list_weights, mini, weight
+from tests import broken_manifests as broken
+from tests.broken_manifests import LIST, MISSING, change, list_weights, mini, sized, weight
 from tests.cpp.build import run
 from tests.cpp.recording import recorders, write_graphs
 from tests.paths import MINI, STREET
@@ -54,16 +54,6 @@ def _geometry(**keys: object) -> Callable[[Json], Any]:
     return lambda data: data["geometry"].update(keys)
 
 
-def _fixed(data: Json) -> None:
-    sizes = [[128, 128], [144, 112], [112, 144]]
-    data["schema_version"] = "1.1"
-    data["geometry"]["sizes"] = sizes
-    graphs = data["graphs"]
-    data["graphs"] = {"text_encoder": graphs.pop("text_encoder")} | {
-        f"{name}@{w}x{h}": graph for name, graph in graphs.items() for w, h in sizes
-    }
-
-
 def _batches(data: Json) -> None:
     """Three rows a run, as an engine for one shape has them."""
     for graph in data["graphs"].values():
@@ -83,7 +73,7 @@ WHOLE: dict[str, tuple[str, tuple[int, int], Callable[[Json], Any]]] = {
     "ceil": ("scores", (300, 200), _geometry(rounding="ceil", resize_in="float32")),
     "ceil-tall": ("scores", (111, 170), _geometry(rounding="ceil")),
     "batch": ("vectors", (140, 90), _batches),
-    "fixed": ("scores", (90, 140), _fixed),
+    "fixed": ("scores", (90, 140), lambda data: data.update(sized())),
     "tau": ("vectors", (160, 120), lambda data: data["method"].update(tau=0.4, prototype="cosine")),
 }
 
@@ -113,7 +103,7 @@ def test_the_reader_feeds_and_finds_what_the_runtime_does(
 
 def test_manifests_that_are_wrong(reader: Path, tmp_path: Path) -> None:
     bundle = _bundle(tmp_path / "bundle")
-    for way, value, _, message in (case for case in broken_manifests.MINI if len(case) == 4):
+    for way, value, _, message in (case for case in broken.MINI if len(case) == 4):
         (bundle / "manifest.json").write_text(json.dumps(change(mini(), way, value)))
         _refused(reader, bundle, tmp_path, message)
 
@@ -151,17 +141,8 @@ def _refused(
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def _cut(bundle: Path) -> None:
-    file = bundle / "manifest.json"
-    file.write_bytes(file.read_bytes()[:700])
-
-
-def _deep(bundle: Path) -> None:
-    (bundle / "manifest.json").write_text("[" * 500_000)
-
-
-def _long(bundle: Path) -> None:
-    (bundle / "manifest.json").write_text(" " * 2**20 + "{}")
+def _manifest(text: str) -> Callable[[Path], Any]:
+    return lambda bundle: (bundle / "manifest.json").write_text(text)
 
 
 def _link(bundle: Path) -> None:
@@ -180,9 +161,9 @@ def _damage(name: str) -> Callable[[Path], Any]:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (_cut, "manifest.json cannot be read"),
-    "deep": (_deep, "manifest.json cannot be read"),
-    "long": (_long, "expected at most 1 MiB"),
+    "cut": (_manifest(json.dumps(mini())[:700]), "manifest.json cannot be read"),
+    "deep": (_manifest("[" * 500_000), "manifest.json cannot be read"),
+    "long": (_manifest(" " * 2**20 + "{}"), "expected at most 1 MiB"),
     "gone": (lambda bundle: (bundle / "manifest.json").unlink(), "no manifest.json"),
     "nothing": (lambda bundle: shutil.rmtree(bundle), "no bundle folder"),
     "link": (_link, "reached by a link"),
@@ -226,36 +207,29 @@ def test_pictures_that_do_not_fit(reader: Path, tmp_path: Path) -> None:
     _refused(reader, bundle, tmp_path, "too small for this model", size=(7, 20))
 
 
-def _listed(folder: Path, text: str) -> Path:
-    bundle = _bundle(folder)
-    list_weights(bundle, text)
-    return bundle
-
-
 def test_weights_that_a_plan_takes(reader: Path, tmp_path: Path) -> None:
     listed = {"a.b/c": weight(), "scalar": weight(length=8, dtype="int64", shape=[])}
     for dtype, size in (
         ("float32", 4), ("bfloat16", 2), ("float8_e4m3fn", 1), ("int32", 4), ("bool", 1)
     ):  # fmt: skip
         listed[dtype] = weight(dtype=dtype, shape=[96 // size], offset=0)
-    bundle = _listed(tmp_path / "bundle", json.dumps(listed))
+    bundle = _bundle(tmp_path / "bundle")
+    list_weights(bundle, json.dumps(listed))
     done = run([reader, "weights", bundle, LIST])
     assert done.returncode == 0, done.stderr
     stored = (bundle / "vae_encoder.weights").read_bytes()
     wanted = []
     for name, each in sorted(read_bound_weights(Bundle.open(bundle), LIST).items()):
-        data = stored[each.offset : each.offset + each.length]
-        wanted.append(
-            [name, each.file, each.offset, each.length, each.dtype, *each.shape,
-             hashlib.sha256(data).hexdigest()]
-        )  # fmt: skip
-    assert done.stdout.splitlines() == [" ".join(map(str, line)) for line in wanted]
+        digest = hashlib.sha256(stored[each.offset : each.offset + each.length]).hexdigest()
+        facts = (name, each.file, each.offset, each.length, each.dtype, *each.shape, digest)
+        wanted.append(" ".join(map(str, facts)))
+    assert done.stdout.splitlines() == wanted
 
 
 def test_weights_that_are_not_there(reader: Path, tmp_path: Path) -> None:
-    lists = [(json.dumps({"w": case[1]}), case[3]) for case in WEIGHTS if len(case) == 4]
+    lists = [(json.dumps({"w": case[1]}), case[3]) for case in broken.WEIGHTS if len(case) == 4]
     bundle = _bundle(tmp_path / "bundle")
-    for text, message in [*lists, *(case[1::2] for case in LISTS if len(case) == 4)]:
+    for text, message in [*lists, *(case[1::2] for case in broken.LISTS if len(case) == 4)]:
         list_weights(bundle, text)
         done = run([reader, "weights", bundle, LIST])
         assert done.returncode == 1
@@ -264,9 +238,7 @@ def test_weights_that_are_not_there(reader: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_fed_something_else(reader: Path, tmp_path: Path) -> None:
-    def change(data: Json) -> None:
-        data["graphs"]["text_encoder"]["inputs"]["quoted_mask"] = {
-            "name": "quoted_mask", "dtype": "int64", "shape": ["batch", 40]}  # fmt: skip
-
-    bundle = _bundle(tmp_path / "bundle", change)
+    mask = {"name": "quoted_mask", "dtype": "int64", "shape": ["batch", 40]}
+    way = "graphs text_encoder inputs quoted_mask"
+    bundle = _bundle(tmp_path / "bundle", lambda data: data.update(change(data, way, mask)))
     _refused(reader, bundle, tmp_path, "takes 'quoted_mask', which this reader does not know")

@@ -15,7 +15,10 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 
-from rism.export import ExportOptions, ExportReport, ParityError, export_bundle, exporter
+from rism.calibration.graph_blocks import split_at_blocks
+from rism.calibration.layers import find_layers, fingerprint
+from rism.calibration.open_graph import open_transformer
+from rism.export import ExportReport, ParityError, export_bundle, exporter
 from rism.export.checkpoint.locate import content_digest
 from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.dit import Flux2SingleStep
@@ -28,8 +31,9 @@ from rism.export.precision import PRECISIONS
 from rism.export.spec import ModelSpec
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.errors import InputError, OutputError
+from rism.runtime.errors import OutputError
 from rism.runtime.method import equations
+from tests.calibration.conftest import scales_of
 from tests.export.small import feeds
 from tests.paths import ROOT
 
@@ -63,59 +67,40 @@ def test_every_mode_agrees_with_the_reference(
     vectors = reference.attention_vectors.numpy()
     propagated = equations.propagate(reference.transition_matrices.numpy(), vectors)
     features = reference.features["mmsa"].numpy()
-    got = {
-        mode: run_graph(
-            exported.path / f"transformer.{mode}.onnx",
-            given | ({"tau": np.array([0.8], np.float32)} if mode == "scores" else {}),
-        )
-        for mode in ("vectors", "matrices", "scores")
-    }
-    for mode in ("vectors", "matrices"):
-        np.testing.assert_allclose(got[mode]["attention_vectors"], vectors, atol=1e-5)
-        np.testing.assert_allclose(got[mode]["features"], features, atol=1e-5)
-    np.testing.assert_allclose(got["vectors"]["propagated_vectors"], propagated, atol=1e-5)
-    np.testing.assert_allclose(
-        got["matrices"]["transition_matrices"], reference.transition_matrices.numpy(), atol=1e-5
-    )
-    for mode in got:
-        np.testing.assert_allclose(
-            got[mode]["token_attention"], reference.token_attention.numpy(), atol=1e-5
-        )
+    tokens = {"token_attention": reference.token_attention.numpy()}
+    shared = {"attention_vectors": vectors, "features": features, **tokens}
+    matrices = {"transition_matrices": reference.transition_matrices.numpy()}
+    for mode, wanted in (
+        ("vectors", {**shared, "propagated_vectors": propagated}),
+        ("matrices", {**shared, **matrices}),
+        ("scores", tokens),
+    ):
+        tau = {"tau": np.float32([0.8])} if mode == "scores" else {}
+        got = run_graph(exported.path / f"transformer.{mode}.onnx", given | tau)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=f"{mode} {name}")
     for item in range(2):
         answer = equations.segment_tokens(vectors[item], propagated[item], features[item], tau=0.8)
-        np.testing.assert_allclose(got["scores"]["scores"][item], answer.scores, atol=1e-3)
-        fisher = float(got["scores"]["separability"][item])
-        assert answer.separability == pytest.approx(fisher, rel=1e-2)
-
-
-def test_token_attention_times_weights_is_the_sum_of_the_vectors(
-    exported: ExportReport, spec: ModelSpec
-) -> None:
-    given = feeds(spec, (5, 5))
-    got = run_graph(exported.path / "transformer.vectors.onnx", given)
-    weighted = (got["token_attention"] @ given["prompt_weights"][..., None])[..., 0]
-    np.testing.assert_allclose(weighted, got["attention_vectors"].sum(1), atol=1e-5)
+        np.testing.assert_allclose(got["scores"][item], answer.scores, atol=1e-3)
+        assert answer.separability == pytest.approx(float(got["separability"][item]), rel=1e-2)
 
 
 def all_shapes(path: Path, given: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Shapes of every tensor that a run of the graph makes."""
     model = ir.load(path)
-    present = {value.name for value in model.graph.outputs}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name not in present and value.dtype is not None:
-                model.graph.outputs.append(value)
+    made = [value for node in model.graph for value in node.outputs if value.dtype is not None]
+    model.graph.outputs.extend(value for value in made if not value.is_graph_output())
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     probed = path.with_name("probed.onnx")
     try:
         ir.save(model, probed)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(probed, options, providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_outputs()]
-        arrays = session.run(names, given)
+        arrays = session.run(None, given)
     finally:
         probed.unlink()
+    names = [value.name for value in session.get_outputs()]
     return {name: np.shape(array) for name, array in zip(names, arrays, strict=True)}
 
 
@@ -123,12 +108,11 @@ def all_shapes(path: Path, given: dict[str, np.ndarray]) -> dict[str, tuple[int,
 def test_no_matrix_over_image_tokens_is_ever_made(
     exported: ExportReport, spec: ModelSpec, mode: str
 ) -> None:
-    grid_hw = (7, 11)
-    tokens = 77
+    tokens = 7 * 11
     whole = spec.prompt.max_length + 2 * tokens
-    given = feeds(spec, grid_hw)
+    given = feeds(spec, (7, 11))
     if mode == "scores":
-        given["tau"] = np.array([0.8], np.float32)
+        given["tau"] = np.float32([0.8])
     shapes = all_shapes(exported.path / f"transformer.{mode}.onnx", given)
     assert len(shapes) > 100
     large = {n: s for n, s in shapes.items() if sum(size in (tokens, whole) for size in s) > 1}
@@ -229,13 +213,27 @@ def test_places_that_cannot_take_a_bundle(checkpoint: Path, tmp_path: Path) -> N
         export_bundle(str(checkpoint), full / "mine.txt")
     with pytest.raises(OutputError, match="/proc/nowhere/b cannot be written"):
         export_bundle(str(checkpoint), Path("/proc/nowhere/b"))
-    with pytest.raises(InputError, match="capture everything is not known"):
-        export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(captures=("everything",)))
 
 
 def test_the_revision_names_the_weights(checkpoint: Path, exported: ExportReport) -> None:
     revision = Bundle.open(exported.path).manifest.model.revision
     assert revision == content_digest([checkpoint], Event())
+
+
+def test_calibration_finds_the_layers_by_their_names(exported: ExportReport) -> None:
+    bundle = Bundle.open(exported.path)
+    model = open_transformer(bundle).model
+    scales = scales_of(model)
+    assert len(split_at_blocks(model)) > 4
+    double = [name for name in scales.layers if name.startswith("transformer_blocks.")]
+    single = [name for name in scales.layers if name.startswith("single_transformer_blocks.")]
+    assert len(double) == 2 * 12 and len(double) + len(single) == len(scales.layers)
+    assert {name.split(".", 2)[2] for name in single} == {"attn.to_qkv_mlp_proj", "attn.to_out"}
+    embedders = dict.fromkeys(("x_embedder", "context_embedder"), "embedder")
+    assert scales.kept == {**embedders, "last.to_q": "probe", "last.to_k": "probe"}
+    for capture in bundle.manifest.captures:
+        layers = find_layers(open_transformer(bundle, capture=capture).model)
+        assert fingerprint(layers) == scales.fingerprint, capture
 
 
 def test_free_dimensions_have_the_names_of_the_bundle_page(exported: ExportReport) -> None:
