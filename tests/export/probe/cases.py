@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -73,7 +75,14 @@ CASES = {
 }
 
 
-def literal(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+def assert_literal(found: Pair, given: Inputs, *, rtol: float, atol: float) -> None:
+    """What a kernel found, in float32, is what the equations say."""
+    assert {value.dtype for value in found} == {torch.float32}
+    wanted = literal(given)
+    torch.testing.assert_close(tuple(found), wanted, rtol=rtol, atol=atol, check_dtype=False)
+
+
+def literal(inputs: Inputs) -> Pair:
     """a_l and T_l a_l in float64 with every matrix stored: equations 1, 3 and 4."""
     q, k, w = inputs.clean_queries.double(), inputs.k.double(), inputs.weights.double()
     rows = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)

@@ -9,7 +9,7 @@ from benchmarks.rooflines.probe_bounds import SHAPES
 from rism.export.precision import PRECISIONS
 from rism.export.probe import probe_vectors
 from rism.export.probe.attention import attention
-from tests.export.probe.cases import CASES, ProbeCase, literal
+from tests.export.probe.cases import CASES, ProbeCase, assert_literal
 
 pytestmark = pytest.mark.gpu
 BACKENDS = {
@@ -27,8 +27,7 @@ def test_kernels(name: str, dtype: torch.dtype, known: bool) -> None:
     statistics = given.statistics() if known else None
     found = probe_vectors(given.clean_queries, given.k, given.weights, statistics)
     close = 5e-4 if name == "loud scores" else 5e-6
-    for value, wanted in zip(found, literal(given), strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=close, atol=close * 0.1)
+    assert_literal(found, given, rtol=close, atol=close * 0.1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -45,8 +44,7 @@ def test_statistics_of_every_attention(backend: str, clean: int) -> None:
     rows = statistics[:, :, -clean:]
     torch.testing.assert_close(rows, given.statistics(), rtol=0, atol=1e-4)
     found = probe_vectors(given.clean_queries, given.k, given.weights, rows)
-    for value, each in zip(found, literal(given), strict=True):
-        torch.testing.assert_close(value.double(), each, rtol=2e-4, atol=1e-6)
+    assert_literal(found, given, rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

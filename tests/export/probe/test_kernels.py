@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.export.probe.cases import CASES, literal
+from tests.export.probe.cases import CASES, assert_literal
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: the extra probe")
@@ -53,11 +53,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for way in WAYS:
             known = {"statistics": given.statistics()} if way == WAYS[0] else {}
             cases[key(name, dtype, way, "all")] = {**case, **known, "each": CASES[name].heads}
-        if name == "odd sizes":
-            for way in WAYS:
-                cases[key(name, dtype, way, "one")] = {
-                    **cases[key(name, dtype, way, "all")], "each": 1
-                }  # fmt: skip
+            if name == "odd sizes":
+                cases[key(name, dtype, way, "one")] = {**case, **known, "each": 1}
     torch.save({"cases": cases, "sizes": list(HEADS)}, folder / "given.pt")
     child("interpreted", folder / "given.pt", folder / "found.pt", TRITON_INTERPRET="1")
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
@@ -69,21 +66,16 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_interpreted(interpreted: dict[str, Any], name: str, dtype: torch.dtype, way: str) -> None:
     found = interpreted["results"][key(name, dtype, way, "all")]
     close = DTYPES[name, dtype]
-    for value, wanted in zip(found, literal(CASES[name].inputs(dtype)), strict=True):
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value.double(), wanted, rtol=close, atol=close * 0.1)
+    assert_literal(found, CASES[name].inputs(dtype), rtol=close, atol=close * 0.1)
     if CASES[name].weights == "none":
         assert not found[0].any() and not found[1].any()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_heads_are_summed_in_groups(interpreted: dict[str, Any], way: str) -> None:
-    together, apart = (
-        interpreted["results"][key("odd sizes", torch.float32, way, each)]
-        for each in ("all", "one")
-    )
-    for value, wanted in zip(apart, together, strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-8)
+    found = interpreted["results"]
+    together, apart = (found[key("odd sizes", torch.float32, way, n)] for n in ("all", "one"))
+    torch.testing.assert_close(apart, together, rtol=1e-6, atol=1e-8)
 
 
 def test_how_many_heads_a_program_takes(interpreted: dict[str, Any]) -> None:

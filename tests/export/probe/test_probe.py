@@ -17,7 +17,7 @@ from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.precision import PRECISIONS
 from rism.export.probe import attend, operators, probe_vectors, torch_form
 from rism.export.probe.attention import attention
-from tests.export.probe.cases import CASES, ProbeCase, literal
+from tests.export.probe.cases import CASES, ProbeCase, assert_literal, literal
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["row statistics", "own statistics"])
@@ -29,8 +29,7 @@ def test_the_algebra_is_exact(name: str, known: bool) -> None:
     found = torch_form.probe_vectors(
         given.clean_queries, given.k, given.weights.double(), statistics if known else None
     )
-    for value, wanted in zip(found, literal(given), strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found, literal(given), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,7 @@ def test_the_operators_in_a_models_types(name: str, dtype: torch.dtype, close: f
     torch.testing.assert_close(rows, given.statistics(), rtol=0, atol=close)
     for known in (rows, None):
         found = probe_vectors(given.clean_queries, given.k, given.weights, known)
-        for value, each in zip(found, literal(given), strict=True):
-            assert value.dtype == torch.float32
-            torch.testing.assert_close(value.double(), each, rtol=close, atol=close * 1e-2)
+        assert_literal(found, given, rtol=close, atol=close * 1e-2)
 
 
 def test_operators_are_what_they_say() -> None:
@@ -88,16 +85,15 @@ def test_arithmetic_of_both_forms() -> None:
     q = torch.empty(1, 24, 1024, 128, device="meta", dtype=torch.bfloat16)
     k = q.new_empty(1, 24, 2688, 128)
     weights, statistics = q.new_empty(1, 640), q.new_empty(1, 24, 1024)
-    counted = []
-    for known in (statistics, None):
-        with FlopCounterMode(display=False) as counter:
-            probe_vectors(q, k, weights, known)
-        counted.append(counter.get_total_flops())
     product = 2 * 24 * 1024 * 128
-    assert counted == [product * (640 + 1024), product * (2688 + 1024)]
-    with FlopCounterMode(display=False) as counter:
-        attend(k, k, k)
-    assert counter.get_total_flops() == 4 * 24 * 2688**2 * 128
+    for operator, given, expected in (
+        (probe_vectors, (q, k, weights, statistics), product * (640 + 1024)),
+        (probe_vectors, (q, k, weights, None), product * (2688 + 1024)),
+        (attend, (k, k, k), 4 * 24 * 2688**2 * 128),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            operator(*given)
+        assert counter.get_total_flops() == expected
 
 
 @pytest.mark.parametrize("way", ["vectors", "shares", "shares blind"])
@@ -139,9 +135,8 @@ def test_a_model_captures_the_same(size: str, precision: str) -> None:
         with torch.no_grad():
             found.append(graph.eval()(**model.feeds))
     close = 1e-5 if precision == "fp32" else 2e-3
-    for value, wanted in zip(found[1], found[0], strict=True):
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, wanted, rtol=close, atol=close * 1e-2)
+    assert {value.dtype for value in found[1]} == {torch.float32}
+    torch.testing.assert_close(found[1], found[0], rtol=close, atol=close * 1e-2)
 
 
 def test_the_compiler_takes_it_whole() -> None:
@@ -156,8 +151,7 @@ def test_the_compiler_takes_it_whole() -> None:
         wanted = graph(**model.feeds)
     probes = [node for node in program.graph.nodes if "rism.probe_vectors" in str(node.target)]
     assert len(probes) == model.spec.blocks
-    for value, each in zip(again, wanted, strict=True):
-        torch.testing.assert_close(value, each)
+    torch.testing.assert_close(again, wanted)
 
 
 def test_shapes_that_do_not_go_together() -> None:

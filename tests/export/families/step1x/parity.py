@@ -4,7 +4,8 @@ The single step is compared with the reference transcription, connector and ever
 side with the classes of transformers: token ids, pixels, positions and hidden states.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, f
         Largest difference over the largest value, of the connector's two outputs and of the whole
         stream after every block but the last, of which nobody asks more than where it looks.
     """
-    wanted, found = _reference(model, given), _Tap(model).run(model, given)
+    wanted, found = _reference(model, given), _tapped(model, given)
     assert wanted.tokens is not None
     assert wanted.pooled is not None
     expected = {"connector tokens": wanted.tokens, "connector pooled": wanted.pooled}
@@ -90,44 +91,34 @@ def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRe
         )
 
 
-class _Tap:
+def _tapped(model: Step1XModel, given: ReferenceInputs) -> dict[str, torch.Tensor]:
     """What the single step computes on its way, by the names that the transcription has."""
+    found: dict[str, torch.Tensor] = {}
+    dit: Any = model.transformer(FP32).fill()
 
-    def __init__(self, model: Step1XModel) -> None:
-        self.found: dict[str, torch.Tensor] = {}
-        dit: Any = model.transformer(FP32).fill()
-        self.dit = dit
-        dit.connector.register_forward_hook(self._connector)
-        for index, block in enumerate(dit.transformer_blocks):
-            block.register_forward_hook(self._joined(index))
-        singles = [block.norm for block in dit.single_transformer_blocks]
-        for index, norm in enumerate([*singles, dit.last_norm], model.sizes.double - 1):
-            # What a single-stream block is given is what the one before it has left.
-            norm.register_forward_pre_hook(self._given(index))
+    def connected(_module: Any, _args: Any, out: Sequence[torch.Tensor]) -> None:
+        found["connector tokens"], found["connector pooled"] = out
 
-    def _connector(self, _module: Any, _args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.found["connector tokens"], self.found["connector pooled"] = out
+    def joined(name: str, _module: Any, _args: Any, out: Sequence[torch.Tensor]) -> None:
+        found[name] = torch.cat(out, dim=1)
 
-    def _joined(self, index: int) -> Callable[..., None]:
-        def keep(_module: Any, _args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-            self.found[f"block {index}"] = torch.cat(out, dim=1)
+    def entered(name: str, _module: Any, args: Sequence[torch.Tensor]) -> None:
+        found.setdefault(name, args[0])
 
-        return keep
-
-    def _given(self, index: int) -> Callable[..., None]:
-        def keep(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
-            self.found.setdefault(f"block {index}", args[0])
-
-        return keep
-
-    def run(self, model: Step1XModel, given: ReferenceInputs) -> dict[str, torch.Tensor]:
-        tokens = given.noise.shape[1]
-        spans = Spans(given.prompt.embeds.shape[1], tokens, tokens)
-        capture = Capture(spans, given.prompt_weights, model.spec.feature_block)
-        grid = torch.from_numpy(np.indices(given.grid_hw).reshape(2, -1).T.copy()).float()
-        with torch.no_grad():
-            self.dit(given.clean_latents, given.noise, given.prompt, grid, capture)
-        return self.found
+    dit.connector.register_forward_hook(connected)
+    for index, block in enumerate(dit.transformer_blocks):
+        block.register_forward_hook(partial(joined, f"block {index}"))
+    singles = [block.norm for block in dit.single_transformer_blocks]
+    for index, norm in enumerate([*singles, dit.last_norm], model.sizes.double - 1):
+        # What a single-stream block is given is what the one before it has left.
+        norm.register_forward_pre_hook(partial(entered, f"block {index}"))
+    tokens = given.noise.shape[1]
+    spans = Spans(given.prompt.embeds.shape[1], tokens, tokens)
+    capture = Capture(spans, given.prompt_weights, model.spec.feature_block)
+    grid = torch.from_numpy(np.indices(given.grid_hw).reshape(2, -1).T.copy()).float()
+    with torch.no_grad():
+        dit(given.clean_latents, given.noise, given.prompt, grid, capture)
+    return found
 
 
 class TextComparison:
@@ -137,8 +128,7 @@ class TextComparison:
         reference = model.reference(FP32)
         assert isinstance(reference, ReferenceStep1XEdit)
         self.model, self.reference = model, reference
-        vision = model.vision_encoder(FP32)
-        self.vision, self.text = vision.fill(), model.text_encoder(FP32).fill()
+        self.vision, self.text = model.vision_encoder(FP32).fill(), model.text_encoder(FP32).fill()
 
     def differences(self, picture: RgbImage, expression: str) -> dict[str, float]:
         """Compare one expression about one picture, which is at the model's size.

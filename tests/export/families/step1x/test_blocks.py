@@ -44,14 +44,9 @@ def test_what_is_captured(model: Step1XModel, block: int) -> None:
         options = CaptureOptions("vectors", feature_site=site, token_attention=True)
         with torch.no_grad():
             found = CaptureGraph(dit, spec, options, FP32)(**feeds)
-        features = wanted.features[site]
-        torch.testing.assert_close(found[2], features, atol=1e-5, rtol=1e-5)
-        for value, other in (
-            (found[0], vectors),
-            (found[1], propagated),
-            (found[3], wanted.token_attention),
-        ):
-            torch.testing.assert_close(value, other, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[2], wanted.features[site], atol=1e-5, rtol=1e-5)
+        expected = (vectors, propagated, wanted.token_attention)
+        torch.testing.assert_close((*found[:2], found[3]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture

@@ -11,12 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.synthetic.qwen_files import (
-    language_config,
-    make_tokenizer,
-    write_preprocessor,
-    write_tokenizer,
-)
+from benchmarks.synthetic import qwen_files
 from benchmarks.synthetic.step1x_tensors import STEP1X
 from rism.export import CheckpointError, ExportOptions, plan_export
 from rism.export.checkpoint.locate import Checkpoint
@@ -33,6 +28,7 @@ from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open
 PIPELINE = "Step1XEdit"
 FILE = "step1x-edit-i1258.safetensors"
 QWEN = "Qwen2.5-VL-7B-Instruct"
+Change = Callable[[dict[str, torch.Tensor]], object]
 
 
 @pytest.fixture
@@ -40,10 +36,14 @@ def original(shared: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(shared["1.0"], tmp_path / "model"))
 
 
-def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def rewrite(file: Path, change: Change) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+def added(name: str, size: int) -> Change:
+    return lambda tensors: tensors.update({name: torch.zeros(size)})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -76,27 +76,21 @@ def test_a_whole_download_means_the_version_of_the_paper(
     assert open_step1x(original / other.name).version.name == "1.1"
 
 
-def test_published_defaults(shared: dict[str, Path]) -> None:
+def test_published_defaults(shared: dict[str, Path], tmp_path: Path) -> None:
     for version in VERSIONS:
-        settings = json.loads((shared[version] / "rism.json").read_text())
-        kept = {k: v for k, v in settings.items() if k == "connector_heads"}
-        (shared[version] / "rism.json").write_text(json.dumps(kept))
-        try:
-            spec = open_step1x(shared[version]).spec
-        finally:
-            (shared[version] / "rism.json").write_text(json.dumps(settings))
+        folder = Path(shutil.copytree(shared[version], tmp_path / version))
+        settings = json.loads((folder / "rism.json").read_text())
+        heads = {k: v for k, v in settings.items() if k == "connector_heads"}
+        (folder / "rism.json").write_text(json.dumps(heads))
+        spec = open_step1x(folder).spec
         rules, vision = spec.prompt, spec.prompt.vision
         assert vision is not None and rules.quotes is not None
         cells = (vision.min_pixels / 28**2, vision.max_pixels / 28**2)
-        assert (rules.drop, rules.max_length, spec.geometry.size_level, cells) == {
-            "1.0": (217, 640, 512, (256, 324)),
-            "1.1": (217, 640, 1024, (256, 324)),
-            "1.2": (90, 2048, 1024, (256, 400)),
-        }[version]
-        assert (rules.quotes.style, rules.quotes.start) == {
-            "1.0": ("toggle", 156),
-            "1.1": ("toggle", 156),
-            "1.2": ("paired", 449),
+        quotes = (rules.quotes.style, rules.quotes.start)
+        assert (rules.drop, rules.max_length, spec.geometry.size_level, cells, quotes) == {
+            "1.0": (217, 640, 512, (256, 324), ("toggle", 156)),
+            "1.1": (217, 640, 1024, (256, 324), ("toggle", 156)),
+            "1.2": (90, 2048, 1024, (256, 400), ("paired", 449)),
         }[version]
         assert spec.geometry.rounding == "ceil"
         assert spec.feature_block == round(40 / 57 * 5)
@@ -137,9 +131,7 @@ def test_both_layouts_are_one_model(shared: dict[str, Path], tmp_path: Path) -> 
     fp32 = PRECISIONS["fp32"]
     for part in ("transformer", "text_encoder", "vision_encoder"):
         found, wanted = (values(getattr(model, part)(fp32)) for model in (ours, theirs))
-        assert found.keys() == wanted.keys()
-        for name, tensor in found.items():
-            torch.testing.assert_close(tensor, wanted[name], atol=0, rtol=0, msg=name)
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
 def test_a_processor_saved_with_1_1_keeps_its_limits(tmp_path: Path) -> None:
@@ -159,24 +151,13 @@ def test_a_processor_saved_with_1_1_keeps_its_limits(tmp_path: Path) -> None:
         (lambda t: t.pop("double_blocks.1.img_mlp.2.bias"), r"transformer_blocks\.1\.ff\.net\.2"),
         (lambda t: t.pop("connector.S.c_embedder.linear_1.weight"), r"connector\.S\.c_embedder"),
         (lambda t: t.pop("final_layer.linear.weight"), r"lacks 1 of \d+ tensors .*proj_out"),
-        (lambda t: t.update(lora_up=torch.zeros(2)), "'lora_up' that Step1X-Edit's layout does"),
-        (
-            lambda t: t.update({"connector.extra.weight": torch.zeros(2)}),
-            r"no place for, such as connector\.extra\.weight",
-        ),
-        (
-            lambda t: t.update({"txt_in.bias": torch.zeros(7)}),
-            r"context_embedder\.bias has shape \[7\]",
-        ),
-        (
-            lambda t: t.update({"img_in.scale_weight": torch.zeros(1)}),
-            r"8-bit weights with scales \(img_in\.scale_weight\).*bfloat16",
-        ),
+        (added("lora_up", 2), "'lora_up' that Step1X-Edit's layout does"),
+        (added("connector.extra.weight", 2), r"no place for, such as connector\.extra\.weight"),
+        (added("txt_in.bias", 7), r"context_embedder\.bias has shape \[7\]"),
+        (added("img_in.scale_weight", 1), r"8-bit weights with scales \(img_in\.scale.*bfloat16"),
     ],
 )
-def test_each_tensor_is_accounted_for(
-    original: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
-) -> None:
+def test_each_tensor_is_accounted_for(original: Path, change: Change, message: str) -> None:
     rewrite(original / FILE, change)
     with pytest.raises(CheckpointError, match=message):
         open_step1x(original)
@@ -240,10 +221,10 @@ def test_settings_that_cannot_be(original: Path) -> None:
 def test_the_plan_of_the_published_model_needs_its_small_files_only(tmp_path: Path) -> None:
     language = tmp_path / "qwen"
     language.mkdir()
-    tokenizer = make_tokenizer(STEP1X)
-    write_tokenizer(language, tokenizer, published=True)
-    write_preprocessor(language, min_pixels=3136, max_pixels=12845056)
-    config = language_config(STEP1X, tokenizer, nested=False)
+    tokenizer = qwen_files.make_tokenizer(STEP1X)
+    qwen_files.write_tokenizer(language, tokenizer, published=True)
+    qwen_files.write_preprocessor(language, min_pixels=3136, max_pixels=12845056)
+    config = qwen_files.language_config(STEP1X, tokenizer, nested=False)
     (language / "config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint(
         tmp_path, "hub:stepfun-ai/Step1X-Edit", "abc", None, False, language, PIPELINE

@@ -19,15 +19,11 @@ from rism.export import ExportOptions, export_bundle
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
-from rism.export.spec import PromptTokens, ReferenceInputs, ReferencePrompt
-from rism.export.triton import TritonOptions, export_triton
+from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
-from rism.runtime.bundle.reader import Bundle
 from rism.runtime.method import equations
 from rism.runtime.method.upsampling import upsample
 from tests.export.families.step1x.small_model import open_step1x, picture
-from tests.export.triton.client import recorded, request, same
-from tests.export.triton.server import Server
 from tests.runtime.engines.cpu import cpu_engines
 
 EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there!']
@@ -59,9 +55,8 @@ def test_what_it_needs_of_a_reader(exported: Exported) -> None:
     assert manifest["schema_version"] == "1.3"
     assert manifest["prompt"]["unseen_position"] == 1
     torchvision = exported.model.version.name == "1.2"
-    assert manifest["prompt"]["vision"].get("arithmetic") == (
-        "torchvision" if torchvision else None
-    )
+    arithmetic = manifest["prompt"]["vision"].get("arithmetic")
+    assert arithmetic == ("torchvision" if torchvision else None)
 
 
 def published_size(width: int, height: int, level: int) -> tuple[int, int]:
@@ -92,19 +87,6 @@ def published_picture(
     return shown, planes * 2 - 1
 
 
-def reference_batch(
-    given: ReferencePrompt, clean: torch.Tensor, noise: torch.Tensor, grid_hw: tuple[int, int]
-) -> ReferenceInputs:
-    assert given.mask is not None
-    return ReferenceInputs(
-        clean,
-        noise,
-        PromptTokens(given.embeds[None], given.mask[None], given.positions),
-        torch.ones(1, len(given.embeds)),
-        grid_hw,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size_wh", SIZES)
 def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[int, int]) -> None:
@@ -126,9 +108,8 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
     grid_hw = (high // 16, wide // 16)
     noise = torch.from_numpy(np.array(segmenter.bundle.noise()[None, : grid_hw[0] * grid_hw[1]]))
     engine = cpu_engines(segmenter.bundle, "vectors")["transformer"]
-    states, _ = segmenter._embedder.embed(
-        [segmenter._encoder.instruct(e) for e in EXPRESSIONS], state
-    )
+    instructions = [segmenter._encoder.instruct(expression) for expression in EXPRESSIONS]
+    states, _ = segmenter._embedder.embed(instructions, state)
     for expression, result, ours, theirs in zip(EXPRESSIONS, results, states, prompts, strict=True):
         assert ours.embeds.shape == tuple(theirs.embeds.shape), expression
         scale = float(theirs.embeds.abs().max())
@@ -138,7 +119,9 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
         if theirs.positions is not None:
             assert ours.positions is not None
             np.testing.assert_allclose(ours.positions, theirs.positions.numpy(), atol=1e-5)
-        batch = reference_batch(theirs, clean, noise, grid_hw)
+        tokens = PromptTokens(theirs.embeds[None], theirs.mask[None], theirs.positions)
+        weights = torch.ones(1, len(theirs.embeds))
+        batch = ReferenceInputs(clean, noise, tokens, weights, grid_hw)
         (capture,) = reference.dit([batch], model.spec.feature_block)
         vectors, matrices = capture.attention_vectors, capture.transition_matrices
         propagated = (matrices @ vectors.unsqueeze(-1))[..., 0]
@@ -171,25 +154,13 @@ def test_the_picture_and_every_token_set_matter(exported: Exported) -> None:
 
 @pytest.mark.slow
 def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> None:
-    names = set(ir.load(exported.bundle / "transformer.vectors.onnx").graph.initializers)
+    graph = ir.load(exported.bundle / "transformer.vectors.onnx").graph
+    names = set(graph.initializers)
     gone = ("time_embed.", "connector.S.t_embedder.", "norm_out.", "proj_out.")
     assert not [name for name in names if name.removeprefix("dit.").startswith(gone)]
     # The prompt's part of the modulation stays, of the last block without its gate.
     width = exported.model.sizes.width
     assert "dit.transformer_blocks.0.norm1.linear.weight" in names
-    graph = ir.load(exported.bundle / "transformer.vectors.onnx").graph
     modulation = graph.initializers["dit.last_modulation.weight"].shape
     assert modulation is not None
     assert sorted(modulation.numpy()) == [width, 2 * width]
-
-
-@pytest.mark.slow
-def test_a_server_gives_the_same(exported: Exported, tmp_path: Path) -> None:
-    bundle = Bundle.open(exported.bundle)
-    server = Server(export_triton(bundle, tmp_path / "out", TritonOptions(link=True)).path)
-    joins = exported.model.version.name == "1.0"
-    assert server.configs["transformer_vectors"].max_batch_size == (8 if joins else 0)
-    asked = EXPRESSIONS if joins else ["the small red car", "the red small car"]
-    _, engines, _ = recorded(bundle, picture(131, 97), asked, "vectors")
-    [answer] = server.infer("rism_vectors", request(server, "rism_vectors", engines))
-    same(answer, engines["transformer"].gave[-1])

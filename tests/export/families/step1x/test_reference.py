@@ -118,8 +118,7 @@ def test_both_layouts_are_the_same_model(
     plain = run(opened(unscaled(original)), given)
     stacked = run(opened(makers_tensors(converted), MAPPING), given)
     assert len(plain.blocks) == SMALL.double + SMALL.single
-    for one, other in zip(plain.blocks, stacked.blocks, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+    torch.testing.assert_close(plain.blocks, stacked.blocks, rtol=0, atol=2e-6)
 
 
 def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
@@ -159,8 +158,7 @@ def test_every_block_is_one_of_flux_1(converted: TensorStore) -> None:
             img_ids=torch.cat([given["noisy_positions"], given["clean_positions"]]),
             txt_ids=given["prompt_positions"],
         )
-    for ours, other in zip(record.blocks, theirs, strict=True):
-        torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(record.blocks, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -171,11 +169,9 @@ def test_features_are_those_of_the_block(original: dict[str, Parts], block: int)
     before = record.blocks[block - 1][:, -CLEAN:]
     normal = torch.nn.functional.layer_norm(before, before.shape[-1:], eps=1e-6)
     assert record.vector is not None
-    name, parts = (
-        (f"double_blocks.{block}.img_mod", 6)
-        if block < SMALL.double
-        else (f"single_blocks.{block - SMALL.double}.modulation", 3)
-    )
+    name, parts = f"double_blocks.{block}.img_mod", 6
+    if block >= SMALL.double:
+        name, parts = f"single_blocks.{block - SMALL.double}.modulation", 3
     shift, scale, *_ = modulation(model.weights.under(name), record.vector, parts)
     torch.testing.assert_close(record.features["adaln"], normal * (1 + scale) + shift)
 
