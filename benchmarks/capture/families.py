@@ -21,7 +21,6 @@ from rism.export.families.flux2.dit import MODULATIONS, Flux2SingleStep
 from rism.export.families.step1x import FAMILIES as STEP1X_FAMILIES
 from rism.export.families.step1x.dit import INTO_STREAM as STEP1X_INTO_STREAM
 from rism.export.families.step1x.dit import Step1XSingleStep
-from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 
@@ -113,23 +112,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
     An image's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
     """
     family = STEP1X_FAMILIES["1.0"]
-    sizes = Step1XSizes(
-        in_channels=shape.channels,
-        heads=shape.heads,
-        head_dim=shape.head_dim,
-        double=shape.double,
-        single=shape.single,
-        context=shape.connector,
-        connector=ConnectorSizes(
-            hidden=shape.text_width,
-            width=shape.connector,
-            pooled=shape.pooled,
-            heads=shape.connector_heads,
-            depth=shape.connector_depth,
-        ),
-        scaled=True,
-        mapping=0,
-    )
+    sizes = shape.transformer(scaled=True)
 
     def constants(draw: Draw, _: Precision) -> Constants:
         widths = {"time": shape.width, "connector_time": shape.connector}

@@ -47,7 +47,8 @@ def write_original(
     folder.mkdir(parents=True)
     numbers = None if seed is None else RandomNumbers(seed)
     file = folder / TRANSFORMER_FILES[version]
-    write_file(file, transformer_tensors(shape, scale_factor=version == "1.0"), "BF16", numbers)
+    tensors = transformer_tensors(shape.transformer(scaled=version == "1.0"))
+    write_file(file, tensors, "BF16", numbers)
     write_file(folder / "vae.safetensors", vae_tensors(shape), "F32", numbers)
     language = folder / "Qwen2.5-VL-7B-Instruct"
     language.mkdir()
@@ -79,7 +80,7 @@ def write_diffusers(
     for part in ("transformer", "vae", "text_encoder", "processor", "scheduler"):
         (folder / part).mkdir()
     stem = "diffusion_pytorch_model"
-    tensors = transformer_tensors_diffusers(shape, mapping=mapping)
+    tensors = transformer_tensors_diffusers(shape.transformer(scaled=False, mapping=mapping))
     write_shards(folder / "transformer", stem, tensors, shape.transformer_shards, numbers)
     vae = vae_tensors_diffusers(shape)
     write_file(folder / "vae" / f"{stem}.safetensors", vae, "BF16", numbers)

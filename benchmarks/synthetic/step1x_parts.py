@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.synthetic.qwen_files import language_sizes
 from benchmarks.synthetic.step1x_tensors import Step1XShape
-from benchmarks.synthetic.tensor_files import Layout, Shapes, unchanged
+from benchmarks.synthetic.tensor_files import Layout, Shapes, unchanged, whole_tensors
 
 # From the names of diffusers to those of the makers; levels of `up` count backwards.
 _VAE_NAMES = (
@@ -64,8 +64,7 @@ def vae_tensors_diffusers(shape: Step1XShape) -> dict[str, Layout]:
 
 def vae_tensors(shape: Step1XShape) -> dict[str, Layout]:
     """Return the same autoencoder under its makers' names."""
-    rows = [each.rows[0] for each in vae_tensors_diffusers(shape).values()]
-    return unchanged({each.name: each.shape for each in rows})
+    return whole_tensors(vae_tensors_diffusers(shape))
 
 
 def language_tensors(shape: Step1XShape) -> dict[str, Layout]:

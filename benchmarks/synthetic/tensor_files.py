@@ -53,6 +53,11 @@ def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layout]:
     }
 
 
+def whole_tensors(parts: Mapping[str, Layout]) -> dict[str, Layout]:
+    """Return the tensors that others are rows of."""
+    return unchanged({rows.name: rows.shape for each in parts.values() for rows in each.rows})
+
+
 def tensors_nbytes(tensors: Mapping[str, Layout], dtype: str) -> int:
     """Return how many bytes tensors of a type ("F32", "BF16") take in a file."""
     return sum(each.numel * _type_of(name, dtype).itemsize for name, each in tensors.items())

@@ -47,14 +47,14 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_published_sizes() -> None:
-    first = transformer_tensors(STEP1X, scale_factor=True)
+    first = transformer_tensors(STEP1X.transformer(scaled=True))
     assert len(first) == 817
     assert tensors_nbytes(first, "BF16") == 24_855_600_770
     assert first["double_blocks.18.img_attn.qkv.weight"].shape == (9216, 3072)
     assert first["single_blocks.37.linear1.weight"].shape == (21504, 3072)
     assert first["single_blocks.37.linear2.weight"].shape == (3072, 15360)
     assert first["connector.S.input_embedder.weight"].shape == (4096, 3584)
-    divided = transformer_tensors_diffusers(STEP1X, mapping=False)
+    divided = transformer_tensors_diffusers(STEP1X.transformer(scaled=False))
     assert tensors_nbytes(divided, "BF16") == tensors_nbytes(first, "BF16") - 2
     assert divided["single_transformer_blocks.37.proj_mlp.weight"].shape == (12288, 3072)
     assert tensors_nbytes(vae_tensors(STEP1X), "F32") == 335_278_732

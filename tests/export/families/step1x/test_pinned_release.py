@@ -1,6 +1,6 @@
 """Prompts of Step1X-Edit, against what the makers' code gives on the releases that it pins.
 
-The truth is recorded by `python -m benchmarks.pinned_release`.
+docs/step1x.md says how the truth was recorded, once.
 """
 
 import json
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.pinned_release import noise_image, projected
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.parity.inputs import Samples, text_feeds, vision_feeds
 from rism.export.precision import PRECISIONS
@@ -19,9 +18,12 @@ from rism.runtime.prompt.position_ids import prompt_positions
 from tests.export.families.step1x.small_model import VERSIONS, make_step1x, open_step1x
 
 RECORDED = json.loads(Path(__file__).with_name("pinned_release.json").read_text(encoding="utf-8"))
-
-
 Opened = tuple[Step1XModel, Any, Any]
+
+
+def projected(hidden: torch.Tensor) -> torch.Tensor:
+    """One number for each of (S, W) hidden states, which any change of it moves."""
+    return hidden.double() @ torch.cos(torch.arange(hidden.shape[-1], dtype=torch.float64))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -41,7 +43,8 @@ def test_a_prompt_is_the_releases(opened: Opened, case: int) -> None:
     wanted = RECORDED[version]["cases"][case]
     size_wh = (wanted["size_wh"][0], wanted["size_wh"][1])
     expression = wanted["instruction"].removeprefix("remove ")
-    pixels, none = noise_image(size_wh), torch.zeros(0)
+    shape, none = (*size_wh[::-1], 3), torch.zeros(0)
+    pixels = np.random.default_rng(size_wh[0]).integers(0, 256, shape, dtype=np.uint8)
     sample = Samples((0, 0), size_wh, pixels, none, (expression,), (wanted["instruction"],))
     looked, grid_hw = vision_feeds(spec, sample)
     with torch.no_grad():

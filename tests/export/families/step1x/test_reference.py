@@ -1,6 +1,5 @@
 """The reference of Step1X-Edit reads both layouts and computes what was published."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rism.export.families.step1x.reference import (
 )
 from rism.export.families.step1x.reference_blocks import modulation
 from rism.export.families.step1x.reference_connector import allowed_pairs
-from rism.export.families.step1x.sizes import ConnectorSizes, Step1XSizes, sizes_of
+from rism.export.families.step1x.sizes import Step1XSizes, sizes_of
 from rism.export.families.step1x.tensor_names import open_transformer
 from rism.export.precision import PRECISIONS
 
@@ -53,24 +52,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> TensorStore:
     return open_folder(folder / "transformer")
 
 
-SIZES = Step1XSizes(
-    in_channels=SMALL.channels,
-    heads=SMALL.heads,
-    head_dim=SMALL.head_dim,
-    double=SMALL.double,
-    single=SMALL.single,
-    context=SMALL.connector,
-    connector=ConnectorSizes(
-        hidden=SMALL.text_width,
-        width=SMALL.connector,
-        pooled=SMALL.pooled,
-        heads=SMALL.connector_heads,
-        depth=SMALL.connector_depth,
-    ),
-    scaled=True,
-    mapping=0,
-)
-MAPPING = replace(SIZES, scaled=False, mapping=SMALL.connector)
+SIZES = SMALL.transformer(scaled=True)
+MAPPING = SMALL.transformer(scaled=False, mapping=True)
 
 
 def opened(tensors: dict[str, Parts], sizes: Step1XSizes = SIZES) -> ReferenceStep1X:
