@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from diffusers import Flux2KleinPipeline
 from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen2TokenizerFast
 
 from mini.architecture import CONFIG, build_text_encoder, build_transformer
 from mini.batches import IGNORE, Batch
-from mini.latents import grid_ids, text_ids
 from mini.losses import alignment_loss, edit_loss, mask_loss, prototype_scores
 from mini.probe import Probe
 from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
@@ -73,8 +73,8 @@ class StepOptions:
 
 
 def make_probe(learner: Learner, blocks: range = ALIGNED_BLOCKS) -> Probe:
-    """Attach a probe to the transformer that also keeps the outputs of the two early blocks."""
-    probe = Probe(learner.transformer, blocks=blocks, feature_block=CONFIG.feature_block)
+    """Make a probe that also keeps the outputs of the two early blocks."""
+    probe = Probe(blocks=blocks, feature_block=CONFIG.feature_block)
     singles = learner.transformer.single_transformer_blocks
     for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
         keep = partial(_keep, probe, name)
@@ -128,17 +128,18 @@ def _edit(
     noise = torch.randn(x0.shape, generator=draw)
     level = sigma.view(-1, 1, 1)
     length = prompt.shape[1]
-    probe.start(prompt_length=length, clean_start=length + len(kept))
-    predicted = learner.transformer(
-        hidden_states=torch.cat([(1 - level) * x0 + level * noise, clean], dim=1),
-        encoder_hidden_states=prompt,
-        timestep=sigma,
-        img_ids=torch.cat(
-            [grid_ids(batch.grid_hw, time=0)[kept], grid_ids(batch.grid_hw, time=10)]
-        ),
-        txt_ids=text_ids(length),
-        return_dict=False,
-    )[0][:, : len(kept)]
+    grid = torch.empty(1, 1, *batch.grid_hw)
+    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)[:, kept]
+    clean_ids = Flux2KleinPipeline._prepare_image_ids([grid])
+    with probe.reading(prompt_length=length, clean_start=length + len(kept)):
+        predicted = learner.transformer(
+            hidden_states=torch.cat([(1 - level) * x0 + level * noise, clean], dim=1),
+            encoder_hidden_states=prompt,
+            timestep=sigma,
+            img_ids=torch.cat([noisy_ids, clean_ids], dim=1),
+            txt_ids=Flux2KleinPipeline._prepare_text_ids(prompt[:1]),
+            return_dict=False,
+        )[0][:, : len(kept)]
     return edit_loss(predicted, noise - x0, cover[:, kept])
 
 

@@ -21,12 +21,12 @@ from mini.architecture import CONFIG
 from mini.batches import Batch, BatchStream
 from mini.corpus import corpus
 from mini.encoder import skip_silent_layers
-from mini.latents import encode
 from mini.learner import WEIGHTS, Learner, StepOptions, make_probe, step_losses
 from mini.losses import prototype_scores
 from mini.probe import Probe
 from mini.tokenizer import train_tokenizer
 from rism.evaluation.scenes.expressions import FORMS
+from rism.export.families.flux2.reference import encode_image
 
 # Kinds are the hardest to learn to see, so training asks for them more than the score does.
 FORM_WEIGHTS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}
@@ -118,8 +118,8 @@ class TrainingRun:
             generator=torch.Generator().manual_seed(self.step),
         )
         with torch.no_grad():
-            clean = encode(self.vae, batch.source).repeat_interleave(self.args.expressions, 0)
-            edited = encode(self.vae, batch.target)
+            clean = encode_image(self.vae, batch.source).repeat_interleave(self.args.expressions, 0)
+            edited = encode_image(self.vae, batch.target)
         with torch.autocast("cpu", torch.bfloat16):
             losses = step_losses(self.learner, self.probe, batch, clean, edited, options)
             loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
@@ -157,7 +157,7 @@ def score(
         batch = stream.batch(UNSEEN + index)
         grid = batch.grid_hw
         size = tuple(4 * side for side in grid)
-        clean = encode(run.vae, batch.source)
+        clean = encode_image(run.vae, batch.source)
         clean = clean.repeat_interleave(len(batch.mask) // len(clean), 0)
         options = StepOptions(noisy_tokens, 1.0, torch.Generator().manual_seed(1))
         with torch.autocast("cpu", torch.bfloat16):

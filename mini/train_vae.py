@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLFlux2
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from torch.nn import functional as F
 
 from mini.architecture import build_vae
 from mini.batches import to_tensor
 from mini.encoder import set_encoder, skip_silent_layers
-from mini.latents import patchify
 from rism.evaluation.scenes.judged import training_scene
 
 CROP_PX = 48
@@ -41,7 +40,8 @@ def set_batch_norm(vae: AutoencoderKLFlux2, *, images: int = 256) -> None:
     batches = []
     for step in range(images // 32):
         x = scene_batch(10_000_000 + step, scenes=32, crops=1, crop_px=128)
-        batches.append(patchify(vae.encode(x).latent_dist.mode()))
+        mode = vae.encode(x).latent_dist.mode()
+        batches.append(Flux2KleinPipeline._patchify_latents(mode))
     latents = torch.cat(batches)
     vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
     vae.bn.running_var.copy_(latents.var((0, 2, 3)))

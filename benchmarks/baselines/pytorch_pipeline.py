@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from benchmarks.baselines.literal_mask import literal_mask
-from rism.export.families.flux2.reference import reference_capture
+from rism.export.families.flux2.reference import encode_image, reference_capture
 from rism.export.spec import ReferenceCapture
 
 ROOT = Path(__file__).parents[2]
@@ -72,15 +72,6 @@ class PytorchPipeline:
         pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
         return (pixels.float() / 255 - 0.5)[None] / 0.5
 
-    @torch.no_grad()
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(1, 3, h, w) to packed latents (1, N_v, C), by the pipeline's own functions."""
-        packed = Flux2KleinPipeline._patchify_latents(self.vae.encode(pixels).latent_dist.mode())
-        mean = self.vae.bn.running_mean.view(1, -1, 1, 1)
-        std = torch.sqrt(self.vae.bn.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps)
-        latents: torch.Tensor = Flux2KleinPipeline._pack_latents((packed - mean) / std)
-        return latents
-
     def capture(
         self, latents: torch.Tensor, embeds: torch.Tensor, grid_hw: tuple[int, int]
     ) -> ReferenceCapture:
@@ -96,11 +87,14 @@ class PytorchPipeline:
             timestep=1.0,
         )
 
+    @torch.no_grad()
     def segment(self, image: Image.Image, expression: str) -> Mask:
         """Image and expression to a mask, (H, W)."""
         pixels = self.preprocess(image.convert("RGB"))
         grid_hw = (pixels.shape[2] // self.token_px, pixels.shape[3] // self.token_px)
-        found = self.capture(self.encode_image(pixels), self.encode_text([expression]), grid_hw)
+        found = self.capture(
+            encode_image(self.vae, pixels), self.encode_text([expression]), grid_hw
+        )
         vectors, matrices = found.attention_vectors[0], found.transition_matrices[0]
         return literal_mask(
             (matrices @ vectors.unsqueeze(-1))[..., 0],

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 
 from mini.architecture import build_vae  # noqa: E402
 from mini.encoder import set_encoder, skip_silent_layers  # noqa: E402
-from mini.latents import encode  # noqa: E402
 from mini.train import TrainingRun, learning_rate  # noqa: E402
 from mini.train_vae import scene_batch, set_batch_norm  # noqa: E402
+from rism.export.families.flux2.reference import encode_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def test_the_encoder_keeps_what_the_picture_shows(vae: Path) -> None:
     made = AutoencoderKLFlux2.from_pretrained(vae).eval()
     x = scene_batch(1, scenes=6, crops=1, crop_px=64)
     with torch.no_grad():
-        tokens = encode(made, x)
+        tokens = encode_image(made, x)
         skip_silent_layers(made)
-        assert torch.equal(encode(made, x), tokens)
+        assert torch.equal(encode_image(made, x), tokens)
     # Pixels as a linear function of latents: what the encoder lost cannot be fitted.
     patches = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     design = torch.cat([tokens.flatten(0, 1), torch.ones(len(patches), 1)], dim=1)

@@ -76,13 +76,7 @@ class ReferenceKlein:
         vae = build_empty(lambda: AutoencoderKLFlux2.from_config(files.vae_config))
         vae.decoder = vae.post_quant_conv = None  # not needed, and not read from a makers' file
         stream_weights(vae, files.vae, self.precision, exact=("bn.",))
-        found = []
-        for image in images:
-            packed = Flux2KleinPipeline._patchify_latents(vae.encode(image).latent_dist.mode())
-            mean = vae.bn.running_mean.view(1, -1, 1, 1)
-            std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-            found.append(Flux2KleinPipeline._pack_latents((packed - mean) / std))
-        return found
+        return [encode_image(vae, image) for image in images]
 
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
@@ -115,6 +109,15 @@ class _Skipped(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, _temb: torch.Tensor) -> torch.Tensor:
         return hidden_states
+
+
+def encode_image(vae: AutoencoderKLFlux2, image: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] to packed latents (B, N_v, C), by the pipeline's own functions."""
+    packed = Flux2KleinPipeline._patchify_latents(vae.encode(image).latent_dist.mode())
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    latents: torch.Tensor = Flux2KleinPipeline._pack_latents((packed - mean) / std)
+    return latents
 
 
 @torch.no_grad()
