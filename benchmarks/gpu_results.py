@@ -115,27 +115,21 @@ def bars(result: Result) -> Iterator[Bar]:
     """Hold a result against what was asked for."""
     steps = result["steps"]
     for case, ratio, limit_ms in ((CASES[0], 1.08, 90.0), (CASES[1], 1.12, 330.0)):
-        ways = steps.get(f"probe {case}", {}).get("ways", {})
+        name, ways = NAMES[case], steps.get(f"probe {case}", {}).get("ways", {})
         errors = [row[e] for row in ways.values() for e in ("error_a", "error_ta") if e in row]
-        yield Bar(f"{NAMES[case]}: largest error of a probe", max(errors, default=None), 1e-3)
-        unlike = [row for row in ways.values() if row.get("repeats") is False]
-        some = any("repeats" in row for row in ways.values())
-        yield Bar(
-            f"{NAMES[case]}: probes that do not repeat to the bit", len(unlike) if some else None, 0
-        )
+        yield Bar(f"{name}: largest error of a probe", max(errors, default=None), 1e-3)
+        repeats = [row["repeats"] for row in ways.values() if "repeats" in row]
+        unlike = repeats.count(False) if repeats else None
+        yield Bar(f"{name}: probes that do not repeat to the bit", unlike, 0)
         fused, bare = _fastest(steps, case, "fused"), _fastest(steps, case, "no capture")
         over = fused / bare if fused and bare else None
-        yield Bar(f"{NAMES[case]}: capture over no capture", over, ratio)
-        yield Bar(f"{NAMES[case]}: one pass", fused and fused * 1e3, limit_ms, " ms")
+        yield Bar(f"{name}: capture over no capture", over, ratio)
+        yield Bar(f"{name}: one pass", fused and fused * 1e3, limit_ms, " ms")
         literal = _row(steps, case, "eager", "paper").get("median_s")
-        yield Bar(
-            f"{NAMES[case]}: literal method over ours",
-            literal / fused if literal and fused else None,
-            4.0,
-            at_least=True,
-        )
+        faster = literal / fused if literal and fused else None
+        yield Bar(f"{name}: literal method over ours", faster, 4.0, at_least=True)
         peak = _row(steps, case, "eager", "fused").get("peak_over_weights_bytes")
-        yield Bar(f"{NAMES[case]}: peak over weights", peak and peak / 1e9, 1.5, " GB")
+        yield Bar(f"{name}: peak over weights", peak and peak / 1e9, 1.5, " GB")
     for name, found in steps.get("post-processing", {}).items():
         if isinstance(found, dict) and "kernels" in found:
             yield Bar(f"post-processing of {name}", found["kernels"]["median_s"] * 1e3, 0.3, " ms")
@@ -263,19 +257,10 @@ def _kernels(result: Result) -> str:
             continue
         ours = found["kernels"]["median_s"]
         floor = sum(each["floor_s"] for each in found["launches"])
-        rows.append(
-            [f"{name}, to masks on the host", _number(ours, scale=1e6), _number(floor, scale=1e6)]
-        )
-        rows += [
-            [
-                f"— {each['kernel']}",
-                _number(each["median_s"], scale=1e6),
-                _number(each["floor_s"], scale=1e6),
-            ]
-            for each in found["launches"]
-        ]
-        numpy = found["host"]["median_s"]
-        rows.append([f"{name}, NumPy on the host", _number(numpy, scale=1e6), ""])
+        times = [(f"{name}, to masks on the host", ours, floor)]
+        times += [(f"— {x['kernel']}", x["median_s"], x["floor_s"]) for x in found["launches"]]
+        times.append((f"{name}, NumPy on the host", found["host"]["median_s"], None))
+        rows += [[what, *(_number(each, scale=1e6) for each in both)] for what, *both in times]
     return markdown_table(["post-processing", "microseconds", "floor"], rows) if rows else ""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.errors import reason
-from benchmarks.harness.measure import Repeats, Timing, environment, repeat, repeat_on_gpu
+from benchmarks.harness.measure import Repeats, Timing, environment, forget, repeat, repeat_on_gpu
 
 if TYPE_CHECKING:
     from benchmarks.capture.models import RandomModel
@@ -81,7 +81,7 @@ class GpuRun:
             before = self.steps.get(step)
             kept = before["found"] if isinstance(before, dict) else {}
             self.save(step, {**(kept if isinstance(kept, dict) else {}), **reason(error)})
-        free_memory()
+        forget()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -89,14 +89,6 @@ class GpuRun:
         with (self.out / "timing.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to."""
-    torch = sys.modules.get("torch")
-    gc.collect()
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def clock(run: GpuRun, work: Callable[[], object], runs: int = 10) -> Timing:
@@ -245,7 +237,7 @@ def _each_variant(
             measure(model, VARIANTS[name], row, functools.partial(run.save, step, found))
         except Exception as error:  # the other variants may run
             row |= reason(error)
-        free_memory()
+        forget()
         run.save(step, found)
     return found
 
@@ -266,7 +258,7 @@ def postprocess(run: GpuRun) -> object:
     found: dict[str, object] = {"cuda_graph": _replays(device)}
     for case in postprocess_gpu.CASES:
         with run.alone():
-            ways = postprocess_gpu.compare_ways(case, "vectors", 1, device=device, runs=20)
+            ways = postprocess_gpu.compare_ways(case, device=device, runs=20)
         found[case.name] = {
             name: each.to_json_dict() if isinstance(each, Timing) else each
             for name, each in ways.items()

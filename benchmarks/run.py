@@ -20,7 +20,7 @@ from benchmarks.child import Line, measure, read_lines
 from benchmarks.config import Scenario
 from benchmarks.harness.child_process import ROOT, environment_with_root
 from benchmarks.harness.measure import versions
-from benchmarks.harness.rows import NOT_REACHED, Row, Task, failed
+from benchmarks.harness.rows import NOT_REACHED, Row, Task, failed, read_row
 from benchmarks.scenarios import KINDS
 from benchmarks.summary import summary
 from rism.runtime.errors import one_line
@@ -81,7 +81,7 @@ def _summary(
         reason: str | None = None
         for line in lines:
             if "row" in line:
-                row = Row(**{**line["row"], "values": tuple(line["row"]["values"])})
+                row = read_row(line["row"])
                 own[row.group, row.name] = row  # what was announced is replaced by its figure
             reason = line.get("reason", reason)
             found |= line.get("versions", {})

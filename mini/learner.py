@@ -34,7 +34,10 @@ WEIGHTS = {
 
 
 class Learner(nn.Module):
-    """The text encoder and the DiT of the checkpoint, and linear heads that are discarded."""
+    """The text encoder and the DiT of the checkpoint, and linear heads that are discarded.
+
+    `probe` reads each pass, and also keeps the outputs of the two early blocks.
+    """
 
     def __init__(self, tokenizer: Qwen2TokenizerFast) -> None:
         super().__init__()
@@ -48,6 +51,13 @@ class Learner(nn.Module):
         self.named_head = nn.Linear(embedded, len(KIND_NAMES))
         self.words_head = nn.Linear(embedded, len(tokenizer))
         self.log_sharpness = nn.Parameter(torch.tensor(2.5))
+        self.probe = Probe(blocks=ALIGNED_BLOCKS, feature_block=CONFIG.feature_block)
+        for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
+            block = self.transformer.single_transformer_blocks[index - CONFIG.double_blocks]
+            block.register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, _module: nn.Module, _args: object, out: torch.Tensor) -> None:
+        self.probe.hidden[name] = out
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Prompt embeddings (B, P, 3 * hidden): three hidden states side by side."""
@@ -72,32 +82,14 @@ class StepOptions:
     generator: torch.Generator
 
 
-def make_probe(learner: Learner, blocks: range = ALIGNED_BLOCKS) -> Probe:
-    """Make a probe that also keeps the outputs of the two early blocks."""
-    probe = Probe(blocks=blocks, feature_block=CONFIG.feature_block)
-    singles = learner.transformer.single_transformer_blocks
-    for name, index in (("perception", PERCEPTION_BLOCK), ("grounding", GROUNDING_BLOCK)):
-        keep = partial(_keep, probe, name)
-        singles[index - CONFIG.double_blocks].register_forward_hook(keep)
-    return probe
-
-
-def _keep(probe: Probe, name: str, _module: nn.Module, _args: object, out: torch.Tensor) -> None:
-    probe.hidden[name] = out
-
-
 def step_losses(
-    learner: Learner,
-    probe: Probe,
-    batch: Batch,
-    clean: torch.Tensor,
-    edited: torch.Tensor,
-    options: StepOptions,
+    learner: Learner, batch: Batch, clean: torch.Tensor, edited: torch.Tensor, options: StepOptions
 ) -> dict[str, torch.Tensor]:
     """The losses of one batch; `clean` and `edited` are tokens (B, N_v, C)."""
+    probe = learner.probe
     cover = F.avg_pool2d(batch.mask.unsqueeze(1), CONFIG.token_px).flatten(1)
     prompt = learner.embed(batch.input_ids, batch.attention_mask)
-    losses = {"edit": _edit(learner, probe, batch, prompt, clean, edited, cover, options)}
+    losses = {"edit": _edit(learner, batch, prompt, clean, edited, cover, options)}
     blocks = sorted(probe.coarse)
     losses["cam"] = torch.stack([alignment_loss(probe.coarse[b], cover) for b in blocks]).mean()
     losses["ram"] = torch.stack([alignment_loss(probe.refined[b], cover) for b in blocks]).mean()
@@ -105,12 +97,11 @@ def step_losses(
     scores = prototype_scores(probe.features, region)
     sharpness = learner.log_sharpness.exp()
     losses["mask"] = mask_loss(scores, batch.mask, batch.grid_hw, sharpness)
-    return losses | _perception(learner, probe, batch, cover) | _prompt(learner, batch, prompt)
+    return losses | _perception(learner, batch, cover) | _prompt(learner, batch, prompt)
 
 
 def _edit(
     learner: Learner,
-    probe: Probe,
     batch: Batch,
     prompt: torch.Tensor,
     clean: torch.Tensor,
@@ -131,7 +122,7 @@ def _edit(
     grid = torch.empty(1, 1, *batch.grid_hw)
     noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)[:, kept]
     clean_ids = Flux2KleinPipeline._prepare_image_ids([grid])
-    with probe.reading(prompt_length=length, clean_start=length + len(kept)):
+    with learner.probe.reading(prompt_length=length, clean_start=length + len(kept)):
         predicted = learner.transformer(
             hidden_states=torch.cat([(1 - level) * x0 + level * noise, clean], dim=1),
             encoder_hidden_states=prompt,
@@ -154,18 +145,16 @@ def _region(probe: Probe, cover: torch.Tensor, options: StepOptions) -> torch.Te
     return torch.where(use_own, own, true)
 
 
-def _perception(
-    learner: Learner, probe: Probe, batch: Batch, cover: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _perception(learner: Learner, batch: Batch, cover: torch.Tensor) -> dict[str, torch.Tensor]:
     """Losses of kinds and colours after an early block, and of the named object after another."""
     count, tokens = cover.shape
     repeat = count // batch.source.shape[0]
-    seen = probe.hidden["perception"][:, -tokens:].float()
+    seen = learner.probe.hidden["perception"][:, -tokens:].float()
     losses = {}
     for name, head in (("kinds", learner.kind_head), ("colours", learner.colour_head)):
         labels = getattr(batch, name).repeat_interleave(repeat, 0)
         losses[name] = F.cross_entropy(head(seen).transpose(1, 2), labels, ignore_index=IGNORE)
-    named = learner.target_head(probe.hidden["grounding"][:, -tokens:].float())[..., 0]
+    named = learner.target_head(learner.probe.hidden["grounding"][:, -tokens:].float())[..., 0]
     losses["target"] = F.binary_cross_entropy_with_logits(named, cover, weight=1 + 4 * cover)
     return losses
 

@@ -21,7 +21,7 @@ from mini.architecture import CONFIG
 from mini.batches import Batch, BatchStream
 from mini.corpus import corpus
 from mini.encoder import skip_silent_layers
-from mini.learner import WEIGHTS, Learner, StepOptions, make_probe, step_losses
+from mini.learner import WEIGHTS, Learner, StepOptions, step_losses
 from mini.losses import prototype_scores
 from mini.probe import Probe
 from mini.tokenizer import train_tokenizer
@@ -63,7 +63,6 @@ class TrainingRun:
             train_tokenizer(corpus(4000)).save_pretrained(folder)
         self.tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
         self.learner = Learner(self.tokenizer)
-        self.probe = make_probe(self.learner)
         self.optimizers = optimizers(self.learner, args.rate)
         self.step, self.elapsed = 0, 0.0
         self.file: Path = args.out / "training.pt"
@@ -121,7 +120,7 @@ class TrainingRun:
             clean = encode_image(self.vae, batch.source).repeat_interleave(self.args.expressions, 0)
             edited = encode_image(self.vae, batch.target)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = step_losses(self.learner, self.probe, batch, clean, edited, options)
+            losses = step_losses(self.learner, batch, clean, edited, options)
             loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -161,9 +160,9 @@ def score(
         clean = clean.repeat_interleave(len(batch.mask) // len(clean), 0)
         options = StepOptions(noisy_tokens, 1.0, torch.Generator().manual_seed(1))
         with torch.autocast("cpu", torch.bfloat16):
-            step_losses(run.learner, run.probe, batch, clean, clean, options)
+            step_losses(run.learner, batch, clean, clean, options)
         wanted = F.interpolate(batch.mask.unsqueeze(1), size=size, mode="area")[:, 0] > 0.5
-        for name, values in _maps(run.probe).items():
+        for name, values in _maps(run.learner.probe).items():
             up = F.interpolate(values.view(-1, 1, *grid), size=size, mode="bilinear")[:, 0] > 0
             union = (up | wanted).sum((1, 2)).clamp_min(1)
             ious[name].append((up & wanted).sum((1, 2)) / union)

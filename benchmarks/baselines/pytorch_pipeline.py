@@ -12,15 +12,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from PIL import Image
-from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from benchmarks.baselines.literal_mask import literal_mask
 from rism.export.families.flux2.reference import encode_image, reference_capture
@@ -37,14 +34,10 @@ class PytorchPipeline:
     """The built-in FLUX.2-klein checkpoint, loaded in float32."""
 
     def __init__(self) -> None:
-        given: dict[str, Any] = {"torch_dtype": torch.float32}
         self.settings = json.loads((CHECKPOINT / "rism.json").read_text())
-        self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
-        self.text = Qwen3ForCausalLM.from_pretrained(CHECKPOINT / "text_encoder", **given).eval()
-        self.vae = AutoencoderKLFlux2.from_pretrained(CHECKPOINT / "vae", **given).eval()
-        self.transformer = Flux2Transformer2DModel.from_pretrained(
-            CHECKPOINT / "transformer", **given
-        ).eval()
+        pipeline = Flux2KleinPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+        self.tokenizer, self.text = pipeline.tokenizer, pipeline.text_encoder
+        self.vae, self.transformer = pipeline.vae, pipeline.transformer
         self.token_px = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
         channels = self.transformer.config.in_channels
         self.noise = torch.from_numpy(np.fromfile(NOISE, "<f4").reshape(-1, channels))

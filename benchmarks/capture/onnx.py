@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import onnxruntime as ort
 import torch
 
 from benchmarks.capture.models import RandomModel
-from benchmarks.capture.pytorch import Figure, forget
+from benchmarks.capture.pytorch import Figure
 from benchmarks.capture.variants import Variant, capturing
-from benchmarks.harness.measure import Repeats, repeat
-from rism.export.checkpoint.meta_modules import WeightRule
+from benchmarks.harness.measure import Repeats, forget, repeat
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.trace import trace
 from rism.runtime.engines.cpu_threads import cpu_count
@@ -35,26 +34,9 @@ def write_graph(model: RandomModel, variant: Variant, folder: Path) -> Path:
     module = capturing(part.module, model.spec, variant, model.precision)
     graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
     with WeightFile(folder / "transformer.weights") as weights:
-        store_weights(graph, _OnHost(part.rules), weights)
+        store_weights(graph, {f"dit.{n}": rule for n, rule in part.rules.items()}, weights)
     ir.save(graph, folder / "transformer.onnx")
     return folder / "transformer.onnx"
-
-
-class _OnHost(Mapping[str, WeightRule]):
-    """Weights of a device, brought over one by one, under the names they have in a graph."""
-
-    def __init__(self, rules: Mapping[str, WeightRule]) -> None:
-        self._rules = {f"dit.{name}": rule for name, rule in rules.items()}
-
-    def __getitem__(self, name: str) -> WeightRule:
-        rule = self._rules[name]
-        return rule.cpu() if isinstance(rule, torch.Tensor) else rule
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rules)
-
-    def __len__(self) -> int:
-        return len(self._rules)
 
 
 def run_graph(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,11 +132,3 @@ def out_of_memory() -> str:
     most = torch.cuda.max_memory_allocated() / _GIB
     there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / _GIB
     return f"out of memory at {most:.1f} GiB of {there:.1f} GiB"
-
-
-def forget() -> None:
-    """Give memory back that nothing refers to, between two measurements."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()

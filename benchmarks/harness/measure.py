@@ -1,5 +1,6 @@
 """Timing and memory, the same way for every benchmark."""
 
+import gc
 import os
 import platform
 import statistics
@@ -63,15 +64,10 @@ class Timing:
         """Median, seconds."""
         return statistics.median(self.seconds)
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Fastest and slowest, seconds."""
-        return min(self.seconds), max(self.seconds)
-
     def to_json_dict(self) -> dict[str, float]:
         """Median, fastest, slowest in seconds, and the number of runs."""
-        low, high = self.spread
-        return {"median_s": self.median, "min_s": low, "max_s": high, "runs": len(self.seconds)}
+        low, high, runs = min(self.seconds), max(self.seconds), len(self.seconds)
+        return {"median_s": self.median, "min_s": low, "max_s": high, "runs": runs}
 
 
 def repeat(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> Timing:
@@ -125,6 +121,15 @@ def repeat_on_gpu(run: Callable[[], object], *, runs: int, warm_up: int = 1) -> 
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
     return Timing(tuple(seconds))
+
+
+def forget() -> None:
+    """Give memory back that nothing refers to, between two measurements."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def with_host_peak(run: Callable[[], T]) -> tuple[T, int | None]:

@@ -56,6 +56,11 @@ class Row:
     failed: bool = False
 
 
+def read_row(given: Mapping[str, Any]) -> Row:
+    """Read a row that another process wrote as JSON."""
+    return Row(**{**given, "values": tuple(given["values"])})
+
+
 def timed(
     name: str,
     timing: Timing,

@@ -17,18 +17,11 @@ import torch
 from benchmarks.baselines.plain_onnx import write_plain_graph
 from benchmarks.capture.models import CaptureCase, RandomModel
 from benchmarks.capture.onnx import run_graph, write_graph
-from benchmarks.capture.pytorch import (
-    Figure,
-    forget,
-    out_of_memory,
-    outputs_of,
-    run_compiled,
-    run_eager,
-)
+from benchmarks.capture.pytorch import Figure, out_of_memory, outputs_of, run_compiled, run_eager
 from benchmarks.capture.variants import VARIANTS, Variant
 from benchmarks.harness.checks import same_outputs
 from benchmarks.harness.errors import ScenarioError
-from benchmarks.harness.measure import Arrays, Repeats, with_host_peak
+from benchmarks.harness.measure import Arrays, Repeats, forget, with_host_peak
 from benchmarks.harness.rows import Row, Task, absent, check_known, failed, pending, timed
 from rism.export.precision import PRECISIONS
 from rism.runtime.engines.providers import check_provider

@@ -54,17 +54,17 @@ class OutputSizes:
         """N."""
         return self.grid_hw[0] * self.grid_hw[1]
 
-    def wanted(self, capture: str, count: int) -> PostprocessRequest:
-        """What post-processing is asked for."""
+    @property
+    def wanted(self) -> PostprocessRequest:
+        """What post-processing is asked for, of one expression."""
         resized = self.grid_hw[1] * 16, self.grid_hw[0] * 16
         plan = Plan(self.size_wh, resized, (0, 0, *resized), self.grid_hw)
-        return PostprocessRequest(capture, count, plan, (Cues(),) * count, OPTIONS)
+        return PostprocessRequest("vectors", 1, plan, (Cues(),), OPTIONS)
 
     def floor_bytes(self, kernel: str) -> int:
-        """What a launch has to read from memory or write to it for one expression."""
+        """What a launch has to read from memory or write to it."""
         features = 4 * self.tokens * self.channels
         return {
-            "propagate": 4 * self.blocks * self.tokens**2,
             "attention_maps": 4 * 2 * self.blocks * self.tokens,
             "sums_by_region": features,
             "scores_and_sums": features,
@@ -117,7 +117,7 @@ def measure(task: Task) -> list[Row]:
     """
     cases = {case.name: case for case in CASES}
     case = cases[check_known("case", [task["case"]], cases)[0]]
-    found = compare_ways(case, "vectors", 1, device=open_device(0), runs=task.runs)
+    found = compare_ways(case, device=open_device(0), runs=task.runs)
     pixels = case.size_wh[0] * case.size_wh[1]
     if max(found["pixels_that_differ"].values()) > 1e-3 * pixels:
         raise DiffersError(f"masks differ: {found['pixels_that_differ']} of {pixels} pixels")
@@ -129,16 +129,10 @@ def measure(task: Task) -> list[Row]:
 
 
 def compare_ways(
-    case: OutputSizes,
-    capture: str,
-    count: int,
-    *,
-    device: Device,
-    runs: int,
-    flush_bytes: int = FLUSH_BYTES,
+    case: OutputSizes, *, device: Device, runs: int, flush_bytes: int = FLUSH_BYTES
 ) -> dict[str, Any]:
-    """Time both ways for `count` expressions, each launch, and compare their masks."""
-    wanted, host = case.wanted(capture, count), _outputs(case, capture, count)
+    """Time both ways and each launch, and compare their masks."""
+    wanted, host = case.wanted, _outputs(case)
     there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
     for name, each in host.items():
         device.copy(each, into=there[name])
@@ -169,7 +163,7 @@ def compare_ways(
         launches.append(clocked.take())
     return {
         **{name: Timing(tuple(each)) for name, each in seconds.items()},
-        "launches": _by_launch(launches, case, count, rate),
+        "launches": _by_launch(launches, case, rate),
         "copy_bytes_per_s": rate,
         "pixels_that_differ": {
             name: sum(int((a != b).sum()) for a, b in zip(masks["kernels"], each, strict=True))
@@ -178,24 +172,17 @@ def compare_ways(
     }
 
 
-def _outputs(case: OutputSizes, capture: str, count: int) -> dict[str, np.ndarray]:
+def _outputs(case: OutputSizes) -> dict[str, np.ndarray]:
     """A blob of tokens with features of its own, in noise: a region, not a coin toss."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices(case.grid_hw).reshape(2, -1)
     inside = np.hypot(*(each - case.grid_hw[0] / 2 for each in (rows, columns)))
     inside = inside < case.grid_hw[0] / 5
-    features = rng.standard_normal((count, case.tokens, case.channels), dtype=np.float32)
+    features = rng.standard_normal((1, case.tokens, case.channels), dtype=np.float32)
     features += 2 * inside[:, None] * rng.standard_normal(case.channels, dtype=np.float32)
-    vectors = inside + rng.uniform(0, 0.1, (count, case.blocks, case.tokens))
-    outputs = {"attention_vectors": vectors.astype(np.float32), "features": features}
-    if capture == "matrices":
-        shape = (count, case.blocks, case.tokens, case.tokens)
-        matrices = rng.random(shape, dtype=np.float32)
-        matrices[..., inside, :] *= 0.1 + 0.9 * inside  # rows of the blob look at the blob
-        outputs["transition_matrices"] = matrices / case.tokens
-    else:
-        outputs["propagated_vectors"] = outputs["attention_vectors"]
-    return outputs
+    vectors = inside + rng.uniform(0, 0.1, (1, case.blocks, case.tokens))
+    vectors = vectors.astype(np.float32)
+    return {"attention_vectors": vectors, "propagated_vectors": vectors, "features": features}
 
 
 def _host_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:
@@ -223,12 +210,12 @@ def _copy_rate(device: Device, memory: DeviceArray) -> float:
 
 
 def _by_launch(
-    launches: list[list[tuple[str, float]]], case: OutputSizes, count: int, rate: float
+    launches: list[list[tuple[str, float]]], case: OutputSizes, rate: float
 ) -> list[dict[str, object]]:
     rows = []
     for each in zip(*launches, strict=True):
         name = each[0][0]
         timing = Timing(tuple(seconds for _, seconds in each))
-        floor = count * case.floor_bytes(name) / rate
+        floor = case.floor_bytes(name) / rate
         rows.append({"kernel": name, **timing.to_json_dict(), "floor_s": floor})
     return rows

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.measure import peak_memory_bytes, repeat
-from benchmarks.harness.rows import Row, Task, absent, bundle_folder, failed, pending, timed
+from benchmarks.harness.rows import (
+    Row,
+    Task,
+    absent,
+    bundle_folder,
+    failed,
+    pending,
+    read_row,
+    timed,
+)
 from benchmarks.run import in_child
 from benchmarks.scenarios.image import fresh_images, unseen_expressions
 from rism.runtime import Segmenter
@@ -72,8 +81,7 @@ def run_way(task: Task, folder: Path, way: Way) -> Row:
     lines = in_child(replace(task, kind="provider", parameters=parameters), _TIMEOUT_S)
     for line in lines:
         if "row" in line:
-            row = line["row"]
-            return Row(**{**row, "name": way.name, "values": tuple(row["values"])})
+            return replace(read_row(line["row"]), name=way.name)
     reasons = [line["reason"] for line in lines if "reason" in line]
     return failed(way.name, reasons[-1])
 

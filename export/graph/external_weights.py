@@ -184,7 +184,7 @@ class _Pieces:
             yield self._cast(part)
 
     def _cast(self, part: torch.Tensor) -> torch.Tensor:
-        narrow = part.to(self.dtype)
+        narrow = part.to("cpu", self.dtype)
         if self.dtype == torch.float16 and part.dtype != self.dtype and narrow.isinf().any():
             raise ExportError(
                 f"{self.name} holds {float(part.abs().max()):.3g}, more than float16 can: export "

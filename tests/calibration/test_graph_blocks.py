@@ -15,7 +15,6 @@ pytest.importorskip("torch")
 import torch
 
 from benchmarks.synthetic.step1x_checkpoint import write_original
-from benchmarks.synthetic.step1x_small import DROP, SETTINGS, open_step1x
 from benchmarks.synthetic.step1x_tensors import SMALL
 from rism.calibration import quantise
 from rism.calibration.blockwise_run import LoadedGraph, StreamedGraph
@@ -33,6 +32,7 @@ from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from rism.runtime.bundle.reader import Bundle
 from tests.calibration.conftest import scales_of
 from tests.export.families.step1x.parity import random_inputs
+from tests.export.families.step1x.small_model import DROP, SETTINGS, open_step1x
 
 Arrays = Mapping[str, np.ndarray]
 GRAPH = "transformer.vectors.onnx"

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.fp8.masks import CALIBRATION_SCENES, agreement, scenes, score
+from benchmarks.scenarios.fp8 import CALIBRATION_SCENES, agreement, scenes, score
 from rism.calibration import CalibrationOptions, CalibrationReport, calibrate
 from rism.calibration.blockwise_run import LoadedGraph
 from rism.calibration.e4m3 import E4M3_MAX

@@ -13,7 +13,6 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.synthetic.step1x_small import make_step1x, open_step1x
 from rism.evaluation.scenes.judged import judged_scene
 from rism.export import ExportError, ExportOptions, export_bundle
 from rism.export.families.find import find_checkpoint
@@ -27,6 +26,7 @@ from rism.runtime import ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.method import equations
 from tests.export.families.step1x.parity import random_inputs
+from tests.export.families.step1x.small_model import make_step1x, open_step1x
 from tests.export.small import feeds, make_checkpoint
 
 GRID = (6, 6)

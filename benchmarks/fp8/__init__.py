@@ -1,1 +1,0 @@
-"""FP8: masks of quantised transformers compared."""
