@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.errors import reason
 from benchmarks.harness.measure import Repeats, Timing, environment, forget, repeat, repeat_on_gpu
+from rism.runtime.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from benchmarks.capture.models import RandomModel
@@ -64,10 +65,8 @@ class GpuRun:
         at = round(time.monotonic() - self.start, 1)
         self.steps[step] = {"at_s": at, "found": found}
         whole = {"schema": SCHEMA, "small": self.small, "device": self.device, "steps": self.steps}
-        file = self.out / f"{self.name}.json"
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(whole, indent=1, default=str))
-        part.replace(file)
+        text = json.dumps(whole, indent=1, default=str)
+        write_atomically(self.out / f"{self.name}.json", text.encode())
         print(f"[{at:6.1f} s] {step}: {json.dumps(found, default=str)[-200:]}", flush=True)
 
     def attempt(self, step: str, do: Callable[[], object]) -> None:

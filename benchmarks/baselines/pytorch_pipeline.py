@@ -21,7 +21,6 @@ from PIL import Image
 
 from benchmarks.baselines.literal_mask import literal_mask
 from rism.export.families.flux2.reference import encode_image, reference_capture
-from rism.export.spec import ReferenceCapture
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "export" / "builtin" / "mini"
@@ -42,20 +41,6 @@ class PytorchPipeline:
         channels = self.transformer.config.in_channels
         self.noise = torch.from_numpy(np.fromfile(NOISE, "<f4").reshape(-1, channels))
 
-    @torch.no_grad()
-    def encode_text(self, expressions: list[str]) -> torch.Tensor:
-        """Expressions to embeddings, (B, N_p, E), by the pipeline's own function."""
-        embeds: torch.Tensor = Flux2KleinPipeline._get_qwen3_prompt_embeds(
-            text_encoder=self.text,
-            tokenizer=self.tokenizer,
-            prompt=[f"remove {text}" for text in expressions],
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            max_sequence_length=self.settings["max_sequence_length"],
-            hidden_states_layers=self.settings["text_encoder_out_layers"],
-        )
-        return embeds
-
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Resize as the demonstrator does (area kept, sides cut to tokens), to (1, 3, h, w)."""
         width, height = image.size
@@ -65,11 +50,22 @@ class PytorchPipeline:
         pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
         return (pixels.float() / 255 - 0.5)[None] / 0.5
 
-    def capture(
-        self, latents: torch.Tensor, embeds: torch.Tensor, grid_hw: tuple[int, int]
-    ) -> ReferenceCapture:
-        """One forward pass, every block's attention of the clean tokens stored."""
-        return reference_capture(
+    @torch.no_grad()
+    def segment(self, image: Image.Image, expression: str) -> Mask:
+        """Image and expression to a mask, (H, W)."""
+        pixels = self.preprocess(image.convert("RGB"))
+        grid_hw = (pixels.shape[2] // self.token_px, pixels.shape[3] // self.token_px)
+        embeds = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+            text_encoder=self.text,
+            tokenizer=self.tokenizer,
+            prompt=[f"remove {expression}"],
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            max_sequence_length=self.settings["max_sequence_length"],
+            hidden_states_layers=self.settings["text_encoder_out_layers"],
+        )
+        latents = encode_image(self.vae, pixels)
+        found = reference_capture(
             self.transformer,
             clean_latents=latents,
             noise=self.noise[None, : latents.shape[1]],
@@ -78,15 +74,6 @@ class PytorchPipeline:
             grid_hw=grid_hw,
             feature_block=self.settings["feature_block"],
             timestep=1.0,
-        )
-
-    @torch.no_grad()
-    def segment(self, image: Image.Image, expression: str) -> Mask:
-        """Image and expression to a mask, (H, W)."""
-        pixels = self.preprocess(image.convert("RGB"))
-        grid_hw = (pixels.shape[2] // self.token_px, pixels.shape[3] // self.token_px)
-        found = self.capture(
-            encode_image(self.vae, pixels), self.encode_text([expression]), grid_hw
         )
         vectors, matrices = found.attention_vectors[0], found.transition_matrices[0]
         return literal_mask(

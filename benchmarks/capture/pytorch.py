@@ -28,9 +28,12 @@ class Figure:
     notes: dict[str, object] = field(default_factory=dict)
 
 
-def outputs_of(model: RandomModel, variant: Variant) -> Arrays:
+def outputs_of(model: RandomModel, variant: Variant, module: Module | None = None) -> Arrays:
     """Run it once, and bring what it gives out to the host: float32, by name."""
-    return _outputs(model, variant, model.module(variant))
+    with torch.no_grad():
+        given = (module or model.module(variant))(**model.feeds)
+    found = [value.float().cpu().numpy() for value in given]
+    return dict(zip(variant.outputs, found, strict=True))
 
 
 def run_eager(model: RandomModel, variant: Variant, runs: Repeats) -> Figure:
@@ -98,12 +101,6 @@ def profile(module: Module, model: RandomModel, *, rows: int = 12) -> dict[str, 
     return dict(sorted(found.items(), key=lambda pair: -pair[1])[:rows])
 
 
-def _outputs(model: RandomModel, variant: Variant, module: Module) -> Arrays:
-    with torch.no_grad():
-        found = [value.float().cpu().numpy() for value in module(**model.feeds)]
-    return dict(zip(variant.outputs, found, strict=True))
-
-
 def _measure(
     model: RandomModel,
     variant: Variant,
@@ -114,7 +111,7 @@ def _measure(
     def run() -> object:
         return module(**model.feeds)
 
-    found = _outputs(model, variant, module)
+    found = outputs_of(model, variant, module)
     if runs.check is not None:
         runs.check(found)
     with torch.no_grad(), runs.alone():

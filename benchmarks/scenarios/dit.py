@@ -21,7 +21,7 @@ from benchmarks.capture.pytorch import Figure, out_of_memory, outputs_of, run_co
 from benchmarks.capture.variants import VARIANTS, Variant
 from benchmarks.harness.checks import same_outputs
 from benchmarks.harness.errors import ScenarioError
-from benchmarks.harness.measure import Arrays, Repeats, forget, with_host_peak
+from benchmarks.harness.measure import Repeats, forget, with_host_peak
 from benchmarks.harness.rows import Row, Task, absent, check_known, failed, pending, timed
 from rism.export.precision import PRECISIONS
 from rism.runtime.engines.providers import check_provider
@@ -73,31 +73,23 @@ def _names(engine: str, variants: list[str]) -> list[str]:
 
 
 def _case(task: Task, case: CaptureCase, engines: dict[str, list[str]]) -> Iterator[Row]:
-    """Measure one model at one size in all engines, each with its variants."""
+    """Measure one model at one size, in each engine its variants; each failure is a row."""
+    ways = [(engine, name) for engine, names in engines.items() for name in names]
     forget()
     try:
         model = RandomModel(case, PRECISIONS[task["precision"]], task["device"])
         wanted = outputs_of(model, VARIANTS[task["reference"]])
     except Exception as error:  # memory, most likely; other cases may be smaller
-        for engine, names in engines.items():
-            for name in names:
-                yield _not_run(f"{engine}: {name}", str(case), error)
+        for engine, name in ways:
+            yield _not_run(f"{engine}: {name}", str(case), error)
         return
-    for engine, names in engines.items():
-        yield from _engine(task, model, engine, names, wanted)
-
-
-def _engine(
-    task: Task, model: RandomModel, engine: str, names: list[str], wanted: Arrays
-) -> Iterator[Row]:
-    """Measure variants in one engine, one after the other; each failure is a row."""
     tolerances = {name: task[name] for name in ("tolerance", "mask_tolerance")}
-    for name in names:
+    for engine, name in ways:
         row_name = f"{engine}: {name}"
         check = partial(same_outputs, row_name, wanted=wanted, **tolerances)
         runs = Repeats(task.runs, task.warm_up, check)
         measure = partial(_measure, task, model, engine, VARIANTS[name], runs)
-        yield _row(row_name, str(model.case), model.nbytes, measure)
+        yield _row(row_name, str(case), model.nbytes, measure)
 
 
 def _measure(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.harness.errors import DiffersError
 from benchmarks.harness.measure import Timing
@@ -36,6 +37,7 @@ OPTIONS = ResolvedOptions(
     upsample="bilinear", spatial_prior=False, instances=False, confidence=None, always=True,
 )  # fmt: skip
 
+Float32 = npt.NDArray[np.float32]
 Masks = list[np.ndarray]
 
 
@@ -132,7 +134,9 @@ def compare_ways(
     case: OutputSizes, *, device: Device, runs: int, flush_bytes: int = FLUSH_BYTES
 ) -> dict[str, Any]:
     """Time both ways and each launch, and compare their masks."""
-    wanted, host = case.wanted, _outputs(case)
+    vectors, features = draw_outputs(case.grid_hw, case.channels, case.blocks)
+    host = {"attention_vectors": vectors[None], "propagated_vectors": vectors[None]}
+    wanted, host = case.wanted, host | {"features": features[None]}
     there = {name: device.empty(each.shape, "float32") for name, each in host.items()}
     for name, each in host.items():
         device.copy(each, into=there[name])
@@ -172,17 +176,20 @@ def compare_ways(
     }
 
 
-def _outputs(case: OutputSizes) -> dict[str, np.ndarray]:
-    """A blob of tokens with features of its own, in noise: a region, not a coin toss."""
+def draw_outputs(grid_hw: tuple[int, int], features: int, blocks: int) -> tuple[Float32, Float32]:
+    """Draw T_l a_l, (L, N), and features, (N, D).
+
+    A blob of tokens has features of its own, in noise: a region, not a coin toss.
+    """
     rng = np.random.default_rng(0)
-    rows, columns = np.indices(case.grid_hw).reshape(2, -1)
-    inside = np.hypot(*(each - case.grid_hw[0] / 2 for each in (rows, columns)))
-    inside = inside < case.grid_hw[0] / 5
-    features = rng.standard_normal((1, case.tokens, case.channels), dtype=np.float32)
-    features += 2 * inside[:, None] * rng.standard_normal(case.channels, dtype=np.float32)
-    vectors = inside + rng.uniform(0, 0.1, (1, case.blocks, case.tokens))
-    vectors = vectors.astype(np.float32)
-    return {"attention_vectors": vectors, "propagated_vectors": vectors, "features": features}
+    rows, columns = np.indices(grid_hw).reshape(2, -1)
+    high, wide = grid_hw
+    far = ((rows - 0.4 * high) / high) ** 2 + ((columns - 0.55 * wide) / wide) ** 2
+    inside = far < 0.2**2
+    drawn = rng.standard_normal((len(rows), features), dtype=np.float32)
+    drawn += 2 * inside[:, None] * rng.standard_normal(features, dtype=np.float32)
+    propagated = rng.uniform(0, 0.1, (blocks, len(rows))).astype(np.float32) + inside
+    return propagated.astype(np.float32), drawn
 
 
 def _host_code(there: dict[str, DeviceArray], wanted: PostprocessRequest, device: Device) -> Masks:

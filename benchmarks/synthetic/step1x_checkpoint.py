@@ -7,9 +7,11 @@ a Qwen2.5-VL-7B.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.synthetic.flux2_checkpoint import MINI
 from benchmarks.synthetic.qwen_files import (
     language_config,
     make_tokenizer,
@@ -61,23 +63,16 @@ def write_original(
     return file
 
 
-def write_diffusers(
-    folder: Path,
-    shape: Step1XShape,
-    *,
-    version: str = "1.1",
-    seed: int = 0,
-    mapping: bool | None = None,
-) -> Path:
-    """Write the layout of diffusers; of the same seed it is the same model as the original.
+def write_diffusers(folder: Path, shape: Step1XShape, *, version: str = "1.1") -> Path:
+    """Write the layout of diffusers; with the original's seed 0 it is the same model.
 
     Returns:
         `folder`.
     """
     folder.mkdir(parents=True)
-    mapping = version == "1.2" if mapping is None else mapping
-    numbers = RandomNumbers(seed)
-    for part in ("transformer", "vae", "text_encoder", "processor", "scheduler"):
+    mapping = version == "1.2"
+    numbers = RandomNumbers(0)
+    for part in ("transformer", "vae", "text_encoder", "processor"):
         (folder / part).mkdir()
     stem = "diffusion_pytorch_model"
     tensors = transformer_tensors_diffusers(shape.transformer(scaled=False, mapping=mapping))
@@ -92,28 +87,13 @@ def write_diffusers(
     _write_json(
         folder / "text_encoder" / "config.json", language_config(shape, tokenizer, nested=True)
     )
-    _write_json(
-        folder / "transformer" / "config.json", _transformer_config(shape, version, mapping)
-    )
+    _write_json(folder / "transformer" / "config.json", _transformer_config(shape, mapping=mapping))
     _write_json(
         folder / "vae" / "config.json", {"_class_name": "AutoencoderKL", **empty_vae(shape).config}
     )
-    _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    shutil.copytree(MINI / "scheduler", folder / "scheduler")
     _write_json(folder / "model_index.json", _index(version))
     return folder
-
-
-_SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "_diffusers_version": "0.35.0.dev0",
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
-}
 
 
 def _index(version: str) -> dict[str, object]:
@@ -128,7 +108,7 @@ def _index(version: str) -> dict[str, object]:
     }
 
 
-def _transformer_config(shape: Step1XShape, version: str, mapping: bool) -> dict[str, object]:
+def _transformer_config(shape: Step1XShape, *, mapping: bool) -> dict[str, object]:
     config: dict[str, object] = {
         "_class_name": "Step1XEditTransformer2DModel",
         "_diffusers_version": "0.35.0.dev0",
@@ -149,9 +129,7 @@ def _transformer_config(shape: Step1XShape, version: str, mapping: bool) -> dict
         "timestep_in_dim": 256,
         "vector_in_dim": shape.pooled,
     }
-    if version == "1.2":
-        config["enable_text_token_mapping"] = mapping
-    return config
+    return config | ({"enable_text_token_mapping": True} if mapping else {})
 
 
 def _write_json(file: Path, values: Mapping[str, object]) -> None:

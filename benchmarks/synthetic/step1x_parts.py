@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.synthetic.qwen_files import language_sizes
 from benchmarks.synthetic.step1x_tensors import Step1XShape
-from benchmarks.synthetic.tensor_files import Layout, Shapes, unchanged, whole_tensors
+from benchmarks.synthetic.tensor_files import Layout, unchanged, whole_tensors
 
 # From the names of diffusers to those of the makers; levels of `up` count backwards.
 _VAE_NAMES = (
@@ -70,16 +70,10 @@ def vae_tensors(shape: Step1XShape) -> dict[str, Layout]:
 def language_tensors(shape: Step1XShape) -> dict[str, Layout]:
     """Return Qwen2.5-VL under the names it is published with."""
     text, vision = language_sizes(shape)
-    no_ids = dict.fromkeys(
-        ("bos_token_id", "eos_token_id")
-    )  # the defaults are of a larger vocabulary
+    text |= {"bos_token_id": None, "eos_token_id": None}  # the defaults' vocabulary is larger
     with torch.device("meta"):
-        config = Qwen2_5_VLConfig(text_config=text | no_ids, vision_config=vision)
+        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    found: Shapes = {}
-    for name, tensor in model.state_dict().items():
-        published = name.replace("model.visual.", "visual.").replace(
-            "model.language_model.", "model."
-        )
-        found[published] = tuple(tensor.shape)
-    return unchanged(found)
+    prefix = re.compile(r"^model\.(?=visual\.)|(?<=^model\.)language_model\.")
+    shapes = {prefix.sub("", name): tuple(x.shape) for name, x in model.state_dict().items()}
+    return unchanged(shapes)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 
-Shapes = dict[str, tuple[int, ...]]
-
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
 # A prime: no two rows of a matrix begin at the same number.
 _POOL = 2**22 - 3

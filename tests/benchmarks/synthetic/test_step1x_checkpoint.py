@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
@@ -39,11 +39,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the safetensors files that lie in a folder, or of one file."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]:
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return found
+    files = folder.glob("*.safetensors") if folder.is_dir() else [folder]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def test_published_sizes() -> None:
