@@ -141,4 +141,4 @@ def transformer_tensors_diffusers(sizes: Step1XSizes) -> dict[str, Layout]:
         [both] = layout.rows
         halves = replace(both, start=sizes.width), replace(both, stop=sizes.width)
         found[f"norm_out.linear.{kind}"] = replace(layout, rows=halves)
-    return found
+    return {name: found[name] for name in shapes}
