@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness.rows import Row, Task, of_value
-from rism.calibration import CalibrationOptions, CalibrationReport, Scales, calibrate
+from rism.calibration import CalibrationOptions, Scales, calibrate
 from rism.calibration.emulate import emulated
 from rism.calibration.samples import CalibrationSample
 from rism.evaluation.scenes.judged import judged_scene
@@ -45,7 +45,8 @@ def measure(task: Task) -> Iterator[Row]:
             yield _row(bundle, None, UNCHANGED, precision, wanted)
             for rule in task["rules"]:
                 start = time.perf_counter()
-                report = _calibrated(bundle, task["samples"], rule)
+                samples = scenes(CALIBRATION_SCENES, task["samples"])
+                report = calibrate(bundle, samples, CalibrationOptions(rule=rule))
                 seconds = round(time.perf_counter() - start, 1)
                 worst = {
                     "worst_activation_error": max(x.activation_error or 0 for x in report.layers),
@@ -54,10 +55,6 @@ def measure(task: Task) -> Iterator[Row]:
                 scales = report.scales
                 facts = {"calibration_s": seconds, "percentile": scales.percentile} | worst
                 yield _row(bundle, scales, rule, precision, wanted, **facts)
-
-
-def _calibrated(bundle: Bundle, samples: int, rule: str) -> CalibrationReport:
-    return calibrate(bundle, scenes(CALIBRATION_SCENES, samples), CalibrationOptions(rule=rule))
 
 
 def _row(

@@ -198,8 +198,8 @@ def language_config(
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
     text, vision = language_sizes(shape)
     text |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
-    mrope = {"type": "mrope", "mrope_section": list(shape.mrope)}
-    saved = {"type": "default", "rope_type": "default", "mrope_section": list(shape.mrope)}
+    kind = {"type": "default", "rope_type": "default"} if nested else {"type": "mrope"}
+    text["rope_scaling"] = {**kind, "mrope_section": list(shape.mrope)}
     config: dict[str, Any] = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -210,11 +210,9 @@ def language_config(
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_config": vision,
-        "rope_scaling": saved if nested else mrope,
     }
     if nested:
-        inner = {"model_type": "qwen2_5_vl_text", **text, "rope_scaling": saved}
-        config["text_config"] = inner
+        config["text_config"] = {"model_type": "qwen2_5_vl_text", **text}
         config["vision_config"] = {"model_type": "qwen2_5_vl", "in_channels": 3, **vision}
     return config
 
