@@ -30,9 +30,9 @@ class Figure:
 
 def outputs_of(model: RandomModel, variant: Variant, module: Module | None = None) -> Arrays:
     """Run it once, and bring what it gives out to the host: float32, by name."""
+    module = model.module(variant) if module is None else module
     with torch.no_grad():
-        given = (module or model.module(variant))(**model.feeds)
-    found = [value.float().cpu().numpy() for value in given]
+        found = [value.float().cpu().numpy() for value in module(**model.feeds)]
     return dict(zip(variant.outputs, found, strict=True))
 
 
