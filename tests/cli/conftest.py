@@ -25,12 +25,6 @@ def invoke(*arguments: object, code: int = 0, data: bytes | None = None) -> Resu
     return result
 
 
-def contents(place: Path) -> dict[str, bytes]:
-    """Every file in a folder and below it, by its path from there."""
-    files = (file for file in place.rglob("*") if file.is_file())
-    return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}
-
-
 @pytest.fixture
 def picture(colours: np.ndarray, tmp_path: Path) -> Path:
     """`colours` as a file: left half red, right half blue, a green square in the middle."""

@@ -8,7 +8,7 @@ import pytest
 
 from rism.runtime.diagnostics.selftest import record
 from tests.cli.conftest import Run, invoke
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.engines.fake_tensorrt import FakeTensorRt, stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
 
 Reseal = Callable[..., Path]
@@ -16,10 +16,9 @@ Reseal = Callable[..., Path]
 
 @pytest.fixture
 def built(tiny_bundle: Path, reseal: Reseal) -> Path:
-    entry = variant(tiny_bundle, {**ALL, "transformer.vectors": transformer(1)}, stripped=True)
-    entry |= {"precision": "fp8"}
-    scales = tiny_bundle / "scales.json"
-    scales.write_text("{}")
+    graphs = {**ALL, "transformer.vectors": transformer(1)}
+    entry = variant(tiny_bundle, graphs, stripped=True, precision="fp8")
+    (tiny_bundle / "scales.json").write_text("{}")
     return reseal(
         tiny_bundle, lambda data: data.update(engines=[entry], calibration={"file": "scales.json"})
     )
@@ -28,9 +27,7 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Path:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """A machine with a GPU and TensorRT for RTX."""
-    fake = FakeTensorRt()
-    stand_in(monkeypatch, fake, HostDevice())
-    return fake
+    return stand_in(monkeypatch)
 
 
 @pytest.fixture

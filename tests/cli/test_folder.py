@@ -15,7 +15,8 @@ from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import OutputError
 from rism.runtime.image import loading
 from rism.runtime.image.loading import load_image
-from tests.cli.conftest import Run, contents
+from tests.cli.conftest import Run
+from tests.paths import contents
 
 # One thread for each picture either way: sums of another number of threads round differently.
 SERIAL = ("--workers", "1", "--threads", "1")

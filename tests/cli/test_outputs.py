@@ -10,7 +10,8 @@ from PIL import Image
 from rism.cli import outputs
 from rism.cli.console import UsageError
 from rism.cli.outputs import check_outputs
-from tests.cli.conftest import Run, contents
+from tests.cli.conftest import Run
+from tests.paths import contents
 
 
 @pytest.fixture(autouse=True)

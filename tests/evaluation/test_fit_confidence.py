@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.evaluation.datasets.sample import Sample
 from rism.evaluation.fit_confidence import fit_confidence
 from rism.evaluation.metrics.iou import Overlap, auroc
@@ -19,7 +17,7 @@ from rism.runtime import Segmenter
 from rism.runtime.bundle.confidence_rule import Evidence
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.errors import InputError
-from tests.evaluation.small_set import SmallSet
+from tests.cli.conftest import invoke
 
 
 def records(present: int, absent: int, *, apart: float = 1.0) -> list[Record]:
@@ -101,6 +99,10 @@ def run(tmp_path: Path, tiny_bundle: Path) -> Path:
     return folder
 
 
+def fit(*arguments: object, code: int = 0) -> str:
+    return invoke("fit-confidence", *arguments, code=code).output
+
+
 def test_a_test_split_is_refused_by_name(run: Path, tiny_bundle: Path) -> None:
     records_file = run / record_log.RECORDS
     whole, before = records_file.read_text(), (tiny_bundle / "manifest.json").read_bytes()
@@ -110,48 +112,35 @@ def test_a_test_split_is_refused_by_name(run: Path, tiny_bundle: Path) -> None:
     }.items():  # fmt: skip
         records_file.write_text(whole.replace('"dataset": "made"', f'"dataset": "{name}"'))
         assert name in records_file.read_text()
-        code, said = call(run, "--bundle", tiny_bundle)
-        changed = (tiny_bundle / "manifest.json").read_bytes() != before
-        assert (code, changed) == ((1, False) if is_test else (0, True)), (name, said)
+        said = fit(run, "--bundle", tiny_bundle, code=int(is_test))
+        assert ((tiny_bundle / "manifest.json").read_bytes() == before) == is_test, (name, said)
         assert (f"is a run on '{name}', a test split" in said) == is_test
         (tiny_bundle / "manifest.json").write_bytes(before)
     records_file.write_text(whole.replace('"dataset": "made"', '"dataset": "a test"'))
-    code, said = call(run, "--bundle", tiny_bundle, "--allow-test-split")
-    assert (code, "stored in" in said) == (0, True), said
+    assert "stored in" in fit(run, "--bundle", tiny_bundle, "--allow-test-split")
 
 
 def test_the_built_in_bundle_is_not_taught(run: Path) -> None:
     mini, records_file = Bundle.open(resolve_bundle(), verify=False), run / record_log.RECORDS
     digest = record_log.read_run(run).bundle_digest
     records_file.write_text(records_file.read_text().replace(digest, mini.digest))
-    code, said = call(run, "--bundle", "mini")
-    assert (code, "is part of the installed package" in said) == (1, True), said
+    assert "is part of the installed package" in fit(run, "--bundle", "mini", code=1)
     assert Bundle.open(mini.path, verify=False).digest == mini.digest
-    code, said = call(run, "--bundle", "mini", "--dry-run")
-    assert code == 0, said
+    fit(run, "--bundle", "mini", "--dry-run")
 
 
-def call(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["fit-confidence", *map(str, arguments)])
-    return result.exit_code, result.output
-
-
-def test_the_command_stores_what_the_segmenter_uses(run: Path, tiny_bundle: Path) -> None:
+def test_the_command_stores_what_the_segmenter_uses(
+    run: Path, tiny_bundle: Path, colours: np.ndarray
+) -> None:
     before = (tiny_bundle / "manifest.json").read_bytes()
-    code, said = call(run, "--bundle", tiny_bundle, "--dry-run")
-    assert (code, (tiny_bundle / "manifest.json").read_bytes()) == (0, before), said
-    code, said = call(run, "--bundle", tiny_bundle, "--lost", 0.1)
-    assert code == 0, said
+    fit(run, "--bundle", tiny_bundle, "--dry-run")
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+    said = fit(run, "--bundle", tiny_bundle, "--lost", 0.1)
     assert "70 present and 70 absent: AUROC 0.9" in said
     stored = json.loads((tiny_bundle / "manifest.json").read_text())["method"]["confidence"]
     assert stored["threshold"] > 0
-    small = SmallSet(1)
-    result = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(
-        small.image(small.samples[0]), "green"
-    )
-    assert result.confidence is not None
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu")
+    assert segmenter.segment(colours, "green").confidence is not None
     # The manifest is another one now: the run is of the bundle as it was.
-    code, said = call(run, "--bundle", tiny_bundle)
-    assert code == 1
-    assert "not of the bundle" in said
-    assert "score it again" in said
+    said = fit(run, "--bundle", tiny_bundle, code=1)
+    assert "not of the bundle" in said and "score it again" in said

@@ -39,9 +39,8 @@ def device() -> HostDevice:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch, device: HostDevice) -> FakeTensorRt:
     """The recorded edge, where providers look for the library."""
-    fake = FakeTensorRt()
+    fake = stand_in(monkeypatch, device)
     fake.device = device
-    stand_in(monkeypatch, fake, device)
     return fake
 
 

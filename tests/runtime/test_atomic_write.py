@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -9,14 +7,6 @@ import pytest
 from rism.runtime import atomic_write
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import OutputError
-
-
-def test_writes_and_overwrites(tmp_path: Path) -> None:
-    target = tmp_path / "a.png"
-    write_atomically(target, b"one")
-    write_atomically(target, b"two")
-    assert target.read_bytes() == b"two"
-    assert os.listdir(tmp_path) == ["a.png"]
 
 
 def test_the_umask_and_an_older_files_permissions_count(tmp_path: Path) -> None:
@@ -82,12 +72,6 @@ def test_a_pipe_is_written_to_not_replaced(tmp_path: Path) -> None:
     reader.join(timeout=10)
     assert got == [b"data"]
     assert pipe.is_fifo()
-
-
-def test_stdout_by_its_device_name() -> None:
-    code = "from rism.runtime.atomic_write import write_atomically as w; w('/dev/stdout', b'data')"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert run.stdout == b"data"
 
 
 @pytest.mark.parametrize(

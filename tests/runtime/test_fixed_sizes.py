@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
-from tests.conftest import fix_batch
 from tests.runtime.spies import spied
 
 
@@ -70,19 +70,6 @@ def test_a_batch_is_filled_up_and_the_surplus_dropped(
         assert alone.token_attention is not None and alone.token_attention.shape[0] == 4
 
 
-def test_a_text_encoder_of_a_fixed_batch(
-    tiny_master: Path, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
-) -> None:
-    fix_batch(tiny_bundle, "text_encoder", 3)
-    words = ["red", "green", "blue", "the red", "the blue"]
-    wanted = Segmenter.from_bundle(tiny_master, provider="cpu").segment(colours, words)
-    fixed = Segmenter.from_bundle(reseal(tiny_bundle), provider="cpu", max_batch=2)
-    found = fixed.segment(colours, words)
-    assert [result.expression for result in found] == words
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours.score_map, theirs.score_map, atol=1e-6)
-
-
 def test_a_batch_nobody_could_fill(
     tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
 ) -> None:
@@ -113,18 +100,13 @@ def test_threads_load_a_size_once(
 ) -> None:
     segmenter = Segmenter.from_bundle(static_bundle, provider="cpu", threads=1)
     barrier = threading.Barrier(8)
-    found: list[bytes] = []
 
-    def work() -> None:
+    def work(_: int) -> bytes:
         barrier.wait()
-        found.append(segmenter.segment(colours, "green").mask.tobytes())
+        return segmenter.segment(colours, "green").mask.tobytes()
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8 and len(set(found)) == 1
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(work, range(8)))) == 1
     assert sorted(opened) == sorted(set(opened))
 
 

@@ -162,5 +162,3 @@ def test_places_and_parts_of_a_graph_with_the_method_inside(
     off = segmenter.segment(colours, "left red", instances=False)
     np.testing.assert_allclose(off.score_map, both.score_map, atol=1e-5)
     np.testing.assert_allclose(left.refined, both.refined, atol=1e-5)
-    with pytest.raises(InputError, match=r"spatial prior cannot be used with capture 'scores'"):
-        segmenter.segment(colours, "left red", spatial_prior=True)

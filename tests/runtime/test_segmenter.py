@@ -69,23 +69,6 @@ def test_against_numpy(segmenter: Segmenter, colours: np.ndarray) -> None:
     np.testing.assert_allclose(result.score_map.ravel(), scores, atol=1e-5)
 
 
-def test_a_list_equals_one_by_one(segmenter: Segmenter, colours: np.ndarray) -> None:
-    words = ["red", "blue", "the green", "red"]
-    together = segmenter.segment(colours, words)
-    assert [r.expression for r in together] == words
-    for result in together:
-        alone = segmenter.segment(colours, result.expression)
-        np.testing.assert_allclose(alone.score_map, result.score_map, atol=1e-6)
-
-
-def test_batches_are_bounded(tiny_master: Path, colours: np.ndarray) -> None:
-    segmenter, spies = spied(tiny_master, max_batch=2)
-    results = segmenter.segment(colours, ["red", "green", "blue", "the red", "the blue"])
-    assert spies["transformer"].batches("clean_latents") == [2, 2, 1]
-    assert spies["text_encoder"].batches("input_ids") == [2, 2, 1]
-    assert len(results) == 5
-
-
 def test_images_and_expressions_are_encoded_once(tiny_master: Path, colours: np.ndarray) -> None:
     segmenter, spies = spied(tiny_master)
     segmenter.segment(colours, "red")
@@ -101,20 +84,15 @@ def test_images_and_expressions_are_encoded_once(tiny_master: Path, colours: np.
 def test_the_result_in_json(segmenter: Segmenter, colours: np.ndarray) -> None:
     result = segmenter.segment(colours, "  the   green ", upsample="bilinear")
     data = json.loads(json.dumps(result.to_json_dict()))
-    assert data["expression"] == "the green"
-    assert data["instruction"] == "remove the green"
-    assert (data["width"], data["height"]) == (160, 96)
-    assert data["provider"] == "cpu"
-    assert data["precision"] == "float32"
-    assert data["model"] == "tiny"
+    expected = {
+        "expression": "the green", "instruction": "remove the green", "width": 160, "height": 96,
+        "provider": "cpu", "precision": "float32", "model": "tiny",
+        "area_px": int(result.mask.sum()),
+    }  # fmt: skip
+    assert {key: data[key] for key in expected} == expected
     assert set(data["timings_ms"]) == {"image", "vae", "text", "transformer", "method", "mask"}
-    assert data["area_px"] == int(result.mask.sum())
-    x0, y0, x1, y1 = data["box_xyxy"]
-    assert result.mask[y0:y1, x0:x1].sum() == data["area_px"]
-    assert result.mask[y0].any()
-    assert result.mask[y1 - 1].any()
-    assert result.mask[:, x0].any()
-    assert result.mask[:, x1 - 1].any()
+    rows, columns = np.nonzero(result.mask)
+    assert data["box_xyxy"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     np.testing.assert_array_equal(result.scores_hw > 0, result.mask)
 
 
@@ -183,15 +161,8 @@ def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarra
         segmenter.segment(colours, [None])
     with pytest.raises(InputError, match="an image of type NoneType cannot be read"):
         segmenter.segment(None, "red")
-    with pytest.raises(InputError, match=r"3000 x 20 pixels .* expected at most 8: crop it"):
-        segmenter.segment(np.zeros((20, 3000, 3), np.uint8), "red")
-    with pytest.raises(InputError, match="provider is 'tpu', expected one of auto, cpu, cuda"):
-        Segmenter.from_bundle(tiny_master, provider="tpu")
     with pytest.raises(InputError, match="capture is 'dreams', this bundle has vectors, matrices"):
         Segmenter.from_bundle(tiny_master, capture="dreams")
-    scores = Segmenter.from_bundle(tiny_master, provider="cpu", capture="scores")
-    with pytest.raises(InputError, match="prototype 'cosine' cannot be used with capture 'scores'"):
-        scores.segment(colours, "red", prototype="cosine")
 
 
 def test_a_state_belongs_to_its_bundle(

@@ -1,18 +1,13 @@
 """Which prompts share a run of the transformer."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from rism.runtime import InputError
 from rism.runtime.prompt.encoder import Instruction, PromptState
 from rism.runtime.transformer_inputs import batches, prompt_token_weights
 from tests.runtime.prompt.states import states
 from tests.runtime.spies import spied
-
-Reseal = Callable[..., Path]
 
 
 def test_batches_keep_together_what_is_alike() -> None:
@@ -28,9 +23,6 @@ def test_batches_keep_together_what_is_alike() -> None:
     assert batches(placed, 8) == [[0, 2], [1], [3]]
     assert prompt_token_weights(None, plain).shape == (5, 4)
     assert prompt_token_weights("valid", plain).sum(1).tolist() == [4, 3, 4, 4, 3]
-    assert prompt_token_weights([1, 2, 3, 4], plain)[1].tolist() == [1, 2, 3, 4]
-    with pytest.raises(InputError, match=r"have shape \(3,\), expected \(4,\) or \(5, 4\), finite"):
-        prompt_token_weights([1, 2, 3], plain)
 
 
 def test_weights_of_prompts_of_different_lengths(vision_bundle: Path, colours: np.ndarray) -> None:

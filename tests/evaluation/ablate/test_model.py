@@ -17,9 +17,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.grid import SITES, MapSetting
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
@@ -36,6 +34,7 @@ from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.image_encoder import ImageState
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.encoder import PromptState
+from tests.cli.conftest import invoke
 from tests.export.families.flux2.test_single_file import makers_transformer
 from tests.export.families.step1x.small_model import make_step1x, open_step1x, picture
 from tests.export.small import make_checkpoint
@@ -277,16 +276,11 @@ def test_devices_and_steps_that_are_none() -> None:
         AblationModel(ModelOptions(steps=0))
 
 
-def rism(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["ablate", *map(str, arguments)])
-
-
 def test_the_command(tmp_path: Path, model: AblationModel) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "new" / "ablation"
     options = ("--timesteps", "0,1", "--blocks", "4-5", "--sites", "mmsa,block")
-    found = rism("scenes", "--count", 2, *options, "-o", folder)
-    assert found.exit_code == 0, found.output
+    found = invoke("ablate", "scenes", "--count", 2, *options, "-o", folder)
     assert (folder / "records.jsonl").read_bytes().count(b"\n") == 3
     grid = open_grid(model, Study(timesteps=[0, 1], blocks=[4, 5], sites=["mmsa", "block"]))
     assert f"2 samples, {len(grid.settings)} settings" in found.output
@@ -294,8 +288,8 @@ def test_the_command(tmp_path: Path, model: AblationModel) -> None:
     for name in ("table2.csv", "figure3.svg", "figure3-blocks.svg", "figure4.svg", "figure5.svg"):
         assert f"]({name})" in page and (folder / name).stat().st_size > 100
     assert "says nothing" in page or "say nothing" in page
-    other = rism("scenes", "--count", 2, "--tau", 0.7, *options, "-o", folder)
-    assert other.exit_code == 1 and "of a run with another tau" in other.output
+    asked = ("ablate", "scenes", "--count", 2, "--tau", 0.7, *options, "-o", folder)
+    assert "of a run with another tau" in invoke(*asked, code=1).output
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
@@ -305,6 +299,6 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
         (("--timesteps", "4"), 1, "timestep 4 is not of this model, expected 0 to 3"),
         (("--model", "nothing"), 1, "no model 'nothing'"),
     ):
-        found = rism("scenes", "--count", 1, *arguments, "-o", tmp_path / "out")
-        assert found.exit_code == code and message in found.output
+        asked = ("ablate", "scenes", "--count", 1, *arguments, "-o", tmp_path / "out")
+        assert message in invoke(*asked, code=code).output
     assert not list(tmp_path.rglob("*.jsonl")) and not list(tmp_path.rglob("*.md"))

@@ -14,7 +14,7 @@ from rism.export.errors import BuildError
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import record
 from tests.conftest import seal
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
+from tests.runtime.engines.fake_tensorrt import stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
 
 NAME = "rtx-fp16"
@@ -23,7 +23,7 @@ NAME = "rtx-fp16"
 @pytest.fixture
 def built(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle with test vectors, and engines that this machine seems to run."""
-    stand_in(monkeypatch, FakeTensorRt(), HostDevice())
+    stand_in(monkeypatch)
     entry = variant(tiny_bundle, {**ALL, "transformer.vectors": transformer(1)})
     record(seal(tiny_bundle, lambda data: data.update(engines=[entry])))
     return tiny_bundle

@@ -15,15 +15,7 @@ from rism.runtime.bundle import update
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.bundle.update import mend_bundle, update_bundle
 from rism.runtime.errors import BundleError, InputError, OutputError, RismError
-from tests.paths import ROOT
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+from tests.paths import ROOT, contents
 
 
 def note(data: dict[str, Any]) -> None:
@@ -69,10 +61,6 @@ def test_a_file_is_replaced(tiny_bundle: Path, tmp_path: Path, new: Path) -> Non
     assert Bundle.open(tiny_bundle).file("selftest.bin").read_bytes() == b"other"
 
 
-def _break(data: dict[str, Any]) -> None:
-    data["method"]["tau"] = 7
-
-
 def _raise(data: dict[str, Any]) -> None:
     raise OutputError("the disk is gone")
 
@@ -80,7 +68,12 @@ def _raise(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "files", "error", "says"),
     [
-        (_break, {"a.plan": None}, BundleError, "'method.tau' is 7, expected a number"),
+        (
+            lambda d: d["method"].update(tau=7),
+            {"a.plan": None},
+            BundleError,
+            "'method.tau' is 7, expected a number",
+        ),
         (_raise, {"a.plan": None}, OutputError, "the disk is gone"),
         (note, {"../a.plan": None}, InputError, "'../a.plan' cannot be a file of a bundle"),
         (note, {"manifest.json": None}, InputError, "'manifest.json' cannot be a file of a"),
@@ -91,12 +84,12 @@ def _raise(data: dict[str, Any]) -> None:
 def test_a_refusal_changes_nothing(
     tiny_bundle: Path, new: Path, change: Any, files: Any, error: type[RismError], says: str
 ) -> None:
-    before = snapshot(tiny_bundle)
+    before = contents(tiny_bundle)
     given = {name: new if file is None else new.parent / file for name, file in files.items()}
     with pytest.raises(error) as refusal:
         update_bundle(tiny_bundle, change, files=given)
     assert says in str(refusal.value)
-    assert snapshot(tiny_bundle) == before
+    assert contents(tiny_bundle) == before
     assert new.exists()
 
 
@@ -142,10 +135,10 @@ def killed(folder: Path, moves: int) -> None:
 @pytest.mark.parametrize("moves", [0, 2, 3])
 def test_killed_in_between(tiny_bundle: Path, moves: int) -> None:
     """The next change finds the old bundle, or, once the manifest was there, the new one."""
-    before = snapshot(tiny_bundle)
+    before = contents(tiny_bundle)
     killed(tiny_bundle, moves)
     update_bundle(tiny_bundle, note)
-    found = snapshot(Bundle.open(tiny_bundle).path)
+    found = contents(Bundle.open(tiny_bundle).path)
     data = json.loads(found.pop("manifest.json"))
     if moves == 3:  # both files and the manifest had their names
         assert data["killed"] is True
@@ -157,7 +150,7 @@ def test_killed_in_between(tiny_bundle: Path, moves: int) -> None:
 
 
 def test_who_opens_it_then_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = snapshot(tiny_bundle)
+    before = contents(tiny_bundle)
     killed(tiny_bundle, 2)
     monkeypatch.setattr(bundle_module, "_PATIENCE_S", 0.1)
     with pytest.raises(BundleError) as error:
@@ -167,7 +160,7 @@ def test_who_opens_it_then_is_told(tiny_bundle: Path, monkeypatch: pytest.Monkey
         f"a change of this bundle was interrupted, rism doctor {tiny_bundle} undoes or finishes it"
     )
     assert mend_bundle(tiny_bundle) and not mend_bundle(tiny_bundle)
-    assert snapshot(Bundle.open(tiny_bundle).path) == before
+    assert contents(Bundle.open(tiny_bundle).path) == before
 
 
 def test_a_reader_waits_for_a_change_to_end(tiny_bundle: Path, new: Path) -> None:
@@ -206,12 +199,12 @@ def test_a_folder_that_cannot_be_written(tiny_bundle: Path, new: Path) -> None:
     def full(source: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    before = snapshot(tiny_bundle)
+    before = contents(tiny_bundle)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(OutputError, match=r"cannot be changed \(No space left on device\)"):
             update_bundle(tiny_bundle, note, files={"engines/a/b.plan": new})
-    assert snapshot(tiny_bundle) == before
+    assert contents(tiny_bundle) == before
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rism.runtime.errors import ProviderError
 from tests.runtime.method.cuda.emulator import EmulatedKernels, emulated
 
 VERSION = "1.7.1.116"
+BOUNDS = ("min", "opt", "max")
 ADA = Driver((13, 0), (Gpu(0, "RTX 4090", "8.9", 24 * 2**30),))
 
 
@@ -80,9 +81,14 @@ class FakeTensorRt:
             logger.log(Severity.ERROR, self.says)
         return call not in self.fails
 
-    def Runtime(self, logger: Logger) -> "FakeRuntime":  # noqa: N802
+    def Runtime(self, logger: Logger) -> Any:  # noqa: N802
         self.note("Runtime", logger)
-        return FakeRuntime(self, logger)
+
+        def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:
+            read = self.note("deserialize_cuda_engine", logger)
+            return FakeEngine(self, logger, plan) if read else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
 
     def Refitter(self, engine: "FakeEngine", logger: Logger) -> Any:  # noqa: N802
         self.note("Refitter", logger)
@@ -98,16 +104,6 @@ class FakeTensorRt:
             return self.note("refit_from_file", logger)
 
         return SimpleNamespace(refit_from_file=refit_from_file)
-
-
-class FakeRuntime:
-    def __init__(self, trt: FakeTensorRt, logger: Logger) -> None:
-        self._trt, self._logger = trt, logger
-
-    def deserialize_cuda_engine(self, plan: bytes) -> "FakeEngine | None":
-        if not self._trt.note("deserialize_cuda_engine", self._logger):
-            return None
-        return FakeEngine(self._trt, self._logger, plan)
 
 
 class FakeRuntimeCache:
@@ -147,27 +143,16 @@ class FakeConfig:
 
 
 class FakeEngine:
+    device_memory_size_v2 = 2**20
+
     def __init__(self, trt: FakeTensorRt, logger: Logger, plan: bytes) -> None:
         import onnxruntime
 
         self.trt, self.logger = trt, logger
         self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-        self.tensors = {
-            tensor.name: (mode, tensor)
-            for mode, tensors in (
-                (TensorIOMode.INPUT, self.session.get_inputs()),
-                (TensorIOMode.OUTPUT, self.session.get_outputs()),
-            )
-            for tensor in tensors
-        }
-
-    @property
-    def device_memory_size_v2(self) -> int:
-        return 2**20
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.tensors)
+        self.tensors = {t.name: (TensorIOMode.INPUT, t) for t in self.session.get_inputs()}
+        self.tensors |= {t.name: (TensorIOMode.OUTPUT, t) for t in self.session.get_outputs()}
+        self.num_io_tensors = len(self.tensors)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -266,10 +251,16 @@ class FakeContext:
         return dict(zip(names, self._engine.session.run(names, feeds), strict=True))
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        dtype = np.dtype(self._engine.get_tensor_dtype(name))
-        size = int(np.prod(shape)) * dtype.itemsize
-        memory = (ctypes.c_byte * size).from_address(self._addresses[name])
-        return np.frombuffer(memory, dtype).reshape(shape)
+        return _at(self._addresses[name], shape, self._engine.get_tensor_dtype(name))
+
+
+def _at(pointer: int, shape: tuple[int, ...], dtype: str, owner: Any = None) -> np.ndarray:
+    """The array that lies at an address, and keeps the owner of its memory."""
+    memory = (ctypes.c_byte * (int(np.prod(shape)) * np.dtype(dtype).itemsize)).from_address(
+        pointer
+    )
+    memory.owner = owner  # type: ignore[attr-defined]
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class There(np.ndarray):
@@ -292,8 +283,7 @@ class HostDevice:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self.lock = RLock()
-        self.captured = 0
-        self.launched = 0
+        self.captured = self.launched = 0
         self.refuses_graphs = False
         self.depth = 0
         self._scratch = np.zeros(0, np.uint8)
@@ -350,10 +340,7 @@ class HostDevice:
         return wait
 
     def wrap(self, pointer: int, shape: tuple[int, ...], dtype: str, owner: Any) -> np.ndarray:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = (ctypes.c_byte * size).from_address(pointer)
-        memory.owner = owner  # type: ignore[attr-defined]
-        return np.frombuffer(memory, dtype).reshape(shape).view(There)
+        return _at(pointer, shape, dtype, owner).view(There)
 
     def mark(self) -> float:
         assert self.depth
@@ -374,12 +361,14 @@ class HostDevice:
         return launch
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt, device: HostDevice) -> None:
-    """Put the fake, its memory and a driver for it where a provider looks for the real ones."""
+def stand_in(monkeypatch: pytest.MonkeyPatch, device: HostDevice | None = None) -> FakeTensorRt:
+    """Put a fake, its memory and a driver for it where a provider looks for the real ones."""
+    trt, device = FakeTensorRt(), device or HostDevice()
     monkeypatch.setattr(tensorrt_library, "find_library", lambda target: library(trt, target))
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: ADA)
     monkeypatch.setattr(variants, "this_platform", lambda: "linux-x86_64")
     monkeypatch.setattr(cuda_device, "open_device", lambda _: device)
+    return trt
 
 
 def load_plan(
@@ -420,9 +409,7 @@ def variant(folder: Path, graphs: dict[str, dict[str, Any]], **changes: Any) -> 
         (place / f"{graph}.plan").write_bytes(model.SerializeToString())
         plan = {
             "file": f"engines/{entry['name']}/{graph}.plan",
-            "shapes": {
-                k: dict(zip(("min", "opt", "max"), v, strict=True)) for k, v in shapes.items()
-            },
+            "shapes": {k: dict(zip(BOUNDS, v, strict=True)) for k, v in shapes.items()},
         }
         if entry["stripped"]:
             onnx.save_model(model, place / f"{graph}.refit.onnx")

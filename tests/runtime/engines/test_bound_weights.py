@@ -61,27 +61,26 @@ def _with_weights(file: Path) -> None:
     model = onnx.load(file)
     for node in model.graph.node:
         node.input[:] = ["mixed" if name == "clean" else name for name in node.input]
+    own = [
+        helper.make_node("Cast", ["w_in"], ["w_in_32"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["clean", "w_in_32"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "w_out"], ["mixed"]),
+    ]
+    nodes = [*own, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     offset = 0
-    for name, dtype, shape in (
-        ("w_in", TensorProto.FLOAT16, (3, WIDTH)),
-        ("w_out", TensorProto.FLOAT, (WIDTH, 3)),
+    for name, dtype, shape, length in (
+        ("w_in", TensorProto.FLOAT16, (3, WIDTH), 3 * WIDTH * 2),
+        ("w_out", TensorProto.FLOAT, (WIDTH, 3), 3 * WIDTH * 4),
     ):
         tensor = TensorProto(name=name, data_type=dtype, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
-        length = 3 * WIDTH * (2 if dtype == TensorProto.FLOAT16 else 4)
         place = {"location": "transformer.weights", "offset": offset, "length": length}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         model.graph.initializer.append(tensor)
         offset += length
-    for at, node in enumerate(
-        (
-            helper.make_node("Cast", ["w_in"], ["w_in_32"], to=TensorProto.FLOAT),
-            helper.make_node("MatMul", ["clean", "w_in_32"], ["wide"]),
-            helper.make_node("MatMul", ["wide", "w_out"], ["mixed"]),
-        )
-    ):
-        model.graph.node.insert(at, node)
     file.write_bytes(model.SerializeToString())
 
 
@@ -118,7 +117,7 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Callable[..., Path]:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> CountingDevice:
     host = CountingDevice()
-    stand_in(monkeypatch, FakeTensorRt(), host)
+    stand_in(monkeypatch, host)
     return host
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,30 +33,34 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)24 << 30; 
 """
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
     find_driver.cache_clear()
     yield
     find_driver.cache_clear()
 
 
-def use(folder: Path, patch: pytest.MonkeyPatch, **values: int) -> None:
+@pytest.fixture
+def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What puts a libcuda of these values in the place of the real one."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    (folder / "cuda.c").write_text(LIBCUDA)
-    given = {"VERSION": 13000, "INIT": 0, "MEMORY": 0, **values}
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", *(f"-D{k}={v}" for k, v in given.items()),
-         folder / "cuda.c", "-o", folder / "libcuda.so"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    library = ctypes.CDLL(str(folder / "libcuda.so"))
-    patch.setattr(nvidia_driver, "_load", lambda: library)
+
+    def call(**values: int) -> None:
+        (tmp_path / "cuda.c").write_text(LIBCUDA)
+        given = {"VERSION": 13000, "INIT": 0, "MEMORY": 0, **values}
+        command = [compiler, "-shared", "-fPIC", *(f"-D{k}={v}" for k, v in given.items())]
+        command += ["cuda.c", "-o", "libcuda.so"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        library = ctypes.CDLL(str(tmp_path / "libcuda.so"))
+        monkeypatch.setattr(nvidia_driver, "_load", lambda: library)
+
+    return call
 
 
-def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_anew: None) -> None:
-    use(tmp_path, monkeypatch, VERSION=12080)
+def test_gpus(use: Callable[..., None]) -> None:
+    use(VERSION=12080)
     found = find_driver()
     assert found.cuda == (12, 8)
     assert found.gpus == (
@@ -72,8 +76,8 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_anew: None)
     )
 
 
-def test_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_anew: None) -> None:
-    use(tmp_path, monkeypatch, INIT=100)
+def test_no_device(use: Callable[..., None]) -> None:
+    use(INIT=100)
     assert find_driver().gpus == ()
 
 
@@ -84,19 +88,13 @@ def test_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_anew: 
         ({"MEMORY": 999}, r"driver failed \(cuDeviceTotalMem_v2 says 999\): see nvidia-smi"),
     ],
 )
-def test_a_driver_that_fails(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    asked_anew: None,
-    values: dict[str, int],
-    says: str,
-) -> None:
-    use(tmp_path, monkeypatch, **values)
+def test_a_driver_that_fails(use: Callable[..., None], values: dict[str, int], says: str) -> None:
+    use(**values)
     with pytest.raises(ProviderError, match=says):
         find_driver()
 
 
-def test_none(monkeypatch: pytest.MonkeyPatch, asked_anew: None) -> None:
+def test_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> ctypes.CDLL:
         raise OSError(f"{name}: cannot open shared object file")
 

@@ -38,24 +38,17 @@ def test_renders_the_template_and_pads(encoder: PromptEncoder) -> None:
     assert encoder.encode(["{expression} red"]).tokens[0][2:4] == ("{expression}", "red")
 
 
-def test_white_space_is_collapsed(encoder: PromptEncoder) -> None:
-    *others, plain = encoder.encode(
-        ["  the\n\tred ", "the\u00a0red", "the  \u2009red\u3000", "the red"]
-    ).input_ids
-    for other in others:
-        np.testing.assert_array_equal(other, plain)
-
-
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
         ("\ufeffthe red cup", "the red cup"),
+        *((text, "the red") for text in ("  the\n\tred ", "the\u00a0red", "the  \u2009red\u3000")),
         ("\u200b \u2060the\u200d red cup\u200e \u200b", "the\u200d red cup"),
         ("the \u2764\ufe0f", "the \u2764\ufe0f"),
         ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\U000e0067\U000e007f"),
     ],
 )
-def test_what_nobody_sees_around_an_expression(written: str, meant: str) -> None:
+def test_white_space_and_what_nobody_sees(written: str, meant: str) -> None:
     assert clean_expression(written) == meant
 
 
@@ -141,8 +134,6 @@ def test_another_template(tiny_master: Path) -> None:
         ("{expression} {expression}", "in it once, such as 'remove {expression}'"),
         (3, "template is '3', expected text"),
         ("</s> {expression}", "the template contains '</s>', a control token of this model: take"),
-        ("a\x1b {expression}", "the template contains the control character U.001B: take it out"),
-        ("{expression} " + "a" * 5000, "the template has 5013 characters, expected at most 4096"),
     ],
 )
 def test_wrong_templates(tiny_master: Path, template: str, expected: str) -> None:
@@ -252,11 +243,10 @@ def test_tokens_that_are_not_seen() -> None:
 
 def test_an_image_of_too_many_tokens() -> None:
     encoder = encoder_with_vision(rules())
-    with pytest.raises(InputError) as error:
+    with pytest.raises(
+        InputError, match=r"\(1000000000000 of the image\), expected at most 300: sh"
+    ):
         encoder.encode(["the van"], image_tokens=10**12)
-    assert "tokens (1000000000000 of the image), expected at most 300: shorten it" in str(
-        error.value
-    )
 
 
 def test_the_images_token_is_not_said() -> None:

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from rism.cli.app import app
 from rism.runtime import InputError, InstructionFile, Segmenter, load_image
 from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, image_digest
+from tests.cli.conftest import invoke
 from tests.paths import EXAMPLES, STREET
-
-runner = CliRunner()
 
 
 def entry(image: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
@@ -158,8 +155,7 @@ def test_run_goes_on_past_an_image_that_the_file_lacks(
         Path("in", name).write_bytes((EXAMPLES / name).read_bytes())
     write(Path("i.json"), entry(load_image(STREET), "remove it", "remove the green van"))
     flags = ["--instructions", "i.json", "--provider", "cpu", "-o", "out", "--save", "mask"]
-    shown = runner.invoke(app, ["run", "in", "it", *flags])
-    assert shown.exit_code == 1
+    shown = invoke("run", "in", "it", *flags, code=1)
     errors = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
     assert errors[0].startswith("error: in/colour-2.png: i.json lacks 'remove it' for the image")
@@ -170,10 +166,8 @@ def test_run_goes_on_past_an_image_that_the_file_lacks(
 
 def test_two_that_reword_are_wrong_usage(tmp_path: Path, colours: np.ndarray) -> None:
     path = write(tmp_path / "i.json", entry(colours, "remove red", "cut red"))
-    flags = ["--instructions", str(path), "--refiner", "a:b", "-o", str(tmp_path / "m.png")]
-    shown = runner.invoke(app, ["run", str(STREET), "red", *flags])
-    assert shown.exit_code == 2
+    flags = ["--instructions", path, "--refiner", "a:b", "-o", tmp_path / "m.png"]
+    shown = invoke("run", STREET, "red", *flags, code=2)
     assert "--instructions and --refiner both reword, expected one of them" in shown.stderr
-    assert "is not there" in (
-        runner.invoke(app, ["run", str(STREET), "red", "--instructions", "none.json"]).stderr
-    )
+    missing = invoke("run", STREET, "red", "--instructions", "none.json", code=1)
+    assert "is not there" in missing.stderr

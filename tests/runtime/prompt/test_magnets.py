@@ -104,8 +104,6 @@ def test_a_text_encoder_with_vision(vision_bundle: Path, colours: np.ndarray) ->
         (3, "magnets are '3', expected words such as 'a with to and'"),
         (["a", 3], "magnets are .*, expected words such as"),
         ("a </s> b", "the text of magnets contains '</s>', a control token of this model: take"),
-        ("a\x1bb", r"the text of magnets contains the control character U\+001B: take it out"),
-        ("a " * 3000, "the text of magnets has 5999 characters, expected at most 4096: shorten"),
         ("blue " * 9, "makes a prompt of 13 tokens, expected at most 8: use fewer magnets, or sho"),
     ],
 )
