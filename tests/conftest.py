@@ -25,6 +25,7 @@ for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler)
 
+Reseal = Callable[..., Path]
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "remove", "the", "red", "green", "blue", "nothing"]
 N_P, NOISE_ROWS = 8, 300
 EMBEDDING = np.zeros((len(WORDS), 3), np.float32)
@@ -344,7 +345,7 @@ def static_bundle(tiny_bundle: Path) -> Path:
 
 
 @pytest.fixture
-def reseal() -> Callable[..., Path]:
+def reseal() -> Reseal:
     return seal
 
 

@@ -1,7 +1,6 @@
 """`rism doctor`, on this machine and on ones that lack something."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.engines.providers import PROVIDERS
 from rism.runtime.errors import ProviderError
 from tests.cli.conftest import invoke
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
 from tests.runtime.engines.profiles import ALL
-
-Reseal = Callable[..., Path]
 
 
 def run(*arguments: object, code: int = 0) -> list[str]:

@@ -1,17 +1,15 @@
 """Engines on the command line: asked for, listed, refused."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rism.runtime.diagnostics.selftest import record
 from tests.cli.conftest import Run, invoke
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
-
-Reseal = Callable[..., Path]
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_what_ends_a_run_ends_it_there(
 
 
 def test_a_large_bundle_is_run_once_at_a_time(
-    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "SMALL_BUNDLE_BYTES", 1)
     real, sessions = onnxruntime.open_session, []
@@ -134,7 +134,7 @@ def test_a_large_bundle_is_run_once_at_a_time(
 
 
 def test_pictures_at_once_share_the_threads(
-    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, given = onnxruntime.open_session, []
 
@@ -220,7 +220,7 @@ def test_heavy_pictures_wait_for_each_other(
 
 
 def test_without_json_nothing_is_kept_of_a_picture(
-    run_folder: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
     monkeypatch.setattr(delivery, "_deliver_json", lambda records, _: kept.append(len(records)))

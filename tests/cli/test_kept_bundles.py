@@ -19,7 +19,7 @@ COMMIT = "c" * 40
 KEPT = f"someone--mini-{COMMIT[:12]}"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """someone/mini in an offline cache of the hub: links from names to blobs."""
     repository = tmp_path / "hub" / "models--someone--mini"
@@ -40,21 +40,21 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["someone/mini", f"someone/mini@{COMMIT}", "someone/mini@main"])
-def test_a_hub_id_is_a_bundle_of_plain_files(snapshot: Path, name: str) -> None:
+def test_a_hub_id_is_a_bundle_of_plain_files(name: str) -> None:
     folder = resolve_bundle(name)
     assert folder.name == KEPT
     assert Bundle.open(folder).digest == Bundle.open(MINI).digest
     assert resolve_bundle(name) == folder  # found again
 
 
-def test_a_folder_wins_over_a_hub_id(snapshot: Path, tmp_path: Path) -> None:
+def test_a_folder_wins_over_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "someone" / "mini").mkdir(parents=True)
     assert resolve_bundle("someone/mini") == Path("someone/mini")
     with pytest.raises(BundleError, match="no bundle 'someone/other'"):
         resolve_bundle("someone/other")  # beside folders that are here a slip, not a hub id
 
 
-def test_what_the_cache_lacks_is_not_asked_for_offline(snapshot: Path) -> None:
+def test_what_the_cache_lacks_is_not_asked_for_offline() -> None:
     with pytest.raises(BundleError, match="cannot be had from the model hub"):
         resolve_bundle("someone/else")
 
@@ -78,7 +78,7 @@ def test_kept_bundles_are_listed_and_removed(snapshot: Path) -> None:
 
 
 def test_an_exported_bundle_is_found_again_without_the_exporter(
-    snapshot: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = tmp_path / "cache" / "rism" / "bundles" / "flux2-klein-4b-bf16-scores-abc123"
     shutil.copytree(MINI, kept)
@@ -89,9 +89,7 @@ def test_an_exported_bundle_is_found_again_without_the_exporter(
         exported_bundle("flux2-klein-4b", capture="vectors", **wish)
 
 
-def test_gigabytes_are_asked_for_before_an_export(
-    snapshot: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gigabytes_are_asked_for_before_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     called: list[Path] = []
     monkeypatch.setattr(

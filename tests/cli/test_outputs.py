@@ -133,7 +133,7 @@ def test_outputs_that_are_one_file(tmp_path: Path) -> None:
         check_outputs([one], [stream.fileno()])
 
 
-def test_a_terminal_gets_no_png(run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_no_png(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     master, terminal = os.openpty()
     shown = run("a.png", "red", "-o", os.ttyname(terminal), code=2)
     assert "bytes of a PNG to a terminal" in shown.stderr

@@ -48,16 +48,14 @@ def test_stdin_to_stdout(rism: Rism, tiny_bundle: Path, picture: Path, workplace
 
 
 @pytest.mark.parametrize("flags", [["-o", "-"], []])
-def test_a_full_stdout(
-    rism: Rism, tiny_bundle: Path, picture: Path, workplace: Path, flags: list[str]
-) -> None:
+def test_a_full_stdout(rism: Rism, tiny_bundle: Path, picture: Path, flags: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         shown = rism("run", picture, "green", "--bundle", tiny_bundle, *flags, stdout=full)
     assert shown.returncode == 1
     assert shown.stderr == b"error: cannot write to stdout: No space left on device\n"
 
 
-def test_a_closed_pipe(rism: Rism, tiny_bundle: Path, picture: Path, workplace: Path) -> None:
+def test_a_closed_pipe(rism: Rism, tiny_bundle: Path, picture: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
@@ -155,7 +153,6 @@ def test_head_ends_a_folder_quietly(
     ],
 )
 def test_closed_streams(
-    start: Start,
     tiny_bundle: Path,
     picture: Path,
     workplace: Path,

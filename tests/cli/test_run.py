@@ -228,7 +228,7 @@ def test_failures_are_one_line_and_code_1(
     assert not Path("/dev/full").is_file()
 
 
-def test_verbose_shows_where_an_error_came_from(run: Run, picture: Path, workplace: Path) -> None:
+def test_verbose_shows_where_an_error_came_from(run: Run, picture: Path) -> None:
     shown = run("missing.png", "-e", "green", "-v", code=1).stderr
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("error: ")

@@ -6,10 +6,9 @@ import pytest
 
 from rism.runtime import Segmenter
 from rism.runtime.engines import rtx_plugin
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, stand_in, variant
 from tests.runtime.engines.profiles import ALL
-
-Reseal = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
+from tests.conftest import Reseal
 from tests.runtime.spies import spied
 
 
@@ -20,7 +20,7 @@ def test_the_same_answer_as_without_sizes(
     static_bundle: Path,
     tmp_path: Path,
     colours: np.ndarray,
-    reseal: Callable[..., Path],
+    reseal: Reseal,
     capture: str,
 ) -> None:
     """An image of a listed size is not resized, so a bundle that keeps sizes agrees."""
@@ -70,9 +70,7 @@ def test_a_batch_is_filled_up_and_the_surplus_dropped(
         assert alone.token_attention is not None and alone.token_attention.shape[0] == 4
 
 
-def test_a_batch_nobody_could_fill(
-    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
-) -> None:
+def test_a_batch_nobody_could_fill(tiny_bundle: Path, reseal: Reseal) -> None:
     def change(data: dict[str, Any]) -> None:
         data["graphs"]["text_encoder"]["inputs"]["input_ids"]["shape"][0] = 2**31
 
@@ -111,7 +109,7 @@ def test_threads_load_a_size_once(
 
 
 def test_a_broken_size_is_an_error_when_it_is_needed(
-    static_bundle: Path, colours: np.ndarray, reseal: Callable[..., Path]
+    static_bundle: Path, colours: np.ndarray, reseal: Reseal
 ) -> None:
     (static_bundle / "vae_encoder.96x160.onnx").write_bytes(b"no graph")
     segmenter = Segmenter.from_bundle(reseal(static_bundle), provider="cpu")

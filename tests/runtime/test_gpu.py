@@ -3,7 +3,6 @@
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from rism.runtime.engines.nvidia_driver import find_driver
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.engines.tensorrt_library import LIBRARIES
 from rism.runtime.engines.variants import this_platform
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import variant
 from tests.runtime.engines.profiles import ALL, FIXED
 
-Reseal = Callable[..., Path]
 # One graph: module, ONNX file, plan, compute capability ("8.9"), name=min/opt/max ...
 BUILD = """
 import importlib, sys

@@ -3,7 +3,6 @@
 import json
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
 from rism.runtime.errors import BundleError
+from tests.conftest import Reseal
 from tests.runtime.spies import spied
 
 
@@ -166,7 +166,7 @@ def test_wrong_calls(segmenter: Segmenter, tiny_master: Path, colours: np.ndarra
 
 
 def test_a_state_belongs_to_its_bundle(
-    segmenter: Segmenter, tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+    segmenter: Segmenter, tiny_bundle: Path, reseal: Reseal, colours: np.ndarray
 ) -> None:
     other = Segmenter.from_bundle(
         reseal(tiny_bundle, lambda data: data["model"].update(name="another")), provider="cpu"
@@ -220,7 +220,7 @@ def test_auto_says_why_cuda_did_not_start(
 
 
 @pytest.fixture
-def bfloat16(tiny_bundle: Path, reseal: Callable[..., Path]) -> Path:
+def bfloat16(tiny_bundle: Path, reseal: Reseal) -> Path:
     return reseal(tiny_bundle, lambda data: data["precision"].update(compute="bfloat16"))
 
 
@@ -241,7 +241,7 @@ def test_bfloat16_is_refused_on_a_cpu_before_anything_is_loaded(
 
 
 def test_bfloat16_is_no_reason_to_give_up_a_gpu(
-    bfloat16: Path, tiny_master: Path, monkeypatch: pytest.MonkeyPatch
+    bfloat16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnxruntime
 
@@ -271,7 +271,7 @@ def test_without_onnxruntime(tiny_master: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_graph_that_returns_another_size(
-    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+    tiny_bundle: Path, reseal: Reseal, colours: np.ndarray
 ) -> None:
     segmenter = Segmenter.from_bundle(
         reseal(tiny_bundle, lambda data: data["geometry"].update(token_px=4)), provider="cpu"

@@ -159,7 +159,7 @@ def test_a_dataset_that_grew_is_continued(evaluate: Evaluate, tmp_path: Path) ->
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(
-    evaluate: Evaluate, segmenter: Segmenter, tmp_path: Path
+    evaluate: Evaluate, tmp_path: Path
 ) -> None:
     dataset = SmallSet(3, missing=["1"], broken=["0:green"], words=("red", "\0", "green"))
     result = evaluate(dataset, tmp_path)

@@ -13,8 +13,7 @@ from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.errors import BundleError
 from tests.broken_manifests import MISSING, change
-
-Reseal = Callable[..., Path]
+from tests.conftest import Reseal
 
 
 def test_opens_and_maps_the_noise(tiny_bundle: Path) -> None:

@@ -18,9 +18,9 @@ from rism.runtime.engines.base import Arrays
 from rism.runtime.engines.onnxruntime import OrtEngine
 from rism.runtime.engines.selection import EngineRequest
 from rism.runtime.errors import BundleError, InputError
+from tests.conftest import Reseal
 from tests.runtime.engines.profiles import ALL, transformer
 
-Reseal = Callable[..., Path]
 Build = Callable[..., Path]
 
 
@@ -163,9 +163,7 @@ def test_without_vectors(tiny_master: Path) -> None:
     )
 
 
-def test_what_is_not_finite_is_no_reference(
-    tiny_bundle: Path, externalise: Callable[..., None], reseal: Reseal
-) -> None:
+def test_what_is_not_finite_is_no_reference(tiny_bundle: Path, reseal: Reseal) -> None:
     weights = tiny_bundle / "text_encoder.weights"
     weights.write_bytes(np.full_like(np.fromfile(weights, np.float32), np.nan).tobytes())
     before = (reseal(tiny_bundle) / "manifest.json").read_bytes()

@@ -21,6 +21,7 @@ from rism.runtime.engines.bound_weights import read_bound_weights
 from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.errors import BundleError, ProviderError
 from tests.broken_manifests import LIST, LISTS, WEIGHTS, list_weights
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import (
     FakeTensorRt,
     HostDevice,
@@ -30,7 +31,6 @@ from tests.runtime.engines.fake_tensorrt import (
 )
 from tests.runtime.engines.profiles import TEXT, VAE, transformer
 
-Reseal = Callable[..., Path]
 Json = dict[str, Any]
 
 WIDTH = 256

@@ -7,7 +7,6 @@ bus, with CUDA's number on their memory, as the package lists them.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +20,9 @@ from rism.runtime.engines import nvidia_driver, rtx_plugin
 from rism.runtime.engines.nvidia_driver import Driver, Gpu
 from rism.runtime.engines.selection import EngineRequest, select_engines
 from rism.runtime.errors import RismWarning
+from tests.conftest import Reseal
 from tests.paths import ROOT
 
-Reseal = Callable[..., Path]
 RTX = "onnxruntime-tensorrt-rtx"
 TWO = Driver((13, 0), (Gpu(0, "RTX 4060", "8.9", 8 << 30), Gpu(1, "RTX 5090", "12.0", 32 << 30)))
 

@@ -1,6 +1,5 @@
 """Which engine runs which graph, and what is said where none does."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pytest
 from rism.runtime import InputError, ProviderError, Segmenter
 from rism.runtime.engines import nvidia_driver, selection
 from rism.runtime.engines.nvidia_driver import Driver
-from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, HostDevice, variant
+from tests.conftest import Reseal
+from tests.runtime.engines.fake_tensorrt import ADA, FakeTensorRt, variant
 from tests.runtime.engines.profiles import ALL, transformer
-
-Reseal = Callable[..., Path]
 
 
 def test_a_graph_without_a_plan_is_an_error_that_says_what_helps(built: Any) -> None:
@@ -63,9 +61,7 @@ def test_engines_of_all_graphs_need_no_onnxruntime(
         Segmenter.from_bundle(bundle)
 
 
-def test_fp8_is_for_who_asks(
-    tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt, device: HostDevice
-) -> None:
+def test_fp8_is_for_who_asks(tiny_bundle: Path, reseal: Reseal, trt: FakeTensorRt) -> None:
     entries = [
         variant(tiny_bundle, ALL, name="a", precision="fp8"),
         variant(tiny_bundle, ALL, name="b", precision="fp16"),

@@ -5,7 +5,6 @@ with onnxruntime's.
 """
 
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rism.runtime import InputError, ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, RismWarning
 from rism.runtime.method import postprocess
+from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import (
     CudaGraphStrategy,
     FakeTensorRt,
@@ -24,8 +24,6 @@ from tests.runtime.engines.fake_tensorrt import (
     load_plan,
 )
 from tests.runtime.engines.profiles import ALL, FIXED, VAE, transformer
-
-Reseal = Callable[..., Path]
 
 
 def test_masks_are_those_of_onnxruntime(built: Any, trt: FakeTensorRt, colours: np.ndarray) -> None:

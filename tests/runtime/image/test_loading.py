@@ -339,7 +339,7 @@ def test_what_lies_beside_images(tmp_path: Path) -> None:
         load_image(b"")
 
 
-def test_a_pipe(image: np.ndarray, tmp_path: Path) -> None:
+def test_a_pipe(image: np.ndarray) -> None:
     read, write = os.pipe()
     os.write(write, encode(Image.fromarray(image)))
     os.close(write)

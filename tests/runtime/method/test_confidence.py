@@ -13,6 +13,7 @@ from rism.runtime.bundle.confidence_rule import ConfidenceRule, Evidence
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.method.equations import ATTENTION_CONSTANT, Localisation
 from rism.runtime.method.postprocess import evidence
+from tests.conftest import Reseal
 
 RULE = {
     "separability": 0.5, "concentration": 2.0, "agreement": 3.0, "bias": -1.0, "threshold": 0.25,
@@ -98,7 +99,7 @@ Ruled = Callable[..., Segmenter]
 
 
 @pytest.fixture
-def ruled(tiny_bundle: Path, reseal: Callable[..., Path]) -> Ruled:
+def ruled(tiny_bundle: Path, reseal: Reseal) -> Ruled:
     """The tiny bundle with a rule, opened."""
 
     def make(rule: dict[str, float], **options: Any) -> Segmenter:

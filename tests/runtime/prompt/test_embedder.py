@@ -13,10 +13,9 @@ from rism.runtime import BundleError, InputError, ProviderError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
+from tests.conftest import Reseal
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import WORDS
-
-Reseal = Callable[..., Path]
 
 
 def test_an_image_is_encoded_once(vision_bundle: Path, colours: np.ndarray) -> None:

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import BundleError, InputError, failures_as
 from rism.runtime.prompt.encoder import Instruction, PromptEncoder, PromptState, clean_expression
 from rism.runtime.transformer_inputs import prompt_token_weights
+from tests.conftest import Reseal
 from tests.runtime.prompt.states import states
 from tests.runtime.vision_language import VISION, later_rules, rules, tokenizer_json
 
@@ -96,7 +96,7 @@ def test_an_expression_cannot_leave_the_template(encoder: PromptEncoder, express
     ],
 )
 def test_a_damaged_tokenizer(
-    tiny_bundle: Path, reseal: Callable[..., Path], damage: dict[str, object], why: str
+    tiny_bundle: Path, reseal: Reseal, damage: dict[str, object], why: str
 ) -> None:
     file = tiny_bundle / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_bytes()) | damage))

@@ -1,6 +1,5 @@
 """A refiner rewords instructions after a look at the image; nothing it does goes unnoticed."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rism.runtime import InputError, Refiner, Segmenter
+from tests.conftest import Reseal
 from tests.runtime.spies import spied
 
 
@@ -137,7 +137,7 @@ def test_a_refiner_that_fails_is_named(tiny_master: Path, colours: np.ndarray) -
 
 
 def test_a_template_reaches_the_model(
-    tiny_bundle: Path, reseal: Callable[..., Path], colours: np.ndarray
+    tiny_bundle: Path, reseal: Reseal, colours: np.ndarray
 ) -> None:
     segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", template="the {expression}")
     found = segmenter.segment(colours, "green")

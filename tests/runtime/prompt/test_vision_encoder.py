@@ -1,7 +1,6 @@
 """Bundles whose text encoder looks at the image: from the image to the scores."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rism.runtime.method.equations import segment_tokens
 from rism.runtime.prompt import position_ids
 from rism.runtime.prompt.encoder import PromptEncoder
 from rism.runtime.result.segmentation import Segmentation
-from tests.conftest import fix_batch
+from tests.conftest import Reseal, fix_batch
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import (
     AXES,
@@ -30,8 +29,6 @@ from tests.runtime.vision_language import (
     table,
     tokenizer,
 )
-
-Reseal = Callable[..., Path]
 
 
 def first_generation() -> PromptRules:

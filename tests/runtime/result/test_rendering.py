@@ -87,7 +87,7 @@ def test_colours_differ_from_what_is_under_them_and_from_each_other() -> None:
         assert len(contrasting(image, [np.zeros((20, 20), bool)] * 9)) == 9
 
 
-def test_labels_say_what_and_how_sure(result: Segmentation, colours: np.ndarray) -> None:
+def test_labels_say_what_and_how_sure(result: Segmentation) -> None:
     found = replace(result, expression="the van", confidence=0.984)
     assert label_text(found, 1) == "the van 0.98"
     assert label_text(replace(found, confidence=None), 1) == "the van"
@@ -96,7 +96,7 @@ def test_labels_say_what_and_how_sure(result: Segmentation, colours: np.ndarray)
     assert label_text(replace(found, expression="\u7eff\u8272\u7684\u8f66"), 3) == "#3 0.98"
 
 
-def test_labels_do_not_cover_each_other(result: Segmentation) -> None:
+def test_labels_do_not_cover_each_other() -> None:
     image = np.full((300, 400, 3), 90, np.uint8)
     red, blue = (200, 0, 0), (0, 0, 200)
     boxes = [(50, 60, 90, 90)] * 2 + [None]
