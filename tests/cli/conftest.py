@@ -53,13 +53,12 @@ def start(workplace: Path) -> Start:
     """Start `rism`, or `python` with `module=None`, in the empty folder; pipes all around."""
 
     def call(
-        *arguments: str | Path, module: str | None = "rism", **streams: Any
+        *arguments: str | Path, module: str | None = "rism", **options: Any
     ) -> "subprocess.Popen[bytes]":
         command = [sys.executable, *([] if module is None else ["-m", module])]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(
-            [*command, *map(str, arguments)], cwd=workplace, env=ENV, **{**pipes, **streams}
-        )
+        options = {"cwd": workplace, "env": ENV, **pipes, **options}
+        return subprocess.Popen([*command, *map(str, arguments)], **options)
 
     return call
 
@@ -69,9 +68,9 @@ def rism(start: Start) -> Rism:
     """Run `rism` to its end."""
 
     def call(
-        *arguments: str | Path, data: bytes = b"", **streams: Any
+        *arguments: str | Path, data: bytes = b"", **options: Any
     ) -> "subprocess.CompletedProcess[bytes]":
-        process = start(*arguments, **streams)
+        process = start(*arguments, **options)
         out, error = process.communicate(data, timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 

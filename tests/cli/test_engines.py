@@ -8,7 +8,7 @@ import pytest
 from rism.runtime.diagnostics.selftest import record
 from tests.cli.conftest import Run, invoke
 from tests.conftest import Reseal
-from tests.runtime.engines.fake_tensorrt import FakeTensorRt, stand_in, variant
+from tests.runtime.engines.fake_tensorrt import stand_in, variant
 from tests.runtime.engines.profiles import ALL, transformer
 
 
@@ -23,14 +23,9 @@ def built(tiny_bundle: Path, reseal: Reseal) -> Path:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
-    """A machine with a GPU and TensorRT for RTX."""
-    return stand_in(monkeypatch)
-
-
-@pytest.fixture
-def ask(built: Path, picture: Path, machine: FakeTensorRt, workplace: Path) -> Run:
-    """Run with the built bundle on that machine, in an empty folder."""
+def ask(built: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Run:
+    """Run with the built bundle on a machine with TensorRT for RTX, in an empty folder."""
+    stand_in(monkeypatch)
     return lambda *flags, **more: invoke("run", picture, "green", "--bundle", built, *flags, **more)
 
 
@@ -87,22 +82,3 @@ def test_a_run_names_what_ran(ask: Run, flags: list[str]) -> None:
 def test_what_cannot_be(ask: Run, workplace: Path, flags: list[str], code: int, says: str) -> None:
     assert says in ask(*flags, code=code).stderr
     assert not list(workplace.iterdir())
-
-
-def test_this_machine_without_a_driver(built: Path, picture: Path, workplace: Path) -> None:
-    """The real library, the real search for a driver: one line."""
-    pytest.importorskip("tensorrt_rtx")
-    from rism.runtime.engines.nvidia_driver import find_driver
-    from rism.runtime.errors import ProviderError
-
-    find_driver.cache_clear()
-    try:
-        find_driver()
-    except ProviderError as error:
-        expected = str(error)
-    else:
-        pytest.skip("needs a machine without a driver")
-    arguments = ("run", picture, "green", "--bundle", built, "--provider")
-    assert invoke(*arguments, "tensorrt-rtx", code=1).stderr == f"error: {expected}\n"
-    auto = invoke(*arguments, "auto", "-v").stderr
-    assert f"provider cpu: auto: tensorrt-rtx did not start ({expected}); " in auto

@@ -141,7 +141,7 @@ def test_what_could_not_be_scored_is_named_and_fails(workplace: Path) -> None:
     assert "nowhere.png" in (workplace / "run/report.html").read_text()
 
 
-def write_instructions(workplace: Path, *, template: str = "remove {expression}") -> Path:
+def write_instructions(workplace: Path) -> Path:
     """Two scenes in other words."""
     scenes = SceneSet("plain", "test", 2)
     told = [
@@ -149,7 +149,7 @@ def write_instructions(workplace: Path, *, template: str = "remove {expression}"
             image_digest(scenes.image(sample)),
             "scene",
             sample.expression,
-            template.replace("{expression}", sample.expression),
+            f"remove {sample.expression}",
             f"take away {sample.expression}",
         )
         for sample in scenes.samples

@@ -42,17 +42,10 @@ def test_flags_reach_the_exporter(exporter: Any) -> None:
     assert shown.stderr.startswith("tracing\n")
     assert "wrote out, 8.1 MB, in " in shown.stderr
     options = ExportOptions(
-        captures=("scores", "vectors"),
-        feature_site="adaln",
-        token_attention=True,
-        precision="fp16",
-        sizes=((64, 32), (32, 32)),
-        template="cut {expression}",
-        vision_id=False,
-        parity="blocks",
-        revision="v1",
-        offline=True,
-    )
+        captures=("scores", "vectors"), feature_site="adaln", token_attention=True,
+        precision="fp16", sizes=((64, 32), (32, 32)), template="cut {expression}",
+        vision_id=False, parity="blocks", revision="v1", offline=True,
+    )  # fmt: skip
     assert calls == [("mini", Path("out"), options)]
     quiet = invoke("export", "--model", "m", "-o", "out", "-q", "--size-level", "512")
     assert quiet.output == ""

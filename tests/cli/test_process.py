@@ -81,13 +81,13 @@ def test_an_interrupt_is_one_line_and_code_130(
 
 
 @pytest.fixture
-def folder(picture: Path, workplace: Path) -> Path:
-    """400 images in `in`; the second is broken."""
+def many(picture: Path, workplace: Path) -> Path:
+    """The current folder with 400 images in `in`; the second is broken."""
     (workplace / "in").mkdir()
     for number in range(400):
         (workplace / f"in/{number:03}.png").write_bytes(picture.read_bytes())
     (workplace / "in/001.png").write_bytes(b"none")
-    return workplace / "in"
+    return workplace
 
 
 def wait_for(file: Path) -> None:
@@ -101,16 +101,10 @@ def wait_for(file: Path) -> None:
     [(signal.SIGTERM, 143, ["--json"]), (signal.SIGHUP, 129, ["--jsonl"])],
 )
 def test_what_is_stopped_leaves_whole_files_and_a_json_of_them(
-    start: Start,
-    tiny_bundle: Path,
-    folder: Path,
-    workplace: Path,
-    number: signal.Signals,
-    code: int,
-    flags: list[str],
+    start: Start, tiny_bundle: Path, many: Path, number: signal.Signals, code: int, flags: list[str]
 ) -> None:
     process = start("run", "in", "green", "--bundle", tiny_bundle, "-o", "out/", "-q", *flags)
-    wait_for(workplace / "out/002.green.mask.png")
+    wait_for(many / "out/002.green.mask.png")
     process.send_signal(number)
     out, error = process.communicate(timeout=900)
     assert process.returncode == code
@@ -122,17 +116,15 @@ def test_what_is_stopped_leaves_whole_files_and_a_json_of_them(
         entries[-1]["error"] == f"interrupted; {400 - len(entries)} more images were not looked at"
     )
     told = {file for entry in entries for file in entry.get("files", [])}
-    written = {f"out/{file.name}" for file in (workplace / "out").iterdir()}
+    written = {f"out/{file.name}" for file in (many / "out").iterdir()}
     # The last image's files may be there before it is in the JSON.
     assert told <= written and len(written - told) <= 2 and len(told) >= 2
     for file in written:
-        with Image.open(workplace / file) as image:
+        with Image.open(many / file) as image:
             image.load()
 
 
-def test_head_ends_a_folder_quietly(
-    start: Start, tiny_bundle: Path, folder: Path, workplace: Path
-) -> None:
+def test_head_ends_a_folder_quietly(start: Start, tiny_bundle: Path, many: Path) -> None:
     process = start("run", "in", "green", "--bundle", tiny_bundle, "-o", "out/", "--save", "mask")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith(b'in/000.png "green": ')
@@ -140,7 +132,7 @@ def test_head_ends_a_folder_quietly(
     assert process.wait(timeout=900) == 141
     assert process.stderr.read().count(b"\n") <= 1  # the broken image, if it came to that
     process.stderr.close()
-    assert len(list((workplace / "out").iterdir())) < 399
+    assert len(list((many / "out").iterdir())) < 399
 
 
 @pytest.mark.parametrize(
@@ -180,7 +172,7 @@ def test_closed_streams(
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
 def test_names_and_words_in_any_locale(
-    tiny_bundle: Path, picture: Path, workplace: Path, locale: dict[str, str]
+    rism: Rism, tiny_bundle: Path, picture: Path, workplace: Path, locale: dict[str, str]
 ) -> None:
     """The same files, bytes and text, whatever the locale can hold."""
     place = os.fsencode(workplace)
@@ -188,15 +180,9 @@ def test_names_and_words_in_any_locale(
     for name in ("grün.png".encode(), b"caf\xe9.png"):
         Path(os.fsdecode(place + b"/in/" + name)).write_bytes(picture.read_bytes())
 
-    def run(*flags: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "rism", "run", "in", "grün", "--bundle", tiny_bundle]
-        command += ["--template", "größer {expression}"]
-        return subprocess.run(
-            [*command, "--save", "mask", *flags], cwd=workplace, env={**ENV, **locale},
-            capture_output=True, check=False,
-        )  # fmt: skip
-
-    shown = run("-o", "out", "--json")
+    asked = ("run", "in", "grün", "--bundle", tiny_bundle, "--template", "größer {expression}")
+    asked += ("--save", "mask", "-o", "out")
+    shown = rism(*asked, "--json", env={**ENV, **locale})
     assert (shown.returncode, shown.stderr) == (0, b"")
     bad, good = json.loads(shown.stdout)
     assert good["image"] == "in/grün.png" and good["expression"] == "grün"
@@ -207,7 +193,7 @@ def test_names_and_words_in_any_locale(
     assert {file.encode() for entry in (bad, good) for file in entry["files"]} == {
         b"out/" + name for name in os.listdir(place + b"/out")
     }
-    lines = run("-o", "out")
+    lines = rism(*asked, env={**ENV, **locale})
     assert lines.returncode == 0
     assert [line.split(b" ")[0] for line in lines.stdout.splitlines()] == [
         b"in/caf\xe9.png", "in/grün.png".encode(),

@@ -173,7 +173,13 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
         (["-o", "a"], "-o a: end it in .png for an image, .json for results, / for a folder"),
         (["-o", "a.jpg"], "end it in .png"),
         (["-o", "-", "--json"], "both want stdout"),
+        (["--json", "--jsonl"], "both want stdout"),
         (["-o", "a.png", "--save", "mask,overlay"], "takes one image, this run makes several"),
+        (["red", "-o", "x.png"], "-o x.png takes one image"),
+        ([STREET, "-o", "x.JPG"], "-o x.JPG takes one image"),
+        ([STREET, "-o", "-"], "-o - takes one image"),
+        (["..", "-e", "red", "-o", "x.png"], "-o x.png takes one image"),
+        (["-o", "x.jsonl"], "--jsonl > x.jsonl"),
         (["-o", "a.json", "--save", "mask"], "for images too, -o DIR/ --json"),
         (["--save", "mask,video"], "--save has 'video', expected some of mask,overlay,cutout"),
         (["--save", ""], "--save has ''"),
@@ -187,8 +193,8 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
         (["--refiner", "good_words:number"], "good_words has no such function, expected one that"),
     ],
 )
-def test_wrong_usage_is_one_line(
-    run: Run, picture: Path, workplace: Path, arguments: list[str], message: str
+def test_wrong_usage_is_one_line_and_makes_nothing(
+    run: Run, picture: Path, workplace: Path, arguments: list[str | Path], message: str
 ) -> None:
     (workplace / "good_words.py").write_text(REFINER)
     (workplace / "broken_words.py").write_text("1 / 0\n")
@@ -196,7 +202,7 @@ def test_wrong_usage_is_one_line(
     shown = run(*first, *arguments, code=2).stderr
     assert shown.startswith("error: ") and shown.count("\n") == 1
     assert message in shown
-    assert not [*workplace.glob("*.png")]
+    assert {file.suffix for file in workplace.iterdir()} <= {".py", ""}
 
 
 @pytest.mark.parametrize(

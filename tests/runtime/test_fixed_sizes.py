@@ -16,15 +16,10 @@ from tests.runtime.spies import spied
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
 def test_the_same_answer_as_without_sizes(
-    tiny_master: Path,
-    static_bundle: Path,
-    tmp_path: Path,
-    colours: np.ndarray,
-    reseal: Reseal,
-    capture: str,
+    tiny_master: Path, static_bundle: Path, colours: np.ndarray, reseal: Reseal, capture: str
 ) -> None:
     """An image of a listed size is not resized, so a bundle that keeps sizes agrees."""
-    folder = shutil.copytree(tiny_master, tmp_path / "free")
+    folder = shutil.copytree(tiny_master, static_bundle.parent / "free")
     free = reseal(folder, lambda data: data["geometry"].update(resize="shrink", size_level=999))
     words = ["red", "the green", "blue"]
     wanted = Segmenter.from_bundle(free, provider="cpu", capture=capture).segment(colours, words)

@@ -37,17 +37,6 @@ def test_finds_the_colour(tiny_master: Path, colours: np.ndarray, capture: str) 
         assert result.score_map.shape == result.refined.shape == result.coarse.shape == (12, 20)
 
 
-def test_captures_agree(tiny_master: Path, colours: np.ndarray) -> None:
-    results = [
-        Segmenter.from_bundle(tiny_master, provider="cpu", capture=c).segment(colours, "green")
-        for c in ("vectors", "matrices", "scores")
-    ]
-    for other in results[1:]:
-        np.testing.assert_allclose(other.score_map, results[0].score_map, atol=1e-5)
-        np.testing.assert_allclose(other.refined, results[0].refined, atol=1e-5)
-        np.testing.assert_array_equal(other.mask, results[0].mask)
-
-
 def test_against_numpy(segmenter: Segmenter, colours: np.ndarray) -> None:
     """The graphs' own arithmetic, repeated by hand from the image on."""
     state = segmenter.set_image(colours)

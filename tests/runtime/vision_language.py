@@ -28,18 +28,10 @@ TEXT = [
 ] * 5
 
 VISION = VisionRules(
-    image_token="<|image_pad|>",
-    view_resample="lanczos",
-    align=False,
-    resample="bicubic",
-    min_pixels=4 * 28 * 28,
-    max_pixels=9 * 28 * 28,
-    patch_px=14,
-    merge=2,
-    frames=2,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.3, 0.2, 0.1),
-)
+    image_token="<|image_pad|>", view_resample="lanczos", align=False, resample="bicubic",
+    min_pixels=4 * 28 * 28, max_pixels=9 * 28 * 28, patch_px=14, merge=2, frames=2,
+    mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1),
+)  # fmt: skip
 
 
 @cache
@@ -67,19 +59,11 @@ def tokenizer() -> Tokenizer:
 def rules(**changes: Any) -> PromptRules:
     """Like the first generation of editors: the image before the instruction."""
     given: dict[str, Any] = {
-        "template": "remove {expression}",
-        "prefix": PREFIX + PICTURE,
-        "suffix": SUFFIX,
-        "max_length": 300,
-        "pad_id": 3,
-        "tokenizer": "tokenizer.json",
-        "drop": 5,
-        "padding": "zeros",
-        "unseen_id": 0,
-        "unseen_attended": False,
-        "quotes": QuoteRules("toggle", len(PREFIX)),
-        "vision": VISION,
-    }
+        "template": "remove {expression}", "prefix": PREFIX + PICTURE, "suffix": SUFFIX,
+        "max_length": 300, "pad_id": 3, "tokenizer": "tokenizer.json", "drop": 5,
+        "padding": "zeros", "unseen_id": 0, "unseen_attended": False,
+        "quotes": QuoteRules("toggle", len(PREFIX)), "vision": VISION,
+    }  # fmt: skip
     return PromptRules(**{**given, **changes})
 
 

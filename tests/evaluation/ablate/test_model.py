@@ -107,15 +107,10 @@ def test_every_step_is_the_pipelines(
     for found, timestep in zip(passes, scheduler.timesteps, strict=True):
         block = (7, 0, 5, 7)[found.timestep]
         reference = reference_capture(
-            transformer,
-            clean_latents=clean,
-            noise=latents,
-            prompt_embeds=embeds,
-            grid_hw=state.plan.grid_hw,
-            prompt_weights=torch.ones(1, embeds.shape[1]),
-            feature_block=block,
-            timestep=float(timestep) / 1000,
-        )
+            transformer, clean_latents=clean, noise=latents, prompt_embeds=embeds,
+            grid_hw=state.plan.grid_hw, prompt_weights=torch.ones(1, embeds.shape[1]),
+            feature_block=block, timestep=float(timestep) / 1000,
+        )  # fmt: skip
         vectors, matrices = reference.attention_vectors[0], reference.transition_matrices[0]
         assert far(found.attention_vectors, vectors) < OUTPUT
         assert far(found.propagated_vectors, (matrices @ vectors[..., None])[..., 0]) < OUTPUT
@@ -234,18 +229,15 @@ def reference_velocity(
     length, tokens = prompt.embeds.shape[1], latents.shape[1]
     places = torch.cartesian_prod(*(torch.arange(float(n)) for n in inputs.grid_hw))
     own, hidden = prompt.positions, sizes.connector.hidden
-    record = blocks(
-        inputs.clean_latents,
-        latents,
-        prompt.embeds[..., :hidden],
-        prompt.mask,
-        torch.zeros(length, 3) if own is None else own,
-        torch.nn.functional.pad(places, (1, 0)),
-        torch.nn.functional.pad(places, (1, 0), value=0.0 if own is None else 1.0),
-        sigma,
-        prompt.embeds[..., hidden:] if sizes.mapping else None,
-        keep_blocks=True,
+    noisy, clean = (
+        torch.nn.functional.pad(places, (1, 0), value=time)
+        for time in (0.0, 0.0 if own is None else 1.0)
     )
+    record = blocks(
+        inputs.clean_latents, latents, prompt.embeds[..., :hidden], prompt.mask,
+        torch.zeros(length, 3) if own is None else own, noisy, clean, sigma,
+        prompt.embeds[..., hidden:] if sizes.mapping else None, keep_blocks=True,
+    )  # fmt: skip
     seen = record.blocks[-1][:, length : length + tokens]
     return torch.nn.functional.linear(norm(seen, record.vector), *stored("proj_out"))
 

@@ -22,13 +22,9 @@ def outline(mask_hw: np.ndarray, first: int, last: int) -> list[float]:
     """A polygon around the rows first to last - 1 of a mask: down its left, up its right."""
     rows = [y for y in range(first, last) if mask_hw[y].any()]
     ends = [(int(np.flatnonzero(mask_hw[y])[0]), int(np.flatnonzero(mask_hw[y])[-1])) for y in rows]
-    left = [number for y, (x, _) in zip(rows, ends, strict=True) for number in (x + 0.25, y)]
-    right = [
-        number
-        for y, (_, x) in zip(rows[::-1], ends[::-1], strict=True)
-        for number in (x + 1, y + 0.5)
-    ]
-    return [*left, *right]
+    left = [(x + 0.25, y) for y, (x, _) in zip(rows, ends, strict=True)]
+    right = [(x + 1, y + 0.5) for y, (_, x) in zip(rows, ends, strict=True)]
+    return [number for point in (*left, *right[::-1]) for number in point]
 
 
 def runs(mask_hw: np.ndarray) -> dict[str, Any]:
@@ -107,22 +103,21 @@ def write_refer(root: Path, *, dataset: str = "refcoco", protocol: int = 2) -> P
     return root
 
 
-def read_refs(root: Path, *, dataset: str = "refcoco") -> list[dict[str, Any]]:
+def read_refs(root: Path) -> list[dict[str, Any]]:
     """Return the entries of refs(unc).p."""
-    refs: list[dict[str, Any]] = pickle.loads((root / dataset / "refs(unc).p").read_bytes())
-    return refs
+    return list(pickle.loads((root / "refcoco/refs(unc).p").read_bytes()))
 
 
-def edit_refs(root: Path, change: Any, *, dataset: str = "refcoco") -> None:
+def edit_refs(root: Path, change: Any) -> None:
     """Change the entries of refs(unc).p in place."""
-    refs = read_refs(root, dataset=dataset)
+    refs = read_refs(root)
     change(refs)
-    (root / dataset / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
-def edit_instances(root: Path, change: Any, *, dataset: str = "refcoco") -> None:
+def edit_instances(root: Path, change: Any) -> None:
     """Change instances.json in place."""
-    file = root / dataset / "instances.json"
+    file = root / "refcoco/instances.json"
     data = json.loads(file.read_text())
     change(data)
     file.write_text(json.dumps(data))

@@ -108,11 +108,8 @@ def test_exif_turns_neither_image_nor_mask(root: Path) -> None:
 
 def broken(data: dict[str, Any]) -> None:
     by_id = {entry["id"]: entry for entry in data["annotations"]}
-    by_id[0]["segmentation"] = [[1, 1, 5, 5]]
     by_id[1]["segmentation"] = [[1, 1, 5, 5, 9]]
-    by_id[2]["segmentation"][0][0] = 1e9
     by_id[100]["segmentation"] = {"size": [96, 128], "counts": [96 * 128]}
-    by_id[101]["segmentation"] = []
     by_id[102]["image_id"] = 3
     data["annotations"].remove(by_id[200])
     data["images"] = [entry for entry in data["images"] if entry["id"] != 3]
@@ -123,11 +120,8 @@ def test_broken_annotations_are_problems(root: Path) -> None:
     edit_instances(root, broken)
     dataset = opened(root)
     found = problems(dataset)
-    assert "polygon 0 of annotation 0 of ref 1000 has 2 points" in found["ref 1000"]
-    assert "5 numbers" in found["ref 1001"]
-    assert "far outside its image of 128 x 96" in found["ref 1002"]
+    assert "polygon 0 of annotation 1 of ref 1001 has 5 numbers" in found["ref 1001"]
     assert "is of 128 x 96 pixels, its image of 96 x 128" in found["ref 1100"]
-    assert "no outline" in found["ref 1101"]
     assert "annotation 102 is of another image than 1" in found["ref 1102"]
     assert "annotation 200 is not in instances.json" in found["ref 1200"]
     assert "image 3 is not in instances.json" in found["ref 1301"]

@@ -105,18 +105,10 @@ def test_a_memo_that_fills_the_memory(tmp_path: Path, data: bytes) -> None:
 
 def test_damaged_files(tmp_path: Path) -> None:
     damaged = [
-        b"",
-        b"]",
-        b"no pickle at all",
-        b"\x80\x02X\xff\xff\xff\x7fabc.",
-        b"\x80\x02T\xff\xff\xff\xffabc.",
-        b"\x80\x63].",
-        b"]h\x07.",
-        b"a.",
-        b"I" + b"9" * 60 + b"\n.",
-        b"}]Ns.",
-        b"\x8a\xff\x01.",
-    ]
+        b"", b"]", b"no pickle at all", b"\x80\x02X\xff\xff\xff\x7fabc.",
+        b"\x80\x02T\xff\xff\xff\xffabc.", b"\x80\x63].", b"]h\x07.", b"a.",
+        b"I" + b"9" * 60 + b"\n.", b"}]Ns.", b"\x8a\xff\x01.",
+    ]  # fmt: skip
     for protocol in (0, 2, 4):
         whole = pickle.dumps(PLAIN, protocol=protocol)
         damaged += [whole[:end] for end in range(0, len(whole) - 1, 7)]

@@ -21,8 +21,7 @@ from rism.evaluation.report.published_scores import published
 from rism.evaluation.report.summary import PICKS
 from rism.evaluation.report.thumbnails import FOUND_RGB, TRUE_RGB, drawn
 from rism.evaluation.run.record_log import append, begin
-from rism.evaluation.run.records import Record, Run
-from rism.evaluation.run.runner import digest
+from rism.evaluation.run.records import Record
 from rism.runtime.errors import InputError
 from rism.runtime.result.rle import encode_rle
 from tests.evaluation.small_set import SmallSet
@@ -57,11 +56,7 @@ def write(folder: Path, dataset: SmallSet, **about: Any) -> Elements:
     """Records with an IoU of 0, 1/n, 2/n, ..., a sample that has none, and their page."""
     scored = list(dataset.samples)
     dataset.samples.append(Sample("unscored", "0", "green"))
-    run = Run(
-        dataset.name, len(dataset.samples), digest(dataset.samples), "legacy", "tiny", "0" * 64,
-        "vectors", "cpu", "float32", options={"template": HOSTILE},
-    )  # fmt: skip
-    begin(folder, run)
+    begin(folder, dataset.run(options={"template": HOSTILE}))
     found = np.zeros((96, 160), bool)
     found[:20, :30] = True
     for number, sample in enumerate(scored):

@@ -32,18 +32,7 @@ def segmenter(tiny_master: Path) -> Segmenter:
 
 
 def run_of(dataset: SmallSet, segmenter: Segmenter, **changes: Any) -> Run:
-    run = Run(
-        dataset=dataset.name,
-        samples=len(dataset.samples),
-        samples_digest=digest(dataset.samples),
-        gt_merge="legacy",
-        bundle="tiny",
-        bundle_digest=segmenter.bundle.digest,
-        capture=segmenter.capture,
-        provider=segmenter.provider,
-        precision=segmenter.precision,
-    )
-    return replace(run, **changes)
+    return replace(dataset.run(bundle_digest=segmenter.bundle.digest), **changes)
 
 
 @pytest.fixture

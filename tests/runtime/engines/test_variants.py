@@ -45,21 +45,16 @@ def test_the_makers_rules(variant: EngineVariant, machine: Machine, reason: str 
     assert found is None if reason is None else (found or "").startswith(reason)
 
 
-@pytest.mark.parametrize(
-    ("system", "machine", "name"),
-    [
+def test_this_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    for system, machine, name in (
         ("Linux", "x86_64", "linux-x86_64"),
         ("Windows", "AMD64", "windows-x86_64"),
         ("Linux", "aarch64", "linux-aarch64"),
         ("Darwin", "arm64", "darwin-aarch64"),
-    ],
-)
-def test_this_platform(
-    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, name: str
-) -> None:
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert this_platform() == name
+    ):
+        monkeypatch.setattr(platform, "system", lambda value=system: value)
+        monkeypatch.setattr(platform, "machine", lambda value=machine: value)
+        assert this_platform() == name
 
 
 def test_names_of_providers() -> None:

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,31 +67,43 @@ def test_every_kind_of_source(image: np.ndarray, tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded, image)
 
 
-def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"image '.*none.png' is not there: check the path"):
-        load_image(tmp_path / "none.png")
-    with pytest.raises(InputError, match=r"cannot be opened: Is a directory"):
-        load_image(tmp_path)
-    with pytest.raises(InputError, match="cannot be opened: embedded null"):
-        load_image("a\0b")
+NO_IMAGE = r"is not an image .*, GIF, AVIF, HEIC: convert it"
+NO_ARRAY = r"cannot be used, expected \(H, W\), .* uint8 in RGB"
+BELOW = Image.fromarray(np.array([[-1, 7]], np.int32))
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"hello, I am no image", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"\0\0\0\x14ftypisom" + bytes(99)],
+    ("source", "says"),
+    [
+        ("none.png", r"image 'none.png' is not there: check the path"),
+        (Path(), "cannot be opened: Is a directory"),
+        ("a\0b", "cannot be opened: embedded null"),
+        (b"", r"is empty \(0 bytes\): get the file again"),
+        (b"hello, I am no image", NO_IMAGE),
+        (b"%PDF-1.7", NO_IMAGE),
+        (b"\x89PNG\r\n\x1a\n", NO_IMAGE),
+        (b"\0\0\0\x14ftypisom" + bytes(99), NO_IMAGE),
+        (np.zeros((4, 4, 3), np.float32), NO_ARRAY),
+        (np.zeros((4, 4, 2), np.uint8), NO_ARRAY),
+        (np.zeros(4, np.uint8), NO_ARRAY),
+        (np.zeros((4, 0, 3), np.uint8), "is 0 x 4 pixels, expected at least 1 x 1"),
+        (3, "an image of type int cannot be read, expected a path"),
+        (io.StringIO("x"), "open as text, expected binary"),
+        (encode(BELOW, "TIFF"), r"has negative pixels .*, expected 0 or more"),
+        (encode(Image.new("F", (2, 2)), "TIFF"), "has floating-point pixels, expected 8 or 16"),
+    ],
 )
-def test_not_an_image(data: bytes) -> None:
-    with pytest.raises(InputError, match=r"is not an image .*, GIF, AVIF, HEIC: convert it"):
-        load_image(data)
+def test_what_is_no_image(source: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load_image(source)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
 def test_truncated(form: str) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), form)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"damaged or cut short|not an image"):
         load_image(data[: len(data) // 2])
-    assert "damaged or cut short" in str(error.value) or "not an image" in str(error.value)
 
 
 @pytest.mark.parametrize("side", [9_000, 50_000])
@@ -151,11 +164,6 @@ def test_gray_is_scaled_by_its_range(
 def test_deeper_pixels() -> None:
     deep = Image.fromarray(np.array([[0, 70_000, 2**17 - 1]], np.int32))
     assert load_image(encode(deep, "TIFF"))[0, :, 0].tolist() == [0, 136, 255]
-    below = Image.fromarray(np.array([[-1, 7]], np.int32))
-    with pytest.raises(InputError, match=r"has negative pixels .*, expected 0 or more"):
-        load_image(encode(below, "TIFF"))
-    with pytest.raises(InputError, match="has floating-point pixels, expected 8 or 16 bits"):
-        load_image(encode(Image.new("F", (2, 2)), "TIFF"))
 
 
 COLOURS = np.array([[[0, 1000, 4095], [2048, 16, 15]]], np.uint16)  # of 12 bits
@@ -257,23 +265,6 @@ def test_the_first_frame_of_several() -> None:
     assert load_image(data)[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)]
-)
-def test_arrays_of_another_kind(array: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"cannot be used, expected \(H, W\), .* uint8 in RGB"):
-        load_image(array)
-    with pytest.raises(InputError, match="is 0 x 4 pixels, expected at least 1 x 1"):
-        load_image(np.zeros((4, 0, 3), np.uint8))
-
-
-def test_other_objects() -> None:
-    with pytest.raises(InputError, match="an image of type int cannot be read, expected a path"):
-        load_image(3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="open as text, expected binary"):
-        load_image(io.StringIO("x"))  # type: ignore[arg-type]
-
-
 def test_folders_are_searched_for_every_ending_of_what_is_read() -> None:
     endings = Image.registered_extensions().items()
     assert {suffix for suffix, kind in endings if kind in (*FORMATS, "MPO")} <= set(SUFFIXES)
@@ -335,8 +326,6 @@ def test_what_lies_beside_images(tmp_path: Path) -> None:
     file.write_bytes(b"\0\5\x16\7" + bytes(4092))
     with pytest.raises(InputError, match=r"\._a.png' is not an image but metadata that macOS"):
         load_image(file)
-    with pytest.raises(InputError, match=r"is empty \(0 bytes\): get the file again"):
-        load_image(b"")
 
 
 def test_a_pipe(image: np.ndarray) -> None:

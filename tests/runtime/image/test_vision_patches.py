@@ -34,15 +34,10 @@ def image(size_wh: tuple[int, int], seed: int = 0) -> np.ndarray:
 def processor(rules: VisionRules) -> Any:
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     return module.Qwen2VLImageProcessorPil(
-        min_pixels=rules.min_pixels,
-        max_pixels=rules.max_pixels,
-        patch_size=rules.patch_px,
-        merge_size=rules.merge,
-        temporal_patch_size=rules.frames,
-        image_mean=list(rules.mean),
-        image_std=list(rules.std),
-        resample=Image.Resampling[rules.resample.upper()],
-    )
+        min_pixels=rules.min_pixels, max_pixels=rules.max_pixels, patch_size=rules.patch_px,
+        merge_size=rules.merge, temporal_patch_size=rules.frames, image_mean=list(rules.mean),
+        image_std=list(rules.std), resample=Image.Resampling[rules.resample.upper()],
+    )  # fmt: skip
 
 
 def check(pixels: np.ndarray, rules: VisionRules) -> None:

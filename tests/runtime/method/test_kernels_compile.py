@@ -13,14 +13,9 @@ from rism.runtime.method.postprocess_cuda import kernel_macros, kernel_source
 # A100 and RTX 5090, the oldest and the newest that are meant.
 ARCHITECTURES = ("sm_80", "sm_120")
 KERNELS = (
-    "attention_maps",
-    "class_means",
-    "mask_pixels",
-    "propagate",
-    "scores_and_sums",
-    "separabilities",
-    "sums_by_region",
-)
+    "attention_maps", "class_means", "mask_pixels", "propagate", "scores_and_sums",
+    "separabilities", "sums_by_region",
+)  # fmt: skip
 KLEIN = 4096  # channels, the widest
 
 

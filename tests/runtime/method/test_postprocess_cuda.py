@@ -302,13 +302,9 @@ def test_six_launches_however_many_expressions(changes: dict[str, Any], last: st
     for count in (1, B):
         run(device, outputs, request(count, **changes))
         assert device.compiled[-1].launched == [
-            "attention_maps",
-            "sums_by_region",
-            "class_means",
-            "scores_and_sums",
-            "class_means",
+            "attention_maps", "sums_by_region", "class_means", "scores_and_sums", "class_means",
             last,
-        ]
+        ]  # fmt: skip
         width, height = STRETCHED.size_wh
         mask = height * width if last == "mask_pixels" else 0
         assert device.downloaded.pop() == (count * (48 + 3 * 4 * N + mask),)

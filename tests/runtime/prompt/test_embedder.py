@@ -1,7 +1,6 @@
 """Embeddings of prompts with an image: the caches in memory and on disk."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rism.runtime import BundleError, InputError, ProviderError, Segmenter
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.prompt.embedder import PromptEmbedder
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
+from tests.broken_manifests import change
 from tests.conftest import Reseal
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import WORDS
@@ -67,24 +67,18 @@ def test_a_cache_by_image_and_words(
     assert len(list((tmp_path / "c").glob("*.npy"))) == len(WORDS) + 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda d: d["files"]["vision_encoder.onnx"].update(sha256="0" * 64),
-        lambda d: d["prompt"]["vision"].update(mean=[0.1, 0.2, 0.3]),
-        lambda d: d["prompt"]["quotes"].update(start=0),
-    ],
-)
-def test_a_name_has_all_that_changes_an_embedding(
-    vision_bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_name_has_all_that_changes_an_embedding(vision_bundle: Path, tmp_path: Path) -> None:
     data = json.loads((vision_bundle / "manifest.json").read_text())
-    cache = EmbeddingCache(tmp_path / "c", parse_manifest(data), provider="cpu")
+    cache = EmbeddingCache(tmp_path, parse_manifest(data), provider="cpu")
     cache.put("x", np.ones((5, 3), np.float32), image="p")
     assert cache.get("x", image="p", rows=5) is not None
-    change(data)
-    other = EmbeddingCache(tmp_path / "c", parse_manifest(data), provider="cpu")
-    assert other.get("x", image="p", rows=5) is None
+    for way, value in (
+        ("files vision_encoder.onnx sha256", "0" * 64),
+        ("prompt vision mean", [0.1, 0.2, 0.3]),
+        ("prompt quotes start", 0),
+    ):
+        other = EmbeddingCache(tmp_path, parse_manifest(change(data, way, value)), provider="cpu")
+        assert other.get("x", image="p", rows=5) is None, way
 
 
 def test_there_must_be_an_image(vision_bundle: Path, colours: np.ndarray) -> None:
@@ -109,9 +103,9 @@ def test_there_must_be_an_image(vision_bundle: Path, colours: np.ndarray) -> Non
 def test_another_number_of_embeddings(
     vision_bundle: Path, reseal: Reseal, colours: np.ndarray, vision: Any, prompt: Any, says: str
 ) -> None:
-    def change(data: dict[str, Any]) -> None:
+    def edit(data: dict[str, Any]) -> None:
         data["prompt"]["vision"] |= vision
         data["prompt"] |= prompt
 
     with pytest.raises((BundleError, ProviderError), match=says):
-        Segmenter.from_bundle(reseal(vision_bundle, change), provider="cpu").segment(colours, "van")
+        Segmenter.from_bundle(reseal(vision_bundle, edit), provider="cpu").segment(colours, "van")

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -212,11 +211,8 @@ def hammer(folder: str, seed: int, limit: int) -> None:
                     with suppress(OSError):
                         os.truncate(Path(folder, entry), draw.randrange(200))
 
-    threads = [threading.Thread(target=work, args=(seed * 10 + i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(seed * 10, seed * 10 + 3)))
     print(json.dumps([len(hits), all(hits), warnings]))
 
 

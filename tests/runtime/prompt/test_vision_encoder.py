@@ -56,12 +56,9 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     ids = told.input_ids[0]
     is_image = ids == tokenizer().token_to_id("<|image_pad|>")
     stand = position_ids.position_ids(
-        told.input_ids,
-        told.seen_mask,
-        image_token_id=int(ids[is_image][0]),
-        grid_hw=seen.grid_hw,
-        merge=prompt.vision.merge,
-    )
+        told.input_ids, told.seen_mask, image_token_id=int(ids[is_image][0]),
+        grid_hw=seen.grid_hw, merge=prompt.vision.merge,
+    )  # fmt: skip
     embeds = table()[ids]
     embeds[is_image] += embedded
     embeds += ((stand * AXES).sum(0)[0] + told.quoted_mask[0])[:, None]
@@ -75,14 +72,10 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     placed = np.zeros((len(embeds), 3))
     if prompt.positions == "grid":
         placed = position_ids.prompt_positions(
-            stand[0, 0, prompt.drop :],
-            is_image[prompt.drop :],
-            view_wh=seen.size_wh,
-            model_wh=(right - left, bottom - top),
-            grid_hw=cells,
-            offset_px=prompt.grid_offset_px,
-            token_px=own.token_px,
-        ).astype(float)
+            stand[0, 0, prompt.drop :], is_image[prompt.drop :], view_wh=seen.size_wh,
+            model_wh=(right - left, bottom - top), grid_hw=cells,
+            offset_px=prompt.grid_offset_px, token_px=own.token_px,
+        ).astype(float)  # fmt: skip
     x = geometry.normalise(geometry.resize(image, plan, own), plan, own)[0]
     x = x.reshape(3, plan.grid_hw[0], 8, plan.grid_hw[1], 8).mean((2, 4)).reshape(3, -1).T
     words = (embeds + 0.01 * placed.mean(1, keepdims=True) + LIGHT) * mask[:, None]
@@ -91,13 +84,8 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     propagated = (like / like.sum(1, keepdims=True)) @ a
     features = x + 0.01 * np.asarray(opened.noise())[: len(x)]
     features += 0.01 * geometry.positions(plan.grid_hw).mean(1, keepdims=True)
-    found = segment_tokens(
-        a[None].astype(np.float32),
-        propagated[None].astype(np.float32),
-        features.astype(np.float32),
-        tau=0.8,
-        rule="equation",
-    )
+    given = (each.astype(np.float32) for each in (a[None], propagated[None], features))
+    found = segment_tokens(*given, tau=0.8, rule="equation")
     maps = np.stack([found.scores, found.coarse, found.refined])
     maps = np.concatenate([maps, (x @ words[: len(told.tokens[0])].T).T])
     return maps.reshape(-1, *plan.grid_hw)
