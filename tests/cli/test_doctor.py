@@ -18,6 +18,8 @@ from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import FakeTensorRt, HostDevice, library, stand_in, variant
 from tests.runtime.engines.profiles import ALL
 
+OLD = {"name": "old", "version": "1.6.0.1"}
+
 
 def run(*arguments: object, code: int = 0) -> list[str]:
     return invoke("doctor", *arguments, code=code).output.splitlines()
@@ -70,10 +72,7 @@ def test_wrong_numbers_are_a_failure(tiny_bundle: Path, reseal: Reseal, no_drive
     weights = tiny_bundle / "text_encoder.weights"
     weights.write_bytes((np.fromfile(weights, np.float32) * 1.1).tobytes())
     lines = run(reseal(tiny_bundle), code=1)
-    assert (
-        "self-test    onnxruntime-cpu: text_encoder FAILED, prompt_embeds off by 0.1"
-        in "\n".join(lines)
-    )
+    assert "onnxruntime-cpu: text_encoder FAILED, prompt_embeds off by 0.1" in "\n".join(lines)
     assert lines[-1] == (
         "error: self-test failed: onnxruntime-cpu: text_encoder: prompt_embeds off by 0.1, at "
         "most 0.002"
@@ -102,11 +101,8 @@ def test_what_was_asked_for_and_is_not_there(
 class TestEngines:
     @pytest.fixture
     def built(self, tiny_bundle: Path, reseal: Reseal) -> Path:
-        entries = [
-            variant(tiny_bundle, ALL),
-            variant(tiny_bundle, ALL, name="old", version="1.6.0.1"),
-        ]
-        reseal(tiny_bundle, lambda data: data.update(engines=entries))
+        new, old = (variant(tiny_bundle, ALL, **each) for each in ({}, OLD))
+        reseal(tiny_bundle, lambda data: data.update(engines=[new, old]))
         record(tiny_bundle)
         return tiny_bundle
 

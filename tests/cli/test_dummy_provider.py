@@ -29,15 +29,12 @@ def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run(workplace: Path) -> None:
-    (result,) = json.loads(
-        invoke("run", STREET, "the green van", "--provider", "dummy+cpu", "--json", "-q").output
-    )
+    asked = ("run", STREET, "the green van", "--provider")
+    (result,) = json.loads(invoke(*asked, "dummy+cpu", "--json", "-q").output)
     assert result["provider"] == "dummy+cpu"
     assert result["area_share"] > 0
-    assert (
-        "onnxruntime-dummy does not run vae_encoder"
-        in invoke("run", STREET, "the green van", "--provider", "onnxruntime-dummy", code=1).output
-    )
+    refused = invoke(*asked, "onnxruntime-dummy", code=1).output
+    assert "onnxruntime-dummy does not run vae_encoder" in refused
 
 
 def test_eval(workplace: Path) -> None:

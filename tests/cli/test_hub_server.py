@@ -35,17 +35,14 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/me/mini/tree/"):
-            self._answer(
-                [
-                    {"type": "file", "path": name, "size": len(data), "oid": _git_hash(data)}
-                    for name, data in self.files.items()
-                ]
-            )
+            self._answer([
+                {"type": "file", "path": name, "size": len(data), "oid": _git_hash(data)}
+                for name, data in self.files.items()
+            ])  # fmt: skip
         elif path.startswith("/api/models/me/mini"):
             names = [{"rfilename": name} for name in self.files]
-            self._answer(
-                {"id": "me/mini", "sha": COMMIT, "siblings": names, "private": self.private}
-            )
+            about = {"id": "me/mini", "sha": COMMIT, "private": self.private}
+            self._answer({**about, "siblings": names})
         elif path.startswith("/me/mini/resolve/") and path.split("/", 5)[5] in self.files:
             data = self.files[path.split("/", 5)[5]]
             self._answer(data, {"ETag": f'"{_git_hash(data)}"', "X-Repo-Commit": COMMIT})
@@ -110,9 +107,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     monkeypatch.setattr(Hub, "asked", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     yield {
         **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_ENDPOINT": address,
         "HF_TOKEN": "hf_of_nobody",
         "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_DISABLE_XET": "1",
@@ -123,18 +122,13 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     server.server_close()
 
 
-def rism(
-    environment: dict[str, str], folder: Path, *arguments: str
-) -> subprocess.CompletedProcess[str]:
+def rism(env: dict[str, str], cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rism", *arguments]
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900
-    )
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def test_what_is_pushed_is_run_from_the_hub(environment: dict[str, str], tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(MINI, bundle)
+    bundle = shutil.copytree(MINI, tmp_path / "bundle")
     (bundle / "notes.txt").write_text("mine")
     pushed = rism(environment, tmp_path, "push", str(bundle), "me/mini")
     assert pushed.returncode == 0, pushed.stderr
@@ -162,17 +156,9 @@ def test_what_is_pushed_is_run_from_the_hub(environment: dict[str, str], tmp_pat
     ],
 )
 def test_push_refuses_before_anything_leaves(
-    environment: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    file: str,
-    old: bytes,
-    new: bytes,
-    why: str,
+    environment: dict[str, str], tmp_path: Path, file: str, old: bytes, new: bytes, why: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", environment["HF_ENDPOINT"])
-    bundle = tmp_path / "bundle"
-    shutil.copytree(MINI, bundle)
+    bundle = shutil.copytree(MINI, tmp_path / "bundle")
     changed = (bundle / file).read_bytes().replace(old, new, 1)
     (bundle / file).write_bytes(changed)
     assert why in invoke("push", bundle, "me/mini", code=1).stderr

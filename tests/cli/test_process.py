@@ -112,9 +112,8 @@ def test_what_is_stopped_leaves_whole_files_and_a_json_of_them(
     lines = out.splitlines()
     entries = json.loads(out) if flags == ["--json"] else [json.loads(line) for line in lines]
     assert "not an image" in entries[1]["error"]
-    assert (
-        entries[-1]["error"] == f"interrupted; {400 - len(entries)} more images were not looked at"
-    )
+    left = 400 - len(entries)
+    assert entries[-1]["error"] == f"interrupted; {left} more images were not looked at"
     told = {file for entry in entries for file in entry.get("files", [])}
     written = {f"out/{file.name}" for file in (many / "out").iterdir()}
     # The last image's files may be there before it is in the JSON.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
@@ -167,12 +168,8 @@ def test_a_state_belongs_to_its_bundle(
 def test_cuda_is_never_replaced_silently(
     tiny_master: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(
-        ProviderError, match=r"provider cuda is not in this onnxruntime.*install .*gpu"
-    ):
+    with pytest.raises(ProviderError, match=r"cuda is not in this onnxruntime.*install .*gpu"):
         Segmenter.from_bundle(tiny_master, provider="cuda")
     auto = Segmenter.from_bundle(tiny_master, provider="auto")
     assert auto.provider == "cpu"
@@ -186,8 +183,6 @@ def test_auto_says_why_cuda_did_not_start(
     tiny_master: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CUDA build without a device quietly runs on the CPU; that is found out."""
-    import onnxruntime
-
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
 
@@ -197,15 +192,11 @@ def test_auto_says_why_cuda_did_not_start(
         return real(file, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", cpu_whatever_was_asked)
-    with pytest.raises(
-        ProviderError, match=r"cuda could not start on device 0 .*use --provider cpu"
-    ):
+    with pytest.raises(ProviderError, match=r"could not start on device 0 .*use --provider cpu"):
         Segmenter.from_bundle(tiny_master, provider="cuda")
     auto = Segmenter.from_bundle(tiny_master, provider="auto")
     assert auto.provider == "cpu"
-    assert auto.provider_reason.startswith(
-        "auto: onnxruntime-cuda did not start (provider cuda could not"
-    )
+    assert auto.provider_reason.startswith("auto: onnxruntime-cuda did not start (provider cuda")
 
 
 @pytest.fixture
@@ -216,8 +207,6 @@ def bfloat16(tiny_bundle: Path, reseal: Reseal) -> Path:
 def test_bfloat16_is_refused_on_a_cpu_before_anything_is_loaded(
     bfloat16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     for provider, why in (("cpu", "asked for"), ("auto", "auto: this onnxruntime has no CUDA")):
@@ -232,8 +221,6 @@ def test_bfloat16_is_refused_on_a_cpu_before_anything_is_loaded(
 def test_bfloat16_is_no_reason_to_give_up_a_gpu(
     bfloat16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnxruntime
-
     tried: list[str] = []
 
     def session(file: str, options: Any, providers: Any, **asked: Any) -> Any:

@@ -87,9 +87,7 @@ def test_the_same_as_refer(
         (tmp_path / "coco" / "train2014").symlink_to(refer_root / IMAGES)
     dataset = opened("refcoco", root=tmp_path)
     assert not dataset.problems and dataset.name == "refcoco unc val"
-    expected = {
-        (sample.image, sample.expression.lower().rstrip("!")): sample for sample in refer.samples
-    }
+    expected = {(s.image, s.expression.lower().rstrip("!")): s for s in refer.samples}
     assert len(expected) == len(refer.samples)
     seen = []
     for sample in dataset.samples:

@@ -201,9 +201,7 @@ def test_shards_together_are_the_whole_run(evaluate: Evaluate, tmp_path: Path) -
     dataset = SmallSet(5, broken=["3:red"])
     whole = evaluate(dataset, tmp_path / "whole")
     folders = [tmp_path / f"part-{number}" for number in (1, 2, 3)]
-    parts = [
-        evaluate(dataset, folder, shard=(number, 3)) for number, folder in enumerate(folders, 1)
-    ]
+    parts = [evaluate(dataset, folder, shard=(at, 3)) for at, folder in enumerate(folders, 1)]
     assert [part["counts"]["samples"] for part in parts] == [6, 6, 3]
     problems = merge(dataset, folders[::-1], tmp_path / "merged")
     assert same(conclude(dataset, tmp_path / "merged", problems), whole)

@@ -55,10 +55,7 @@ def _manifest(content: bytes) -> Callable[[Path], Any]:
     ("damage", "says"),
     [
         (lambda f: (f / "noise.f32").unlink(), "'noise.f32' is missing: copy the whole folder"),
-        (
-            lambda f: os.truncate(f / "noise.f32", 3601),
-            "'noise.f32' is 3601 bytes, expected 3600: copy it",
-        ),
+        (lambda f: os.truncate(f / "noise.f32", 3601), "'noise.f32' is 3601 bytes, expected 3600"),
         (lambda f: _link(f, "noise.f32"), "'noise.f32' is a link or not a plain file"),
         (_link_folder, "'linked/extra.txt' is a link"),
         (_pipe, "not a plain file"),
@@ -103,11 +100,7 @@ IMAGE = "graphs vae_encoder inputs image"
 @pytest.mark.parametrize(
     ("way", "value", "says"),
     [
-        (
-            f"{IMAGE} name",
-            "picture",
-            "vae_encoder.onnx' has no input 'picture' (the manifest's 'im",
-        ),
+        (f"{IMAGE} name", "picture", "vae_encoder.onnx' has no input 'picture' (the manifest's"),
         (f"{IMAGE} dtype", "float16", "'image' is tensor(float), expected tensor(float16)"),
         (f"{IMAGE} shape", [1, 4, "h", "w"], "has shape [1, 3, 'h', 'w'], expected [1, 4, 'h', 'w"),
         (f"{IMAGE} shape", [1, "h", "w"], "has shape [1, 3, 'h', 'w'], expected [1, 'h', 'w']"),

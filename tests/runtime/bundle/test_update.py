@@ -125,10 +125,8 @@ os._exit(9)
 
 
 def killed(folder: Path, moves: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, folder, str(moves)], env=environment, check=False
-    )
+    command = [sys.executable, "-c", KILLED, folder, str(moves)]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     assert run.returncode == 9
 
 

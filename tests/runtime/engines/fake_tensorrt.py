@@ -256,9 +256,8 @@ class FakeContext:
 
 def _at(pointer: int, shape: tuple[int, ...], dtype: str, owner: Any = None) -> np.ndarray:
     """The array that lies at an address, and keeps the owner of its memory."""
-    memory = (ctypes.c_byte * (int(np.prod(shape)) * np.dtype(dtype).itemsize)).from_address(
-        pointer
-    )
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = (ctypes.c_byte * size).from_address(pointer)
     memory.owner = owner  # type: ignore[attr-defined]
     return np.frombuffer(memory, dtype).reshape(shape)
 

@@ -167,9 +167,7 @@ def test_a_gpu_that_cupy_cannot_use(cupy: MagicMock, monkeypatch: pytest.MonkeyP
         "nvidia-smi, update the driver, or use --provider onnxruntime-cpu"
     )
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(
-        ProviderError, match=r"CuPy cannot be imported .*work on a GPU: .*pip .*\[cuda\]"
-    ):
+    with pytest.raises(ProviderError, match=r"CuPy cannot be imported .*: .*pip .*\[cuda\]"):
         Device()
 
 

@@ -133,9 +133,8 @@ def test_options_of_a_graph(package: None, static_bundle: Path) -> None:
     }
     fixed = Bundle.open(static_bundle, verify=False)
     graph = next(name for name in fixed.manifest.graphs if name.startswith("transformer.vectors@"))
-    assert list(rtx_plugin.OnnxRuntimeRtx("rtx").settings(fixed, graph)) == [
-        "nv_runtime_cache_path"
-    ]
+    options = rtx_plugin.OnnxRuntimeRtx("rtx").settings(fixed, graph)
+    assert list(options) == ["nv_runtime_cache_path"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="of POSIX modes")

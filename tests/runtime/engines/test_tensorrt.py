@@ -148,9 +148,8 @@ def test_the_device_is_free_while_the_host_finishes(
 def test_borrowed_outputs_are_the_plans_own(
     built: Any, trt: FakeTensorRt, device: HostDevice
 ) -> None:
-    engine = load_plan(
-        built({"vae_encoder": {"image": [[1, 3, 16, 24]] * 3}}), "vae_encoder", trt, device
-    )
+    bundle = built({"vae_encoder": {"image": [[1, 3, 16, 24]] * 3}})
+    engine = load_plan(bundle, "vae_encoder", trt, device)
     feeds = [{"image": np.full((1, 3, 16, 24), value, np.float32)} for value in (0, 1, 0.5)]
     kept = engine.run_on_device(feeds[0])["clean_latents"]
     first = engine.run_on_device(feeds[1], borrow=True)["clean_latents"]
@@ -214,12 +213,8 @@ def test_a_plan_of_one_shape_is_replayed(
 def test_without_a_graph_a_plan_is_queued_each_time(
     built: Any, trt: FakeTensorRt, device: HostDevice
 ) -> None:
-    engine = load_plan(
-        built({"vae_encoder": {"image": [[1, 3, 16, 16]] * 3}}, target="tensorrt"),
-        "vae_encoder",
-        trt,
-        device,
-    )
+    bundle = built({"vae_encoder": {"image": [[1, 3, 16, 16]] * 3}}, target="tensorrt")
+    engine = load_plan(bundle, "vae_encoder", trt, device)
     device.refuses_graphs = True
     with warnings.catch_warnings(record=True) as said:
         for value in (0.25, 0.5, 0.75):
@@ -237,9 +232,8 @@ def test_without_a_graph_a_plan_is_queued_each_time(
 def test_threads_take_turns(built: Any, trt: FakeTensorRt, device: HostDevice, fixed: bool) -> None:
     """A context serves one run at a time, and its arrays are its own until they are read."""
     sides = [[1, 3, 16, 16]] * 3 if fixed else VAE["image"]
-    engine = load_plan(
-        built({"vae_encoder": {"image": sides}}, target="tensorrt"), "vae_encoder", trt, device
-    )
+    bundle = built({"vae_encoder": {"image": sides}}, target="tensorrt")
+    engine = load_plan(bundle, "vae_encoder", trt, device)
 
     def run(value: int) -> bool:
         side = 16 if fixed else 8 * (1 + value % 5)

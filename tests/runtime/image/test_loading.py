@@ -172,9 +172,8 @@ COLOURS_8 = [[[0, 62, 255], [128, 1, 1]]]
 
 def test_colours_are_scaled_by_their_range() -> None:
     opaque = np.concatenate([COLOURS, np.full((1, 2, 1), 65535, np.uint16)], axis=2)
-    assert load_image(png((2, 1), b"\0" + COLOURS.astype(">u2").tobytes(), bits=16)).tolist() == (
-        COLOURS_8
-    )
+    plain = png((2, 1), b"\0" + COLOURS.astype(">u2").tobytes(), bits=16)
+    assert load_image(plain).tolist() == COLOURS_8
     rgba = png((2, 1), b"\0" + opaque.astype(">u2").tobytes(), bits=16, colours=6)
     assert load_image(rgba).tolist() == COLOURS_8
     bright = (COLOURS * 16).astype(">u2")

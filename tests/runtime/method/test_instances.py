@@ -20,12 +20,8 @@ def flooded(mask_hw: np.ndarray) -> tuple[np.ndarray, int]:
         labels[first], left = count, deque([first])
         while left:
             row, column = left.popleft()
-            for near in (
-                (row - 1, column),
-                (row + 1, column),
-                (row, column - 1),
-                (row, column + 1),
-            ):
+            for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                near = row + down, column + across
                 inside = all(0 <= a < n for a, n in zip(near, mask_hw.shape, strict=True))
                 if inside and mask_hw[near] and not labels[near]:
                     labels[near] = count

@@ -191,12 +191,12 @@ def test_a_bundle_that_does_not_say_how_wide(tmp_path: Path, manifest_data: dict
 def hammer(folder: str, seed: int, limit: int) -> None:
     """In a process of its own: threads read, write and tear the same entries."""
     manifest = parse_manifest(json.load(sys.stdin))
-    warnings: list[str] = []
+    said: list[str] = []
     hits: list[bool] = []
 
     def work(seed: int) -> None:
         cache = EmbeddingCache(
-            folder, manifest, provider="cpu", limit_bytes=limit, warn=warnings.append
+            folder, manifest, provider="cpu", limit_bytes=limit, warn=said.append
         )
         draw = random.Random(seed)
         for step in range(100):
@@ -213,7 +213,7 @@ def hammer(folder: str, seed: int, limit: int) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, range(seed * 10, seed * 10 + 3)))
-    print(json.dumps([len(hits), all(hits), warnings]))
+    print(json.dumps([len(hits), all(hits), said]))
 
 
 def test_processes_and_threads_share_a_folder(
@@ -244,7 +244,7 @@ def test_a_hit_never_opens_the_text_encoder(
     def run(words: list[str]) -> list[bytes]:
         opened.clear()
         segmenter = Segmenter.from_bundle(
-            tiny_master, provider="cpu", threads=1, cache_dir=tmp_path / "c"
+            tiny_master, provider="cpu", threads=1, cache_dir=tmp_path
         )
         assert "text_encoder.onnx" not in opened and len(opened) == 2
         return [result.score_map.tobytes() for result in segmenter.segment(colours, words)]

@@ -14,6 +14,8 @@ from rism.runtime.prompt.instruction_file import Origin, RefinedInstruction, ima
 from tests.cli.conftest import invoke
 from tests.paths import EXAMPLES, STREET
 
+ORIGIN = Origin("owner/model", "abc", {"decoding": "greedy", "max_new_tokens": 128})
+
 
 def entry(image: np.ndarray, instruction: str, refined: str) -> RefinedInstruction:
     expression = instruction.removeprefix("remove ")
@@ -21,8 +23,7 @@ def entry(image: np.ndarray, instruction: str, refined: str) -> RefinedInstructi
 
 
 def write(path: Path, *entries: RefinedInstruction) -> Path:
-    origin = Origin("owner/model", "abc", {"decoding": "greedy", "max_new_tokens": 128})
-    path.write_text(InstructionFile(path.name, origin, entries).to_json(), encoding="utf-8")
+    path.write_text(InstructionFile(path.name, ORIGIN, entries).to_json(), encoding="utf-8")
     return path
 
 
@@ -42,9 +43,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, colours: np.ndarray) -> N
     path = write(tmp_path / "i.json", *entries)
     found = InstructionFile.open(path)
     assert len(found) == 3
-    assert found.origin == Origin(
-        "owner/model", "abc", {"decoding": "greedy", "max_new_tokens": 128}
-    )
+    assert found.origin == ORIGIN
     assert found.to_json() == path.read_text(encoding="utf-8")
     for one in entries:
         assert found.get(one.digest, one.instruction) == one

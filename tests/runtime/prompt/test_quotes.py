@@ -147,8 +147,6 @@ def test_the_expressions_tokens_are_its_characters(made: Callable[..., PromptRul
 def test_an_image_in_quotes_is_refused() -> None:
     encoder = PromptEncoder(rules(quotes=QuoteRules("toggle", 0)), tokenizer_json())
     assert encoder.encode(["van"], image_tokens=2).input_ids.shape[0] == 1
-    odd = PromptEncoder(
-        rules(prefix="say '" + PICTURE, quotes=QuoteRules("toggle", 0)), tokenizer_json()
-    )
+    given = rules(prefix="say '" + PICTURE, quotes=QuoteRules("toggle", 0))
     with pytest.raises(BundleError, match="the prompt has 0 image tokens, expected 1 "):
-        odd.encode(["van"], image_tokens=2)
+        PromptEncoder(given, tokenizer_json()).encode(["van"], image_tokens=2)

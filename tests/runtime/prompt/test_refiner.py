@@ -116,9 +116,7 @@ def test_an_answer_is_checked_as_an_expression_is(
 
     with pytest.raises(InputError, match=expected) as error:
         with_refiner(tiny_master, bad).segment(colours, "red")
-    assert "refiner 'test_an_answer_is_checked_as_an_expression_is.<locals>.bad' returned an u" in (
-        str(error.value)
-    )
+    assert "as_an_expression_is.<locals>.bad' returned an unusable" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="the expression is empty"):  # checked before
         with_refiner(tiny_master, bad).segment(colours, ["red", " "])

@@ -44,9 +44,8 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     left, top, right, bottom = plan.crop_xyxy
     resample = Image.Resampling[prompt.vision.view_resample.upper()]
     whole = np.asarray(Image.fromarray(image).resize(plan.resized_wh, resample))
-    seen = vision_patches.view(
-        whole[top:bottom, left:right], (right - left, bottom - top), prompt.vision
-    )
+    model_wh = (right - left, bottom - top)
+    seen = vision_patches.view(whole[top:bottom, left:right], model_wh, prompt.vision)
     cells = vision_patches.merged_grid(seen, prompt.vision)
     patches = vision_patches.pixel_values(seen, prompt.vision).reshape(-1, 3, 32)
     places = vision_patches.patch_positions(seen.grid_hw, prompt.vision)
@@ -73,7 +72,7 @@ def expected(folder: Path, image: np.ndarray, expression: str) -> np.ndarray:
     if prompt.positions == "grid":
         placed = position_ids.prompt_positions(
             stand[0, 0, prompt.drop :], is_image[prompt.drop :], view_wh=seen.size_wh,
-            model_wh=(right - left, bottom - top), grid_hw=cells,
+            model_wh=model_wh, grid_hw=cells,
             offset_px=prompt.grid_offset_px, token_px=own.token_px,
         ).astype(float)  # fmt: skip
     x = geometry.normalise(geometry.resize(image, plan, own), plan, own)[0]

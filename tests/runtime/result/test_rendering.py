@@ -44,9 +44,8 @@ def test_every_kind_has_the_images_size(
     assert drawn.shape == shape
     assert drawn.dtype == np.uint8
     if kind == "mask":
-        assert (
-            np.array_equal(drawn, result.mask_hw * np.uint8(255)) and len(encode_png(drawn)) < 600
-        )
+        assert np.array_equal(drawn, result.mask_hw * np.uint8(255))
+        assert len(encode_png(drawn)) < 600
     with Image.open(io.BytesIO(encode_png(drawn))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), drawn)
