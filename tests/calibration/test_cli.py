@@ -6,25 +6,23 @@ import shutil
 import sys
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 import pytest
-from typer.testing import CliRunner
 
 from rism.calibration import load_scales
 from rism.calibration.samples import read_expressions
-from rism.cli.app import app
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import InputError
+from tests.cli.conftest import invoke
 from tests.paths import EXAMPLES
 
 KNOWN = ("pictures", "earlier.json")
 
 
-def run(*arguments: str | Path | int) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
-    return result.exit_code, result.output
+def run(*arguments: str | Path | int, code: int = 0) -> str:
+    return invoke("calibrate", *arguments, code=code).output
 
 
 @pytest.fixture
@@ -41,10 +39,8 @@ def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_pat
     entries = [{"image": "street.png", "expression": "the green van", "truth": "ignored"}]
     asked.write_text(json.dumps(entries))
     report, plot = tmp_path / "report.json", tmp_path / "report.svg"
-    code, output = run(
-        own_mini, "--images", pictures, "--expressions", asked, "--report", report, "--plot", plot
-    )
-    assert code == 0, output
+    written = ("--report", report, "--plot", plot)
+    output = run(own_mini, "--images", pictures, "--expressions", asked, *written)
     assert "34 layers in FP8, 4 kept, rule max (percentile 100), 1 samples" in output
     opened = Bundle.open(own_mini)
     assert opened.manifest.calibration == "scales.json"
@@ -55,8 +51,7 @@ def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_pat
     assert keys <= set(data["layers"][5])
     assert plot.read_text().lstrip().startswith("<?xml")
     # Again, with other scales in the place of these.
-    code, output = run(own_mini, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*")
-    assert (code, output) == (0, "")
+    assert run(own_mini, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*") == ""
     again = load_scales(own_mini / "scales.json", Bundle.open(own_mini))
     assert again.samples == 2
     assert again.kept["transformer_blocks.0.attn.to_q"] == "asked for"
@@ -72,12 +67,11 @@ def test_scales_in_a_file_leave_the_bundle_alone(
     lines, report = tmp_path / "lines.txt", tmp_path / "report.json"
     lines.write_text("the green van\n\nthe dog\nthe fish\n")
     asked = ("--images", pictures, "--expressions", lines, "-o", tmp_path / "s.json")
-    code, output = run(own_mini, *asked, "--plot", tmp_path / "plot.png")
-    assert code == 1 and output.count("\n") == 1
+    output = run(own_mini, *asked, "--plot", tmp_path / "plot.png", code=1)
+    assert output.count("\n") == 1
     assert "--plot needs matplotlib" in output and install_hint("calibrate") in output
     assert not (tmp_path / "s.json").exists()
-    code, output = run(own_mini, *asked, "--report", report)
-    assert code == 0, output
+    run(own_mini, *asked, "--report", report)
     assert load_scales(tmp_path / "s.json", Bundle.open(own_mini)).samples == 3
     assert (own_mini / "manifest.json").read_bytes() == before and report.exists()
 
@@ -103,8 +97,7 @@ def test_what_is_refused_before_the_calibration(
         (1, ("--images", empty / "notes.txt"), "is a file, expected a folder of images"),
         (1, ("--images", tmp_path / no), "does not exist, expected a folder of images"),
     ):
-        found, output = run(own_mini, *arguments)
-        assert found == code and message in output, output
+        assert message in run(own_mini, *arguments, code=code)
     assert image.read_bytes() == before and not one.exists()
     assert not (own_mini / "scales.json").exists()
 
@@ -115,8 +108,7 @@ def test_what_is_no_image_stops_it(own_mini: Path, pictures: Path) -> None:
     earlier = pictures.parent / "earlier.json"
     earlier.write_text("what was there")
     for where in ([], ["-o", earlier]):
-        code, output = run(own_mini, "--images", pictures, *where)
-        assert code == 1
+        output = run(own_mini, "--images", pictures, *where, code=1)
         assert output.count("\n") == 1 and "broken.png" in output
     assert earlier.read_text() == "what was there"
     assert {file.name for file in pictures.parent.iterdir()} <= {*KNOWN, own_mini.name}
@@ -147,18 +139,12 @@ def test_bundles_of_an_older_exporter_are_refused(pictures: Path, tmp_path: Path
     shutil.copytree(resolve_bundle(), older)
     renamed = {}
     for file in sorted(older.glob("transformer.*.onnx")):
-        model = onnx.load(file, load_external_data=False)
-        names = {
-            each.name: f"weight_{number}" for number, each in enumerate(model.graph.initializer)
-        }
-        for each in model.graph.initializer:
-            each.name = names[each.name]
-        for node in model.graph.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
+        model = ir.load(file)
+        for number, weight in enumerate([*model.graph.initializers.values()]):
+            weight.name = f"weight_{number}"
         renamed[file.name] = tmp_path / file.name
-        onnx.save(model, renamed[file.name])
+        ir.save(model, renamed[file.name])
     update_bundle(older, lambda _: None, files=renamed)
-    code, output = run(older, "--images", pictures, "-o", pictures / "scales.json")
-    assert code == 1
+    output = run(older, "--images", pictures, "-o", pictures / "scales.json", code=1)
     assert "no layer of a numbered block: rism export --model MODEL -o DIR" in output
     assert not (pictures / "scales.json").exists()
