@@ -1,7 +1,6 @@
 """A small random Qwen2.5-VL in the published layout, which answers in words it is given."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +26,25 @@ def make_vlm(
     folder: Path,
     *,
     processor: Path | None = None,
-    words: Sequence[str] = WORDS,
     ending: float = 0.0,
     seed: int = 0,
     generation: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a random checkpoint with the classes the published one is made of.
+    """Write a random checkpoint with the classes the published one is made of; return the folder.
+
+    It says `WORDS` and no others, in an order that picture and prompt decide.
 
     Args:
         folder: where the weights go.
         processor: where tokenizer and picture processor go; None for beside the weights.
-        words: the only ones that it says, in an order that picture and prompt decide.
         ending: how eager it is to end, beside 1 for every word; 0 for never.
         seed: of the weights.
         generation: of generation_config.json.
-
-    Returns:
-        The folder.
     """
-    tokenizer = make_tokenizer(words)
+    tokenizer = make_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     torch.manual_seed(seed)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -57,11 +54,7 @@ def make_vlm(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_window_layers": 2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [1, 1, 2],
-            },
+            "rope_parameters": rope,
             "initializer_range": 0.4,
             "tie_word_embeddings": False,
             "bos_token_id": None,
@@ -85,7 +78,7 @@ def make_vlm(
         initializer_range=0.4,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
-    said = [tokenizer(f" {word}").input_ids[0] for word in words]
+    said = [tokenizer(f" {word}").input_ids[0] for word in WORDS]
     scale = torch.zeros(len(tokenizer), 1)
     scale[said], scale[ids("<|im_end|>")] = 1.0, ending
     with torch.no_grad():
@@ -99,12 +92,12 @@ def make_vlm(
     return folder
 
 
-def make_tokenizer(words: Sequence[str] = WORDS) -> Qwen2TokenizerFast:
+def make_tokenizer() -> Qwen2TokenizerFast:
     """A byte-level tokenizer that has each word as one token, with Qwen2.5-VL's special ones."""
-    tokenizer = train_tokenizer([" " + " ".join(words)] * 50, vocab_size=400)
+    tokenizer = train_tokenizer([" " + " ".join(WORDS)] * 50, vocab_size=400)
     tokenizer.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
     tokenizer.chat_template = CHAT_TEMPLATE
-    assert all(len(tokenizer(f" {word}").input_ids) == 1 for word in words)
+    assert all(len(tokenizer(f" {word}").input_ids) == 1 for word in WORDS)
     return tokenizer
 
 

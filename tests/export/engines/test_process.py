@@ -37,9 +37,7 @@ def job(graph: str = "vae_encoder", **changes: object) -> BuildJob:
         precision="fp32",
         weights="plan",
         inputs=spec.inputs,
-        profile={
-            name: ShapeRange(SHAPES[name], SHAPES[name], SHAPES[name]) for name in spec.inputs
-        },
+        profile={name: ShapeRange(*[SHAPES[name]] * 3) for name in spec.inputs},
         weights_beside=bundle.file(spec.file),
         attentions=Attentions(fused=0, written_out=1),
     )
@@ -92,13 +90,10 @@ def test_a_crashed_builder_is_an_error_with_the_end_of_its_log(tmp_path: Path) -
     with pytest.raises(BuildError) as caught:
         build(job("transformer.vectors"), tmp_path)
     message = str(caught.value)
-    assert "building transformer.vectors: tensorrt_rtx" in message
-    assert "try another --precision" in message
-    assert "\n" not in message
+    said = ["building transformer.vectors: tensorrt_rtx", "try another --precision"]
     if "crashed" in message:
-        assert "SIGSEGV" in message
-        assert "the log ends: [V] " in message
-        assert " GB" in message
+        said += ["SIGSEGV", "the log ends: [V] ", " GB"]
+    assert all(words in message for words in said) and "\n" not in message
 
 
 def test_a_killed_builder_is_most_likely_out_of_memory(

@@ -22,6 +22,8 @@ from rism.runtime import InputError, OutputError
 from tests.cli.conftest import invoke
 from tests.export.conftest import COMMIT
 
+CONFIDENCE = dict.fromkeys(("separability", "concentration", "agreement", "bias"), 1.0)
+
 
 def test_the_plan_is_what_happens(checkpoint: Path, exported: ExportReport) -> None:
     planned = plan_export(str(checkpoint), exported.path.parent / "new")
@@ -136,12 +138,7 @@ def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> 
         ("precision", "fp8", "precision is fp8, expected one of fp32, bf16, fp16"),
         ("name", "a\nb", "name is a b, expected printable text"),
         ("confidence", {"bias": 1.0}, "expected an object of the numbers separability, concen"),
-        (
-            "confidence",
-            dict.fromkeys(("separability", "concentration", "agreement", "bias"), 1.0)
-            | {"threshold": 1.5},
-            "confidence is .* expected an object",
-        ),
+        ("confidence", {**CONFIDENCE, "threshold": 1.5}, "confidence is .* expected an object"),
         ("scope", {"nouns": ["Car"], "flatness": 0.5}, "expected an object of nouns, words in lo"),
         ("resize", ["always"], "resize is .* expected always or shrink"),
     ],

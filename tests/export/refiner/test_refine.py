@@ -32,6 +32,7 @@ from tests.cli.conftest import invoke
 from tests.export.small_vlm import make_vlm, real_processor, say
 from tests.paths import EXAMPLES, STREET
 
+Size = tuple[int, int]
 OTHER = EXAMPLES / "colour-2.png"
 PROMPT = (TEXTS / "refiner.txt").read_text(encoding="utf-8")
 
@@ -51,9 +52,8 @@ def refine(vlm: Path, tmp_path: Path) -> Callable[..., RefineReport]:
     ) -> RefineReport:
         model, progress = str(options.pop("model", vlm)), options.pop("progress", None)
         asked = [ImageExpressions(str(i), partial(load_image, i), expressions) for i in images]
-        settings = RefineSettings(**options)
-        output = tmp_path / "i.json"
-        return refine_images(model, asked, output, settings, strict=True, progress=progress)
+        settings, file = RefineSettings(**options), tmp_path / "i.json"
+        return refine_images(model, asked, file, settings, strict=True, progress=progress)
 
     return call
 
@@ -77,9 +77,8 @@ def makers_answer(
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[text], images=[image], padding=True, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    (answer,) = processor.batch_decode(
-        ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    said = ids[:, inputs["input_ids"].shape[1] :]
+    (answer,) = processor.batch_decode(said, skip_special_tokens=True)
     return str(answer).strip()
 
 
@@ -134,11 +133,8 @@ def test_inputs_are_those_of_the_processor(vlm: Path, tmp_path: Path) -> None:
         ((1, 200), (28, 196)),
     ],
 )
-def test_a_picture_comes_in_whole_tokens(
-    size_wh: tuple[int, int], expected: tuple[int, int]
-) -> None:
-    width, height = size_wh
-    assert shrink(np.zeros((height, width, 3), np.uint8)).size == expected
+def test_a_picture_comes_in_whole_tokens(size_wh: Size, expected: Size) -> None:
+    assert shrink(np.zeros((*size_wh[::-1], 3), np.uint8)).size == expected
 
 
 def test_a_run_goes_on_where_it_was_interrupted(
@@ -292,9 +288,8 @@ def test_a_hub_gives_small_files_first(
     commit = vlm.name
     hub_id = "stepfun-ai/Step1X-Edit-v1p2"
     assert asked == [
-        (hub_id, {"revision": "main", "offline": False, "weights": False}),
-        (hub_id, {"revision": commit, "offline": False, "weights": True}),
-        (hub_id, {"revision": "main", "offline": False, "weights": False}),
+        (hub_id, {"revision": revision, "offline": False, "weights": weights})
+        for revision, weights in (("main", False), (commit, True), ("main", False))
     ]
     origin = InstructionFile.open(tmp_path / "i.json").origin
     assert (origin.model, origin.revision) == (hub_id, commit)
@@ -364,9 +359,8 @@ def test_the_command(vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert errors[0].startswith("error: in/broken.png: 'in/broken.png' is not an image")
     assert errors[1:] == ["error: 1 images or instructions were left out, the others are in i.json"]
     assert "2 answered, 0 were there already -> i.json" in shown.stderr
-    assert [one["image"] for one in json.loads(Path("i.json").read_text())["instructions"]] == [
-        "street.png", "street.png",
-    ]  # fmt: skip
+    written = json.loads(Path("i.json").read_text())["instructions"]
+    assert [one["image"] for one in written] == ["street.png"] * 2
     assert invoke("refine", "in/street.png", "the dog", *flags, "-q").output == ""
     for arguments in (["-", "a", *flags], ["in", "a", *flags, "-o", "-"]):
         invoke("refine", *arguments, code=2)

@@ -68,9 +68,8 @@ def errors(shown: Any) -> list[str]:
 
 def test_a_datasets_own_pairs_are_asked(data: Path, refined: Path) -> None:
     dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
-    pairs = {
-        (image_digest(dataset.image(one)), f"remove {one.expression}") for one in dataset.samples
-    }
+    samples = dataset.samples
+    pairs = {(image_digest(dataset.image(one)), f"remove {one.expression}") for one in samples}
     found = json.loads(refined.read_text())["instructions"]
     assert {(one["picture"], one["instruction"]) for one in found} == pairs
     assert len(found) == len(pairs) == COUNT
@@ -99,24 +98,19 @@ def test_a_copy_in_parquet_has_the_same_pictures(
     """Pictures are known by their pixels as stored: neither a name nor EXIF counts."""
     dataset = open_dataset(DatasetRequest("refcoco", root=data, limit=COUNT))
     said = InstructionFile.open(refined)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for one in dataset.samples:
+        mask = dataset.mask(one)
+        stored = {"size": list(mask.shape), "counts": encode_rle(mask)}
+        sample = {"id": one.key, "sentences": [one.expression], "mask": stored}
+        samples.setdefault(one.image, []).append(sample)
     rows = [
         {
             "image": {"bytes": (data / IMAGES / image).read_bytes(), "path": None},
             "file_name": f"{number}.jpg",
-            "samples": [
-                {
-                    "id": sample.key,
-                    "sentences": [sample.expression],
-                    "mask": {
-                        "size": list(dataset.mask(sample).shape),
-                        "counts": encode_rle(dataset.mask(sample)),
-                    },
-                }
-                for sample in dataset.samples
-                if sample.image == image
-            ],
+            "samples": asked,
         }
-        for number, image in enumerate(dict.fromkeys(one.image for one in dataset.samples))
+        for number, (image, asked) in enumerate(samples.items())
     ]
     file = tmp_path / "copy.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=2)
@@ -190,10 +184,8 @@ def test_the_same_words_of_a_picture_are_asked_once(
     shown = refine(source, "-o", tmp_path / "i.json", model=vlm)
     assert asked == ["remove the dog", "remove the cat"]
     assert "mine.jsonl: 8 samples on 2 images" in shown.stderr
-    records = evaluate(
-        source, "-o", tmp_path / "run", "--instructions", tmp_path / "i.json", "--paper"
-    )
-    assert len(records) == 8
+    said = ("--instructions", tmp_path / "i.json")
+    assert len(evaluate(source, "-o", tmp_path / "run", *said, "--paper")) == 8
 
 
 @pytest.mark.parametrize(
