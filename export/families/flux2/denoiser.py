@@ -13,10 +13,11 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from rism.export.attention_capture import Capture
 from rism.export.checkpoint.meta_modules import build_empty, cast_part
 from rism.export.denoising import SIGMAS_KEPT, Denoiser, WholeModel
-from rism.export.families.flux2.dit import INTO_STREAM, MODULATIONS, Flux2SingleStep, Rotary
+from rism.export.families.flux2.dit import INTO_STREAM, MODULATIONS, Flux2SingleStep
 from rism.export.families.flux2.klein import KleinModel
 from rism.export.families.flux2.modulation import fold_modulation
 from rism.export.family import FamilySpec
+from rism.export.graph.rotary import Rotary
 from rism.export.precision import Precision
 
 _FINAL = "norm_out"

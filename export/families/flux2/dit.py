@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from diffusers import Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_flux2 import (
-    Flux2Attention,
     Flux2Modulation,
     Flux2ParallelSelfAttention,
 )
@@ -20,9 +19,15 @@ from torch import nn
 
 from rism.export.attention_capture import Capture
 from rism.export.errors import UnsupportedModelError
-from rism.export.families.attention_processors import heads_first, replaced_processors, split_heads
+from rism.export.families.attention_processors import (
+    BlockProcessor,
+    attend_last,
+    heads_first,
+    replaced_processors,
+    split_heads,
+)
 from rism.export.family import FamilySpec
-from rism.export.graph.rotary import RotaryTable, rotate
+from rism.export.graph.rotary import Rotary, RotaryTable, rotate
 from rism.export.spec import PromptTokens
 
 MODULATIONS = (
@@ -40,8 +45,6 @@ INTO_STREAM = (
     "ff.linear_out",
     "ff_context.linear_out",
 )
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Flux2SingleStep(nn.Module):
@@ -96,8 +99,8 @@ class Flux2SingleStep(nn.Module):
         spans = capture.spans
         doubles = len(self.transformer_blocks)
 
-        def processor(index: int) -> _DoubleProcessor | _SingleProcessor:
-            kind = _DoubleProcessor if index < doubles else _SingleProcessor
+        def processor(index: int) -> BlockProcessor | _SingleProcessor:
+            kind = BlockProcessor if index < doubles else _SingleProcessor
             return kind(capture, index)
 
         blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
@@ -124,18 +127,10 @@ class Flux2SingleStep(nn.Module):
         self._last_block(hidden, rotary, capture)
 
     def _last_block(self, hidden: torch.Tensor, rotary: Rotary, capture: Capture) -> None:
-        """Only attend in the last block: its MLP and output projection are not needed."""
         shift, scale, _ = Flux2Modulation.split(self.single_stream_modulation, 1)[0]
         normal = (1 + scale) * self.last_norm(hidden) + shift
         index = len(self.transformer_blocks) + len(self.single_transformer_blocks)
-        start = capture.spans.clean_start
-        clean = normal[:, start:]
-        capture.keep("adaln", index, clean)
-        q = rotate(self.last.query(clean), (rotary[0][start:], rotary[1][start:]))
-        k = rotate(self.last.key(normal), rotary)
-        capture.probe(index, q, k)
-        if capture.feature_block == index and capture.feature_site == "mmsa":
-            capture.keep("mmsa", index, capture.attention(q, k, self.last.value(normal)))
+        attend_last(self.last, normal, rotary, capture, index)
 
 
 class _LastAttention(nn.Module):
@@ -153,57 +148,6 @@ class _LastAttention(nn.Module):
             nn.Linear(*sizes, bias=False, device=device) for _ in range(3)
         )
         self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
-
-    def query(self, x: torch.Tensor) -> torch.Tensor:
-        return heads_first(self.norm_q(split_heads(self.to_q(x), self.head_dim)))
-
-    def key(self, x: torch.Tensor) -> torch.Tensor:
-        return heads_first(self.norm_k(split_heads(self.to_k(x), self.head_dim)))
-
-    def value(self, x: torch.Tensor) -> torch.Tensor:
-        return heads_first(split_heads(self.to_v(x), self.head_dim))
-
-
-class _DoubleProcessor:
-    """Attention of a double-stream block: separate projections for prompt and image."""
-
-    def __init__(self, capture: Capture, index: int) -> None:
-        self.capture, self.index = capture, index
-
-    def __call__(
-        self,
-        attn: Flux2Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
-        image_rotary_emb: Rotary,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        image, prompt = hidden_states, encoder_hidden_states
-        self.capture.keep("adaln", self.index, image[:, self.capture.spans.noisy :])
-        split = attn.head_dim
-        q = torch.cat(
-            [
-                attn.norm_added_q(split_heads(attn.add_q_proj(prompt), split)),
-                attn.norm_q(split_heads(attn.to_q(image), split)),
-            ],
-            dim=1,
-        )
-        k = torch.cat(
-            [
-                attn.norm_added_k(split_heads(attn.add_k_proj(prompt), split)),
-                attn.norm_k(split_heads(attn.to_k(image), split)),
-            ],
-            dim=1,
-        )
-        v = torch.cat([attn.add_v_proj(prompt), attn.to_v(image)], dim=1)
-        out = self.capture.attend(
-            self.index,
-            rotate(heads_first(q), image_rotary_emb),
-            rotate(heads_first(k), image_rotary_emb),
-            heads_first(split_heads(v, split)),
-        )
-        length = prompt.shape[1]
-        return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
 
 
 class _SingleProcessor:

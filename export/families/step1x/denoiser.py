@@ -15,10 +15,11 @@ from rism.export.checkpoint.meta_modules import WeightRule, build_empty, cast_pa
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.denoising import SIGMAS_KEPT, Denoiser, WholeModel
 from rism.export.families.step1x.connector import timestep_constants
-from rism.export.families.step1x.dit import INTO_STREAM, Rotary, Step1XSingleStep
+from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep
 from rism.export.families.step1x.model import Step1XModel
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.family import FamilySpec
+from rism.export.graph.rotary import Rotary
 from rism.export.precision import Precision
 
 _STEPS = 28

@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from diffusers.models.transformers.transformer_flux import (
-    FluxAttention,
     FluxSingleTransformerBlock,
     FluxTransformerBlock,
 )
@@ -23,13 +22,17 @@ from torch.nn import functional as F
 from rism.export.attention_capture import Capture
 from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.errors import UnsupportedModelError
-from rism.export.families.attention_processors import heads_first, replaced_processors, split_heads
+from rism.export.families.attention_processors import (
+    BlockProcessor,
+    attend_last,
+    replaced_processors,
+)
 from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import INTO_STREAM as _CONNECTOR_INTO_STREAM
 from rism.export.families.step1x.connector import SINUSOIDS, Connector, two_layers
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.family import FamilySpec
-from rism.export.graph.rotary import RotaryTable, rotate
+from rism.export.graph.rotary import Rotary, RotaryTable
 from rism.export.precision import PRECISIONS, Precision
 from rism.export.spec import PromptTokens
 
@@ -49,8 +52,6 @@ INTO_STREAM = (
     *_CONNECTOR_INTO_STREAM,
 )
 _THETA = 10000.0
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Step1XSingleStep(nn.Module):
@@ -115,7 +116,7 @@ class Step1XSingleStep(nn.Module):
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
         rotary = self.rotary.sequence(self.family, prompt, positions)
         blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
-        with replaced_processors(blocks, partial(_Processor, capture)):
+        with replaced_processors(blocks, partial(BlockProcessor, capture)):
             for index, block in enumerate(self.transformer_blocks):
                 text, image = block(
                     hidden_states=image,
@@ -143,21 +144,10 @@ class Step1XSingleStep(nn.Module):
     def _last_block(
         self, hidden: torch.Tensor, condition: torch.Tensor, rotary: Rotary, capture: Capture
     ) -> None:
-        """Only attend in the last block: its MLP and output projection are not needed."""
         shift, scale = self.last_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         normal = self.last_norm(hidden) * (1 + scale) + shift
-        index, start = self.sizes.double + self.sizes.single - 1, capture.spans.clean_start
-        clean, attn = normal[:, start:], self.last_attn
-        capture.keep("adaln", index, clean)
-        q = rotate(
-            heads_first(attn.norm_q(split_heads(attn.to_q(clean), attn.head_dim))),
-            _from(rotary, start),
-        )
-        k = rotate(heads_first(attn.norm_k(split_heads(attn.to_k(normal), attn.head_dim))), rotary)
-        capture.probe(index, q, k)
-        if capture.feature_block == index and capture.feature_site == "mmsa":
-            v = heads_first(split_heads(attn.to_v(normal), attn.head_dim))
-            capture.keep("mmsa", index, capture.attention(q, k, v))
+        index = self.sizes.double + self.sizes.single - 1
+        attend_last(self.last_attn, normal, rotary, capture, index)
 
 
 def _single(
@@ -173,50 +163,6 @@ def _single(
     out = block.proj_out(torch.cat([attended, fed], dim=-1))
     result: torch.Tensor = hidden + gate.unsqueeze(1) * out
     return result
-
-
-def _from(rotary: Rotary, start: int) -> Rotary:
-    return rotary[0][start:], rotary[1][start:]
-
-
-class _Processor:
-    """Attention of either kind of block; double-stream ones project the prompt separately."""
-
-    def __init__(self, capture: Capture, index: int) -> None:
-        self.capture, self.index = capture, index
-
-    def __call__(
-        self,
-        attn: FluxAttention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,  # noqa: ARG002 - diffusers passes it by place
-        image_rotary_emb: Rotary,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        image, text, spans = hidden_states, encoder_hidden_states, self.capture.spans
-        clean = spans.clean_start if text is None else spans.noisy
-        self.capture.keep("adaln", self.index, image[:, clean:])
-        q = attn.norm_q(split_heads(attn.to_q(image), attn.head_dim))
-        k = attn.norm_k(split_heads(attn.to_k(image), attn.head_dim))
-        v = split_heads(attn.to_v(image), attn.head_dim)
-        if text is not None:
-            q = torch.cat(
-                [attn.norm_added_q(split_heads(attn.add_q_proj(text), attn.head_dim)), q], dim=1
-            )
-            k = torch.cat(
-                [attn.norm_added_k(split_heads(attn.add_k_proj(text), attn.head_dim)), k], dim=1
-            )
-            v = torch.cat([split_heads(attn.add_v_proj(text), attn.head_dim), v], dim=1)
-        out = self.capture.attend(
-            self.index,
-            rotate(heads_first(q), image_rotary_emb),
-            rotate(heads_first(k), image_rotary_emb),
-            heads_first(v),
-        )
-        if text is None:
-            return out
-        length = spans.prompt
-        return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
 
 
 def expected_shapes(sizes: Step1XSizes) -> dict[str, tuple[int, ...]]:
