@@ -3,10 +3,23 @@
 import contextlib
 import os
 import secrets
+import shutil
 import stat
 from pathlib import Path
 
 from rism.runtime.errors import OutputError, one_line
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy on another disk, or where there are no hard links.
+
+    Raises:
+        OSError: It cannot be copied, either.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True) -> None:

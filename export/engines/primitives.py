@@ -5,7 +5,6 @@ node's output.
 """
 
 import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 
 from rism.export.errors import BuildError
@@ -73,9 +72,7 @@ def _rms_normalization(node: ir.Node, build: Nodes) -> ir.Value:
     assert epsilon is not None
     wide = build.cast(x, x.dtype, ir.DataType.FLOAT)
     mean = build.add(
-        "ReduceMean",
-        [build.add("Mul", [wide, wide]), build.constant(np.array([-1]), ir.DataType.INT64)],
-        keepdims=1,
+        "ReduceMean", [build.add("Mul", [wide, wide]), build.constant([-1])], keepdims=1
     )
     below = build.add("Add", [mean, build.constant(epsilon, ir.DataType.FLOAT)])
     unit = build.add("Div", [wide, build.add("Sqrt", [below])])

@@ -1,7 +1,7 @@
 """Nodes that take the place of another one, and operators written out in older ones."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 
 class Nodes:
-    """New nodes in the place of an old one, named after it."""
+    """New nodes in the order in which they were asked for; names begin with a stem."""
 
-    def __init__(self, old: ir.Node) -> None:
+    def __init__(self, stem: str) -> None:
         self.nodes: list[ir.Node] = []
-        self._stem = old.name or old.outputs[0].name or old.op_type
+        self._stem = stem
 
     def add(
         self, op: str, inputs: list[ir.Value], **attributes: float | list[int] | ir.TensorProtocol
@@ -24,7 +24,7 @@ class Nodes:
         self.nodes.append(node)
         return node.outputs[0]
 
-    def constant(self, value: float | npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+    def constant(self, value: npt.ArrayLike, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
         """Append a constant."""
         tensor = ir.Tensor(np.asarray(value, dtype=dtype.numpy()), dtype=dtype)
         return self.add("Constant", [], value=tensor)
@@ -45,9 +45,9 @@ def replace_node(graph: ir.Graph, node: ir.Node, write: Writer) -> None:
 
     Needs: what `write` needs. Leaves: a value of the same name, type and shape.
     """
-    build = Nodes(node)
-    out = write(node, build)
     old = node.outputs[0]
+    build = Nodes(node.name or old.name or node.op_type)
+    out = write(node, build)
     out.shape, out.type = old.shape, old.type
     graph.insert_before(node, build.nodes)
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
@@ -74,7 +74,7 @@ def group_normalization(node: ir.Node, build: Nodes) -> ir.Value:
     assert epsilon is not None
 
     def reshaped(value: ir.Value, *shape: int) -> ir.Value:
-        return build.add("Reshape", [value, build.constant(np.array(shape), ir.DataType.INT64)])
+        return build.add("Reshape", [value, build.constant(shape)])
 
     wide = build.cast(x, x.dtype, ir.DataType.FLOAT)
     rest = [0] * (sides - 1)

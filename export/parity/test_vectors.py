@@ -5,7 +5,6 @@ the weights that it stores. What an engine's vectors differ by is then the engin
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rism.calibration.open_graph import widen
+from rism.runtime.atomic_write import link_or_copy
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.diagnostics.selftest import store, vectors
 
@@ -51,16 +51,9 @@ def _in_float32(folder: Path) -> Iterator[Path]:
                 ir.save(model, twin / name)
                 manifest["files"][name]["size"] = (twin / name).stat().st_size
             else:
-                _link(folder / name, twin / name)
+                link_or_copy(folder / name, twin / name)
         manifest["precision"]["compute"] = "float32"
         (twin / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         yield twin
     finally:
         shutil.rmtree(twin, ignore_errors=True)
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        os.link(file, name)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, name)

@@ -6,11 +6,10 @@ shapes. So what is shared must follow from a shape: the grid of the image's toke
 the shape of its latents, (B, N_h, N_w, C), and noise, positions and tau are made inside.
 """
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
+from rism.export.graph.nodes import Nodes
 from rism.export.triton.models import FREE, Model, Tensor, joined
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.errors import BundleError, one_line
@@ -18,7 +17,6 @@ from rism.runtime.errors import BundleError, one_line
 _OPSET = 20
 _IR_VERSION = 10
 _LEAST_OPSET = 15
-_PREFIX = "rism."
 
 
 class NoiseFile:
@@ -35,64 +33,44 @@ class NoiseFile:
             4 * self.shape[0] * self.shape[1],
             ir.DataType.FLOAT,
             shape=ir.Shape(self.shape),
-            name=f"{_PREFIX}noise",
+            name="rism.noise",
         )
         value = ir.val(tensor.name, ir.DataType.FLOAT, self.shape)
         value.const_value = tensor
         return value
 
 
-class _Nodes:
-    """Nodes in the order in which they were asked for."""
+def _shared(
+    nodes: Nodes, rows: ir.Value, columns: ir.Value, noise: ir.Value, given: dict[str, str]
+) -> dict[str, ir.Value]:
+    """Make what a batch has once.
 
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-        self.initializers: list[ir.Value] = []
+    Args:
+        nodes: receives what is made.
+        rows: of the grid, (1,) int64.
+        columns: likewise.
+        noise: (rows, C) float32.
+        given: types of "noise" and "positions".
 
-    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        output = ir.Value(name=f"{_PREFIX}{len(self.nodes)}")
-        name = f"{_PREFIX}{op_type}.{len(self.nodes)}"
-        self.nodes.append(ir.node(op_type, inputs, attributes, outputs=[output], name=name))
-        return output
-
-    def constant(self, values: object, dtype: str = "int64") -> ir.Value:
-        """Add a constant; scalars and lists of numbers."""
-        array = np.array(values, np.dtype(dtype))
-        name = f"{_PREFIX}constant.{len(self.initializers)}"
-        tensor = ir.tensor(array, name=name)
-        value = ir.val(name, tensor.dtype, array.shape)
-        value.const_value = tensor
-        self.initializers.append(value)
-        return value
-
-    def cast(self, value: ir.Value, have: str, want: str) -> ir.Value:
-        """Change the type where it is another."""
-        return value if have == want else self("Cast", value, to=_dtype(want).value)
-
-    def shared(
-        self, rows: ir.Value, columns: ir.Value, noise: ir.Value, given: dict[str, str]
-    ) -> dict[str, ir.Value]:
-        """Make what a batch has once.
-
-        Args:
-            rows: of the grid, (1,) int64.
-            columns: likewise.
-            noise: (rows, C) float32.
-            given: types of "noise" and "positions".
-
-        Returns:
-            "noise" (1, N_v, C), its first rows; "positions" (N_v, 2), row and column.
-        """
-        zero, one = self.constant([0]), self.constant([1])
-        tokens = self("Mul", rows, columns)
-        first = self("Slice", noise, zero, tokens, zero)
-        index = self("Range", self.constant(0), self("Squeeze", tokens), self.constant(1))
-        places = [self("Div", index, columns), self("Mod", index, columns)]
-        pairs = self("Concat", *(self("Unsqueeze", place, one) for place in places), axis=1)
-        return {
-            "noise": self.cast(self("Unsqueeze", first, zero), "float32", given["noise"]),
-            "positions": self.cast(pairs, "int64", given["positions"]),
-        }
+    Returns:
+        "noise" (1, N_v, C), its first rows; "positions" (N_v, 2), row and column.
+    """
+    zero, one = nodes.constant([0]), nodes.constant([1])
+    tokens = nodes.add("Mul", [rows, columns])
+    first = nodes.add("Slice", [noise, zero, tokens, zero])
+    index = nodes.add(
+        "Range", [nodes.constant(0), nodes.add("Squeeze", [tokens]), nodes.constant(1)]
+    )
+    places = [nodes.add("Div", [index, columns]), nodes.add("Mod", [index, columns])]
+    pairs = nodes.add(
+        "Concat", [*(nodes.add("Unsqueeze", [place, one]) for place in places)], axis=1
+    )
+    return {
+        "noise": nodes.cast(
+            nodes.add("Unsqueeze", [first, zero]), ir.DataType.FLOAT, _dtype(given["noise"])
+        ),
+        "positions": nodes.cast(pairs, ir.DataType.INT64, _dtype(given["positions"])),
+    }
 
 
 def join_requests(
@@ -123,26 +101,27 @@ def join_requests(
             f"'{one_line(spec.file, limit=80)}' has {found}, expected the manifest's inputs and "
             f"opset {_LEAST_OPSET} or later: export the bundle again"
         )
-    nodes = _Nodes()
+    nodes = Nodes("rism")
     old = {logical: given[tensor.name] for logical, tensor in spec.inputs.items()}
     grid = _value(wanted.inputs["clean_latents"], "batch", "rows", "columns", "channels")
     zero, channels = nodes.constant([0]), spec.inputs["clean_latents"].shape[2]
     last = nodes.constant([channels]) if isinstance(channels, int) else _side(nodes, grid, 3)
-    flat = nodes("Reshape", grid, nodes("Concat", zero, nodes.constant([-1]), last, axis=0))
+    flat = nodes.add(
+        "Reshape", [grid, nodes.add("Concat", [zero, nodes.constant([-1]), last], axis=0)]
+    )
     types = {name: spec.inputs[name].dtype for name in ("noise", "positions")}
     all_noise = noise.value()
-    made = nodes.shared(_side(nodes, grid, 1), _side(nodes, grid, 2), all_noise, types)
+    made = _shared(nodes, _side(nodes, grid, 1), _side(nodes, grid, 2), all_noise, types)
     made["clean_latents"] = flat
     if "tau" in old:
-        made["tau"] = nodes.constant([tau], spec.inputs["tau"].dtype)
+        made["tau"] = nodes.constant([tau], _dtype(spec.inputs["tau"].dtype))
     for logical, value in made.items():
         value.type, value.shape = old[logical].type, old[logical].shape
         old[logical].replace_all_uses_with(value)
     kept = [value for value in graph.inputs if value not in [old[name] for name in made]]
     graph.inputs.clear()
     graph.inputs.extend([grid, *kept])
-    for value in (all_noise, *nodes.initializers):
-        graph.register_initializer(value)
+    graph.register_initializer(all_noise)
     graph.insert_before(graph[0], nodes.nodes)
 
 
@@ -162,36 +141,38 @@ def transformer_inputs(
         noise: beside the file that will be written.
         tau: region threshold.
     """
-    nodes = _Nodes()
+    nodes = Nodes("rism")
     given = {name: _value(t, *_names(name)) for name, t in joint.inputs.items()}
     want = {name: tensor.dtype for name, tensor in joint.outputs.items()}
     one, size = nodes.constant([1]), nodes.constant([token_px])
-    rows, columns = (nodes("Div", _side(nodes, given["image"], axis), size) for axis in (2, 3))
+    rows, columns = (
+        nodes.add("Div", [_side(nodes, given["image"], axis), size]) for axis in (2, 3)
+    )
     latents = given["clean_latents"]
     counted = "prompt_embeds" if "prompt_embeds" in given else "prompt_weights"
     batch = _side(nodes, given[counted], 0)
     shape = [batch, one, one]
     if grid:
-        by_row = nodes("Concat", one, rows, columns, _side(nodes, latents, 2), axis=0)
-        latents, shape = nodes("Reshape", latents, by_row), [*shape, one]
-    latents = nodes("Expand", latents, nodes("Concat", *shape, axis=0))
+        by_row = nodes.add("Concat", [one, rows, columns, _side(nodes, latents, 2)], axis=0)
+        latents, shape = nodes.add("Reshape", [latents, by_row]), [*shape, one]
+    latents = nodes.add("Expand", [latents, nodes.add("Concat", [*shape], axis=0)])
     made = {
         "clean_latents": nodes.cast(
-            latents, joint.inputs["clean_latents"].dtype, want["clean_latents"]
+            latents, _dtype(joint.inputs["clean_latents"].dtype), _dtype(want["clean_latents"])
         )
     }
     initializers = []
     if "noise" in want:
         initializers.append(noise.value())
-        made |= nodes.shared(rows, columns, initializers[0], want)
+        made |= _shared(nodes, rows, columns, initializers[0], want)
     if "tau" in want:
-        made["tau"] = nodes("Identity", nodes.constant([tau], want["tau"]))
+        made["tau"] = nodes.add("Identity", [nodes.constant([tau], _dtype(want["tau"]))])
     if "prompt_embeds" in want:
         embeds = given["prompt_embeds"]
         if "prompt_mask" in given:
             embeds = _filled_up(nodes, embeds, given["prompt_mask"], joint.inputs["prompt_embeds"])
         have = joint.inputs["prompt_embeds"].dtype
-        made["prompt_embeds"] = nodes.cast(embeds, have, want["prompt_embeds"])
+        made["prompt_embeds"] = nodes.cast(embeds, _dtype(have), _dtype(want["prompt_embeds"]))
     for name, value in made.items():
         tensor = joint.outputs[name]
         value.name, value.type = joined(name), ir.TensorType(_dtype(tensor.dtype))
@@ -201,24 +182,28 @@ def transformer_inputs(
         list(given.values()),
         [made[name] for name in joint.outputs],
         nodes=nodes.nodes,
-        initializers=[*nodes.initializers, *initializers],
+        initializers=initializers,
         opset_imports={"": _OPSET},
         name="transformer_inputs",
     )
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="rism")
 
 
-def _filled_up(nodes: _Nodes, embeds: ir.Value, mask: ir.Value, spec: Tensor) -> ir.Value:
+def _filled_up(nodes: Nodes, embeds: ir.Value, mask: ir.Value, spec: Tensor) -> ir.Value:
     """Make embeddings (B, S, E) as long as the mask (B, N_p), and zero where it is."""
-    surplus = nodes("Sub", _side(nodes, mask, 1), _side(nodes, embeds, 1))
-    pads = nodes("Concat", nodes.constant([0, 0, 0, 0]), surplus, nodes.constant([0]), axis=0)
-    there = nodes("Unsqueeze", nodes("Cast", mask, to=ir.DataType.BOOL.value), nodes.constant([2]))
-    return nodes("Where", there, nodes("Pad", embeds, pads), nodes.constant(0, spec.dtype))
+    surplus = nodes.add("Sub", [_side(nodes, mask, 1), _side(nodes, embeds, 1)])
+    pads = nodes.add("Concat", [nodes.constant([0, 0, 0, 0]), surplus, nodes.constant([0])], axis=0)
+    there = nodes.add(
+        "Unsqueeze", [nodes.add("Cast", [mask], to=ir.DataType.BOOL.value), nodes.constant([2])]
+    )
+    return nodes.add(
+        "Where", [there, nodes.add("Pad", [embeds, pads]), nodes.constant(0, _dtype(spec.dtype))]
+    )
 
 
-def _side(nodes: _Nodes, value: ir.Value, axis: int) -> ir.Value:
+def _side(nodes: Nodes, value: ir.Value, axis: int) -> ir.Value:
     """Return one dimension of a shape, (1,) int64."""
-    return nodes("Shape", value, start=axis, end=axis + 1)
+    return nodes.add("Shape", [value], start=axis, end=axis + 1)
 
 
 def _value(tensor: Tensor, *names: str) -> ir.Value:

@@ -6,13 +6,13 @@ bundles; on one disk that costs no room.
 """
 
 import contextlib
-import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from rism.runtime.atomic_write import link_or_copy
 from rism.runtime.bundle.manifest_file import parse_manifest_file
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import BundleError, one_line
@@ -129,10 +129,7 @@ def _materialize(snapshot: Path, names: list[str], folder: Path) -> None:
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for name, source in sources.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, work / name)
-            except OSError:  # another disk, or a file system without hard links
-                shutil.copyfile(source, work / name)
+            link_or_copy(source, work / name)
         work.replace(folder)
     except OSError as error:
         if not (folder / _MANIFEST).is_file():  # nor did another process make it meanwhile

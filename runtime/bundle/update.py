@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rism.runtime.atomic_write import write_atomically
+from rism.runtime.atomic_write import link_or_copy, write_atomically
 from rism.runtime.bundle.json_reader import is_safe_name
 from rism.runtime.bundle.manifest import parse_manifest
 from rism.runtime.bundle.manifest_file import MAX_MANIFEST_BYTES, read_manifest_json
@@ -151,7 +151,7 @@ def _put(
     _write(place / "manifest.json", text)
     for at, name in enumerate(touched):
         if (folder / name).exists() and name in files:
-            _keep(folder / name, place / f"old-{at}")
+            link_or_copy(folder / name, place / f"old-{at}")
     for name, source in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         source.replace(folder / name)
@@ -220,13 +220,6 @@ def _listing(file: Path) -> dict[str, Any]:
             return {"sha256": digest, "size": os.fstat(handle.fileno()).st_size}
     except FileNotFoundError:
         raise InputError(f"'{file}' is not there, expected a finished file") from None
-
-
-def _keep(file: Path, place: Path) -> None:
-    try:
-        os.link(file, place)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, place)
 
 
 def _write(path: Path, text: str) -> None:
