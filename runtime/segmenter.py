@@ -30,8 +30,6 @@ from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.transformer_inputs import batches, prompt_token_weights, transformer_feeds
 
-__all__ = ["ImageState", "Segmenter"]
-
 
 class Segmenter:
     """Segments what expressions refer to in images. Make one, use it many times.

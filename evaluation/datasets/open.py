@@ -22,8 +22,6 @@ from rism.runtime.errors import InputError, one_line
 if TYPE_CHECKING:
     from rism.evaluation.datasets.parquet import Parquet
 
-__all__ = ["DatasetRequest", "open_dataset"]
-
 _FOLDER_NAMES = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "refcocog"}
 # Hubs' names for REFER's splits; "test" is testA only where there is no file of that name.
 _ALIASES = {"val": ("val", "validation"), "testA": ("testA", "test")}

@@ -16,11 +16,12 @@ from rism.evaluation.metrics.iou import overlap
 from rism.evaluation.run.record_log import REPORT, RESULT, append, begin, resume
 from rism.evaluation.run.records import Record, Run
 from rism.runtime.errors import InputError, OutputError, one_line
+from rism.runtime.image_encoder import ImageState
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.refiner import Refiner
 from rism.runtime.result.rle import encode_rle
 from rism.runtime.result.segmentation import Segmentation
-from rism.runtime.segmenter import ImageState, Segmenter
+from rism.runtime.segmenter import Segmenter
 
 MAPS = ("CAM > 0.5", "RAM > 0.5")
 """The masks that `Run.maps` adds: the thresholded maps of the paper's table 2."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["prompt_masses", "propagation", "row_statistics"]
-
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 # `size` is the tuner's key and nothing else: no compilation depends on it.

@@ -23,8 +23,6 @@ from rism.runtime.prompt.instruction_file import (
     image_digest,
 )
 
-__all__ = ["ImageExpressions", "RefineProgress", "RefineReport", "RefineSettings", "refine_images"]
-
 
 @dataclass(frozen=True)
 class RefineReport:

@@ -94,7 +94,8 @@ class DatasetFlags(CommandFlags):
         Raises:
             RismError: it does not exist, nothing of it can be used, or packages are missing.
         """
-        from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+        from rism.evaluation.datasets.open import open_dataset
+        from rism.evaluation.datasets.request import DatasetRequest
 
         return open_dataset(
             DatasetRequest(

@@ -18,6 +18,7 @@ def refer_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def refer(refer_root: Path) -> Dataset:
     """Its split val."""
-    from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+    from rism.evaluation.datasets.open import open_dataset
+    from rism.evaluation.datasets.request import DatasetRequest
 
     return open_dataset(DatasetRequest("refcoco", root=refer_root))

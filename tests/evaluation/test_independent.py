@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.open import open_dataset
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.metrics.iou import overlap, summarise
 from tests.evaluation.datasets.refcoco_files import IMAGES
 

@@ -26,6 +26,7 @@ from rism.export.checkpoint.chat_template import tokenizer_json
 from rism.export.checkpoint.layer_streaming import stream_weights
 from rism.export.checkpoint.meta_modules import build_empty
 from rism.export.families.step1x import reference as reference
+from rism.export.families.step1x.reference_blocks import Weights
 from rism.export.families.step1x.spec import IMAGE_TOKEN, content, prefix_text
 from rism.export.precision import Precision
 from rism.export.spec import ReferenceCapture, ReferenceInputs, ReferencePrompt, RgbImage
@@ -100,7 +101,7 @@ class ReferenceStep1XEdit:
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
         tensors = reference.makers_tensors(self.model.transformer_store)
-        weights = reference.Weights(tensors, self.precision, _FOLDED)
+        weights = Weights(tensors, self.precision, _FOLDED)
         model = reference.ReferenceStep1X(self.sizes, weights)
         return [self._capture(model, given, feature_block) for given in inputs]
 

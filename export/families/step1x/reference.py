@@ -25,8 +25,6 @@ from rism.export.families.step1x.reference_connector import connect, sinusoid
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.families.step1x.tensor_names import NAMES
 
-__all__ = ["ReferenceStep1X", "Step1XRecord", "Weights", "makers_tensors"]
-
 
 @dataclass(frozen=True)
 class ReferenceStep1X:

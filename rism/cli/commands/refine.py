@@ -26,7 +26,8 @@ from rism.runtime.errors import RismError, one_line
 
 if TYPE_CHECKING:
     from rism.evaluation.datasets.sample import Dataset
-    from rism.export.refiner.refine import RefineProgress, RefineReport, RefineSettings
+    from rism.export.refiner.refine import RefineReport
+    from rism.export.refiner.settings import RefineProgress, RefineSettings
 
 _SHOWN = 5
 
@@ -99,7 +100,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
 
     def settings(self) -> RefineSettings:
         """How the model is asked."""
-        from rism.export.refiner.refine import RefineSettings
+        from rism.export.refiner.settings import RefineSettings
 
         return RefineSettings(
             template=self.template,
@@ -113,7 +114,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
 
 def _progress(console: Console) -> RefineProgress:
     """Show the progress of a run on the console."""
-    from rism.export.refiner.refine import RefineProgress
+    from rism.export.refiner.settings import RefineProgress
 
     return RefineProgress(
         reading=lambda done, total, name: console.progress(done, total, f"reading {name}"),
@@ -138,7 +139,8 @@ def _refine_images(flags: RefineFlags, console: Console) -> None:
     from rism.cli.file_names import as_text
     from rism.cli.inputs import find_inputs, sort_arguments
     from rism.cli.outputs import check_outputs
-    from rism.export.refiner.refine import ImageExpressions, refine_images
+    from rism.export.refiner.refine import refine_images
+    from rism.export.refiner.settings import ImageExpressions
     from rism.runtime.image.loading import load_image
 
     arguments = [flags.source, *(flags.arguments or ())]
@@ -166,7 +168,8 @@ def _refine_images(flags: RefineFlags, console: Console) -> None:
 def _refine_dataset(flags: RefineFlags, console: Console) -> None:
     from rism.cli.outputs import check_outputs
     from rism.evaluation.run.runner import grouped
-    from rism.export.refiner.refine import ImageExpressions, refine_images
+    from rism.export.refiner.refine import refine_images
+    from rism.export.refiner.settings import ImageExpressions
 
     settings = flags.settings()
     check_outputs([flags.output], [Path(flags.source)])

@@ -26,7 +26,8 @@ from rism.evaluation.ablate.study import Study, open_grid, source_of
 from rism.evaluation.datasets.scenes import SceneSet
 from rism.export.attention_capture import Spans
 from rism.export.families.flux2.reference import reference_capture
-from rism.export.families.step1x.reference import ReferenceStep1X, Weights, makers_tensors
+from rism.export.families.step1x.reference import ReferenceStep1X, makers_tensors
+from rism.export.families.step1x.reference_blocks import Weights
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter

@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rism.evaluation.datasets.jsonl import JsonLines
-from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.open import open_dataset
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Dataset
 from rism.runtime.errors import InputError
 from tests.evaluation.datasets.refcoco_files import runs, with_orientation

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.open import open_dataset
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Dataset, Sample
 from rism.runtime.errors import InputError, RismError
 from rism.runtime.result.rle import encode_rle

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.open import open_dataset
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Dataset
 from rism.evaluation.datasets.stored_images import read_stored
 from rism.runtime.errors import InputError

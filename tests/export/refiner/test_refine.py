@@ -20,13 +20,8 @@ from rism.export.refiner import qwen_model
 from rism.export.refiner.answer_file import unquote
 from rism.export.refiner.qwen_files import find_language_model
 from rism.export.refiner.qwen_model import LanguageModel, shrink
-from rism.export.refiner.refine import (
-    ImageExpressions,
-    RefineProgress,
-    RefineReport,
-    RefineSettings,
-    refine_images,
-)
+from rism.export.refiner.refine import RefineReport, refine_images
+from rism.export.refiner.settings import ImageExpressions, RefineProgress, RefineSettings
 from rism.runtime import InputError, InstructionFile, OutputError, load_image
 from tests.cli.conftest import invoke
 from tests.export.small_vlm import make_vlm, real_processor, say

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rism.evaluation.datasets.open import DatasetRequest, open_dataset
+from rism.evaluation.datasets.open import open_dataset
+from rism.evaluation.datasets.request import DatasetRequest
 from rism.runtime import InstructionFile, Segmenter
 from rism.runtime.prompt.instruction_file import image_digest
 from rism.runtime.result.rle import encode_rle

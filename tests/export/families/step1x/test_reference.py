@@ -18,13 +18,8 @@ from rism.export.checkpoint.safetensors_store import (
     open_folder,
     read_headers,
 )
-from rism.export.families.step1x.reference import (
-    ReferenceStep1X,
-    Step1XRecord,
-    Weights,
-    makers_tensors,
-)
-from rism.export.families.step1x.reference_blocks import modulation
+from rism.export.families.step1x.reference import ReferenceStep1X, makers_tensors
+from rism.export.families.step1x.reference_blocks import Step1XRecord, Weights, modulation
 from rism.export.families.step1x.reference_connector import allowed_pairs
 from rism.export.families.step1x.sizes import Step1XSizes, sizes_of
 from rism.export.families.step1x.tensor_names import open_transformer
