@@ -128,6 +128,23 @@ class ReferenceCapture:
     features: Mapping[str, torch.Tensor]  # by site, (B, N_v, D)
     token_attention: torch.Tensor  # (B, N_v, N_p)
 
+    @classmethod
+    def of(
+        cls,
+        to_prompt: list[torch.Tensor],
+        to_clean: list[torch.Tensor],
+        features: Mapping[str, torch.Tensor],
+        prompt_weights: torch.Tensor,
+    ) -> ReferenceCapture:
+        """Equations 3 and 4 on each block's A_vp (B, N_v, N_p) and A_vv (B, N_v, N_v)."""
+        prompt, clean = torch.stack(to_prompt, dim=1), torch.stack(to_clean, dim=1)
+        return cls(
+            attention_vectors=(prompt @ prompt_weights[:, None, :, None])[..., 0],
+            transition_matrices=clean / clean.sum(-1, keepdim=True),
+            features=features,
+            token_attention=prompt.sum(1),
+        )
+
 
 class ReferenceModel(Protocol):
     """The reference PyTorch model in float32 on weights rounded as the bundle stores them.

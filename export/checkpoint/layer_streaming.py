@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rism.export.checkpoint.meta_modules import put_tensor
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
 
@@ -44,25 +45,15 @@ def stream_weights(
             dtype = precision.storage(weight.dtype)
             rounding = _rounding(None if name.startswith(exact or ("\0",)) else dtype)
             module.set_submodule(name, kind(child, weight, rounding))
-    for name, tensor in _on_meta(module).items():
-        owner, _, last = name.rpartition(".")
-        parent = module.get_submodule(owner)
+    persistent = set(module.state_dict())
+    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    for name in [name for name in own if name in persistent]:
         value = tensors[name].read()
         if value.is_floating_point():
             kept = value if name.startswith(exact or ("\0",)) else value.to(precision.stream)
             value = kept.float()
-        if isinstance(tensor, nn.Parameter):
-            parent._parameters[last] = nn.Parameter(value, requires_grad=False)
-        else:
-            parent._buffers[last] = value
+        put_tensor(module, name, value)
     module.eval()
-
-
-def _on_meta(module: nn.Module) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = dict(module.named_parameters())
-    persistent = set(module.state_dict())
-    found |= {name: tensor for name, tensor in module.named_buffers() if name in persistent}
-    return found
 
 
 def _rounding(dtype: torch.dtype | None) -> Round:

@@ -54,12 +54,7 @@ class Part:
         for key, tensor in list(self.tensors()):
             rule = self.rules[key]
             value = rule.read() if isinstance(rule, StoredTensor) else rule
-            owner, _, name = key.rpartition(".")
-            parent = self.module.get_submodule(owner)
-            if isinstance(tensor, nn.Parameter):
-                parent._parameters[name] = nn.Parameter(value.to(tensor.dtype), requires_grad=False)
-            else:
-                parent._buffers[name] = value.to(tensor.dtype)
+            put_tensor(self.module, key, value.to(tensor.dtype))
         return self.module
 
     @property
@@ -109,6 +104,16 @@ def build_empty(build: Callable[[], Module]) -> Module:
     """Build a module with parameters on the meta device and buffers with values."""
     with init_empty_weights(include_buffers=False):
         return build()
+
+
+def put_tensor(module: nn.Module, key: str, value: torch.Tensor) -> None:
+    """Put values in the place of a parameter or a buffer."""
+    owner, _, name = key.rpartition(".")
+    parent = module.get_submodule(owner)
+    if name in parent._parameters:
+        parent._parameters[name] = nn.Parameter(value, requires_grad=False)
+    else:
+        parent._buffers[name] = value
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,10 +51,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Size in the file."""
-        size = self.dtype.itemsize
-        for extent in self.shape:
-            size *= extent
-        return size
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def rows(self, start: int, stop: int) -> StoredTensor:
         """Return rows [start, stop) as a tensor of its own."""
@@ -69,10 +67,7 @@ class StoredTensor:
 
     def flattened(self) -> StoredTensor:
         """Return it as a matrix: a convolution over whole patches is a product."""
-        columns = 1
-        for extent in self.shape[1:]:
-            columns *= extent
-        return replace(self, shape=(self.shape[0], columns))
+        return replace(self, shape=(self.shape[0], math.prod(self.shape[1:])))
 
     def read(self) -> torch.Tensor:
         """Read it whole, as stored."""

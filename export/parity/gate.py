@@ -8,7 +8,7 @@ rounding is put beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,7 +121,7 @@ class Gate:
             feeds, _ = vision_feeds(self.model.spec, sample)
             wanted = self.reference.image_embeds(sample.picture)
             assert wanted is not None, "a model with this graph has this function"
-            for name, got, limits in self._runs(file, [feeds]):
+            for name, got, limits in self._runs(file, feeds):
                 error = difference(got["image_embeds"], wanted.numpy())
                 worst(checks, name, "image_embeds", error, limits.output)
         return gate("vision_encoder", checks)
@@ -133,7 +133,7 @@ class Gate:
         for sample, wanted in zip(samples, self.prompts, strict=False):
             embeds = self.reference.image_embeds(sample.picture)
             feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, embeds)
-            for name, got, limits in self._runs(file, [feeds]):
+            for name, got, limits in self._runs(file, feeds):
                 for row, reference in enumerate(wanted):
                     length = int(encoded.lengths[row])
                     rows = got["prompt_embeds"][row, :length]
@@ -146,7 +146,7 @@ class Gate:
         checks: dict[str, Check] = {}
         for sample, wanted in zip(self.samples, self.latents, strict=True):
             file = files[sample.size_wh if None not in files else None]
-            for name, got, limits in self._runs(file, [{"image": sample.image.numpy()}]):
+            for name, got, limits in self._runs(file, {"image": sample.image.numpy()}):
                 error = difference(got["clean_latents"], wanted.numpy())
                 worst(checks, name, "clean_latents", error, limits.output)
         return gate("vae_encoder", checks)
@@ -176,7 +176,7 @@ class Gate:
             for mode, file in files[sample.size_wh if None not in files else None].items():
                 found = checks.setdefault(mode, {})
                 feeds = transformer_feeds(inputs, tau=spec.tau if mode == "scores" else None)
-                for name, got, limits in self._runs(file, [feeds]):
+                for name, got, limits in self._runs(file, feeds):
                     for output in [output for output in got if output in wanted]:
                         error = difference(got[output], wanted[output])
                         worst(found, name, output, error, limits.output)
@@ -189,15 +189,13 @@ class Gate:
             for mode, found in checks.items()
         }
 
-    def _runs(self, file: str, feeds: Sequence[Arrays]) -> Iterator[tuple[str, Arrays, _Limits]]:
+    def _runs(self, file: str, feeds: Arrays) -> Iterator[tuple[str, Arrays, _Limits]]:
         """Run a graph in float32, and as it is where the CPU can: prefix, outputs, limits."""
         path = self.folder / file
         with _wide(path, self.precision) as wide:
-            for each in feeds:
-                yield "", run_graph(wide, each, lean=self.lean), _EXACT
+            yield "", run_graph(wide, feeds, lean=self.lean), _EXACT
         if self.precision.name == "fp16":
-            for each in feeds:
-                yield "fp16 ", run_graph(path, each, lean=self.lean), _ROUNDED
+            yield "fp16 ", run_graph(path, feeds, lean=self.lean), _ROUNDED
 
     def _masks(
         self,

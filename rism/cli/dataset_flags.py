@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rism.cli.console import UsageError
-from rism.cli.flags import CommandFlags, argument, option
+from rism.cli.flags import CommandFlags, argument, option, same_named
 from rism.evaluation.names import (
     DATASET_SUFFIXES,
     PUBLISHED_DATASETS,
@@ -98,17 +98,10 @@ class DatasetFlags(CommandFlags):
         from rism.evaluation.datasets.request import DatasetRequest
 
         return open_dataset(
-            DatasetRequest(
-                source=self.source,
-                root=self.root,
-                split_by=self.split_by,
-                split=self.split,
-                gt_merge=self.gt_merge,
-                wording=self.wording,
-                kind=self.kind,
+            same_named(
+                DatasetRequest,
+                self,
                 limit=self.count or self.limit,
-                offset=self.offset,
-                seed=self.seed,
                 columns=None if self.columns is None else _columns(self.columns),
                 command=command,
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
 
+T = TypeVar("T")
 BUNDLE_HELP = (
     "A folder that rism export wrote, or a bundle's hub id, OWNER/NAME[@REVISION]; an existing "
     "folder takes precedence. Default: mini, the built-in bundle; for a folder of that name write "
@@ -87,6 +88,12 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__name__, command.__doc__ = function.__name__, function.__doc__
     return command
+
+
+def same_named(kind: Callable[..., T], flags: CommandFlags, /, **others: Any) -> T:
+    """Call `kind` with the flags that are named as its arguments, and with the others."""
+    names = [name for name in inspect.signature(kind).parameters if hasattr(flags, name)]
+    return kind(**({name: getattr(flags, name) for name in names} | others))
 
 
 def flags_set(flags: CommandFlags, names: Iterable[str]) -> list[str]:
@@ -298,15 +305,10 @@ class SegmenterFlags(EngineFlags):
         from rism.runtime.segmenter import Segmenter
 
         console.status(f"loading {bundle or 'mini'} ...")
-        segmenter = Segmenter.from_bundle(
-            bundle,
-            provider=self.provider,
-            device=self.device,
-            precision=self.precision,
-            engine=self.engine,
-            capture=self.capture,
-            threads=self.threads,
-            template=self.template,
+        segmenter = same_named(
+            Segmenter.from_bundle,
+            self,
+            path_or_name=bundle,
             refiner=refiner,
             warn=console.detail,
             cache_dir=cache_dir,

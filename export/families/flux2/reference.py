@@ -160,13 +160,8 @@ def reference_capture(
             txt_ids=Flux2KleinPipeline._prepare_text_ids(prompt_embeds),
             return_dict=False,
         )
-    to_prompt = torch.stack(recorder.to_prompt, dim=1)
-    to_clean = torch.stack(recorder.to_clean, dim=1)
-    return ReferenceCapture(
-        attention_vectors=(to_prompt @ prompt_weights[:, None, :, None])[..., 0],
-        transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
-        features=recorder.features,
-        token_attention=to_prompt.sum(1),
+    return ReferenceCapture.of(
+        recorder.to_prompt, recorder.to_clean, recorder.features, prompt_weights
     )
 
 

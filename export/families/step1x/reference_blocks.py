@@ -87,19 +87,8 @@ class Step1XRecord:
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def capture(self, prompt_weights: torch.Tensor) -> ReferenceCapture:
-        """Equations 3 and 4 on the stored matrices.
-
-        Args:
-            prompt_weights: w, (B, N_p).
-        """
-        to_prompt = torch.stack(self.to_prompt, dim=1)
-        to_clean = torch.stack(self.to_clean, dim=1)
-        return ReferenceCapture(
-            attention_vectors=(to_prompt @ prompt_weights[:, None, :, None])[..., 0],
-            transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
-            features=self.features,
-            token_attention=to_prompt.sum(1),
-        )
+        """Equations 3 and 4 on the stored matrices, with w (B, N_p)."""
+        return ReferenceCapture.of(self.to_prompt, self.to_clean, self.features, prompt_weights)
 
     def attention(self, rows: torch.Tensor, mixed: torch.Tensor, seen: torch.Tensor) -> None:
         """Keep the attention of the block that is running.

@@ -119,7 +119,8 @@ _SECOND = replace(
     pipeline="Step1XEditPipeline",
     published=PublishedModel("step1x-v1.1", "stepfun-ai/Step1X-Edit-v1p1-diffusers", "Apache-2.0"),
 )
-_THIRD = Version(
+_THIRD = replace(
+    _SECOND,
     name="1.2",
     prompt_axes=(),
     clean_axes=(1.0, "row", "column"),
@@ -128,18 +129,13 @@ _THIRD = Version(
     drop=90,
     max_length=2048,
     padding="none",
-    vision_id=True,
     masks_attention=False,
-    flash=False,
     quotes=("paired", None),
     cells=(256, 400),
     saved_cells=False,
     align=False,
-    size_level=1024,
     resample="bilinear",
     resize_in="float32",
-    view_resample="lanczos",
-    arithmetic="torchvision",
     pipeline="Step1XEditPipelineV1P2",
     published=PublishedModel("step1x-v1.2", "stepfun-ai/Step1X-Edit-v1p2", "Apache-2.0"),
 )

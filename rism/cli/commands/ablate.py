@@ -18,6 +18,7 @@ from rism.cli.flags import (
     QuietFlags,
     instructions_option,
     option,
+    same_named,
     tau_option,
     template_option,
     threads_option,
@@ -99,17 +100,7 @@ def ablate(flags: AblateFlags, console: Console) -> None:
     refiner, wording = _instructions(flags.instructions)
     check_outputs([flags.output / RECORDS], [Path(flags.source)])
     _make_folder(flags.output)
-    options = ModelOptions(
-        model=flags.model,
-        precision=flags.precision,
-        device=flags.device,
-        text_device=flags.text_device,
-        size_level=flags.size_level,
-        template=flags.template,
-        steps=flags.steps,
-        revision=flags.revision,
-        offline=flags.offline,
-    )
+    options = same_named(ModelOptions, flags)
     start = time.perf_counter()
     outcome = run_study(
         dataset,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import QuietFlags, argument, expecting, option
+from rism.cli.flags import QuietFlags, argument, expecting, option, same_named
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import EnginePrecision, EngineTarget
 
@@ -64,18 +64,13 @@ def build(flags: BuildFlags, console: Console) -> None:
         from rism.export.engines.targets import parse_gpus
         from rism.export.progress import Progress, TerminalProgress
     captures = [] if flags.capture is None else flags.capture.split(",")
-    options = BuildOptions(
-        target=flags.target,
-        precision=flags.precision,
+    options = same_named(
+        BuildOptions,
+        flags,
         gpus=parse_gpus(flags.gpu) if flags.gpu is not None else (),
-        shapes=flags.shapes,
         batch=batch,
         captures=tuple(dict.fromkeys(part.strip() for part in captures)),
         weights="stripped" if flags.strip_weights else "bound" if flags.bind_weights else "plan",
-        scales=flags.scales,
-        name=flags.name,
-        unchecked=flags.unchecked,
-        force=flags.force,
         timeout_s=flags.timeout,
     )
     start = time.perf_counter()

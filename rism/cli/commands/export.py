@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rism.cli.console import Console, UsageError, write_stdout
-from rism.cli.flags import CheckpointFlags, QuietFlags, option, template_option
+from rism.cli.flags import CheckpointFlags, QuietFlags, option, same_named, template_option
 from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.distribution import needs_extra
@@ -90,19 +90,7 @@ def export(flags: ExportFlags, console: Console) -> None:
             export_bundle,
             plan_export,
         )
-    options = ExportOptions(
-        captures=captures,
-        feature_site=flags.feature_site,
-        token_attention=flags.token_attention,
-        precision=flags.precision,
-        size_level=flags.size_level,
-        sizes=sizes,
-        template=flags.template,
-        vision_id=flags.vision_id,
-        parity=flags.parity,
-        revision=flags.revision,
-        offline=flags.offline,
-    )
+    options = same_named(ExportOptions, flags, captures=captures, sizes=sizes)
     if flags.dry_run:
         plan = plan_export(flags.model, flags.output, options)
         write_stdout(f"{plan.table()}\n")

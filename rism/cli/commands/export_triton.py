@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rism.cli.console import Console, write_stdout
-from rism.cli.flags import BUNDLE_HELP, QuietFlags, argument, option, tau_option
+from rism.cli.flags import BUNDLE_HELP, QuietFlags, argument, option, same_named, tau_option
 from rism.export.names import ServerDevice
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CaptureName
@@ -49,16 +49,8 @@ def export_triton(flags: ExportTritonFlags, console: Console) -> None:
         from rism.export.triton import export_triton as write_repository
     from rism.runtime.bundle.reader import Bundle, resolve_bundle
 
-    options = TritonOptions(
-        capture=flags.capture,
-        engine=flags.engine,
-        serving=Serving(flags.device, flags.instances, flags.queue_delay),
-        max_batch=flags.max_batch,
-        tau=flags.tau,
-        prefix=flags.prefix,
-        link=flags.link,
-        segmenter=flags.segmenter,
-    )
+    serving = Serving(flags.device, flags.instances, flags.queue_delay)
+    options = same_named(TritonOptions, flags, serving=serving)
     options.check()
     console.note("checking the bundle's files")
     bundle = Bundle.open(resolve_bundle(flags.bundle))

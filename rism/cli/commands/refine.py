@@ -17,6 +17,7 @@ from rism.cli.flags import (
     argument,
     flags_set,
     option,
+    same_named,
     template_option,
 )
 from rism.export.families.find import refining_models
@@ -102,14 +103,7 @@ class RefineFlags(ImageFlags, DatasetFlags, CheckpointFlags, QuietFlags):
         """How the model is asked."""
         from rism.export.refiner.settings import RefineSettings
 
-        return RefineSettings(
-            template=self.template,
-            revision=self.revision,
-            offline=self.offline,
-            max_new_tokens=self.max_new_tokens,
-            precision=self.precision,
-            provider=self.provider,
-        )
+        return same_named(RefineSettings, self)
 
 
 def _progress(console: Console) -> RefineProgress:
