@@ -25,7 +25,7 @@ from rism.export.graph.signatures import (
     trace_vision,
 )
 from rism.export.options import ExportOptions
-from rism.export.parity.gate import Checks, Gate
+from rism.export.parity.gate import Check, Checks, Gate
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import Precision
 from rism.export.progress import Progress
@@ -76,33 +76,30 @@ class BundleWriter:
 
     def text_encoder(self) -> None:
         """Write and compare the text encoder."""
-        model, name = self.models[0], "text_encoder"
-        compared, file = self._encoder(name, trace_text, model.text_encoder)
-        self.parity[name] = self._gate(model).text_encoder(compared)
-        self._done(name, file)
+        few_blocks = self.models[0].text_encoder
+        self._encoder("text_encoder", trace_text, few_blocks, Gate.text_encoder)
 
     def vision_encoder(self) -> None:
         """Write and compare the tower that looks at the image for the text encoder."""
-        model, name = self.models[0], "vision_encoder"
-        compared, file = self._encoder(name, trace_vision, model.vision_encoder)
-        self.parity[name] = self._gate(model).vision_encoder(compared)
-        self._done(name, file)
+        few_blocks = self.models[0].vision_encoder
+        self._encoder("vision_encoder", trace_vision, few_blocks, Gate.vision_encoder)
 
     def _encoder(
         self,
         name: str,
         traced: Callable[[Part, ModelSpec], ir.Model],
         few_blocks: Callable[[Precision], Part | None],
-    ) -> tuple[str, WeightFile]:
-        """Write an encoder; return the graph to compare with PyTorch, and its weights."""
-        part = self.export.parts[name]
+        compare: Callable[[Gate, str], dict[str, Check]],
+    ) -> None:
+        part, model = self.export.parts[name], self.models[0]
         with self._file(name) as file:
             self._say(f"the {name.replace('_', ' ')}")
             self._save(traced(part, self.export.model.spec), part.rules, file, name)
+            compared = self.graphs[name]
             if self.lean and (few := few_blocks(self.export.precision)) is not None:
-                graph = traced(few, self.models[0].spec)
-                return self._sample(graph, few.rules, file), file
-        return self.graphs[name], file
+                compared = self._sample(traced(few, model.spec), few.rules, file)
+        self.parity[name] = compare(self._gate(model), compared)
+        self._done(name, file)
 
     def vae_encoder(self) -> None:
         """Write and compare the VAE encoder, at every size."""

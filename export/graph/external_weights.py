@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import onnx_ir as ir
@@ -36,12 +35,6 @@ _TORCH_TYPES = {
 OnBytes = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class _Place:
-    offset: int
-    length: int
-
-
 class WeightFile:
     """One `.weights` file: tensors at aligned offsets, each written once.
 
@@ -58,18 +51,13 @@ class WeightFile:
         self._given_back = 0
         self._on_bytes = on_bytes or (lambda _count: None)
         self._hash = hashlib.sha256()
-        self._places: dict[object, _Place] = {}
+        self._places: dict[object, int] = {}
         self._file: BinaryIO = path.open("xb")
 
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -84,8 +72,8 @@ class WeightFile:
         """Let readers see what was written."""
         self._file.flush()
 
-    def add(self, key: object, length: int, chunks: Callable[[], Iterable[torch.Tensor]]) -> _Place:
-        """Write a tensor under `key`, unless it is there.
+    def add(self, key: object, length: int, chunks: Callable[[], Iterable[torch.Tensor]]) -> int:
+        """Write a tensor under `key`, unless it is there; return where it begins.
 
         Args:
             key: what makes the tensor the same one: its name and form, or a digest.
@@ -96,18 +84,18 @@ class WeightFile:
             return self._places[key]
         align = _PAGE if length >= _PAGE else _LINE
         self._write(memoryview(bytes(-self.size % align)))
-        place = _Place(self.size, length)
+        start = self.size
         for chunk in chunks():
             self._write(_raw(chunk))
-        if self.size != place.offset + length:
+        if self.size != start + length:
             raise ExportError(
-                f"{self.path.name}: {self.size - place.offset} bytes for {key}, expected {length}"
+                f"{self.path.name}: {self.size - start} bytes for {key}, expected {length}"
             )
-        self._places[key] = place
+        self._places[key] = start
         if self.size - self._given_back > _GIVE_BACK_BYTES:
             self._given_back = self.size
             trim_malloc()
-        return place
+        return start
 
     def _write(self, data: memoryview) -> None:
         self._file.write(data)
@@ -133,12 +121,12 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
         given = value.const_value
         if given is not None:
             # A pass made it: the same content in every graph, under names that differ.
-            if given.nbytes < _INLINE_BYTES:
+            if (length := given.nbytes) < _INLINE_BYTES:
                 continue
             # As bytes: NumPy and torch do not agree on what a bfloat16 is.
             tensor = torch.frombuffer(bytearray(given.tobytes()), dtype=torch.uint8)
             key: object = hashlib.sha256(_raw(tensor)).digest()
-            place = file.add(key, given.nbytes, lambda tensor=tensor: [tensor])  # type: ignore[misc]
+            start = file.add(key, length, lambda tensor=tensor: [tensor])  # type: ignore[misc]
             dtype, shape = given.dtype, ir.Shape(given.shape.numpy())
         else:
             assert value.shape is not None
@@ -154,11 +142,11 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
                 continue
             # A graph of a few blocks numbers them otherwise: where it comes from is what counts.
             source = rules[name] if isinstance(rules[name], StoredTensor) else name
-            place = file.add((source, str(wanted), turned), length, pieces)
+            start = file.add((source, str(wanted), turned), length, pieces)
         value.const_value = ir.ExternalTensor(
             location=file.path.name,
-            offset=place.offset,
-            length=place.length,
+            offset=start,
+            length=length,
             dtype=dtype,
             shape=shape,
             name=name,
