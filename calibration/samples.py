@@ -220,6 +220,7 @@ def _feeds(
     return transformer_feeds(
         state,
         [prompt],
+        rules=manifest.prompt,
         weights=prompt_token_weights(None, [prompt])[:, : len(prompt.embeds)],
         noise=noise,
         tau=manifest.method.tau,

@@ -5,6 +5,7 @@ are clean tokens only and heads are averaged (docs/bundle.md, METHOD: A = mean_h
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,8 +39,12 @@ class Capture:
         feature_block: l', counted over double-stream, then single-stream blocks.
         feature_site: "mmsa" (the attention's output, heads concatenated), "adaln" (its
             modulated input) or "block" (the block's output): table 3.
+        blocks: numbers of the blocks that are probed, rising; None for all.
         matrices: store T_l instead of T_l a_l.
         token_attention: also collect attention to each prompt token.
+        prompt_length: N_p of the model. Where fewer prompt tokens are given the last of them
+            stands for those that lack: one and the same row through every block, of which only
+            the keys and values are repeated. None where all are given.
         precision: of the attention and of the probes; what is collected is float32.
         fused: probe by `rism.export.probe`, with the main attention's own row statistics: for
             PyTorch that runs, never for a graph to export. Vectors only.
@@ -55,8 +60,10 @@ class Capture:
     prompt_weights: torch.Tensor
     feature_block: int
     feature_site: str = "mmsa"
+    blocks: Sequence[int] | None = None
     matrices: bool = False
     token_attention: bool = False
+    prompt_length: int | None = None
     precision: Precision = PRECISIONS["fp32"]
     fused: bool = False
     attention_vectors: list[torch.Tensor] = field(default_factory=list)
@@ -87,20 +94,23 @@ class Capture:
         start, compute = self.spans.clean_start, self.precision.compute
         out: torch.Tensor
         if self.fused:
-            found, statistics = fused_probe.attend(q.to(compute), k.to(compute), v.to(compute))
+            keys, values = (self._repeated(x, dim=2).to(compute) for x in (k, v))
+            found, statistics = fused_probe.attend(q.to(compute), keys, values)
             out = found.to(q.dtype)
             self.probe(index, q[:, :, start:], k, statistics[:, :, start:])
         else:
             out = self.attention(q, k, v)
             self.probe(index, q[:, :, start:], k)
-            out = self._after_probe(out)
+            if self.reads(index):
+                out = self._after_probe(out)
         self.keep("mmsa", index, out[:, start:])
         return out
 
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """(B, heads, N, d) each to (B, N, heads * d), in the precision's type."""
         compute = self.precision.compute
-        out = F.scaled_dot_product_attention(q.to(compute), k.to(compute), v.to(compute))
+        k, v = (self._repeated(x, dim=2).to(compute) for x in (k, v))
+        out = F.scaled_dot_product_attention(q.to(compute), k, v)
         return out.transpose(1, 2).flatten(2).to(q.dtype)
 
     def probe(
@@ -110,24 +120,27 @@ class Capture:
         k: torch.Tensor,
         statistics: torch.Tensor | None = None,
     ) -> None:
-        """Read block `index` without computing its output.
+        """Read block `index`, if it is one of those to read, without computing its output.
 
         Args:
-            index: must be the number of blocks probed so far.
+            index: of the blocks to read the next that was not probed yet.
             q_clean: (B, heads, N_v, d).
             k: (B, heads, N, d).
             statistics: (B, heads, N_v), the rows' log-sum-exp, where it is known; of use to the
                 fused probe alone.
         """
-        if index != len(self.attention_vectors):
-            raise ValueError(f"block {index} probed after {len(self.attention_vectors)} blocks")
-        narrow = self.precision.probe
+        if not self.reads(index):
+            return
+        done = len(self.attention_vectors)
+        if index != (done if self.blocks is None else self.blocks[done]):
+            raise ValueError(f"block {index} probed after {done} blocks")
+        narrow, k = self.precision.probe, self._repeated(k, dim=2)
         if self.fused:
             # In the main attention's type, as the statistics are. Products are exact in float32
             # and what is summed up stays there, so nothing asks for a finer type.
             compute = self.precision.compute
             a, propagated = fused_probe.probe_vectors(
-                q_clean.to(compute), k.to(compute), self.prompt_weights, statistics
+                q_clean.to(compute), k.to(compute), self._weights, statistics
             )
             self.attention_vectors.append(a)
             self.propagated_vectors.append(propagated)
@@ -135,6 +148,10 @@ class Capture:
             self._probe_matrices(q_clean.to(narrow), k.to(narrow))
         else:
             self._probe_vectors(q_clean.to(narrow), k.to(narrow))
+
+    def reads(self, index: int) -> bool:
+        """Tell whether a block is probed."""
+        return self.blocks is None or index in self.blocks
 
     def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
         """Offer (B, N_v, D) of one site; kept if it is the one asked for."""
@@ -159,12 +176,13 @@ class Capture:
         # attentions give it and no N_v x N_v matrix exists. Over clean keys alone the rows of
         # head h sum to one instead of to c_h, the mass that the first attention gives them:
         # A_vv a = mean_h c_h attention(Q_v, K_v, a), with less than half the keys.
-        start = self.spans.clean_start
         if self._masses is None:
             self._masses = self._for_heads(self._mass_values(q), q)
         masses = self._attend(q, k, self._masses)
         a, to_clean = masses[..., 0].mean(1), masses[..., 1].mean(1)
-        within = self._attend(q, k[:, :, start:], self._for_heads(a.unsqueeze(-1), q))[..., 0]
+        within = self._attend(q, k[:, :, -self.spans.clean :], self._for_heads(a.unsqueeze(-1), q))[
+            ..., 0
+        ]
         self.attention_vectors.append(a)
         self.propagated_vectors.append((masses[..., 1] * within).mean(1) / to_clean)
         if self.token_attention:
@@ -176,11 +194,10 @@ class Capture:
         Channel 0 is w on prompt tokens, 1 is one on clean tokens; the rest, if tokens are asked
         for, is one on a prompt token each.
         """
-        spans, weights = self.spans, self.prompt_weights.unsqueeze(-1)
+        spans, weights = self.spans, self._weights.unsqueeze(-1)
         on_prompt = [weights, torch.zeros_like(weights)]
         if self.token_attention:
-            eye = torch.eye(spans.prompt, dtype=weights.dtype, device=q.device)
-            on_prompt.append(eye.expand(weights.shape[0], -1, -1))
+            on_prompt.append(self._each_token(weights).expand(weights.shape[0], -1, -1))
         value = torch.cat(on_prompt, dim=-1)
         noisy = value.new_zeros(weights.shape[0], spans.noisy, value.shape[-1])
         ones = torch.ones_like(q[:, 0, :, :1], dtype=weights.dtype)
@@ -193,12 +210,34 @@ class Capture:
         power = 2.0 ** math.floor(math.log2(scale))
         scores = ((q * power) @ k.transpose(-1, -2)).float() * (scale / power)
         rows = scores.softmax(-1).mean(1)
-        to_prompt = rows[:, :, : self.spans.prompt]
-        to_clean = rows[:, :, self.spans.clean_start :]
-        self.attention_vectors.append((to_prompt @ self.prompt_weights.unsqueeze(-1))[..., 0])
+        weights = self._weights
+        to_prompt = rows[:, :, : weights.shape[1]]
+        to_clean = rows[:, :, -self.spans.clean :]
+        self.attention_vectors.append((to_prompt @ weights.unsqueeze(-1))[..., 0])
         self.transition_matrices.append(to_clean / to_clean.sum(-1, keepdim=True))
         if self.token_attention:
-            self._add_tokens(to_prompt)
+            self._add_tokens(to_prompt @ self._each_token(to_prompt))
+
+    @property
+    def _weights(self) -> torch.Tensor:
+        """W of every key of the prompt, (B, N_p) float32."""
+        return self._repeated(self.prompt_weights, dim=1)
+
+    def _each_token(self, like: torch.Tensor) -> torch.Tensor:
+        """One in the column of the given token that a key of the prompt is of, (N_p, given)."""
+        eye = torch.eye(self.spans.prompt, dtype=like.dtype, device=like.device)
+        return self._repeated(eye, dim=0)
+
+    def _repeated(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """Repeat the last prompt token along a dimension that begins with the given ones."""
+        if self.prompt_length is None:
+            return x
+        given = self.spans.prompt
+        last = x.narrow(dim, given - 1, 1)
+        sizes = [-1] * x.ndim
+        sizes[dim] = self.prompt_length - given
+        rest = x.narrow(dim, given, x.shape[dim] - given)
+        return torch.cat([x.narrow(dim, 0, given), last.expand(sizes), rest], dim=dim)
 
     def _for_heads(self, value: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """One value (B, keys, c) for all heads, in the queries' type: (B, heads, keys, >= c).

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.export.bundle_writer import BundleWriter, Export
+from rism.export.capture_blocks import choose_blocks
 from rism.export.checkpoint.locate import Checkpoint, content_digest
 from rism.export.families.find import family_of, find_checkpoint
 from rism.export.manifest_writer import write_manifest
@@ -100,6 +101,7 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         opened.spec = opened.spec.at_sizes(options.sizes)
     if options.template is not None:
         opened.spec = opened.spec.with_template(options.template)
+    opened = _read_less(opened, options)
     precision = PRECISIONS[options.precision or opened.default_precision]
     parts = {
         "text_encoder": opened.text_encoder(precision),
@@ -110,6 +112,26 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         parts = {"vision_encoder": vision} | parts
     plan = make_plan(opened, tuple(parts.values()), checkpoint, precision, options, output)
     return Export(checkpoint, opened, options, precision, parts, plan)
+
+
+def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:
+    """Apply the choice of blocks and of noisy tokens; what follows the last block read goes."""
+    spec = replace(opened.spec, noisy_grid=options.noisy_grid)
+    chosen = choose_blocks(
+        options.capture_blocks,
+        double=spec.double_blocks,
+        single=spec.single_blocks,
+        feature_block=spec.feature_block,
+    )
+    if len(chosen) < spec.blocks:
+        spec = replace(spec, capture_blocks=chosen)
+        # Features of a block's output need the whole block: one more is begun.
+        features = spec.feature_block + (options.feature_site == "block")
+        last = max(*chosen, features, spec.double_blocks)
+        if last < spec.blocks - 1:
+            opened = opened.first_blocks(last + 1)
+    opened.spec = spec
+    return opened
 
 
 def _check_sizes(sizes: Sequence[tuple[int, int]], multiple: int) -> None:

@@ -68,6 +68,8 @@ def write_manifest(writer: BundleWriter, revision: str) -> None:
             "feature_dim": spec.feature_dim,
             "prototype": "equation",
         }
+        | ({} if spec.capture_blocks is None else {"capture_blocks": list(spec.capture_blocks)})
+        | ({} if spec.noisy_grid == 1 else {"noisy_grid": spec.noisy_grid})
         | ({} if spec.confidence is None else {"confidence": dict(spec.confidence)}),
         "noise": {
             "file": "noise.f32",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rism.export.capture_blocks import ALL, MAX_NOISY_GRID
 from rism.export.names import FEATURE_SITES, GRAPH_PRECISIONS, PARITY_MODES
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
@@ -21,6 +22,9 @@ class ExportOptions:
         captures: capture modes to include, the default one first.
         feature_site: "mmsa", "adaln" or "block" (table 3 of the paper).
         token_attention: add attention per prompt token to every transformer graph.
+        capture_blocks: blocks that attention is read from, see `choose_blocks`; the graphs end
+            with the last block that is read.
+        noisy_grid: k, so that only every k-th row and column of the image has noisy tokens.
         precision: "fp32", "bf16", "fp16", or None for the model's own.
         size_level: resize every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
@@ -37,6 +41,8 @@ class ExportOptions:
     captures: Sequence[str] = ("vectors",)
     feature_site: str = "mmsa"
     token_attention: bool = False
+    capture_blocks: str = ALL
+    noisy_grid: int = 1
     precision: str | None = None
     size_level: int | None = None
     sizes: Sequence[tuple[int, int]] = field(default=())
@@ -64,6 +70,11 @@ class ExportOptions:
                     f"{name} {', '.join(unknown) or 'nothing'} is not known, expected some of "
                     f"{', '.join(known)}"
                 )
+        if not 1 <= self.noisy_grid <= MAX_NOISY_GRID:
+            raise InputError(
+                f"noisy grid is {self.noisy_grid}, expected 1 (all noisy tokens) to "
+                f"{MAX_NOISY_GRID}"
+            )
         if self.size_level is not None and not 8 <= self.size_level <= 8192:
             raise InputError(
                 f"size level is {self.size_level}, expected pixels from 8 to 8192, such as 512"

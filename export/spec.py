@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,8 @@ class ModelSpec:
         None  # rism.runtime.bundle.confidence_rule.ConfidenceRule
     )
     scope: Mapping[str, Any] | None = None  # of a demonstrator, rism.runtime.bundle.scope.Scope
+    capture_blocks: tuple[int, ...] | None = None  # blocks that attention is read from; all
+    noisy_grid: int = 1  # only every such row and column of the image has noisy tokens
 
     @property
     def blocks(self) -> int:
@@ -88,7 +90,9 @@ class ModelSpec:
 
     def of_blocks(self, double: int, single: int) -> ModelSpec:
         """Return it for a model of so many of its blocks, features of the first."""
-        return replace(self, double_blocks=double, single_blocks=single, feature_block=0)
+        return replace(
+            self, double_blocks=double, single_blocks=single, feature_block=0, capture_blocks=None
+        )
 
     def with_template(self, template: str) -> ModelSpec:
         """Return it with another instruction template."""
@@ -112,10 +116,20 @@ class SingleStepDiT(Protocol):
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
         prompt: PromptTokens,
+        noisy_positions: torch.Tensor,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
-        """Run the step on (B, N_v, C), (1, N_v, C), the prompt and (N_v, 2) float32."""
+        """Run the step.
+
+        Args:
+            clean_latents: (B, N_v, C).
+            noise: (1, N_n, C).
+            prompt: the encoded prompt.
+            noisy_positions: (N_n, 2) float32, row and column of each noisy token.
+            positions: (N_v, 2) float32, of each clean token.
+            capture: what is read on the way.
+        """
         ...
 
 
@@ -126,7 +140,7 @@ class ReferenceCapture:
     attention_vectors: torch.Tensor  # (B, L, N_v)
     transition_matrices: torch.Tensor  # (B, L, N_v, N_v)
     features: Mapping[str, torch.Tensor]  # by site, (B, N_v, D)
-    token_attention: torch.Tensor  # (B, N_v, N_p)
+    token_attention: torch.Tensor  # (B, L, N_v, N_p)
 
     @classmethod
     def of(
@@ -183,10 +197,12 @@ class ReferenceInputs:
     """The inputs of the reference transformer."""
 
     clean_latents: torch.Tensor  # (B, N_v, C)
-    noise: torch.Tensor  # (1, N_v, C)
+    noise: torch.Tensor  # (1, N_n, C), of the noisy tokens
     prompt: PromptTokens
     prompt_weights: torch.Tensor  # (B, N_p)
     grid_hw: tuple[int, int]
+    # Where on the grid the noisy tokens are: (N_n,) int64, or all.
+    noisy_tokens: torch.Tensor | slice = field(default_factory=lambda: slice(None))
 
 
 class OpenModel(Protocol):
@@ -218,6 +234,13 @@ class OpenModel(Protocol):
 
     def reference(self, precision: Precision) -> ReferenceModel:
         """The model that the graphs are compared with."""
+        ...
+
+    def first_blocks(self, count: int) -> OpenModel:
+        """Return the model of the first blocks alone, the double-stream ones and more.
+
+        What its last block gives out is never computed: only its attention is read.
+        """
         ...
 
     def samples_of_blocks(self) -> Sequence[OpenModel]:

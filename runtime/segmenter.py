@@ -316,6 +316,7 @@ class Segmenter:
         feeds = transformer_feeds(
             state,
             prompts,
+            rules=self.manifest.prompt,
             weights=weights,
             noise=self._noise,
             tau=options.tau,

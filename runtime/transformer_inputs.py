@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.runtime.arrays import Array, Float32
+from rism.runtime.bundle.prompt_spec import PromptRules
 from rism.runtime.engines.cuda_device import Device
 from rism.runtime.engines.device_engine import Mirrored, array_namespace, at, held
 from rism.runtime.engines.tensor_checks import repeat_last
@@ -39,10 +40,26 @@ def batches(prompts: Sequence[PromptState], size: int) -> list[list[int]]:
     ]
 
 
+def prompt_rows(rules: PromptRules, prompts: Sequence[PromptState], weights: Float32) -> int:
+    """Return how many embeddings of each prompt the transformer needs.
+
+    Args:
+        rules: the bundle's.
+        prompts: one of the groups of `batches`.
+        weights: (len(prompts), N_p) float32; padding can share a row if it shares a weight.
+    """
+    given = len(prompts[0].embeds)
+    if not rules.shared_padding:
+        return given
+    used = min(given, max(len(prompt.tokens) for prompt in prompts) + 1)
+    return used if (weights[:, used:] == weights[:, used - 1 : used]).all() else given
+
+
 def transformer_feeds(
     state: ImageState,
     prompts: Sequence[PromptState],
     *,
+    rules: PromptRules,
     weights: Float32,
     noise: Float32 | Mirrored,
     tau: float,
@@ -51,22 +68,23 @@ def transformer_feeds(
 ) -> dict[str, Any]:
     """Return every input that a transformer graph may have, by logical name.
 
-    The prompts are one of the groups of `batches`, their weights (len(prompts), N_p) float32, and
+    The prompts are one of the groups of `batches`, made by the bundle's `rules`, their weights (len(prompts), N_p) float32, and
     the bundle's noise is (rows, C) float32. A batch `fixed` by the export is filled up. Arrays that
     are on `device`, the GPU of an engine that takes device arrays, stay there.
     """
     batch = fixed or len(prompts)
     filled = [*prompts, *[prompts[-1]] * (batch - len(prompts))]
+    rows = prompt_rows(rules, prompts, weights)
     with held(device):
         latents = at(state.latents, device)
         feeds = {
             "clean_latents": array_namespace(latents).repeat(latents, batch, axis=0),
             "noise": at(noise, device)[None, : state.plan.tokens],
-            "prompt_embeds": _stacked([prompt.embeds for prompt in filled], device),
+            "prompt_embeds": _stacked([prompt.embeds for prompt in filled], device)[:, :rows],
         }
     feeds |= {
-        "prompt_weights": repeat_last(weights, fixed),
-        "prompt_mask": np.stack([p.attention_mask for p in filled]).astype(np.float32),
+        "prompt_weights": repeat_last(weights[:, :rows], fixed),
+        "prompt_mask": np.stack([p.attention_mask[:rows] for p in filled]).astype(np.float32),
         "positions": geometry.positions(state.plan.grid_hw),
         "tau": np.array([tau], np.float32),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,7 @@ class AblationModel:
         feeds = transformer_feeds(
             state,
             [prompt],
+            rules=replace(self.spec.prompt, shared_padding=False),
             weights=prompt_token_weights(None, [prompt]),
             noise=self._noise,
             tau=self.spec.tau,
@@ -264,7 +265,12 @@ class AblationModel:
         self._transformer.at(sigma)
         with self.device:
             self._transformer.part.module(
-                given["clean_latents"], latents, prompt, given["positions"], capture
+                given["clean_latents"],
+                latents,
+                prompt,
+                given["positions"],
+                given["positions"],
+                capture,
             )
 
 

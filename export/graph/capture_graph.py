@@ -47,6 +47,7 @@ class CaptureGraph(nn.Module):
         spec: its sizes.
         options: what it gives out.
         precision: of the attention and the probes.
+        columns: of the image's tokens, where a graph has one size; None where it may be any.
         fused: probe by `rism.export.probe`; a module to run, not to export.
     """
 
@@ -57,11 +58,12 @@ class CaptureGraph(nn.Module):
         options: CaptureOptions,
         precision: Precision,
         *,
+        columns: int | None = None,
         fused: bool = False,
     ) -> None:
         super().__init__()
         self.dit, self.spec, self.options, self.precision = dit, spec, options, precision
-        self.fused = fused
+        self.columns, self.fused = columns, fused
 
     def forward(
         self,
@@ -75,6 +77,10 @@ class CaptureGraph(nn.Module):
         tau: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Inputs and outputs as in docs/bundle.md, step 5."""
+        noisy_positions, rules = positions, self.spec.prompt
+        if self.spec.noisy_grid > 1:
+            kept = self._kept_noise(positions)
+            noise, noisy_positions = noise[:, kept], positions[kept]
         spans = Spans(
             prompt=prompt_embeds.shape[1], noisy=noise.shape[1], clean=clean_latents.shape[1]
         )
@@ -83,13 +89,15 @@ class CaptureGraph(nn.Module):
             prompt_weights=prompt_weights,
             feature_block=self.spec.feature_block,
             feature_site=self.options.feature_site,
+            blocks=self.spec.capture_blocks,
             matrices=self.options.mode == "matrices",
             token_attention=self.options.token_attention,
             precision=self.precision,
+            prompt_length=rules.max_length if rules.shared_padding else None,
             fused=self.fused,
         )
         prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
-        self.dit(clean_latents, noise, prompt, positions, capture)
+        self.dit(clean_latents, noise, prompt, noisy_positions, positions, capture)
         if capture.features is None:
             raise ExportError(
                 f"block {self.spec.feature_block} gave no '{self.options.feature_site}' features, "
@@ -108,3 +116,19 @@ class CaptureGraph(nn.Module):
         if capture.to_tokens is not None:
             outputs = (*outputs, capture.to_tokens)
         return outputs
+
+    def _kept_noise(self, positions: torch.Tensor) -> torch.Tensor:
+        """Which of the image's tokens have a noisy one: (N_v // k^2,) int64.
+
+        Those of every k-th row and column, row by row. Their number follows from the number of
+        tokens alone, as engines need it: where k does not divide both sides, the last row of
+        them may be cut short.
+        """
+        step = self.spec.noisy_grid
+        place = torch.arange(positions.shape[0] // step**2, device=positions.device)
+        if self.columns is None:
+            columns = positions[-1, 1].long() + 1
+        else:
+            columns = torch.full_like(place[:1], self.columns)
+        wide = (columns + step - 1) // step
+        return step * (place // wide) * columns + step * (place % wide)

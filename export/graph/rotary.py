@@ -35,19 +35,26 @@ class RotaryTable(nn.Module):
         angles = torch.stack([columns[a] for a in self.axis_of_pair], dim=1) * self.frequencies
         return angles.cos(), angles.sin()
 
-    def sequence(self, family: FamilySpec, prompt: PromptTokens, positions: torch.Tensor) -> Rotary:
+    def sequence(
+        self,
+        family: FamilySpec,
+        prompt: PromptTokens,
+        noisy_positions: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> Rotary:
         """Tables for [prompt; noisy; clean].
 
         Args:
             family: the axis rules.
             prompt: with its own positions, or tokens in their order.
-            positions: rows and columns of the image's tokens, (N_v, 2).
+            noisy_positions: rows and columns of the noisy tokens, (N_n, 2).
+            positions: likewise of the clean tokens, (N_v, 2).
         """
         tables = (
             self.prompt(family.prompt_axes, prompt.embeds.shape[1])
             if prompt.positions is None
             else self(prompt.positions.unbind(1)),
-            self.image(family.noisy_axes, positions),
+            self.image(family.noisy_axes, noisy_positions),
             self.image(family.clean_axes, positions),
         )
         cos, sin = zip(*tables, strict=True)

@@ -86,8 +86,9 @@ def trace_transformer(
     tokens = (size[0] // token) * (size[1] // token) if size else 20
     by_batch = {} if size else {0: "batch"}
     by_token = {} if size else {0: "tokens"}
-    # Prompts that are not padded have a length of their own, whatever the image's size.
-    own = {} if rules.padding != "none" else {1: "prompt_tokens"}
+    # Prompts without padding, or with one row of it, have a length of their own, whatever the
+    # image's size.
+    own = {1: "prompt_tokens"} if rules.padding == "none" or rules.shared_padding else {}
     length = 24 if own else rules.max_length
     prompt = by_batch | own
     inputs = {
@@ -106,5 +107,13 @@ def trace_transformer(
     if options.mode == "scores":
         inputs["tau"] = Input((1,), {})
     return trace(
-        CaptureGraph(part.module, spec, options, precision), inputs, outputs=options.outputs
+        CaptureGraph(
+            part.module,
+            spec,
+            options,
+            precision,
+            columns=None if size is None else size[0] // token,
+        ),
+        inputs,
+        outputs=options.outputs,
     )

@@ -161,22 +161,34 @@ class Gate:
         spec, reference = self.model.spec, self.reference
         given: list[tuple[Samples, ReferenceInputs]] = []
         for sample, clean, prompts in zip(self.samples, self.latents, self.prompts, strict=True):
-            given += [(sample, each) for each in inputs_of(sample, clean, prompts, noise)]
+            given += [
+                (sample, each) for each in inputs_of(sample, clean, prompts, noise, spec.noisy_grid)
+            ]
         captures = reference.dit([inputs for _, inputs in given], spec.feature_block)
         checks: Checks = {}
+        read = slice(None) if spec.capture_blocks is None else list(spec.capture_blocks)
         for (sample, inputs), capture in zip(given, captures, strict=True):
-            vectors, matrices = capture.attention_vectors, capture.transition_matrices
+            vectors = capture.attention_vectors[:, read]
+            matrices = capture.transition_matrices[:, read]
+            feeds = transformer_feeds(
+                inputs, noise=noise, shared_padding=spec.prompt.shared_padding
+            )
+            tokens = capture.token_attention[:, read].sum(1)
+            last = feeds["prompt_weights"].shape[1] - 1
             wanted = {
                 "attention_vectors": vectors.numpy(),
                 "transition_matrices": matrices.numpy(),
                 "propagated_vectors": (matrices @ vectors.unsqueeze(-1))[..., 0].numpy(),
                 "features": capture.features[feature_site].numpy(),
-                "token_attention": capture.token_attention.numpy(),
+                # The last row that a graph gets stands for all padding after it.
+                "token_attention": torch.cat(
+                    [tokens[..., :last], tokens[..., last:].sum(-1, keepdim=True)], -1
+                ).numpy(),
             }
             for mode, file in files[sample.size_wh if None not in files else None].items():
                 found = checks.setdefault(mode, {})
-                feeds = transformer_feeds(inputs, tau=spec.tau if mode == "scores" else None)
-                for name, got, limits in self._runs(file, feeds):
+                tau = {"tau": np.array([spec.tau], np.float32)} if mode == "scores" else {}
+                for name, got, limits in self._runs(file, feeds | tau):
                     for output in [output for output in got if output in wanted]:
                         error = difference(got[output], wanted[output])
                         worst(found, name, output, error, limits.output)

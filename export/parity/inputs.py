@@ -125,21 +125,26 @@ def inputs_of(
     clean: torch.Tensor,
     prompts: Sequence[ReferencePrompt],
     noise: npt.NDArray[np.float32],
+    noisy_grid: int = 1,
 ) -> list[ReferenceInputs]:
     """Put a sample's latents and prompts together; prompts of one length make one batch."""
     by_length: dict[int, list[ReferencePrompt]] = {}
     for prompt in prompts:
         by_length.setdefault(len(prompt.embeds), []).append(prompt)
     found = []
+    kept = noisy_tokens(sample.grid_hw, noisy_grid)
     for length, some in by_length.items():
         rng = np.random.default_rng(7)
         # Uneven weights: an output that ignored them would not pass.
         weights = rng.uniform(0.5, 1, (len(some), length)).astype(np.float32)
         masks = [prompt.mask for prompt in some if prompt.mask is not None]
+        if masks:  # all padding has one weight, so that one row can stand for it
+            padded = torch.stack(masks).numpy() == 0
+            weights[padded] = 0.75
         found.append(
             ReferenceInputs(
                 clean_latents=clean.expand(len(some), -1, -1).contiguous(),
-                noise=torch.from_numpy(noise[None, : clean.shape[1]].copy()),
+                noise=torch.from_numpy(noise[None, kept].copy()),
                 prompt=PromptTokens(
                     torch.stack([prompt.embeds for prompt in some]),
                     torch.stack(masks) if masks else None,
@@ -147,23 +152,44 @@ def inputs_of(
                 ),
                 prompt_weights=torch.from_numpy(weights),
                 grid_hw=sample.grid_hw,
+                noisy_tokens=torch.from_numpy(kept),
             )
         )
     return found
 
 
-def transformer_feeds(inputs: ReferenceInputs, tau: float | None) -> Arrays:
-    """Return the same inputs under the names of docs/bundle.md, step 5."""
+def noisy_tokens(grid_hw: tuple[int, int], step: int) -> npt.NDArray[np.int64]:
+    """Return which of a grid's tokens have a noisy one: (N_n,), see `CaptureGraph`."""
+    numbers = np.arange(grid_hw[0] * grid_hw[1]).reshape(grid_hw)
+    return numbers[::step, ::step].flatten()[: numbers.size // step**2]
+
+
+def transformer_feeds(
+    inputs: ReferenceInputs,
+    *,
+    noise: npt.NDArray[np.float32] | None = None,
+    shared_padding: bool = False,
+) -> Arrays:
+    """Return the same inputs under the names of docs/bundle.md, step 5; without tau.
+
+    Args:
+        inputs: the reference's.
+        noise: (rows, C), the bundle's, where that is not the reference's.
+        shared_padding: see `PromptRules`.
+    """
+    given = inputs.prompt.embeds.shape[1]
+    if shared_padding and inputs.prompt.mask is not None:
+        given = min(given, int(inputs.prompt.mask.sum(1).max()) + 1)
     rows, columns = np.indices(inputs.grid_hw)
     feeds = {
         "clean_latents": inputs.clean_latents.numpy(),
-        "noise": inputs.noise.numpy(),
-        "prompt_embeds": inputs.prompt.embeds.numpy(),
-        "prompt_weights": inputs.prompt_weights.numpy(),
+        "noise": inputs.noise.numpy() if noise is None else noise[None, : rows.size],
+        "prompt_embeds": inputs.prompt.embeds[:, :given].numpy(),
+        "prompt_weights": inputs.prompt_weights[:, :given].numpy(),
         "positions": np.stack([rows, columns], -1).reshape(-1, 2).astype(np.float32),
     }
     if inputs.prompt.mask is not None:
-        feeds["prompt_mask"] = inputs.prompt.mask.numpy()
+        feeds["prompt_mask"] = inputs.prompt.mask[:, :given].numpy()
     if inputs.prompt.positions is not None:
         feeds["prompt_positions"] = inputs.prompt.positions.numpy()
-    return feeds if tau is None else feeds | {"tau": np.array([tau], np.float32)}
+    return feeds

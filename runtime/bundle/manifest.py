@@ -88,6 +88,8 @@ class Method:
     """Defaults of the method, and where in the model its features come from.
 
     `confidence` is None for a model without a fitted rule: then no object is called absent.
+    `capture_blocks` are those that attention is read from, and `noisy_grid` says that only every
+    such row and column of the image has noisy tokens: the graphs know both.
     """
 
     tau: float
@@ -99,6 +101,8 @@ class Method:
     feature_dim: int
     prototype: str
     confidence: ConfidenceRule | None = None
+    capture_blocks: tuple[int, ...] | None = None
+    noisy_grid: int = 1
 
 
 @dataclass(frozen=True)
@@ -285,10 +289,21 @@ def _method(node: Node) -> Method:
         feature_dim=node.integer("feature_dim", 1, 2**17),
         prototype=node.choice("prototype", PROTOTYPES, default="equation"),
         confidence=None if node.raw("confidence") is None else _confidence(node.node("confidence")),
+        capture_blocks=_capture_blocks(node),
+        noisy_grid=node.integer("noisy_grid", 1, 64, default=1),
     )
     if method.tau >= 1.0:
         node.refuse("tau", "a number from 0 to below 1")
     return method
+
+
+def _capture_blocks(node: Node) -> tuple[int, ...] | None:
+    if node.raw("capture_blocks") is None:
+        return None
+    blocks = node.items("capture_blocks", most=2048)
+    if not blocks or not all(is_integer(block, 0, 2048) for block in blocks):
+        node.refuse("capture_blocks", "a list of block numbers")
+    return tuple(blocks)
 
 
 def _confidence(node: Node) -> ConfidenceRule:

@@ -79,6 +79,8 @@ class PromptRules:
         padding: what comes after the last token up to `max_length`: "tokens" of `pad_id` through
             the text encoder, embeddings of "zeros", or "none" at all, so that N_p is the number
             of tokens.
+        shared_padding: with "zeros": the transformer takes fewer embeddings than `max_length`, and
+            repeats the last one, which is then of padding, up to it.
         unseen_id: a token that has no position of its own, and is not counted; None for no such
             token.
         unseen_attended: whether others attend to it nevertheless.
@@ -98,6 +100,7 @@ class PromptRules:
     tokenizer: str
     drop: int = 0
     padding: str = "tokens"
+    shared_padding: bool = False
     unseen_id: int | None = None
     unseen_attended: bool = True
     unseen_position: int = 0
@@ -122,6 +125,7 @@ def parse_prompt(node: Node, files: Container[str]) -> PromptRules:
         tokenizer=node.listed_file("tokenizer", files),
         drop=node.integer("drop", 0, MAX_PROMPT_TOKENS, default=0),
         padding=node.choice("padding", PADDINGS, default="tokens"),
+        shared_padding=node.boolean("shared_padding", default=False),
         unseen_id=(
             None if node.raw("unseen_id") is None else node.integer("unseen_id", 0, 2**31 - 1)
         ),
@@ -134,6 +138,8 @@ def parse_prompt(node: Node, files: Container[str]) -> PromptRules:
     )
     if rules.template.count("{expression}") != 1:
         node.refuse("template", "text with {expression} in it once")
+    if rules.shared_padding and rules.padding != "zeros":
+        node.refuse("shared_padding", "false where 'padding' is not 'zeros'")
     if rules.positions != "none" and rules.vision is None:
         node.refuse("positions", "'none' where there is no 'vision'")
     return rules

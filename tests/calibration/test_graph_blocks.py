@@ -125,7 +125,7 @@ def test_step1x(tmp_path: Path) -> None:
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
         *("proj_mlp", "proj_out"),
     }
-    given = transformer_feeds(random_inputs(model, (4, 6), batch=1), None)
+    given = transformer_feeds(random_inputs(model, (4, 6), batch=1))
     whole = LoadedGraph(reopened(graph)).run(given)
     tapped = {layer.activation.name or "": layer for layer in find_layers(graph.model)}
     shown: dict[str, list[int]] = {}

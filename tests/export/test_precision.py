@@ -46,7 +46,7 @@ class Outliers:
     def feeds(self) -> Arrays:
         if isinstance(self.model, KleinModel):
             return feeds(self.model.spec, GRID, batch=1)
-        return transformer_feeds(random_inputs(self.model, GRID, batch=1), None)
+        return transformer_feeds(random_inputs(self.model, GRID, batch=1))
 
     def graph(self, precision: Precision) -> CaptureGraph:
         dit = self.model.transformer(precision).fill()

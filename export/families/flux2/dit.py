@@ -88,6 +88,7 @@ class Flux2SingleStep(nn.Module):
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
         prompt: PromptTokens,
+        noisy_positions: torch.Tensor,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
@@ -95,7 +96,7 @@ class Flux2SingleStep(nn.Module):
         batch = clean_latents.shape[0]
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
         text = self.context_embedder(prompt.embeds)
-        rotary = self.rotary.sequence(self.family, prompt, positions)
+        rotary = self.rotary.sequence(self.family, prompt, noisy_positions, positions)
         spans = capture.spans
         doubles = len(self.transformer_blocks)
 

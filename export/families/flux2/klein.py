@@ -99,6 +99,11 @@ class KleinModel:
         """See `OpenModel`."""
         return ReferenceKlein(self, precision)
 
+    def first_blocks(self, count: int) -> OpenModel:
+        """See `OpenModel`."""
+        single = self.blocks.single[: count - len(self.blocks.double)]
+        return replace(self, blocks=replace(self.blocks, single=single))
+
     def samples_of_blocks(self) -> Sequence[OpenModel]:
         """See `OpenModel`."""
         layers = tuple(range(len(self.blocks.out_layers)))

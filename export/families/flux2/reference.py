@@ -97,6 +97,7 @@ class ReferenceKlein:
                 prompt_embeds=given.prompt.embeds,
                 prompt_weights=given.prompt_weights,
                 grid_hw=given.grid_hw,
+                noisy_tokens=given.noisy_tokens,
                 feature_block=feature_block,
                 timestep=self.model.spec.timestep,
             )
@@ -131,22 +132,24 @@ def reference_capture(
     prompt_weights: torch.Tensor,
     feature_block: int,
     timestep: float,
+    noisy_tokens: torch.Tensor | slice = slice(None),
 ) -> ReferenceCapture:
     """Run the whole transformer and keep every attention matrix of the clean tokens.
 
     Args:
         transformer: the model as diffusers loads it.
         clean_latents: (B, N_v, C) float32.
-        noise: (1, N_v, C).
+        noise: (1, N_n, C).
         prompt_embeds: (B, N_p, E).
         grid_hw: N_h, N_w.
         prompt_weights: w, (B, N_p).
         feature_block: l'.
         timestep: sigma.
+        noisy_tokens: where on the grid the noisy tokens are, (N_n,) int64 or all.
     """
     batch, tokens, channels = clean_latents.shape
     grid = torch.zeros(1, channels, *grid_hw)
-    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)
+    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)[:, noisy_tokens]
     clean_ids = Flux2KleinPipeline._prepare_image_ids([grid])
     recorder = _Recorder(
         transformer, prompt=prompt_embeds.shape[1], clean=tokens, feature_block=feature_block

@@ -107,6 +107,7 @@ class Step1XSingleStep(nn.Module):
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
         prompt: PromptTokens,
+        noisy_positions: torch.Tensor,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
@@ -114,7 +115,7 @@ class Step1XSingleStep(nn.Module):
         batch, spans = clean_latents.shape[0], capture.spans
         text, condition = self._connect(prompt)
         image = self.x_embedder(torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1))
-        rotary = self.rotary.sequence(self.family, prompt, positions)
+        rotary = self.rotary.sequence(self.family, prompt, noisy_positions, positions)
         blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
         with replaced_processors(blocks, partial(BlockProcessor, capture)):
             for index, block in enumerate(self.transformer_blocks):

@@ -151,6 +151,11 @@ class Step1XModel:
         """See `OpenModel`."""
         return ReferenceStep1XEdit(self, precision)
 
+    def first_blocks(self, count: int) -> OpenModel:
+        """See `OpenModel`."""
+        single = self.blocks.single[: count - len(self.blocks.double)]
+        return replace(self, blocks=replace(self.blocks, single=single))
+
     def samples_of_blocks(self) -> Sequence[OpenModel]:
         """See `OpenModel`; both kinds of the vision encoder's blocks are kept, too."""
         whole = self.text_config().vision_config.fullatt_block_indexes

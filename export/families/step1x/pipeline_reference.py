@@ -126,7 +126,7 @@ class ReferenceStep1XEdit:
                 embeds,
                 prompt.mask,
                 torch.zeros(embeds.shape[1], 3) if own is None else own,
-                noisy,
+                noisy[given.noisy_tokens],
                 clean,
                 self.spec.timestep,
                 embeds[..., hidden:] if self.sizes.mapping else None,

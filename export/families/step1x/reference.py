@@ -52,11 +52,11 @@ class ReferenceStep1X:
 
         Args:
             clean_latents: (B, N_v, C).
-            noise: (1, N_v, C).
+            noise: (1, N_n, C).
             prompt_embeds: (B, N_p, E); the first columns are hidden states.
             prompt_mask: (B, N_p), one or true where there is a token.
             prompt_positions: (N_p, 3).
-            noisy_positions: (N_v, 3).
+            noisy_positions: (N_n, 3).
             clean_positions: (N_v, 3).
             timestep: sigma, 1 at the first step.
             extra: (B, N_p, context), added to the connector's tokens.

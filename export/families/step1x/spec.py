@@ -144,6 +144,7 @@ def _prompt(
         tokenizer="tokenizer.json",
         drop=settings["drop_tokens"],
         padding=version.padding,
+        shared_padding=version.padding == "zeros",
         unseen_id=0,
         unseen_attended=not version.masks_attention,
         unseen_position=1,

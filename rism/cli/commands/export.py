@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, option, same_named, template_option
+from rism.export.capture_blocks import ALL, MAX_NOISY_GRID
 from rism.export.families.find import BUILT_IN, published_models
 from rism.export.names import FeatureSite, GraphPrecision, ParityMode
 from rism.runtime.distribution import needs_extra
@@ -58,6 +59,18 @@ class ExportFlags(CheckpointFlags, QuietFlags):
         "(adaln), or the block's output (block).",
     )
     token_attention: bool = option(False, help="Also output attention per prompt token.")
+    capture_blocks: str = option(
+        ALL,
+        metavar="CHOICE",
+        help="Blocks that attention is read from: all, deep (single-stream), to-features, 0-20, "
+        "every:2, or several with commas. The graph ends with the last block that is read.",
+    )
+    noisy_grid: int = option(
+        1,
+        min=1,
+        max=MAX_NOISY_GRID,
+        help="Keep noisy tokens only in every N-th row and column of the image.",
+    )
     parity: ParityMode = option(
         "auto", help="Compare with PyTorch the whole model (full), or one block of each kind."
     )

@@ -84,6 +84,10 @@ def _about(manifest: Manifest) -> Iterator[str]:
         f"block {method.feature_block} ({method.feature_dim}), "
         f"prototypes by {method.prototype}"
     )
+    if method.capture_blocks is not None:
+        yield f"           attention of blocks {', '.join(map(str, method.capture_blocks))}"
+    if method.noisy_grid > 1:
+        yield f"           noisy tokens in one of {method.noisy_grid} rows and columns"
 
 
 def _graphs(manifest: Manifest) -> Iterator[str]:

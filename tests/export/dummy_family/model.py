@@ -73,10 +73,10 @@ class Block(nn.Module):
 class Step(nn.Module):
     """The transformer's single step: blocks over [prompt; noisy; clean]."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = BLOCKS) -> None:
         super().__init__()
         self.image_in, self.text_in = nn.Linear(LATENT, WIDTH), nn.Linear(TEXT, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
         self.rotary = RotaryTable((WIDTH // HEADS // 2,) * 2, THETA)
 
     def forward(
@@ -84,12 +84,13 @@ class Step(nn.Module):
         clean_latents: torch.Tensor,
         noise: torch.Tensor,
         prompt: PromptTokens,
+        noisy_positions: torch.Tensor,
         positions: torch.Tensor,
         capture: Capture,
     ) -> None:
         image = torch.cat([noise.expand(clean_latents.shape[0], -1, -1), clean_latents], dim=1)
         hidden = torch.cat([self.text_in(prompt.embeds), self.image_in(image)], dim=1)
-        rotary = self.rotary.sequence(FAMILY, prompt, positions)
+        rotary = self.rotary.sequence(FAMILY, prompt, noisy_positions, positions)
         for index, block in enumerate(self.blocks):
             q, k, v = block.project(hidden)  # type: ignore[operator]
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -150,7 +151,7 @@ class Reference:
         hidden = torch.cat([step.text_in(embeds), step.image_in(image)], dim=1)
         grid = torch.cartesian_prod(*(torch.arange(float(n)) for n in given.grid_hw))
         text = torch.stack([torch.zeros(length), torch.arange(float(length))], dim=1)
-        places = torch.cat([text, grid, grid + torch.tensor([30.0, 0.0])])
+        places = torch.cat([text, grid[given.noisy_tokens], grid + torch.tensor([30.0, 0.0])])
         pairs = WIDTH // HEADS // 4
         angles = (places[:, :, None] / THETA ** (torch.arange(pairs) / pairs)).flatten(1)
         turns = torch.polar(torch.ones_like(angles), angles)
@@ -176,7 +177,7 @@ class Reference:
             attention_vectors=(to_prompt @ given.prompt_weights[:, None, :, None])[..., 0],
             transition_matrices=to_clean / to_clean.sum(-1, keepdim=True),
             features=features,
-            token_attention=to_prompt.sum(1),
+            token_attention=to_prompt,
         )
 
 
@@ -188,6 +189,7 @@ class DummyModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.tokenizer = open_tokenizer(checkpoint.folder / "tokenizer")
         self.tokenizer_json = tokenizer_json(self.tokenizer)
+        self.blocks = BLOCKS
         self.stores = {name: open_folder(checkpoint.folder / name) for name in PARTS}
         geometry = Geometry(
             size_level=64,
@@ -232,12 +234,20 @@ class DummyModel:
         del precision
         return Reference(self)
 
+    def first_blocks(self, count: int) -> DummyModel:
+        self.blocks = count
+        return self
+
     def samples_of_blocks(self) -> Sequence[DummyModel]:
         return [self]
 
     def _part(self, name: str, precision: Precision) -> Part:
-        module, store = build_empty(PARTS[name]), self.stores[name]
-        return cast_part(name, module, dict(store), precision, ())
+        step = name == "transformer"
+        module = build_empty(lambda: Step(self.blocks) if step else PARTS[name]())
+        store = self.stores[name]
+        return cast_part(
+            name, module, {key: store[key] for key in module.state_dict()}, precision, ()
+        )
 
 
 def open_dummy(checkpoint: Checkpoint) -> DummyModel:

@@ -37,7 +37,7 @@ def test_what_is_captured(model: Step1XModel, block: int) -> None:
     given = random_inputs(model, GRID)
     [wanted] = model.reference(FP32).dit([given], block)
     dit, spec = model.transformer(FP32).fill(), replace(model.spec, feature_block=block)
-    feeds = {k: torch.from_numpy(v) for k, v in transformer_feeds(given, None).items()}
+    feeds = {k: torch.from_numpy(v) for k, v in transformer_feeds(given).items()}
     vectors = wanted.attention_vectors
     propagated = (wanted.transition_matrices @ vectors.unsqueeze(-1))[..., 0]
     for site in FEATURE_SITES:
@@ -56,7 +56,7 @@ def outputs(model: Step1XModel) -> Callable[..., torch.Tensor]:
 
     def run(**changes: Any) -> torch.Tensor:
         given = random_inputs(model, GRID, batch=1)
-        feeds = {k: torch.from_numpy(v) for k, v in transformer_feeds(given, None).items()}
+        feeds = {k: torch.from_numpy(v) for k, v in transformer_feeds(given).items()}
         graph = CaptureGraph(dit, model.spec, CaptureOptions("vectors"), FP32)
         with torch.no_grad():
             vectors: torch.Tensor = graph(**(feeds | changes))[0]

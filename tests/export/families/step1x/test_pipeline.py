@@ -125,7 +125,7 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
         (capture,) = reference.dit([batch], model.spec.feature_block)
         vectors, matrices = capture.attention_vectors, capture.transition_matrices
         propagated = (matrices @ vectors.unsqueeze(-1))[..., 0]
-        found = engine.run(transformer_feeds(batch, None))
+        found = engine.run(transformer_feeds(batch))
         np.testing.assert_allclose(found["attention_vectors"], vectors.numpy(), atol=2e-5)
         np.testing.assert_allclose(found["propagated_vectors"], propagated.numpy(), atol=2e-5)
         wanted = equations.segment_tokens(

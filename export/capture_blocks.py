@@ -1,0 +1,51 @@
+"""What a bundle's transformer leaves out by choice: blocks, and noisy tokens."""
+
+import re
+
+from rism.runtime.errors import InputError, one_line
+
+ALL = "all"
+MAX_NOISY_GRID = 8
+_FORMS = "all, deep, to-features, a block, a range such as 0-20, every:2, or several with commas"
+
+
+def choose_blocks(text: str, *, double: int, single: int, feature_block: int) -> tuple[int, ...]:
+    """Return the blocks that a choice names, in the order they run.
+
+    A choice is one or several of these, joined by commas, of which each leaves some blocks of
+    those before it: "all"; "deep", the single-stream blocks; "to-features", up to the block whose
+    features are read; "A" or "A-B"; "every:K", the first and each K-th after it.
+
+    Args:
+        text: the choice, such as "to-features,every:2".
+        double: number of double-stream blocks, which come first.
+        single: number of single-stream blocks.
+        feature_block: l', counted over both.
+
+    Raises:
+        InputError: it is none of these, or leaves no block.
+    """
+    blocks = range(double + single)
+    for part in text.split(","):
+        match = re.fullmatch(
+            r"(?P<word>all|deep|to-features)|every:(?P<step>[1-9]\d{0,3})|"
+            r"(?P<low>\d{1,4})(?:-(?P<high>\d{1,4}))?",
+            part.strip(),
+            re.ASCII,
+        )
+        if match is None:
+            raise InputError(f"capture blocks are '{one_line(text, limit=60)}', expected {_FORMS}")
+        low, high = 0, len(range(double + single))
+        if match["low"]:
+            low, high = int(match["low"]), int(match["high"] or match["low"]) + 1
+        elif match["word"] == "deep":
+            low = double
+        elif match["word"] == "to-features":
+            high = feature_block + 1
+        blocks = [block for block in blocks if low <= block < high][:: int(match["step"] or 1)]
+    if not blocks:
+        raise InputError(
+            f"capture blocks '{one_line(text, limit=60)}' leave none of the model's "
+            f"{double + single} (0 to {double + single - 1}; single-stream ones from {double})"
+        )
+    return tuple(blocks)
