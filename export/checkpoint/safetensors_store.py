@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,21 @@ class StoredTensor:
             view = file.get_slice(self.key)
             rows: torch.Tensor = view[self.start + first : self.start + last].clone()
             return rows.reshape(last - first, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class ComputedTensor(StoredTensor):
+    """A tensor that is computed from others of the checkpoint when it is read.
+
+    Attributes:
+        compute: returns it; the key stands for all that goes into it.
+    """
+
+    compute: Callable[[], torch.Tensor] = field(kw_only=True, compare=False)
+
+    def chunks(self, _nbytes: int = _CHUNK_BYTES) -> Iterator[torch.Tensor]:
+        """Compute it, as one run of rows."""
+        yield self.compute()
 
 
 class TensorStore(Mapping[str, StoredTensor]):

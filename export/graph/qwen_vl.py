@@ -90,6 +90,8 @@ class QwenVlPromptEncoder(nn.Module):
         flash: masked tokens do not attend, either: flash attention leaves them out, and gives
             zeros in their places.
         precision: of the products and of what flows between the blocks.
+        prefix: tokens at the beginning that are the same in every prompt, at most `drop`: their
+            keys and values, all that later tokens ask of them, are constants.
         mapping: where the transformer also gets the embeddings of quoted tokens: what is applied
             to them first. They are given out beside the hidden state.
     """
@@ -104,10 +106,16 @@ class QwenVlPromptEncoder(nn.Module):
         drop: int,
         flash: bool,
         precision: Precision,
+        prefix: int = 0,
         mapping: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.image_token_id, self.drop, self.flash = image_token_id, drop, flash
+        config = model.config
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.prefix = ConstantPrefix(
+            len(model.layers), (config.num_key_value_heads, prefix, head_dim), precision
+        )
         self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
         self.mapping = mapping
         self.register_buffer("frequencies", model.rotary_emb.inv_freq, persistent=False)
@@ -126,28 +134,64 @@ class QwenVlPromptEncoder(nn.Module):
         quoted_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, S) ids and masks, (3, B, S) positions, (V, E) to (B, S - drop, W) float32."""
+        start = self.prefix.length
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        allowed = (index <= index[start:, None]) & attention_mask[:, None, None].bool()
+        input_ids, attention_mask = input_ids[:, start:], attention_mask[:, start:]
         words = self.embed_tokens(input_ids)
         seen = input_ids == self.image_token_id
         place = (seen.long().cumsum(1) - 1).clamp(0)
         words = torch.where(seen.unsqueeze(-1), image_embeds.to(words.dtype)[place], words)
         angles = (
-            torch.stack([position_ids[axis].float() for axis in self.axis_of_pair], dim=-1)
+            torch.stack([position_ids[axis, :, start:].float() for axis in self.axis_of_pair], -1)
             * self.frequencies
         )
         turn = (torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin())
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        allowed = (index.unsqueeze(0) <= index.unsqueeze(1)) & attention_mask[:, None, None].bool()
         hidden = words
         for layer in self.layers:
             read, _ = layer.self_attn(
-                layer.input_layernorm(hidden), attention_mask=allowed, position_embeddings=turn
+                layer.input_layernorm(hidden),
+                attention_mask=allowed,
+                position_embeddings=turn,
+                past_key_values=self.prefix,
             )
             if self.flash:
                 read = read * attention_mask.unsqueeze(-1).to(read.dtype)
             hidden = hidden + read
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        kept: torch.Tensor = self.norm(hidden)[:, self.drop :].float()
+        drop = self.drop - start
+        kept: torch.Tensor = self.norm(hidden)[:, drop:].float()
         if self.mapping is None or quoted_mask is None:
             return kept
-        quoted = self.mapping(words[:, self.drop :]).float()
+        quoted = self.mapping(words[:, drop:]).float()
         return torch.cat([kept, quoted * quoted_mask[:, self.drop :, None].float()], -1)
+
+
+class ConstantPrefix(nn.Module):
+    """Keys and values of a prompt's first tokens, as transformers' attention asks a cache for them.
+
+    Buffers `keys.L` and `values.L` are (heads, P, d), keys turned by their positions.
+    """
+
+    def __init__(self, layers: int, shape: tuple[int, int, int], precision: Precision) -> None:
+        super().__init__()
+        self.length = shape[1]
+        self.keys, self.values = (
+            nn.ParameterList(
+                nn.Parameter(torch.empty(shape, dtype=precision.stream, device="meta"), False)
+                for _ in range(layers if self.length else 0)
+            )
+            for _ in range(2)
+        )
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a layer's constants before the keys and values (B, heads, N, d) of other tokens."""
+        if not self.length:
+            return keys, values
+        return _behind(self.keys[layer], keys), _behind(self.values[layer], values)
+
+
+def _behind(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    return torch.cat([constant.expand(own.shape[0], -1, -1, -1).to(own.dtype), own], dim=2)

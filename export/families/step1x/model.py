@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rism.export.checkpoint.chat_template import open_tokenizer, tokenizer_json
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part, WeightRule, build_empty, cast_part
-from rism.export.checkpoint.safetensors_store import TensorStore
+from rism.export.checkpoint.safetensors_store import ComputedTensor, TensorStore
 from rism.export.errors import CheckpointError
 from rism.export.families.parts import (
     TEXT_INTO_STREAM,
@@ -30,7 +30,7 @@ from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import timestep_constants
 from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, expected_shapes
 from rism.export.families.step1x.files import Step1XFiles, open_files
-from rism.export.families.step1x.pipeline_reference import ReferenceStep1XEdit
+from rism.export.families.step1x.pipeline_reference import Prefix, ReferenceStep1XEdit
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.families.step1x.spec import make_spec, step1x_settings
 from rism.export.families.step1x.versions import Version
@@ -38,8 +38,10 @@ from rism.export.graph.encoders import VaeEncoder
 from rism.export.graph.qwen_vl import QwenVisionEncoder, QwenVlPromptEncoder
 from rism.export.precision import Precision
 from rism.export.spec import ModelSpec, OpenModel, ReferenceModel
+from rism.runtime.prompt.encoder import Instruction, PromptEncoder
 
 _VISION_INTO_STREAM = ("patch_embed", "attn.proj", "mlp.down_proj")
+_UNLIKE = ("remove a", "1", "\u00e9", ". a", '"a" b', "\u201ca", "\u4e00", "'s", "\U0001f600")
 _REFINER = "connector.S.individual_token_refiner.blocks"
 
 
@@ -107,10 +109,15 @@ class Step1XModel:
             drop=self.spec.prompt.drop,
             flash=self.version.flash,
             precision=precision,
+            prefix=self._prefix_ids.shape[1],
             mapping=mapping,
         )
         rules: dict[str, WeightRule] = {}
-        for name in module.state_dict():
+        states = cache(lambda: self._prefix_states(precision))
+        for name, tensor in module.state_dict().items():
+            if name.startswith("prefix."):
+                rules[name] = _prefix_rule(name, tensor, states)
+                continue
             _, own, rest = name.partition("mapping.")
             rules[name] = (
                 self.files.transformer[f"text_token_mapping.{rest}"]
@@ -195,9 +202,44 @@ class Step1XModel:
         return renumber_blocks(self.files.transformer, expected_shapes(self.sizes), places)
 
     @cached_property
+    def _encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.spec.prompt, self.tokenizer_json.encode())
+
+    @cached_property
+    def _prefix_ids(self) -> torch.Tensor:
+        """Tokens that begin every prompt and come before what the transformer sees, (1, P).
+
+        An instruction follows on white space or on the image's token, over which no token
+        reaches: what begins several very different ones begins all.
+        """
+        said = [Instruction(text, text, 0) for text in _UNLIKE]
+        ids = self._encoder.tokenize(said, image_tokens=1).input_ids[:, : self.spec.prompt.drop]
+        same = (ids == ids[:1]).all(0) & (ids[0] != self._encoder.image_token_id)
+        return torch.from_numpy(ids[:1, : int(same.cumprod().sum())])
+
+    def _prefix_states(self, precision: Precision) -> list[Prefix]:
+        ids = self._prefix_ids
+        # Without a token of the image a prompt's positions are those of its text.
+        counted = (ids > 0).long()
+        places = torch.where(ids > 0, counted.cumsum(1) - 1, self.spec.prompt.unseen_position)
+        return ReferenceStep1XEdit(self, precision).prefix(ids, places.expand(3, 1, -1))
+
+    @cached_property
     def _constants(self) -> dict[str, torch.Tensor]:
         """Constants that depend on the timestep alone."""
         return timestep_constants(self.files.transformer, self.spec.timestep)
+
+
+def _prefix_rule(
+    name: str, like: torch.Tensor, states: Callable[[], list[Prefix]]
+) -> ComputedTensor:
+    """Say how keys or values of a layer, `prefix.keys.L`, come about."""
+    _, kind, layer = name.split(".")
+
+    def compute() -> torch.Tensor:
+        return states()[int(layer)][kind == "values"]
+
+    return ComputedTensor(None, name, tuple(like.shape), like.dtype, compute=compute)
 
 
 def open_step1x(version: Version, checkpoint: Checkpoint) -> OpenModel:

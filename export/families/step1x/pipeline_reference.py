@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from transformers import Qwen2_5_VLModel
+from transformers import DynamicCache, Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _QUOTES = "\"'“”"
 # Folded into constants by the exporter from unrounded weights, and not rounded after.
 _FOLDED = ("time_in.", "connector.S.t_embedder.")
+
+Prefix = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,28 @@ class ReferenceStep1XEdit:
     def text(self, instructions: Sequence[str], image_hwc: RgbImage) -> list[ReferencePrompt]:
         """Encode instructions, one at a time, as the version's conditioner does."""
         return [self._prompt(instruction, image_hwc) for instruction in instructions]
+
+    @torch.no_grad()
+    def prefix(self, ids: torch.Tensor, positions: torch.Tensor) -> list[Prefix]:
+        """Compute what later tokens ask of a prompt's first ones.
+
+        Args:
+            ids: (1, P) int64.
+            positions: (3, 1, P) int64.
+
+        Returns:
+            For each layer keys, turned by their positions, and values, (heads, P, d) each.
+        """
+        seen, cache = (ids > 0).long(), DynamicCache()
+        with _left_out(self._language, seen if self.version.flash else None):
+            self._language.language_model(
+                input_ids=ids,
+                attention_mask=seen if self.version.masks_attention else None,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     @torch.no_grad()
     def image_embeds(self, image_hwc: RgbImage) -> torch.Tensor:
