@@ -156,7 +156,7 @@ class ReferenceCapture:
             attention_vectors=(prompt @ prompt_weights[:, None, :, None])[..., 0],
             transition_matrices=clean / clean.sum(-1, keepdim=True),
             features=features,
-            token_attention=prompt.sum(1),
+            token_attention=prompt,
         )
 
 

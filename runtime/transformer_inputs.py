@@ -68,9 +68,10 @@ def transformer_feeds(
 ) -> dict[str, Any]:
     """Return every input that a transformer graph may have, by logical name.
 
-    The prompts are one of the groups of `batches`, made by the bundle's `rules`, their weights (len(prompts), N_p) float32, and
-    the bundle's noise is (rows, C) float32. A batch `fixed` by the export is filled up. Arrays that
-    are on `device`, the GPU of an engine that takes device arrays, stay there.
+    The prompts are one of the groups of `batches`, made by the bundle's `rules`, their weights
+    (len(prompts), N_p) float32, and the bundle's noise is (rows, C) float32. A batch `fixed` by the
+    export is filled up. Arrays that are on `device`, the GPU of an engine that takes device arrays,
+    stay there.
     """
     batch = fixed or len(prompts)
     filled = [*prompts, *[prompts[-1]] * (batch - len(prompts))]
