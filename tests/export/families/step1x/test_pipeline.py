@@ -20,10 +20,14 @@ from rism.export.families.step1x.model import Step1XModel
 from rism.export.parity.inputs import transformer_feeds
 from rism.export.precision import PRECISIONS
 from rism.export.spec import PromptTokens, ReferenceInputs
+from rism.export.triton import TritonOptions, export_triton
 from rism.runtime import Segmenter
+from rism.runtime.bundle.reader import Bundle
 from rism.runtime.method import equations
 from rism.runtime.method.upsampling import upsample
 from tests.export.families.step1x.small_model import open_step1x, picture
+from tests.export.triton.client import recorded, request, same
+from tests.export.triton.server import Server
 from tests.runtime.engines.cpu import cpu_engines
 
 EXPRESSIONS = ["the small red car", "a dog", "the man's hat", 'the sign "STOP!" there!']
@@ -164,3 +168,15 @@ def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> No
     modulation = graph.initializers["dit.last_modulation.weight"].shape
     assert modulation is not None
     assert sorted(modulation.numpy()) == [width, 2 * width]
+
+
+@pytest.mark.slow
+def test_a_server_gives_the_same(exported: Exported, tmp_path: Path) -> None:
+    bundle = Bundle.open(exported.bundle)
+    server = Server(export_triton(bundle, tmp_path / "out", TritonOptions(link=True)).path)
+    joins = exported.model.version.name == "1.0"
+    assert server.configs["transformer_vectors"].max_batch_size == (8 if joins else 0)
+    asked = EXPRESSIONS if joins else ["the small red car", "the red small car"]
+    _, engines, _ = recorded(bundle, picture(131, 97), asked, "vectors")
+    [answer] = server.infer("rism_vectors", request(server, "rism_vectors", engines))
+    same(answer, engines["transformer"].gave[-1])
