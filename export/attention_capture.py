@@ -39,7 +39,7 @@ class Capture:
         feature_block: l', counted over double-stream, then single-stream blocks.
         feature_site: "mmsa" (the attention's output, heads concatenated), "adaln" (its
             modulated input) or "block" (the block's output): table 3.
-        blocks: numbers of the blocks that are probed, rising; None for all.
+        probed_blocks: their numbers, rising; None for all.
         matrices: store T_l instead of T_l a_l.
         token_attention: also collect attention to each prompt token.
         prompt_length: N_p of the model. Where fewer prompt tokens are given the last of them
@@ -60,7 +60,7 @@ class Capture:
     prompt_weights: torch.Tensor
     feature_block: int
     feature_site: str = "mmsa"
-    blocks: Sequence[int] | None = None
+    probed_blocks: Sequence[int] | None = None
     matrices: bool = False
     token_attention: bool = False
     prompt_length: int | None = None
@@ -132,7 +132,7 @@ class Capture:
         if not self.reads(index):
             return
         done = len(self.attention_vectors)
-        if index != (done if self.blocks is None else self.blocks[done]):
+        if index != (done if self.probed_blocks is None else self.probed_blocks[done]):
             raise ValueError(f"block {index} probed after {done} blocks")
         narrow, k = self.precision.probe, self._repeated(k, dim=2)
         if self.fused:
@@ -151,7 +151,7 @@ class Capture:
 
     def reads(self, index: int) -> bool:
         """Tell whether a block is probed."""
-        return self.blocks is None or index in self.blocks
+        return self.probed_blocks is None or index in self.probed_blocks
 
     def keep(self, site: str, index: int, clean_tokens: torch.Tensor) -> None:
         """Offer (B, N_v, D) of one site; kept if it is the one asked for."""

@@ -1,10 +1,17 @@
 """What a bundle's transformer leaves out by choice: blocks, and noisy tokens."""
 
 import re
+from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
+
+from rism.export.names import Preset
 from rism.runtime.errors import InputError, one_line
 
-ALL = "all"
+PRESET_CHOICES: Mapping[Preset, tuple[str, int]] = {"paper": ("all", 1), "fast": ("to-features", 2)}
+"""Blocks that attention is read from, and k, where only every k-th row and column is noisy."""
+
 MAX_NOISY_GRID = 8
 _FORMS = "all, deep, to-features, a block, a range such as 0-20, every:2, or several with commas"
 
@@ -49,3 +56,14 @@ def choose_blocks(text: str, *, double: int, single: int, feature_block: int) ->
             f"{double + single} (0 to {double + single - 1}; single-stream ones from {double})"
         )
     return tuple(blocks)
+
+
+def noisy_tokens(grid_hw: tuple[int, int], step: int) -> npt.NDArray[np.int64]:
+    """Return which of an image's tokens have a noisy one: (N_v // step^2,) int64.
+
+    Those of every such row and column, row by row. Their number follows from the number of tokens
+    alone, as engines need it: where the step does not divide both sides, the last row of them may
+    be cut short.
+    """
+    numbers = np.arange(grid_hw[0] * grid_hw[1]).reshape(grid_hw)
+    return numbers[::step, ::step].flatten()[: numbers.size // step**2]

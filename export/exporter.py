@@ -116,9 +116,10 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
 
 def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:
     """Apply the choice of blocks and of noisy tokens; what follows the last block read goes."""
-    spec = replace(opened.spec, noisy_grid=options.noisy_grid)
+    blocks, noisy_grid = options.reading
+    spec = replace(opened.spec, noisy_grid=noisy_grid)
     chosen = choose_blocks(
-        options.capture_blocks,
+        blocks,
         double=spec.double_blocks,
         single=spec.single_blocks,
         feature_block=spec.feature_block,

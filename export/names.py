@@ -11,6 +11,10 @@ GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
 FeatureSite = Literal["mmsa", "adaln", "block"]
 FEATURE_SITES: tuple[FeatureSite, ...] = get_args(FeatureSite)
 
+# What the graphs read and leave out: all as the paper does, or less of it for less work.
+Preset = Literal["paper", "fast"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
 # How much of an exported model is compared with PyTorch.
 ParityMode = Literal["auto", "full", "blocks"]
 PARITY_MODES: tuple[ParityMode, ...] = get_args(ParityMode)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rism.export.capture_blocks import ALL, MAX_NOISY_GRID
-from rism.export.names import FEATURE_SITES, GRAPH_PRECISIONS, PARITY_MODES
+from rism.export.capture_blocks import MAX_NOISY_GRID, PRESET_CHOICES
+from rism.export.names import FEATURE_SITES, GRAPH_PRECISIONS, PARITY_MODES, PRESETS, Preset
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.runtime.errors import InputError, one_line
@@ -22,9 +22,12 @@ class ExportOptions:
         captures: capture modes to include, the default one first.
         feature_site: "mmsa", "adaln" or "block" (table 3 of the paper).
         token_attention: add attention per prompt token to every transformer graph.
+        preset: "paper" reads all; "fast" the blocks up to the features', with noisy tokens in
+            every second row and column.
         capture_blocks: blocks that attention is read from, see `choose_blocks`; the graphs end
-            with the last block that is read.
-        noisy_grid: k, so that only every k-th row and column of the image has noisy tokens.
+            with the last block that is read. None for the preset's.
+        noisy_grid: k, so that only every k-th row and column of the image has noisy tokens; None
+            for the preset's.
         precision: "fp32", "bf16", "fp16", or None for the model's own.
         size_level: resize every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
@@ -41,8 +44,9 @@ class ExportOptions:
     captures: Sequence[str] = ("vectors",)
     feature_site: str = "mmsa"
     token_attention: bool = False
-    capture_blocks: str = ALL
-    noisy_grid: int = 1
+    preset: Preset = "paper"
+    capture_blocks: str | None = None
+    noisy_grid: int | None = None
     precision: str | None = None
     size_level: int | None = None
     sizes: Sequence[tuple[int, int]] = field(default=())
@@ -51,6 +55,12 @@ class ExportOptions:
     parity: str = "auto"
     revision: str | None = None
     offline: bool = False
+
+    @property
+    def reading(self) -> tuple[str, int]:
+        """The choice of blocks, and that of noisy tokens."""
+        blocks, noisy_grid = PRESET_CHOICES[self.preset]
+        return self.capture_blocks or blocks, self.noisy_grid or noisy_grid
 
     def check(self) -> None:
         """Refuse unknown names and values out of range.
@@ -61,6 +71,7 @@ class ExportOptions:
         for name, given, known in (
             ("capture", tuple(self.captures), CAPTURES),
             ("feature site", (self.feature_site,), FEATURE_SITES),
+            ("preset", (self.preset,), PRESETS),
             ("precision", (self.precision or "fp32",), GRAPH_PRECISIONS),
             ("parity", (self.parity,), PARITY_MODES),
         ):
@@ -70,7 +81,7 @@ class ExportOptions:
                     f"{name} {', '.join(unknown) or 'nothing'} is not known, expected some of "
                     f"{', '.join(known)}"
                 )
-        if not 1 <= self.noisy_grid <= MAX_NOISY_GRID:
+        if self.noisy_grid is not None and not 1 <= self.noisy_grid <= MAX_NOISY_GRID:
             raise InputError(
                 f"noisy grid is {self.noisy_grid}, expected 1 (all noisy tokens) to "
                 f"{MAX_NOISY_GRID}"

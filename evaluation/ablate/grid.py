@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rism.export.capture_blocks import MAX_NOISY_GRID, choose_blocks
 from rism.export.names import FEATURE_SITES
 from rism.runtime.errors import InputError, one_line
 
@@ -16,6 +17,7 @@ TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MAP_THRESHOLD = 0.5
 """Threshold of the maps in the paper's tables and figures."""
 
+_EVERY = (2, 3, 4)
 _FEW_STEPS = 6
 _STEP = 5
 
@@ -55,7 +57,23 @@ class FeatureSetting:
         return f"FSL t {self.timestep} block {self.block} {self.site} tau {self.tau:g}"
 
 
-Setting = MapSetting | FeatureSetting
+@dataclass(frozen=True)
+class ChoiceSetting:
+    """The full method on less: the region of some blocks and noisy tokens, at step 0.
+
+    Attributes:
+        blocks: that attention is read from, see `rism.export.capture_blocks.choose_blocks`.
+        noisy_grid: k, where only every k-th row and column has noisy tokens.
+    """
+
+    blocks: str
+    noisy_grid: int
+
+    def __str__(self) -> str:
+        return f"FSL attention of blocks {self.blocks} noisy grid {self.noisy_grid}"
+
+
+Setting = MapSetting | FeatureSetting | ChoiceSetting
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Grid:
     feature_block: int
     tau: float
     feature_site: str = "mmsa"
+    noisy_grids: tuple[int, ...] = (1,)
 
     @classmethod
     def choose(
@@ -91,6 +110,7 @@ class Grid:
         timesteps: Sequence[int] | None = None,
         blocks: Sequence[int] | None = None,
         sites: Sequence[str] | None = None,
+        noisy_grids: Sequence[int] = (1,),
     ) -> Grid:
         """Complete a choice of settings with the defaults.
 
@@ -106,6 +126,7 @@ class Grid:
         _check("timestep", timesteps, range(steps))
         _check("block", some, range(double + single))
         _check("site", sites or (), SITES)
+        _check("noisy grid", noisy_grids, range(1, MAX_NOISY_GRID + 1))
         return cls(
             double,
             single,
@@ -114,6 +135,7 @@ class Grid:
             tuple(site for site in SITES if sites is None or site in (*sites, "mmsa")),
             feature_block,
             tau,
+            noisy_grids=tuple(sorted({1, *noisy_grids})),
         )
 
     @property
@@ -144,19 +166,41 @@ class Grid:
             found += [self.default(tau=tau) for tau in TAUS]
         return list(dict.fromkeys(found))
 
+    def choices(self, noisy_grid: int) -> list[ChoiceSetting]:
+        """Return the settings that read less; with fewer noisy tokens only the presets' blocks."""
+        names = ["all", "to-features"]
+        if noisy_grid == 1:
+            names += ["deep", *(f"every:{k}" for k in _EVERY), "to-features,every:2"]
+            names += [f"0-{block}" for block in range(self.double + self.single - 1)]
+        return [ChoiceSetting(name, noisy_grid) for name in names]
+
+    def rows(self, setting: ChoiceSetting) -> list[int]:
+        """Return the numbers of the blocks that a setting reads."""
+        return list(
+            choose_blocks(
+                setting.blocks,
+                double=self.double,
+                single=self.single,
+                feature_block=self.feature_block,
+            )
+        )
+
     @property
     def settings(self) -> list[Setting]:
         """All settings, in the order in which they are computed."""
         found: list[Setting] = []
         for timestep in self.timesteps:
             found += [*self.maps(timestep), *self.features(timestep)]
+            found += self.choices(1) if timestep == 0 else []
+        for noisy_grid in self.noisy_grids[1:]:
+            found += self.choices(noisy_grid)
         return found
 
 
 def _check(what: str, given: Sequence[object], known: Sequence[object]) -> None:
     for each in given:
         if each not in known:
-            wanted = f"0 to {len(known) - 1}" if isinstance(known, range) else ", ".join(SITES)
+            wanted = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(SITES)
             raise InputError(
                 f"{what} {one_line(each, limit=40)} is not of this model, expected {wanted}"
             )

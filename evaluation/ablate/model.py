@@ -19,6 +19,7 @@ from torch import nn
 from rism.evaluation.ablate.capture import WideCapture
 from rism.evaluation.ablate.setting_masks import Pass
 from rism.export.attention_capture import Spans
+from rism.export.capture_blocks import noisy_tokens
 from rism.export.checkpoint.json_files import read_json
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.meta_modules import Part
@@ -213,12 +214,14 @@ class AblationModel:
         timesteps: Sequence[int],
         blocks: Sequence[int],
         sites: Sequence[str],
+        noisy_grids: Sequence[int] = (1,),
     ) -> Iterator[Pass]:
         """Denoise from the fixed noise, and capture the selected steps.
 
         Only the conditional branch runs, without guidance, with Euler's update from step to step:
         x + (sigma_next - sigma) v. The time steps are below `steps` and rise; features are kept of
-        these blocks and sites.
+        these blocks and sites. For each of `noisy_grids` above 1 a pass of step 0 comes at the end,
+        in which only every such row and column has noisy tokens.
         """
         feeds = transformer_feeds(
             state,
@@ -231,29 +234,41 @@ class AblationModel:
         )
         given = {name: torch.from_numpy(value).to(self.device) for name, value in feeds.items()}
         latents, sigmas = given["noise"], self.sigmas(state.plan.tokens)
-        spans = Spans(prompt.embeds.shape[0], state.plan.tokens, state.plan.tokens)
-        for step in range(max(timesteps) + 1):
-            capture = WideCapture(
-                spans=spans,
+        tokens = state.plan.tokens
+
+        def capture(noisy: int, *, watching: bool) -> WideCapture:
+            return WideCapture(
+                spans=Spans(prompt.embeds.shape[0], noisy, tokens),
                 prompt_weights=given["prompt_weights"],
                 feature_block=-1,
                 precision=self.precision,
                 blocks=frozenset(blocks),
                 sites=tuple(sites),
                 storage=self.storage,
-                watching=step in timesteps,
+                watching=watching,
             )
-            self._run(given, latents, sigmas[step], capture)
-            assert capture.velocity is not None, "a whole model predicts"
-            if capture.watching:
-                yield _on_host(step, capture)
-            latents = latents + (sigmas[step + 1] - sigmas[step]) * capture.velocity
+
+        for step in range(max(timesteps) + 1):
+            found = capture(tokens, watching=step in timesteps)
+            self._run(given, latents, given["positions"], sigmas[step], found)
+            assert found.velocity is not None, "a whole model predicts"
+            if found.watching:
+                yield _on_host(step, found)
+            latents = latents + (sigmas[step + 1] - sigmas[step]) * found.velocity
+        for grid in noisy_grids:
+            if grid > 1:
+                kept = torch.from_numpy(noisy_tokens(state.plan.grid_hw, grid)).to(self.device)
+                found = capture(len(kept), watching=True)
+                noise, places = given["noise"][:, kept], given["positions"][kept]
+                self._run(given, noise, places, sigmas[0], found)
+                yield replace(_on_host(0, found), noisy_grid=grid)
 
     @torch.inference_mode()
     def _run(
         self,
         given: Mapping[str, torch.Tensor],
         latents: torch.Tensor,
+        places: torch.Tensor,
         sigma: float,
         capture: WideCapture,
     ) -> None:
@@ -265,12 +280,7 @@ class AblationModel:
         self._transformer.at(sigma)
         with self.device:
             self._transformer.part.module(
-                given["clean_latents"],
-                latents,
-                prompt,
-                given["positions"],
-                given["positions"],
-                capture,
+                given["clean_latents"], latents, prompt, places, given["positions"], capture
             )
 
 

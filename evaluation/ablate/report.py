@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rism.evaluation.ablate.choices import section
 from rism.evaluation.ablate.claims import ABOUT_AS_GOOD, findings
 from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.ablate.tables import tables
@@ -49,7 +50,7 @@ def page(outcome: Outcome, *, title: str, about: Sequence[str]) -> str:
         else:
             parts.append(table.to_markdown(outcome.summaries))
         parts.append(f"Numbers: [{table.name}.csv]({table.name}.csv).\n")
-    parts += [_findings(outcome), _problems(outcome)]
+    parts += [section(outcome), _findings(outcome), _problems(outcome)]
     return "\n".join(part for part in parts if part)
 
 

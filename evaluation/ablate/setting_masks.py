@@ -31,7 +31,8 @@ class Pass:
         propagated_vectors: (L, N_v) float32, T_l a_l.
         features: (N_v, D) by site and block; in float16 each token is divided by its largest
             number.
-        velocity: (N_v, C) float32, the prediction for the noisy tokens.
+        velocity: (N_n, C) float32, the prediction for the noisy tokens.
+        noisy_grid: k, where only every k-th row and column has noisy tokens.
     """
 
     timestep: int
@@ -39,18 +40,22 @@ class Pass:
     propagated_vectors: Float32
     features: Mapping[tuple[str, int], npt.NDArray[Any]] = field(repr=False)
     velocity: Float32 = field(repr=False)
+    noisy_grid: int = 1
 
 
 def masks(grid: Grid, passes: Iterable[Pass], plan: Plan) -> Iterator[tuple[Setting, Mask]]:
     """Compute the mask of every setting, with one pass in memory at a time.
 
-    Passes come by rising step, beginning with 0.
+    Passes come by rising step, beginning with 0; those of fewer noisy tokens are the last.
 
     Yields:
         Settings in the order of `grid.settings`, with (H, W) bool.
     """
     first: tuple[Float32, Float32] | None = None
     for found in passes:
+        if found.noisy_grid > 1:
+            yield from _choices(grid, found, plan)
+            continue
         first = first or (found.attention_vectors, found.propagated_vectors)
         for setting in grid.maps(found.timestep):
             name, equation = _MAPS[setting.map]
@@ -60,6 +65,17 @@ def masks(grid: Grid, passes: Iterable[Pass], plan: Plan) -> Iterator[tuple[Sett
             features = found.features[each.site, each.block].astype(np.float32, copy=False)
             scores = segment_tokens(*first, features, tau=each.tau).scores
             yield each, upsample(scores.reshape(plan.grid_hw), plan) > 0
+        if found.timestep == 0:
+            yield from _choices(grid, found, plan)
+
+
+def _choices(grid: Grid, found: Pass, plan: Plan) -> Iterator[tuple[Setting, Mask]]:
+    features = found.features[grid.feature_site, grid.feature_block].astype(np.float32, copy=False)
+    for each in grid.choices(found.noisy_grid):
+        rows = grid.rows(each)
+        read = found.attention_vectors[rows], found.propagated_vectors[rows]
+        scores = segment_tokens(*read, features, tau=grid.tau).scores
+        yield each, upsample(scores.reshape(plan.grid_hw), plan) > 0
 
 
 def overlaps(

@@ -36,6 +36,7 @@ class Study:
     timesteps: Sequence[int] | None = None
     blocks: Sequence[int] | None = None
     sites: Sequence[str] | None = None
+    noisy_grids: Sequence[int] = (1, 2)
     tau: float | None = None
     refiner: Refiner | None = None
     wording: str = ""
@@ -100,6 +101,7 @@ def open_grid(model: AblationModel, study: Study) -> Grid:
         timesteps=study.timesteps,
         blocks=study.blocks,
         sites=study.sites,
+        noisy_grids=study.noisy_grids,
     )
 
 
@@ -116,7 +118,12 @@ def source_of(model: AblationModel, grid: Grid, refiner: Refiner | None = None) 
         state = states[name]
         prompt = model.prompt(state, expression, refiner=refiner, image_hwc=image_hwc)
         return state.plan, model.passes(
-            state, prompt, timesteps=grid.timesteps, blocks=grid.blocks, sites=grid.sites
+            state,
+            prompt,
+            timesteps=grid.timesteps,
+            blocks=grid.blocks,
+            sites=grid.sites,
+            noisy_grids=grid.noisy_grids,
         )
 
     return passes

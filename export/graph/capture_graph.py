@@ -89,7 +89,7 @@ class CaptureGraph(nn.Module):
             prompt_weights=prompt_weights,
             feature_block=self.spec.feature_block,
             feature_site=self.options.feature_site,
-            blocks=self.spec.capture_blocks,
+            probed_blocks=self.spec.capture_blocks,
             matrices=self.options.mode == "matrices",
             token_attention=self.options.token_attention,
             precision=self.precision,
@@ -118,12 +118,7 @@ class CaptureGraph(nn.Module):
         return outputs
 
     def _kept_noise(self, positions: torch.Tensor) -> torch.Tensor:
-        """Which of the image's tokens have a noisy one: (N_v // k^2,) int64.
-
-        Those of every k-th row and column, row by row. Their number follows from the number of
-        tokens alone, as engines need it: where k does not divide both sides, the last row of
-        them may be cut short.
-        """
+        """Compute `noisy_tokens` from the tokens' rows and columns: (N_v // k^2,) int64."""
         step = self.spec.noisy_grid
         place = torch.arange(positions.shape[0] // step**2, device=positions.device)
         if self.columns is None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rism.export.capture_blocks import noisy_tokens
 from rism.export.spec import ModelSpec, PromptTokens, ReferenceInputs, ReferencePrompt, RgbImage
 from rism.runtime.image import vision_patches
 from rism.runtime.prompt import position_ids
@@ -156,12 +157,6 @@ def inputs_of(
             )
         )
     return found
-
-
-def noisy_tokens(grid_hw: tuple[int, int], step: int) -> npt.NDArray[np.int64]:
-    """Return which of a grid's tokens have a noisy one: (N_n,), see `CaptureGraph`."""
-    numbers = np.arange(grid_hw[0] * grid_hw[1]).reshape(grid_hw)
-    return numbers[::step, ::step].flatten()[: numbers.size // step**2]
 
 
 def transformer_feeds(

@@ -69,6 +69,11 @@ class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):
     blocks: str | None = option(
         None, metavar="LIST", help="Blocks whose features are used: 0,10,20 or 0-7. Default: all."
     )
+    noisy_grids: str = option(
+        "1,2",
+        metavar="LIST",
+        help="Noisy tokens in every N-th row and column only; above 1 each takes another pass.",
+    )
     sites: str | None = option(
         None,
         metavar="LIST",
@@ -104,7 +109,16 @@ def ablate(flags: AblateFlags, console: Console) -> None:
     start = time.perf_counter()
     outcome = run_study(
         dataset,
-        Study(options, timesteps, blocks, sites, flags.tau, refiner, wording),
+        Study(
+            options,
+            timesteps,
+            blocks,
+            sites,
+            noisy_grids=_numbers("noisy-grids", flags.noisy_grids) or (1,),
+            tau=flags.tau,
+            refiner=refiner,
+            wording=wording,
+        ),
         flags.output,
         command=shlex.join(["rism", *sys.argv[1:]]),
         progress=console.progress,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, option, same_named, template_option
-from rism.export.capture_blocks import ALL, MAX_NOISY_GRID
+from rism.export.capture_blocks import MAX_NOISY_GRID
 from rism.export.families.find import BUILT_IN, published_models
-from rism.export.names import FeatureSite, GraphPrecision, ParityMode
+from rism.export.names import FeatureSite, GraphPrecision, ParityMode, Preset
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CAPTURES
 
@@ -59,17 +59,23 @@ class ExportFlags(CheckpointFlags, QuietFlags):
         "(adaln), or the block's output (block).",
     )
     token_attention: bool = option(False, help="Also output attention per prompt token.")
-    capture_blocks: str = option(
-        ALL,
+    preset: Preset = option(
+        "paper",
+        help="How much is computed: as published (paper), or blocks up to the features' with a "
+        "quarter of the noisy tokens (fast), for less than half of the work.",
+    )
+    capture_blocks: str | None = option(
+        None,
         metavar="CHOICE",
         help="Blocks that attention is read from: all, deep (single-stream), to-features, 0-20, "
-        "every:2, or several with commas. The graph ends with the last block that is read.",
+        "every:2, or several with commas. The graph ends with the last block that is read. "
+        "Default: the preset's.",
     )
-    noisy_grid: int = option(
-        1,
+    noisy_grid: int | None = option(
+        None,
         min=1,
         max=MAX_NOISY_GRID,
-        help="Keep noisy tokens only in every N-th row and column of the image.",
+        help="Keep noisy tokens only in every N-th row and column. Default: the preset's.",
     )
     parity: ParityMode = option(
         "auto", help="Compare with PyTorch the whole model (full), or one block of each kind."
