@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rism.evaluation.ablate.claims import paired
 from rism.evaluation.ablate.grid import ChoiceSetting
 from rism.evaluation.ablate.scoring import Outcome
+from rism.evaluation.metrics.iou import paired
 
 LOSS = 0.01
 """Loss of mIoU that a recommended choice stays below with its whole 95 % interval."""
@@ -72,8 +72,8 @@ def section(outcome: Outcome) -> str:
         "## What may be left out\n",
         "The whole method at step 0, its features as by default, with attention of some blocks and "
         "with noisy tokens in one of so many rows and columns. Differences are of mIoU in points "
-        "to the first row, with the 95 % interval of the paired differences. Work is that of products "
-        "with weights, for a prompt half as long as the image.\n",
+        "to the first row, with the 95 % interval of the paired differences. Work is that of "
+        "products with weights, for a prompt half as long as the image.\n",
         "| blocks read | noisy grid | blocks run | work | mIoU | oIoU | difference |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]

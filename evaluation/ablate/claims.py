@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import numpy as np
-import numpy.typing as npt
-
 from rism.evaluation.ablate.grid import SITE_NAMES, TAUS, MapSetting, Setting
 from rism.evaluation.ablate.scoring import Outcome
+from rism.evaluation.metrics.iou import paired
 
 ABOUT_AS_GOOD = 0.02
 """Largest difference of mIoU between two settings that are "about as good"."""
-
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -92,10 +87,3 @@ def findings(outcome: Outcome) -> list[Finding]:
 def _compare(outcome: Outcome, claim: str, one: Setting, other: Setting, *, equal: bool) -> Finding:
     difference, margin = paired(outcome.of(one), outcome.of(other))
     return Finding(claim, (one, other), difference, margin, equal)
-
-
-def paired(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the mean difference of two settings' IoUs, and half of its 95 % interval."""
-    differences = one - other
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    return float(differences.mean()), _Z95 * error

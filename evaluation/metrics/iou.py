@@ -17,6 +17,7 @@ from rism.evaluation.metrics.boundary_iou import boundary, boundary_width
 from rism.runtime.errors import InputError
 
 BARS = (0.5, 0.6, 0.7, 0.8, 0.9)
+_Z95 = 1.959964
 METRICS = ("mIoU", "oIoU", *(f"P@{bar}" for bar in BARS), "boundary IoU")
 
 
@@ -138,3 +139,10 @@ def _gather(partials: list[float], value: float) -> None:
             partials[kept] = lost
             kept += 1
     partials[kept:] = [value]
+
+
+def paired(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean difference of IoUs of the same samples, and half of its 95 % interval."""
+    differences = one - other
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return float(differences.mean()), _Z95 * error

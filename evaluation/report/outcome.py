@@ -11,7 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rism.evaluation.datasets.sample import Dataset, Problem
+from rism.evaluation.metrics.iou import paired
 from rism.evaluation.report.html import page
 from rism.evaluation.report.summary import summarise_records
 from rism.evaluation.run.record_log import (
@@ -45,11 +48,12 @@ def conclude(
     problems: Sequence[Problem],
     *,
     about: Mapping[str, Any] | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Summarise a folder's records in result.json and report.html.
 
     `about` are more entries about the dataset; "source", "split_by" and "split" select the paper's
-    figures for the report.
+    figures for the report. `against` is the folder of another bundle's records of these samples.
 
     Returns:
         The content of result.json.
@@ -81,6 +85,7 @@ def conclude(
             "left out on opening": len(dataset.problems),
         },
         **summary.to_json_dict(),
+        **({} if against is None else {"against": _compare(folder, against)}),
         "problems": [asdict(problem) for problem in problems],
         "left out": [asdict(problem) for problem in dataset.problems],
     }
@@ -88,6 +93,27 @@ def conclude(
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / RESULT, text.encode())
     return result
+
+
+def _compare(folder: Path, other: Path) -> dict[str, Any]:
+    """Compare two bundles sample by sample, where both have a record."""
+    theirs = {record.key: (record.overlap.iou, record.ms) for record in read_records(other)}
+    pairs = [
+        (record.overlap.iou, record.ms, *theirs[record.key])
+        for record in read_records(folder)
+        if record.key in theirs
+    ]
+    found: dict[str, Any] = {
+        "bundle": read_run(other).bundle,
+        "folder": other.name,
+        "n": len(pairs),
+    }
+    if len(pairs) > 1:
+        own_iou, own_ms, iou, ms = np.array(pairs).T
+        difference, margin = paired(own_iou, iou)
+        found |= {"mIoU difference": difference, "margin": margin}
+        found["time ratio"] = float(np.median(own_ms) / np.median(ms))
+    return found
 
 
 def merge(

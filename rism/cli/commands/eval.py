@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SHOWN_PROBLEMS = 5
 # Flags of a run, which --merge takes from the shards.
-_OF_A_RUN = (*SegmenterFlags.__annotations__, "engine", "shard", "maps")
+_OF_A_RUN = (*SegmenterFlags.__annotations__, "engine", "shard", "against", "maps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,12 @@ class EvalFlags(ScoredDatasetFlags, SegmenterFlags, QuietFlags):
     shard: str | None = option(None, metavar="I/N", help="Score the I-th of N parts of the images.")
     merge: bool = option(False, help="Merge the folders of all shards into one result.")
     batch: int = option(8, min=1, help="Expressions per run.")
+    against: str | None = option(
+        None,
+        metavar="BUNDLE",
+        help="Score another bundle too, into the folder's 'against', and compare the two sample "
+        "by sample.",
+    )
     maps: bool = option(False, help="Score the maps CAM > 0.5 and RAM > 0.5 too.")
 
 
@@ -69,8 +75,14 @@ def evaluate(flags: EvalFlags, console: Console) -> None:
         problems: Sequence[Problem] = merge(dataset, flags.shards, folder, replacing=flags.restart)
     else:
         folder, problems = _score(flags, dataset, shard, console)
+    other = None
+    if flags.against is not None:
+        other = folder / "against"
+        theirs = replace(flags, bundle=flags.against, output=other)
+        _, others = _score(theirs, dataset, shard, console)
+        conclude(dataset, other, others, about=flags.about())
     console.status("writing the report ...")
-    result = conclude(dataset, folder, problems, about=flags.about())
+    result = conclude(dataset, folder, problems, about=flags.about(), against=other)
     console.clear()
     if not console.quiet:
         write_stdout(_table(result))
@@ -205,6 +217,12 @@ def _table(result: Mapping[str, Any]) -> str:
         for name, value in absent.items():
             line += f"; {name} {value:.4f}" if name.startswith("AUROC") else ""
         lines.append(line)
+    if "margin" in (against := result.get("against", {})):
+        lines.append(
+            f"against {one_line(against['bundle'], limit=40)} ({against['folder']}): mIoU "
+            f"{100 * against['mIoU difference']:+.2f} ± {100 * against['margin']:.2f} points on "
+            f"{against['n']} samples, {against['time ratio']:.2f} times its time"
+        )
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
