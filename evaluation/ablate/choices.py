@@ -55,7 +55,7 @@ def choices(outcome: Outcome) -> list[Choice]:
 def advice(found: list[Choice]) -> str:
     """Return a sentence that names the cheapest choice that loses less than `LOSS` for sure."""
     good = [each for each in found if each.difference - each.margin > -LOSS]
-    best = min(good, key=lambda each: (each.work, -each.difference))
+    best = min(good, key=lambda each: (each.work, -round(each.difference, 4)))
     return (
         f"Cheapest whose whole interval stays above a loss of {100 * LOSS:g} point: "
         f"`{best.flags}`, {100 * best.difference:+.2f} ± {100 * best.margin:.2f} points of mIoU "
@@ -63,13 +63,12 @@ def advice(found: list[Choice]) -> str:
     )
 
 
-def section(outcome: Outcome) -> str:
-    """Return the section of the page, in Markdown; empty for fewer than two samples."""
+def choice_rows(outcome: Outcome) -> str:
+    """Return the table and the advice in Markdown; nothing of fewer than two samples."""
     if outcome.count < 2:
         return ""
     found = choices(outcome)
     lines = [
-        "## What may be left out\n",
         "The whole method at step 0, its features as by default, with attention of some blocks and "
         "with noisy tokens in one of so many rows and columns. Differences are of mIoU in points "
         "to the first row, with the 95 % interval of the paired differences. Work is that of "

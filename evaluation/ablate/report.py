@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rism.evaluation.ablate.choices import section
+from rism.evaluation.ablate.choices import choice_rows
 from rism.evaluation.ablate.claims import ABOUT_AS_GOOD, findings
 from rism.evaluation.ablate.scoring import Outcome
-from rism.evaluation.ablate.tables import tables
+from rism.evaluation.ablate.tables import CHOICES, tables
 from rism.runtime.atomic_write import write_atomically
 
 _SHOWN = {
@@ -47,10 +47,12 @@ def page(outcome: Outcome, *, title: str, about: Sequence[str]) -> str:
         shown = _SHOWN.get(table.name, ())
         if shown:
             parts += [f"![{table.title}]({name})\n" for name in shown]
+        elif table.name == CHOICES:
+            parts.append(choice_rows(outcome))
         else:
             parts.append(table.to_markdown(outcome.summaries))
         parts.append(f"Numbers: [{table.name}.csv]({table.name}.csv).\n")
-    parts += [section(outcome), _findings(outcome), _problems(outcome)]
+    parts += [_findings(outcome), _problems(outcome)]
     return "\n".join(part for part in parts if part)
 
 

@@ -21,6 +21,8 @@ from rism.evaluation.ablate.grid import (
 from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.metrics.iou import METRICS
 
+CHOICES = "choices"
+
 Row = tuple[tuple[object, ...], Setting]
 
 _PAPER_SETS = ("RefCOCO", "RefCOCO+", "RefCOCOg")
@@ -109,6 +111,16 @@ def tables(outcome: Outcome) -> list[Table]:
             "Figure 5: threshold of the region",
             ("tau",),
             _rows({tau: replace(default, tau=tau) for tau in TAUS}),
+        ),
+        Table(
+            CHOICES,
+            "What may be left out",
+            ("blocks", "noisy grid"),
+            tuple(
+                ((each.blocks, each.noisy_grid), each)
+                for noisy_grid in grid.noisy_grids
+                for each in grid.choices(noisy_grid)
+            ),
         ),
     ]
 

@@ -96,6 +96,17 @@ def test_scenes_of_another_beginning_and_seed(workplace: Path) -> None:
     assert said == {"offset": 2, "seed": 7}
 
 
+def test_another_bundle_is_scored_beside_it(workplace: Path) -> None:
+    asked = ("scenes", "--count", "3", "-o", "run", "--against", "mini", "--upsample", "bilinear")
+    shown = evaluate(*asked)
+    found = result_of(workplace / "run")["against"]
+    assert (found["bundle"], found["n"]) == ("mini", 3)
+    assert (found["mIoU difference"], found["margin"]) == (0, 0)
+    assert 0.01 < found["time ratio"] < 100
+    assert result_of(workplace / "run/against")["run"]["options"] == {"upsample": "bilinear"}
+    assert "against mini (against): mIoU +0.00 ± 0.00 points on 3 samples" in shown
+
+
 def test_shards_are_merged_into_the_whole(workplace: Path) -> None:
     asked = ("scenes", "--kind", "absent", "--count", "3")
     evaluate(*asked, "-o", "whole")

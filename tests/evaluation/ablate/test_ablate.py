@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rism.evaluation.ablate.choices import advice, choices
 from rism.evaluation.ablate.claims import findings
-from rism.evaluation.ablate.grid import FeatureSetting, Grid, MapSetting
+from rism.evaluation.ablate.grid import ChoiceSetting, FeatureSetting, Grid, MapSetting
 from rism.evaluation.ablate.sample_log import Records
 from rism.evaluation.ablate.scoring import Outcome, run
 from rism.evaluation.ablate.setting_masks import Pass, masks
@@ -22,6 +23,7 @@ from rism.evaluation.datasets.sample import Image, Mask, Problem, Sample
 from rism.evaluation.metrics.iou import Overlap, overlap, summarise
 from rism.runtime.errors import InputError
 from rism.runtime.image.geometry import Plan
+from rism.runtime.method.equations import segment_tokens
 
 DOUBLE, SINGLE, ROWS, COLUMNS, CHANNELS = 2, 3, 6, 8, 5
 TOKENS = ROWS * COLUMNS
@@ -81,6 +83,28 @@ def test_features_are_classified_in_the_region_of_step_0(
     mask = found[FeatureSetting(timestep, block, site, tau)]
     assert 0 < wanted.sum() < TOKENS
     assert (mask == wanted.reshape(ROWS, COLUMNS)).all()
+
+
+def test_a_choice_reads_the_region_of_its_blocks_and_its_pass() -> None:
+    thinned = replace(drawn(0, seed=1), noisy_grid=2)
+    grid = small_grid(timesteps=[0], noisy_grids=[2])
+    found = dict(masks(grid, iter([drawn(0), thinned]), PLAN))
+    for setting, read, rows in (
+        (ChoiceSetting("every:2", 1), drawn(0), [0, 2, 4]),
+        (ChoiceSetting("to-features,every:2", 1), drawn(0), [0, 2]),
+        (ChoiceSetting("0-1", 1), drawn(0), [0, 1]),
+        (ChoiceSetting("to-features", 2), thinned, [0, 1, 2, 3]),
+    ):
+        wanted = segment_tokens(
+            read.attention_vectors[rows],
+            read.propagated_vectors[rows],
+            read.features["mmsa", 3],
+            tau=0.8,
+        ).scores.reshape(ROWS, COLUMNS)
+        assert 0 < (wanted > 0).sum() < TOKENS
+        assert (found[setting] == (wanted > 0)).all()
+    assert (found[ChoiceSetting("all", 1)] == found[grid.default()]).all()
+    assert list(found) == grid.settings
 
 
 def test_the_order_of_masks_is_that_of_the_settings() -> None:
@@ -262,10 +286,22 @@ def test_findings_hold_or_do_not() -> None:
     assert findings(made_up({}, samples=1)) == []
 
 
+def test_the_cheapest_choice_that_loses_nothing_is_recommended() -> None:
+    outcome = made_up(
+        {ChoiceSetting(name, 1): 0.3 for name in ("0-0", "0-1", "every:4", "every:3")}
+    )
+    found = {str(each.setting.blocks): each for each in choices(outcome)}
+    assert found["0-0"].difference == pytest.approx(-0.2)
+    # Blocks after the last that is read do not run, whether attention or features are read.
+    assert [found[name].blocks for name in ("all", "deep", "0-0", "to-features")] == [5, 5, 4, 4]
+    said = advice(list(found.values()))
+    assert "`--capture-blocks to-features --noisy-grid 1`" in said and "80% of the products" in said
+
+
 def test_tables_have_every_setting_once(tmp_path: Path) -> None:
     outcome = ran(tmp_path / "records.jsonl", Model())
     found = {table.name: table for table in tables(outcome)}
-    assert list(found) == ["table2", "table3", "figure3", "figure4", "figure5"]
+    assert list(found) == ["table2", "table3", "figure3", "figure4", "figure5", "choices"]
     listed = {setting for table in found.values() for _, setting in table.rows}
     assert listed == set(outcome.summaries)
     lines = found["table2"].to_csv(outcome.summaries).splitlines()
