@@ -53,6 +53,7 @@ class SizedModel:
         constants: draws what the timestep alone decides.
         build: makes a `SingleStepDiT` around these constants.
         into_stream: see `apply_precision`.
+        first_blocks: the same model with so many single-stream blocks.
         modulation: ends of the names of layers whose results shift, scale and gate.
     """
 
@@ -67,6 +68,7 @@ class SizedModel:
     constants: Callable[[Draw, Precision], Constants]
     build: Callable[[Constants, Precision], nn.Module]
     into_stream: tuple[str, ...]
+    first_blocks: Callable[[int], SizedModel]
     modulation: tuple[str, ...] = ()
 
     @property
@@ -103,6 +105,9 @@ def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> SizedModel:
         constants=constants,
         build=build,
         into_stream=FLUX2_INTO_STREAM,
+        first_blocks=lambda single: _klein(
+            replace(shape, single=single), prompt_tokens=prompt_tokens
+        ),
     )
 
 
@@ -130,6 +135,9 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
         constants=constants,
         build=lambda constants, precision: Step1XSingleStep(sizes, family, constants, precision),
         into_stream=STEP1X_INTO_STREAM,
+        first_blocks=lambda single: _step1x(
+            replace(shape, single=single), prompt_tokens=prompt_tokens, real_tokens=real_tokens
+        ),
         modulation=_STEP1X_MODULATION,
     )
 

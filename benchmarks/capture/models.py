@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.capture.families import MODELS, Constants, Draw, SizedModel
 from benchmarks.capture.variants import Variant, capturing
+from rism.export.capture_blocks import choose_blocks
 from rism.export.checkpoint.meta_modules import Part, build_empty
 from rism.export.graph.trace import Input
 from rism.export.precision import Precision, apply_precision
@@ -27,11 +28,17 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class CaptureCase:
-    """A model at a image's size, such as 9b@1024 or, width by height, 9b@2048x1024."""
+    """A model at a image's size, such as 9b@1024 or, width by height, 9b@2048x1024.
+
+    `blocks` and `noisy_grid` are the exporter's choices, `shared_padding` is `PromptRules`'s.
+    """
 
     model: str
     side_px: int
     height_px: int | None = None
+    blocks: str = "all"
+    noisy_grid: int = 1
+    shared_padding: bool = False
 
     def __str__(self) -> str:
         height = "" if self.height_px is None else f"x{self.height_px}"
@@ -70,8 +77,23 @@ class CaptureCase:
     @property
     def tokens(self) -> dict[str, int]:
         """Lengths of the sequence's parts."""
-        image = self.grid_hw[0] * self.grid_hw[1]
-        return {"prompt": self.sized.prompt_tokens, "noisy": image, "clean": image}
+        image, prompt = self.grid_hw[0] * self.grid_hw[1], self.sized.prompt_tokens
+        if self.shared_padding and self.sized.real_tokens is not None:
+            prompt = self.sized.real_tokens + 1
+        return {"prompt": prompt, "noisy": image, "clean": image}
+
+    @property
+    def capture_blocks(self) -> tuple[int, ...] | None:
+        """Blocks that attention is read from; None for all."""
+        shape = self.sized.shape
+        if self.blocks == "all":
+            return None
+        return choose_blocks(
+            self.blocks,
+            double=shape.double,
+            single=shape.single,
+            feature_block=self.sized.feature_block,
+        )
 
     def spec(self) -> ModelSpec:
         """Describe the model as an opened checkpoint would."""
@@ -99,6 +121,8 @@ class CaptureCase:
                 max_length=sized.prompt_tokens,
                 pad_id=0,
                 tokenizer="",
+                padding="zeros" if self.shared_padding else "tokens",
+                shared_padding=self.shared_padding,
             ),
             text_dim=sized.text_dim,
             prompt_dim=sized.prompt_dim,
@@ -108,11 +132,16 @@ class CaptureCase:
             feature_block=sized.feature_block,
             feature_dim=sized.shape.heads * sized.shape.head_dim,
             prompt_mask=sized.real_tokens is not None,
+            capture_blocks=self.capture_blocks,
+            noisy_grid=self.noisy_grid,
         )
 
     def empty_step(self, constants: Constants, precision: Precision) -> nn.Module:
         """Build the single step with parameters on the meta device, in their types."""
         sized = self.sized
+        if self.capture_blocks is not None:
+            last = max(*self.capture_blocks, sized.feature_block, sized.shape.double)
+            sized = sized.first_blocks(last + 1 - sized.shape.double)
         step = build_empty(lambda: sized.build(constants, precision))
         stored = precision.compute
         apply_precision(step, precision, lambda _: stored, into_stream=sized.into_stream)

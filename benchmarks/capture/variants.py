@@ -137,5 +137,5 @@ class _StepGraph(nn.Module):
             precision=self.precision,
         )
         prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
-        self.dit(clean_latents, noise, prompt, positions, capture)
+        self.dit(clean_latents, noise, prompt, positions, positions, capture)
         return capture.outputs()

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.rooflines`: print the lower bounds of all stages and of the probe."""
+"""`python -m benchmarks.rooflines`: print lower bounds of stages and probe, and what is left out."""
 
-from benchmarks.rooflines import probe_bounds, stages
+from benchmarks.rooflines import left_out, probe_bounds, stages
 
 for case in stages.CASES:
     found = list(stages.stages(case, vae_operations=stages.count_vae(case)))
     print(stages.table(case, found), end="\n\n", flush=True)
+print(left_out.table(), end="\n\n", flush=True)
 print(probe_bounds.table())

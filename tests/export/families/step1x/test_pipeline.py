@@ -142,6 +142,38 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
 
 
 @pytest.mark.slow
+def test_what_is_the_same_is_computed_once(exported: Exported) -> None:
+    bundle = Bundle.open(exported.bundle)
+    rules = bundle.manifest.prompt
+    _, engines, _ = recorded(bundle, picture(131, 97), EXPRESSIONS[:2], "vectors")
+    fed, gave = engines["text_encoder"].fed[-1], engines["text_encoder"].gave[-1]
+    encoder = cpu_engines(bundle, "vectors")["text_encoder"]
+    # Keys and values of the first tokens are constants: nothing asks what the tokens are.
+    prefix = exported.model._prefix_ids.shape[1]
+    assert rules.drop - 2 <= prefix <= rules.drop
+    for changed, alike in ((prefix - 1, True), (rules.drop + 1, False)):
+        ids = fed["input_ids"].copy()
+        ids[:, changed] = 5
+        again = encoder.run(fed | {"input_ids": ids})["prompt_embeds"]
+        assert (np.abs(again - gave["prompt_embeds"]).max() < 1e-6) == alike
+    # One row of padding stands for all.
+    assert rules.shared_padding == (exported.model.version.name == "1.0")
+    if rules.shared_padding:
+        fed, gave = engines["transformer"].fed[-1], engines["transformer"].gave[-1]
+        rows = fed["prompt_embeds"].shape[1]
+        assert rows == fed["prompt_mask"].sum(1).max() + 1 < rules.max_length
+        lacking = ((0, 0), (0, rules.max_length - rows))
+        whole = {
+            "prompt_embeds": np.pad(fed["prompt_embeds"], (*lacking, (0, 0))),
+            "prompt_mask": np.pad(fed["prompt_mask"], lacking),
+            "prompt_weights": np.pad(fed["prompt_weights"], lacking, constant_values=1),
+        }
+        found = cpu_engines(bundle, "vectors")["transformer"].run(fed | whole)
+        for name, array in found.items():
+            np.testing.assert_allclose(gave[name], array, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
 def test_the_picture_and_every_token_set_matter(exported: Exported) -> None:
     segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
     state = segmenter.set_image(picture(100, 80))
