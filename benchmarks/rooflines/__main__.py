@@ -1,4 +1,4 @@
-"""`python -m benchmarks.rooflines`: print lower bounds of stages and probe, and what is left out."""
+"""`python -m benchmarks.rooflines`: print the lower bounds, and what exports leave out."""
 
 from benchmarks.rooflines import left_out, probe_bounds, stages
 
