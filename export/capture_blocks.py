@@ -32,7 +32,7 @@ def choose_blocks(text: str, *, double: int, single: int, feature_block: int) ->
     Raises:
         InputError: it is none of these, or leaves no block.
     """
-    blocks = range(double + single)
+    blocks = list(range(double + single))
     for part in text.split(","):
         match = re.fullmatch(
             r"(?P<word>all|deep|to-features)|every:(?P<step>[1-9]\d{0,3})|"
@@ -42,7 +42,7 @@ def choose_blocks(text: str, *, double: int, single: int, feature_block: int) ->
         )
         if match is None:
             raise InputError(f"capture blocks are '{one_line(text, limit=60)}', expected {_FORMS}")
-        low, high = 0, len(range(double + single))
+        low, high = 0, double + single
         if match["low"]:
             low, high = int(match["low"]), int(match["high"] or match["low"]) + 1
         elif match["word"] == "deep":

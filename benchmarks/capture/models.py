@@ -62,7 +62,7 @@ class CaptureCase:
             raise InputError(
                 f"{one_line(text, limit=40)}: expected a multiple of {_TOKEN_PX} from 32 to 4096"
             )
-        return cls(model, *(int(side) for side in sides))
+        return cls(model, int(sides[0]), int(sides[1]) if len(sides) > 1 else None)
 
     @property
     def sized(self) -> SizedModel:

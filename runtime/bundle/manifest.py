@@ -300,10 +300,11 @@ def _method(node: Node) -> Method:
 def _capture_blocks(node: Node) -> tuple[int, ...] | None:
     if node.raw("capture_blocks") is None:
         return None
-    blocks = node.items("capture_blocks", most=2048)
-    if not blocks or not all(is_integer(block, 0, 2048) for block in blocks):
+    given = node.items("capture_blocks", most=2048)
+    blocks = tuple(each for each in given if isinstance(each, int) and is_integer(each, 0, 2048))
+    if not blocks or len(blocks) < len(given):
         node.refuse("capture_blocks", "a list of block numbers")
-    return tuple(blocks)
+    return blocks
 
 
 def _confidence(node: Node) -> ConfidenceRule:
