@@ -46,6 +46,8 @@ class Capture:
             stands for those that lack: one and the same row through every block, of which only
             the keys and values are repeated. None where all are given.
         precision: of the attention and of the probes; what is collected is float32.
+        written_out: write softmax out in the blocks that are probed, and read its rows: the least
+            work where whole matrices of attention are kept anyway, as on a CPU.
         fused: probe by `rism.export.probe`, with the main attention's own row statistics: for
             PyTorch that runs, never for a graph to export. Vectors only.
 
@@ -65,6 +67,7 @@ class Capture:
     token_attention: bool = False
     prompt_length: int | None = None
     precision: Precision = PRECISIONS["fp32"]
+    written_out: bool = False
     fused: bool = False
     attention_vectors: list[torch.Tensor] = field(default_factory=list)
     propagated_vectors: list[torch.Tensor] = field(default_factory=list)
@@ -93,7 +96,9 @@ class Capture:
         """
         start, compute = self.spans.clean_start, self.precision.compute
         out: torch.Tensor
-        if self.fused:
+        if self.written_out and self.reads(index):
+            out = self._attend_and_read(index, q, k, v)
+        elif self.fused:
             keys, values = (self._repeated(x, dim=2).to(compute) for x in (k, v))
             found, statistics = fused_probe.attend(q.to(compute), keys, values)
             out = found.to(q.dtype)
@@ -131,9 +136,7 @@ class Capture:
         """
         if not self.reads(index):
             return
-        done = len(self.attention_vectors)
-        if index != (done if self.probed_blocks is None else self.probed_blocks[done]):
-            raise ValueError(f"block {index} probed after {done} blocks")
+        self._check_order(index)
         narrow, k = self.precision.probe, self._repeated(k, dim=2)
         if self.fused:
             # In the main attention's type, as the statistics are. Products are exact in float32
@@ -144,10 +147,15 @@ class Capture:
             )
             self.attention_vectors.append(a)
             self.propagated_vectors.append(propagated)
-        elif self.matrices:
-            self._probe_matrices(q_clean.to(narrow), k.to(narrow))
+        elif self.matrices or self.written_out:
+            self._read_rows(self._rows(q_clean.to(narrow), k.to(narrow)))
         else:
             self._probe_vectors(q_clean.to(narrow), k.to(narrow))
+
+    def _check_order(self, index: int) -> None:
+        done = len(self.attention_vectors)
+        if index != (done if self.probed_blocks is None else self.probed_blocks[done]):
+            raise ValueError(f"block {index} probed after {done} blocks")
 
     def reads(self, index: int) -> bool:
         """Tell whether a block is probed."""
@@ -204,23 +212,49 @@ class Capture:
         clean = F.pad(ones, (1, value.shape[-1] - 2))
         return torch.cat([value, noisy, clean], dim=1)
 
-    def _probe_matrices(self, q: torch.Tensor, k: torch.Tensor) -> None:
+    def _attend_and_read(
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """`attention` from the rows of all queries, those of the clean ones read on the way."""
+        self._check_order(index)
+        k, v = (self._repeated(x, dim=2) for x in (k, v))
+        others = self._rows(q[:, :, : self.spans.clean_start], k) @ v
+        rows = self._rows(q[:, :, self.spans.clean_start :], k)
+        self._read_rows(rows)
+        return torch.cat([others, rows @ v], dim=2).transpose(1, 2).flatten(2)
+
+    def _rows(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Attention of every head, (B, heads, queries, keys) float32."""
         scale = q.shape[-1] ** -0.5
         # The power of two below the scale loses nothing in 16 bits; the rest is for float32.
         power = 2.0 ** math.floor(math.log2(scale))
         scores = ((q * power) @ k.transpose(-1, -2)).float() * (scale / power)
-        rows = scores.softmax(-1).mean(1)
+        return scores.softmax(-1)
+
+    def _read_rows(self, rows: torch.Tensor) -> None:
+        """Equations 3 and 4 on the rows of the clean queries, (B, heads, N_v, N)."""
         weights = self._weights
+        if self.written_out:
+            # A product: ONNX Runtime takes twice as long for a mean over the second dimension.
+            batch, heads, queries, keys = rows.shape
+            mean = rows.new_full((1, 1, heads), 1 / heads) @ rows.flatten(2)
+            rows = mean.reshape(batch, queries, keys)
+        else:
+            rows = rows.mean(1)
         to_prompt = rows[:, :, : weights.shape[1]]
         to_clean = rows[:, :, -self.spans.clean :]
-        self.attention_vectors.append((to_prompt @ weights.unsqueeze(-1))[..., 0])
-        self.transition_matrices.append(to_clean / to_clean.sum(-1, keepdim=True))
+        a, mass = to_prompt @ weights.unsqueeze(-1), to_clean.sum(-1, keepdim=True)
+        self.attention_vectors.append(a[..., 0])
+        if self.matrices:
+            self.transition_matrices.append(to_clean / mass)
+        else:
+            self.propagated_vectors.append((to_clean @ a / mass)[..., 0])
         if self.token_attention:
             self._add_tokens(to_prompt @ self._each_token(to_prompt))
 
     @property
     def _weights(self) -> torch.Tensor:
-        """W of every key of the prompt, (B, N_p) float32."""
+        """The weight w of every key of the prompt, (B, N_p) float32."""
         return self._repeated(self.prompt_weights, dim=1)
 
     def _each_token(self, like: torch.Tensor) -> torch.Tensor:

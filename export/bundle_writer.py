@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from rism.export.checkpoint.locate import Checkpoint
 from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.export.checkpoint.meta_modules import Part, WeightRule
 from rism.export.errors import ExportError
 from rism.export.graph.capture_graph import CaptureOptions
+from rism.export.graph.cpu_form import cpu_form, fit_cpu
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.signatures import (
     Size,
@@ -62,6 +64,8 @@ class BundleWriter:
         lean = export.plan.parity == "blocks"
         self.models = list(export.model.samples_of_blocks()) if lean else [export.model]
         self.lean = lean
+        # Only float32 is computed on CPUs as fast as its width promises.
+        self.for_cpu = export.precision.compute == torch.float32
         # One for each model: what PyTorch said of its samples serves several graphs.
         self._gates: dict[int, Gate] = {}
 
@@ -124,11 +128,11 @@ class BundleWriter:
             for size in export.sizes:
                 for mode in export.plan.captures:
                     self._say(f"the transformer, capture {mode}", size)
-                    graph, rules = self._captured(
+                    graph, cpu, rules = self._captured(
                         export.model, export.parts["transformer"], mode, size
                     )
                     name = graph_name(f"transformer.{mode}", size)
-                    self._save(graph, rules, file, name)
+                    self._save(graph, rules, file, name, cpu)
             for model in self.models:
                 self._compare(model, file)
         self._done("transformer", file)
@@ -146,8 +150,8 @@ class BundleWriter:
                 if part is None:
                     files[size][mode] = self.graphs[graph_name(f"transformer.{mode}", size)]
                 else:
-                    graph, rules = self._captured(model, part, mode, size)
-                    files[size][mode] = self._sample(graph, rules, file, mode)
+                    graph, cpu, rules = self._captured(model, part, mode, size)
+                    files[size][mode] = self._sample(graph, rules, file, mode, cpu)
         checked = self._gate(model).transformer(files, self.noise, export.options.feature_site)
         for name, found in checked.items():
             merged = self.parity.setdefault(name, {})
@@ -157,11 +161,14 @@ class BundleWriter:
 
     def _captured(
         self, model: OpenModel, part: Part, mode: str, size: Size
-    ) -> tuple[ir.Model, dict[str, WeightRule]]:
-        options = self.export.options
+    ) -> tuple[ir.Model, ir.Model, dict[str, WeightRule]]:
+        """Trace the transformer: the graph, its form for CPUs (it may be the same), the weights."""
+        options, precision = self.export.options, self.export.precision
         capture = CaptureOptions(mode, options.feature_site, options.token_attention)
-        graph = trace_transformer(part, model.spec, capture, self.export.precision, size)
-        return graph, {f"dit.{name}": rule for name, rule in part.rules.items()}
+        graph = cpu = trace_transformer(part, model.spec, capture, precision, size)
+        if self.for_cpu:
+            cpu = trace_transformer(part, model.spec, capture, precision, size, written_out=True)
+        return graph, cpu, {f"dit.{name}": rule for name, rule in part.rules.items()}
 
     def _gate(self, model: OpenModel) -> Gate:
         trim_malloc()
@@ -176,28 +183,52 @@ class BundleWriter:
         return WeightFile(self.work / f"{name}.weights", self.progress.advance)
 
     def _save(
-        self, graph: ir.Model, rules: dict[str, WeightRule], file: WeightFile, name: str
+        self,
+        graph: ir.Model,
+        rules: dict[str, WeightRule],
+        file: WeightFile,
+        name: str,
+        cpu: ir.Model | None = None,
     ) -> None:
         self.progress.stage(f"write {name}")
+        self.graphs[name] = f"{name.replace('@', '.')}.onnx"
+        self._store(graph, cpu or graph, rules, file, self.graphs[name])
+
+    def _store(
+        self,
+        graph: ir.Model,
+        cpu: ir.Model,
+        rules: dict[str, WeightRule],
+        file: WeightFile,
+        name: str,
+    ) -> None:
+        """Save a graph and, where CPUs can run it, their form of it."""
         store_weights(graph, rules, file)
         file.flush()
-        self.graphs[name] = f"{name.replace('@', '.')}.onnx"
-        ir.save(graph, self.work / self.graphs[name])
+        ir.save(graph, self.work / name)
+        if self.for_cpu:
+            if cpu is not graph:
+                store_weights(cpu, rules, file)
+                file.flush()
+            fit_cpu(cpu)
+            ir.save(cpu, self.work / cpu_form(name))
 
     def _sample(
-        self, graph: ir.Model, rules: dict[str, WeightRule], file: WeightFile, mode: str = "text"
+        self,
+        graph: ir.Model,
+        rules: dict[str, WeightRule],
+        file: WeightFile,
+        mode: str = "text",
+        cpu: ir.Model | None = None,
     ) -> str:
         """Save a graph of a few blocks on the weights that are written already."""
-        before = file.size
-        store_weights(graph, rules, file)
-        file.flush()
+        before, name = file.size, f"sample.{mode}.onnx"
+        self._store(graph, cpu or graph, rules, file, name)
         if file.size > before:
             raise ExportError(
                 f"{file.path.name}: a graph of a few blocks asks for weights that the whole has "
                 "not: this is a fault in the exporter"
             )
-        name = f"sample.{mode}.onnx"
-        ir.save(graph, self.work / name)
         return name
 
     def _done(self, name: str, file: WeightFile) -> None:

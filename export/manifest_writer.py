@@ -14,6 +14,7 @@ import onnx_ir as ir
 import rism
 from rism.export.bundle_writer import BundleWriter
 from rism.export.errors import ExportError
+from rism.export.graph.cpu_form import cpu_form
 from rism.runtime.bundle.reader import is_companion
 
 # The oldest format that can say everything: readers of it need no more than that.
@@ -140,8 +141,10 @@ def _storage(path: Path) -> str:
 def _graph_entry(path: Path) -> dict[str, Any]:
     """What a manifest says of an ONNX file: its name, inputs and outputs."""
     graph = ir.load(path).graph
+    cpu = cpu_form(path.name)
     return {
         "file": path.name,
+        **({"cpu": cpu} if path.with_name(cpu).exists() else {}),
         "inputs": {value.name: _tensor_entry(value) for value in graph.inputs},
         "outputs": {value.name: _tensor_entry(value) for value in graph.outputs},
     }

@@ -47,6 +47,7 @@ class CaptureGraph(nn.Module):
         spec: its sizes.
         options: what it gives out.
         precision: of the attention and the probes.
+        written_out: see `Capture`; the form of the graph for CPUs.
         columns: of the image's tokens, where a graph has one size; None where it may be any.
         fused: probe by `rism.export.probe`; a module to run, not to export.
     """
@@ -58,12 +59,13 @@ class CaptureGraph(nn.Module):
         options: CaptureOptions,
         precision: Precision,
         *,
+        written_out: bool = False,
         columns: int | None = None,
         fused: bool = False,
     ) -> None:
         super().__init__()
         self.dit, self.spec, self.options, self.precision = dit, spec, options, precision
-        self.columns, self.fused = columns, fused
+        self.written_out, self.columns, self.fused = written_out, columns, fused
 
     def forward(
         self,
@@ -94,6 +96,7 @@ class CaptureGraph(nn.Module):
             token_attention=self.options.token_attention,
             precision=self.precision,
             prompt_length=rules.max_length if rules.shared_padding else None,
+            written_out=self.written_out,
             fused=self.fused,
         )
         prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)

@@ -78,9 +78,18 @@ def trace_vae(part: Part, spec: ModelSpec, size: Size) -> ir.Model:
 
 
 def trace_transformer(
-    part: Part, spec: ModelSpec, options: CaptureOptions, precision: Precision, size: Size
+    part: Part,
+    spec: ModelSpec,
+    options: CaptureOptions,
+    precision: Precision,
+    size: Size,
+    *,
+    written_out: bool = False,
 ) -> ir.Model:
-    """Trace the transformer with one capture mode; a fixed size has a batch of one."""
+    """Trace the transformer with one capture mode; a fixed size has a batch of one.
+
+    `written_out` makes the form for CPUs.
+    """
     token, rules = spec.geometry.token_px, spec.prompt
     batch = 1 if size else 2
     tokens = (size[0] // token) * (size[1] // token) if size else 20
@@ -112,6 +121,7 @@ def trace_transformer(
             spec,
             options,
             precision,
+            written_out=written_out,
             columns=None if size is None else size[0] // token,
         ),
         inputs,

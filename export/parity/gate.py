@@ -23,6 +23,7 @@ import torch
 
 from rism.calibration.open_graph import widen
 from rism.export.errors import ParityError
+from rism.export.graph.cpu_form import cpu_form
 from rism.export.parity.inputs import (
     Samples,
     draw,
@@ -208,6 +209,9 @@ class Gate:
             yield "", run_graph(wide, feeds, lean=self.lean), _EXACT
         if self.precision.name == "fp16":
             yield "fp16 ", run_graph(path, feeds, lean=self.lean), _ROUNDED
+        cpu = path.with_name(cpu_form(file))
+        if cpu.exists():
+            yield "cpu ", run_graph(cpu, feeds, lean=self.lean), _EXACT
 
     def _masks(
         self,

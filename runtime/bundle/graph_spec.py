@@ -53,11 +53,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: its file, and its tensors by logical name."""
+    """One graph: its file, its tensors by logical name, and the file of its form for CPUs."""
 
     file: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    cpu: str | None = None
 
 
 def parse_graphs(
@@ -97,6 +98,7 @@ def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str
         file=entry.listed_file("file", files),
         inputs=_tensors(entry.node("inputs")),
         outputs=_tensors(entry.node("outputs")),
+        cpu=entry.listed_file("cpu", files) if entry.has("cpu") else None,
     )
     fed = tuple(logical for logical in GRAPH_INPUTS[kind] if logical not in missing)
     for logical in graph.inputs:

@@ -186,7 +186,7 @@ def ort_loads(
     def load(graph: str) -> Engine:
         spec = bundle.manifest.graphs[graph]
         return engine(
-            bundle.file(spec.file),
+            bundle.file(spec.file if backend.gpu or spec.cpu is None else spec.cpu),
             spec,
             backend=backend,
             device=device,

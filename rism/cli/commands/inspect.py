@@ -93,7 +93,8 @@ def _about(manifest: Manifest) -> Iterator[str]:
 def _graphs(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         default = name.partition("@")[0] == f"transformer.{manifest.default_capture}"
-        yield f"graph      {one_line(name)} ({graph.file}){', the default' if default else ''}"
+        files = ", ".join(filter(None, [graph.file, graph.cpu]))
+        yield f"graph      {one_line(name)} ({files}){', the default' if default else ''}"
         for arrow, tensors in (("<-", graph.inputs), ("->", graph.outputs)):
             for logical, tensor in tensors.items():
                 yield f"           {arrow} {_tensor(logical, tensor)}"
