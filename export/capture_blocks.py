@@ -1,18 +1,12 @@
 """What a bundle's transformer leaves out by choice: blocks, and noisy tokens."""
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from rism.export.names import Preset
 from rism.runtime.errors import InputError, one_line
 
-PRESET_CHOICES: Mapping[Preset, tuple[str, int]] = {"paper": ("all", 1), "fast": ("to-features", 2)}
-"""Blocks that attention is read from, and k, where only every k-th row and column is noisy."""
-
-MAX_NOISY_GRID = 8
 _FORMS = "all, deep, to-features, a block, a range such as 0-20, every:2, or several with commas"
 
 

@@ -14,6 +14,9 @@ FEATURE_SITES: tuple[FeatureSite, ...] = get_args(FeatureSite)
 # What the graphs read and leave out: all as the paper does, or less of it for less work.
 Preset = Literal["paper", "fast"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+# Blocks that attention is read from, and k, where only every k-th row and column is noisy.
+PRESET_CHOICES: dict[Preset, tuple[str, int]] = {"paper": ("all", 1), "fast": ("to-features", 2)}
+MAX_NOISY_GRID = 8
 
 # How much of an exported model is compared with PyTorch.
 ParityMode = Literal["auto", "full", "blocks"]

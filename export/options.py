@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rism.export.capture_blocks import MAX_NOISY_GRID, PRESET_CHOICES
-from rism.export.names import FEATURE_SITES, GRAPH_PRECISIONS, PARITY_MODES, PRESETS, Preset
+from rism.export.names import (
+    FEATURE_SITES,
+    GRAPH_PRECISIONS,
+    MAX_NOISY_GRID,
+    PARITY_MODES,
+    PRESET_CHOICES,
+    PRESETS,
+    Preset,
+)
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.runtime.errors import InputError, one_line

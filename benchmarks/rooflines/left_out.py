@@ -8,7 +8,7 @@ from benchmarks.capture.models import CaptureCase, count_flop
 from benchmarks.capture.variants import VARIANTS
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.rooflines.stages import TERA
-from rism.export.capture_blocks import PRESET_CHOICES
+from rism.export.names import PRESET_CHOICES
 from rism.export.precision import PRECISIONS
 
 CASES = ("step1x-1.0@512", "step1x-1.0@1024", "4b@1024", "9b@1024")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rism.export.capture_blocks import MAX_NOISY_GRID, choose_blocks
-from rism.export.names import FEATURE_SITES
+from rism.export.capture_blocks import choose_blocks
+from rism.export.names import FEATURE_SITES, MAX_NOISY_GRID
 from rism.runtime.errors import InputError, one_line
 
 MAPS = ("CAM", "RAM")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, option, same_named, template_option
-from rism.export.capture_blocks import MAX_NOISY_GRID
 from rism.export.families.find import BUILT_IN, published_models
-from rism.export.names import FeatureSite, GraphPrecision, ParityMode, Preset
+from rism.export.names import MAX_NOISY_GRID, FeatureSite, GraphPrecision, ParityMode, Preset
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CAPTURES
 
