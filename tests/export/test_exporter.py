@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from threading import Event
 
@@ -37,6 +38,7 @@ from tests.calibration.conftest import scales_of
 from tests.export.small import feeds
 from tests.paths import ROOT
 
+BLOCKS = 5
 GRIDS = [(6, 6), (4, 9), (11, 3)]
 
 
@@ -102,6 +104,23 @@ def all_shapes(path: Path, given: dict[str, np.ndarray]) -> dict[str, tuple[int,
         probed.unlink()
     names = [value.name for value in session.get_outputs()]
     return {name: np.shape(array) for name, array in zip(names, arrays, strict=True)}
+
+
+def test_cpus_have_a_form_of_each_graph_on_the_same_weights(exported: ExportReport) -> None:
+    def operators(file: str) -> Counter[str]:
+        return Counter(node.op_type for node in ir.load(exported.path / file).graph)
+
+    graphs = Bundle.open(exported.path).manifest.graphs
+    assert all(graph.cpu == graph.file.replace(".onnx", ".cpu.onnx") for graph in graphs.values())
+    norms = operators("text_encoder.onnx")["Sqrt"]
+    found = operators("text_encoder.cpu.onnx")
+    assert found["RMSNormalization"] == norms > 5 and found["Sqrt"] == 0
+    found = operators("vae_encoder.cpu.onnx")
+    assert found["BatchNormalization"] == found["InstanceNormalization"] > 5
+    assert operators("transformer.vectors.onnx")["Softmax"] == 0
+    # One of the clean queries in every block, one of the others in all but the last.
+    assert operators("transformer.vectors.cpu.onnx")["Softmax"] == 2 * BLOCKS - 1
+    assert len(list(exported.path.glob("*.weights"))) == 3
 
 
 @pytest.mark.parametrize("mode", ["vectors", "scores"])

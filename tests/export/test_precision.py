@@ -187,6 +187,7 @@ def test_bfloat16_is_computed_as_published(checkpoint: Path, tmp_path: Path, fam
         types = types_of(report.path / f"{graph}.onnx")
         assert types["MatMul"] == types["Attention"] == {"BFLOAT16"}, graph
     assert (manifest.precision.compute, manifest.precision.storage) == ("bfloat16", "bfloat16")
+    assert not list(report.path.glob("*.cpu.onnx"))  # no CPU has this type
     with pytest.raises(ProviderError, match="bfloat16"):
         Segmenter.from_bundle(report.path, provider="cpu")
 

@@ -254,3 +254,17 @@ def test_a_graph_that_returns_another_size(
     )
     with pytest.raises((BundleError, InputError), match="expected"):
         segmenter.segment(colours, "red")
+
+
+def test_a_cpu_runs_its_own_form_of_a_graph(
+    tiny_bundle: Path, reseal: Reseal, colours: np.ndarray, opened: list[str]
+) -> None:
+    before = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(colours, "red")
+    file = tiny_bundle / "text_encoder.onnx"
+    file.rename(tiny_bundle / "text.cpu.onnx")
+    file.write_bytes(b"a form that a CPU need not read")
+    reseal(tiny_bundle, lambda data: data["graphs"]["text_encoder"].update(cpu="text.cpu.onnx"))
+    opened.clear()
+    after = Segmenter.from_bundle(tiny_bundle, provider="cpu").segment(colours, "red")
+    assert "text.cpu.onnx" in opened and "text_encoder.onnx" not in opened
+    assert (after.mask_hw == before.mask_hw).all()
