@@ -15,6 +15,7 @@ from benchmarks.capture.models import RandomModel
 from benchmarks.capture.pytorch import Figure
 from benchmarks.capture.variants import Variant, capturing
 from benchmarks.harness.measure import Repeats, forget, repeat
+from rism.export.graph.cpu_form import fit_cpu
 from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.trace import trace
 from rism.runtime.engines.cpu_threads import cpu_count
@@ -30,11 +31,13 @@ def write_graph(model: RandomModel, variant: Variant, folder: Path) -> Path:
         ExportError: The variant cannot be traced.
     """
     check_provider(model.device)
-    part = model.part()
-    module = capturing(part.module, model.spec, variant, model.precision)
+    part, for_cpu = model.part(), model.device == "cpu"
+    module = capturing(part.module, model.spec, variant, model.precision, for_cpu=for_cpu)
     graph = trace(module.eval(), model.inputs(), outputs=variant.outputs)
     with WeightFile(folder / "transformer.weights") as weights:
         store_weights(graph, {f"dit.{n}": rule for n, rule in part.rules.items()}, weights)
+    if for_cpu:
+        fit_cpu(graph)
     ir.save(graph, folder / "transformer.onnx")
     return folder / "transformer.onnx"
 

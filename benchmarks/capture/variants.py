@@ -100,10 +100,21 @@ VARIANTS = {
 }
 
 
-def capturing(dit: nn.Module, spec: ModelSpec, variant: Variant, precision: Precision) -> nn.Module:
-    """Return the module of one variant; inputs are those of `CaptureGraph`."""
+def capturing(
+    dit: nn.Module,
+    spec: ModelSpec,
+    variant: Variant,
+    precision: Precision,
+    *,
+    for_cpu: bool = False,
+) -> nn.Module:
+    """Return the module of one variant; inputs are those of `CaptureGraph`.
+
+    With `for_cpu` what rism exports is in its form for CPUs.
+    """
     if variant.capture is None:
-        return CaptureGraph(dit, spec, CaptureOptions("vectors"), precision)
+        options = CaptureOptions("vectors")
+        return CaptureGraph(dit, spec, options, precision, written_out=for_cpu)
     return _StepGraph(dit, spec, variant.capture, precision)
 
 
