@@ -228,7 +228,7 @@ class Capture:
         scale = q.shape[-1] ** -0.5
         # The power of two below the scale loses nothing in 16 bits; the rest is for float32.
         power = 2.0 ** math.floor(math.log2(scale))
-        scores = ((q * power) @ k.transpose(-1, -2)).float() * (scale / power)
+        scores: torch.Tensor = ((q * power) @ k.transpose(-1, -2)).float() * (scale / power)
         return scores.softmax(-1)
 
     def _read_rows(self, rows: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ class StoredAttention(VectorsCapture):
         compute, start = self.precision.compute, self.spans.clean_start
         probabilities = self._probabilities(q.to(compute), k.to(compute))
         out = (probabilities @ v.to(compute)).transpose(1, 2).flatten(2).to(q.dtype)
-        self.stored.append(self._rows(probabilities[:, :, start:]))
+        self.stored.append(self._kept(probabilities[:, :, start:]))
         self.keep("mmsa", index, out[:, start:])
         return out
 
@@ -39,7 +39,7 @@ class StoredAttention(VectorsCapture):
         """See `Capture`: of the last block rows are all that is asked."""
         del index, statistics
         compute = self.precision.compute
-        self.stored.append(self._rows(self._probabilities(q_clean.to(compute), k.to(compute))))
+        self.stored.append(self._kept(self._probabilities(q_clean.to(compute), k.to(compute))))
 
     def _probabilities(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         keys = k.transpose(-1, -2).flatten(0, 1)
@@ -48,7 +48,7 @@ class StoredAttention(VectorsCapture):
         scores = torch.baddbmm(scores, q.flatten(0, 1), keys, beta=0, alpha=scale)
         return scores.softmax(-1).reshape(*q.shape[:3], -1)
 
-    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def _kept(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities.clone()  # a view would keep the other tokens' rows, too
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
@@ -68,5 +68,5 @@ class StoredAttention(VectorsCapture):
 class StoredMean(StoredAttention):
     """The same, but for each block the heads' mean is stored."""
 
-    def _rows(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def _kept(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities.mean(1, keepdim=True)

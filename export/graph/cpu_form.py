@@ -47,20 +47,21 @@ def _scale_and_bias(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None
     times = None if product is None or len(product.uses()) > 1 else product.producer()
     if times is None or times.op_type != "Mul":
         return None
-    found = []
-    for value in (times.inputs[1], node.inputs[1]):
-        spread = None if value is None else value.producer()
-        vector = spread.inputs[0] if spread is not None and spread.op_type == "Reshape" else None
-        if vector is None or not vector.is_initializer() or value is None or value.shape is None:
-            return None
-        if vector.shape is None or list(value.shape) not in (
-            [*vector.shape, 1],
-            [*vector.shape, 1, 1],
-        ):
-            return None
-        found.append(vector)
+    scale, bias = _channels(times.inputs[1]), _channels(node.inputs[1])
     x = times.inputs[0]
-    return None if x is None else (x, *found)
+    return None if x is None or scale is None or bias is None else (x, scale, bias)
+
+
+def _channels(value: ir.Value | None) -> ir.Value | None:
+    """Find the weight (C,) that a value is with sizes of one behind it."""
+    spread = None if value is None else value.producer()
+    if value is None or spread is None or spread.op_type != "Reshape":
+        return None
+    vector = spread.inputs[0]
+    if vector is None or not vector.is_initializer() or vector.shape is None:
+        return None
+    wide = None if value.shape is None else list(value.shape)
+    return vector if wide in ([*vector.shape, 1], [*vector.shape, 1, 1]) else None
 
 
 def _scaled(node: ir.Node, build: Nodes) -> ir.Value:
