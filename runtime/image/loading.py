@@ -103,8 +103,13 @@ def open_image(data: BinaryIO, name: str) -> Image.Image:
             "name without '._'"
         )
     try:
-        Image.init()
-        image = _open_boxes(data, head, name) if head[4:8] == b"ftyp" else _by_pillow(data, head)
+        # The common formats first: reading the rest of Pillow's takes longer than many an image.
+        Image.preinit()
+        image = _by_pillow(data, head)
+        if image is None:
+            Image.init()
+            boxes = head[4:8] == b"ftyp"
+            image = _open_boxes(data, head, name) if boxes else _by_pillow(data, head)
         if image is not None:
             if image.format == "TIFF":
                 mend_tiff(image)
