@@ -86,6 +86,12 @@ KINDS: dict[str, Kind] = {
     "import_time": Kind(
         "a process that imports and ends", "processes:measure_import", packages=_TORCH
     ),
+    "stages": Kind(
+        "every graph on the CPU: a plain export, the graph, its form for CPUs",
+        "stages",
+        {"model": "mini", "blocks": "all", "size_level": 0, "tolerance": 1e-3},
+        packages=(*_TORCH, *_ONNX),
+    ),
     "export": Kind(
         "from a checkpoint to a bundle, in a process of its own",
         "export",
