@@ -88,7 +88,7 @@ KINDS: dict[str, Kind] = {
     ),
     "stages": Kind(
         "every graph on the CPU: a plain export, the graph, its form for CPUs",
-        "stages",
+        "cpu_stages",
         {"model": "mini", "blocks": "all", "size_level": 0, "tolerance": 1e-3},
         packages=(*_TORCH, *_ONNX),
     ),

@@ -117,7 +117,7 @@ def _tapped(model: Step1XModel, given: ReferenceInputs) -> dict[str, torch.Tenso
     capture = Capture(spans, given.prompt_weights, model.spec.feature_block)
     grid = torch.from_numpy(np.indices(given.grid_hw).reshape(2, -1).T.copy()).float()
     with torch.no_grad():
-        dit(given.clean_latents, given.noise, given.prompt, grid, capture)
+        dit(given.clean_latents, given.noise, given.prompt, grid, grid, capture)
     return found
 
 
