@@ -77,6 +77,7 @@ class Capture:
     velocity: torch.Tensor | None = None
     # Values of the first attention: made once, or engines would make them for each block.
     _masses: torch.Tensor | None = None
+    _keys: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.fused and (self.matrices or self.token_attention):
@@ -137,18 +138,19 @@ class Capture:
         if not self.reads(index):
             return
         self._check_order(index)
-        narrow, k = self.precision.probe, self._repeated(k, dim=2)
+        narrow = self.precision.probe
         if self.fused:
             # In the main attention's type, as the statistics are. Products are exact in float32
             # and what is summed up stays there, so nothing asks for a finer type.
             compute = self.precision.compute
             a, propagated = fused_probe.probe_vectors(
-                q_clean.to(compute), k.to(compute), self._weights, statistics
+                q_clean.to(compute), self._repeated(k, dim=2).to(compute), self._weights, statistics
             )
             self.attention_vectors.append(a)
             self.propagated_vectors.append(propagated)
         elif self.matrices or self.written_out:
-            self._read_rows(self._rows(q_clean.to(narrow), k.to(narrow)))
+            keys = self._repeated(k, dim=2).to(narrow)
+            self._read_rows(self._rows(q_clean.to(narrow), keys))
         else:
             self._probe_vectors(q_clean.to(narrow), k.to(narrow))
 
@@ -186,11 +188,11 @@ class Capture:
         # A_vv a = mean_h c_h attention(Q_v, K_v, a), with less than half the keys.
         if self._masses is None:
             self._masses = self._for_heads(self._mass_values(q), q)
-        masses = self._attend(q, k, self._masses)
+        masses = self._attend(q, self._repeated(k, dim=2), self._masses)
         a, to_clean = masses[..., 0].mean(1), masses[..., 1].mean(1)
-        within = self._attend(q, k[:, :, -self.spans.clean :], self._for_heads(a.unsqueeze(-1), q))[
-            ..., 0
-        ]
+        within = self._attend(
+            q, k[:, :, self.spans.clean_start :], self._for_heads(a.unsqueeze(-1), q)
+        )[..., 0]
         self.attention_vectors.append(a)
         self.propagated_vectors.append((masses[..., 1] * within).mean(1) / to_clean)
         if self.token_attention:
@@ -202,15 +204,16 @@ class Capture:
         Channel 0 is w on prompt tokens, 1 is one on clean tokens; the rest, if tokens are asked
         for, is one on a prompt token each.
         """
-        spans, weights = self.spans, self._weights.unsqueeze(-1)
+        spans, weights = self.spans, self.prompt_weights.unsqueeze(-1)
         on_prompt = [weights, torch.zeros_like(weights)]
         if self.token_attention:
-            on_prompt.append(self._each_token(weights).expand(weights.shape[0], -1, -1))
+            eye = torch.eye(spans.prompt, dtype=weights.dtype, device=q.device)
+            on_prompt.append(eye.expand(weights.shape[0], -1, -1))
         value = torch.cat(on_prompt, dim=-1)
         noisy = value.new_zeros(weights.shape[0], spans.noisy, value.shape[-1])
         ones = torch.ones_like(q[:, 0, :, :1], dtype=weights.dtype)
         clean = F.pad(ones, (1, value.shape[-1] - 2))
-        return torch.cat([value, noisy, clean], dim=1)
+        return self._repeated(torch.cat([value, noisy, clean], dim=1), dim=1)
 
     def _attend_and_read(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -250,28 +253,30 @@ class Capture:
         else:
             self.propagated_vectors.append((to_clean @ a / mass)[..., 0])
         if self.token_attention:
-            self._add_tokens(to_prompt @ self._each_token(to_prompt))
+            merged = self.prompt_length is not None
+            self._add_tokens(to_prompt @ self._each_token(to_prompt) if merged else to_prompt)
 
     @property
     def _weights(self) -> torch.Tensor:
         """The weight w of every key of the prompt, (B, N_p) float32."""
-        return self._repeated(self.prompt_weights, dim=1)
+        return self._repeated(self.prompt_weights, dim=1, prompt=True)
 
     def _each_token(self, like: torch.Tensor) -> torch.Tensor:
         """One in the column of the given token that a key of the prompt is of, (N_p, given)."""
         eye = torch.eye(self.spans.prompt, dtype=like.dtype, device=like.device)
-        return self._repeated(eye, dim=0)
+        return self._repeated(eye, dim=0, prompt=True)
 
-    def _repeated(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """Repeat the last prompt token along a dimension that begins with the given ones."""
+    def _repeated(self, x: torch.Tensor, dim: int, *, prompt: bool = False) -> torch.Tensor:
+        """Repeat the last prompt token along a dimension of all tokens, or of the prompt's."""
         if self.prompt_length is None:
             return x
-        given = self.spans.prompt
-        last = x.narrow(dim, given - 1, 1)
-        sizes = [-1] * x.ndim
-        sizes[dim] = self.prompt_length - given
-        rest = x.narrow(dim, given, x.shape[dim] - given)
-        return torch.cat([x.narrow(dim, 0, given), last.expand(sizes), rest], dim=dim)
+        if self._keys is None:
+            # One index for all: engines must see that what goes together is of one length.
+            given, device = self.spans.prompt, self.prompt_weights.device
+            own = torch.arange(self.prompt_length, device=device).clamp_max(given - 1)
+            image = torch.arange(self.spans.noisy + self.spans.clean, device=device) + given
+            self._keys = own, torch.cat([own, image])
+        return x.index_select(dim, self._keys[0 if prompt else 1])
 
     def _for_heads(self, value: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """One value (B, keys, c) for all heads, in the queries' type: (B, heads, keys, >= c).

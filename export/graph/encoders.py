@@ -77,6 +77,12 @@ def register_attention(precision: Precision) -> str:
     ) -> tuple[torch.Tensor, None]:
         # (B, heads, N, d) each; a group of queries shares a head of keys and values.
         groups, compute = module.num_key_value_groups, precision.compute
+        # In numbers: engines must see that queries and keys have as many heads.
+        heads = module.config.num_attention_heads
+        query, key, value = (
+            x.reshape(x.shape[0], count, *x.shape[2:])
+            for x, count in ((query, heads), (key, heads // groups), (value, heads // groups))
+        )
         key, value = (x.to(compute).repeat_interleave(groups, dim=1) for x in (key, value))
         out = F.scaled_dot_product_attention(
             query.to(compute), key, value, attn_mask=attention_mask, scale=scaling

@@ -114,7 +114,7 @@ class QwenVlPromptEncoder(nn.Module):
         config = model.config
         head_dim = config.hidden_size // config.num_attention_heads
         self.prefix = ConstantPrefix(
-            len(model.layers), (config.num_key_value_heads, prefix, head_dim), precision
+            len(model.layers), (config.num_key_value_heads, prefix, head_dim)
         )
         self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
         self.mapping = mapping
@@ -135,9 +135,13 @@ class QwenVlPromptEncoder(nn.Module):
     ) -> torch.Tensor:
         """(B, S) ids and masks, (3, B, S) positions, (V, E) to (B, S - drop, W) float32."""
         start = self.prefix.length
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        allowed = (index <= index[start:, None]) & attention_mask[:, None, None].bool()
-        input_ids, attention_mask = input_ids[:, start:], attention_mask[:, start:]
+        input_ids = input_ids[:, start:]
+        # Of the lengths that keys have, one by one: engines compare how sizes are computed.
+        own = torch.arange(input_ids.shape[1], device=input_ids.device) + start
+        index = torch.cat([torch.arange(start, device=input_ids.device), own])
+        seen_keys = attention_mask.index_select(1, index)[:, None, None].bool()
+        allowed = (index <= own[:, None]) & seen_keys
+        attention_mask = attention_mask[:, start:]
         words = self.embed_tokens(input_ids)
         seen = input_ids == self.image_token_id
         place = (seen.long().cumsum(1) - 1).clamp(0)
@@ -170,19 +174,15 @@ class QwenVlPromptEncoder(nn.Module):
 class ConstantPrefix(nn.Module):
     """Keys and values of a prompt's first tokens, as transformers' attention asks a cache for them.
 
-    Buffers `keys.L` and `values.L` are (heads, P, d), keys turned by their positions.
+    Buffers `keys_L` and `values_L` are (heads, P, d) float32, keys turned by their positions.
     """
 
-    def __init__(self, layers: int, shape: tuple[int, int, int], precision: Precision) -> None:
+    def __init__(self, layers: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.length = shape[1]
-        self.keys, self.values = (
-            nn.ParameterList(
-                nn.Parameter(torch.empty(shape, dtype=precision.stream, device="meta"), False)
-                for _ in range(layers if self.length else 0)
-            )
-            for _ in range(2)
-        )
+        for layer in range(layers if self.length else 0):
+            for kind in ("keys", "values"):
+                self.register_buffer(f"{kind}_{layer}", torch.empty(shape, device="meta"))
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object
@@ -190,7 +190,9 @@ class ConstantPrefix(nn.Module):
         """Put a layer's constants before the keys and values (B, heads, N, d) of other tokens."""
         if not self.length:
             return keys, values
-        return _behind(self.keys[layer], keys), _behind(self.values[layer], values)
+        own = ((f"keys_{layer}", keys), (f"values_{layer}", values))
+        first, second = (_behind(self.get_buffer(name), each) for name, each in own)
+        return first, second
 
 
 def _behind(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -233,8 +233,8 @@ class Step1XModel:
 def _prefix_rule(
     name: str, like: torch.Tensor, states: Callable[[], list[Prefix]]
 ) -> ComputedTensor:
-    """Say how keys or values of a layer, `prefix.keys.L`, come about."""
-    _, kind, layer = name.split(".")
+    """Say how keys or values of a layer, `prefix.keys_L`, come about."""
+    kind, _, layer = name.removeprefix("prefix.").partition("_")
 
     def compute() -> torch.Tensor:
         return states()[int(layer)][kind == "values"]
