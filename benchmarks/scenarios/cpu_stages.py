@@ -107,7 +107,8 @@ def _stage(
     write_plain_graph(module, given, list(spec.outputs), plain)
     del module
     files = {PLAIN: plain, GRAPH: bundle.file(spec.file), CPU_FORM: bundle.file(spec.cpu or "")}
-    ways, wanted = {}, {}
+    ways: dict[str, partial[Any]] = {}
+    wanted: Arrays = {}
     for name, file in files.items():
         session = open_session(file, CPU, 0, cpu_count())
         inputs = {each.name: given[each.name].numpy() for each in session.get_inputs()}

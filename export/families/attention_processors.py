@@ -13,7 +13,7 @@ from rism.export.graph.rotary import Rotary, rotate
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(B, N, heads * d) to (B, N, heads, d)."""
     # In numbers, where -1 would do: engines must see that queries and keys have as many heads.
-    return x.unflatten(-1, (x.shape[-1] // head_dim, head_dim))
+    return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
 
 
 def heads_first(x: torch.Tensor) -> torch.Tensor:
