@@ -220,8 +220,13 @@ def _no_square(layers: Sequence[EngineLayer], tokens: ShapeRange) -> LayerCheck:
     produced = [tensor for layer in layers for tensor in layer.outputs]
     low, high = tokens.min[1], tokens.max[1]
     if low != high:
-        # Only batch and tokens are free sizes (-1): two of them at the end are tokens by tokens.
-        square = [t for t in produced if len(t.dims) > 2 and t.dims[-1] == t.dims[-2] == -1]
+        # Batch, prompt and tokens are free sizes (-1): two of them at the end are tokens by tokens,
+        # unless all heads share it: that is the mask of a prompt's tokens.
+        square = [
+            t
+            for t in produced
+            if len(t.dims) > 2 and t.dims[-1] == t.dims[-2] == -1 and t.dims[1:-2] != (1,)
+        ]
         unknown: list[EngineTensor] = []
     else:
         square, unknown = _large_sides(produced, high)

@@ -45,7 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # Each of them is a process that imports PyTorch, or several: measured by the command, and by
 # tests of what they call.
-PROCESSES = {"cold-start", "import-time", "export", "folder", "providers"}
+PROCESSES = {"cold-start", "import-time", "export", "folder", "providers", "stages"}
 
 
 def small(name: str) -> Scenario:
