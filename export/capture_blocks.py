@@ -1,6 +1,7 @@
 """What a bundle's transformer leaves out by choice: blocks, and noisy tokens."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +53,20 @@ def choose_blocks(text: str, *, double: int, single: int, feature_block: int) ->
     return tuple(blocks)
 
 
+def last_block(chosen: Sequence[int], *, double: int, feature_block: int) -> int:
+    """Return the last block that has to run, for attention or for features.
+
+    It is a single-stream one: a single step ends with the attention of such a block.
+    """
+    return max(*chosen, feature_block, double)
+
+
 def noisy_tokens(grid_hw: tuple[int, int], step: int) -> npt.NDArray[np.int64]:
-    """Return which of an image's tokens have a noisy one: (N_v // step^2,) int64.
+    """Return which of an image's tokens have a noisy one: (ceil(N_v / step^2),) int64.
 
     Those of every such row and column, row by row. Their number follows from the number of tokens
-    alone, as engines need it: where the step does not divide both sides, the last row of them may
-    be cut short.
+    alone, as engines need it: where the step does not divide both sides, the last of them may be
+    missing.
     """
     numbers = np.arange(grid_hw[0] * grid_hw[1]).reshape(grid_hw)
-    return numbers[::step, ::step].flatten()[: numbers.size // step**2]
+    return numbers[::step, ::step].flatten()[: -(-numbers.size // step**2)]

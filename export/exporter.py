@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rism.export.bundle_writer import BundleWriter, Export
-from rism.export.capture_blocks import choose_blocks
+from rism.export.capture_blocks import choose_blocks, last_block
 from rism.export.checkpoint.locate import Checkpoint, content_digest
 from rism.export.families.find import family_of, find_checkpoint
 from rism.export.manifest_writer import write_manifest
@@ -128,7 +128,7 @@ def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:
         spec = replace(spec, capture_blocks=chosen)
         # Features of a block's output need the whole block: one more is begun.
         features = spec.feature_block + (options.feature_site == "block")
-        last = max(*chosen, features, spec.double_blocks)
+        last = last_block(chosen, double=spec.double_blocks, feature_block=features)
         if last < spec.blocks - 1:
             opened = opened.first_blocks(last + 1)
     opened.spec = spec

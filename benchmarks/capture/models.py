@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.capture.families import MODELS, Constants, Draw, SizedModel
 from benchmarks.capture.variants import Variant, capturing
-from rism.export.capture_blocks import choose_blocks
+from rism.export.capture_blocks import choose_blocks, last_block
 from rism.export.checkpoint.meta_modules import Part, build_empty
 from rism.export.graph.trace import Input
 from rism.export.precision import Precision, apply_precision
@@ -140,8 +140,9 @@ class CaptureCase:
         """Build the single step with parameters on the meta device, in their types."""
         sized = self.sized
         if self.capture_blocks is not None:
-            last = max(*self.capture_blocks, sized.feature_block, sized.shape.double)
-            sized = sized.first_blocks(last + 1 - sized.shape.double)
+            double = sized.shape.double
+            last = last_block(self.capture_blocks, double=double, feature_block=sized.feature_block)
+            sized = sized.first_blocks(last + 1 - double)
         step = build_empty(lambda: sized.build(constants, precision))
         stored = precision.compute
         apply_precision(step, precision, lambda _: stored, into_stream=sized.into_stream)

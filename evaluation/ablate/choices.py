@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rism.evaluation.ablate.grid import ChoiceSetting
 from rism.evaluation.ablate.scoring import Outcome
 from rism.evaluation.metrics.iou import paired
+from rism.export.capture_blocks import last_block
 
 LOSS = 0.01
 """Loss of mIoU that a recommended choice stays below with its whole 95 % interval."""
@@ -43,7 +44,9 @@ def choices(outcome: Outcome) -> list[Choice]:
     found = []
     for noisy_grid in grid.noisy_grids:
         for setting in grid.choices(noisy_grid):
-            last = max(*grid.rows(setting), grid.feature_block)
+            last = last_block(
+                grid.rows(setting), double=grid.double, feature_block=grid.feature_block
+            )
             # Prompt, noisy and clean tokens; a typical prompt is half as long as the image.
             tokens = (0.5 + 1 / noisy_grid**2 + 1) / 2.5
             work = (last + 1) / (grid.double + grid.single) * tokens

@@ -121,9 +121,10 @@ class CaptureGraph(nn.Module):
         return outputs
 
     def _kept_noise(self, positions: torch.Tensor) -> torch.Tensor:
-        """Compute `noisy_tokens` from the tokens' rows and columns: (N_v // k^2,) int64."""
+        """Compute `noisy_tokens` from the tokens' rows and columns: (ceil(N_v / k^2),) int64."""
         step = self.spec.noisy_grid
-        place = torch.arange(positions.shape[0] // step**2, device=positions.device)
+        count = (positions.shape[0] + step**2 - 1) // step**2
+        place = torch.arange(count, device=positions.device)
         if self.columns is None:
             columns = positions[-1, 1].long() + 1
         else:

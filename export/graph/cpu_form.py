@@ -4,15 +4,13 @@ It stands beside the graph that GPUs and engines take, on the same weights, and 
 inputs and outputs. GPUs keep the other: their fused kernels store no matrix of attention.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.rewriter.onnx_fusions import fuse
-
-from rism.export.graph.nodes import Nodes, replace_node
-
-# ONNX Runtime's Attention gives a head to a thread. Rows of latents are even in both directions.
-_PARTS = 4
+from onnxscript.rewriter.pattern import RewriteRule
 
 
 def cpu_form(file: str) -> str:
@@ -20,71 +18,64 @@ def cpu_form(file: str) -> str:
     return f"{file.removesuffix('.onnx')}.cpu.onnx"
 
 
-def fit_cpu(model: ir.Model) -> None:
+def fit_cpu(model: ir.Model, *, parts: int = 1) -> None:
     """Bring a graph into the form for CPUs.
 
     Needs: types and shapes, float32. Leaves: the same computation; norms written out as one
     operator, scale and bias of channels in one pass over an image, and an attention with a single
-    head as one of `_PARTS` heads that share its keys.
+    head as one of several heads that share its keys: ONNX Runtime gives a head to a thread.
+
+    Args:
+        model: changed in place.
+        parts: heads that a single head becomes; a divisor of the number of its queries.
     """
     fuse(model)
-    for node in list(model.graph):
-        if _scale_and_bias(node) is not None:
-            assert node.graph is not None
-            replace_node(node.graph, node, _scaled)
-        query = node.inputs[0] if node.op_type == "Attention" else None
-        if query is not None and query.shape is not None and query.shape[1] == 1:
-            assert node.graph is not None
-            replace_node(node.graph, node, _split)
+    RewriteRule(_scale_and_bias, _in_one_pass, _is_of_channels).apply_to_model(model)
+    if parts > 1:
+
+        def split(op: Any, q: ir.Value, k: ir.Value, v: ir.Value, out: ir.Value) -> Any:
+            node, shape = out.producer(), q.shape
+            assert node is not None
+            assert shape is not None
+            given = {name: each.value for name, each in node.attributes.items()}
+            heads = op.Reshape(q, op.Constant(value_ints=[0, parts, -1, shape[3]]))
+            read = op.Attention(heads, k, v, **given)
+            return op.Reshape(read, op.Constant(value_ints=[0, 1, -1, shape[3]]))
+
+        RewriteRule(_attention, split, _has_one_head).apply_to_model(model)
     common.RemoveUnusedNodesPass()(model)
 
 
-def _scale_and_bias(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """Find x, scale and bias, (C,) each, where a node is x * scale + bias over (B, C, ...)."""
-    if node.op_type != "Add" or None in node.inputs:
-        return None
-    product, *_ = node.inputs
-    times = None if product is None or len(product.uses()) > 1 else product.producer()
-    if times is None or times.op_type != "Mul":
-        return None
-    scale, bias = _channels(times.inputs[1]), _channels(node.inputs[1])
-    x = times.inputs[0]
-    return None if x is None or scale is None or bias is None else (x, scale, bias)
+def _scale_and_bias(
+    op: Any, x: Any, scale: Any, bias: Any, scale_shape: Any, bias_shape: Any
+) -> Any:
+    factor = op.Reshape(scale, scale_shape, _outputs=["factor"])
+    return op.Add(op.Mul(x, factor), op.Reshape(bias, bias_shape))
 
 
-def _channels(value: ir.Value | None) -> ir.Value | None:
-    """Find the weight (C,) that a value is with sizes of one behind it."""
-    spread = None if value is None else value.producer()
-    if value is None or spread is None or spread.op_type != "Reshape":
-        return None
-    vector = spread.inputs[0]
-    if vector is None or not vector.is_initializer() or vector.shape is None:
-        return None
-    wide = None if value.shape is None else list(value.shape)
-    return vector if wide in ([*vector.shape, 1], [*vector.shape, 1, 1]) else None
+def _is_of_channels(
+    _context: object, x: ir.Value, scale: ir.Value, bias: ir.Value, factor: ir.Value, **_: object
+) -> bool:
+    """Tell whether (C,) weights are spread over (B, C, ...)."""
+    if x.shape is None or scale.shape is None or factor.shape is None:
+        return False
+    spread = [*scale.shape, *[1] * (len(x.shape) - 2)]
+    return scale.is_initializer() and bias.is_initializer() and list(factor.shape) == spread
 
 
-def _scaled(node: ir.Node, build: Nodes) -> ir.Value:
-    """Scale and add in one pass: a batch normalisation whose mean is 0 and variance 1."""
-    found = _scale_and_bias(node)
-    assert found is not None
-    x, scale, bias = found
+def _in_one_pass(op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, **_: object) -> Any:
+    """Write a batch normalisation whose mean is 0 and variance 1."""
     assert scale.shape is not None
     channels = scale.shape.numpy()
-    zero, one = (
-        build.constant(np.full(channels, value), ir.DataType.FLOAT) for value in (0.0, 1.0)
+    mean, variance = (
+        op.Constant(value=ir.tensor(np.full(channels, value, np.float32))) for value in (0, 1)
     )
-    return build.add("BatchNormalization", [x, scale, bias, zero, one], epsilon=0.0)
+    return op.BatchNormalization(x, scale, bias, mean, variance, epsilon=0.0)
 
 
-def _split(node: ir.Node, build: Nodes) -> ir.Value:
-    """Give several heads a part of the queries (B, 1, N, d) each: rows are independent."""
-    query, *others = [value for value in node.inputs if value is not None]
-    assert query.shape is not None
-    width = query.shape[3]
-    assert isinstance(width, int)
-    heads = build.constant(np.array([0, _PARTS, -1, width]))
-    parts = build.add("Reshape", [query, heads])
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    read = build.add("Attention", [parts, *others], **attributes)
-    return build.add("Reshape", [read, build.constant(np.array([0, 1, -1, width]))])
+def _attention(op: Any, q: Any, k: Any, v: Any) -> Any:
+    return op.Attention(q, k, v, _allow_other_attributes=True, _outputs=["out"])
+
+
+def _has_one_head(_context: object, q: ir.Value, **_: object) -> bool:
+    return q.shape is not None and q.shape[1] == 1 and isinstance(q.shape[3], int)

@@ -54,12 +54,13 @@ def test_choices_that_name_no_block(choice: str, message: str) -> None:
 
 def test_noisy_tokens_are_those_of_every_other_row_and_column() -> None:
     assert noisy_tokens((4, 6), 2).tolist() == [0, 2, 4, 12, 14, 16]
-    # As many for every grid of 15 tokens: 3 of the 6 there would be.
-    assert noisy_tokens((3, 5), 2).tolist() == [0, 2, 4]
+    # As many for every grid of 15 tokens: 4 of the 6 there would be.
+    assert noisy_tokens((3, 5), 2).tolist() == [0, 2, 4, 10]
+    assert noisy_tokens((1, 3), 8).tolist() == [0]
     assert noisy_tokens((2, 3), 1).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("grid_hw", [(6, 6), (5, 9)])
+@pytest.mark.parametrize("grid_hw", [(6, 6), (5, 9), (1, 3)])
 def test_a_graph_that_reads_less_reads_the_same(
     checkpoint: Path, tmp_path: Path, grid_hw: tuple[int, int]
 ) -> None:
