@@ -166,7 +166,7 @@ class BundleWriter:
         options, precision = self.export.options, self.export.precision
         capture = CaptureOptions(mode, options.feature_site, options.token_attention)
         graph = cpu = trace_transformer(part, model.spec, capture, precision, size)
-        if self.for_cpu:
+        if self.for_cpu and mode != "matrices":  # which are written out as they are
             cpu = trace_transformer(part, model.spec, capture, precision, size, written_out=True)
         return graph, cpu, {f"dit.{name}": rule for name, rule in part.rules.items()}
 

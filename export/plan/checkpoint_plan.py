@@ -155,6 +155,7 @@ def make_plan(
     needed = sum(plan.write_bytes for plan in plans) + _GRAPH_BYTES
     usage = shutil.disk_usage(existing(output))
     sizes = ", ".join(f"{w}x{h}" for w, h in spec.geometry.sizes)
+    read = spec.capture_blocks
     return ExportPlan(
         model=spec.name,
         family=spec.family.name,
@@ -162,7 +163,8 @@ def make_plan(
         precision=precision.name,
         captures=tuple(dict.fromkeys(options.captures)),
         sizes=sizes or "dynamic",
-        blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks",
+        blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks"
+        + ("" if read is None else f" ({len(read)} read)"),
         parts=plans,
         parity=parity,
         disk_bytes=needed,

@@ -60,12 +60,17 @@ def test_noisy_tokens_are_those_of_every_other_row_and_column() -> None:
     assert noisy_tokens((2, 3), 1).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.fixture(scope="module")
+def fast(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("less") / "fast"
+    options = ExportOptions(captures=("vectors", "matrices"), token_attention=True, preset="fast")
+    return export_bundle(str(checkpoint), folder, options).path
+
+
 @pytest.mark.parametrize("grid_hw", [(6, 6), (5, 9), (1, 3)])
 def test_a_graph_that_reads_less_reads_the_same(
-    checkpoint: Path, tmp_path: Path, grid_hw: tuple[int, int]
+    checkpoint: Path, fast: Path, grid_hw: tuple[int, int]
 ) -> None:
-    options = ExportOptions(captures=("vectors", "matrices"), token_attention=True, preset="fast")
-    export_bundle(str(checkpoint), tmp_path / "fast", options)
     spec = open_klein(find_checkpoint(str(checkpoint))).spec
     given, last = feeds(spec, grid_hw), spec.feature_block
     kept = torch.from_numpy(noisy_tokens(grid_hw, 2))
@@ -77,16 +82,16 @@ def test_a_graph_that_reads_less_reads_the_same(
         whole, grid_hw=grid_hw, feature_block=last, timestep=1.0, noisy_tokens=kept, **inputs
     )
     for mode in ("vectors", "matrices"):
-        got = run_graph(tmp_path / f"fast/transformer.{mode}.onnx", given)
+        got = run_graph(fast / f"transformer.{mode}.onnx", given)
         for name, wanted in (
             ("attention_vectors", reference.attention_vectors[:, : last + 1]),
             ("features", reference.features["mmsa"]),
             ("token_attention", reference.token_attention[:, : last + 1].sum(1)),
         ):
             np.testing.assert_allclose(got[name], wanted.numpy(), atol=1e-5, err_msg=name)
-    graph = ir.load(tmp_path / "fast/transformer.vectors.onnx").graph
+    graph = ir.load(fast / "transformer.vectors.onnx").graph
     singles = {name.split(".")[2] for name in graph.initializers if ".single_" in name}
     assert singles == {str(n) for n in range(last - spec.double_blocks)}
-    method = Bundle.open(tmp_path / "fast").manifest.method
+    method = Bundle.open(fast).manifest.method
     assert method.capture_blocks == tuple(range(last + 1))
     assert (method.noisy_grid, method.double_blocks + method.single_blocks) == (2, spec.blocks)
