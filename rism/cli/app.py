@@ -1,72 +1,67 @@
 """The commands of rism, in the order of `--help`."""
 
-from collections.abc import Callable
-from typing import Annotated
+from importlib import import_module
 
-import typer
+import click
 
-from rism.cli.commands.ablate import ablate
-from rism.cli.commands.build import build
-from rism.cli.commands.bundles import bundles
-from rism.cli.commands.calibrate import calibrate
-from rism.cli.commands.doctor import doctor
-from rism.cli.commands.eval import evaluate
-from rism.cli.commands.export import export
-from rism.cli.commands.export_triton import export_triton
-from rism.cli.commands.fit_confidence import fit_confidence
-from rism.cli.commands.inspect import inspect
-from rism.cli.commands.push import push
-from rism.cli.commands.refine import refine
-from rism.cli.commands.run import run
+from rism import __version__
 from rism.cli.flags import as_command
 
-_HELP = "Segment what a text refers to in an image, with an image-editing diffusion transformer."
-
-app = typer.Typer(
-    name="rism",
-    help=_HELP,
-    no_args_is_help=True,
-    # Rich costs more time than everything else that --help does, and breaks lines in errors.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        from rism import __version__
-
-        typer.echo(f"rism {__version__}")
-        raise typer.Exit
-
-
-@app.callback(help=_HELP)
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None: ...
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "inspect": inspect,
-    "doctor": doctor,
-    "export": export,
-    "build": build,
-    "calibrate": calibrate,
-    "refine": refine,
-    "bundles": bundles,
-    "push": push,
-    "export-triton": export_triton,
-    "eval": evaluate,
-    "fit-confidence": fit_confidence,
-    "ablate": ablate,
+# A command's name and its function, in the file of `commands/` that is named as the command.
+_COMMANDS = {
+    "run": "run",
+    "inspect": "inspect",
+    "doctor": "doctor",
+    "export": "export",
+    "build": "build",
+    "calibrate": "calibrate",
+    "refine": "refine",
+    "bundles": "bundles",
+    "push": "push",
+    "export-triton": "export_triton",
+    "eval": "evaluate",
+    "fit-confidence": "fit_confidence",
+    "ablate": "ablate",
 }
-for _name, _function in _COMMANDS.items():
-    # A short help of its own is wrapped; without one typer cuts the sentence.
-    app.command(_name, short_help=_function.__doc__)(as_command(_function))
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for: `rism run` need not wait for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"rism.cli.commands.{cmd_name.replace('-', '_')}")
+        return as_command(cmd_name, getattr(module, _COMMANDS[cmd_name]))
+
+
+def _print_completion(ctx: click.Context, _: click.Parameter, shell: str | None) -> None:
+    if shell is not None:
+        from click.shell_completion import get_completion_class
+
+        script = get_completion_class(shell)
+        assert script is not None
+        click.echo(script(app, {}, "rism", "_RISM_COMPLETE").source())
+        ctx.exit()
+
+
+app = _Commands(
+    name="rism",
+    help="Segment what a text refers to in an image, with an image-editing diffusion transformer.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[
+        click.Option(
+            ["--show-completion"],
+            type=click.Choice(["bash", "zsh", "fish"]),
+            expose_value=False,
+            is_eager=True,
+            callback=_print_completion,
+            help="Print the script that completes commands and flags in a shell.",
+        )
+    ],
+)
+click.version_option(__version__, message="rism %(version)s", help="Print the version.")(app)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import typer
+import click
 
 from rism.cli.console import Console
 from rism.runtime.engines.providers import PROVIDERS, parse_provider
@@ -39,24 +40,29 @@ _PROVIDERS = [
 
 
 def option(default: Any, *names: str, **settings: Any) -> Any:
-    """Make a field of `typer.Option`; `...` stands for no default, and switches have no `--no-`."""
-    return _flag(typer.Option, default, names, settings)
+    """Make a field of an option; `...` stands for no default, and switches have no `--no-`.
+
+    Settings are those of `click.Option`, the bounds `min` and `max` of a number, and a callback
+    that takes the value and returns it.
+    """
+    return _flag(click.Option, default, names, settings)
 
 
 def argument(default: Any, **settings: Any) -> Any:
-    """Make a field of `typer.Argument`; `...` stands for no default."""
-    return _flag(typer.Argument, default, (), settings)
+    """Make a field of an argument; `...` stands for no default."""
+    return _flag(click.Argument, default, (), settings)
 
 
-def _flag(kind: Any, default: Any, names: tuple[str, ...], settings: dict[str, Any]) -> Any:
+def _flag(
+    kind: type[click.Parameter], default: Any, names: tuple[str, ...], settings: dict[str, Any]
+) -> Any:
     return field(
-        default=MISSING if default is ... else default,
-        metadata={"typer": kind(..., *names, **settings)},
+        default=MISSING if default is ... else default, metadata={"flag": (kind, names, settings)}
     )
 
 
-def as_command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a typer command of a function that takes one dataclass of flags and the console."""
+def as_command(name: str, function: Callable[..., None]) -> click.Command:
+    """Make a command of a function that takes one dataclass of flags and the console."""
     flags = get_type_hints(function)["flags"]
 
     def command(**given: Any) -> None:
@@ -69,25 +75,63 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     own: dict[str, Field[Any]] = {}
     # Own flags come first in --help, then those of the parent classes.
     for each in flags.__mro__:
-        for name in inspect.get_annotations(each):
-            own.setdefault(name, each.__dataclass_fields__[name])
-    parameters = []
-    for name, flag in own.items():
-        if (info := flag.metadata.get("typer")) is None:
-            continue
-        if hints[name] is bool:
-            info.param_decls = info.param_decls or (f"--{name.replace('_', '-')}",)
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[hints[name], info],
-                default=inspect.Parameter.empty if flag.default is MISSING else flag.default,
-            )
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    return command
+        for key in inspect.get_annotations(each):
+            own.setdefault(key, each.__dataclass_fields__[key])
+    return click.Command(
+        name,
+        callback=command,
+        params=[
+            _parameter(key, hints[key], flag)
+            for key, flag in own.items()
+            if "flag" in flag.metadata
+        ],
+        help=function.__doc__,
+        short_help=(function.__doc__ or "").strip(),  # click would cut the sentence of a help
+    )
+
+
+def _parameter(name: str, hint: Any, flag: Field[Any]) -> click.Parameter:
+    """Return click's parameter of a field with a type hint: what it is called, reads and checks."""
+    kind, names, settings = flag.metadata["flag"]
+    settings = dict(settings)
+    if get_origin(hint) in (Union, UnionType):
+        [hint] = [each for each in get_args(hint) if each is not type(None)]
+    several = get_origin(hint) is list
+    if several:
+        [hint] = get_args(hint)
+    if flag.default is MISSING:
+        settings["required"] = True
+    elif not several:
+        settings["default"] = flag.default
+    check = settings.pop("callback", None)
+
+    def checked(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        if several:
+            value = list(value) or None
+        return value if check is None else check(value)
+
+    settings["callback"] = checked
+    if kind is click.Argument:
+        if several:
+            settings["metavar"] += "..."
+        return click.Argument([name], type=_type(hint, settings), nargs=-several or 1, **settings)
+    if hint is bool:
+        settings["is_flag"] = True
+    else:
+        settings |= {"type": _type(hint, settings), "multiple": several, "show_default": True}
+    return click.Option([name, *(names or (f"--{name.replace('_', '-')}",))], **settings)
+
+
+def _type(hint: Any, settings: dict[str, Any]) -> click.ParamType[Any] | type:
+    """Return what reads a value of a type, and take its bounds from the settings."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    if hint is Path:
+        return click.Path(path_type=Path)
+    bounds = {key: settings.pop(key) for key in ("min", "max") if key in settings}
+    if bounds:
+        return click.IntRange(**bounds) if hint is int else click.FloatRange(**bounds)
+    return hint  # type: ignore[no-any-return]
 
 
 def same_named(kind: Callable[..., T], flags: CommandFlags, /, **others: Any) -> T:
@@ -105,11 +149,11 @@ def flags_set(flags: CommandFlags, names: Iterable[str]) -> list[str]:
 
 
 def expecting(what: str, fits: Callable[[float], bool]) -> Callable[[float | None], float | None]:
-    """Make a callback that checks bounds typer cannot express: open ones, and no NaN."""
+    """Make a callback that checks bounds click cannot express: open ones, and no NaN."""
 
     def check(value: float | None) -> float | None:
         if value is not None and not fits(value):
-            raise typer.BadParameter(f"{value:g}, expected {what}")
+            raise click.BadParameter(f"{value:g}, expected {what}")
         return value
 
     return check
@@ -123,7 +167,7 @@ def in_utf_8(text: str | None) -> str | None:
     try:
         return None if text is None else as_text(text)
     except InputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise click.BadParameter(str(error)) from None
 
 
 def _provider(text: str) -> str:
@@ -132,7 +176,7 @@ def _provider(text: str) -> str:
     try:
         parse_provider(text)
     except InputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise click.BadParameter(str(error)) from None
     return text
 
 

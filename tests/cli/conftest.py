@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from rism.cli.app import app
 from tests.paths import ROOT

@@ -29,7 +29,7 @@ def test_help_is_quick_and_imports_nothing_heavy(rism: Rism, start: Start) -> No
     assert b"inspect " in shown.stdout
     # Seconds of a CPU, which others do not lengthen much; five times the usual.
     assert took < 1.5
-    code = "import sys, rism.cli.app; print({'numpy', 'PIL', 'rich'} & set(sys.modules))"
+    code = "import sys, rism.cli.app; print({'numpy', 'PIL', 'pydantic'} & set(sys.modules))"
     imported, _ = start("-c", code, module=None).communicate(timeout=900)
     assert imported == b"set()\n"
 

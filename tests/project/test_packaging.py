@@ -51,7 +51,7 @@ def test_public_names() -> None:
 
 def test_the_base_installation_has_no_engine_and_no_torch(pyproject: dict[str, Any]) -> None:
     names = {Requirement(line).name for line in pyproject["project"]["dependencies"]}
-    assert names == {"numpy", "tokenizers", "pillow", "typer"}
+    assert names == {"numpy", "tokenizers", "pillow", "click"}
 
 
 def test_constraints_pin_what_the_tests_install(pyproject: dict[str, Any]) -> None:

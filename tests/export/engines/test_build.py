@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from rism.cli.app import app
 from rism.export.engines import BuildOptions, BuildReport, build_engines
