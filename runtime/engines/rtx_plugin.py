@@ -8,7 +8,7 @@ registered with onnxruntime once in a process, then offers one device a GPU. Opt
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -157,6 +157,8 @@ def _register() -> None:
 
 
 def _check_driver(cuda: tuple[int, int]) -> None:
+    from importlib import metadata  # costs as much as all modules of ours
+
     for major in _CUDA_MAJORS:
         try:
             version = metadata.version(f"{PACKAGE}-cu{major}")

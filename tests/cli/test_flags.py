@@ -70,8 +70,8 @@ COMPLETIONS = {
     "export --precision b": ["bf16"],
 }
 ASK = {
-    "bash": 'COMP_WORDS=(rism {words} "{last}"); COMP_CWORD={at}; COMPREPLY=(); _rism_completion rism; '
-    'printf "%s\\n" "${{COMPREPLY[@]}}"',
+    "bash": 'COMP_WORDS=(rism {words} "{last}"); COMP_CWORD={at}; COMPREPLY=(); '
+    '_rism_completion rism; printf "%s\\n" "${{COMPREPLY[@]}}"',
     "zsh": 'COMP_WORDS="rism {line}" COMP_CWORD={at} _RISM_COMPLETE=zsh_complete rism',
     "fish": 'complete -C "rism {line}"',
 }

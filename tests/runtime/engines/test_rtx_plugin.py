@@ -106,7 +106,7 @@ def test_a_machine_that_does_not_do(
             return "0.5.0"
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(rtx_plugin.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(nvidia_driver, "find_driver", lambda: driver)
     with pytest.raises(ProviderError, match=says):
         rtx_plugin.find_device(2 if len(driver.gpus) > 2 else 0)
