@@ -1,6 +1,7 @@
 """From a bundle, an image and expressions to masks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from time import perf_counter
 from typing import Unpack, overload
@@ -10,6 +11,7 @@ import numpy as np
 from rism.runtime.arrays import Float32
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.engines.base import Engine
+from rism.runtime.engines.cuda_device import Device
 from rism.runtime.engines.device_engine import Mirrored, device_engine
 from rism.runtime.engines.providers import parse_provider
 from rism.runtime.engines.selection import EngineRequest, EngineSelection, start_first_available
@@ -181,6 +183,22 @@ class Segmenter:
             refiner=refiner,
             cache=cache,
         )
+
+    def with_engines(self, change: Callable[[str, Engine], Engine]) -> "Segmenter":
+        """Return a segmenter that shares everything but the engines, each by name changed.
+
+        The encoders of image and text stay as they are.
+        """
+        twin = copy(self)
+        twin._engines = {name: change(name, engine) for name, engine in self._engines.items()}
+        return twin
+
+    @property
+    def device(self) -> Device | None:
+        """The GPU that holds the transformer's outputs; None on a CPU."""
+        name = self.manifest.at_size("transformer", self.manifest.geometry.first_size)
+        found = device_engine(self._engines[name])
+        return None if found is None else found.device
 
     def set_image(self, image: ImageSource) -> ImageState:
         """Encode an image once, for any number of expressions.

@@ -22,6 +22,7 @@ _COMMANDS = {
     "eval": "evaluate",
     "fit-confidence": "fit_confidence",
     "ablate": "ablate",
+    "serve": "serve",
 }
 
 

@@ -118,6 +118,11 @@ class Device:
 
         return launch
 
+    def used_bytes(self) -> int:
+        """Return the memory of the GPU that is in use, by any process."""
+        free, total = self._device.mem_info
+        return int(total - free)
+
     @cached_property
     def multiprocessors(self) -> int:
         """How many blocks of threads run side by side, at least."""

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("runtime", "export", "calibration", "evaluation", "rism", "benchmarks", "mini")
+LAYERS = ("runtime", "export", "calibration", "evaluation", "serve", "rism", "benchmarks", "mini")
 # One module of each in every model family, and the declarations that all of them share.
 FAMILIES = ROOT / "export/families"
 # The main programs, and docstrings of packages.

@@ -1,0 +1,104 @@
+"""Around every request: its id, its line in the log, its count, the key, the server's name."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rism.serve.errors import error_response
+from rism.serve.metrics import Metrics
+from rism.serve.settings import ServeSettings
+
+# Whoever asks: is it alive, what is there, and the page, which asks for the key.
+_OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+_CLIENT_GONE = 499  # as nginx counts it; nobody receives it
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'",
+    ),
+)
+log = logging.getLogger("rism.serve")
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, start, status = Request(scope), time.perf_counter(), 0
+        given = request.headers.get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [*_HEADERS, (b"x-request-id", identity.encode())]
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        try:
+            await (self._refused(request) or self._app)(scope, receive, marked)
+        except ClientDisconnect:
+            status = _CLIENT_GONE
+        except Exception:
+            log.exception("request %s failed", identity)
+            if status == 0:
+                await error_response(500)(scope, receive, marked)
+        finally:
+            took = time.perf_counter() - start
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.seconds.labels(path).observe(took)
+            line = {
+                "request_id": identity,
+                "client": (scope.get("client") or ("",))[0],
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": status,
+                "ms": round(took * 1e3, 1),
+            }
+            log.info("%s", json.dumps(line))
+
+    def _refused(self, request: Request) -> Response | None:
+        host = host_name(request.headers.get("host", ""))
+        if self._settings.hosts and host not in self._settings.hosts:
+            return error_response(
+                400,
+                f"this server is not called '{host[:80]}'",
+                hint="start it with --allow-host NAME",
+            )
+        path = request.scope["path"]
+        if self._settings.api_key is None or path in _OPEN or path.startswith("/static/"):
+            return None
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() not in ("bearer", "token"):
+            key = request.headers.get("token", "")
+        if hmac.compare_digest(key.strip().encode(), self._settings.api_key.encode()):
+            return None
+        return error_response(401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def host_name(header: str) -> str:
+    """Return the name in a Host header, without the port and in lower case; "[::1]" as "::1"."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
