@@ -1,6 +1,7 @@
 """rism as an HTTP service; `app` makes an ASGI application of a segmenter.
 
-- `app.py`: the addresses, and what they share
+- `app.py`: the addresses
+- `service.py`: what they share: the segmenter, the queue, the metrics
 - `guard.py`: around every request: key, id, log, count
 - `requests.py`: from a body to an image and expressions
 - `batching.py`: the queue, and images that are decoded and encoded once
