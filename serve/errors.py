@@ -18,6 +18,7 @@ HINTS = {
     415: "send multipart/form-data or application/json",
     422: "see /docs for what is allowed",
     429: "wait as Retry-After says, or start the server with a larger --queue",
+    431: "send fewer and shorter headers",
     500: "see the server's log for this request id",
     503: "wait until /readyz answers 200",
     504: "ask for fewer expressions, or start the server with a larger --timeout",

@@ -20,6 +20,8 @@ from rism.serve.settings import ServeSettings
 # Whoever asks: is it alive, what is there, and the page, which asks for the key.
 _OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+_HEADS = 200
+_HEAD_BYTES = 32 * 1024  # uvicorn's own limit misses a head that comes at once
 _CLIENT_GONE = 499  # as nginx counts it; nobody receives it
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -53,7 +55,10 @@ class Guard:
                 status = message["status"]
                 own = [*_HEADERS, (b"x-request-id", identity.encode())]
                 message["headers"] = [*message.get("headers", ()), *own]
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:  # the server's own, where the connection is broken
+                raise ClientDisconnect from error
 
         try:
             await (self._refused(request) or self._app)(scope, receive, marked)
@@ -86,6 +91,12 @@ class Guard:
                 f"this server is not called '{host[:80]}'",
                 hint="start it with --allow-host NAME",
             )
+        heads = request.scope["headers"]
+        if (
+            len(heads) > _HEADS
+            or sum(len(name) + len(value) for name, value in heads) > _HEAD_BYTES
+        ):
+            return error_response(431, "the headers are too large")
         path = request.scope["path"]
         if self._settings.api_key is None or path in _OPEN or path.startswith("/static/"):
             return None

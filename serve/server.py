@@ -9,6 +9,7 @@ import logging
 import sys
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,7 +23,7 @@ _CONNECTIONS = 1024
 
 
 class _ImpatientProtocol(H11Protocol):
-    """Closes a connection whose request's head does not come in time; uvicorn waits for ever."""
+    """Ends a connection whose request's head does not come in time; uvicorn waits for ever."""
 
     head_timeout_s = 60.0
     _timer: asyncio.TimerHandle | None = None
@@ -34,6 +35,14 @@ class _ImpatientProtocol(H11Protocol):
     def _give_up(self) -> None:
         if self.scope is None:  # until the first head is read
             self.transport.close()  # type: ignore[unreachable]
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a whole request of a client that sends no more; uvicorn drops it."""
+        whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        if not whole or self.cycle is None or self.cycle.response_complete:
+            return False
+        self.cycle.keep_alive = False
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -67,10 +76,12 @@ def log_json_lines(level: int) -> None:
         logger.setLevel(level)
 
 
-def run_server(app: Starlette, settings: ServeSettings, *, host: str, port: int) -> bool:
-    """Serve until a signal; then answer what was asked, and return whether it ever started."""
+def server_config(
+    app: Starlette, settings: ServeSettings, *, host: str, port: int
+) -> uvicorn.Config:
+    """Return how uvicorn is to serve it."""
     protocol = type("Protocol", (_ImpatientProtocol,), {"head_timeout_s": settings.timeout_s})
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -87,7 +98,11 @@ def run_server(app: Starlette, settings: ServeSettings, *, host: str, port: int)
         limit_concurrency=_CONNECTIONS,
         backlog=_BACKLOG,
     )
-    server = uvicorn.Server(config)
+
+
+def run_server(app: Starlette, settings: ServeSettings, *, host: str, port: int) -> bool:
+    """Serve until a signal; then answer what was asked, and return whether it ever started."""
+    server = uvicorn.Server(server_config(app, settings, host=host, port=port))
     with contextlib.suppress(SystemExit):  # uvicorn's, where it cannot listen
         server.run()
     return server.started

@@ -86,6 +86,18 @@ KINDS: dict[str, Kind] = {
     "import_time": Kind(
         "a process that imports and ends", "processes:measure_import", packages=_TORCH
     ),
+    "serve": Kind(
+        "the service under many clients, against a loop of calls",
+        "serve",
+        {"clients": 32, "seconds": 60.0, "warm_seconds": 10.0, "images": 40, "size": "640x480"},
+        packages=("starlette", "uvicorn"),
+    ),
+    "serve_hostile": Kind(
+        "the service under hostile requests",
+        "serve:measure_hostile",
+        {"requests": 10_000, "growth": 0.1},
+    ),
+    "serve_restart": Kind("the service killed and started again", "serve:measure_restart"),
     "stages": Kind(
         "every graph on the CPU: a plain export, the graph, its form for CPUs",
         "cpu_stages",

@@ -14,6 +14,7 @@ from rism.runtime.engines.base import Arrays, Engine
 from rism.runtime.result.rendering import encode_png
 from rism.runtime.segmenter import Segmenter
 from rism.serve import ServeSettings, app
+from rism.serve.server import server_config
 
 Serve = Callable[..., Any]
 
@@ -65,11 +66,9 @@ def running(segmenter: Segmenter, **settings: Any) -> Iterator[Server]:
         gates.append(GatedEngine(engine))
         return gates[-1]
 
-    config = uvicorn.Config(
-        app(segmenter.with_engines(gated), ServeSettings(**settings)),
-        port=0, log_config=None, timeout_graceful_shutdown=5,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    limits = ServeSettings(**{"timeout_s": 20.0, **settings})
+    made = app(segmenter.with_engines(gated), limits)
+    server = uvicorn.Server(server_config(made, limits, host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
