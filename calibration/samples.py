@@ -22,7 +22,7 @@ from rism.runtime.image.loading import ImageSource
 from rism.runtime.image_encoder import ImageEncoder, ImageState
 from rism.runtime.method.postprocess import localise_outputs
 from rism.runtime.method.upsampling import upsample
-from rism.runtime.prompt.embedder import PromptEmbedder
+from rism.runtime.prompt.embedder import PromptEmbedder, modulation_of
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState
 from rism.runtime.prompt.vision_encoder import open_vision_encoder
 from rism.runtime.transformer_inputs import prompt_token_weights, transformer_feeds
@@ -197,6 +197,7 @@ def prepare(
         max_batch=_TEXT_BATCH,
         fixed_batch=fixed_batch(manifest.graph("text_encoder").inputs, "input_ids"),
         vision_encoder=vision_encoder,
+        modulation=modulation_of(manifest, engines),
     )
     instructions = [encoder.instruct(sample.expression) for sample in samples]
     prompts: list[PromptState] = []

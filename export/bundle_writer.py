@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rism.export.graph.external_weights import WeightFile, store_weights
 from rism.export.graph.signatures import (
     Size,
     graph_name,
+    trace_modulation,
     trace_text,
     trace_transformer,
     trace_vae,
@@ -75,34 +76,39 @@ class BundleWriter:
         export = self.export
         per_size = len(export.sizes) * (1 + len(export.plan.captures))  # the VAE, the transformer
         encoders = len(export.parts) - 2
-        checks = len(export.parts) - 1 + len(self.models)
+        by_model = 1 + ("modulation" in export.parts)  # the parts that are compared block by block
+        checks = len(export.parts) - by_model + by_model * len(self.models)
         return 2 * (per_size + encoders) + checks
 
     def text_encoder(self) -> None:
         """Write and compare the text encoder."""
-        few_blocks = self.models[0].text_encoder
-        self._encoder("text_encoder", trace_text, few_blocks, Gate.text_encoder)
+        self._encoder("text_encoder", trace_text, Gate.text_encoder, self.models[:1])
 
     def vision_encoder(self) -> None:
         """Write and compare the tower that looks at the image for the text encoder."""
-        few_blocks = self.models[0].vision_encoder
-        self._encoder("vision_encoder", trace_vision, few_blocks, Gate.vision_encoder)
+        self._encoder("vision_encoder", trace_vision, Gate.vision_encoder, self.models[:1])
+
+    def modulation(self) -> None:
+        """Write and compare what makes the transformer's modulation from a prompt."""
+        self._encoder("modulation", trace_modulation, Gate.modulation, self.models)
 
     def _encoder(
         self,
         name: str,
         traced: Callable[[Part, ModelSpec], ir.Model],
-        few_blocks: Callable[[Precision], Part | None],
         compare: Callable[[Gate, str], dict[str, Check]],
+        models: Sequence[OpenModel],
     ) -> None:
-        part, model = self.export.parts[name], self.models[0]
+        part = self.export.parts[name]
         with self._file(name) as file:
             self._say(f"the {name.replace('_', ' ')}")
             self._save(traced(part, self.export.model.spec), part.rules, file, name)
-            compared = self.graphs[name]
-            if self.lean and (few := few_blocks(self.export.precision)) is not None:
-                compared = self._sample(traced(few, model.spec), few.rules, file)
-        self.parity[name] = compare(self._gate(model), compared)
+            for model in models:
+                compared = self.graphs[name]
+                few = getattr(model, name)(self.export.precision) if self.lean else None
+                if few is not None:
+                    compared = self._sample(traced(few, model.spec), few.rules, file)
+                self._merge({name: compare(self._gate(model), compared)})
         self._done(name, file)
 
     def vae_encoder(self) -> None:
@@ -153,6 +159,10 @@ class BundleWriter:
                     graph, cpu, rules = self._captured(model, part, mode, size)
                     files[size][mode] = self._sample(graph, rules, file, mode, cpu)
         checked = self._gate(model).transformer(files, self.noise, export.options.feature_site)
+        self._merge(checked)
+
+    def _merge(self, checked: Checks) -> None:
+        """Keep the larger error of each output, of several models' graphs."""
         for name, found in checked.items():
             merged = self.parity.setdefault(name, {})
             for output, check in found.items():

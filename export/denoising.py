@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rism.export.checkpoint.meta_modules import Part
+from rism.export.checkpoint.meta_modules import Part, put_tensor
 from rism.export.precision import Precision
 
 SIGMAS_KEPT = 64
@@ -39,8 +39,7 @@ class WholeModel:
         """Set the module's step."""
         module = self.part.module
         for name, value in self.constants(sigma).items():
-            old = module.get_buffer(name)
-            module.register_buffer(name, value.to(old.device, self.stream), persistent=False)
+            put_tensor(module, name, value.to(module.get_buffer(name).device, self.stream))
 
 
 @dataclass(frozen=True)

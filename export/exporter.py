@@ -108,6 +108,8 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
         "vae_encoder": opened.vae_encoder(precision),
         "transformer": opened.transformer(precision),
     }
+    if (modulation := opened.modulation(precision)) is not None:
+        parts = {"modulation": modulation} | parts
     if (vision := opened.vision_encoder(precision)) is not None:
         parts = {"vision_encoder": vision} | parts
     plan = make_plan(opened, tuple(parts.values()), checkpoint, precision, options, output)
@@ -173,6 +175,8 @@ def _write(export: Export, work: Path, progress: Progress) -> Checks:
         if "vision_encoder" in export.parts:
             writer.vision_encoder()
         writer.text_encoder()
+        if "modulation" in export.parts:
+            writer.modulation()
         writer.vae_encoder()
         writer.transformer()
         found = revision()

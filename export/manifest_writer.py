@@ -19,6 +19,7 @@ from rism.runtime.bundle.reader import is_companion
 
 # The oldest format that can say everything: readers of it need no more than that.
 _SCHEMAS = {
+    "1.4": {"modulation"},
     "1.3": {"unseen_position", "arithmetic"},
     # of the geometry, and of the prompt
     "1.2": {"rounding", "resize_in"}
@@ -39,7 +40,7 @@ def write_manifest(writer: BundleWriter, revision: str) -> None:
     spec, captures = export.model.spec, export.plan.captures
     first = next(name for name in writer.graphs if name.startswith(f"transformer.{captures[0]}"))
     geometry, prompt = _said(spec.geometry), _said(spec.prompt)
-    said = {*geometry, *prompt, *prompt.get("vision", ())}
+    said = {*geometry, *prompt, *prompt.get("vision", ()), *writer.graphs}
     manifest = {
         "format": "rism-bundle",
         "schema_version": next((v for v, keys in _SCHEMAS.items() if keys & said), "1.1"),

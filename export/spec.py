@@ -106,10 +106,16 @@ class PromptTokens:
     embeds: torch.Tensor  # (B, N_p, E)
     mask: torch.Tensor | None = None  # (B, N_p) float32, one where there is a token
     positions: torch.Tensor | None = None  # (N_p, axes) float32
+    modulation: torch.Tensor | None = None  # (B, R) float32, where a graph of its own makes it
 
 
 class SingleStepDiT(Protocol):
-    """A transformer's single step: calls `capture` from every block, returns nothing else."""
+    """A transformer's single step: calls `capture` from every block, returns nothing else.
+
+    `modulation_dim` is R where a graph of its own makes the modulation from the prompt, else 0.
+    """
+
+    modulation_dim: int
 
     def __call__(
         self,
@@ -190,6 +196,7 @@ class ReferencePrompt:
     embeds: torch.Tensor  # (N_p, E)
     mask: torch.Tensor | None = None  # (N_p,) float32
     positions: torch.Tensor | None = None  # (N_p, axes) float32
+    modulation: torch.Tensor | None = None  # (R,) float32
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,13 @@ class OpenModel(Protocol):
 
     def transformer(self, precision: Precision) -> Part:
         """A `SingleStepDiT`."""
+        ...
+
+    def modulation(self, precision: Precision) -> Part | None:
+        """(prompt_embeds, prompt_mask) to the transformer's modulation, (B, R) float32.
+
+        None where the modulation does not depend on the prompt, or is in the transformer.
+        """
         ...
 
     def reference(self, precision: Precision) -> ReferenceModel:

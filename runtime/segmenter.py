@@ -24,7 +24,7 @@ from rism.runtime.method.attention_sinks import expect_token_attention, without_
 from rism.runtime.method.postprocess import ExpressionOutput, PostprocessRequest, postprocess_numpy
 from rism.runtime.method.postprocess_cuda import CudaPostprocess, prepare
 from rism.runtime.options import ResolvedOptions, SegmentOptions, resolve_options
-from rism.runtime.prompt.embedder import PromptEmbedder
+from rism.runtime.prompt.embedder import PromptEmbedder, modulation_of
 from rism.runtime.prompt.embedding_cache import EmbeddingCache
 from rism.runtime.prompt.encoder import PromptEncoder, PromptState, check_template, expression_list
 from rism.runtime.prompt.refiner import Refiner, refine
@@ -59,8 +59,8 @@ class Segmenter:
         Args:
             bundle: an open bundle.
             engines: "text_encoder", "vae_encoder" and "transformer", on any engine, and
-                "vision_encoder" if the bundle has one; with fixed sizes, the second and third
-                for each size, as "transformer@512x512".
+                "vision_encoder" and "modulation" if the bundle has them; with fixed sizes, the
+                second and third for each size, as "transformer@512x512".
             capture: the capture mode of the transformer engine.
             max_batch: expressions per run of the transformer.
             provider_reason: why these engines were chosen.
@@ -94,6 +94,7 @@ class Segmenter:
             fixed_batch=fixed_batch(self.manifest.graph("text_encoder").inputs, "input_ids"),
             disk=cache,
             vision_encoder=self._vision_encoder,
+            modulation=modulation_of(self.manifest, engines),
         )
 
     @classmethod

@@ -91,6 +91,10 @@ def transformer_feeds(
     }
     if prompts[0].positions is not None:
         feeds["prompt_positions"] = prompts[0].positions
+    modulations = [p.modulation for p in filled if p.modulation is not None]
+    if modulations:
+        with held(device):
+            feeds["modulation"] = _stacked(modulations, device)
     return feeds
 
 

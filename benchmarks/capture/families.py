@@ -21,6 +21,7 @@ from rism.export.families.flux2.dit import MODULATIONS, Flux2SingleStep
 from rism.export.families.step1x import FAMILIES as STEP1X_FAMILIES
 from rism.export.families.step1x.dit import INTO_STREAM as STEP1X_INTO_STREAM
 from rism.export.families.step1x.dit import Step1XSingleStep
+from rism.export.families.step1x.modulation import modulation_widths
 from rism.export.family import FamilySpec
 from rism.export.precision import Precision
 
@@ -29,10 +30,7 @@ Draw = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 Constants = Mapping[str, torch.Tensor]
 
-_STEP1X_MODULATION = (
-    *("norm.linear", "norm1.linear", "norm1_context.linear"),
-    *("last_modulation", "adaLN_modulation.1"),
-)
+_STEP1X_MODULATION = ("adaLN_modulation.1",)
 _TINY = KleinShape(1, 2, 2, 32, text_hidden=16, text_intermediate=32)
 _SMALL = KleinShape(2, 4, 8, 64, text_hidden=128, text_intermediate=256)
 _TINY_STEP1X = replace(SMALL, double=1, single=2, connector_depth=1)
@@ -55,6 +53,7 @@ class SizedModel:
         into_stream: see `apply_precision`.
         first_blocks: the same model with so many single-stream blocks.
         modulation: ends of the names of layers whose results shift, scale and gate.
+        modulation_dim: R of the modulation that is an input, or 0.
     """
 
     family: FamilySpec
@@ -70,6 +69,7 @@ class SizedModel:
     into_stream: tuple[str, ...]
     first_blocks: Callable[[int], SizedModel]
     modulation: tuple[str, ...] = ()
+    modulation_dim: int = 0
 
     @property
     def feature_block(self) -> int:
@@ -112,7 +112,7 @@ def _klein(shape: KleinShape, *, prompt_tokens: int = 512) -> SizedModel:
 
 
 def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 350) -> SizedModel:
-    """Step1X-Edit 1.0: modulation is computed from the prompt, which a connector refines.
+    """Step1X-Edit 1.0: modulation is an input, and a connector refines the prompt.
 
     An image's 256 to 324 tokens, an instruction and zeros up to 640 make its prompt.
     """
@@ -120,8 +120,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
     sizes = shape.transformer(scaled=True)
 
     def constants(draw: Draw, _: Precision) -> Constants:
-        widths = {"time": shape.width, "connector_time": shape.connector}
-        return {name: draw((1, width), torch.float32) for name, width in widths.items()}
+        return {"connector_time": draw((1, shape.connector), torch.float32)}
 
     return SizedModel(
         family=family,
@@ -139,6 +138,7 @@ def _step1x(shape: Step1XShape, *, prompt_tokens: int = 640, real_tokens: int = 
             replace(shape, single=single), prompt_tokens=prompt_tokens, real_tokens=real_tokens
         ),
         modulation=_STEP1X_MODULATION,
+        modulation_dim=sum(modulation_widths(sizes)),
     )
 
 

@@ -170,6 +170,9 @@ class CaptureCase:
             mask[:, sized.real_tokens :] = 0
             embeds = embeds * mask.unsqueeze(-1)
             rest["prompt_mask"] = mask
+        if sized.modulation_dim:
+            # Shifts, scales and gates of the size that trained ones have.
+            rest["modulation"] = 0.3 * normal(sized.modulation_dim)
         return {**latents, "prompt_embeds": embeds, **rest}
 
 

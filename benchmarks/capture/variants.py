@@ -136,6 +136,7 @@ class _StepGraph(nn.Module):
         positions: torch.Tensor,
         prompt_mask: torch.Tensor | None = None,
         prompt_positions: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Run it; what comes out is named by `Variant.outputs`."""
         spans = Spans(
@@ -147,6 +148,6 @@ class _StepGraph(nn.Module):
             feature_block=self.spec.feature_block,
             precision=self.precision,
         )
-        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
+        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions, modulation)
         self.dit(clean_latents, noise, prompt, positions, positions, capture)
         return capture.outputs()

@@ -39,7 +39,7 @@ def measure(task: Task) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as place:
             sparse = open_sparse(name, Path(place) / "model", parse_blocks(blocks))
             for graph, precision in itertools.product(task["graphs"], task["precisions"]):
-                if graph == "vision_encoder" and sparse.model.spec.prompt.vision is None:
+                if not sparse.has(graph):
                     continue
                 if precision == "fp8" and not graph.startswith("transformer."):
                     continue

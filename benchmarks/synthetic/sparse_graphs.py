@@ -20,10 +20,21 @@ from rism.calibration.scales import Scales
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 from rism.export.graph.capture_graph import CaptureOptions
-from rism.export.graph.signatures import trace_text, trace_transformer, trace_vae, trace_vision
+from rism.export.graph.signatures import (
+    trace_modulation,
+    trace_text,
+    trace_transformer,
+    trace_vae,
+    trace_vision,
+)
 from rism.export.precision import PRECISIONS
 from rism.export.spec import OpenModel
 
+_SIZELESS = {
+    "text_encoder": trace_text,
+    "vision_encoder": trace_vision,
+    "modulation": trace_modulation,
+}
 _SCALE = 1 / 64  # of every activation; what it is does not change the engine
 
 
@@ -34,23 +45,25 @@ class SparseWeights:
     model: OpenModel
     folder: Path
 
+    def has(self, name: str) -> bool:
+        """Tell whether the model has a graph; not every one has the optional encoders."""
+        return name not in _SIZELESS or getattr(self.model, name)(PRECISIONS["bf16"]) is not None
+
     def graph(self, name: str, precision: str) -> ir.Model:
         """Trace one graph; its weights are a sparse file in the folder.
 
         Args:
-            name: as in a manifest: "text_encoder", "vision_encoder", "vae_encoder" or
-                "transformer.<capture>".
+            name: as in a manifest: "text_encoder", "vision_encoder", "modulation", "vae_encoder"
+                or "transformer.<capture>".
             precision: "fp32", "fp16" or "bf16".
         """
         model, chosen = self.model, PRECISIONS[precision]
-        if name == "text_encoder":
-            traced = trace_text(model.text_encoder(chosen), model.spec)
-        elif name == "vae_encoder":
+        if name == "vae_encoder":
             traced = trace_vae(model.vae_encoder(chosen), model.spec, None)
-        elif name == "vision_encoder":
-            part = model.vision_encoder(chosen)
-            assert part is not None, f"{model.spec.name} has no vision encoder"
-            traced = trace_vision(part, model.spec)
+        elif name in _SIZELESS:
+            part = getattr(model, name)(chosen)
+            assert part is not None, f"{model.spec.name} has no such graph"
+            traced = _SIZELESS[name](part, model.spec)
         else:
             options = CaptureOptions(name.partition(".")[2])
             part = model.transformer(chosen)

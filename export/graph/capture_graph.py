@@ -76,6 +76,7 @@ class CaptureGraph(nn.Module):
         positions: torch.Tensor,
         prompt_mask: torch.Tensor | None = None,
         prompt_positions: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
         tau: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Inputs and outputs as in docs/bundle.md, step 5."""
@@ -99,7 +100,7 @@ class CaptureGraph(nn.Module):
             written_out=self.written_out,
             fused=self.fused,
         )
-        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions)
+        prompt = PromptTokens(prompt_embeds, prompt_mask, prompt_positions, modulation)
         self.dit(clean_latents, noise, prompt, noisy_positions, positions, capture)
         if capture.features is None:
             raise ExportError(

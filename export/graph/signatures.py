@@ -9,7 +9,7 @@ from rism.export.checkpoint.meta_modules import Part
 from rism.export.graph.capture_graph import CaptureGraph, CaptureOptions
 from rism.export.graph.trace import Input, trace
 from rism.export.precision import Precision
-from rism.export.spec import ModelSpec
+from rism.export.spec import ModelSpec, SingleStepDiT
 
 Size = tuple[int, int] | None
 """Width and height of a graph of fixed size, or None: any size."""
@@ -77,6 +77,19 @@ def trace_vae(part: Part, spec: ModelSpec, size: Size) -> ir.Model:
     )
 
 
+def trace_modulation(part: Part, spec: ModelSpec) -> ir.Model:
+    """Trace the modulation of a transformer: any number of prompts of one length."""
+    free = {0: "batch", 1: "prompt_tokens"}
+    return trace(
+        part.module,
+        {
+            "prompt_embeds": Input((2, 24, spec.prompt_dim), free),
+            "prompt_mask": Input((2, 24), free),
+        },
+        outputs=["modulation"],
+    )
+
+
 def trace_transformer(
     part: Part,
     spec: ModelSpec,
@@ -113,6 +126,9 @@ def trace_transformer(
         inputs["prompt_mask"] = Input((batch, length), prompt)
     if rules.positions == "grid":
         inputs["prompt_positions"] = Input((length, 3), {0: "prompt_tokens"} if own else {})
+    dit: SingleStepDiT = part.module  # type: ignore[assignment]  # whose forward is a module's
+    if dit.modulation_dim:
+        inputs["modulation"] = Input((batch, dit.modulation_dim), by_batch)
     if options.mode == "scores":
         inputs["tau"] = Input((1,), {})
     return trace(

@@ -26,6 +26,7 @@ from rism.export.errors import ParityError
 from rism.export.graph.cpu_form import cpu_form
 from rism.export.parity.inputs import (
     Samples,
+    batches,
     draw,
     inputs_of,
     text_feeds,
@@ -141,6 +142,20 @@ class Gate:
                     error = difference(rows, reference.embeds[:length].numpy())
                     worst(checks, name, "prompt_embeds", error, limits.output)
         return gate("text_encoder", checks)
+
+    def modulation(self, file: str) -> dict[str, Check]:
+        """Compare the modulation of every block with that of the transcribed transformer."""
+        checks: dict[str, Check] = {}
+        for prompt in (each for prompts in self.prompts for each in batches(prompts)):
+            assert prompt.mask is not None, "a model with this graph has both"
+            assert prompt.modulation is not None
+            feeds = {
+                "prompt_embeds": prompt.embeds.numpy(), "prompt_mask": prompt.mask.numpy(),
+            }  # fmt: skip
+            for name, got, limits in self._runs(file, feeds):
+                error = difference(got["modulation"], prompt.modulation.numpy())
+                worst(checks, name, "modulation", error, limits.output)
+        return gate("modulation", checks)
 
     def vae_encoder(self, files: Mapping[tuple[int, int] | None, str]) -> dict[str, Check]:
         """Compare the VAE encoder with the pipeline's own functions; files by fixed size."""

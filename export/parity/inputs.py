@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,34 +129,42 @@ def inputs_of(
     noisy_grid: int = 1,
 ) -> list[ReferenceInputs]:
     """Put a sample's latents and prompts together; prompts of one length make one batch."""
-    by_length: dict[int, list[ReferencePrompt]] = {}
-    for prompt in prompts:
-        by_length.setdefault(len(prompt.embeds), []).append(prompt)
     found = []
     kept = noisy_tokens(sample.grid_hw, noisy_grid)
-    for length, some in by_length.items():
+    for tokens in batches(prompts):
+        count, length = tokens.embeds.shape[:2]
         rng = np.random.default_rng(7)
         # Uneven weights: an output that ignored them would not pass.
-        weights = rng.uniform(0.5, 1, (len(some), length)).astype(np.float32)
-        masks = [prompt.mask for prompt in some if prompt.mask is not None]
-        if masks:  # all padding has one weight, so that one row can stand for it
-            padded = torch.stack(masks).numpy() == 0
-            weights[padded] = 0.75
+        weights = rng.uniform(0.5, 1, (count, length)).astype(np.float32)
+        if tokens.mask is not None:  # all padding has one weight, so that one row can stand for it
+            weights[tokens.mask.numpy() == 0] = 0.75
         found.append(
             ReferenceInputs(
-                clean_latents=clean.expand(len(some), -1, -1).contiguous(),
+                clean_latents=clean.expand(count, -1, -1).contiguous(),
                 noise=torch.from_numpy(noise[None, kept].copy()),
-                prompt=PromptTokens(
-                    torch.stack([prompt.embeds for prompt in some]),
-                    torch.stack(masks) if masks else None,
-                    some[0].positions,
-                ),
+                prompt=tokens,
                 prompt_weights=torch.from_numpy(weights),
                 grid_hw=sample.grid_hw,
                 noisy_tokens=torch.from_numpy(kept),
             )
         )
     return found
+
+
+def batches(prompts: Sequence[ReferencePrompt]) -> Iterator[PromptTokens]:
+    """Put prompts of one length together."""
+    by_length: dict[int, list[ReferencePrompt]] = {}
+    for prompt in prompts:
+        by_length.setdefault(len(prompt.embeds), []).append(prompt)
+    for some in by_length.values():
+        masks = [prompt.mask for prompt in some if prompt.mask is not None]
+        modulations = [prompt.modulation for prompt in some if prompt.modulation is not None]
+        yield PromptTokens(
+            torch.stack([prompt.embeds for prompt in some]),
+            torch.stack(masks) if masks else None,
+            some[0].positions,
+            torch.stack(modulations) if modulations else None,
+        )
 
 
 def transformer_feeds(
@@ -187,4 +195,6 @@ def transformer_feeds(
         feeds["prompt_mask"] = inputs.prompt.mask[:, :given].numpy()
     if inputs.prompt.positions is not None:
         feeds["prompt_positions"] = inputs.prompt.positions.numpy()
+    if inputs.prompt.modulation is not None:
+        feeds["modulation"] = inputs.prompt.modulation.numpy()
     return feeds

@@ -92,8 +92,8 @@ class Chain:
 
     @property
     def joint(self) -> Model:
-        """The model before it, which the exporter makes."""
-        return self.steps[-2].model
+        """The model that the exporter makes."""
+        return next(step.model for step in self.steps if step.model.file is None)
 
 
 def joined(name: str) -> str:
@@ -144,7 +144,12 @@ class _Chaining:
         _expect_ranks(text, {"input_ids": 2}, {"prompt_embeds": 3})
         _expect_ranks(vae, {"image": 4}, {"clean_latents": 3})
         joint = self._joint(text, vae, transformer)
-        models = [text, vae, joint, transformer]
+        models = [text, vae, joint]
+        if "modulation" in self.manifest.graphs:
+            models.append(self._model("modulation", None))
+            _expect_ranks(models[-1], {"prompt_embeds": 3, "prompt_mask": 2}, {"modulation": 2})
+            _expect_same(models[-1].outputs["modulation"], transformer.inputs["modulation"])
+        models.append(transformer)
         if self.manifest.prompt.vision is not None:
             eye = self._model("vision_encoder", None)
             _expect_ranks(text, {"position_ids": 3, "image_embeds": 2}, {})
@@ -152,8 +157,8 @@ class _Chaining:
             models.insert(0, eye)
         asked = self._asked_for(models, _fixed_rows(transformer, text))
         steps = []
-        for model in models:
-            after = joint.outputs if model is transformer else {}
+        for at, model in enumerate(models):
+            after = joint.outputs if at > models.index(joint) else {}
             steps.append(
                 Step(
                     model,

@@ -17,11 +17,13 @@ _TRANSFORMER_INPUTS = (
     "prompt_mask",
     "prompt_positions",
     "positions",
+    "modulation",
 )
 # What this reader can feed, and what it must get back, by graph.
 GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("input_ids", "attention_mask", "quoted_mask", "position_ids", "image_embeds"),
     "vision_encoder": ("pixel_values", "patch_positions"),
+    "modulation": ("prompt_embeds", "prompt_mask"),
     "vae_encoder": ("image",),
     "transformer.vectors": _TRANSFORMER_INPUTS,
     "transformer.matrices": _TRANSFORMER_INPUTS,
@@ -30,16 +32,18 @@ GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
 GRAPH_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("prompt_embeds",),
     "vision_encoder": ("image_embeds",),
+    "modulation": ("modulation",),
     "vae_encoder": ("clean_latents",),
     "transformer.vectors": ("attention_vectors", "propagated_vectors", "features"),
     "transformer.matrices": ("attention_vectors", "transition_matrices", "features"),
     "transformer.scores": ("scores", "coarse_attention", "refined_attention", "separability"),
 }
 # There is one of each, whatever sizes there are.
-SIZELESS = ("text_encoder", "vision_encoder")
-# What can be fed only where the prompt's rules make it.
+SIZELESS = ("text_encoder", "vision_encoder", "modulation")
+# What can be fed only where the prompt's rules, or another graph, make it.
 _FROM_VISION = ("position_ids", "image_embeds")
 _FROM_POSITIONS = ("prompt_positions",)
+_FROM_MODULATION = ("modulation",)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def parse_graphs(
     """
     suffixes = [size_suffix(size_wh) for size_wh in sizes] or [""]
     names = ["text_encoder"] if prompt.vision is None else ["text_encoder", "vision_encoder"]
+    if node.has("modulation"):
+        names.append("modulation")
     for suffix in suffixes:
         names.append(f"vae_encoder{suffix}")
         # What one size has, each must have.
@@ -86,7 +92,23 @@ def parse_graphs(
             node.refuse(name, f"graphs by size, such as '{name}{suffixes[0]}', for 'sizes'")
     missing: tuple[str, ...] = () if prompt.vision is not None else _FROM_VISION
     missing += () if prompt.positions != "none" else _FROM_POSITIONS
-    return {name: _graph(node, name, missing, files) for name in names}
+    missing += () if node.has("modulation") else _FROM_MODULATION
+    graphs = {name: _graph(node, name, missing, files) for name in names}
+    _check_modulation(node, graphs)
+    return graphs
+
+
+def _check_modulation(node: Node, graphs: Mapping[str, GraphSpec]) -> None:
+    """Refuse a transformer that takes another modulation than the graph of that name makes."""
+    if "modulation" not in graphs:
+        return
+    made = graphs["modulation"].outputs["modulation"].shape
+    for name, graph in graphs.items():
+        if name.startswith("transformer."):
+            taken = graph.inputs.get("modulation")
+            if taken is None or not same_shape(made[1:], taken.shape[1:]) or len(made) != 2:
+                inputs = node.node(name).node("inputs")
+                inputs.refuse("modulation", f"what graph 'modulation' makes, {list(made)}")
 
 
 def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str]) -> GraphSpec:

@@ -160,7 +160,7 @@ class Manifest:
     def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
         """Return a graph by its name without a size, for images resized to `size_wh` pixels.
 
-        The size is None for "text_encoder" and "vision_encoder".
+        The size is None for "text_encoder", "vision_encoder" and "modulation".
         """
         return self.graphs[self.at_size(name, size_wh)]
 

@@ -1,6 +1,7 @@
 """From instructions to prompt embeddings, with caches in memory and on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from time import perf_counter
@@ -8,10 +9,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rism.runtime.arrays import Float32
+from rism.runtime.arrays import Float32, Int64
+from rism.runtime.bundle.graph_spec import GraphSpec
+from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.device_engine import Mirrored, array_namespace, changed, run_in_place
-from rism.runtime.engines.tensor_checks import expect_shape, repeat_last
+from rism.runtime.engines.tensor_checks import expect_shape, fixed_batch, repeat_last
 from rism.runtime.errors import InputError
 from rism.runtime.image_encoder import ImageState
 from rism.runtime.lru_cache import LruCache
@@ -22,6 +25,27 @@ from rism.runtime.prompt.vision_encoder import VisionContext, VisionEncoder
 Embeds: TypeAlias = Float32 | Mirrored
 
 INSTRUCTIONS_KEPT = 256
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What the graphs made of one instruction: its embeddings, and its modulation (1, R)."""
+
+    embeds: Embeds
+    modulation: Embeds | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.embeds.nbytes + (0 if self.modulation is None else self.modulation.nbytes)
+
+
+def modulation_of(
+    manifest: Manifest, engines: Mapping[str, Engine]
+) -> tuple[Engine, GraphSpec] | None:
+    """Return a bundle's engine and graph "modulation", None where it has none."""
+    graph = manifest.graphs.get("modulation")
+    return None if graph is None else (engines["modulation"], graph)
 
 
 class PromptEmbedder:
@@ -36,8 +60,9 @@ class PromptEmbedder:
         fixed_batch: int | None,
         disk: EmbeddingCache | None = None,
         vision_encoder: VisionEncoder | None = None,
+        modulation: tuple[Engine, GraphSpec] | None = None,
     ) -> None:
-        """Take a tokenizer and the bundle's "text_encoder".
+        """Take a tokenizer and the bundle's "text_encoder", and its "modulation" if it has one.
 
         `max_batch` instructions go into a run, or `fixed_batch` if the graph was exported for it.
         """
@@ -48,7 +73,8 @@ class PromptEmbedder:
         self._fixed = fixed_batch
         self._disk = disk
         self._vision_encoder = vision_encoder
-        self._kept: LruCache[Embeds] = LruCache(INSTRUCTIONS_KEPT)
+        self._modulation = modulation
+        self._kept: LruCache[_Embedded] = LruCache(INSTRUCTIONS_KEPT)
         self._lock = Lock()
 
     def embed(
@@ -80,9 +106,9 @@ class PromptEmbedder:
             context = self._vision_encoder.place_tokens(encoded, image)
         rows = {each.text: row for row, each in enumerate(instructions)}
         found = {
-            text: embeds
+            text: cached
             for text, row in rows.items()
-            if (embeds := self._cached(text, context, self._kept_rows(encoded, row))) is not None
+            if (cached := self._cached(text, context, self._kept_rows(encoded, row))) is not None
         }
         missing = {text: row for text, row in rows.items() if text not in found}
         feeds: dict[str, Any] = {
@@ -104,14 +130,22 @@ class PromptEmbedder:
         timings = {} if self._vision_encoder is None else {"vision": vision_s * 1e3}
         return prompts, {**timings, "text": (perf_counter() - start - vision_s) * 1e3}
 
-    def _cached(self, text: str, context: VisionContext, rows: int) -> Embeds | None:
-        """Look up an embedding in memory, then on disk: (rows, E) or None."""
-        embeds = self._kept.get(f"{context.digest}\0{text}")
-        if embeds is None and self._disk is not None:
-            embeds = self._disk.get(text, image=context.digest, rows=rows)
-            if embeds is not None:
-                self._kept.put(f"{context.digest}\0{text}", embeds)
-        return embeds
+    def _cached(self, text: str, context: VisionContext, rows: int) -> _Embedded | None:
+        """Look up what was made of a text in memory, then on disk; `rows` are its embeddings."""
+        found = self._kept.get(f"{context.digest}\0{text}")
+        if found is None and self._disk is not None:
+            embeds, modulation = self._disk.get(text, image=context.digest, rows=rows), None
+            if embeds is None:
+                return None
+            if self._modulation is not None:
+                width = self._modulation[1].outputs["modulation"].shape[1]
+                if isinstance(width, int):
+                    modulation = self._disk.get(text, image=context.digest, width=width)
+                if modulation is None:
+                    return None
+            found = _Embedded(embeds, modulation)
+            self._kept.put(f"{context.digest}\0{text}", found)
+        return found
 
     def _compute(
         self,
@@ -119,23 +153,56 @@ class PromptEmbedder:
         encoded: EncodedPrompts,
         feeds: dict[str, Any],
         context: VisionContext,
-    ) -> dict[str, Embeds]:
+    ) -> dict[str, _Embedded]:
         """Embed the missing texts, each with its row, and keep them in the caches."""
-        computed: dict[str, Embeds] = {}
+        computed: dict[str, _Embedded] = {}
         texts = list(missing)
-        for first in range(0, len(texts), self._batch):
-            some = texts[first : first + self._batch]
-            rows = [missing[text] for text in some]
-            batch = self._run(rows, encoded, feeds)
-            for at, (text, row) in enumerate(zip(some, rows, strict=True)):
+        batches = [texts[at : at + self._batch] for at in range(0, len(texts), self._batch)]
+        rows = [[missing[text] for text in some] for some in batches]
+        # One graph after the other: neither needs to stay for the other's sake.
+        embedded = [self._run(own, encoded, feeds) for own in rows]
+        modulated = [
+            self._modulate(batch, encoded.lengths[own])
+            for batch, own in zip(embedded, rows, strict=True)
+        ]
+        for some, batch, modulation in zip(batches, embedded, modulated, strict=True):
+            for at, text in enumerate(some):
                 # Without padding, except for padding "tokens", which is embedded, too.
-                own = at, slice(self._kept_rows(encoded, row))
-                embeds = changed(batch, partial(_copied, where=own))
-                computed[text] = embeds
-                self._kept.put(f"{context.digest}\0{text}", embeds)
-                if self._disk is not None:
-                    self._disk.put(text, np.asarray(embeds), image=context.digest)
+                own_rows = at, slice(self._kept_rows(encoded, missing[text]))
+                found = _Embedded(
+                    changed(batch, partial(_copied, where=own_rows)),
+                    None
+                    if modulation is None
+                    else changed(modulation, partial(_copied, where=(slice(at, at + 1),))),
+                )
+                computed[text] = found
+                self._kept.put(f"{context.digest}\0{text}", found)
+                self._store(text, found, context)
         return computed
+
+    def _store(self, text: str, found: _Embedded, context: VisionContext) -> None:
+        if self._disk is None:
+            return
+        self._disk.put(text, np.asarray(found.embeds), image=context.digest)
+        if found.modulation is not None:
+            modulation = np.asarray(found.modulation)
+            self._disk.put(text, modulation, image=context.digest, modulation=True)
+
+    def _modulate(self, embeds: Embeds, lengths: Int64) -> Embeds | None:
+        """Run the graph of the modulation on prompts of these lengths: (B, R)."""
+        if self._modulation is None:
+            return None
+        engine, graph = self._modulation
+        mask = np.arange(embeds.shape[1]) < lengths[:, None]
+        count = fixed_batch(graph.inputs, "prompt_mask")
+        rows = slice(count or len(lengths))
+        feeds = {
+            "prompt_embeds": changed(embeds, lambda batch: batch[rows]),
+            "prompt_mask": repeat_last(mask.astype(np.float32), count),
+        }
+        found = run_in_place(engine, feeds, "modulation")
+        expect_shape(found, (len(feeds["prompt_mask"]), *found.shape[1:2]), name="modulation")
+        return found
 
     def _run(self, rows: list[int], encoded: EncodedPrompts, feeds: dict[str, Any]) -> Embeds:
         """Run the text encoder once: (len(rows) or the fixed batch, tokens, E)."""
@@ -162,21 +229,29 @@ class PromptEmbedder:
     def _state(
         self,
         instruction: Instruction,
-        embeds: Embeds,
+        found: _Embedded,
         encoded: EncodedPrompts,
         row: int,
         context: VisionContext,
     ) -> PromptState:
         """Return the transformer's inputs for one prompt: N_p columns of each."""
-        length = int(encoded.lengths[row])
+        length, embeds = int(encoded.lengths[row]), found.embeds
         width = length if self._rules.padding == "none" else self._rules.max_length
         if len(embeds) < width:
             embeds = changed(embeds, partial(_filled_up, count=width))
         positions = _filled_up(context.positions[row], width) if context.positions else None
-        return PromptState(instruction, embeds, encoded.tokens[row], encoded.spans[row], positions)
+        modulation = found.modulation
+        return PromptState(
+            instruction,
+            embeds,
+            encoded.tokens[row],
+            encoded.spans[row],
+            positions,
+            None if modulation is None else changed(modulation, lambda rows: rows[0]),
+        )
 
 
-def _copied(rows: Any, where: tuple[int, slice]) -> Any:
+def _copied(rows: Any, where: tuple[int | slice, ...]) -> Any:
     """Return a part as float32, copied so that the rest can be freed."""
     return rows[where].astype(np.float32)
 

@@ -1,8 +1,9 @@
 """Prompt embeddings on disk, so that a text encoder of billions of parameters need not be loaded.
 
-One `.npy` file per instruction, or per instruction and image for text encoders with vision. The
-folder can be shared between processes and is not trusted: a file that is not exactly of the
-expected form is a miss.
+One `.npy` file per instruction, or per instruction and image for text encoders with vision; a
+second one with the modulation, where the bundle makes it by a graph of its own. The folder can be
+shared between processes and is not trusted: a file that is not exactly of the expected form is a
+miss.
 """
 
 import hashlib
@@ -73,14 +74,23 @@ class EmbeddingCache:
         self._limit = limit_bytes
         self._warn = warn or (lambda _: None)
 
-    def get(self, instruction: str, *, image: str = "", rows: int | None = None) -> Float32 | None:
+    def get(
+        self,
+        instruction: str,
+        *,
+        image: str = "",
+        rows: int | None = None,
+        width: int | None = None,
+    ) -> Float32 | None:
         """Return an embedding, (rows, E) float32 and read-only, or None where there is none.
 
         `image` is the digest of the text encoder's view, empty without vision. It has `rows`
-        tokens; None for `max_length`.
+        tokens; None for `max_length`. With `width` it is the modulation instead, (1, width).
         """
-        path = self._path(instruction, image)
+        path = self._path(instruction, image, modulation=width is not None)
         shape = (self._rows if rows is None else rows, self._width)
+        if width is not None:
+            shape = (1, width)
         if _nbytes(shape) > self._limit:
             return None
         try:
@@ -92,25 +102,32 @@ class EmbeddingCache:
             self._warn(f"cached embedding {path} is not sound ({one_line(reason)}): made again")
             return None
 
-    def put(self, instruction: str, embeds: Float32, *, image: str = "") -> None:
+    def put(
+        self, instruction: str, embeds: Float32, *, image: str = "", modulation: bool = False
+    ) -> None:
         """Write an embedding, (rows, E) float32; where that fails, warn and go on.
 
-        One of more than `max_length` tokens, or that is not finite, is not written.
+        One of more than `max_length` tokens, or that is not finite, is not written. With
+        `modulation` it is that, (1, R).
         """
-        if embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows:
+        if not modulation and (
+            embeds.ndim != 2 or embeds.shape[1] != self._width or len(embeds) > self._rows
+        ):
             return
         if embeds.nbytes > self._limit or not np.isfinite(embeds).all():
             return
         data = _npy_header(embeds.shape) + np.ascontiguousarray(embeds, "<f4").tobytes()
         try:
-            write_atomically(self._path(instruction, image), data, follow_links=False)
+            path = self._path(instruction, image, modulation=modulation)
+            write_atomically(path, data, follow_links=False)
             evict(self._folder, _OURS, self._limit)
         except (OSError, OutputError) as error:
             self._warn(f"embedding not cached ({one_line(error)})")
 
-    def _path(self, instruction: str, image: str) -> Path:
+    def _path(self, instruction: str, image: str, *, modulation: bool) -> Path:
         # Neither contains a zero byte, and an instruction is never empty.
-        parts = (instruction, image) if image else (instruction,)
+        parts = [instruction, image] if image else [instruction]
+        parts += ["", "modulation"] if modulation else []
         name = b"\0".join([self._context, *(part.encode() for part in parts)])
         return self._folder / f"{hashlib.sha256(name).hexdigest()}.npy"
 

@@ -60,6 +60,7 @@ class PromptState:
         spans: for each of them the characters of `instruction.text` that it covers, as (start,
             end); those of the model's own prefix and suffix lie outside.
         positions: (N_p, 3) float32, if the bundle gives prompt tokens positions; else None.
+        modulation: (R,) float32, if the bundle makes it by a graph of its own; else None.
     """
 
     instruction: Instruction
@@ -67,6 +68,7 @@ class PromptState:
     tokens: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     positions: Float32 | None = None
+    modulation: Float32 | Mirrored | None = None
 
     @property
     def attention_mask(self) -> Int64:

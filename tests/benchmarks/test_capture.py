@@ -108,15 +108,15 @@ def flop(case: str, variant: str = BASELINE) -> int:
 
 def test_arithmetic_of_step1x_is_counted_whole() -> None:
     """The published size by hand: widths, tokens, then every product, each of 2 m n k."""
-    d, c, h, pooled = 3072, 4096, 3584, 768
+    d, c, h = 3072, 4096, 3584
     prompt, image = 640, 32 * 32
     n = prompt + 2 * image
-    connector = prompt * h * c + h * c + c * c + h * pooled
+    connector = prompt * h * c + h * c + c * c
     connector += 2 * (prompt * 12 * c * c + 2 * c * c + 2 * prompt * prompt * c)
-    begin = 2 * image * 64 * d + prompt * c * d + pooled * d + d * d
-    double = 2 * 6 * d * d + n * 12 * d * d + 2 * n * n * d
-    single = 3 * d * d + n * 12 * d * d + 2 * n * n * d
-    last = 2 * d * d + (image + n) * d * d
+    begin = 2 * image * 64 * d + prompt * c * d
+    double = n * 12 * d * d + 2 * n * n * d
+    single = n * 12 * d * d + 2 * n * n * d
+    last = (image + n) * d * d
     wanted = 2 * (connector + begin + 19 * double + 37 * single + last)
     found = flop("step1x-1.0@512")
     assert found == wanted == SHAPES["step1x-1.0@512"].flop

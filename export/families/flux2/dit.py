@@ -57,6 +57,8 @@ class Flux2SingleStep(nn.Module):
             name in the transformer (`MODULATIONS`).
     """
 
+    modulation_dim = 0
+
     def __init__(
         self,
         transformer: Flux2Transformer2DModel,

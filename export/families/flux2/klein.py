@@ -95,6 +95,9 @@ class KleinModel:
             rules[f"last.{name}.weight"] = fused.rows(place * width, (place + 1) * width)
         return cast_part("transformer", module, rules, precision, INTO_STREAM)
 
+    def modulation(self, precision: Precision) -> None:
+        """See `OpenModel`: it depends on the timestep alone, and is constants."""
+
     def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""
         return ReferenceKlein(self, precision)

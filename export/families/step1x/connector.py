@@ -1,6 +1,7 @@
 """Step1X-Edit's connector: from a language model's hidden states to FLUX's two kinds of text.
 
-Names are the checkpoint's. What depends on the timestep alone is a constant.
+Names are the checkpoint's. What depends on the timestep alone is a constant. The pooled vector is
+made where it is needed, in `rism.export.families.step1x.modulation`.
 """
 
 from __future__ import annotations
@@ -57,38 +58,36 @@ def timestep_constants(store: TensorStore, timestep: float) -> dict[str, torch.T
 
 
 class Connector(nn.Module):
-    """The connector at one timestep.
+    """The connector's tokens at one timestep.
 
     Args:
         sizes: widths.
-        scaled: whether the mean that becomes the pooled vector has a factor (version 1.0).
         precision: of the attention.
     """
 
-    def __init__(self, sizes: ConnectorSizes, *, scaled: bool, precision: Precision) -> None:
+    def __init__(self, sizes: ConnectorSizes, *, precision: Precision) -> None:
         super().__init__()
-        self.global_proj_out = nn.Linear(sizes.hidden, sizes.pooled)
         self.S = _Refiner(sizes, precision)
-        self.scale_factor = nn.Parameter(torch.zeros(1)) if scaled else None
 
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor, timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the prompt's tokens and the pooled vector.
+    ) -> torch.Tensor:
+        """Compute the prompt's tokens (B, N_p, C).
 
         Args:
             hidden: hidden states (B, N_p, E).
             mask: one where there is a token, (B, N_p) float32.
             timestep: its embedding, (1, C).
-
-        Returns:
-            (B, N_p, C) and (B, V).
         """
-        real = mask.unsqueeze(-1)
-        mean = (hidden.float() * real).sum(1) / real.sum(1)
-        pooled = mean if self.scale_factor is None else mean * (1 + self.scale_factor.float())
-        tokens = self.S(hidden, mean.to(hidden.dtype), mask, timestep)
-        return tokens, self.global_proj_out(pooled.to(hidden.dtype))
+        mean = masked_mean(hidden, mask).to(hidden.dtype)
+        tokens: torch.Tensor = self.S(hidden, mean, mask, timestep)
+        return tokens
+
+
+def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the tokens (B, E) float32, of (B, N_p, E) and a mask (B, N_p)."""
+    real = mask.unsqueeze(-1)
+    return (hidden.float() * real).sum(1) / real.sum(1)
 
 
 def two_layers(first: str, second: str, inputs: int, inner: int, outputs: int) -> nn.Module:

@@ -17,13 +17,16 @@ from rism.export.denoising import SIGMAS_KEPT, Denoiser, WholeModel
 from rism.export.families.step1x.connector import timestep_constants
 from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep
 from rism.export.families.step1x.model import Step1XModel
+from rism.export.families.step1x.modulation import INTO_STREAM as MODULATION_INTO_STREAM
+from rism.export.families.step1x.modulation import Step1XModulation
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.family import FamilySpec
 from rism.export.graph.rotary import Rotary
 from rism.export.precision import Precision
+from rism.export.spec import PromptTokens
 
 _STEPS = 28
-_FINAL = "norm_out"
+_MODULATION = "modulation."
 
 
 class Step1XWholeStep(Step1XSingleStep):
@@ -41,20 +44,26 @@ class Step1XWholeStep(Step1XSingleStep):
         precision: Precision,
     ) -> None:
         """See `Step1XSingleStep`; the sizes are the model's own."""
-        super().__init__(replace(sizes, single=sizes.single + 1), family, constants, precision)
-        del self.last_attn, self.last_norm, self.last_modulation
+        widened = replace(sizes, single=sizes.single + 1)
+        super().__init__(widened, family, constants, precision)
+        del self.last_attn, self.last_norm
         width = sizes.width
-        self.norm_out = nn.ModuleDict({"linear": nn.Linear(width, 2 * width)})
+        # Of one prompt at many timesteps: here it is a part of the transformer. The final norm's
+        # shift and scale stand in the place of those of a last block.
+        self.modulation = Step1XModulation(widened, constants)
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, sizes.in_channels)
 
+    def _modulation(self, prompt: PromptTokens) -> torch.Tensor:
+        rows: torch.Tensor = self.modulation(prompt.embeds, prompt.mask)
+        return rows.to(self.precision.stream)
+
     def _last_block(
-        self, hidden: torch.Tensor, condition: torch.Tensor, _rotary: Rotary, capture: Capture
+        self, hidden: torch.Tensor, rows: torch.Tensor, _rotary: Rotary, capture: Capture
     ) -> None:
         """Predict from the output of the blocks, all of which have run."""
         spans = capture.spans
-        modulation = self.norm_out["linear"](nn.functional.silu(condition))
-        scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
+        scale, shift = rows.unsqueeze(1).chunk(2, dim=-1)
         normal = self.final_norm(hidden[:, spans.prompt : spans.clean_start])
         capture.velocity = self.proj_out((1 + scale) * normal + shift).float()
 
@@ -76,11 +85,21 @@ def _whole(model: Step1XModel, precision: Precision) -> WholeModel:
     constants = lru_cache(maxsize=SIGMAS_KEPT)(partial(timestep_constants, store))
     first = constants(model.spec.timestep)
     module = build_empty(lambda: Step1XWholeStep(sizes, model.spec.family, first, precision))
+    final = f"{_MODULATION}single_transformer_blocks.{sizes.single}.norm.linear"
     rules = {
-        name: _scale_then_shift(store[name]) if name.startswith(_FINAL) else store[name]
+        name: _scale_then_shift(store[name.replace(final, "norm_out.linear")])
+        if name.startswith(final)
+        else store[name.removeprefix(_MODULATION)]
         for name in module.state_dict()
     }
-    return WholeModel(cast_part("transformer", module, rules, precision, INTO_STREAM), constants)
+    into_stream = (*INTO_STREAM, *MODULATION_INTO_STREAM)
+
+    def by_buffer(sigma: float) -> dict[str, torch.Tensor]:
+        found = constants(sigma)
+        return {"connector_time": found["connector_time"], f"{_MODULATION}time": found["time"]}
+
+    part = cast_part("transformer", module, rules, precision, into_stream)
+    return WholeModel(part, by_buffer)
 
 
 def _scale_then_shift(stored: StoredTensor) -> WeightRule:

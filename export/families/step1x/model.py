@@ -30,6 +30,8 @@ from rism.export.families.step1x import FAMILIES
 from rism.export.families.step1x.connector import timestep_constants
 from rism.export.families.step1x.dit import INTO_STREAM, Step1XSingleStep, expected_shapes
 from rism.export.families.step1x.files import Step1XFiles, open_files
+from rism.export.families.step1x.modulation import INTO_STREAM as MODULATION_INTO_STREAM
+from rism.export.families.step1x.modulation import Step1XModulation
 from rism.export.families.step1x.pipeline_reference import Prefix, ReferenceStep1XEdit
 from rism.export.families.step1x.sizes import Step1XSizes
 from rism.export.families.step1x.spec import make_spec, step1x_settings
@@ -144,15 +146,21 @@ class Step1XModel:
             if name.startswith("last_attn."):
                 rest = name.removeprefix("last_")
                 rules[name] = store[f"single_transformer_blocks.{last}.{rest}"]
-            elif name.startswith("last_modulation."):
-                whole = store[
-                    f"single_transformer_blocks.{last}.norm.linear.{name.rpartition('.')[2]}"
-                ]
-                # Rows of shift, scale and gate, in this order; the last gate is not needed.
-                rules[name] = whole.rows(0, 2 * self.sizes.width)
             else:
                 rules[name] = store[name]
         return cast_part("transformer", module, rules, precision, INTO_STREAM)
+
+    def modulation(self, precision: Precision) -> Part:
+        """See `OpenModel`."""
+        module = build_empty(lambda: Step1XModulation(self.sizes, self._constants))
+        rules: dict[str, WeightRule] = {
+            # Rows of shift, scale and gate, in this order; the last gate is not needed.
+            name: self.transformer_store[name].rows(0, tensor.shape[0])
+            if name.startswith("single_transformer_blocks.")
+            else self.transformer_store[name]
+            for name, tensor in module.state_dict().items()
+        }
+        return cast_part("modulation", module, rules, precision, MODULATION_INTO_STREAM)
 
     def reference(self, precision: Precision) -> ReferenceModel:
         """See `OpenModel`."""

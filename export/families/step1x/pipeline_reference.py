@@ -124,10 +124,12 @@ class ReferenceStep1XEdit:
 
     def dit(self, inputs: Sequence[ReferenceInputs], feature_block: int) -> list[ReferenceCapture]:
         """Run the whole transformer on each input."""
+        return [self._capture(self._transformer, given, feature_block) for given in inputs]
+
+    @cached_property
+    def _transformer(self) -> reference.ReferenceStep1X:
         tensors = reference.makers_tensors(self.model.transformer_store)
-        weights = Weights(tensors, self.precision, _FOLDED)
-        model = reference.ReferenceStep1X(self.sizes, weights)
-        return [self._capture(model, given, feature_block) for given in inputs]
+        return reference.ReferenceStep1X(self.sizes, Weights(tensors, self.precision, _FOLDED))
 
     def _capture(
         self, model: reference.ReferenceStep1X, given: ReferenceInputs, feature_block: int
@@ -235,10 +237,14 @@ class ReferenceStep1XEdit:
             hidden = torch.cat([hidden, mapped[rules.drop :]], dim=-1)
         length = len(hidden)
         padding = rules.max_length - length if rules.padding == "zeros" else 0
+        modulation = self._transformer.modulation(
+            hidden[None], torch.ones(1, length), self.spec.timestep
+        )
         return ReferencePrompt(
             torch.nn.functional.pad(hidden, (0, 0, 0, padding)),
             torch.cat([torch.ones(length), torch.zeros(padding)]),
             self._places(given, image_hwc) if rules.positions == "grid" else None,
+            modulation[0],
         )
 
     def _mapped(self, ids: torch.Tensor, quoted: torch.Tensor) -> torch.Tensor:

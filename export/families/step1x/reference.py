@@ -17,6 +17,7 @@ from rism.export.families.step1x.reference_blocks import (
     Step1XRecord,
     Weights,
     double_block,
+    modulation,
     rotary_turns,
     single_block,
     two_layers,
@@ -70,13 +71,7 @@ class ReferenceStep1X:
             feature_block=feature_block,
             keep_blocks=keep_blocks,
         )
-        states = prompt_embeds[..., : sizes.connector.hidden].float()
-        tokens, pooled = connect(
-            weights.under("connector"), sizes.connector, states, timestep, prompt_mask
-        )
-        steps = sinusoid(1000.0 * timestep)
-        time = two_layers(weights, "time_in.in_layer", "time_in.out_layer", steps)
-        vector = time + two_layers(weights, "vector_in.in_layer", "vector_in.out_layer", pooled)
+        tokens, pooled, vector = self._connect(prompt_embeds, prompt_mask, timestep)
         record.tokens, record.pooled, record.vector = tokens, pooled, vector
         prompt = weights.linear("txt_in", tokens if extra is None else tokens + extra)
         image = torch.cat([noise.expand(batch, -1, -1), clean_latents], dim=1)
@@ -92,6 +87,38 @@ class ReferenceStep1X:
                 hidden = block(own, sizes.heads, hidden, vector, turns, record)
                 record.block(hidden)
         return record
+
+    def modulation(
+        self, prompt_embeds: torch.Tensor, prompt_mask: torch.Tensor, timestep: float
+    ) -> torch.Tensor:
+        """Shift, scale and gate of all sites of all blocks in their order, (B, R).
+
+        In a double-stream block the image's come before the prompt's; the last block's gate is
+        left out. Args as those of `__call__`.
+        """
+        sizes, vector = self.sizes, self._connect(prompt_embeds, prompt_mask, timestep)[2]
+        layers = [
+            f"double_blocks.{index}.{stream}_mod"
+            for index in range(sizes.double)
+            for stream in ("img", "txt")
+        ]
+        layers += [f"single_blocks.{index}.modulation" for index in range(sizes.single)]
+        rows = [modulation(self.weights.under(layer), vector, 1)[0][:, 0] for layer in layers]
+        return torch.cat(rows, dim=-1)[:, : -sizes.width]
+
+    def _connect(
+        self, prompt_embeds: torch.Tensor, prompt_mask: torch.Tensor, timestep: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the prompt's tokens, its pooled vector, and what all modulation is made of."""
+        weights, sizes = self.weights, self.sizes
+        states = prompt_embeds[..., : sizes.connector.hidden].float()
+        tokens, pooled = connect(
+            weights.under("connector"), sizes.connector, states, timestep, prompt_mask
+        )
+        steps = sinusoid(1000.0 * timestep)
+        time = two_layers(weights, "time_in.in_layer", "time_in.out_layer", steps)
+        vector = two_layers(weights, "vector_in.in_layer", "vector_in.out_layer", pooled)
+        return tokens, pooled, time + vector
 
 
 def makers_tensors(store: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, ...]]:

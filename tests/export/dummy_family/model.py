@@ -73,6 +73,8 @@ class Block(nn.Module):
 class Step(nn.Module):
     """The transformer's single step: blocks over [prompt; noisy; clean]."""
 
+    modulation_dim = 0
+
     def __init__(self, blocks: int = BLOCKS) -> None:
         super().__init__()
         self.image_in, self.text_in = nn.Linear(LATENT, WIDTH), nn.Linear(TEXT, WIDTH)
@@ -222,6 +224,9 @@ class DummyModel:
         return self._part("text_encoder", precision)
 
     def vision_encoder(self, precision: Precision) -> None:
+        del precision
+
+    def modulation(self, precision: Precision) -> None:
         del precision
 
     def vae_encoder(self, precision: Precision) -> Part:

@@ -37,6 +37,8 @@ CASES = [
     ("step1x-1.0", "text_encoder", "bf16"),
     ("step1x-1.0", "vae_encoder", "bf16"),
     ("step1x-1.0", "vision_encoder", "fp16"),
+    ("step1x-1.0", "modulation", "bf16"),
+    ("step1x-1.0", "modulation", "fp16"),
 ]
 
 
@@ -71,8 +73,8 @@ def test_it_builds_as_it_was_asked_for(rows: list[Future[dict[str, Any]]], case:
     if graph.startswith("transformer.") and not graph.endswith("matrices"):
         asked.append(SQUARE)
     expected = dict.fromkeys(asked, "yes")
-    if graph == "vae_encoder" and model != "mini":
-        # One attention, of a head too wide for the library's kernels.
+    if graph == "modulation" or (graph == "vae_encoder" and model != "mini"):
+        # None; or one attention, of a head too wide for the library's kernels.
         expected["attention fused"] = "not in this form"
     assert {q: a.partition(":")[0] for q, a in row["checks"].items()} == expected
     # Kernels and nothing else: weights stay where they are.

@@ -40,10 +40,12 @@ def random_inputs(
         mask[1:, 17:] = 0
         embeds = embeds * mask.unsqueeze(-1)
     positions = normal(length, 3) * 9 if spec.prompt.positions == "grid" else None
+    with torch.no_grad():
+        modulation = model.modulation(FP32).fill()(embeds, mask)
     return ReferenceInputs(
         clean_latents=normal(batch, tokens, spec.latent_channels),
         noise=normal(1, tokens, spec.latent_channels),
-        prompt=PromptTokens(embeds, mask, positions),
+        prompt=PromptTokens(embeds, mask, positions, modulation),
         prompt_weights=torch.rand((batch, length), generator=generator),
         grid_hw=grid_hw,
     )
@@ -53,13 +55,18 @@ def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, f
     """Run both forms of the transformer in float32.
 
     Returns:
-        Largest difference over the largest value, of the connector's two outputs and of the whole
-        stream after every block but the last, of which nobody asks more than where it looks.
+        Largest difference over the largest value, of the connector's tokens, the modulation and the
+        whole stream after every block but the last, of which nobody asks more than where it looks.
     """
     wanted, found = _reference(model, given), _tapped(model, given)
     assert wanted.tokens is not None
-    assert wanted.pooled is not None
-    expected = {"connector tokens": wanted.tokens, "connector pooled": wanted.pooled}
+    prompt = given.prompt
+    assert prompt.mask is not None
+    assert prompt.modulation is not None
+    found["modulation"] = prompt.modulation
+    with torch.no_grad():
+        modulation = _transcribed(model).modulation(prompt.embeds, prompt.mask, 1.0)
+    expected = {"connector tokens": wanted.tokens, "modulation": modulation}
     expected |= {f"block {i}": hidden for i, hidden in enumerate(wanted.blocks[:-1])}
     return {
         name: float((found[name] - value).abs().max() / value.abs().max())
@@ -67,8 +74,12 @@ def block_differences(model: Step1XModel, given: ReferenceInputs) -> dict[str, f
     }
 
 
-def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRecord:
+def _transcribed(model: Step1XModel) -> reference.ReferenceStep1X:
     tensors = reference.makers_tensors(model.files.transformer)
+    return reference.ReferenceStep1X(model.sizes, reference.Weights(tensors, FP32))
+
+
+def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRecord:
     embeds, hidden = given.prompt.embeds, model.sizes.connector.hidden
     rows, columns = given.grid_hw
     noisy = torch.tensor([[0.0, r, c] for r in range(rows) for c in range(columns)])
@@ -77,7 +88,7 @@ def _reference(model: Step1XModel, given: ReferenceInputs) -> reference.Step1XRe
     own = given.prompt.positions
     assert given.prompt.mask is not None
     with torch.no_grad():
-        return reference.ReferenceStep1X(model.sizes, reference.Weights(tensors, FP32))(
+        return _transcribed(model)(
             given.clean_latents,
             given.noise,
             embeds[..., :hidden],
@@ -96,8 +107,8 @@ def _tapped(model: Step1XModel, given: ReferenceInputs) -> dict[str, torch.Tenso
     found: dict[str, torch.Tensor] = {}
     dit: Any = model.transformer(FP32).fill()
 
-    def connected(_module: Any, _args: Any, out: Sequence[torch.Tensor]) -> None:
-        found["connector tokens"], found["connector pooled"] = out
+    def connected(_module: Any, _args: Any, out: torch.Tensor) -> None:
+        found["connector tokens"] = out
 
     def joined(name: str, _module: Any, _args: Any, out: Sequence[torch.Tensor]) -> None:
         found[name] = torch.cat(out, dim=1)

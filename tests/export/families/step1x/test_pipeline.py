@@ -56,7 +56,7 @@ def exported(
 
 def test_what_it_needs_of_a_reader(exported: Exported) -> None:
     manifest = json.loads((exported.bundle / "manifest.json").read_text())
-    assert manifest["schema_version"] == "1.3"
+    assert manifest["schema_version"] == "1.4"
     assert manifest["prompt"]["unseen_position"] == 1
     torchvision = exported.model.version.name == "1.2"
     arithmetic = manifest["prompt"]["vision"].get("arithmetic")
@@ -123,7 +123,11 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
         if theirs.positions is not None:
             assert ours.positions is not None
             np.testing.assert_allclose(ours.positions, theirs.positions.numpy(), atol=1e-5)
-        tokens = PromptTokens(theirs.embeds[None], theirs.mask[None], theirs.positions)
+        assert theirs.modulation is not None
+        assert ours.modulation is not None
+        np.testing.assert_allclose(ours.modulation, theirs.modulation.numpy(), atol=2e-5)
+        modulation = theirs.modulation[None]
+        tokens = PromptTokens(theirs.embeds[None], theirs.mask[None], theirs.positions, modulation)
         weights = torch.ones(1, len(theirs.embeds))
         batch = ReferenceInputs(clean, noise, tokens, weights, grid_hw)
         (capture,) = reference.dit([batch], model.spec.feature_block)
@@ -194,12 +198,19 @@ def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> No
     names = set(graph.initializers)
     gone = ("time_embed.", "connector.S.t_embedder.", "norm_out.", "proj_out.")
     assert not [name for name in names if name.removeprefix("dit.").startswith(gone)]
-    # The prompt's part of the modulation stays, of the last block without its gate.
-    width = exported.model.sizes.width
-    assert "dit.transformer_blocks.0.norm1.linear.weight" in names
-    modulation = graph.initializers["dit.last_modulation.weight"].shape
-    assert modulation is not None
-    assert sorted(modulation.numpy()) == [width, 2 * width]
+    # What the prompt decides alone is in a graph of its own, of the last block without its gate.
+    gone = ("norm1.linear", "norm1_context.linear", "norm.linear", "vec_embed")
+    assert not [name for name in names if any(part in name for part in gone)]
+    modulation = ir.load(exported.bundle / "modulation.onnx").graph
+    sizes = exported.model.sizes
+    last = modulation.initializers[f"single_transformer_blocks.{sizes.single - 1}.norm.linear.bias"]
+    assert last.shape == (2 * sizes.width,)
+    [rows] = modulation.outputs
+    width = (12 * sizes.double + 3 * sizes.single - 1) * sizes.width
+    assert rows.shape is not None
+    assert list(rows.shape) == ["batch", width]
+    manifest = Bundle.open(exported.bundle).manifest
+    assert manifest.graph("transformer.vectors").inputs["modulation"].shape == ("batch", width)
 
 
 @pytest.mark.slow
