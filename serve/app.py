@@ -18,6 +18,7 @@ from rism.runtime.segmenter import Segmenter
 from rism.serve.answers import mask_png, overlay_png, segment_answer
 from rism.serve.errors import RequestError, error_response
 from rism.serve.guard import Guard
+from rism.serve.integrations import x_anylabeling
 from rism.serve.metrics import CONTENT_TYPE
 from rism.serve.openapi import docs_page, openapi
 from rism.serve.requests import read_fields, segment_request
@@ -139,6 +140,7 @@ def app(segmenter: Segmenter, settings: ServeSettings | None = None) -> Starlett
             Route("/metrics", metrics),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
+            *x_anylabeling.ROUTES,
             Mount("/static", StaticFiles(directory=STATIC), name="static"),
         ],
         middleware=guards,

@@ -95,7 +95,10 @@ async def read_fields(request: Request, settings: ServeSettings) -> dict[str, li
         )  # fmt: skip
     body = await read_body(request, settings)
     if kind == "application/json":
-        return _json_fields(body)
+        found = json_object(body)
+        return {
+            name: [*value] if isinstance(value, list) else [value] for name, value in found.items()
+        }
     sent = False
 
     async def receive() -> dict[str, Any]:
@@ -117,16 +120,29 @@ async def read_fields(request: Request, settings: ServeSettings) -> dict[str, li
     return fields
 
 
-def _json_fields(body: bytes) -> dict[str, list[Any]]:
+async def read_json(request: Request, settings: ServeSettings) -> dict[str, Any]:
+    """Return the JSON object of a body, whatever its content type.
+
+    Raises:
+        RequestError: none, or too large.
+        ClientDisconnect: the client has gone.
+    """
+    return json_object(await read_body(request, settings))
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
     try:
         found = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not JSON: {one_line(error, limit=120)}") from None
     if not isinstance(found, dict):
         raise RequestError(400, "the body is not a JSON object")
-    return {
-        name: list(value) if isinstance(value, list) else [value] for name, value in found.items()
-    }
+    return found
 
 
 def _no_constant(name: str) -> float:
@@ -217,6 +233,16 @@ def image_bytes(value: object) -> bytes:
             422, "the image is not base64",
             hint="send 'data:image/png;base64,...', or the file itself as multipart/form-data",
         ) from None  # fmt: skip
+
+
+def least_confidence(value: object) -> SegmentOptions:
+    """Return a client's threshold as an option; None and 0 stand for the bundle's own.
+
+    Raises:
+        RequestError: it is no number.
+    """
+    least = 0.0 if value is None else _option("confidence", [value])
+    return cast(SegmentOptions, {"confidence": least} if least else {})
 
 
 def _option(name: str, values: list[Any]) -> object:
