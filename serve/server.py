@@ -9,7 +9,6 @@ import logging
 import sys
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -35,14 +34,6 @@ class _ImpatientProtocol(H11Protocol):
     def _give_up(self) -> None:
         if self.scope is None:  # until the first head is read
             self.transport.close()  # type: ignore[unreachable]
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a whole request of a client that sends no more; uvicorn drops it."""
-        whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
-        if not whole or self.cycle is None or self.cycle.response_complete:
-            return False
-        self.cycle.keep_alive = False
-        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

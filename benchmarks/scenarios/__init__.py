@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
     "serve_hostile": Kind(
         "the service under hostile requests",
         "serve:measure_hostile",
-        {"requests": 10_000, "growth": 0.1},
+        {"requests": 10_000, "warm_rounds": 20, "growth": 0.1},
     ),
     "serve_restart": Kind("the service killed and started again", "serve:measure_restart"),
     "stages": Kind(
