@@ -7,6 +7,7 @@
 - `batching.py`: the queue, and images that are decoded and encoded once
 - `model.py`: a segmenter that remembers, warm-up, memory of the GPU
 - `answers.py`: results as JSON and pictures
+- `examples.py`: drawn scenes to try it with
 - `errors.py`: `{"error", "hint"}`
 - `metrics.py`: Prometheus
 - `openapi.py`: the description, and the page at /docs

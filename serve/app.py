@@ -17,11 +17,12 @@ from starlette.staticfiles import StaticFiles
 from rism.runtime.segmenter import Segmenter
 from rism.serve.answers import mask_png, overlay_png, segment_answer
 from rism.serve.errors import RequestError, error_response
+from rism.serve.examples import EXAMPLES, example_png, thumbnail_jpeg
 from rism.serve.guard import Guard
 from rism.serve.integrations import x_anylabeling
 from rism.serve.metrics import CONTENT_TYPE
 from rism.serve.openapi import docs_page, openapi
-from rism.serve.requests import read_fields, segment_request
+from rism.serve.requests import read_fields, read_flag, segment_request
 from rism.serve.service import Service
 from rism.serve.settings import ServeSettings
 
@@ -96,6 +97,26 @@ async def info(request: Request) -> Response:
     )
 
 
+async def examples(_request: Request) -> Response:
+    """`GET /v1/examples`: the names of the drawn scenes, and expressions for each."""
+    found = [
+        {"name": name, "expressions": list(each.expressions)} for name, each in EXAMPLES.items()
+    ]
+    return JSONResponse({"examples": found})
+
+
+async def example(request: Request) -> Response:
+    """`GET /v1/examples/NAME`: a scene as a PNG; with `?thumbnail=1` a small JPEG of it."""
+    name = request.path_params["name"]
+    if name not in EXAMPLES:
+        raise RequestError(
+            404, f"there is no example '{name}'", hint=f"the examples are {', '.join(EXAMPLES)}"
+        )
+    if read_flag("thumbnail", request.query_params.get("thumbnail", False)):
+        return Response(await asyncio.to_thread(thumbnail_jpeg, name), media_type="image/jpeg")
+    return Response(await asyncio.to_thread(example_png, name), media_type="image/png")
+
+
 async def openapi_json(_request: Request) -> Response:
     """`GET /openapi.json`."""
     return JSONResponse(openapi())
@@ -135,6 +156,8 @@ def app(segmenter: Segmenter, settings: ServeSettings | None = None) -> Starlett
             Route("/", page),
             Route("/v1/segment", segment, methods=["POST"]),
             Route("/v1/info", info),
+            Route("/v1/examples", examples),
+            Route("/v1/examples/{name}", example),
             Route("/healthz", health),
             Route("/readyz", readiness),
             Route("/metrics", metrics),

@@ -18,7 +18,8 @@ from rism.serve.metrics import Metrics
 from rism.serve.settings import ServeSettings
 
 # Whoever asks: is it alive, what is there, and the page, which asks for the key.
-_OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+_OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/v1/examples")
+_OPEN_BELOW = ("/static/", "/v1/examples/")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 _HEADS = 200
 _HEAD_BYTES = 32 * 1024  # uvicorn's own limit misses a head that comes at once
@@ -26,9 +27,11 @@ _CLIENT_GONE = 499  # as nginx counts it; nobody receives it
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),  # no page of one version with a script of another
     (
         b"content-security-policy",
-        b"default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; frame-ancestors 'none'",
+        b"default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
+        b"frame-ancestors 'none'",
     ),
 )
 log = logging.getLogger("rism.serve")
@@ -98,7 +101,7 @@ class Guard:
         ):
             return error_response(431, "the headers are too large")
         path = request.scope["path"]
-        if self._settings.api_key is None or path in _OPEN or path.startswith("/static/"):
+        if self._settings.api_key is None or path in _OPEN or path.startswith(_OPEN_BELOW):
             return None
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         if kind.lower() not in ("bearer", "token"):

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from rism import __version__
+from rism.serve.examples import EXAMPLES
 from rism.serve.requests import FLAGS, NUMBERS, TEXTS
 
 Schema = dict[str, Any]
@@ -95,6 +96,9 @@ _ANSWER = _object(
         "bundle": _object({"name": _TEXT, "digest": _TEXT}),
     }
 )
+_EXAMPLES = _object(
+    {"examples": _array(_object({"name": _TEXT, "expressions": _array(_TEXT, minItems=1)}))}
+)
 _SCHEMAS = {
     "Error": _object({"error": _TEXT, "hint": _TEXT}),
     "Rle": {**_RLE, "description": "COCO's compressed run-length encoding."},
@@ -104,6 +108,7 @@ _SCHEMAS = {
 _REFUSALS = {
     "400": "The request cannot be read.",
     "401": "The key is missing or wrong.",
+    "404": "There is none of this name.",
     "405": "No such method here.",
     "406": "One mask was asked for, and there are several expressions.",
     "408": "The request came too slowly.",
@@ -161,10 +166,26 @@ def _segment() -> Schema:
                         "image/png": {"schema": {**_TEXT, "format": "binary"}},
                     },
                 },
-                **_refusals(*_REFUSALS.keys() - {"405"}),
+                **_refusals(*_REFUSALS.keys() - {"404", "405"}),
             },
         }
     }  # fmt: skip
+
+
+def _example() -> Schema:
+    binary = {"schema": {**_TEXT, "format": "binary"}}
+    found = _get(
+        "A drawn scene, or a small version of it.",
+        {"image/png": binary, "image/jpeg": binary}, "404", "422",
+    )  # fmt: skip
+    found["get"]["parameters"] = [
+        {
+            "name": "name", "in": "path", "required": True,
+            "schema": {**_TEXT, "enum": list(EXAMPLES)},
+        },
+        {"name": "thumbnail", "in": "query", "required": False, "schema": {"type": "boolean"}},
+    ]  # fmt: skip
+    return found
 
 
 def _parameter(schema: Schema) -> Schema:
@@ -186,6 +207,8 @@ def openapi() -> Schema:
         "paths": {
             "/v1/segment": _segment(),
             "/v1/info": _get("The model, and the limits.", _json({"type": "object"}), "401"),
+            "/v1/examples": _get("The drawn scenes to try it with.", _json(_EXAMPLES)),
+            "/v1/examples/{name}": _example(),
             "/healthz": _get("The process answers.", status),
             "/readyz": _get("The model has run.", status, "503"),
             "/metrics": _get("Counts, for Prometheus.", {"text/plain": {"schema": _TEXT}}, "401"),
@@ -230,13 +253,13 @@ def _said(schema: Schema) -> str:
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>rism: the service</title><link rel="stylesheet" href="/static/style.css">
+<title>rism: the service</title><link rel="stylesheet" href="static/style.css">
 <main class="docs"><h1>rism {version}</h1>
 <pre>curl -F image=@street.png -F expression="the green van" -F expression="the red car" \\
      http://127.0.0.1:7000/v1/segment
 curl -F image=@street.png -F expression="the green van" -H 'Accept: image/png' \\
      http://127.0.0.1:7000/v1/segment -o mask.png</pre>
-<p>The same as <a href="/openapi.json">OpenAPI</a>. Options have the meaning and the defaults of
+<p>The same as <a href="openapi.json">OpenAPI</a>. Options have the meaning and the defaults of
 <code>rism run</code>. Errors are <code>{{"error", "hint"}}</code>.</p>
 {paths}<h2>schemas</h2><pre>{schemas}</pre></main></html>
 """

@@ -175,7 +175,7 @@ def segment_request(
             options[name] = _option(name, fields[name])
     wanted = {
         name for name in WANTED
-        if _flag(name, query[name] if name in query else fields.get(name, [False])[0])
+        if read_flag(name, query[name] if name in query else fields.get(name, [False])[0])
     }  # fmt: skip
     return SegmentRequest(
         image=image_bytes(images[0]),
@@ -250,7 +250,7 @@ def _option(name: str, values: list[Any]) -> object:
         raise RequestError(422, f"there are {len(values)} values of {name}, expected one")
     value = values[0]
     if name in FLAGS:
-        return _flag(name, value)
+        return read_flag(name, value)
     if name in NUMBERS:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise RequestError(422, f"{name} is '{one_line(value, limit=40)}', expected a number")
@@ -271,7 +271,12 @@ def _option(name: str, values: list[Any]) -> object:
     return value
 
 
-def _flag(name: str, value: object) -> bool:
+def read_flag(name: str, value: object) -> bool:
+    """Return true or false, also where it is written as a text.
+
+    Raises:
+        RequestError: neither.
+    """
     flags = {"1": True, "true": True, "0": False, "false": False, "": False}
     if isinstance(value, bool):
         return value
@@ -280,4 +285,4 @@ def _flag(name: str, value: object) -> bool:
     raise RequestError(422, f"{name} is '{one_line(value, limit=40)}', expected true or false")
 
 
-__all__ = ["ClientDisconnect", "SegmentRequest", "read_fields", "segment_request"]
+__all__ = ["ClientDisconnect", "SegmentRequest", "read_fields", "read_flag", "segment_request"]

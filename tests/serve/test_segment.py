@@ -14,6 +14,7 @@ from rism.runtime.result.rendering import encode_png, overlay
 from rism.runtime.result.rle import decode_rle
 from rism.runtime.segmenter import Segmenter
 from tests.cli.conftest import invoke
+from tests.paths import EXAMPLES
 from tests.serve.conftest import Server, running
 
 
@@ -122,6 +123,22 @@ def test_one_mask_of_several_expressions(server: Server, picture: bytes) -> None
     assert server.segment(picture, "a", "b", headers={"Accept": "image/png"}).status_code == 406
 
 
+def test_examples_are_those_of_the_checkout(server: Server) -> None:
+    found = server.client.get("/v1/examples").json()["examples"]
+    files = {"mushrooms": "relation-1", "cups": "size-1", "animals": "kind-1"}
+    for each in found:
+        drawn = server.client.get(f"/v1/examples/{each['name']}")
+        with (
+            Image.open(io.BytesIO(drawn.content)) as image,
+            Image.open(EXAMPLES / f"{files.get(each['name'], each['name'])}.png") as wanted,
+        ):
+            assert np.array_equal(np.asarray(image), np.asarray(wanted.convert("RGB")))
+    small = server.client.get("/v1/examples/street?thumbnail=1")
+    assert small.headers["content-type"] == "image/jpeg" and len(small.content) < 20_000
+    missing = server.client.get("/v1/examples/nothing")
+    assert (missing.status_code, "street, mushrooms" in missing.json()["hint"]) == (404, True)
+
+
 def test_other_addresses(server: Server) -> None:
     get = server.client.get
     assert get("/healthz").json() == {"status": "alive"}
@@ -153,7 +170,8 @@ def test_who_may_ask(loaded: Segmenter, picture: bytes) -> None:
             {"Token": "s3cret"},
         ):
             assert server.segment(picture, "green", headers=headers).status_code == 200
-        assert server.client.get("/docs").status_code == 200
+        for path in ("/", "/static/app.js", "/docs", "/v1/examples/street"):
+            assert server.client.get(path).status_code == 200
         renamed = server.client.get("/healthz", headers={"host": "evil.example:7000"})
         assert (renamed.status_code, "--allow-host" in renamed.json()["hint"]) == (400, True)
         shared = server.client.get("/healthz", headers={"origin": "http://mine"})
@@ -171,7 +189,7 @@ def test_the_description_holds(server: Server) -> None:
     beyond = [positive_data_acceptance]
 
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 5
+    assert len(operations) == 7
     for operation in operations:
 
         @hypothesis.given(case=operation.as_strategy())
