@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import logging
@@ -18,7 +19,10 @@ from rism.serve.metrics import Metrics
 from rism.serve.settings import ServeSettings
 
 # Whoever asks: is it alive, what is there, and the page, which asks for the key.
-_OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/v1/examples")
+_OPEN = (
+    *("/", "/docs", "/openapi.json", "/v1/examples"),
+    *("/healthz", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"),
+)
 _OPEN_BELOW = ("/static/", "/v1/examples/")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 _HEADS = 200
@@ -103,12 +107,21 @@ class Guard:
         path = request.scope["path"]
         if self._settings.api_key is None or path in _OPEN or path.startswith(_OPEN_BELOW):
             return None
-        kind, _, key = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() not in ("bearer", "token"):
-            key = request.headers.get("token", "")
-        if hmac.compare_digest(key.strip().encode(), self._settings.api_key.encode()):
+        key = _given_key(request).strip()
+        if hmac.compare_digest(key.encode(), self._settings.api_key.encode()):
             return None
         return error_response(401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _given_key(request: Request) -> str:
+    """Return the key of `Authorization: Bearer`, `Token` or `Basic` (any user), or of `Token:`."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(key, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return ""
+    return key if kind.lower() in ("bearer", "token") else request.headers.get("token", "")
 
 
 def host_name(header: str) -> str:

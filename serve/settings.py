@@ -1,6 +1,7 @@
 """What an operator may set."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 MEBIBYTE = 2**20
 
@@ -20,6 +21,7 @@ class ServeSettings:
         api_key: what clients must send; None for nobody.
         hosts: names that a request may call this server by; empty for any.
         cors_origins: pages of other origins that may read answers.
+        label_studio_files: folder of Label Studio's files, which its tasks may name; None for none.
     """
 
     queue: int = 64
@@ -32,3 +34,4 @@ class ServeSettings:
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    label_studio_files: Path | None = None

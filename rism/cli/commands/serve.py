@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from rism.cli.console import Console, UsageError
 from rism.cli.flags import BUNDLE_HELP, EngineFlags, QuietFlags, argument, option, template_option
@@ -32,6 +33,11 @@ class ServeFlags(EngineFlags, QuietFlags):
     )
     cors_origin: list[str] | None = option(
         None, metavar="ORIGIN", help="Page of another origin that may read answers; repeatable."
+    )
+    label_studio_files: Path | None = option(
+        None,
+        metavar="DIR",
+        help="Folder of Label Studio's files: images that its tasks name are read below it.",
     )
     workers: int | None = option(
         None,
@@ -65,6 +71,8 @@ def serve(flags: ServeFlags, console: Console) -> None:
     workers = flags.workers or min(MOST_WORKERS, flags.threads or cpu_count())
     if flags.api_key is not None and not flags.api_key.strip():
         raise UsageError("--api-key is empty, expected a key, or none of the flag")
+    if flags.label_studio_files is not None and not flags.label_studio_files.is_dir():
+        raise UsageError(f"--label-studio-files: there is no folder '{flags.label_studio_files}'")
     segmenter = same_named(
         Segmenter.from_bundle,
         flags,
@@ -86,6 +94,7 @@ def serve(flags: ServeFlags, console: Console) -> None:
         api_key=flags.api_key,
         hosts=hosts,
         cors_origins=tuple(flags.cors_origin or ()),
+        label_studio_files=flags.label_studio_files,
     )
     log_json_lines(logging.WARNING if flags.quiet else logging.INFO)
     if flags.host not in _LOOPBACK and flags.api_key is None:
