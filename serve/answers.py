@@ -58,10 +58,38 @@ def _maps(result: Segmentation) -> Mapping[str, Any]:
     }
     if result.token_attention is not None:
         maps["words"] = [
-            {"text": text, "attention": _rows(attention)}
-            for text, attention in zip(result.tokens, result.token_attention, strict=True)
+            {"text": text, "attention": _rows(attention)} for text, attention in words(result)
         ]
     return maps
+
+
+def words(result: Segmentation) -> list[tuple[str, Float32]]:
+    """Return the words of the instruction, each with the sum of the attention to its tokens.
+
+    Returns:
+        Texts, and (N_h, N_w) float32; the single tokens of the prompt where they do not make up
+        the instruction. Nothing without token attention.
+    """
+    if result.token_attention is None:
+        return []
+    tokens = list(zip(result.tokens, result.token_attention, strict=True))
+    start = "".join(result.tokens).rfind(result.instruction)
+    if start < 0:
+        return [(text.strip(), attention) for text, attention in tokens if text.strip()]
+    end = start + len(result.instruction)
+    found: list[tuple[str, Float32]] = []
+    at, inside = 0, False
+    for text, attention in tokens:
+        place, at = at, at + len(text)
+        if at <= start or place >= end or not text.strip():
+            inside = False
+        elif inside and not text[0].isspace():
+            found[-1] = (found[-1][0] + text.rstrip(), found[-1][1] + attention)
+            inside = not text[-1].isspace()
+        else:
+            found.append((text.strip(), attention))
+            inside = not text[-1].isspace()
+    return found
 
 
 def _rows(values: Float32) -> list[list[float]]:

@@ -64,3 +64,9 @@ def thumbnail_jpeg(name: str) -> bytes:
         file = io.BytesIO()
         image.convert("RGB").save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
     return file.getvalue()
+
+
+def draw_examples() -> None:
+    """Draw all of them, so that the page's first visitor need not wait."""
+    for name in EXAMPLES:
+        thumbnail_jpeg(name)

@@ -17,6 +17,7 @@ from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
 from rism.serve.batching import Batcher, ImageStore, ServedImage
 from rism.serve.errors import RequestError, of_input
+from rism.serve.examples import draw_examples
 from rism.serve.metrics import Metrics
 from rism.serve.model import device_bytes, remembering, warm_up
 from rism.serve.settings import ServeSettings
@@ -53,7 +54,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Warm up in the background; at the end wait for what runs."""
+        """Warm up in the background, then draw the examples; at the end wait for what runs."""
         loop = asyncio.get_running_loop()
         warming = loop.run_in_executor(self._pool, warm_up, self.segmenter)
 
@@ -61,6 +62,8 @@ class Service:
             if not done.cancelled() and done.exception() is not None:
                 log.error("the model cannot run: %s", done.exception())
             self.ready = not done.cancelled() and done.exception() is None
+            if self.ready:
+                loop.run_in_executor(None, draw_examples)
 
         warming.add_done_callback(warm)
         yield

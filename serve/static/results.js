@@ -66,9 +66,7 @@ function facts({ area_share: area, box_xyxy: box, separability, confidence, outs
 function words(found, index, on) {
   const row = element("p", { className: "row words" });
   row.setAttribute("aria-label", "Heat of each word");
-  found.forEach(({ text }, layer) => {
-    if (text.trim()) row.append(mapButton(index, layer, on, { text: text.trim(), className: "word" }));
-  });
+  row.append(...found.map(({ text }, layer) => mapButton(index, layer, on, { text, className: "word" })));
   return row;
 }
 

@@ -72,7 +72,7 @@ export class Stage {
     let label = results.length ? `The image with ${found.length} masks: ${found.join(", ")}` : "The image";
     if (map) {
       const { expression, maps } = results[shown.index];
-      const name = NAMES[shown.layer] ?? `heat of “${maps.words[shown.layer].text.trim()}”`;
+      const name = NAMES[shown.layer] ?? `heat of “${maps.words[shown.layer].text}”`;
       label = `${expression}: ${name}`;
       text.textContent = label;
       low.textContent = map.low.toFixed(2);

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from rism.runtime.result.rendering import encode_png, overlay
 from rism.runtime.result.rle import decode_rle
 from rism.runtime.segmenter import Segmenter
+from rism.serve.answers import words
 from tests.cli.conftest import invoke
 from tests.paths import EXAMPLES
 from tests.serve.conftest import Server, running
@@ -52,6 +54,19 @@ def test_everything_about_a_result(
             assert np.array_equal(np.asarray(mask) > 0, result.mask)
         assert np.abs(np.array(found["maps"]["score"]) - result.score_map).max() < 1e-4
         assert bool(found["polygons"]) == bool(result.mask.any())
+
+
+def test_words_are_sums_of_their_tokens(loaded: Segmenter, colours: np.ndarray) -> None:
+    result = loaded.segment(colours, "green")
+    maps = np.arange(9.0, dtype=np.float32)[:, None, None] * np.ones((9, 2, 3), np.float32)
+    tokens = ("<s>", "\n", "remove", " the", " 'ST", "OP'", " ", "sign", "</s>")
+    told = replace(
+        result, tokens=tokens, token_attention=maps, instruction="remove the 'STOP' sign"
+    )
+    found = [(text, float(attention[0, 0])) for text, attention in words(told)]
+    assert found == [("remove", 2), ("the", 3), ("'STOP'", 9), ("sign", 7)]
+    other = replace(told, instruction="erase it")
+    assert [text for text, _ in words(other)] == [each.strip() for each in tokens if each.strip()]
 
 
 def test_a_picture_of_all_masks(
