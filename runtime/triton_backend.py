@@ -25,6 +25,16 @@ from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
 
 SERVED = "served.json"
+INPUTS = {"image": ("BYTES", 1), "expression": ("BYTES", 1)}
+OUTPUTS = {
+    "mask": ("BYTES", 1),
+    "box_xyxy": ("INT32", 4),
+    "area_share": ("FP32", 1),
+    "separability": ("FP32", 1),
+    "confidence": ("FP32", 1),
+    "reason": ("BYTES", 1),
+}
+"""Tensors by name: their type by the KServe v2 protocol, and how many values a row has."""
 _SHARED = ("noise", "positions", "tau")  # what a transformer that joins requests makes itself
 
 _Row: TypeAlias = tuple[bytes, str]
@@ -185,11 +195,11 @@ def _rows(utils: Any, request: Any) -> list[_Row]:
         raise InputError(f"an expression is not UTF-8 ({error.reason}), expected text") from None
 
 
-def _success(utils: Any, results: Sequence[Segmentation]) -> Any:
-    """Put results into a response, a row for each."""
+def result_tensors(results: Sequence[Segmentation]) -> Arrays:
+    """Return `OUTPUTS` of results, a row for each; bytes are in arrays of objects."""
     masks = [encode_png(result.mask_hw.astype(np.uint8) * 255) for result in results]
     boxes = [result.box_xyxy or (0, 0, 0, 0) for result in results]
-    arrays = {
+    return {
         "mask": np.array([[mask] for mask in masks], np.object_),
         "box_xyxy": np.array(boxes, np.int32),
         "area_share": np.array([[result.area_share] for result in results], np.float32),
@@ -198,6 +208,11 @@ def _success(utils: Any, results: Sequence[Segmentation]) -> Any:
         "confidence": np.array([[result.confidence] for result in results], np.float32),
         "reason": np.array([[(result.reason or "").encode()] for result in results], np.object_),
     }
+
+
+def _success(utils: Any, results: Sequence[Segmentation]) -> Any:
+    """Put results into a response, a row for each."""
+    arrays = result_tensors(results)
     return utils.InferenceResponse([utils.Tensor(name, array) for name, array in arrays.items()])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rism.export.triton.models import Chain, Model, Tensor
 from rism.export.triton.pbtxt import Field, Message, Word, write
+from rism.runtime.triton_backend import INPUTS, OUTPUTS
 
 DEVICES = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 _TYPES = {
@@ -78,25 +79,15 @@ def chain_config(chain: Chain) -> str:
 
 def segmenter_config(name: str, max_batch: int, serving: Serving) -> str:
     """Return the configuration of the model of `rism.runtime.triton_backend`."""
-    rows = {
-        "input": {"image": ("TYPE_STRING", 1), "expression": ("TYPE_STRING", 1)},
-        "output": {
-            "mask": ("TYPE_STRING", 1),
-            "box_xyxy": ("TYPE_INT32", 4),
-            "area_share": ("TYPE_FP32", 1),
-            "separability": ("TYPE_FP32", 1),
-            "confidence": ("TYPE_FP32", 1),
-            "reason": ("TYPE_STRING", 1),
-        },
-    }
     fields: list[tuple[str, Field]] = [
         ("name", name),
         ("backend", "python"),
         ("max_batch_size", max_batch),
     ]
-    for kind, tensors in rows.items():
+    for kind, tensors in (("input", INPUTS), ("output", OUTPUTS)):
         for tensor, (dtype, size) in tensors.items():
-            described: Message = [("name", tensor), ("data_type", Word(dtype)), ("dims", [size])]
+            word = Word("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}")
+            described: Message = [("name", tensor), ("data_type", word), ("dims", [size])]
             fields.append((kind, described))
     delay: Message = [("max_queue_delay_microseconds", serving.queue_delay_us)]
     group: Message = [("count", serving.instances), ("kind", Word("KIND_CPU"))]
