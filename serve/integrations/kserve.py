@@ -23,6 +23,7 @@ from starlette.routing import Route
 from rism import __version__
 from rism.runtime.arrays import Array
 from rism.runtime.errors import one_line
+from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.triton_backend import INPUTS, OUTPUTS, result_tensors
 from rism.serve.errors import RequestError, error_response
 from rism.serve.requests import check_expressions, image_bytes, json_object, read_body
@@ -77,7 +78,7 @@ async def infer(request: Request) -> Response:
     by_image: dict[bytes, list[str]] = {}
     for image, text in asked.rows:
         by_image.setdefault(image, []).append(text)
-    found = {}
+    found: dict[tuple[bytes, str], Segmentation] = {}
     try:
         async with asyncio.timeout(service.settings.timeout_s):
             for image, texts in by_image.items():
@@ -118,7 +119,7 @@ def _infer_request(body: bytes, header: str | None, most: int) -> _InferRequest:
     request, binary = json_object(body[:length]), memoryview(body)[length:]
     tensors: dict[str, list[bytes | str]] = {}
     for tensor in _objects(request, "inputs"):
-        name = tensor.get("name")
+        name = str(tensor.get("name"))
         size = _parameters(tensor).get("binary_data_size")
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary):
@@ -126,8 +127,7 @@ def _infer_request(body: bytes, header: str | None, most: int) -> _InferRequest:
             data, binary = _packed(binary[:size], most), binary[size:]
         else:
             data = _flat(tensor.get("data"))
-        expected = isinstance(name, str) and name in INPUTS and name not in tensors
-        shape = [len(data), INPUTS[name][1]] if expected else None
+        shape = [len(data), INPUTS[name][1]] if name in INPUTS and name not in tensors else None
         if tensor.get("datatype") != "BYTES" or not data or tensor.get("shape") != shape:
             raise RequestError(
                 422, f"input '{one_line(name, limit=40)}' is of type "
@@ -200,7 +200,11 @@ def _response(asked: _InferRequest, arrays: Mapping[str, Array]) -> Response:
     outputs, binary = [], []
     for name, as_binary in asked.outputs.items():
         array = arrays[name]
-        described = {"name": name, "datatype": OUTPUTS[name][0], "shape": list(array.shape)}
+        described: dict[str, Any] = {
+            "name": name,
+            "datatype": OUTPUTS[name][0],
+            "shape": list(array.shape),
+        }
         if as_binary:
             data = _bytes(array)
             described["parameters"] = {"binary_data_size": len(data)}
