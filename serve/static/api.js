@@ -10,7 +10,7 @@ export function setKey(value) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** What was refused: `error` says what is wrong, `hint` what mends it; status 0 without an answer. */
+/** What was refused, and the `hint` that mends it; status 0 where there was no answer. */
 export class Refusal extends Error {
   constructor(status, error, hint) {
     super(error);

@@ -80,6 +80,7 @@ async function takeExample(name, expressions) {
   example = expressions.join("\n");
   $("expressions").value = example;
   await openImage(file);
+  scrollTo({ top: 0 }); // the examples are below the results
   await find();
 }
 
@@ -117,10 +118,12 @@ const wanted = () => $("expressions").value.split("\n").map((line) => line.trim(
 
 async function find() {
   const expressions = wanted();
-  if (image === null) throw new api.Refusal(0, "there is no image", "choose one, or take an example");
+  if (image === null) {
+    throw new api.Refusal(0, "there is no image", "choose one, or take an example");
+  }
   if (!expressions.length) {
     $("expressions").focus();
-    throw new api.Refusal(0, "there is no expression", "write what to find, such as: the green van");
+    throw new api.Refusal(0, "there is no expression", "write one, such as: the green van");
   }
   running?.abort();
   running = new AbortController();
@@ -199,7 +202,7 @@ function summary(took) {
 
 const view = () => document.querySelector("[name=view]:checked").value;
 
-/** Which map is shown: what is pointed at, what is pinned, or the view's map of the first result. */
+/** Which map is shown: what is pointed at, or pinned, or the view's map of the first result. */
 function shownMap() {
   const chosen = peeked ?? pinned;
   if (!results.length) return null;
@@ -295,9 +298,10 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
   document.body.classList.remove("dropping");
   const [file] = event.dataTransfer.files;
+  if (!file && event.target === $("expressions")) return; // words
+  event.preventDefault();
   attempt(async () => {
     if (!file) {
       throw new api.Refusal(0, "there is no file in what was dropped",

@@ -14,9 +14,8 @@ export function save(blob, name) {
 /** Name a file as `rism run` does: street.the-green-van.mask.png. */
 export function fileName(image, expression, ending) {
   const stem = image.name.replace(/\.[^.]*$/, "") || "image";
-  const words = expression === null ? []
-    : [expression.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60)];
-  return [stem, ...words.filter(Boolean), ending].join(".");
+  const words = (expression ?? "").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
+  return [stem, words.replace(/^-|-$/g, "").slice(0, 60), ending].filter(Boolean).join(".");
 }
 
 /** The mask as a PNG of one channel, 255 where it is. */

@@ -35,7 +35,7 @@ export function runLengths(counts) {
   return runs;
 }
 
-/** A mask, row by row, 1 where it is; sampled at another size, without the whole of it in memory. */
+/** A mask at a size to be shown, row by row, 1 where it is; the whole is never in memory. */
 export function decodeMask({ size: [height, width], counts }, shownWidth, shownHeight) {
   const mask = new Uint8Array(shownWidth * shownHeight);
   // The first shown column or row whose centre lies at or beyond one of the mask's.
@@ -103,7 +103,8 @@ function paintLabels(context, results) {
     const wide = Math.min(context.measureText(text).width + 2 * pad, width);
     const [left, top, , bottom] = result.box_xyxy;
     const x = Math.min((left / result.width) * width, width - wide);
-    const places = [(top / result.height) * height - tall - pad, (bottom / result.height) * height + pad]
+    const scale = height / result.height;
+    const places = [top * scale - tall - pad, bottom * scale + pad]
       .map((y) => Math.min(Math.max(y, 0), height - tall));
     const free = places.find((y) => taken.every((each) =>
       Math.abs(each.y - y) >= tall || x >= each.x + each.wide || each.x >= x + wide));

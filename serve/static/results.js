@@ -51,7 +51,8 @@ function verdict({ reason, doubt }) {
 }
 
 function confidenceBar(confidence) {
-  const bar = element("meter", { min: 0, max: 1, low: 0.5, high: 0.5, optimum: 1, value: confidence });
+  const scale = { min: 0, max: 1, low: 0.5, high: 0.5, optimum: 1 };
+  const bar = element("meter", { ...scale, value: confidence });
   const text = `confidence ${confidence.toFixed(confidence < 0.1 ? 3 : 2)}`;
   return element("label", { className: "row confidence" }, [bar, element("span", { text })]);
 }
@@ -59,14 +60,17 @@ function confidenceBar(confidence) {
 function facts({ area_share: area, box_xyxy: box, separability, confidence, outside }) {
   const said = [`${(area * 100).toFixed(1)} % of the image`, `box ${box.join(", ")}`,
     `separability ${separability.toFixed(2)}`];
-  if (confidence === null && outside === null) said.push("no confidence: it was never fitted for this model");
+  if (confidence === null && outside === null) {
+    said.push("no confidence: it was never fitted for this model");
+  }
   return element("p", { className: "quiet facts", text: said.join(" · ") });
 }
 
 function words(found, index, on) {
   const row = element("p", { className: "row words" });
   row.setAttribute("aria-label", "Heat of each word");
-  row.append(...found.map(({ text }, layer) => mapButton(index, layer, on, { text, className: "word" })));
+  row.append(...found.map(({ text }, layer) =>
+    mapButton(index, layer, on, { text, className: "word" })));
   return row;
 }
 
@@ -89,7 +93,8 @@ function mapButton(index, layer, on, properties) {
 
 function saveButtons(index, expression, on) {
   const made = ["mask", "cutout"].map((kind) => {
-    const button = element("button", { type: "button", text: `Download ${kind}`, className: "small" });
+    const text = `Download ${kind}`;
+    const button = element("button", { type: "button", text, className: "small" });
     button.setAttribute("aria-label", `Download the ${kind} of ${expression}`);
     button.addEventListener("click", () => on.save(kind, index));
     return button;

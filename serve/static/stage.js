@@ -69,7 +69,7 @@ export class Stage {
     const { box, text, low, bar, high } = this.#legend;
     box.hidden = !map;
     const found = results.filter(({ reason }) => reason === null).map((each) => each.expression);
-    let label = results.length ? `The image with ${found.length} masks: ${found.join(", ")}` : "The image";
+    let label = found.length ? `The image with masks of ${found.join(", ")}` : "The image";
     if (map) {
       const { expression, maps } = results[shown.index];
       const name = NAMES[shown.layer] ?? `heat of “${maps.words[shown.layer].text}”`;
