@@ -87,7 +87,10 @@ class ImageStore:
             decoding.add_done_callback(lambda _: self._decoding.pop(digest, None))
         else:
             self._hit()
-        return await asyncio.shield(decoding)
+        try:
+            return await asyncio.shield(decoding)
+        finally:
+            del decoding  # an error would hold this frame, and this frame the error
 
     def _decode(self, digest: str, data: bytes) -> ServedImage:
         with open_image(io.BytesIO(data), "the image") as header:
@@ -187,6 +190,7 @@ class Batcher:
             self.depth -= count
             if job in batch.jobs:  # it is cancelled before its start
                 batch.jobs.remove(job)
+            del job  # as above
 
     def _start_what_is_due(self) -> None:
         loop = asyncio.get_running_loop()

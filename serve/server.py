@@ -57,10 +57,16 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says of each broken connection; the request has its own line."""
+    return record.getMessage() != "ASGI callable returned without completing response."
+
+
 def log_json_lines(level: int) -> None:
     """Write what happens to stderr, a line of JSON each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
+    handler.addFilter(_worth_a_line)
     for name in ("rism.serve", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

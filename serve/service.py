@@ -89,10 +89,8 @@ class Service:
             async with asyncio.timeout(self.settings.timeout_s):
                 image = await self._images.open(data)
                 segmenter = self._remembering if keep else self.segmenter
-                work = asyncio.ensure_future(
-                    self._batcher.segment(segmenter, image, expressions, options)
-                )
-                return image, await _while_connected(request, work)
+                work = self._batcher.segment(segmenter, image, expressions, options)
+                return image, await _while_connected(request, asyncio.ensure_future(work))
         except TimeoutError:
             raise RequestError(
                 504, f"there was no result within {self.settings.timeout_s:g} s"
@@ -121,3 +119,4 @@ async def _while_connected(
     finally:
         work.cancel()
         watch.cancel()
+        del work  # an error would hold this frame, and this frame the error
