@@ -19,7 +19,7 @@ from rism.serve.answers import mask_png, overlay_png, segment_answer
 from rism.serve.errors import RequestError, error_response
 from rism.serve.examples import EXAMPLES, example_png, thumbnail_jpeg
 from rism.serve.guard import Guard
-from rism.serve.integrations import kserve, label_studio, x_anylabeling
+from rism.serve.integrations import kserve, label_studio, roboflow, x_anylabeling
 from rism.serve.metrics import CONTENT_TYPE
 from rism.serve.openapi import docs_page, openapi
 from rism.serve.requests import read_fields, read_flag, segment_request
@@ -165,6 +165,7 @@ def app(segmenter: Segmenter, settings: ServeSettings | None = None) -> Starlett
             Route("/docs", docs),
             *kserve.ROUTES,
             *label_studio.ROUTES,
+            *roboflow.ROUTES,
             *x_anylabeling.ROUTES,
             Mount("/static", StaticFiles(directory=STATIC), name="static"),
         ],

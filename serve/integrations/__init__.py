@@ -2,5 +2,6 @@
 
 - `kserve.py`: the KServe v2 protocol
 - `label_studio.py`: Label Studio's ML backend; `label_config.py`, `brush_rle.py`: its formats
+- `roboflow.py`: Roboflow's concept segmentation
 - `x_anylabeling.py`: X-AnyLabeling's remote server
 """
