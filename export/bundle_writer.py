@@ -12,7 +12,6 @@ import onnx_ir as ir
 import torch
 
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.export.checkpoint.meta_modules import Part, WeightRule
 from rism.export.errors import ExportError
 from rism.export.graph.capture_graph import CaptureOptions
@@ -33,6 +32,7 @@ from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import Precision
 from rism.export.progress import Progress
 from rism.export.spec import ModelSpec, OpenModel
+from rism.runtime.engines.malloc_trim import trim_malloc
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Segmenter:
         precision: str | None = None,
         engine: str | None = None,
         workers: int = 1,
+        memory: str | int | None = None,
     ) -> "Segmenter":
         """Open a bundle and load its graphs.
 
@@ -140,11 +141,17 @@ class Segmenter:
             precision: "fp32", "fp16", "bf16" or "fp8" for an engine of it; None for any.
             engine: name of an engine variant of the bundle; None for the one that fits best.
             workers: threads that will call `segment` at once; they share `threads`.
+            memory: a budget, such as "8GiB" or a number of bytes, of the whole process on the CPU
+                and of the graphs on a GPU; "auto" for what is free; None for no budget. Where not
+                all graphs fit into it, each is loaded when its turn comes, and one that is larger
+                runs a few blocks at a time. Results are the same bits; expressions run one by one,
+                and on a GPU one thread at a time may use the segmenter.
 
         Raises:
             BundleError: no such bundle, or it is damaged.
             ProviderError: the provider cannot run here.
-            InputError: no such capture mode, provider or engine, or an unusable template.
+            InputError: no such capture mode, provider or engine, an unusable template, or a budget
+                that is too little or more than there is.
             OutputError: `cache_dir` cannot be made.
         """
         if template is not None:
@@ -171,7 +178,9 @@ class Segmenter:
             prepare(engines, selection.bundle.manifest, mode)
             return selection, engines, cache
 
-        request = EngineRequest(provider, device, threads, precision, engine, workers)
+        request = EngineRequest(
+            provider, device, threads, precision, engine, workers, memory, max_batch
+        )
         selection, engines, cache = start_first_available(bundle, mode, request, start)
         return cls(
             selection.bundle,

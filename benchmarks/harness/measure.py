@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.runtime.distribution import DISTRIBUTION
+from rism.runtime.engines.malloc_trim import trim_malloc
 
 _PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "pillow", "tokenizers")
 _GPU_FIELDS = (

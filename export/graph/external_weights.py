@@ -13,11 +13,11 @@ from typing import BinaryIO
 import onnx_ir as ir
 import torch
 
-from rism.export.checkpoint.malloc_trim import trim_malloc
 from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
 from rism.export.graph.passes import TRANSPOSED
+from rism.runtime.engines.malloc_trim import trim_malloc
 
 _INLINE_BYTES = 1024
 _GIVE_BACK_BYTES = 256 * 2**20

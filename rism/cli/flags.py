@@ -180,6 +180,18 @@ def _provider(text: str) -> str:
     return text
 
 
+def _memory(text: str | None) -> str | None:
+    from rism.runtime.engines.memory import parse_memory
+    from rism.runtime.errors import InputError
+
+    try:
+        if text is not None:
+            parse_memory(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
 tau_option = partial(
     option,
     None,
@@ -195,6 +207,15 @@ template_option = partial(
 )
 instructions_option = partial(
     option, None, metavar="FILE", help="Use reworded instructions that rism refine wrote."
+)
+memory_option = partial(
+    option,
+    None,
+    metavar="SIZE|auto",
+    callback=_memory,
+    help="Stay within this much memory, such as 8GiB: of the process on a CPU, of the graphs on a "
+    "GPU. Graphs are loaded when their turn comes, a few blocks at a time if need be. auto: what "
+    "is free. Default: everything stays loaded.",
 )
 threads_option = partial(option, None, min=1, help="CPU threads. Default: all.")
 
@@ -272,6 +293,7 @@ class SegmenterFlags(EngineFlags):
     capture: CaptureName | None = option(
         None, help="Transformer graph to use. Default: the bundle's."
     )
+    memory: str | None = memory_option()
     template: str | None = template_option()
     instructions: Path | None = instructions_option()
     tau: float | None = tau_option()

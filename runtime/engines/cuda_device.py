@@ -89,6 +89,12 @@ class Device:
             self._scratch = self.empty((nbytes,), "uint8")
         return self._scratch
 
+    def trim(self) -> None:
+        """Give memory that no array uses back to the driver."""
+        with self.current():
+            self._stream.synchronize()
+            self._cupy.get_default_memory_pool().free_all_blocks()
+
     def capture(self, queue: Callable[[], None]) -> Callable[[], None]:
         """Record what a function queues as a CUDA graph; the result launches it.
 

@@ -143,7 +143,9 @@ def changed(array: Float32 | Mirrored, change: Callable[[Any], Any]) -> Float32 
 
 def device_engine(engine: Engine) -> DeviceEngine | None:
     """Return an engine as one that leaves its outputs on a GPU, or None; loads a lazy one."""
-    found = engine.loaded() if isinstance(engine, LazyEngine) else engine
+    found = engine
+    while isinstance(found, LazyEngine):
+        found = found.loaded()
     return found if isinstance(found, DeviceEngine) else None
 
 

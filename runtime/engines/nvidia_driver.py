@@ -1,4 +1,4 @@
-"""The version of NVIDIA's driver and its GPUs, read with five functions of libcuda.
+"""The version of NVIDIA's driver and its GPUs, read with a few functions of libcuda.
 
 So `rism doctor` and the choice of an engine work where only NumPy is installed.
 """
@@ -79,6 +79,27 @@ def find_driver() -> Driver:
     count = ctypes.c_int(0)
     _call(library.cuDeviceGetCount, ctypes.byref(count))
     return Driver(cuda, tuple(_gpu(library, number) for number in range(count.value)))
+
+
+def free_memory(number: int) -> int:
+    """Return the bytes that are free on a GPU.
+
+    Raises:
+        ProviderError: there is no such GPU, or it does not say.
+    """
+    find_driver().gpu(number)
+    library, device, context = _load(), ctypes.c_int(0), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    _call(library.cuDeviceGet, ctypes.byref(device), number)
+    # The context that CUDA's own libraries share: it is made now, or was there.
+    _call(library.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
+    _call(library.cuCtxPushCurrent_v2, context)
+    try:
+        _call(library.cuMemGetInfo_v2, ctypes.byref(free), ctypes.byref(total))
+    finally:
+        _call(library.cuCtxPopCurrent_v2, ctypes.byref(context))
+        _call(library.cuDevicePrimaryCtxRelease_v2, device)
+    return free.value
 
 
 def _gpu(library: ctypes.CDLL, number: int) -> Gpu:

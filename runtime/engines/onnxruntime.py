@@ -118,12 +118,13 @@ class OrtEngine:
         take_turns: bool = False,
         stream: int | None = None,
         settings: Mapping[str, str] | None = None,
+        lean: bool = False,
     ) -> None:
         """Load an ONNX file, of which the manifest says `spec`, for a provider's backend.
 
         Without `threads` there are as many as this process may use; with `take_turns` there is one
         run at a time, however many ask. `stream` is CUDA's handle of the stream to work on; None
-        for one of its own. For the settings see `OnnxRuntime.settings`.
+        for one of its own. For the settings see `OnnxRuntime.settings`, for `lean` `open_session`.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -133,7 +134,7 @@ class OrtEngine:
         self._file = file.name
         threads = threads or cpu_count()
         self._session = open_session(
-            file, backend, device, threads, stream=stream, settings=settings
+            file, backend, device, threads, stream=stream, settings=settings, lean=lean
         )
         self.provider = backend.on(device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
@@ -173,6 +174,7 @@ def ort_loads(
     device: int = 0,
     threads: int | None = None,
     workers: int = 1,
+    lean: bool = False,
 ) -> tuple[dict[str, Load], list[str]]:
     """Return what loads graphs into onnxruntime, by the keys of `graphs`, and notes on the engines.
 
@@ -193,6 +195,7 @@ def ort_loads(
             threads=threads_each(threads, workers if at_once else 1),
             take_turns=not at_once,
             settings=backend.settings(bundle, graph),
+            lean=lean,
         )
 
     name = backend.on(device)

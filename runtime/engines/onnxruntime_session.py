@@ -50,17 +50,28 @@ def open_session(
     stream: int | None = None,
     entries: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
+    part: bytes | None = None,
+    lean: bool = False,
 ) -> Any:
     """Open a graph in onnxruntime, on a provider or not at all; see `OrtEngine`.
 
-    `entries` are more of onnxruntime's session configuration.
+    `entries` are more of onnxruntime's session configuration. `part` is a model on the weights
+    beside the file, to open in the place of the file's. With `lean` a run takes no more memory than
+    it needs, and gives it back; otherwise memory is kept for the next run.
     """
     ort = import_onnxruntime()
+    if part is not None:
+        folder = {"session.model_external_initializers_file_folder_path": str(file.parent)}
+        entries = {**(entries or {}), **folder}
     options = session_options(threads, entries or {})
+    if lean:
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     providers = backend.configure(options, device, stream=stream, settings=settings or {})
     try:
         # Its default makes the session anew on the CPU where one fails, and prints that it did.
-        session = ort.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+        model = str(file) if part is None else part
+        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise backend.load_error(file.name, device, one_line(error, limit=200)) from None
     if session.get_providers()[0] != backend.execution_provider:

@@ -26,6 +26,7 @@ from rism.runtime.engines.providers import (
     find_provider,
     parse_provider,
 )
+from rism.runtime.engines.residency import within
 from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver
 from rism.runtime.engines.variants import Machine, build_command, choose_variant, largest_batch
@@ -46,6 +47,8 @@ class EngineRequest:
         precision: "fp32", "fp16", "bf16" or "fp8"; None for whatever there is.
         engine: name of an engine variant; None for the one that fits best.
         workers: threads of the caller that will run at once; see `ort_loads`.
+        memory: a budget for the graphs, see `memory.parse_memory`; None for no budget.
+        max_batch: expressions of a run, where a budget allows that.
     """
 
     provider: str = "auto"
@@ -54,6 +57,8 @@ class EngineRequest:
     precision: str | None = None
     engine: str | None = None
     workers: int = 1
+    memory: str | int | None = None
+    max_batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,7 @@ def select_engines(
                 device=request.device,
                 threads=request.threads,
                 workers=request.workers,
+                lean=request.memory is not None,
             )
             loads |= found
             reason = "; ".join([reason, *notes])
@@ -242,6 +248,17 @@ def select_engines(
         manifest = _with_fixed(manifest, variant, list(mine.values()))
     ordered = {key: loads[key] for key in graphs}
     limit = min((size for size in batches if size is not None), default=None)
+    if request.memory is not None:
+        ordered, residency, said = within(
+            bundle,
+            capture,
+            ordered,
+            request.memory,
+            device=request.device,
+            threads=request.threads,
+            max_batch=request.max_batch if limit is None else min(limit, request.max_batch),
+        )
+        limit, reason = residency.max_batch, f"{reason}; {said}"
     return EngineSelection(
         replace(bundle, manifest=manifest), ordered, reason, text_by, precision, limit
     )

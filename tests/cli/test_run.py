@@ -309,3 +309,17 @@ def test_embeddings_are_kept_on_request(
     said = f"cached embedding kept/{entry.name} is not sound (50 bytes): made again"
     assert said in run(*arguments, "-v").stderr
     assert "not sound" not in run(*arguments, "-v").stderr
+
+
+def test_within_a_budget(run: Run, picture: Path, segment: Callable[..., np.ndarray]) -> None:
+    found = run(picture, "green", "--memory", "4 GB", "-v", "-o", "mask.png")
+    assert "memory 3.73 GiB: all graphs stay loaded" in found.stderr
+    assert np.array_equal(read_mask(Path("mask.png")), segment("green"))
+    for size, code, says in (
+        ("0", 2, "memory is '0', expected a size such as 8GiB"),
+        ("0GB", 2, "memory is 0GB, expected more than 0"),
+        ("9000TiB", 1, "memory is 9000TiB, this process can have"),
+        ("1MiB", 1, "is too little: "),
+    ):
+        error = run(picture, "green", "--memory", size, code=code).stderr
+        assert says in error.splitlines()[-1], error

@@ -178,7 +178,7 @@ def _prepare(
 
 
 def _workers(flags: RunFlags, images: int) -> int:
-    """Return how many images are worked on at the same time; with a refiner it is one.
+    """Return how many images are worked on at once: one with a refiner or a budget of memory.
 
     Raises:
         UsageError: several, with a refiner, which need not be thread-safe.
@@ -189,6 +189,8 @@ def _workers(flags: RunFlags, images: int) -> int:
         if flags.workers not in (None, 1):
             raise UsageError("--refiner works on one image at a time, expected --workers 1 or none")
         return 1
+    if flags.memory is not None:
+        return 1  # two would need the memory of both
     workers = flags.workers or min(MOST_WORKERS, flags.threads or cpu_count())
     return min(workers, images)
 

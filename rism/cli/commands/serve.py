@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rism.cli.console import Console, UsageError
-from rism.cli.flags import BUNDLE_HELP, EngineFlags, QuietFlags, argument, option, template_option
+from rism.cli.flags import (
+    BUNDLE_HELP,
+    EngineFlags,
+    QuietFlags,
+    argument,
+    memory_option,
+    option,
+    template_option,
+)
 from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import ProviderError
 from rism.runtime.names import CaptureName, EnginePrecision
@@ -45,6 +53,7 @@ class ServeFlags(EngineFlags, QuietFlags):
         max=64,
         help="Images to run at once; they share the threads. Default: as for rism run.",
     )
+    memory: str | None = memory_option()
     queue: int = option(64, min=1, max=100_000, help="Expressions that may wait or run.")
     queue_delay: float = option(
         2.0, min=0, max=10_000, help="Milliseconds that an image waits for more expressions."
@@ -69,6 +78,8 @@ def serve(flags: ServeFlags, console: Console) -> None:
     from rism.runtime.segmenter import Segmenter
 
     workers = flags.workers or min(MOST_WORKERS, flags.threads or cpu_count())
+    if flags.memory is not None:
+        workers = 1  # two would need the memory of both
     if flags.api_key is not None and not flags.api_key.strip():
         raise UsageError("--api-key is empty, expected a key, or none of the flag")
     if flags.label_studio_files is not None and not flags.label_studio_files.is_dir():

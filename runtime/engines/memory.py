@@ -1,0 +1,243 @@
+"""What a bundle's graphs take of memory, and which of them stay loaded within a budget.
+
+On the CPU a budget is of the whole process, on a GPU of what the graphs take there. Sizes of
+weights are read off the graphs; what flows between them is an upper estimate from the manifest.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rism.runtime.bundle.manifest import Manifest
+from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines import nvidia_driver
+from rism.runtime.engines.onnx_graph import OnnxGraph, OnnxWeight, read_graph
+from rism.runtime.engines.stages import largest_block
+from rism.runtime.errors import InputError, one_line
+
+AUTO = "auto"
+_UNITS = {"": 0, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.ASCII | re.IGNORECASE)
+# Of "auto" some is left to others, and to what an estimate misses.
+_SHARE_OF_FREE = 0.9
+# Libraries that are loaded with the first graph, an image and its mask.
+_BASE_BYTES = 96 * 2**20
+# CUDA's context and its libraries' kernels.
+_GPU_BASE_BYTES = 512 * 2**20
+
+
+def parse_memory(text: str | int) -> int | None:
+    """Read a budget: "8GiB", "8 GB", "8g", a number of bytes, or "auto" (None).
+
+    Raises:
+        InputError: none of these, or 0.
+    """
+    if text == AUTO:
+        return None
+    given = text
+    if isinstance(text, str):
+        match = _SIZE.fullmatch(text)
+        if match is None or not match[2] or (match[3] and not match[2]):
+            raise InputError(
+                f"memory is '{one_line(text, limit=40)}', expected a size such as 8GiB, 8GB or 8g, "
+                "or auto"
+            )
+        unit = _UNITS[match[2].lower()]
+        if match[3]:
+            unit = 2 ** (10 * ("kmgt".index(match[2].lower()) + 1))
+        given = int(float(match[1]) * unit)
+    if not isinstance(given, int) or isinstance(given, bool) or given <= 0:
+        raise InputError(f"memory is {one_line(text, limit=40)}, expected more than 0, or auto")
+    return given
+
+
+def free_memory() -> int | None:
+    """Return the bytes that this process may still take, of the machine and its control group.
+
+    None where the system does not say.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return free
+
+
+def _taken() -> int:
+    """Return the bytes that this process has in memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 2**27
+
+
+@dataclass(frozen=True)
+class PartMemory:
+    """What one graph takes where it runs, in bytes.
+
+    Attributes:
+        key: what its engine is called.
+        weights: its weights.
+        activation: what flows between them in a run with one expression.
+        block: the largest piece that it can be cut into; None where it cannot be cut.
+    """
+
+    key: str
+    weights: int
+    activation: int
+    block: int | None
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What a budget makes of a bundle.
+
+    Attributes:
+        kind: "resident", all stay; "turns", each is loaded when it is needed, in the place of
+            others; "stages", some are also run a few blocks at a time.
+        peak: bytes at most.
+        moved: bytes of weights that are loaded for each image once all are known.
+        stages: for graphs in stages: bytes of a stage at most, and whether the next one is loaded
+            while it runs.
+        max_batch: expressions of a run.
+    """
+
+    kind: str
+    peak: int
+    moved: int
+    stages: Mapping[str, tuple[int, bool]]
+    max_batch: int
+
+
+def held_on_cpu(weight: OnnxWeight) -> int:
+    """Return the bytes of a weight in a session of onnxruntime on the CPU; measured, rounded up.
+
+    Products of float32 keep one packed copy. What is stored in 16 bits is widened. Of what is
+    dequantised the library keeps three copies.
+    """
+    factor = 3.0 if weight.quantised else 2.2 if weight.is_half else 1.1
+    return int(factor * weight.nbytes)
+
+
+def held_on_gpu(weight: OnnxWeight) -> int:
+    """Return the bytes of a weight in a session of onnxruntime, or an engine, on a GPU."""
+    return weight.nbytes
+
+
+def parts_of(
+    bundle: Bundle, capture: str, *, on_gpu: bool
+) -> Iterator[tuple[PartMemory, OnnxGraph]]:
+    """Yield what each graph that a capture mode needs takes, and the graph itself.
+
+    Raises:
+        BundleError: a graph cannot be read.
+    """
+    manifest, size = bundle.manifest, held_on_gpu if on_gpu else held_on_cpu
+    for key, name in manifest.graphs_of(capture).items():
+        spec = manifest.graphs[name]
+        file = spec.file if on_gpu or spec.cpu is None else spec.cpu
+        graph = read_graph(bundle.file(file), manifest.files)
+        weights = sum(size(weight) for weight in graph.weights.values())
+        # Convolutions have other layouts inside than at a cut, and round otherwise.
+        cuttable = not key.startswith("vae_encoder")
+        block = largest_block(graph, size) if cuttable else None
+        yield PartMemory(key, weights, _activation(manifest, key), block), graph
+
+
+def _activation(manifest: Manifest, key: str) -> int:
+    """Return an upper estimate of what a run of one expression holds beside the weights."""
+    kind, _, size = key.partition("@")
+    rules, prompt = manifest.geometry, manifest.prompt
+    tokens = manifest.noise.shape[0]
+    if size:
+        width, height = (int(side) for side in size.split("x"))
+        tokens = (width // rules.token_px) * (height // rules.token_px)
+    wide = 2 if manifest.precision.compute == "bfloat16" else 4
+    if kind == "transformer":
+        # Of a block: the stream, queries, keys and values, and an MLP four times as wide.
+        return 16 * (prompt.max_length + 2 * tokens) * manifest.method.feature_dim * wide
+    if kind == "vae_encoder":
+        # The first level has the image's size and about 128 channels; four such maps.
+        return 4 * 128 * wide * tokens * rules.token_px**2
+    if kind == "vision_encoder" and prompt.vision is not None:
+        patches = prompt.vision.max_pixels // prompt.vision.patch_px**2
+        return 192 * patches**2 + 2**16 * patches
+    width_of = manifest.graphs["text_encoder"].outputs["prompt_embeds"].shape[-1]
+    channels = width_of if isinstance(width_of, int) else 4096
+    return 20 * (prompt.max_length + prompt.drop) * channels * wide
+
+
+def choose_residency(
+    parts: Sequence[PartMemory], budget: int, *, base: int = 0, max_batch: int = 1
+) -> Residency:
+    """Choose what stays in memory, so that it never exceeds a budget; `base` bytes are taken.
+
+    Raises:
+        InputError: too little for one block of a graph.
+    """
+    every = sum(part.weights for part in parts)
+    for batch in dict.fromkeys((max_batch, 1)):
+        peak = base + every + batch * max(part.activation for part in parts)
+        if peak <= budget:
+            return Residency("resident", peak, 0, {}, batch)
+    stages: dict[str, tuple[int, bool]] = {}
+    peak = 0
+    for part in parts:
+        room = budget - base - part.activation
+        if part.weights <= room:
+            peak = max(peak, base + part.activation + part.weights)
+            continue
+        least = part.weights if part.block is None else part.block
+        if least > room:
+            raise InputError(
+                f"memory of {gib(budget)} is too little: {part.key} needs "
+                f"{gib(base + part.activation + least)} at least, "
+                f"{'whole' if part.block is None else 'a block at a time'}: give that, or export "
+                "in fewer bits"
+            )
+        ahead = 2 * least <= room
+        stages[part.key] = (room // 2 if ahead else room), ahead
+        peak = budget
+    return Residency("stages" if stages else "turns", peak, every, stages, 1)
+
+
+def gib(nbytes: int) -> str:
+    """Write bytes as messages do."""
+    return f"{nbytes / 2**30:.2f} GiB"
+
+
+def expected_budget(memory: str | int, *, gpu: int | None) -> tuple[int, int]:
+    """Return a budget in bytes, and how much of it is taken before a graph is loaded.
+
+    `gpu` is a GPU's number, None for the CPU, whose budget is of the whole process.
+
+    Raises:
+        InputError: it cannot be read, or there is less.
+        ProviderError: the GPU does not say what is free.
+    """
+    asked = parse_memory(memory)
+    if gpu is not None:
+        taken, free, base = 0, nvidia_driver.free_memory(gpu), _GPU_BASE_BYTES
+        where = f"GPU {gpu}"
+    else:
+        taken, base, where = _taken(), _taken() + _BASE_BYTES, "this process"
+        found = free_memory()
+        if found is None and asked is None:
+            raise InputError(
+                "memory is auto, and this system does not say what is free, expected a size such "
+                "as 8GiB"
+            )
+        free = asked or 0 if found is None else found
+    if asked is not None and asked > taken + free:
+        raise InputError(
+            f"memory is {one_line(memory, limit=40)}, {where} can have {gib(taken + free)} now: "
+            "give less, close other programs, or use auto"
+        )
+    return (int(taken + _SHARE_OF_FREE * free) if asked is None else asked), base
