@@ -26,7 +26,8 @@ SENSITIVE: Mapping[str, tuple[str, ...]] = {
 }
 ASKED = "asked for"
 OUTSIDE = "outside the blocks"
-_IN_BLOCK = re.compile(r"(?:single_)?transformer_blocks\.\d+\.")
+# Blocks of transformers, of text encoders and of vision encoders.
+_IN_BLOCK = re.compile(r"(?:(?:single_)?transformer_blocks|layers|blocks)\.\d+\.")
 _PREFIX, _SUFFIX = "dit.", ".weight"
 _DIGESTED_BYTES = 4096
 
@@ -106,11 +107,12 @@ def kept_layers(names: Iterable[str], keep: Sequence[str] = ()) -> dict[str, str
                 f"--keep '{one_line(pattern, limit=80)}' fits none of the {len(names)} layers, "
                 f"expected a pattern such as '{_example(names)}'"
             )
-    found = {name: _reason(name, keep) for name in names}
+    found = {name: keep_reason(name, keep) for name in names}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _reason(name: str, keep: Sequence[str]) -> str | None:
+def keep_reason(name: str, keep: Sequence[str] = ()) -> str | None:
+    """Return why a layer is not quantised; None where it is. For `keep` see `kept_layers`."""
     for reason, patterns in SENSITIVE.items():
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             return reason

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from rism.export.checkpoint.locate import Checkpoint
-from rism.export.checkpoint.meta_modules import Part, WeightRule
+from rism.export.checkpoint.meta_modules import Part
 from rism.export.errors import ExportError
+from rism.export.graph.block_products import dequantise, multiply_in_blocks
 from rism.export.graph.capture_graph import CaptureOptions
 from rism.export.graph.cpu_form import cpu_form, fit_cpu
 from rism.export.graph.external_weights import WeightFile, store_weights
@@ -35,6 +36,63 @@ from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.engines.malloc_trim import trim_malloc
 
 
+Value = TypeVar("Value")
+
+TEXT_SIDE = ("text_encoder", "vision_encoder")
+
+
+def open_parts(model: OpenModel, precision: Precision, text: Precision) -> dict[str, Part]:
+    """Build the modules of a bundle's graphs, without weights, in the order they are written."""
+    parts = {
+        "text_encoder": model.text_encoder(text),
+        "vae_encoder": model.vae_encoder(precision.in_floats),
+        "transformer": model.transformer(precision),
+    }
+    if (modulation := model.modulation(precision.in_floats)) is not None:
+        parts = {"modulation": modulation} | parts
+    if (vision := model.vision_encoder(text)) is not None:
+        parts = {"vision_encoder": vision} | parts
+    return parts
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A graph and its form for CPUs, on the weights of one part.
+
+    Attributes:
+        graph: its initializers have no values.
+        cpu: likewise; the same graph where it needs no other, None where there is no such form.
+        part: whose weights they are.
+        prefix: stands before the names of the part's weights in the graphs.
+    """
+
+    graph: ir.Model
+    cpu: ir.Model | None
+    part: Part
+    prefix: str = ""
+
+    def store(self, file: WeightFile, path: Path) -> None:
+        """Save the graphs beside the file of their weights, whose missing ones are added."""
+        rules = self._named(self.part.rules)
+        rounded = self._named(self.part.rounded)
+        dequantise(self.graph, rounded)
+        store_weights(self.graph, rules, file)
+        file.flush()
+        ir.save(self.graph, path)
+        if self.cpu is None:
+            return
+        if self.cpu is not self.graph:
+            multiply_in_blocks(self.cpu, rounded)
+            store_weights(self.cpu, rules, file)
+            file.flush()
+        # Latents are packed by two in both directions: their number divides by four.
+        fit_cpu(self.cpu, parts=4 if self.part.name == "vae_encoder" else 1)
+        ir.save(self.cpu, path.with_name(cpu_form(path.name)))
+
+    def _named(self, by_name: Mapping[str, Value]) -> dict[str, Value]:
+        return {f"{self.prefix}{name}": value for name, value in by_name.items()}
+
+
 @dataclass(frozen=True)
 class Export:
     """One export: everything that its steps share."""
@@ -43,8 +101,15 @@ class Export:
     model: OpenModel
     options: ExportOptions
     precision: Precision
+    text_precision: Precision
     parts: dict[str, Part]
     plan: ExportPlan
+
+    def precision_of(self, part: str) -> Precision:
+        """What a part computes in."""
+        if part in TEXT_SIDE:
+            return self.text_precision
+        return self.precision if part == "transformer" else self.precision.in_floats
 
     @property
     def sizes(self) -> list[Size]:
@@ -65,10 +130,9 @@ class BundleWriter:
         lean = export.plan.parity == "blocks"
         self.models = list(export.model.samples_of_blocks()) if lean else [export.model]
         self.lean = lean
-        # Only float32 is computed on CPUs as fast as its width promises.
-        self.for_cpu = export.precision.compute == torch.float32
         # One for each model: what PyTorch said of its samples serves several graphs.
         self._gates: dict[int, Gate] = {}
+        self._parts: dict[tuple[int, str], Part] = {}
 
     @property
     def steps(self) -> int:
@@ -95,35 +159,42 @@ class BundleWriter:
     def _encoder(
         self,
         name: str,
-        traced: Callable[[Part, ModelSpec], ir.Model],
+        trace: Callable[..., ir.Model],
         compare: Callable[[Gate, str], dict[str, Check]],
         models: Sequence[OpenModel],
     ) -> None:
-        part = self.export.parts[name]
+        export, spec = self.export, self.export.model.spec
         with self._file(name) as file:
             self._say(f"the {name.replace('_', ' ')}")
-            self._save(traced(part, self.export.model.spec), part.rules, file, name)
+            traced = self._trace(export.model, export.parts[name], partial(trace, spec=spec))
+            self._save(traced, file, name)
             for model in models:
                 compared = self.graphs[name]
-                few = getattr(model, name)(self.export.precision) if self.lean else None
+                few = getattr(model, name)(export.precision_of(name)) if self.lean else None
                 if few is not None:
-                    compared = self._sample(traced(few, model.spec), few.rules, file)
+                    traced = self._trace(model, few, partial(trace, spec=model.spec))
+                    compared = self._sample(traced, file)
                 self._merge({name: compare(self._gate(model), compared)})
         self._done(name, file)
 
     def vae_encoder(self) -> None:
         """Write and compare the VAE encoder, at every size."""
         export, name = self.export, "vae_encoder"
+
+        def traced(size: Size) -> TracedGraph:
+            def trace(part: Part) -> ir.Model:
+                return trace_vae(part, export.model.spec, size)
+
+            return self._trace(export.model, export.parts[name], trace)
+
         with self._file(name) as file:
             for size in export.sizes:
                 self._say("the VAE encoder", size)
-                graph = trace_vae(export.parts[name], export.model.spec, size)
-                self._save(graph, export.parts[name].rules, file, graph_name(name, size))
+                self._save(traced(size), file, graph_name(name, size))
             files = {size: self.graphs[graph_name(name, size)] for size in export.sizes}
             if self.lean and None not in files:
                 # Images of a fixed size take gigabytes; the same module takes a small one.
-                graph = trace_vae(export.parts[name], export.model.spec, None)
-                files = {None: self._sample(graph, export.parts[name].rules, file, "vae")}
+                files = {None: self._sample(traced(None), file, "vae")}
         self.parity[name] = self._gate(export.model).vae_encoder(files)
         self._done(name, file)
 
@@ -134,11 +205,8 @@ class BundleWriter:
             for size in export.sizes:
                 for mode in export.plan.captures:
                     self._say(f"the transformer, capture {mode}", size)
-                    graph, cpu, rules = self._captured(
-                        export.model, export.parts["transformer"], mode, size
-                    )
-                    name = graph_name(f"transformer.{mode}", size)
-                    self._save(graph, rules, file, name, cpu)
+                    traced = self._captured(export.model, export.parts["transformer"], mode, size)
+                    self._save(traced, file, graph_name(f"transformer.{mode}", size))
             for model in self.models:
                 self._compare(model, file)
         self._done("transformer", file)
@@ -156,8 +224,8 @@ class BundleWriter:
                 if part is None:
                     files[size][mode] = self.graphs[graph_name(f"transformer.{mode}", size)]
                 else:
-                    graph, cpu, rules = self._captured(model, part, mode, size)
-                    files[size][mode] = self._sample(graph, rules, file, mode, cpu)
+                    traced = self._captured(model, part, mode, size)
+                    files[size][mode] = self._sample(traced, file, mode)
         checked = self._gate(model).transformer(files, self.noise, export.options.feature_site)
         self._merge(checked)
 
@@ -169,21 +237,64 @@ class BundleWriter:
                 if output not in merged or check.error > merged[output].error:
                     merged[output] = check
 
-    def _captured(
-        self, model: OpenModel, part: Part, mode: str, size: Size
-    ) -> tuple[ir.Model, ir.Model, dict[str, WeightRule]]:
-        """Trace the transformer: the graph, its form for CPUs (it may be the same), the weights."""
+    def _captured(self, model: OpenModel, part: Part, mode: str, size: Size) -> TracedGraph:
+        """Trace the transformer with a capture mode."""
         options, precision = self.export.options, self.export.precision
         capture = CaptureOptions(mode, options.feature_site, options.token_attention)
-        graph = cpu = trace_transformer(part, model.spec, capture, precision, size)
-        if self.for_cpu and mode != "matrices":  # which are written out as they are
-            cpu = trace_transformer(part, model.spec, capture, precision, size, written_out=True)
-        return graph, cpu, {f"dit.{name}": rule for name, rule in part.rules.items()}
+
+        def trace(part: Part) -> ir.Model:
+            return trace_transformer(part, model.spec, capture, precision, size)
+
+        def trace_for_cpu(part: Part) -> ir.Model:
+            wide = precision.on_cpu
+            assert wide is not None, "asked only where there is such a form"
+            # Matrices are written out as they are.
+            return trace_transformer(
+                part, model.spec, capture, wide, size, written_out=mode != "matrices"
+            )
+
+        same = mode == "matrices" and precision.on_cpu == precision
+        return self._trace(model, part, trace, None if same else trace_for_cpu, prefix="dit.")
+
+    def _trace(
+        self,
+        model: OpenModel,
+        part: Part,
+        trace: Callable[[Part], ir.Model],
+        trace_for_cpu: Callable[[Part], ir.Model] | None = None,
+        *,
+        prefix: str = "",
+    ) -> TracedGraph:
+        """Trace a part of a model, and again for CPUs where that makes another graph.
+
+        Args:
+            model: what the part is of.
+            part: as it computes on GPUs.
+            trace: makes the graph.
+            trace_for_cpu: makes that for CPUs; None for the same function.
+            prefix: of the names of weights in the graph.
+        """
+        precision = self.export.precision_of(part.name)
+        graph, wide = trace(part), precision.on_cpu
+        if wide is None:
+            return TracedGraph(graph, None, part, prefix)
+        other = part if wide == precision else self._opened(model, part.name, wide)
+        if other is part and trace_for_cpu is None:
+            return TracedGraph(graph, graph, part, prefix)
+        return TracedGraph(graph, (trace_for_cpu or trace)(other), part, prefix)
+
+    def _opened(self, model: OpenModel, name: str, precision: Precision) -> Part:
+        """Build a part in another precision, once."""
+        key = (id(model), name)
+        if key not in self._parts:
+            self._parts[key] = getattr(model, name)(precision)
+        return self._parts[key]
 
     def _gate(self, model: OpenModel) -> Gate:
         trim_malloc()
         self.progress.stage("check against PyTorch")
-        fresh = Gate(model, self.work, self.export.precision, lean=self.lean)
+        export = self.export
+        fresh = Gate(model, self.work, export.precision, export.text_precision, lean=self.lean)
         return self._gates.setdefault(id(model), fresh)
 
     def _say(self, what: str, size: Size = None) -> None:
@@ -192,49 +303,15 @@ class BundleWriter:
     def _file(self, name: str) -> WeightFile:
         return WeightFile(self.work / f"{name}.weights", self.progress.advance)
 
-    def _save(
-        self,
-        graph: ir.Model,
-        rules: dict[str, WeightRule],
-        file: WeightFile,
-        name: str,
-        cpu: ir.Model | None = None,
-    ) -> None:
+    def _save(self, traced: TracedGraph, file: WeightFile, name: str) -> None:
         self.progress.stage(f"write {name}")
         self.graphs[name] = f"{name.replace('@', '.')}.onnx"
-        self._store(graph, cpu or graph, rules, file, self.graphs[name])
+        traced.store(file, self.work / self.graphs[name])
 
-    def _store(
-        self,
-        graph: ir.Model,
-        cpu: ir.Model,
-        rules: dict[str, WeightRule],
-        file: WeightFile,
-        name: str,
-    ) -> None:
-        """Save a graph and, where CPUs can run it, their form of it."""
-        store_weights(graph, rules, file)
-        file.flush()
-        ir.save(graph, self.work / name)
-        if self.for_cpu:
-            if cpu is not graph:
-                store_weights(cpu, rules, file)
-                file.flush()
-            # Latents are packed by two in both directions: their number divides by four.
-            fit_cpu(cpu, parts=4 if file.path.stem == "vae_encoder" else 1)
-            ir.save(cpu, self.work / cpu_form(name))
-
-    def _sample(
-        self,
-        graph: ir.Model,
-        rules: dict[str, WeightRule],
-        file: WeightFile,
-        mode: str = "text",
-        cpu: ir.Model | None = None,
-    ) -> str:
+    def _sample(self, traced: TracedGraph, file: WeightFile, mode: str = "text") -> str:
         """Save a graph of a few blocks on the weights that are written already."""
         before, name = file.size, f"sample.{mode}.onnx"
-        self._store(graph, cpu or graph, rules, file, name)
+        traced.store(file, self.work / name)
         if file.size > before:
             raise ExportError(
                 f"{file.path.name}: a graph of a few blocks asks for weights that the whole has "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,9 +12,11 @@ from threading import Event
 import numpy as np
 import numpy.typing as npt
 
-from rism.export.bundle_writer import BundleWriter, Export
+from rism.calibration.layers import kept_layers
+from rism.export.bundle_writer import BundleWriter, Export, open_parts
 from rism.export.capture_blocks import choose_blocks, last_block
 from rism.export.checkpoint.locate import Checkpoint, content_digest
+from rism.export.checkpoint.meta_modules import Part
 from rism.export.families.find import family_of, find_checkpoint
 from rism.export.manifest_writer import write_manifest
 from rism.export.options import ExportOptions, ExportReport
@@ -22,8 +24,9 @@ from rism.export.output_folder import atomic_folder, check_output
 from rism.export.parity.gate import Checks
 from rism.export.parity.test_vectors import store_vectors
 from rism.export.plan.checkpoint_plan import ExportPlan, make_plan
-from rism.export.precision import PRECISIONS
+from rism.export.precision import Precision, find_precision
 from rism.export.progress import Progress
+from rism.export.quantisation.block_rounding import BITS
 from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import InputError
@@ -102,18 +105,39 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     if options.template is not None:
         opened.spec = opened.spec.with_template(options.template)
     opened = _read_less(opened, options)
-    precision = PRECISIONS[options.precision or opened.default_precision]
-    parts = {
-        "text_encoder": opened.text_encoder(precision),
-        "vae_encoder": opened.vae_encoder(precision),
-        "transformer": opened.transformer(precision),
-    }
-    if (modulation := opened.modulation(precision)) is not None:
-        parts = {"modulation": modulation} | parts
-    if (vision := opened.vision_encoder(precision)) is not None:
-        parts = {"vision_encoder": vision} | parts
-    plan = make_plan(opened, tuple(parts.values()), checkpoint, precision, options, output)
-    return Export(checkpoint, opened, options, precision, parts, plan)
+    precision, text = _precisions(opened, options)
+    parts = open_parts(opened, precision, text)
+    _check_rounded(parts, options)
+    plan = make_plan(opened, parts, checkpoint, (precision, text), options, output)
+    return Export(checkpoint, opened, options, precision, text, parts, plan)
+
+
+def _precisions(opened: OpenModel, options: ExportOptions) -> tuple[Precision, Precision]:
+    """Return what the transformer computes in, and what the text side does."""
+
+    def find(name: str) -> Precision:
+        return find_precision(name, block=options.block_size, keep=options.keep)
+
+    precision = find(options.precision or opened.default_precision)
+    if options.text_precision is None:
+        return precision, precision.in_floats
+    text = find(options.text_precision)
+    if precision.wide_on_cpu and text.compute == precision.compute:
+        text = replace(text, wide_on_cpu=True)  # or one graph alone would be slow on a CPU
+    return precision, text
+
+
+def _check_rounded(parts: Mapping[str, Part], options: ExportOptions) -> None:
+    """Refuse patterns that fit no layer, and a model without a layer that can be rounded."""
+    names = [name for part in parts.values() for name in (*part.kept, *part.rounded)]
+    kept_layers([name.removesuffix(".weight") for name in names], options.keep)
+    for asked, part in (("precision", "transformer"), ("text_precision", "text_encoder")):
+        name = getattr(options, asked)
+        if name in BITS and not parts[part].rounded:
+            raise InputError(
+                f"no layer of the {part.replace('_', ' ')} is left to be rounded to {name}: "
+                "expected fewer --keep, or rows that a block of 16 divides"
+            )
 
 
 def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 
 import rism
-from rism.export.bundle_writer import BundleWriter
+from rism.export.bundle_writer import TEXT_SIDE, BundleWriter
 from rism.export.errors import ExportError
 from rism.export.graph.cpu_form import cpu_form
+from rism.export.precision import Precision
 from rism.runtime.bundle.reader import is_companion
 
 # The oldest format that can say everything: readers of it need no more than that.
@@ -26,6 +28,8 @@ _SCHEMAS = {
     | {"drop", "padding", "unseen_id", "unseen_attended", "positions", "quotes", "vision"},
     "1.1": set[str](),
 }
+# Weights in few bits; what else is an integer counts nothing.
+_INTEGERS = (ir.DataType.INT4, ir.DataType.INT8)
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -54,10 +58,7 @@ def write_manifest(writer: BundleWriter, revision: str) -> None:
         }
         | ({} if spec.scope is None else {"scope": dict(spec.scope)}),
         "created_with": {"rism": rism.__version__} | _versions(),
-        "precision": {
-            "compute": str(export.precision.compute).removeprefix("torch."),
-            "storage": _storage(folder / writer.graphs[first]),
-        },
+        "precision": _precision(export.precision, folder / writer.graphs[first]),
         "geometry": geometry,
         "prompt": prompt,
         "method": {
@@ -79,7 +80,7 @@ def write_manifest(writer: BundleWriter, revision: str) -> None:
             "shape": [spec.noise_rows, spec.latent_channels],
         },
         "default_capture": captures[0],
-        "graphs": {name: _graph_entry(folder / file) for name, file in writer.graphs.items()},
+        "graphs": {name: _graph_entry(writer, name) for name in writer.graphs},
         "files": {
             path.name: writer.weights.get(path.name) or _file_entry(path)
             for path in sorted(folder.iterdir())
@@ -123,14 +124,27 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _precision(precision: Precision, path: Path) -> dict[str, str]:
+    """What a manifest says of the number types of a graph."""
+    found = {"compute": _type_name(precision.compute), "storage": _storage(path)}
+    wide = precision.on_cpu
+    if wide is not None and wide.compute != precision.compute:
+        found["cpu"] = _type_name(wide.compute)
+    return found
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _storage(path: Path) -> str:
-    """The float type that holds most of the transformer's weights."""
+    """The type that holds most of a graph's weights."""
     sizes: dict[str, int] = {}
     for value in ir.load(path).graph.initializers.values():
         if (
             value.const_value is not None
             and value.dtype is not None
-            and value.dtype.is_floating_point()
+            and (value.dtype.is_floating_point() or value.dtype in _INTEGERS)
         ):
             name = _dtype(value)
             sizes[name] = sizes.get(name, 0) + value.const_value.size
@@ -139,13 +153,18 @@ def _storage(path: Path) -> str:
     return max(sizes, key=lambda name: sizes[name])
 
 
-def _graph_entry(path: Path) -> dict[str, Any]:
-    """What a manifest says of an ONNX file: its name, inputs and outputs."""
+def _graph_entry(writer: BundleWriter, name: str) -> dict[str, Any]:
+    """What a manifest says of a graph: its files, inputs and outputs."""
+    export, path = writer.export, writer.work / writer.graphs[name]
     graph = ir.load(path).graph
     cpu = cpu_form(path.name)
+    own = {}
+    if name in TEXT_SIDE and export.options.text_precision is not None:
+        own["precision"] = _precision(export.text_precision, path)
     return {
         "file": path.name,
         **({"cpu": cpu} if path.with_name(cpu).exists() else {}),
+        **own,
         "inputs": {value.name: _tensor_entry(value) for value in graph.inputs},
         "outputs": {value.name: _tensor_entry(value) for value in graph.outputs},
     }

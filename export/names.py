@@ -2,9 +2,15 @@
 
 from typing import Literal, get_args
 
-# What a bundle's graphs compute in.
-GraphPrecision = Literal["fp32", "bf16", "fp16"]
+# What a bundle's graphs compute in, or the integers that their weights are.
+GraphPrecision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
+
+# What PyTorch computes in where the whole model runs.
+FloatPrecision = Literal["fp32", "bf16", "fp16"]
+
+# Numbers of a row of a weight that share a scale.
+BlockSize = Literal["16", "32", "64", "128", "256"]
 
 # Where features are read in a transformer block: the attention's output, its modulated input, or
 # the block's output.

@@ -17,6 +17,7 @@ from rism.export.names import (
 )
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
+from rism.export.quantisation.block_rounding import BITS, BLOCKS, DEFAULT_BLOCK
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import CAPTURES
 
@@ -35,7 +36,13 @@ class ExportOptions:
             with the last block that is read. None for the preset's.
         noisy_grid: k, so that only every k-th row and column of the image has noisy tokens; None
             for the preset's.
-        precision: "fp32", "bf16", "fp16", or None for the model's own.
+        precision: "fp32", "bf16", "fp16", or None for the model's own; "int8" or "int4" rounds
+            weights of the transformer's blocks to integers of so many bits.
+        text_precision: likewise of the text encoder, and of the vision encoder where there is
+            one; None for that of the transformer, with weights that are all floats.
+        block_size: numbers of a row of a weight that share a scale, for "int8" and "int4".
+        keep: patterns of layers that "int8" and "int4" leave in 16 bits, besides those that they
+            always do, such as "*.to_out.0".
         size_level: resize every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
@@ -55,6 +62,9 @@ class ExportOptions:
     capture_blocks: str | None = None
     noisy_grid: int | None = None
     precision: str | None = None
+    text_precision: str | None = None
+    block_size: int = DEFAULT_BLOCK
+    keep: Sequence[str] = ()
     size_level: int | None = None
     sizes: Sequence[tuple[int, int]] = field(default=())
     template: str | None = None
@@ -80,6 +90,7 @@ class ExportOptions:
             ("feature site", (self.feature_site,), FEATURE_SITES),
             ("preset", (self.preset,), PRESETS),
             ("precision", (self.precision or "fp32",), GRAPH_PRECISIONS),
+            ("text precision", (self.text_precision or "fp32",), GRAPH_PRECISIONS),
             ("parity", (self.parity,), PARITY_MODES),
         ):
             unknown = [one_line(value) for value in given if value not in known]
@@ -92,6 +103,15 @@ class ExportOptions:
             raise InputError(
                 f"noisy grid is {self.noisy_grid}, expected 1 (all noisy tokens) to "
                 f"{MAX_NOISY_GRID}"
+            )
+        if self.block_size not in BLOCKS:
+            raise InputError(
+                f"block size is {self.block_size}, expected one of {', '.join(map(str, BLOCKS))}"
+            )
+        if self.keep and not {self.precision, self.text_precision} & set(BITS):
+            raise InputError(
+                "layers to keep were given and no weights are rounded: add --precision or "
+                "--text-precision, int8 or int4"
             )
         if self.size_level is not None and not 8 <= self.size_level <= 8192:
             raise InputError(

@@ -6,13 +6,16 @@ float32: the residual stream of FLUX passes float16's largest number (65504). Pr
 added to the stream are computed at 1/32 of their size, for the same reason.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from rism.export.quantisation.block_rounding import BITS, DEFAULT_BLOCK, BlockRounding
+from rism.export.quantisation.layer_choice import WeightChoice
 
 # A power of two: scaling by it is exact.
 _SHRINK = 1 / 32
@@ -30,6 +33,10 @@ class Precision:
             queries and keys in bfloat16 without loss, and masses eight times finer.
         probe_scale: what values of the probes are multiplied by, so that small masses stay
             above float16's smallest normal number. They are divided by it in float32.
+        weights: the layers whose weights are integers of few bits, and of how many; None for
+            weights that are all floats.
+        wide_on_cpu: whether the form for CPUs computes in float32 although `compute` is narrower.
+        stored: what 16-bit weights are stored in, where it is not `compute`.
     """
 
     name: str
@@ -37,6 +44,31 @@ class Precision:
     stream: torch.dtype
     probe: torch.dtype
     probe_scale: float
+    weights: WeightChoice | None = None
+    wide_on_cpu: bool = False
+    stored: torch.dtype | None = None
+
+    @property
+    def on_cpu(self) -> "Precision | None":
+        """What the form of a graph for CPUs computes in, on the same weights; None without one."""
+        if self.wide_on_cpu:
+            return replace(
+                self,
+                compute=torch.float32,
+                probe=torch.float32,
+                probe_scale=1.0,
+                wide_on_cpu=False,
+                stored=self.compute,
+            )
+        return self if self.compute == torch.float32 else None
+
+    @property
+    def in_floats(self) -> "Precision":
+        """The same with weights that are all floats."""
+        if self.weights is None:
+            return self
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return replace(self, name=names[self.stored or self.compute], weights=None)
 
     @property
     def mixed(self) -> bool:
@@ -49,6 +81,8 @@ class Precision:
         Graphs in float32 keep 16-bit weights as they are and cast them when they run; those in
         8 bits become bfloat16, which holds each of their values.
         """
+        if self.stored is not None:
+            return self.stored
         if self.compute != torch.float32:
             return self.compute
         if stored == torch.float8_e4m3fn:
@@ -63,12 +97,32 @@ PRECISIONS = {
 }
 
 
+def find_precision(
+    name: str, *, block: int = DEFAULT_BLOCK, keep: Sequence[str] = ()
+) -> Precision:
+    """Return a precision by its name: one of `PRECISIONS`, "int8" or "int4".
+
+    The last two compute as "fp16" does, and in float32 on CPUs, with the weights of the blocks'
+    products in integers; all others are float16.
+
+    Args:
+        name: as in `--precision`.
+        block: numbers of a row that share a scale.
+        keep: patterns of layers that stay in 16 bits besides those that always do.
+    """
+    if name not in BITS:
+        return PRECISIONS[name]
+    weights = WeightChoice(BITS[name], block, tuple(keep))
+    return replace(PRECISIONS["fp16"], name=name, weights=weights, wide_on_cpu=True)
+
+
 def apply_precision(
     module: nn.Module,
     precision: Precision,
     stored: Callable[[str], torch.dtype],
     *,
     into_stream: Sequence[str] = (),
+    rounded: Mapping[str, BlockRounding] | None = None,
 ) -> None:
     """Replace the layers that hold weights by ones that cast, in place.
 
@@ -78,10 +132,13 @@ def apply_precision(
         stored: the type that a weight has in the checkpoint, by its name in `module`.
         into_stream: last parts of the names of layers whose result is added to the residual
             stream.
+        rounded: layers whose weights are stored as integers: they are traced as `compute`.
     """
     for name, child in list(module.named_modules()):
         if isinstance(child, (nn.Linear, nn.Conv2d, nn.Embedding)):
             dtype = precision.storage(stored(f"{name}.weight"))
+            if rounded and name in rounded:
+                dtype = precision.compute
             shrunk = precision.compute == torch.float16 and name.endswith(tuple(into_stream))
             module.set_submodule(name, _CAST[type(child)](child, precision, dtype, shrunk=shrunk))
     for child in module.modules():

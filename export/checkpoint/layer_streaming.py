@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from rism.export.checkpoint.meta_modules import put_tensor
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
+from rism.export.quantisation.block_rounding import BlockRounding
 
 # Cast to float32 a piece is up to twice as large.
 _PIECE_BYTES = 16 * 2**20
@@ -29,6 +30,7 @@ def stream_weights(
     precision: Precision,
     *,
     exact: tuple[str, ...] = (),
+    rounded: Mapping[StoredTensor, BlockRounding] | None = None,
 ) -> None:
     """Make a module on the meta device runnable, in place.
 
@@ -37,13 +39,15 @@ def stream_weights(
         tensors: by names of parameters and buffers in `module`.
         precision: weights are rounded to the types this stores.
         exact: beginnings of names that are not rounded.
+        rounded: tensors that the bundle stores as integers, and how.
     """
     for name, child in list(module.named_modules()):
         kind = _STREAMED.get(type(child))
         if kind is not None:
             weight = tensors[f"{name}.weight"]
-            dtype = precision.storage(weight.dtype)
-            rounding = _rounding(None if name.startswith(exact or ("\0",)) else dtype)
+            rounding = weight_rounding(weight, precision, rounded or {})
+            if name.startswith(exact or ("\0",)):
+                rounding = torch.Tensor.float
             module.set_submodule(name, kind(child, weight, rounding))
     persistent = set(module.state_dict())
     own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
@@ -56,10 +60,14 @@ def stream_weights(
     module.eval()
 
 
-def _rounding(dtype: torch.dtype | None) -> Round:
-    if dtype is None:
-        return lambda weight: weight.float()
-    return lambda weight: weight.to(dtype).float()
+def weight_rounding(
+    weight: StoredTensor, precision: Precision, rounded: Mapping[StoredTensor, BlockRounding]
+) -> Round:
+    """Return what rounds rows of a weight as the bundle stores them, and makes them float32."""
+    if weight in rounded:
+        return rounded[weight].round
+    dtype = precision.storage(weight.dtype)
+    return lambda rows: rows.to(dtype).float()
 
 
 class _Streamed(nn.Module):

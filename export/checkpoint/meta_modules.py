@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
 from rism.export.precision import Precision, apply_precision, is_table
+from rism.export.quantisation.block_rounding import BlockRounding
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,11 +29,21 @@ class Part:
         name: of the bundle's files, such as "text_encoder".
         module: parameters on the meta device; buffers may have values.
         rules: for each parameter and buffer on the meta device its values.
+        rounded: how weights are rounded that the graph stores as integers, by parameter.
+        kept: linear layers that it stores as floats, and why, where others are rounded.
     """
 
-    def __init__(self, name: str, module: nn.Module, rules: Mapping[str, WeightRule]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        rules: Mapping[str, WeightRule],
+        *,
+        rounded: Mapping[str, BlockRounding] | None = None,
+        kept: Mapping[str, str] | None = None,
+    ) -> None:
         self.name, self.module = name, module.eval().requires_grad_(False)
-        self.rules = dict(rules)
+        self.rules, self.rounded, self.kept = dict(rules), dict(rounded or {}), dict(kept or {})
         for key, tensor in self.tensors():
             if key not in self.rules:
                 if tensor.is_meta:
@@ -54,8 +65,19 @@ class Part:
         for key, tensor in list(self.tensors()):
             rule = self.rules[key]
             value = rule.read() if isinstance(rule, StoredTensor) else rule
+            if key in self.rounded:
+                value = self.rounded[key].round(value)
             put_tensor(self.module, key, value.to(tensor.dtype))
         return self.module
+
+    @property
+    def rounded_tensors(self) -> dict[StoredTensor, BlockRounding]:
+        """The checkpoint's tensors that are rounded, and how."""
+        found = {}
+        for key, rounding in self.rounded.items():
+            if isinstance(rule := self.rules[key], StoredTensor):
+                found[rule] = rounding
+        return found
 
     @property
     def parameters(self) -> int:
@@ -65,7 +87,12 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Size of the weights as the bundle stores them."""
-        return sum(tensor.numel() * tensor.dtype.itemsize for _, tensor in self.tensors())
+        return sum(
+            self.rounded[name].nbytes(tensor.shape)
+            if name in self.rounded
+            else tensor.numel() * tensor.dtype.itemsize
+            for name, tensor in self.tensors()
+        )
 
     @property
     def source_nbytes(self) -> int:
@@ -96,8 +123,16 @@ def cast_part(
         precision: what it computes in.
         into_stream: layers whose result is added to the residual stream, by the ends of names.
     """
-    apply_precision(module, precision, lambda weight: rules[weight].dtype, into_stream=into_stream)
-    return Part(name, module, rules)
+    rounded, kept = precision.weights.of(module) if precision.weights else ({}, {})
+    apply_precision(
+        module,
+        precision,
+        lambda weight: rules[weight].dtype,
+        into_stream=into_stream,
+        rounded=rounded,
+    )
+    weights = {f"{layer}.weight": rounding for layer, rounding in rounded.items()}
+    return Part(name, module, rules, rounded=weights, kept=kept)
 
 
 def build_empty(build: Callable[[], Module]) -> Module:

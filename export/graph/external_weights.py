@@ -16,7 +16,9 @@ import torch
 from rism.export.checkpoint.meta_modules import WeightRule
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.errors import ExportError
+from rism.export.graph.block_products import BLOCK_WEIGHT, INTEGERS, SCALES
 from rism.export.graph.passes import TRANSPOSED
+from rism.export.quantisation.block_rounding import BlockRounding
 from rism.runtime.engines.malloc_trim import trim_malloc
 
 _INLINE_BYTES = 1024
@@ -132,6 +134,11 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
             assert value.shape is not None
             assert value.dtype is not None
             dtype, shape = value.dtype, ir.Shape(value.shape)
+            if BLOCK_WEIGHT in value.meta:
+                weight, rounding, kind = value.meta[BLOCK_WEIGHT]
+                start, length = _store_rounded(file, weight, rules[weight], rounding)[kind]
+                value.const_value = _external(file, name, start, length, dtype, shape)
+                continue
             wanted = _TORCH_TYPES[dtype]
             turned = bool(value.meta.get(TRANSPOSED))
             length = wanted.itemsize * math.prod(shape.numpy())
@@ -143,15 +150,57 @@ def store_weights(model: ir.Model, rules: Mapping[str, WeightRule], file: Weight
             # A graph of a few blocks numbers them otherwise: where it comes from is what counts.
             source = rules[name] if isinstance(rules[name], StoredTensor) else name
             start = file.add((source, str(wanted), turned), length, pieces)
-        value.const_value = ir.ExternalTensor(
-            location=file.path.name,
-            offset=start,
-            length=length,
-            dtype=dtype,
-            shape=shape,
-            name=name,
-            base_dir=str(file.path.parent),
-        )
+        value.const_value = _external(file, name, start, length, dtype, shape)
+
+
+def _external(
+    file: WeightFile, name: str, start: int, length: int, dtype: ir.DataType, shape: ir.Shape
+) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=file.path.name,
+        offset=start,
+        length=length,
+        dtype=dtype,
+        shape=shape,
+        name=name,
+        base_dir=str(file.path.parent),
+    )
+
+
+def _store_rounded(
+    file: WeightFile, name: str, rule: WeightRule, rounding: BlockRounding
+) -> dict[str, tuple[int, int]]:
+    """Round a weight and write its integers and scales, unless they are there.
+
+    It is read and rounded once, a few rows at a time; its scales follow its integers.
+
+    Returns:
+        Where integers and scales begin, and their bytes.
+    """
+    source, scales = rule if isinstance(rule, StoredTensor) else name, list[torch.Tensor]()
+
+    def integers() -> Iterator[torch.Tensor]:
+        for rows in rule.chunks() if isinstance(rule, StoredTensor) else [rule]:
+            if not rows.isfinite().all():
+                raise ExportError(
+                    f"{name} holds numbers that are not finite, expected a sound checkpoint: "
+                    "download it again"
+                )
+            found, own = rounding.quantise(rows)
+            if own.isinf().any():
+                raise _too_large(name, rows)
+            scales.append(own)
+            yield rounding.pack(found)
+
+    sizes = {
+        INTEGERS: math.prod(rule.shape) * rounding.bits // 8,
+        SCALES: 2 * math.prod(rounding.scales_shape(rule.shape)),
+    }
+    pieces = {INTEGERS: integers, SCALES: lambda: scales}
+    return {
+        kind: (file.add((source, rounding, kind), length, pieces[kind]), length)
+        for kind, length in sizes.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -174,11 +223,15 @@ class _Pieces:
     def _cast(self, part: torch.Tensor) -> torch.Tensor:
         narrow = part.to("cpu", self.dtype)
         if self.dtype == torch.float16 and part.dtype != self.dtype and narrow.isinf().any():
-            raise ExportError(
-                f"{self.name} holds {float(part.abs().max()):.3g}, more than float16 can: export "
-                "with --precision bf16 or fp32"
-            )
+            raise _too_large(self.name, part)
         return narrow
+
+
+def _too_large(name: str, part: torch.Tensor) -> ExportError:
+    return ExportError(
+        f"{name} holds {float(part.abs().max()):.3g}, more than float16 can: export "
+        "with --precision bf16 or fp32"
+    )
 
 
 def _read(rule: WeightRule) -> torch.Tensor:

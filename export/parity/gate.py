@@ -81,7 +81,8 @@ class Gate:
     Attributes:
         model: the whole model, or one with a few of its blocks.
         folder: holds the graphs, under the names of `_graph_file`.
-        precision: of the graphs.
+        precision: of the transformer's graphs, and of the VAE encoder's.
+        text_precision: of those of the text side.
         lean: for models of real size: one small sample, and graphs run without the copies that
             optimisation makes.
     """
@@ -89,6 +90,7 @@ class Gate:
     model: OpenModel
     folder: Path
     precision: Precision
+    text_precision: Precision
     lean: bool = False
 
     @cached_property
@@ -102,6 +104,13 @@ class Gate:
         return self.model.reference(self.precision)
 
     @cached_property
+    def text_reference(self) -> ReferenceModel:
+        """The same with the text side as its graphs store it."""
+        if self.text_precision == self.precision:
+            return self.reference
+        return self.model.reference(self.text_precision)
+
+    @cached_property
     def latents(self) -> list[torch.Tensor]:
         """What the pipeline makes of the samples' images."""
         return self.reference.vae_latents([sample.image for sample in self.samples])
@@ -110,10 +119,12 @@ class Gate:
     def prompts(self) -> list[list[ReferencePrompt]]:
         """How the pipeline encodes each sample's instructions."""
         if self.model.spec.prompt.vision:
-            return [self.reference.text(each.instructions, each.picture) for each in self.samples]
+            say = self.text_reference.text
+            return [say(each.instructions, each.picture) for each in self.samples]
         # Who does not look at the image is asked once for what is the same.
         asked = {each.instructions: each for each in self.samples}
-        said = {text: self.reference.text(text, each.picture) for text, each in asked.items()}
+        say = self.text_reference.text
+        said = {text: say(text, each.picture) for text, each in asked.items()}
         return [said[each.instructions] for each in self.samples]
 
     def vision_encoder(self, file: str) -> dict[str, Check]:
@@ -121,9 +132,9 @@ class Gate:
         checks: dict[str, Check] = {}
         for sample in self.samples:
             feeds, _ = vision_feeds(self.model.spec, sample)
-            wanted = self.reference.image_embeds(sample.picture)
+            wanted = self.text_reference.image_embeds(sample.picture)
             assert wanted is not None, "a model with this graph has this function"
-            for name, got, limits in self._runs(file, feeds):
+            for name, got, limits in self._runs(file, feeds, self.text_precision):
                 error = difference(got["image_embeds"], wanted.numpy())
                 worst(checks, name, "image_embeds", error, limits.output)
         return gate("vision_encoder", checks)
@@ -133,9 +144,9 @@ class Gate:
         spec, checks = self.model.spec, dict[str, Check]()
         samples = self.samples if spec.prompt.vision else self.samples[:1]
         for sample, wanted in zip(samples, self.prompts, strict=False):
-            embeds = self.reference.image_embeds(sample.picture)
+            embeds = self.text_reference.image_embeds(sample.picture)
             feeds, encoded = text_feeds(spec, self.model.tokenizer_json, sample, embeds)
-            for name, got, limits in self._runs(file, feeds):
+            for name, got, limits in self._runs(file, feeds, self.text_precision):
                 for row, reference in enumerate(wanted):
                     length = int(encoded.lengths[row])
                     rows = got["prompt_embeds"][row, :length]
@@ -217,12 +228,14 @@ class Gate:
             for mode, found in checks.items()
         }
 
-    def _runs(self, file: str, feeds: Arrays) -> Iterator[tuple[str, Arrays, _Limits]]:
+    def _runs(
+        self, file: str, feeds: Arrays, precision: Precision | None = None
+    ) -> Iterator[tuple[str, Arrays, _Limits]]:
         """Run a graph in float32, and as it is where the CPU can: prefix, outputs, limits."""
-        path = self.folder / file
-        with _wide(path, self.precision) as wide:
+        path, precision = self.folder / file, precision or self.precision
+        with _wide(path, precision) as wide:
             yield "", run_graph(wide, feeds, lean=self.lean), _EXACT
-        if self.precision.name == "fp16":
+        if precision.compute == torch.float16:
             yield "fp16 ", run_graph(path, feeds, lean=self.lean), _ROUNDED
         cpu = path.with_name(cpu_form(file))
         if cpu.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,9 +125,9 @@ class ExportPlan:
 
 def make_plan(
     model: OpenModel,
-    parts: tuple[Part, ...],
+    parts: Mapping[str, Part],
     checkpoint: Checkpoint,
-    precision: Precision,
+    precisions: tuple[Precision, Precision],
     options: ExportOptions,
     output: Path,
 ) -> ExportPlan:
@@ -137,15 +137,17 @@ def make_plan(
         model: the opened checkpoint.
         parts: its graphs' modules, without weights.
         checkpoint: where it is from.
-        precision: of the graphs.
+        precisions: of the transformer, and of the text side.
         options: parity "auto" is decided by the memory.
         output: the bundle's place.
     """
     plans = tuple(
-        PartPlan(p.name, p.parameters, p.source_nbytes, p.nbytes, p.largest_nbytes) for p in parts
+        PartPlan(p.name, p.parameters, p.source_nbytes, p.nbytes, p.largest_nbytes)
+        for p in parts.values()
     )
+    precision, text = (each.name for each in precisions)
     free = free_memory()
-    few = max(part.nbytes for part in _sampled(model, precision))
+    few = max(max(p.nbytes, 2 * p.parameters) for p in _sampled(model, precisions[0]))
     lean = _BASE_BYTES + max(_COPIES * max(p.largest_bytes for p in plans), _LEAN_GATE * few)
     full = _BASE_BYTES + _FULL_GATE_BYTES * max(plan.parameters for plan in plans)
     parity = options.parity
@@ -160,7 +162,7 @@ def make_plan(
         model=spec.name,
         family=spec.family.name,
         source=checkpoint.source,
-        precision=precision.name,
+        precision=precision if text == precision else f"{precision}, text side {text}",
         captures=tuple(dict.fromkeys(options.captures)),
         sizes=sizes or "dynamic",
         blocks=f"{spec.double_blocks} + {spec.single_blocks} blocks"

@@ -50,7 +50,8 @@ class ReferenceKlein:
         model = build_empty(lambda: Qwen3Model(self.model.files.text_config(max(layers) + 1)))
         names = {name: f"model.{name}" for name in model.state_dict() if f"model.{name}" in store}
         model.norm = nn.Identity()  # follows the last hidden state that is used
-        stream_weights(model, store.renamed(names), self.precision)
+        rounded = self.model.text_encoder(self.precision).rounded_tensors
+        stream_weights(model, store.renamed(names), self.precision, rounded=rounded)
         stream = self.precision.stream
         model.rotary_emb.register_forward_hook(  # tables are as narrow as what they turn
             lambda _module, _args, tables: tuple(table.to(stream).float() for table in tables)
@@ -83,7 +84,13 @@ class ReferenceKlein:
         transformer = build_empty(self.model.empty_transformer)
         # Nothing after the last block is captured, and single files name it otherwise.
         transformer.norm_out, transformer.proj_out = _Skipped(), nn.Identity()
-        stream_weights(transformer, self.model.transformer_store, self.precision, exact=_FOLDED)
+        stream_weights(
+            transformer,
+            self.model.transformer_store,
+            self.precision,
+            exact=_FOLDED,
+            rounded=self.model.transformer(self.precision).rounded_tensors,
+        )
         stream = self.precision.stream
         for name in MODULATIONS:
             getattr(transformer, name).register_forward_hook(

@@ -129,7 +129,9 @@ class ReferenceStep1XEdit:
     @cached_property
     def _transformer(self) -> reference.ReferenceStep1X:
         tensors = reference.makers_tensors(self.model.transformer_store)
-        return reference.ReferenceStep1X(self.sizes, Weights(tensors, self.precision, _FOLDED))
+        rounded = self.model.transformer(self.precision).rounded_tensors
+        weights = Weights(tensors, self.precision, _FOLDED, rounded=rounded)
+        return reference.ReferenceStep1X(self.sizes, weights)
 
     def _capture(
         self, model: reference.ReferenceStep1X, given: ReferenceInputs, feature_block: int
@@ -163,7 +165,9 @@ class ReferenceStep1XEdit:
     @cached_property
     def _language(self) -> Qwen2_5_VLModel:
         model = build_empty(lambda: Qwen2_5_VLModel(self.model.text_config()))
-        stream_weights(model, self.model.text_store, self.precision)
+        parts = self.model.text_encoder(self.precision), self.model.vision_encoder(self.precision)
+        rounded = parts[0].rounded_tensors | parts[1].rounded_tensors
+        stream_weights(model, self.model.text_store, self.precision, rounded=rounded)
         return model
 
     def _pixels(self, image_hwc: RgbImage) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional as F
 
+from rism.export.checkpoint.layer_streaming import weight_rounding
 from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.precision import Precision
+from rism.export.quantisation.block_rounding import BlockRounding
 from rism.export.spec import ReferenceCapture
 
 _THETA = 10000.0
@@ -28,12 +30,14 @@ class Weights:
         precision: they are rounded to the types this stores.
         exact: beginnings of names that are not rounded.
         prefix: stands before every name that is asked for.
+        rounded: tensors that the bundle stores as integers, and how.
     """
 
     tensors: Mapping[str, tuple[StoredTensor, ...]]
     precision: Precision
     exact: tuple[str, ...] = ()
     prefix: str = ""
+    rounded: Mapping[StoredTensor, BlockRounding] = field(default_factory=dict)
 
     def under(self, name: str) -> Weights:
         """Return the weights of a part."""
@@ -49,8 +53,10 @@ class Weights:
         """Apply a layer to float32."""
         key, out = f"{self.prefix}{name}.weight", []
         for part in self.tensors[key]:
-            dtype = part.dtype if self._is_exact(key) else self.precision.storage(part.dtype)
-            out += [F.linear(x, rows.to(dtype).float()) for rows in part.chunks(_PIECE_BYTES)]
+            rounding = weight_rounding(part, self.precision, self.rounded)
+            if self._is_exact(key):
+                rounding = torch.Tensor.float
+            out += [F.linear(x, rounding(rows)) for rows in part.chunks(_PIECE_BYTES)]
         return torch.cat(out, dim=-1) + self.vector(f"{name}.bias")
 
     def _is_exact(self, name: str) -> bool:

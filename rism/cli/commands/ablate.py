@@ -23,7 +23,7 @@ from rism.cli.flags import (
     template_option,
     threads_option,
 )
-from rism.export.names import FEATURE_SITES, GraphPrecision
+from rism.export.names import FEATURE_SITES, FloatPrecision
 from rism.runtime.distribution import needs_extra
 from rism.runtime.errors import OutputError, RismError
 
@@ -45,7 +45,7 @@ class AblateFlags(ScoredDatasetFlags, CheckpointFlags, QuietFlags):
     model: str = option(
         "mini", metavar="NAME|PATH", help="A checkpoint as for rism export: weights, not a bundle."
     )
-    precision: GraphPrecision | None = option(
+    precision: FloatPrecision | None = option(
         None, help="Precision to compute in. Default: the model's own."
     )
     device: str = option(

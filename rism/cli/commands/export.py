@@ -9,7 +9,14 @@ from pathlib import Path
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import CheckpointFlags, QuietFlags, option, same_named, template_option
 from rism.export.families.find import BUILT_IN, published_models
-from rism.export.names import MAX_NOISY_GRID, FeatureSite, GraphPrecision, ParityMode, Preset
+from rism.export.names import (
+    MAX_NOISY_GRID,
+    BlockSize,
+    FeatureSite,
+    GraphPrecision,
+    ParityMode,
+    Preset,
+)
 from rism.runtime.distribution import needs_extra
 from rism.runtime.names import CAPTURES
 
@@ -25,7 +32,18 @@ class ExportFlags(CheckpointFlags, QuietFlags):
     )
     output: Path = option(..., "--output", "-o", metavar="DIR", help="The bundle folder to write.")
     precision: GraphPrecision | None = option(
-        None, help="Precision of the graphs. Default: that of the published model."
+        None,
+        help="Precision of the graphs; int8 and int4 round the weights of the transformer's "
+        "blocks. Default: that of the published model.",
+    )
+    text_precision: GraphPrecision | None = option(
+        None, help="Precision of the text side. Default: the same, with its weights not rounded."
+    )
+    block_size: BlockSize = option(
+        "32", help="Weights that share a scale, for int8 and int4: more of them, less memory."
+    )
+    keep: list[str] | None = option(
+        None, metavar="PATTERN", help="Layers that int8 and int4 leave alone, such as '*.to_out.0'."
     )
     capture: str = option(
         CAPTURES[0],
@@ -108,7 +126,14 @@ def export(flags: ExportFlags, console: Console) -> None:
             export_bundle,
             plan_export,
         )
-    options = same_named(ExportOptions, flags, captures=captures, sizes=sizes)
+    options = same_named(
+        ExportOptions,
+        flags,
+        captures=captures,
+        sizes=sizes,
+        block_size=int(flags.block_size),
+        keep=tuple(flags.keep or ()),
+    )
     if flags.dry_run:
         plan = plan_export(flags.model, flags.output, options)
         write_stdout(f"{plan.table()}\n")
