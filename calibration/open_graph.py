@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from rism.runtime.bundle.graph_spec import GraphSpec
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.errors import BundleError, one_line
+from rism.runtime.errors import BundleError, InputError, one_line
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -30,6 +30,20 @@ def open_transformer(bundle: Bundle, *, capture: str | None = None) -> OpenGraph
     size_wh = manifest.geometry.sizes[0] if manifest.geometry.sizes else None
     name = f"transformer.{capture or manifest.default_capture}"
     return open_graph(bundle, manifest.at_size(name, size_wh))
+
+
+def expect_float_weights(bundle: Bundle) -> None:
+    """Refuse a bundle whose transformer has weights in few bits: there is nothing left to round.
+
+    Raises:
+        InputError: it is one.
+    """
+    stored = bundle.manifest.precision.storage
+    if stored in ("int4", "int8"):
+        raise InputError(
+            f"bundle '{bundle.path}' stores its transformer in {stored}, expected one in floats to "
+            "calibrate: rism export --precision bf16 -o DIR makes it"
+        )
 
 
 def open_graph(bundle: Bundle, name: str) -> OpenGraph:

@@ -14,7 +14,12 @@ from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weig
 from rism.calibration.histogram import Histogram
 from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
 from rism.calibration.names import SCALE_RULES
-from rism.calibration.open_graph import OpenGraph, open_graph, open_transformer
+from rism.calibration.open_graph import (
+    OpenGraph,
+    expect_float_weights,
+    open_graph,
+    open_transformer,
+)
 from rism.calibration.qdq import quantise
 from rism.calibration.report import CalibrationReport, LayerReport, MaskAgreement
 from rism.calibration.samples import CalibrationSample, PreparedSamples, prepare
@@ -96,6 +101,7 @@ def calibrate(
     stage = partial(_stage, progress or (lambda _name, _done, _total: None))
     if not samples:
         raise InputError("there are no images to calibrate on, expected at least one")
+    expect_float_weights(bundle)
     layers = find_layers(open_transformer(bundle).model)
     names = [layer.name for layer in layers]
     always = kept_layers(names)

@@ -35,7 +35,6 @@ from rism.export.progress import Progress
 from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.engines.malloc_trim import trim_malloc
 
-
 Value = TypeVar("Value")
 
 TEXT_SIDE = ("text_encoder", "vision_encoder")

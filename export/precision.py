@@ -97,9 +97,7 @@ PRECISIONS = {
 }
 
 
-def find_precision(
-    name: str, *, block: int = DEFAULT_BLOCK, keep: Sequence[str] = ()
-) -> Precision:
+def find_precision(name: str, *, block: int = DEFAULT_BLOCK, keep: Sequence[str] = ()) -> Precision:
     """Return a precision by its name: one of `PRECISIONS`, "int8" or "int4".
 
     The last two compute as "fp16" does, and in float32 on CPUs, with the weights of the blocks'

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rism import __version__
 from rism.export.engines.build_options import BuildOptions
-from rism.export.engines.forms import bring_into_form
+from rism.export.engines.forms import block_weights, bring_into_form
 from rism.export.engines.listing import LayerCheck, unacceptable
 from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
 from rism.export.engines.targets import (
@@ -219,13 +219,14 @@ class _Build:
             graph=graph,
             target=self.target,
             gpus=self.gpus,
-            precision=self.own if scales is None else self.precision,
+            precision=self._own(graph) if scales is None else self.precision,
             weights=self.options.weights,
             inputs=spec.inputs,
             profile=shapes,
             weights_beside=source,
             attentions=attentions,
             quantised=quantised,
+            integers=block_weights(model),
         )
         plan = work / f"{graph}.plan"
         built = build_graph(model, job, plan, timeout_s=self.options.timeout_s)
@@ -239,6 +240,10 @@ class _Build:
         }
         self.entries[graph] = entry
         return built
+
+    def _own(self, graph: str) -> str:
+        """What a graph computes in by itself."""
+        return PRECISION_OF_TYPE[self.bundle.manifest.precision_of(graph).compute]
 
     def _add(self, entry: dict[str, Any], key: str, name: str, text: str, work: Path) -> None:
         """Write a small file that goes with a plan."""
@@ -306,6 +311,7 @@ def _plan_build(bundle: Bundle, target: BuildTarget, options: BuildOptions) -> _
             f"{one_line(manifest.model.name)} --precision {precision} -o DIR and build that, or "
             "leave it out"
         )
+    _check_integers(bundle, precision, options.weights)
     gpus = check_gpus(target, options.gpus, precision, gpus_here())
     check_weights(target, gpus, options.weights)
     library = installed_version(target)
@@ -321,6 +327,28 @@ def _plan_build(bundle: Bundle, target: BuildTarget, options: BuildOptions) -> _
     kind = [] if options.weights == "plan" else [options.weights]
     name = options.name or "-".join([target.name, precision, *kind])
     return _Build(bundle, target, library, gpus, precision, own, name, graphs, scales, options)
+
+
+def _check_integers(bundle: Bundle, precision: str, weights: str) -> None:
+    """Refuse what weights in few bits cannot be built as."""
+    stored = bundle.manifest.precision.storage
+    sides = {
+        stored,
+        *(each.precision.storage for each in bundle.manifest.graphs.values() if each.precision),
+    }
+    if not sides & {"int4", "int8"}:
+        return
+    if weights != "plan":
+        flag = {"bound": "--bind-weights", "stripped": "--strip-weights"}[weights]
+        raise InputError(
+            f"bundle '{bundle.path}' stores weights in 4 or 8 bits, which go into the plan: "
+            f"leave out {flag}, or export with --precision fp16 for it"
+        )
+    if precision == "fp8" and stored in ("int4", "int8"):
+        raise InputError(
+            f"bundle '{bundle.path}' stores its transformer in {stored}, expected one in 16 bits "
+            "for FP8: rism export --precision bf16, then rism calibrate"
+        )
 
 
 def _graphs(manifest: Manifest, options: BuildOptions) -> tuple[str, ...]:

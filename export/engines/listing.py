@@ -6,9 +6,10 @@ GPU takes, how fast they are and whether their numbers are right is not in the l
 tests that where the engine runs.
 """
 
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rism.runtime.bundle.engine_spec import ShapeRange
@@ -122,6 +123,7 @@ def check_layers(
     quantised: int,
     written_out: int,
     tokens: ShapeRange | None,
+    integers: Mapping[int, int] | None = None,
 ) -> list[LayerCheck]:
     """Check whether the layers of an engine are what was asked for.
 
@@ -133,6 +135,7 @@ def check_layers(
         written_out: how many attentions are written out, since the library has no kernel for them.
         tokens: for a transformer whose capture mode needs no matrices of tokens by tokens, the
             shapes of the clean latents (batch, N_v, channels); otherwise None.
+        integers: how many weights are integers of 4 and of 8 bits.
     """
     if not layers:
         why = "the library listed no layers"
@@ -147,7 +150,7 @@ def check_layers(
         checks.append(LayerCheck(_SQUARE, "not in this form", why))
     elif square is not None:
         checks.append(square)
-    return checks
+    return checks + [_integers(layers, bits, count) for bits, count in (integers or {}).items()]
 
 
 def unacceptable(graph: str, checks: Sequence[LayerCheck]) -> list[LayerCheck]:
@@ -213,6 +216,14 @@ def _precision(layers: Sequence[EngineLayer], precision: str, quantised: int) ->
     )
     answer = "yes" if merged >= quantised > 0 else "no"
     return LayerCheck("precision used", answer, f"{detail}; the graph quantises {quantised}")
+
+
+def _integers(layers: Sequence[EngineLayer], bits: int, count: int) -> LayerCheck:
+    """Check that weights in few bits are so in the engine."""
+    constants = {tensor for layer in layers for tensor in layer.constants}
+    found = sum(math.prod(each.dims) for each in constants if each.dtype == f"Int{bits}")
+    detail = f"{found} numbers of {count}"
+    return LayerCheck(f"weights in {bits} bits", "yes" if found >= count else "no", detail)
 
 
 def _no_square(layers: Sequence[EngineLayer], tokens: ShapeRange) -> LayerCheck:

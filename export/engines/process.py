@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class BuildJob:
         weights_beside: a path in the folder of the graph's external data.
         attentions: what `bring_into_form` left to fused kernels.
         quantised: how many products are in FP8.
+        integers: how many weights are integers of 4 and of 8 bits.
     """
 
     graph: str
@@ -59,6 +60,7 @@ class BuildJob:
     weights_beside: Path
     attentions: Attentions
     quantised: int = 0
+    integers: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def build_graph(
         quantised=job.quantised,
         written_out=job.attentions.written_out,
         tokens=None if matrices else job.profile.get("clean_latents"),
+        integers=job.integers,
     )
     return BuiltEngine(
         graph=job.graph,

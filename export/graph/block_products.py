@@ -9,7 +9,7 @@ and would then hold it twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +48,8 @@ def multiply_in_blocks(model: ir.Model, rounded: Mapping[str, BlockRounding]) ->
 
     Its integers are unsigned: the highest bit of each is flipped when the graph is loaded.
     """
-    model.opset_imports[_MICROSOFT] = 1
+    if rounded:
+        model.opset_imports[_MICROSOFT] = 1
     _rewrite(model, rounded, _multiply_in_blocks)
 
 
@@ -161,10 +162,7 @@ def _highest_bits(graph: ir.Graph, bits: int) -> ir.Value:
     if name not in graph.initializers:
         tensor = ir.tensor(np.array(0x88 if bits == 4 else 0x80, np.uint8), name=name)
         graph.initializers[name] = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.UINT8),
-            shape=ir.Shape(()),
-            const_value=tensor,
+            name=name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(()), const_value=tensor
         )
     return graph.initializers[name]
 
@@ -173,7 +171,7 @@ def _insert(
     before: ir.Node,
     op_type: str,
     inputs: list[ir.Value],
-    attributes: dict[str, object],
+    attributes: Mapping[str, int | Sequence[int]],
     name: str,
     dtype: ir.DataType,
     shape: tuple[int, ...],

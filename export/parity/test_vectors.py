@@ -52,7 +52,9 @@ def _in_float32(folder: Path) -> Iterator[Path]:
                 manifest["files"][name]["size"] = (twin / name).stat().st_size
             else:
                 link_or_copy(folder / name, twin / name)
-        manifest["precision"]["compute"] = "float32"
+        manifest["precision"] = {"compute": "float32", "storage": "float32"}
+        for graph in manifest["graphs"].values():
+            graph.pop("precision", None)
         (twin / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         yield twin
     finally:

@@ -21,7 +21,8 @@ from rism.runtime.errors import BundleError, OutputError, one_line
 # The format's own limit (safetensors' documentation).
 _MAX_HEADER_BYTES = 100_000_000
 _HUB_TIMEOUT_S = 20
-_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Which layers int8 and int4 leave in 16 bits is known only of the module.
+_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "int4": 2}
 _PARTS = ("transformer", "text_encoder", "vae")
 
 
@@ -57,6 +58,7 @@ class HeaderPlan:
         parts: its weights.
         precision: asked for; None for the checkpoint's own.
         disk_free: at the output, bytes.
+        text_precision: asked for, of the text encoder; None for that of the transformer.
     """
 
     model: str
@@ -65,11 +67,17 @@ class HeaderPlan:
     parts: tuple[WeightFiles, ...]
     precision: str | None
     disk_free: int
+    text_precision: str | None = None
+
+    def written(self, part: WeightFiles) -> int:
+        """Bytes of a part in the bundle, at most."""
+        text = part.name == "text_encoder" and self.text_precision is not None
+        return part.written(self.text_precision if text else self.precision)
 
     @property
     def disk_bytes(self) -> int:
         """Needed at the output, at most."""
-        return sum(part.written(self.precision) for part in self.parts)
+        return sum(self.written(part) for part in self.parts)
 
     def table(self) -> str:
         """The plan, for people."""
@@ -82,7 +90,7 @@ class HeaderPlan:
         ]
         rows += [
             f"{part.name:<14}{'' if part.parameters is None else count(part.parameters):>12}"
-            f"{size(part.nbytes):>12}{size(part.written(self.precision)):>12}"
+            f"{size(part.nbytes):>12}{size(self.written(part)):>12}"
             for part in self.parts
         ]
         rows += [
@@ -112,6 +120,7 @@ def plan_from_headers(
     output: Path,
     *,
     precision: str | None = None,
+    text_precision: str | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> HeaderPlan:
@@ -120,7 +129,8 @@ def plan_from_headers(
     Args:
         model: see `checkpoint.find_checkpoint`.
         output: the bundle's place.
-        precision: "fp32", "fp16" or "bf16"; None for the checkpoint's own.
+        precision: "fp32", "fp16", "bf16", "int8" or "int4"; None for the checkpoint's own.
+        text_precision: likewise of the text encoder; None for that of the transformer.
         revision: branch, tag or commit on the hub.
         offline: read what the hub's cache holds.
 
@@ -156,6 +166,7 @@ def plan_from_headers(
         parts=parts,
         precision=precision,
         disk_free=usage.free,
+        text_precision=text_precision,
     )
 
 

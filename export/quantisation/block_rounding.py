@@ -41,7 +41,7 @@ class BlockRounding:
     @property
     def lowest(self) -> int:
         """The lowest integer; the highest is one less than its opposite."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     def scales_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return the shape of the scales of a weight (out, in)."""
@@ -62,7 +62,7 @@ class BlockRounding:
         """
         blocks = rows.float().reshape(-1, self.block)
         step = max(1, _PIECE_NUMBERS // self.block)
-        found = [self._piece(piece) for piece in blocks.split(step)]
+        found = [self._piece(piece) for piece in torch.split(blocks, step)]
         integers, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
         return integers.reshape(rows.shape), scales.reshape(self.scales_shape(rows.shape))
 

@@ -42,7 +42,8 @@ def export_triton(bundle: Bundle, output: Path, options: TritonOptions) -> Trito
     if options.serving.device == "cpu":
         if engine is not None:
             raise InputError("engines run on GPUs, but the device is cpu: leave out one of both")
-        check_precision(manifest.precision, find_provider("cpu"), "--device cpu")
+        for graph in manifest.graphs:
+            check_precision(manifest.precision_of(graph), find_provider("cpu"), "--device cpu")
     check_output(output)
     found = chains(
         manifest, capture, max_batch=options.max_batch, engine=engine, prefix=options.prefix

@@ -56,13 +56,33 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class PrecisionInfo:
+    """The types that graphs compute in, and that most of their weights are stored as.
+
+    `cpu` is what the forms for CPUs compute in, where that is not `compute`.
+    """
+
+    compute: str
+    storage: str
+    cpu: str | None = None
+
+    def on(self, *, gpu: bool) -> str:
+        """Return what the ONNX graphs compute in on a GPU, or on a CPU."""
+        return self.compute if gpu or self.cpu is None else self.cpu
+
+
+@dataclass(frozen=True)
 class GraphSpec:
-    """One graph: its file, its tensors by logical name, and the file of its form for CPUs."""
+    """One graph: its file, its tensors by logical name, and the file of its form for CPUs.
+
+    `precision` is None where it is the bundle's.
+    """
 
     file: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     cpu: str | None = None
+    precision: PrecisionInfo | None = None
 
 
 def parse_graphs(
@@ -121,6 +141,7 @@ def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str
         inputs=_tensors(entry.node("inputs")),
         outputs=_tensors(entry.node("outputs")),
         cpu=entry.listed_file("cpu", files) if entry.has("cpu") else None,
+        precision=parse_precision(entry.node("precision")) if entry.has("precision") else None,
     )
     fed = tuple(logical for logical in GRAPH_INPUTS[kind] if logical not in missing)
     for logical in graph.inputs:
@@ -130,6 +151,12 @@ def _graph(node: Node, name: str, missing: tuple[str, ...], files: Container[str
         if logical not in graph.outputs:
             entry.node("outputs").refuse(logical, "a tensor")
     return graph
+
+
+def parse_precision(node: Node) -> PrecisionInfo:
+    """Read the object "precision" of a manifest or of one of its graphs."""
+    cpu = node.text("cpu") if node.has("cpu") else None
+    return PrecisionInfo(node.text("compute"), node.text("storage"), cpu)
 
 
 def _tensors(node: Node) -> dict[str, TensorSpec]:

@@ -13,7 +13,9 @@ from rism.runtime.bundle.file_spec import FileInfo, parse_files
 from rism.runtime.bundle.graph_spec import (
     SIZELESS,
     GraphSpec,
+    PrecisionInfo,
     parse_graphs,
+    parse_precision,
     same_shape,
     size_suffix,
 )
@@ -45,14 +47,6 @@ class ModelInfo:
     licence: str
     demonstrator: bool
     scope: Scope | None = None
-
-
-@dataclass(frozen=True)
-class PrecisionInfo:
-    """What the graphs compute in and what their weights are stored as."""
-
-    compute: str
-    storage: str
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,10 @@ class Manifest:
             )
         return names
 
+    def precision_of(self, graph: str) -> PrecisionInfo:
+        """Return what a graph computes in, by its full name."""
+        return self.graphs[graph].precision or self.precision
+
     def graph(self, name: str, size_wh: tuple[int, int] | None = None) -> GraphSpec:
         """Return a graph by its name without a size, for images resized to `size_wh` pixels.
 
@@ -184,7 +182,7 @@ def parse_manifest(data: object) -> Manifest:
         schema_version=version,
         model=_model(top.node("model")),
         created_with=_created_with(top.node_or_empty("created_with")),
-        precision=PrecisionInfo(*(top.node("precision").text(k) for k in ("compute", "storage"))),
+        precision=parse_precision(top.node("precision")),
         geometry=geometry,
         prompt=prompt,
         method=_method(top.node("method")),

@@ -183,7 +183,8 @@ def onnx_loads(bundle: Bundle, provider: str, request: EngineRequest) -> Loads:
         ProviderError: it cannot compute in the bundle's precision.
     """
     found = find_provider(provider)
-    check_precision(bundle.manifest.precision, found, "self-test")
+    for graph in bundle.manifest.graphs:
+        check_precision(bundle.manifest.precision_of(graph), found, "self-test")
     graphs = {name: name for name in bundle.manifest.graphs if found.backend.runs(name)}
     loads, _ = ort_loads(
         bundle, graphs, found.backend, device=request.device, threads=request.threads

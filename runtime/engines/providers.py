@@ -14,7 +14,7 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 from rism.runtime.names import ENGINE_TARGETS, PRECISION_OF_TYPE
 
 if TYPE_CHECKING:
-    from rism.runtime.bundle.manifest import PrecisionInfo
+    from rism.runtime.bundle.graph_spec import PrecisionInfo
     from rism.runtime.engines.onnxruntime import OnnxRuntime
 
 
@@ -179,12 +179,13 @@ def check_precision(precision: PrecisionInfo, provider: Provider, why: str) -> N
     Raises:
         ProviderError: it cannot compute in the bundle's precision.
     """
-    if precision.compute in provider.computes:
+    compute = precision.on(gpu=provider.built or provider.backend.gpu)
+    if compute in provider.computes:
         return
     flags = " or ".join(PRECISION_OF_TYPE[each] for each in provider.computes)
-    others = [p for p in PROVIDERS.values() if p.every_graph and precision.compute in p.computes]
+    others = [p for p in PROVIDERS.values() if p.every_graph and compute in p.computes]
     raise ProviderError(
         f"provider {provider.label} ({why}) cannot run this bundle, which computes in "
-        f"{one_line(precision.compute)}, expected {' or '.join(provider.computes)}: export with "
+        f"{one_line(compute)}, expected {' or '.join(provider.computes)}: export with "
         f"--precision {flags}" + "".join(f", or use --provider {p.label}" for p in others[:1])
     )

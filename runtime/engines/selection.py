@@ -215,7 +215,10 @@ def select_engines(
         if not provider.built:
             backend = provider.backend
             backend.check(request.device)
-            check_precision(manifest.precision, provider, reason)
+            for graph in left.values():
+                check_precision(manifest.precision_of(graph), provider, reason)
+            if any(key.startswith("transformer") for key in left):
+                precision = manifest.precision.on(gpu=backend.gpu)
             if len(left) == len(graphs):
                 _check_own(bundle, provider, request, reason)
             left = _part(left, provider, last=name == names[-1])

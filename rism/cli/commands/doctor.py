@@ -141,7 +141,8 @@ def _trials(
         return
     for name, provider in PROVIDERS.items():
         if not provider.built and name in ready and asked in (None, name):
-            trial, compute = _Trial(name), bundle.manifest.precision.compute
+            compute = bundle.manifest.precision.on(gpu=provider.backend.gpu)
+            trial = _Trial(name)
             console.status(f"testing {name} ...")
             loads = partial(onnx_loads, bundle, name, request)
             _try(trial, loads, bundle, compute, name == asked)

@@ -113,8 +113,10 @@ def export(flags: ExportFlags, console: Console) -> None:
     from rism.cli.commands.build import build_default_engine, check_engine
 
     captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
+    # Weights in few bits are multiplied in float16.
+    computes = "fp16" if flags.precision in ("int8", "int4") else flags.precision
     for engine in flags.engines or ():
-        check_engine(engine, flags.precision)
+        check_engine(engine, computes)
     if flags.dry_run and find_spec("torch") is None:
         _plan_from_headers(flags)
         return
@@ -160,6 +162,7 @@ def _plan_from_headers(flags: ExportFlags) -> None:
         flags.model,
         flags.output,
         precision=flags.precision,
+        text_precision=flags.text_precision,
         revision=flags.revision,
         offline=flags.offline,
     )

@@ -67,6 +67,7 @@ def _about(manifest: Manifest) -> Iterator[str]:
     yield (
         f"precision  computes in {one_line(manifest.precision.compute)}, "
         f"stores {one_line(manifest.precision.storage)}"
+        + (f", on CPUs in {one_line(manifest.precision.cpu)}" if manifest.precision.cpu else "")
     )
     if geometry.sizes:
         sizes = ", ".join(f"{width} x {height}" for width, height in geometry.sizes)

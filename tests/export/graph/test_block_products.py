@@ -1,0 +1,188 @@
+"""A bundle with weights in few bits: its graphs, what libraries make of them, what is refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from rism.calibration import CalibrationOptions, calibrate
+from rism.calibration.layers import kept_layers
+from rism.export import ExportOptions, ExportReport, export_bundle
+from rism.export.engines import BuildOptions, build_engines
+from rism.export.families.find import find_checkpoint
+from rism.export.families.flux2.klein import open_klein
+from rism.export.precision import find_precision
+from rism.runtime import InputError, ProviderError, Segmenter
+from rism.runtime.bundle.reader import Bundle
+from tests.export.families.step1x.small_model import make_step1x
+
+# Layers of the transformer that are rounded: 12 in each double-stream block, 2 in each
+# single-stream block but the last.
+ROUNDED = 2 * 12 + 2 * 2
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def narrow(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    options = ExportOptions(captures=("vectors", "scores"), precision="int4", text_precision="int8")
+    return export_bundle(str(checkpoint), tmp_path_factory.mktemp("narrow") / "b", options)
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def optimised(path: Path, folder: Path) -> Counter[str]:
+    """Operators of a graph as onnxruntime's CPU provider runs it."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return operators(ir.load(folder / "optimised.onnx"))
+
+
+def test_standard_operators_for_gpus(narrow: ExportReport) -> None:
+    for name, count, kind in (
+        ("transformer.vectors", ROUNDED, ir.DataType.INT4),
+        ("text_encoder", 7 * 3, ir.DataType.INT8),
+    ):
+        model = ir.load(narrow.path / f"{name}.onnx")
+        assert model.opset_imports == {"": 23}
+        nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+        assert len(nodes) == count
+        for node in nodes:
+            integers, scales = node.inputs
+            assert integers is not None and scales is not None
+            assert (integers.dtype, scales.dtype) == (kind, ir.DataType.FLOAT16)
+            assert node.attributes.get_int("axis") == 1
+            assert node.outputs[0].dtype == ir.DataType.FLOAT16
+
+
+def test_onnxruntime_multiplies_in_blocks(narrow: ExportReport, tmp_path: Path) -> None:
+    for name, count in (("transformer.vectors", ROUNDED), ("text_encoder", 7 * 3)):
+        found = optimised(narrow.path / f"{name}.cpu.onnx", tmp_path)
+        assert found["MatMulNBits"] == count
+        # The bits are flipped when the graph is loaded, not when it runs.
+        assert found["BitwiseXor"] == found["DequantizeLinear"] == 0
+
+
+def test_both_forms_read_the_same_bytes(narrow: ExportReport) -> None:
+    places = []
+    for form in ("onnx", "cpu.onnx"):
+        graph = ir.load(narrow.path / f"transformer.vectors.{form}").graph
+        places.append(
+            {
+                name: (value.const_value.offset, value.const_value.length)
+                for name, value in graph.initializers.items()
+                if isinstance(value.const_value, ir.ExternalTensor)
+                and name.endswith((".integers", ".scales"))
+            }
+        )
+    assert places[0] == places[1] and len(places[0]) == 2 * ROUNDED
+
+
+def test_which_layers_stay_wide(checkpoint: Path, narrow: ExportReport) -> None:
+    model = open_klein(find_checkpoint(str(checkpoint)))
+    part = model.transformer(find_precision("int4"))
+    layers = [name.removesuffix(".weight") for name in part.rounded] + [*part.kept]
+    assert part.kept == kept_layers(layers)
+    assert part.kept["last.to_q"] == "probe" and part.kept["x_embedder"] == "embedder"
+    [found] = [p for p in narrow.plan.parts if p.name == "transformer"]
+    numbers = sum(part.rules[name].shape[0] * part.rules[name].shape[1] for name in part.rounded)
+    # Rows of 48 and of 144 have blocks of 16, those of 192 of 32.
+    assert (
+        numbers * 4.5 / 8
+        < sum(rounding.nbytes(part.rules[name].shape) for name, rounding in part.rounded.items())
+        <= numbers * 5 / 8
+    )
+    assert (
+        found.write_bytes
+        == part.nbytes
+        < narrow.path.joinpath("transformer.weights").stat().st_size
+    )
+    kept = model.transformer(find_precision("int4", keep=["*.to_q"]))
+    assert kept.kept["transformer_blocks.0.attn.to_q"] == "asked for"
+    assert len(kept.rounded) == ROUNDED - 2
+
+
+def test_the_manifest_and_the_result_say_so(narrow: ExportReport) -> None:
+    manifest = Bundle.open(narrow.path).manifest
+    assert (manifest.precision.compute, manifest.precision.storage) == ("float16", "int4")
+    text = manifest.precision_of("text_encoder")
+    assert (text.storage, text.cpu) == ("int8", "float32")
+    result = Segmenter.from_bundle(narrow.path, provider="cpu").segment(IMAGE, "the red car")
+    assert result.precision == "float32"
+    checks = narrow.parity["transformer.vectors"]
+    assert {"features", "cpu features", "fp16 features"} <= set(checks)
+
+
+def test_engines_keep_the_bits(narrow: ExportReport) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    captures = ("vectors",)
+    report = build_engines(narrow.path, BuildOptions(gpus=("8.9", "12.0"), captures=captures))
+    answers = {
+        graph.graph: {check.question: check.answer for check in graph.checks}
+        for graph in report.graphs
+    }
+    assert answers["transformer.vectors"]["weights in 4 bits"] == "yes"
+    assert answers["text_encoder"]["weights in 8 bits"] == "yes"
+    assert report.precision == "fp16"
+    for weights in ("bound", "stripped"):
+        with pytest.raises(InputError, match="which go into the plan"):
+            build_engines(narrow.path, BuildOptions(gpus=("8.9",), weights=weights))
+
+
+def test_what_needs_floats_is_refused(narrow: ExportReport, tmp_path: Path) -> None:
+    bundle = Bundle.open(narrow.path)
+    with pytest.raises(InputError, match=r"stores its transformer in int4, .* --precision bf16"):
+        calibrate(bundle, [], CalibrationOptions())
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(InputError, match=r"in int4, expected one in 16 bits for FP8"):
+        build_engines(narrow.path, BuildOptions(gpus=("8.9",), precision="fp8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (ExportOptions(keep=["*.to_q"]), "no weights are rounded: add --precision"),
+        (ExportOptions(precision="int4", block_size=48), "block size is 48, expected one of 16"),
+        (ExportOptions(precision="int4", keep=["*.nowhere"]), r"'\*\.nowhere' fits none"),
+        (ExportOptions(precision="int4", keep=["*"]), "no layer of the transformer is left"),
+        (ExportOptions(text_precision="int2"), "text precision int2 is not known"),
+    ],
+)
+def test_options_that_cannot_be(
+    checkpoint: Path, tmp_path: Path, options: ExportOptions, why: str
+) -> None:
+    with pytest.raises(InputError, match=why):
+        export_bundle(str(checkpoint), tmp_path / "b", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_text_side_alone(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precision="bf16", text_precision="int4", parity="blocks")
+    report = export_bundle(str(checkpoint), tmp_path / "b", options)
+    manifest = json.loads((report.path / "manifest.json").read_text())
+    assert manifest["precision"] == {"compute": "bfloat16", "storage": "bfloat16"}
+    text = {"compute": "float16", "storage": "int4", "cpu": "float32"}
+    assert manifest["graphs"]["text_encoder"]["precision"] == text
+    assert "bf16, text side int4" in report.plan.table()
+    with pytest.raises(ProviderError, match="bfloat16"):
+        Segmenter.from_bundle(report.path, provider="cpu")
+
+
+@pytest.mark.slow
+def test_step1x_block_by_block(tmp_path: Path) -> None:
+    options = ExportOptions(precision="int4", text_precision="int4", parity="blocks")
+    report = export_bundle(str(make_step1x(tmp_path / "model", "1.0")), tmp_path / "b", options)
+    for name in ("transformer.vectors", "text_encoder", "vision_encoder"):
+        assert operators(ir.load(report.path / f"{name}.cpu.onnx"))["MatMulNBits"] > 5, name
+    graph = ir.load(report.path / "transformer.vectors.onnx").graph
+    wide = [name for name in graph.initializers if "connector" in name or ".norm.linear" in name]
+    assert len(wide) > 10 and not any(name.endswith(".integers") for name in wide)
+    result = Segmenter.from_bundle(report.path, provider="cpu").segment(IMAGE, "the red car")
+    assert result.mask.shape == IMAGE.shape[:2]

@@ -1,0 +1,58 @@
+"""Weights in blocks of few bits: what is stored stands for what is computed with."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from rism.export.quantisation.block_rounding import BlockRounding, fitting_block
+
+FORMS = [(bits, block) for bits in (4, 8) for block in (16, 32, 128)]
+
+
+def normal(rows: int, width: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("bits", "block"), FORMS)
+def test_the_bytes_are_those_of_onnx(bits: int, block: int) -> None:
+    rounding, weight = BlockRounding(bits, block), normal(6, 256)
+    integers, scales = rounding.quantise(weight)
+    raw = rounding.pack(integers).numpy().tobytes()
+    kind = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[bits]
+    read = np.frombuffer(raw, np.uint8)
+    if bits == 4:
+        read = np.stack([read & 15, read >> 4], -1)
+        assert (ir.Tensor(integers.numpy().astype(kind.numpy()), dtype=kind).tobytes()) == raw
+    signed = read.reshape(6, 256).astype(np.int16)
+    signed = np.where(signed >= 2 ** (bits - 1), signed - 2**bits, signed)
+    assert (signed == integers.numpy()).all()
+    assert len(raw) + 2 * scales.numel() == rounding.nbytes((6, 256))
+    wanted = signed * np.repeat(scales.numpy().astype(np.float32), block, axis=1)
+    assert (rounding.dequantise(integers, scales).numpy() == wanted).all()
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.086), (8, 0.0075)])
+def test_errors_are_below_those_of_plain_rounding(bits: int, most: float) -> None:
+    weight = normal(64, 1024)
+    error = (BlockRounding(bits, 32).round(weight) - weight).norm() / weight.norm()
+    assert most / 3 < error < most
+
+
+def test_rows_are_independent_of_each_other() -> None:
+    weight, rounding = normal(40, 4096), BlockRounding(4, 32)
+    parts = [rounding.round(rows) for rows in weight.split(7)]
+    assert torch.equal(torch.cat(parts), rounding.round(weight))
+
+
+def test_small_and_empty_blocks() -> None:
+    weight = normal(4, 64)
+    weight[0], weight[1] = 0, 1e-9
+    rounded = BlockRounding(4, 32).round(weight)
+    assert rounded.isfinite().all() and not rounded[:2].any()
+    assert (rounded[2:] - weight[2:]).norm() < 0.1 * weight[2:].norm()
+
+
+def test_blocks_that_fit() -> None:
+    assert [fitting_block(width, 32) for width in (3072, 48, 3420, 1176)] == [32, 16, None, None]
+    assert fitting_block(160, 128) == 32 and fitting_block(3072, 256) == 256
