@@ -99,9 +99,9 @@ def calibrate(
     """
     options = options or CalibrationOptions()
     stage = partial(_stage, progress or (lambda _name, _done, _total: None))
+    expect_float_weights(bundle)
     if not samples:
         raise InputError("there are no images to calibrate on, expected at least one")
-    expect_float_weights(bundle)
     layers = find_layers(open_transformer(bundle).model)
     names = [layer.name for layer in layers]
     always = kept_layers(names)

@@ -27,8 +27,8 @@ class BlockRounding:
     """How one weight is rounded.
 
     A number w of a block with scale s becomes q = round(w / s), from -2^(bits - 1) to
-    2^(bits - 1) - 1, and stands for q s. Scales may be negative: then the lowest integer, which has
-    no opposite, stands for the largest number.
+    2^(bits - 1) - 1, and stands for q s. Of 4 bits scales may be negative: then the lowest integer,
+    which has no opposite, stands for the largest number. TensorRT takes no such scales of 8 bits.
 
     Attributes:
         bits: 4 or 8.
@@ -85,10 +85,12 @@ class BlockRounding:
     def _piece(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Round blocks (M, block) in float32."""
         largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-        scales = (largest / self.lowest).half().float()
+        highest = -self.lowest - 1
+        scales = largest.abs() / highest if self.bits == 8 else largest / self.lowest
+        scales = scales.half().float()
         small = scales.abs() < _SMALLEST_SCALE
         scales = torch.where(small, _SMALLEST_SCALE, scales)
-        integers = (blocks / scales).round_().clamp_(self.lowest, -self.lowest - 1)
+        integers = (blocks / scales).round_().clamp_(self.lowest, highest)
         return integers.to(torch.int8), scales.half()
 
 
