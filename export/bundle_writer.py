@@ -32,7 +32,7 @@ from rism.export.parity.gate import Check, Checks, Gate
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import Precision
 from rism.export.progress import Progress
-from rism.export.spec import ModelSpec, OpenModel
+from rism.export.spec import OpenModel
 from rism.runtime.engines.malloc_trim import trim_malloc
 
 Value = TypeVar("Value")
