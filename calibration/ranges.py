@@ -12,7 +12,8 @@ import numpy.typing as npt
 from rism.calibration.blockwise_run import OnStep, StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.histogram import Histogram
-from rism.calibration.layers import OUTSIDE, Layer, find_layers, fingerprint, kept_layers, values
+from rism.calibration.kept_layers import OUTSIDE, kept_layers
+from rism.calibration.layers import Layer, find_layers, fingerprint, values
 from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import (
     OpenGraph,

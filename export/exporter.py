@@ -12,7 +12,7 @@ from threading import Event
 import numpy as np
 import numpy.typing as npt
 
-from rism.calibration.layers import kept_layers
+from rism.calibration.kept_layers import kept_layers
 from rism.export.bundle_writer import BundleWriter, Export, open_parts
 from rism.export.capture_blocks import choose_blocks, last_block
 from rism.export.checkpoint.locate import Checkpoint, content_digest

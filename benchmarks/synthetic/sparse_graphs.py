@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from benchmarks.synthetic.checkpoints import write_model
-from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.kept_layers import kept_layers
+from rism.calibration.layers import find_layers, fingerprint
 from rism.calibration.qdq import quantise
 from rism.calibration.scales import Scales
 from rism.export.exporter import open_model

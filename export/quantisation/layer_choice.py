@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rism.calibration.layers import keep_reason
+from rism.calibration.kept_layers import keep_reason
 from rism.export.quantisation.block_rounding import BlockRounding, fitting_block
 
 NO_BLOCK = "width"

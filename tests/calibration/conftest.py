@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from rism.calibration import Scales
-from rism.calibration.layers import find_layers, fingerprint, kept_layers
+from rism.calibration.kept_layers import kept_layers
+from rism.calibration.layers import find_layers, fingerprint
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 
 

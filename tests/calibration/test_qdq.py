@@ -9,7 +9,8 @@ import pytest
 
 from rism.calibration import Scales, quantise
 from rism.calibration.e4m3 import channel_scales, round_trip
-from rism.calibration.layers import Layer, find_layers, kept_layers
+from rism.calibration.kept_layers import kept_layers
+from rism.calibration.layers import Layer, find_layers
 from rism.calibration.open_graph import open_transformer
 from rism.runtime import InputError
 from rism.runtime.bundle.reader import Bundle

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from rism.calibration import CalibrationOptions, calibrate
-from rism.calibration.layers import kept_layers
+from rism.calibration.kept_layers import kept_layers
 from rism.export import ExportOptions, ExportReport, export_bundle
 from rism.export.engines import BuildOptions, build_engines
 from rism.export.families.find import find_checkpoint
