@@ -42,7 +42,7 @@ class ExportOptions:
             one; None for that of the transformer, with weights that are all floats.
         block_size: numbers of a row of a weight that share a scale, for "int8" and "int4".
         keep: patterns of layers that "int8" and "int4" leave in 16 bits, besides those that they
-            always do, such as "*.to_out.0".
+            always do, such as `*.to_out.0`.
         size_level: resize every image to about this many pixels squared, as the paper does;
             None for what the model's pipeline does.
         sizes: widths and heights of graphs of fixed size; empty for one graph of any size.
