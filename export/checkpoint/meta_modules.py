@@ -87,12 +87,16 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Size of the weights as the bundle stores them."""
-        return sum(
-            self.rounded[name].nbytes(tensor.shape)
+        return sum(self.stored_nbytes().values())
+
+    def stored_nbytes(self) -> dict[str, int]:
+        """Return the size of each weight as the bundle stores it."""
+        return {
+            name: self.rounded[name].nbytes(tensor.shape)
             if name in self.rounded
             else tensor.numel() * tensor.dtype.itemsize
             for name, tensor in self.tensors()
-        )
+        }
 
     @property
     def source_nbytes(self) -> int:

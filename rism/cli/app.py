@@ -12,6 +12,7 @@ _COMMANDS = {
     "run": "run",
     "inspect": "inspect",
     "doctor": "doctor",
+    "plan": "plan",
     "export": "export",
     "build": "build",
     "calibrate": "calibrate",

@@ -13,7 +13,7 @@ from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines import nvidia_driver
 from rism.runtime.engines.onnx_graph import OnnxGraph, OnnxWeight, read_graph
-from rism.runtime.engines.stages import largest_block
+from rism.runtime.engines.stages import Size, largest_block
 from rism.runtime.errors import InputError, one_line
 
 AUTO = "auto"
@@ -22,9 +22,9 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.ASCII | re.IGN
 # Of "auto" some is left to others, and to what an estimate misses.
 _SHARE_OF_FREE = 0.9
 # Libraries that are loaded with the first graph, an image and its mask.
-_BASE_BYTES = 96 * 2**20
+CPU_BASE_BYTES = 96 * 2**20
 # CUDA's context and its libraries' kernels.
-_GPU_BASE_BYTES = 512 * 2**20
+GPU_BASE_BYTES = 512 * 2**20
 
 
 def parse_memory(text: str | int) -> int | None:
@@ -120,15 +120,27 @@ def held_on_cpu(weight: OnnxWeight) -> int:
     """Return the bytes of a weight in a session of onnxruntime on the CPU; measured, rounded up.
 
     Products of float32 keep one packed copy. What is stored in 16 bits is widened. Of what is
-    dequantised the library keeps three copies.
+    dequantised the library keeps three copies, of the bytes of `MatMulNBits` half a copy more.
     """
-    factor = 3.0 if weight.quantised else 2.2 if weight.is_half else 1.1
+    factor = 3.0 if weight.quantised else 2.2 if weight.is_half else 1.5 if weight.is_bytes else 1.1
     return int(factor * weight.nbytes)
 
 
 def held_on_gpu(weight: OnnxWeight) -> int:
-    """Return the bytes of a weight in a session of onnxruntime, or an engine, on a GPU."""
+    """Return the bytes of a weight in a session of onnxruntime on a GPU."""
     return weight.nbytes
+
+
+def _held_wide_on_gpu(weight: OnnxWeight) -> int:
+    """Likewise, of a graph in float32: it widens what is stored in 16 bits."""
+    return (2 if weight.is_half else 1) * weight.nbytes
+
+
+def held_by(manifest: Manifest, *, on_gpu: bool) -> Size:
+    """Return what says how many bytes a weight of a bundle takes on a device."""
+    if not on_gpu:
+        return held_on_cpu
+    return _held_wide_on_gpu if manifest.precision.compute == "float32" else held_on_gpu
 
 
 def parts_of(
@@ -139,7 +151,8 @@ def parts_of(
     Raises:
         BundleError: a graph cannot be read.
     """
-    manifest, size = bundle.manifest, held_on_gpu if on_gpu else held_on_cpu
+    manifest = bundle.manifest
+    size = held_by(manifest, on_gpu=on_gpu)
     for key, name in manifest.graphs_of(capture).items():
         spec = manifest.graphs[name]
         file = spec.file if on_gpu or spec.cpu is None else spec.cpu
@@ -148,30 +161,70 @@ def parts_of(
         # Convolutions have other layouts inside than at a cut, and round otherwise.
         cuttable = not key.startswith("vae_encoder")
         block = largest_block(graph, size) if cuttable else None
-        yield PartMemory(key, weights, _activation(manifest, key), block), graph
+        kind, _, sides = key.partition("@")
+        width, _, height = sides.partition("x")
+        sizes = RunSizes.of(manifest, size_wh=(int(width), int(height)) if sides else None)
+        yield PartMemory(key, weights, sizes.activation(kind, on_gpu=on_gpu), block), graph
 
 
-def _activation(manifest: Manifest, key: str) -> int:
-    """Return an upper estimate of what a run of one expression holds beside the weights."""
-    kind, _, size = key.partition("@")
-    rules, prompt = manifest.geometry, manifest.prompt
-    tokens = manifest.noise.shape[0]
-    if size:
-        width, height = (int(side) for side in size.split("x"))
-        tokens = (width // rules.token_px) * (height // rules.token_px)
-    wide = 2 if manifest.precision.compute == "bfloat16" else 4
-    if kind == "transformer":
-        # Of a block: the stream, queries, keys and values, and an MLP four times as wide.
-        return 16 * (prompt.max_length + 2 * tokens) * manifest.method.feature_dim * wide
-    if kind == "vae_encoder":
-        # The first level has the image's size and about 128 channels; four such maps.
-        return 4 * 128 * wide * tokens * rules.token_px**2
-    if kind == "vision_encoder" and prompt.vision is not None:
-        patches = prompt.vision.max_pixels // prompt.vision.patch_px**2
-        return 192 * patches**2 + 2**16 * patches
-    width_of = manifest.graphs["text_encoder"].outputs["prompt_embeds"].shape[-1]
-    channels = width_of if isinstance(width_of, int) else 4096
-    return 20 * (prompt.max_length + prompt.drop) * channels * wide
+@dataclass(frozen=True)
+class RunSizes:
+    """Sizes that decide what a run holds beside the weights; at most, of one expression.
+
+    Attributes:
+        tokens: N_v.
+        token_px: side of a token in pixels.
+        prompt: N_p.
+        dropped: tokens that only the text encoder sees.
+        width: D of the transformer.
+        text_width: of the prompt's embeddings.
+        patches: of the vision encoder; 0 without one.
+        nbytes: of a number.
+    """
+
+    tokens: int
+    token_px: int
+    prompt: int
+    dropped: int
+    width: int
+    text_width: int
+    patches: int
+    nbytes: int = 4
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, size_wh: tuple[int, int] | None = None) -> "RunSizes":
+        """Return those of a bundle, or of one of its fixed sizes."""
+        rules, prompt = manifest.geometry, manifest.prompt
+        tokens = manifest.noise.shape[0]
+        if size_wh is not None:
+            tokens = (size_wh[0] // rules.token_px) * (size_wh[1] // rules.token_px)
+        width = manifest.graphs["text_encoder"].outputs["prompt_embeds"].shape[-1]
+        vision = prompt.vision
+        return cls(
+            tokens=tokens,
+            token_px=rules.token_px,
+            prompt=prompt.max_length,
+            dropped=prompt.drop,
+            width=manifest.method.feature_dim,
+            text_width=width if isinstance(width, int) else 4096,
+            patches=0 if vision is None else vision.max_pixels // vision.patch_px**2,
+            nbytes=2 if manifest.precision.compute == "bfloat16" else 4,
+        )
+
+    def activation(self, graph: str, *, on_gpu: bool) -> int:
+        """Return an upper estimate of what a run of a graph holds beside its weights, in bytes."""
+        if graph == "transformer":
+            # Of a block: the stream, queries, keys and values, and an MLP four times as wide.
+            count = self.prompt + 2 * self.tokens
+            inner = 16 * count * self.width * self.nbytes
+            # On a CPU attention stores the scores of each head, of 128 channels as a rule.
+            return inner if on_gpu else inner + 5 * (self.width // 128 + 1) * count**2
+        if graph == "vae_encoder":
+            # The first level has the image's size and about 128 channels; five such maps.
+            return 5 * 128 * self.nbytes * self.tokens * self.token_px**2
+        if graph == "vision_encoder":
+            return 192 * self.patches**2 + 2**16 * self.patches
+        return 20 * (self.prompt + self.dropped) * self.text_width * self.nbytes
 
 
 def choose_residency(
@@ -208,9 +261,21 @@ def choose_residency(
     return Residency("stages" if stages else "turns", peak, every, stages, 1)
 
 
+def least_of_each_kind(parts: Sequence[PartMemory], *, base: int = 0) -> dict[str, tuple[int, int]]:
+    """Return the least peak, and the bytes moved for each image, by kind of residency."""
+    every = sum(part.weights for part in parts)
+    least = [part.weights if part.block is None else part.block for part in parts]
+    runs = zip(parts, least, strict=True)
+    return {
+        "resident": (base + every + max(part.activation for part in parts), 0),
+        "turns": (base + max(part.weights + part.activation for part in parts), every),
+        "stages": (base + max(part.activation + block for part, block in runs), every),
+    }
+
+
 def gib(nbytes: int) -> str:
     """Write bytes as messages do."""
-    return f"{nbytes / 2**30:.2f} GiB"
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def expected_budget(memory: str | int, *, gpu: int | None) -> tuple[int, int]:
@@ -224,10 +289,10 @@ def expected_budget(memory: str | int, *, gpu: int | None) -> tuple[int, int]:
     """
     asked = parse_memory(memory)
     if gpu is not None:
-        taken, free, base = 0, nvidia_driver.free_memory(gpu), _GPU_BASE_BYTES
+        taken, free, base = 0, nvidia_driver.free_memory(gpu), GPU_BASE_BYTES
         where = f"GPU {gpu}"
     else:
-        taken, base, where = _taken(), _taken() + _BASE_BYTES, "this process"
+        taken, base, where = _taken(), _taken() + CPU_BASE_BYTES, "this process"
         found = free_memory()
         if found is None and asked is None:
             raise InputError(

@@ -20,6 +20,7 @@ _BITS = {
     17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8,
 }  # fmt: skip
 _SIXTEEN_BIT_FLOATS = (10, 16)  # float16, bfloat16
+_UINT8 = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,11 @@ class OnnxWeight:
     def is_half(self) -> bool:
         """Whether it is float16 or bfloat16."""
         return self.dtype in _SIXTEEN_BIT_FLOATS
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether it is uint8, as packed integers are."""
+        return self.dtype == _UINT8
 
 
 @dataclass(frozen=True, eq=False)

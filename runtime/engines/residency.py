@@ -18,8 +18,7 @@ from rism.runtime.engines.memory import (
     choose_residency,
     expected_budget,
     gib,
-    held_on_cpu,
-    held_on_gpu,
+    held_by,
     parts_of,
 )
 from rism.runtime.engines.onnx_graph import OnnxGraph
@@ -85,7 +84,7 @@ def within(
         weights = part.weights
         if part.key in chosen.stages:
             most, ahead = chosen.stages[part.key]
-            stages = cut(graphs[part.key], most, held_on_gpu if on_gpu else held_on_cpu)
+            stages = cut(graphs[part.key], most, held_by(bundle.manifest, on_gpu=on_gpu))
             weights = most * (1 + ahead)
             load = partial(
                 _staged, bundle, capture, part.key, stages, provider, device, threads, ahead

@@ -23,6 +23,13 @@ from rism.runtime.errors import BundleError, ProviderError, listed, one_line
 # A numbered part of the model, by the names of its weights: "dit.transformer_blocks.3".
 _BLOCK = re.compile(r"[\w.]*?\.\d+(?=\.)")
 
+
+def block_of(name: str) -> str | None:
+    """Return the numbered part that a weight belongs to, by its name."""
+    match = _BLOCK.match(name)
+    return None if match is None else match[0]
+
+
 Size = Callable[[OnnxWeight], int]
 """Bytes that a weight takes where it runs."""
 
@@ -91,7 +98,7 @@ class _Blocks:
         seen: set[str] = set()
         last, found = 0, []
         for at, names in enumerate(self._weights):
-            blocks = [match[0] for name in names if (match := _BLOCK.match(name))]
+            blocks = [block for name in names if (block := block_of(name)) is not None]
             if not names:
                 continue
             if blocks and not seen.issuperset(blocks):

@@ -95,7 +95,8 @@ def doctor(flags: DoctorFlags, console: Console) -> None:
             json.dumps(_record(driver, probes, bundle, trials, flags.device), indent=2) + "\n"
         )
     else:
-        write_stdout("\n".join([*_bundle(bundle, flags.device), *_verdicts(bundle, trials)]) + "\n")
+        lines = [*_bundle(bundle, flags.device), *_memory(bundle, driver, flags.device)]
+        write_stdout("\n".join([*lines, *_verdicts(bundle, trials)]) + "\n")
     _judge(probes, asked, trials)
 
 
@@ -217,6 +218,20 @@ def _bundle(bundle: Bundle, device: int) -> Iterator[str]:
             f"{', '.join(variant.compute_capabilities)}, {len(variant.graphs)} graphs: "
             f"{_misfit_here(bundle, variant.name, device) or 'fits here'}"
         )
+
+
+def _memory(bundle: Bundle, driver: Driver | str, device: int) -> Iterator[str]:
+    """Say what of the bundle fits this machine."""
+    from rism.runtime.diagnostics.memory_plan import bundle_forms
+    from rism.runtime.engines.memory import free_memory, gib
+
+    gpus = () if isinstance(driver, str) else driver.gpus
+    gpu = next((each.memory for each in gpus if each.number == device), None)
+    for form in bundle_forms(bundle):
+        there = gpu if form.on_gpu else free_memory()
+        if there is not None:
+            has = f"GPU {device} has {gib(there)}" if form.on_gpu else f"free are {gib(there)}"
+            yield f"memory       {form.name} on a {form.where}: {form.fits(there)}, {has}"
 
 
 def _verdicts(bundle: Bundle, trials: list[_Trial]) -> Iterator[str]:

@@ -106,13 +106,13 @@ def test_stages_give_the_same_bits(
 ) -> None:
     deepen(tiny_bundle, blocks=6, width=128, kind=kind)
     monkeypatch.setattr(memory, "_taken", lambda: 0)
-    monkeypatch.setattr(memory, "_BASE_BYTES", 0)
+    monkeypatch.setattr(memory, "CPU_BASE_BYTES", 0)
     parts = [part for part, _ in parts_of(Bundle.open(tiny_bundle), "vectors", on_gpu=False)]
     dit = parts[-1]
     assert dit.block is not None
     assert dit.weights / 7 < dit.block < dit.weights / 5
     activation = max(part.activation for part in parts)
-    monkeypatch.setattr(memory, "_activation", lambda *_: activation)
+    monkeypatch.setattr(memory.RunSizes, "activation", lambda *_, **__: activation)
     whole = Segmenter.from_bundle(tiny_bundle, provider="cpu")
     wanted = whole.segment(colours, "red")
     for nbytes, stages in ((activation + dit.block, 6), (activation + 5 * dit.block, 3)):
@@ -129,7 +129,7 @@ def test_one_leaves_before_the_next_comes(
     tiny_bundle: Path, colours: np.ndarray, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_taken", lambda: 0)
-    monkeypatch.setattr(memory, "_BASE_BYTES", 0)
+    monkeypatch.setattr(memory, "CPU_BASE_BYTES", 0)
     parts = [part for part, _ in parts_of(Bundle.open(tiny_bundle), "vectors", on_gpu=False)]
     least = max(part.weights + part.activation for part in parts)
     assert sum(part.weights for part in parts) + max(p.activation for p in parts) > least
