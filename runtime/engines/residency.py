@@ -25,7 +25,7 @@ from rism.runtime.engines.onnx_graph import OnnxGraph
 from rism.runtime.engines.onnxruntime import OnnxRuntime
 from rism.runtime.engines.onnxruntime_session import open_session
 from rism.runtime.engines.providers import find_provider
-from rism.runtime.engines.stages import Stage, StagedEngine, cut
+from rism.runtime.engines.stages import GraphStage, StagedEngine, cut
 
 _WORDS = {
     "resident": "all graphs stay loaded",
@@ -112,7 +112,7 @@ def _staged(
     bundle: Bundle,
     capture: str,
     key: str,
-    stages: Sequence[Stage],
+    stages: Sequence[GraphStage],
     provider: str,
     device: int,
     threads: int | None,

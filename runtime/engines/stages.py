@@ -35,7 +35,7 @@ Size = Callable[[OnnxWeight], int]
 
 
 @dataclass(frozen=True)
-class Stage:
+class GraphStage:
     """One piece of a graph: a model in ONNX's form, the names of its inputs and outputs, bytes.
 
     `done` are the values that no later stage takes.
@@ -135,7 +135,7 @@ def largest_block(graph: OnnxGraph, size: Size) -> int:
     return max((blocks.nbytes(run) for run in blocks.runs), default=0)
 
 
-def cut(graph: OnnxGraph, most: int, size: Size) -> list[Stage]:
+def cut(graph: OnnxGraph, most: int, size: Size) -> list[GraphStage]:
     """Cut a graph into as few stages as hold at most so many bytes of weights each.
 
     Raises:
@@ -154,7 +154,7 @@ def cut(graph: OnnxGraph, most: int, size: Size) -> list[Stage]:
     return _stages(blocks, groups)
 
 
-def _stages(blocks: _Blocks, groups: Sequence[range]) -> list[Stage]:
+def _stages(blocks: _Blocks, groups: Sequence[range]) -> list[GraphStage]:
     graph, own = blocks.graph, [blocks.nodes[each.start : each.stop] for each in groups]
     first = {name: at for at, nodes in enumerate(own) for node in nodes for name in node.outputs}
     first |= dict.fromkeys(graph.inputs, -1)
@@ -169,7 +169,7 @@ def _stages(blocks: _Blocks, groups: Sequence[range]) -> list[Stage]:
         run = groups[at]
         model = graph.part([*blocks.constants(run), *nodes], [*taken], given)
         done = tuple(name for name in taken if last[name] == at)
-        stages.append(Stage(model, tuple(taken), tuple(given), done, blocks.nbytes(run)))
+        stages.append(GraphStage(model, tuple(taken), tuple(given), done, blocks.nbytes(run)))
     return stages
 
 
@@ -182,7 +182,7 @@ class StagedEngine:
     def __init__(
         self,
         spec: GraphSpec,
-        stages: Sequence[Stage],
+        stages: Sequence[GraphStage],
         open_stage: Callable[[bytes], Any],
         *,
         provider: str,
@@ -235,7 +235,7 @@ class StagedEngine:
             for logical, spec in self._spec.outputs.items()
         }
 
-    def _run_stage(self, session: Any, stage: Stage, values: dict[str, Any]) -> None:
+    def _run_stage(self, session: Any, stage: GraphStage, values: dict[str, Any]) -> None:
         """Run one stage and keep what it gives; what nobody needs any more goes."""
         given = {name: values[name] for name in stage.inputs}
         try:
