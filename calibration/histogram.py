@@ -39,17 +39,22 @@ class Histogram:
         largest: the largest magnitude, exactly.
         count: how many values there were.
         unsound: how many of them were infinite or not a number; they are in no bin.
+        squares: the sum of squares at each place of the last axis, (K,); empty before the first.
     """
 
     largest: float = 0.0
     count: int = 0
     unsound: int = 0
+    squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     # Only bins that are used: a large model has hundreds of tensors.
     _used: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def add(self, values: npt.NDArray[Any]) -> None:
-        """Count the values of an array of any shape and float type."""
+        """Count the values of an array (..., K) of any float type; K is the same for all."""
+        rows = values.reshape(-1, values.shape[-1] if values.ndim else 1).astype(np.float32)
+        squares = np.einsum("nk,nk->k", rows, rows, dtype=np.float64)
+        self.squares = squares if self.squares.size == 0 else self.squares + squares
         flat = values.reshape(-1)
         bins = np.zeros(_BINS, np.int64)
         bins[self._used] = self._counts

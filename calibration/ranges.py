@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rism.calibration.activation_power import Power
 from rism.calibration.blockwise_run import OnStep, StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.histogram import Histogram
@@ -126,7 +127,7 @@ def calibrate(
             masks = {each: _agreement(wanted, run.masks(each)) for each in options.candidates}
             percentile = max(masks, key=lambda each: masks[each].mean_iou)
         scales = run.scales(percentile)
-        return CalibrationReport(scales, [*run.report(scales)], masks)
+        return CalibrationReport(scales, [*run.report(scales)], masks, run.power())
 
 
 def _stage(progress: CalibrationProgress, name: str) -> OnStep:
@@ -190,6 +191,13 @@ class _Run:
             quantise(graph.model, self.scales(percentile), casts=True)
             masks |= self._stream(graph, numbers, {}, on_step, wanted=True)
         return masks
+
+    def power(self) -> dict[str, Power]:
+        """Return mean squares of the activations of each layer, (in,) float32."""
+        return {
+            name: (each.squares * len(each.squares) / max(each.count, 1)).astype(np.float32)
+            for name, each in self.histograms.items()
+        }
 
     def scales(self, percentile: float) -> Scales:
         """Return the scales at a percentile."""

@@ -4,10 +4,11 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rism.calibration.activation_power import Power
 from rism.calibration.scales import Scales
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.distribution import install_hint
@@ -60,11 +61,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """The scales, every layer, and the agreement of masks by percentile where it was measured."""
+    """The scales, every layer, and the agreement of masks by percentile where it was measured.
+
+    `power` are mean squares of the activations of the layers that have a scale, (in,) float32.
+    """
 
     scales: Scales
     layers: Sequence[LayerReport]
     masks: Mapping[float, MaskAgreement]
+    power: Mapping[str, Power] = field(default_factory=dict)
 
     @property
     def chosen(self) -> MaskAgreement | None:

@@ -32,6 +32,7 @@ from rism.export.parity.gate import Check, Checks, Gate
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.precision import Precision
 from rism.export.progress import Progress
+from rism.export.quantisation.layer_report import RoundedLayer, layer_report
 from rism.export.spec import OpenModel
 from rism.runtime.engines.malloc_trim import trim_malloc
 
@@ -125,6 +126,7 @@ class BundleWriter:
         self.export, self.work, self.noise, self.progress = export, work, noise, progress
         self.graphs: dict[str, str] = {}
         self.weights: dict[str, dict[str, Any]] = {}
+        self.rounded: list[RoundedLayer] = []
         self.parity: Checks = {}
         lean = export.plan.parity == "blocks"
         self.models = list(export.model.samples_of_blocks()) if lean else [export.model]
@@ -321,4 +323,5 @@ class BundleWriter:
     def _done(self, name: str, file: WeightFile) -> None:
         for path in self.work.glob("sample.*"):
             path.unlink()
+        self.rounded += layer_report(self.export.parts[name], file.rounding_errors)
         self.weights[f"{name}.weights"] = {"sha256": file.sha256, "size": file.size}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,17 +11,19 @@ from threading import Event
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from rism.calibration.activation_power import load_power
 from rism.calibration.kept_layers import kept_layers
 from rism.export.bundle_writer import BundleWriter, Export, open_parts
 from rism.export.capture_blocks import choose_blocks, last_block
 from rism.export.checkpoint.locate import Checkpoint, content_digest
 from rism.export.checkpoint.meta_modules import Part
+from rism.export.checkpoint.safetensors_store import StoredTensor
 from rism.export.families.find import family_of, find_checkpoint
 from rism.export.manifest_writer import write_manifest
 from rism.export.options import ExportOptions, ExportReport
 from rism.export.output_folder import atomic_folder, check_output
-from rism.export.parity.gate import Checks
 from rism.export.parity.test_vectors import store_vectors
 from rism.export.plan.checkpoint_plan import ExportPlan, make_plan
 from rism.export.precision import Precision, find_precision
@@ -29,7 +31,7 @@ from rism.export.progress import Progress
 from rism.export.quantisation.block_rounding import BITS
 from rism.export.spec import ModelSpec, OpenModel
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.errors import InputError
+from rism.runtime.errors import InputError, one_line
 
 _NOISE_SEED = 0
 
@@ -78,7 +80,7 @@ def export_bundle(
         export = _open(model, output, options, weights=True)
     try:
         with atomic_folder(output) as work:
-            parity = _write(export, work, progress)
+            writer = _write(export, work, progress)
             if export.plan.parity == "full":
                 progress.stage("make test vectors")
                 store_vectors(work)
@@ -86,7 +88,7 @@ def export_bundle(
     finally:
         progress.close()
     size = sum(path.stat().st_size for path in output.iterdir())
-    return ExportReport(output, size, parity, export.plan)
+    return ExportReport(output, size, writer.parity, export.plan, writer.rounded)
 
 
 def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) -> Export:
@@ -108,6 +110,9 @@ def _open(model: str, output: Path, options: ExportOptions, *, weights: bool) ->
     precision, text = _precisions(opened, options)
     parts = open_parts(opened, precision, text)
     _check_rounded(parts, options)
+    if options.activations is not None:
+        precision = _weighed(precision, parts["transformer"], options.activations)
+        parts["transformer"] = opened.transformer(precision)
     plan = make_plan(opened, parts, checkpoint, (precision, text), options, output)
     return Export(checkpoint, opened, options, precision, text, parts, plan)
 
@@ -138,6 +143,27 @@ def _check_rounded(parts: Mapping[str, Part], options: ExportOptions) -> None:
                 f"no layer of the {part.replace('_', ' ')} is left to be rounded to {name}: "
                 "expected fewer --keep, or rows that a block of 16 divides"
             )
+
+
+def _weighed(precision: Precision, part: Part, file: Path) -> Precision:
+    """Weigh the rounding of a transformer's weights by activations that were measured.
+
+    Raises:
+        InputError: the file is none, or of another model.
+    """
+    assert precision.weights is not None, "checked with the options"
+    power, found = load_power(file), dict[Hashable, torch.Tensor]()
+    for weight in part.rounded:
+        own, rule = power.get(weight.removesuffix(".weight")), part.rules[weight]
+        if own is None or own.shape != tuple(rule.shape[1:]) or not isinstance(rule, StoredTensor):
+            raise InputError(
+                f"{one_line(file.name, limit=60)} has no activations (in,) for "
+                f"'{weight.removesuffix('.weight')}', expected them for each layer that is "
+                "rounded: rism calibrate --activations on a bundle of this model in floats"
+            )
+        # Channels that were never seen count a little.
+        found[rule] = torch.from_numpy(own + max(float(own.mean()), 1e-30) * 1e-3)
+    return replace(precision, weights=replace(precision.weights, power=found))
 
 
 def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:
@@ -186,7 +212,7 @@ def fixed_noise(spec: ModelSpec) -> npt.NDArray[np.float32]:
     )
 
 
-def _write(export: Export, work: Path, progress: Progress) -> Checks:
+def _write(export: Export, work: Path, progress: Progress) -> BundleWriter:
     """Write the whole bundle into `work`, each graph compared with PyTorch."""
     spec = export.model.spec
     (work / spec.prompt.tokenizer).write_text(export.model.tokenizer_json, encoding="utf-8")
@@ -205,7 +231,7 @@ def _write(export: Export, work: Path, progress: Progress) -> Checks:
         writer.transformer()
         found = revision()
     write_manifest(writer, found)
-    return writer.parity
+    return writer
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rism.export.names import (
 from rism.export.parity.gate import Checks
 from rism.export.plan.checkpoint_plan import ExportPlan
 from rism.export.quantisation.block_rounding import BITS, BLOCKS, DEFAULT_BLOCK
+from rism.export.quantisation.layer_report import RoundedLayer
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import CAPTURES
 
@@ -41,6 +42,8 @@ class ExportOptions:
         text_precision: likewise of the text encoder, and of the vision encoder where there is
             one; None for that of the transformer, with weights that are all floats.
         block_size: numbers of a row of a weight that share a scale, for "int8" and "int4".
+        activations: a file of `rism calibrate --activations`, by which the rounding of the
+            transformer's weights is weighed; None for weights that count the same.
         keep: patterns of layers that "int8" and "int4" leave in 16 bits, besides those that they
             always do, such as `*.to_out.0`.
         size_level: resize every image to about this many pixels squared, as the paper does;
@@ -64,6 +67,7 @@ class ExportOptions:
     precision: str | None = None
     text_precision: str | None = None
     block_size: int = DEFAULT_BLOCK
+    activations: Path | None = None
     keep: Sequence[str] = ()
     size_level: int | None = None
     sizes: Sequence[tuple[int, int]] = field(default=())
@@ -108,6 +112,11 @@ class ExportOptions:
             raise InputError(
                 f"block size is {self.block_size}, expected one of {', '.join(map(str, BLOCKS))}"
             )
+        if self.activations is not None and self.precision not in BITS:
+            raise InputError(
+                "activations were given and no weights of the transformer are rounded: add "
+                "--precision int8 or int4"
+            )
         if self.keep and not {self.precision, self.text_precision} & set(BITS):
             raise InputError(
                 "layers to keep were given and no weights are rounded: add --precision or "
@@ -135,12 +144,14 @@ class ExportReport:
         size_bytes: of all its files together.
         parity: the largest error of each output of each graph.
         plan: the plan of the export.
+        rounded: layers of parts with weights in few bits, and their errors.
     """
 
     path: Path
     size_bytes: int
     parity: Checks
     plan: ExportPlan
+    rounded: Sequence[RoundedLayer] = ()
 
     def parity_table(self) -> str:
         """Return one line for each graph output: its error and the limit."""

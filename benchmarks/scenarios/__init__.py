@@ -116,6 +116,12 @@ KINDS: dict[str, Kind] = {
         {"precisions": ["fp32"], "rules": ["max"], "scenes": 100, "samples": 32},
         packages=("onnx-ir",),
     ),
+    "few_bits_masks": Kind(
+        "mean IoU of masks with weights in few bits with those in float32",
+        "few_bits",
+        {"precisions": ["int8", "int4"], "scenes": 100, "samples": 32},
+        packages=(*_TORCH, *_ONNX),
+    ),
     "engines": Kind(
         "building engines of TensorRT for RTX",
         "engines",

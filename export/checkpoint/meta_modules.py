@@ -127,7 +127,7 @@ def cast_part(
         precision: what it computes in.
         into_stream: layers whose result is added to the residual stream, by the ends of names.
     """
-    rounded, kept = precision.weights.of(module) if precision.weights else ({}, {})
+    rounded, kept = precision.weights.of(module, rules) if precision.weights else ({}, {})
     apply_precision(
         module,
         precision,

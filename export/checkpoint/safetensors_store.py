@@ -242,6 +242,38 @@ def open_folder(folder: Path) -> TensorStore:
     return TensorStore(folder.name, tensors)
 
 
+# Ends of names of tensors that tools for weights in few bits add, and what they made.
+_QUANTISED = {
+    ".absmax": "bitsandbytes",
+    ".quant_state": "bitsandbytes",
+    ".quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".weight_scale": "FP8 with scales",
+    ".scale_weight": "FP8 with scales",
+    "scaled_fp8": "FP8 with scales",
+    ".weight_scale_inv": "FP8 with scales",
+    ".comfy_quant": "FP8 with scales",
+    ".qweight": "GPTQ or AWQ",
+    ".wscales": "SVDQuant",
+}
+
+
+def _refuse_quantised(file: Path, names: Iterable[str]) -> None:
+    """Refuse weights that mean nothing without the scales beside them.
+
+    Raises:
+        CheckpointError: They are such.
+    """
+    for name in names:
+        for ending, tool in _QUANTISED.items():
+            if name.endswith(ending) or f"{ending}." in name:
+                raise CheckpointError(
+                    f"{file.name} holds weights in few bits ({tool}: {one_line(name, limit=80)}), "
+                    "expected floats: give the BF16 or FP16 release of this model, and --precision "
+                    "int8 or int4"
+                )
+
+
 def read_headers(file: Path) -> dict[str, StoredTensor]:
     """Names, shapes and dtypes of one safetensors file; the library checks the file's length.
 
@@ -263,6 +295,7 @@ def read_headers(file: Path) -> dict[str, StoredTensor]:
         for key in opened.keys():  # noqa: SIM118 - not a mapping
             view: Any = opened.get_slice(key)
             found[key] = (tuple(view.get_shape()), str(view.get_dtype()))
+    _refuse_quantised(file, found)
     unknown = sorted({dtype for _, dtype in found.values()} - set(DTYPES))
     if unknown:
         raise CheckpointError(

@@ -58,6 +58,12 @@ def find_checkpoint(
         return Checkpoint(folder, source, "", _lone_file(folder))
     if folder.suffix == ".safetensors" and folder.is_file():
         return Checkpoint(folder.parent, "file", "", folder)
+    if model.lower().endswith(".gguf"):
+        raise CheckpointError(
+            f"{one_line(Path(model).name, limit=80)} is GGUF, weights in few bits, expected "
+            "safetensors in floats: give the BF16 or FP16 release of this model, and --precision "
+            "int8 or int4"
+        )
     hub_id = published[model].repository if model in published else model
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
         known = ", ".join([*BUILT_IN, *published])

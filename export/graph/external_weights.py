@@ -46,10 +46,15 @@ class WeightFile:
     Args:
         path: a file that does not exist yet.
         on_bytes: told how many bytes were written, after each piece.
+
+    Attributes:
+        rounding_errors: of weights that were rounded to few bits, by name: the root mean square
+            of the error over that of the weight.
     """
 
     def __init__(self, path: Path, on_bytes: OnBytes | None = None) -> None:
         self.path, self.size = path, 0
+        self.rounding_errors: dict[str, float] = {}
         self._given_back = 0
         self._on_bytes = on_bytes or (lambda _count: None)
         self._hash = hashlib.sha256()
@@ -178,6 +183,7 @@ def _store_rounded(
         Where integers and scales begin, and their bytes.
     """
     source, scales = rule if isinstance(rule, StoredTensor) else name, list[torch.Tensor]()
+    squares = [0.0, 0.0]
 
     def integers() -> Iterator[torch.Tensor]:
         for rows in rule.chunks() if isinstance(rule, StoredTensor) else [rule]:
@@ -190,7 +196,10 @@ def _store_rounded(
             if own.isinf().any():
                 raise _too_large(name, rows)
             scales.append(own)
+            squares[0] += float((rounding.dequantise(found, own) - rows.float()).square().sum())
+            squares[1] += float(rows.float().square().sum())
             yield rounding.pack(found)
+        file.rounding_errors[name] = math.sqrt(squares[0] / max(squares[1], 1e-30))
 
     sizes = {
         INTEGERS: math.prod(rule.shape) * rounding.bits // 8,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from rism.calibration.kept_layers import keep_reason
@@ -22,14 +23,23 @@ class WeightChoice:
         bits: 4 or 8.
         block: numbers with one scale; rows that it does not divide get smaller ones.
         keep: patterns of names of layers, in which * stands for anything.
+        power: mean squares of what weights are multiplied with, (in,) float32, by where the
+            weights are: models of a few blocks number their layers otherwise.
     """
 
     bits: int
     block: int
     keep: tuple[str, ...] = ()
+    power: Mapping[Hashable, torch.Tensor] = field(default_factory=dict, compare=False)
 
-    def of(self, module: nn.Module) -> tuple[dict[str, BlockRounding], dict[str, str]]:
+    def of(
+        self, module: nn.Module, rules: Mapping[str, Hashable]
+    ) -> tuple[dict[str, BlockRounding], dict[str, str]]:
         """Choose among a module's linear layers, by their names in it.
+
+        Args:
+            module: without weights.
+            rules: where the values of its parameters are.
 
         Returns:
             How the weights of some are rounded, and why those of the others are not.
@@ -40,7 +50,8 @@ class WeightChoice:
             block = fitting_block(layer.in_features, self.block)
             reason = keep_reason(name, self.keep)
             if reason is None and block is not None:
-                rounded[name] = BlockRounding(self.bits, block)
+                power = self.power.get(rules[f"{name}.weight"])
+                rounded[name] = BlockRounding(self.bits, block, power)
             else:
                 kept[name] = reason or NO_BLOCK
         return rounded, kept

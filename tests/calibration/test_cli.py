@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from rism.calibration import load_scales
+from rism.calibration.activation_power import load_power
 from rism.calibration.samples import read_expressions
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 from rism.runtime.bundle.update import update_bundle
@@ -39,7 +40,8 @@ def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_pat
     entries = [{"image": "street.png", "expression": "the green van", "truth": "ignored"}]
     asked.write_text(json.dumps(entries))
     report, plot = tmp_path / "report.json", tmp_path / "report.svg"
-    written = ("--report", report, "--plot", plot)
+    power = tmp_path / "activations.npz"
+    written = ("--report", report, "--plot", plot, "--activations", power)
     output = run(own_mini, "--images", pictures, "--expressions", asked, *written)
     assert "34 layers in FP8, 4 kept, rule max (percentile 100), 1 samples" in output
     opened = Bundle.open(own_mini)
@@ -49,6 +51,11 @@ def test_scales_are_stored_in_the_bundle(own_mini: Path, pictures: Path, tmp_pat
     assert len(data["layers"]) == 38
     keys = {"name", "shape", "amax", "scale", "activation_error", "saturated", "weight_error"}
     assert keys <= set(data["layers"][5])
+    found = load_power(power)
+    assert len(found) == 34
+    assert all(
+        len(found[each["name"]]) in each["shape"] for each in data["layers"] if "amax" in each
+    )
     assert plot.read_text().lstrip().startswith("<?xml")
     # Again, with other scales in the place of these.
     assert run(own_mini, "--images", pictures, "-q", "--keep", "transformer_blocks.0.*") == ""

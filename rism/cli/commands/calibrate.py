@@ -53,6 +53,11 @@ class CalibrateFlags(QuietFlags):
         None, metavar="PATTERN", help="Layers to leave out of FP8, such as '*.to_out'."
     )
     samples: int = option(32, min=1, help="Maximum number of images with an expression.")
+    activations: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Write mean squares of activations, by which rism export weighs int8 and int4.",
+    )
     report: Path | None = option(
         None, metavar="FILE", help="Write the effect on each layer as JSON."
     )
@@ -79,7 +84,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
         )
     inputs = find_inputs([str(flags.images)])
     check_outputs(
-        [path for path in (flags.output, flags.report, flags.plot) if path is not None],
+        [path for path in _files(flags) if path is not None],
         [*inputs.files, *([] if flags.expressions is None else [flags.expressions])],
     )
     for note in inputs.notes:
@@ -87,6 +92,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
     with needs_extra("calibrate", "calibrate"):
         from rism.calibration import CalibrationOptions
         from rism.calibration import calibrate as measure_scales
+        from rism.calibration.activation_power import power_to_bytes
         from rism.calibration.report import check_plotter, plot_report
 
         if flags.plot is not None:
@@ -115,6 +121,8 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
         store_file(bundle.path, "scales.json", encoded, lambda data: data.update(calibration=entry))
     else:
         write_atomically(flags.output, encoded)
+    if flags.activations is not None:
+        write_atomically(flags.activations, power_to_bytes(report.power))
     if flags.report is not None:
         write_atomically(flags.report, report.to_json().encode())
     if flags.plot is not None:
@@ -137,11 +145,15 @@ def _check(flags: CalibrateFlags) -> None:
     if flags.plot is not None and flags.plot.suffix.lower() not in _PLOTS:
         raise UsageError(f"--plot is '{flags.plot}', expected a name in {', '.join(_PLOTS)}")
     # A calibration may take hours: its output folders are checked first.
-    for path in (flags.output, flags.report, flags.plot):
+    for path in _files(flags):
         if path is not None and not path.parent.is_dir():
             raise OutputError(
                 f"folder {path.parent} does not exist: make it first (mkdir -p {path.parent})"
             )
+
+
+def _files(flags: CalibrateFlags) -> tuple[Path | None, ...]:
+    return flags.output, flags.activations, flags.report, flags.plot
 
 
 def _samples(flags: CalibrateFlags, images: Sequence[Path]) -> list[CalibrationSample]:

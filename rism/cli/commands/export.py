@@ -18,6 +18,7 @@ from rism.export.names import (
     Preset,
 )
 from rism.runtime.distribution import needs_extra
+from rism.runtime.errors import OutputError
 from rism.runtime.names import CAPTURES
 
 
@@ -41,6 +42,11 @@ class ExportFlags(CheckpointFlags, QuietFlags):
     )
     block_size: BlockSize = option(
         "32", help="Weights that share a scale, for int8 and int4: more of them, less memory."
+    )
+    activations: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Weigh the rounding by activations that rism calibrate --activations measured.",
     )
     keep: list[str] | None = option(
         None, metavar="PATTERN", help="Layers that int8 and int4 leave alone, such as '*.to_out.0'."
@@ -94,6 +100,9 @@ class ExportFlags(CheckpointFlags, QuietFlags):
         max=MAX_NOISY_GRID,
         help="Keep noisy tokens only in every N-th row and column. Default: the preset's.",
     )
+    report: Path | None = option(
+        None, metavar="FILE", help="Write the error of each layer as JSON, for int8 and int4."
+    )
     parity: ParityMode = option(
         "auto", help="Compare with PyTorch the whole model (full), or one block of each kind."
     )
@@ -111,12 +120,16 @@ class ExportFlags(CheckpointFlags, QuietFlags):
 def export(flags: ExportFlags, console: Console) -> None:
     """Write a bundle from a checkpoint, and prove that it computes the same."""
     from rism.cli.commands.build import build_default_engine, check_engine
+    from rism.runtime.atomic_write import write_atomically
 
     captures, sizes = _parse_captures(flags.capture), _parse_sizes(flags.sizes)
     # Weights in few bits are multiplied in float16.
     computes = "fp16" if flags.precision in ("int8", "int4") else flags.precision
     for engine in flags.engines or ():
         check_engine(engine, computes)
+    if flags.report is not None and not flags.report.parent.is_dir():
+        folder = flags.report.parent
+        raise OutputError(f"folder {folder} does not exist: make it first (mkdir -p {folder})")
     if flags.dry_run and find_spec("torch") is None:
         _plan_from_headers(flags)
         return
@@ -128,6 +141,7 @@ def export(flags: ExportFlags, console: Console) -> None:
             export_bundle,
             plan_export,
         )
+        from rism.export.quantisation.layer_report import report_json
     options = same_named(
         ExportOptions,
         flags,
@@ -144,6 +158,8 @@ def export(flags: ExportFlags, console: Console) -> None:
     start = time.perf_counter()
     progress = Progress() if console.quiet else TerminalProgress()
     report = export_bundle(flags.model, flags.output, options, progress=progress)
+    if flags.report is not None:
+        write_atomically(flags.report, report_json(report.rounded).encode())
     if not console.quiet:
         write_stdout(f"{report.parity_table().rstrip()}\n")
     console.note(

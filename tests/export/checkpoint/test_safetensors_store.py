@@ -106,6 +106,23 @@ def test_eight_bit_weights_of_the_one_kind_that_is_published(tmp_path: Path) -> 
         read_headers(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [
+        ("a.weight.quant_state.bitsandbytes__nf4", ""),
+        ("a.weight.absmax", "bitsandbytes"),
+        ("a.weight_scale", "FP8 with scales"),
+        ("a.scale_weight", "FP8 with scales"),
+        ("a.qweight", "GPTQ or AWQ"),
+    ],
+)
+def test_weights_in_few_bits_are_refused_by_name(tmp_path: Path, name: str, tool: str) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"a.weight": torch.zeros(4, 2, dtype=torch.uint8), name: torch.ones(4)}, file)
+    with pytest.raises(CheckpointError, match=f"{tool}.*expected floats: give the BF16 or FP16"):
+        read_headers(file)
+
+
 def test_a_tensor_of_another_model_is_named(shards: Path) -> None:
     store = open_folder(shards)
     shapes = dict.fromkeys(store, (40, 3))

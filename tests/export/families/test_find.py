@@ -115,6 +115,7 @@ def test_other_pipelines_are_refused_by_name(
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
+    refuse("klein-Q4_K.gguf", CheckpointError, "is GGUF, .* BF16 or FP16 release", tmp_path / "b")
     refuse("nothing", CheckpointError, "no model 'nothing': expected one of mini", tmp_path / "b")
     refuse(tmp_path, CheckpointError, r"model_index\.json is missing", tmp_path / "b")
     refuse(

@@ -8,15 +8,19 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
+from benchmarks.scenarios.fp8 import agreement, score
 from rism.calibration import CalibrationOptions, calibrate
+from rism.calibration.activation_power import power_to_bytes
 from rism.calibration.kept_layers import kept_layers
 from rism.export import ExportOptions, ExportReport, export_bundle
 from rism.export.engines import BuildOptions, build_engines
 from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import open_klein
 from rism.export.precision import find_precision
-from rism.runtime import InputError, ProviderError, Segmenter
+from rism.export.quantisation.block_rounding import BlockRounding
+from rism.runtime import InputError, OutputError, ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from tests.export.families.step1x.small_model import make_step1x
 from tests.export.small import make_checkpoint
@@ -180,6 +184,59 @@ def test_the_text_side_alone(checkpoint: Path, tmp_path: Path) -> None:
     assert "bf16, text side int4" in report.plan.table()
     with pytest.raises(ProviderError, match="bfloat16"):
         Segmenter.from_bundle(report.path, provider="cpu")
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_left_where_rounding_stops(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    def interrupt(_rounding: BlockRounding, _integers: torch.Tensor) -> torch.Tensor:
+        assert list(tmp_path.glob(".b.*/*.weights")), "in the middle"
+        raise stop
+
+    monkeypatch.setattr(BlockRounding, "pack", interrupt)
+    expected = KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else OutputError
+    with pytest.raises(expected):
+        export_bundle(str(checkpoint), tmp_path / "b", ExportOptions(text_precision="int4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_weigh_the_rounding(
+    checkpoint: Path, narrow: ExportReport, tmp_path: Path
+) -> None:
+    rng, model = np.random.default_rng(0), open_klein(find_checkpoint(str(checkpoint)))
+    part, file = model.transformer(find_precision("int4")), tmp_path / "a.npz"
+    power = {
+        name.removesuffix(".weight"): rng.uniform(0, 9, part.rules[name].shape[1]) ** 2
+        for name in part.rounded
+    }
+    file.write_bytes(power_to_bytes({name: each.astype("f4") for name, each in power.items()}))
+    options = ExportOptions(precision="int4", activations=file, parity="blocks")
+    # Its gate rounds the weights of a few blocks, which have other numbers there, as it did.
+    report = export_bundle(str(checkpoint), tmp_path / "b", options)
+    errors = [
+        {each.name: each.weight_error or 0.0 for each in written.rounded if each.kept is None}
+        for written in (report, narrow)
+    ]
+    assert len(power) == ROUNDED and all(errors[0][name] > errors[1][name] for name in power)
+    del power["single_transformer_blocks.0.attn.to_out"]
+    file.write_bytes(power_to_bytes({name: each.astype("f4") for name, each in power.items()}))
+    with pytest.raises(InputError, match=r"no activations .* 'single_transformer_blocks\.0\.attn"):
+        export_bundle(str(checkpoint), tmp_path / "c", options)
+    with pytest.raises(InputError, match="no weights of the transformer are rounded"):
+        ExportOptions(precision="bf16", activations=file).check()
+
+
+@pytest.mark.slow
+def test_masks_of_mini(tmp_path: Path) -> None:
+    """The bars, with fewer scenes than `python -m benchmarks few-bits-masks`."""
+    wanted = score(Segmenter.from_bundle(provider="cpu"), 30)
+    for precision, iou, points in (("int8", 0.99, 0.5), ("int4", 0.97, 1.5)):
+        options = ExportOptions(precision=precision, text_precision=precision)
+        report = export_bundle("mini", tmp_path / precision, options)
+        found = agreement(score(Segmenter.from_bundle(report.path, provider="cpu"), 30), wanted)
+        assert found.mean_iou >= iou and found.lost_points <= points, precision
+        assert found.mean_iou < 1.0, "rounding changes something"
 
 
 @pytest.mark.slow

@@ -39,6 +39,33 @@ def test_errors_are_below_those_of_plain_rounding(bits: int, most: float) -> Non
     assert most / 3 < error < most
 
 
+def plain(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rounding to the nearest: the largest number of a block of 32 gets the highest integer."""
+    blocks, highest = weight.reshape(-1, 32), 2 ** (bits - 1) - 1
+    scales = blocks.abs().amax(1, keepdim=True) / highest
+    return ((blocks / scales).round() * scales).reshape(weight.shape)
+
+
+@pytest.mark.parametrize(("bits", "alike", "weighed"), [(4, 0.85, 0.6), (8, 1.0, 0.7)])
+def test_the_search_against_plain_rounding(bits: int, alike: float, weighed: float) -> None:
+    """Output errors of a layer of real width, whose input has some channels with outliers.
+
+    Weights that count the same gain a little, and weights that are weighed by other samples of
+    the same channels more than the 0.7 that is asked for.
+    """
+    weight, generator = normal(768, 3072) * 0.02, torch.Generator().manual_seed(1)
+    size = torch.ones(3072)
+    size[torch.randperm(3072, generator=generator)[:96]] = 20.0
+    seen, given = (torch.randn(256, 3072, generator=generator) * size for _ in range(2))
+    wanted, before = given @ weight.T, given @ plain(weight, bits).T
+
+    def error(rounded: torch.Tensor) -> float:
+        return float((given @ rounded.T - wanted).norm() / (before - wanted).norm())
+
+    assert error(BlockRounding(bits, 32).round(weight)) < alike
+    assert error(BlockRounding(bits, 32, seen.square().mean(0)).round(weight)) < weighed
+
+
 def test_rows_are_independent_of_each_other() -> None:
     weight, rounding = normal(40, 4096), BlockRounding(4, 32)
     parts = [rounding.round(rows) for rows in weight.split(7)]
