@@ -119,11 +119,15 @@ class Residency:
 def held_on_cpu(weight: OnnxWeight) -> int:
     """Return the bytes of a weight in a session of onnxruntime on the CPU; measured, rounded up.
 
-    Products of float32 keep one packed copy. What is stored in 16 bits is widened. Of what is
-    dequantised the library keeps three copies, of the bytes of `MatMulNBits` half a copy more.
+    Products of float32 keep one packed copy. What is stored in 16 bits is widened, but for tables.
+    Of what is dequantised the library keeps three copies, of the bytes of `MatMulNBits` half a copy
+    more.
     """
-    factor = 3.0 if weight.quantised else 2.2 if weight.is_half else 1.5 if weight.is_bytes else 1.1
-    return int(factor * weight.nbytes)
+    if weight.quantised:
+        return 3 * weight.nbytes
+    if weight.is_half and not weight.looked_up:
+        return int(2.2 * weight.nbytes)
+    return int((1.5 if weight.is_bytes else 1.1) * weight.nbytes)
 
 
 def held_on_gpu(weight: OnnxWeight) -> int:
@@ -133,7 +137,7 @@ def held_on_gpu(weight: OnnxWeight) -> int:
 
 def _held_wide_on_gpu(weight: OnnxWeight) -> int:
     """Likewise, of a graph in float32: it widens what is stored in 16 bits."""
-    return (2 if weight.is_half else 1) * weight.nbytes
+    return (2 if weight.is_half and not weight.looked_up else 1) * weight.nbytes
 
 
 def held_by(manifest: Manifest, *, on_gpu: bool) -> Size:

@@ -42,12 +42,14 @@ class OnnxWeight:
         dtype: number of its type.
         nbytes: as stored.
         quantised: whether it is dequantised in the graph.
+        looked_up: whether it is a table, of which a run reads some rows.
     """
 
     message: bytes
     dtype: int
     nbytes: int
     quantised: bool = False
+    looked_up: bool = False
 
     @property
     def is_half(self) -> bool:
@@ -155,8 +157,11 @@ def _read(file: Path, files: Mapping[str, FileInfo]) -> OnnxGraph:
         elif number == 15:
             raise ValueError("it has sparse weights")
     for node in nodes:
-        if node.operator == "DequantizeLinear" and node.inputs[0] in weights:
-            weights[node.inputs[0]] = replace(weights[node.inputs[0]], quantised=True)
+        first = node.inputs[0] if node.inputs else ""
+        if node.operator == "DequantizeLinear" and first in weights:
+            weights[first] = replace(weights[first], quantised=True)
+        if node.operator == "Gather" and first in weights:
+            weights[first] = replace(weights[first], looked_up=True)
     inputs = tuple(name for name in ends[11] if name not in weights)
     return OnnxGraph(
         file.parent, tuple(nodes), weights, inputs, tuple(ends[12]), values, bytes(around)

@@ -29,6 +29,21 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
   *value = attribute == 75 ? (device == 100 ? 8 : 12) : (device == 100 ? 9 : 0);
   return 0;
 }
+static int retained, pushed;
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  retained++;
+  *context = (void *)(size_t)(0x7f0000000000 + device);
+  return 0;
+}
+int cuCtxPushCurrent_v2(void *context) { pushed = (size_t)context - 0x7f0000000000; return 0; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+  *total = (size_t)24 << 30;
+  *free = (size_t)(pushed - 99) << 30;
+  return MEMORY;
+}
+int cuCtxPopCurrent_v2(void **context) { pushed = 0; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { retained--; return 0; }
+int left(void) { return retained + pushed; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)24 << 30; return MEMORY; }
 """
 
@@ -105,3 +120,12 @@ def test_none(monkeypatch: pytest.MonkeyPatch) -> None:
         "there is no NVIDIA driver here (no libcuda), expected one for GPU providers: install it "
         "and see nvidia-smi (in a container: --gpus all), or use --provider onnxruntime-cpu"
     )
+
+
+def test_what_is_free(use: Callable[..., None]) -> None:
+    use()
+    assert [nvidia_driver.free_memory(number) for number in (0, 1)] == [2**30, 2**31]
+    assert nvidia_driver._load().left() == 0, "the context is given back"
+    with pytest.raises(ProviderError, match="there is no GPU 2"):
+        nvidia_driver.free_memory(2)
+    find_driver.cache_clear()
