@@ -192,12 +192,11 @@ def _store_rounded(
                     f"{name} holds numbers that are not finite, expected a sound checkpoint: "
                     "download it again"
                 )
-            found, own = rounding.quantise(rows)
+            found, own, (error, size) = rounding.quantise_measured(rows)
             if own.isinf().any():
                 raise _too_large(name, rows)
             scales.append(own)
-            squares[0] += float((rounding.dequantise(found, own) - rows.float()).square().sum())
-            squares[1] += float(rows.float().square().sum())
+            squares[0], squares[1] = squares[0] + error, squares[1] + size
             yield rounding.pack(found)
         file.rounding_errors[name] = math.sqrt(squares[0] / max(squares[1], 1e-30))
 

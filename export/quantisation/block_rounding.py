@@ -68,15 +68,27 @@ class BlockRounding:
         Returns:
             int8 (N, K), and scales, float16 (N, K / block).
         """
-        width, found = rows.shape[1], []
+        integers, scales, _ = self.quantise_measured(rows)
+        return integers, scales
+
+    def quantise_measured(
+        self, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+        """Round rows of a weight, and return the sums of squares of the errors and of the rows."""
+        width, found, squares = rows.shape[1], [], [0.0, 0.0]
         with _one_thread():
             for piece in torch.split(rows, max(1, _PIECE_NUMBERS // width)):
                 importance = self.importance
                 if importance is not None:
                     importance = importance.expand(len(piece), width).reshape(-1, self.block)
-                found.append(self._piece(piece.float().reshape(-1, self.block), importance))
+                blocks = piece.float().reshape(-1, self.block)
+                integers, scales = self._piece(blocks, importance)
+                found.append((integers, scales))
+                squares[0] += float((integers * scales.float()).sub_(blocks).square_().sum())
+                squares[1] += float(blocks.square().sum())
         integers, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return integers.reshape(rows.shape), scales.reshape(self.scales_shape(rows.shape))
+        shapes = rows.shape, self.scales_shape(rows.shape)
+        return integers.reshape(shapes[0]), scales.reshape(shapes[1]), (squares[0], squares[1])
 
     def dequantise(self, integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Return what the integers stand for: float32 (N, K)."""

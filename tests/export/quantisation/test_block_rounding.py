@@ -72,6 +72,16 @@ def test_rows_are_independent_of_each_other() -> None:
     assert torch.equal(torch.cat(parts), rounding.round(weight))
 
 
+def test_the_measured_error_is_that_of_what_is_stored() -> None:
+    weight, rounding = normal(40, 4096), BlockRounding(4, 32)
+    before = weight.clone()
+    integers, scales, (error, size) = rounding.quantise_measured(weight)
+    assert torch.equal(weight, before)
+    wanted = (rounding.dequantise(integers, scales) - weight).square().sum()
+    assert error == pytest.approx(float(wanted), rel=1e-4)
+    assert size == pytest.approx(float(weight.square().sum()), rel=1e-4)
+
+
 def test_small_and_empty_blocks() -> None:
     weight = normal(4, 64)
     weight[0], weight[1] = 0, 1e-9
