@@ -122,6 +122,16 @@ def _parameter(name: str, hint: Any, flag: Field[Any]) -> click.Parameter:
     return click.Option([name, *(names or (f"--{name.replace('_', '-')}",))], **settings)
 
 
+class _FloatRange(click.FloatRange):
+    """A range without NaN, which is neither below nor above any bound."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value} is not a number.", param, ctx)
+        return found
+
+
 def _type(hint: Any, settings: dict[str, Any]) -> click.ParamType[Any] | type:
     """Return what reads a value of a type, and take its bounds from the settings."""
     if get_origin(hint) is Literal:
@@ -130,7 +140,7 @@ def _type(hint: Any, settings: dict[str, Any]) -> click.ParamType[Any] | type:
         return click.Path(path_type=Path)
     bounds = {key: settings.pop(key) for key in ("min", "max") if key in settings}
     if bounds:
-        return click.IntRange(**bounds) if hint is int else click.FloatRange(**bounds)
+        return click.IntRange(**bounds) if hint is int else _FloatRange(**bounds)
     return hint  # type: ignore[no-any-return]
 
 
