@@ -98,6 +98,20 @@ KINDS: dict[str, Kind] = {
         {"requests": 10_000, "warm_rounds": 20, "growth": 0.1},
     ),
     "serve_restart": Kind("the service killed and started again", "serve:measure_restart"),
+    "full_size": Kind(
+        "a full-size model from an image file to a mask file, on a CPU",
+        "full_size",
+        {
+            "model": "klein-4b",
+            "precision": "int4",
+            "text_precision": "int4",
+            "size_level": 512,
+            "memory": [""],
+            "compare": True,
+            "folder": "",
+        },
+        packages=(*_TORCH, *_ONNX),
+    ),
     "stages": Kind(
         "every graph on the CPU: a plain export, the graph, its form for CPUs",
         "cpu_stages",
