@@ -103,6 +103,7 @@ KINDS: dict[str, Kind] = {
         "full_size",
         {
             "model": "klein-4b",
+            "blocks": "all",
             "precision": "int4",
             "text_precision": "int4",
             "size_level": 512,

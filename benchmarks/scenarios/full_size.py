@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.harness.child_process import ROOT, environment_with_root
 from benchmarks.harness.errors import ScenarioError
 from benchmarks.harness.rows import EXAMPLE, Row, Task, of_value
-from benchmarks.synthetic.checkpoints import write_model
+from benchmarks.synthetic.checkpoints import parse_blocks, write_model
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
 from rism.export.parity.gate import Gate
@@ -42,7 +42,7 @@ def measure(task: Task) -> Iterator[Row]:
     checkpoint, bundle, picture = folder / "checkpoint", folder / "bundle", folder / "street.jpg"
     try:
         if not checkpoint.exists():
-            write_model(checkpoint, task["model"])
+            write_model(checkpoint, task["model"], parse_blocks(task["blocks"]))
         with Image.open(EXAMPLE) as image:
             image.convert("RGB").save(picture, quality=95)
         if not bundle.exists():
