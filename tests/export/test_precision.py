@@ -155,7 +155,8 @@ def test_the_exported_recipe(outliers: Outliers, tmp_path: Path) -> None:
     for graph in manifest.graphs:
         if graph != "vae_encoder":
             types = types_of(half.path / f"{graph}.onnx")
-            assert types["MatMul"] == types["Attention"] == {"FLOAT16"}, graph
+            assert types["MatMul"] == {"FLOAT16"}, graph
+            assert graph == "modulation" or types["Attention"] == {"FLOAT16"}, graph
             assert types["Add"] == {"FLOAT"}, graph
         rounding = [check for name, check in half.parity[graph].items() if "fp16" in name]
         assert rounding and all(check.passed for check in rounding), graph

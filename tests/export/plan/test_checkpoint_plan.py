@@ -101,7 +101,7 @@ def test_the_gate_is_chosen_by_memory(
 def test_options_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
     good = ExportOptions()
     for bad, message in (
-        (replace(good, precision="int4"), "precision int4 is not known, expected some of fp32"),
+        (replace(good, precision="int3"), "precision int3 is not known, expected some of fp32"),
         (replace(good, parity="none"), "parity none is not known"),
         (replace(good, captures=()), "capture nothing is not known"),
         (replace(good, feature_site="middle"), "feature site middle is not known"),

@@ -41,7 +41,7 @@ def test_what_the_server_is(client: InferenceServerClient) -> None:
     assert client.is_model_ready("rism") and client.is_model_ready("rism", "1")
     assert not client.is_model_ready("other")
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
-    about = client.get_model_metadata("rism")
+    about = client.get_model_metadata(model_name="rism")
     tensors = [*about["inputs"], *about["outputs"]]
     config = segmenter_config("rism", 8, Serving())
     for tensor in tensors:  # the same as in a Triton repository

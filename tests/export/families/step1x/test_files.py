@@ -154,7 +154,7 @@ def test_a_processor_saved_with_1_1_keeps_its_limits(tmp_path: Path) -> None:
         (added("lora_up", 2), "'lora_up' that Step1X-Edit's layout does"),
         (added("connector.extra.weight", 2), r"no place for, such as connector\.extra\.weight"),
         (added("txt_in.bias", 7), r"context_embedder\.bias has shape \[7\]"),
-        (added("img_in.scale_weight", 1), r"8-bit weights with scales \(img_in\.scale.*bfloat16"),
+        (added("img_in.scale_weight", 1), r"\(FP8 with scales: img_in\.scale.*BF16"),
     ],
 )
 def test_each_tensor_is_accounted_for(original: Path, change: Change, message: str) -> None:
@@ -230,11 +230,15 @@ def test_the_plan_of_the_published_model_needs_its_small_files_only(tmp_path: Pa
         tmp_path, "hub:stepfun-ai/Step1X-Edit", "abc", None, False, language, PIPELINE
     )
     family = next(family for family in FAMILIES if PIPELINE in family.pipelines)
-    model, names = family.open(checkpoint), ("transformer", "text_encoder", "vision_encoder")
-    parts = [getattr(model, name)(PRECISIONS["bf16"]) for name in (*names, "vae_encoder")]
+    model, names = family.open(checkpoint), ("transformer", "modulation", "text_encoder")
+    parts = [
+        getattr(model, name)(PRECISIONS["bf16"])
+        for name in (*names, "vision_encoder", "vae_encoder")
+    ]
     billions = [round(part.parameters / 1e9, 2) for part in parts]
-    # 12.43 without what the timestep decides, the last block's rest and the final layer.
-    assert billions == [12.29, 7.08, 0.68, 0.03]
+    # The first two: 12.43 without what the timestep decides, the last block's rest and the
+    # final layer.
+    assert billions == [9.05, 3.23, 7.08, 0.68, 0.03]
     assert (model.spec.licence, model.spec.feature_block) == ("Apache-2.0", 40)
     assert 1024 <= model.spec.noise_rows < 1035
 
