@@ -16,6 +16,7 @@ from rism.export.errors import ExportError
 from rism.export.plan.text import count, existing, size
 from rism.export.precision import Precision
 from rism.export.spec import OpenModel
+from rism.runtime.engines import memory
 from rism.runtime.errors import OutputError
 
 if TYPE_CHECKING:
@@ -186,10 +187,5 @@ def _sampled(model: OpenModel, precision: Precision) -> Iterator[Part]:
 
 def free_memory() -> int:
     """Memory that this process may still take: of the machine, and of its control group."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control group, or "max": no limit
-        return free
+    found = memory.free_memory()
+    return int(psutil.virtual_memory().available) if found is None else found
