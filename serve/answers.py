@@ -11,7 +11,7 @@ import numpy as np
 from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.result.polygons import polygons
 from rism.runtime.result.rendering import encode_png, overlay
-from rism.runtime.result.rle import encode_rle
+from rism.runtime.result.rle import coco_rle
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
 
@@ -34,10 +34,9 @@ def segment_answer(
 
 
 def _result(result: Segmentation, wanted: Collection[str]) -> dict[str, Any]:
-    height, width = result.mask_hw.shape
     found = result.to_json_dict()
     del found["timings_ms"], found["provider"], found["precision"], found["model"]
-    found["rle"] = {"size": [height, width], "counts": encode_rle(result.mask_hw)}
+    found["rle"] = coco_rle(result.mask_hw)
     if "polygons" in wanted:
         found["polygons"] = [[ring.tolist() for ring in part] for part in polygons(result.mask_hw)]
     if "mask_png" in wanted:

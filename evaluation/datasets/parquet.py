@@ -17,7 +17,7 @@ from rism.evaluation.datasets.request import DatasetRequest
 from rism.evaluation.datasets.sample import Image, Mask, Sample
 from rism.evaluation.datasets.stored_images import header_size_hw, light_pixels, read_stored
 from rism.runtime.errors import InputError, one_line
-from rism.runtime.result.rle import encode_rle
+from rism.runtime.result.rle import coco_rle
 
 MAX_ROWS = 2_000_000
 _ROLES = ("image", "expression", "mask")
@@ -257,7 +257,7 @@ def _outline(found: object, name: str) -> object:
     if not isinstance(found, bytes):
         return found
     mask_hw = light_pixels(read_stored(found), found, name)
-    return {"size": list(mask_hw.shape), "counts": encode_rle(mask_hw)}
+    return coco_rle(mask_hw)
 
 
 def _worded(sentences: Sequence[Mapping[str, Any]], wording: str) -> list[tuple[str, object]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rism.cli.file_names import readable
-from rism.runtime.result.rle import encode_rle
+from rism.runtime.result.rle import coco_rle
 from rism.runtime.result.segmentation import Segmentation
 
 DEMONSTRATOR = (
@@ -47,13 +47,12 @@ def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> s
 
 def result_record(label: str, result: Segmentation, written: Sequence[Path]) -> dict[str, Any]:
     """Return one entry of the JSON: the result, its mask as COCO RLE, its files."""
-    height, width = result.mask_hw.shape
     files = [str(path) for path in written]
     raws = [_base64(file) for file in files]
     return {
         **_image(label),
         **result.to_json_dict(),
-        "rle": {"size": [height, width], "counts": encode_rle(result.mask_hw)},
+        "rle": coco_rle(result.mask_hw),
         "files": [readable(file)[0] for file in files],
         **({"files_base64": raws} if any(raws) else {}),
     }

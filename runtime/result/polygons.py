@@ -8,8 +8,10 @@ from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
 
-EPSILON = 0.5
-"""Pixels that a simplified outline may be away from the mask's."""
+EPSILON = 0.4
+"""Pixels that a simplified outline may be away from the mask's; from 0.5 on corners are cut off."""
+
+_MOST_PAIRS = 30_000_000  # of points, compared to join rings; a second
 
 
 def polygons(mask_hw: BoolArray, *, epsilon: float = EPSILON) -> list[list[Float32]]:
@@ -33,7 +35,7 @@ def polygons(mask_hw: BoolArray, *, epsilon: float = EPSILON) -> list[list[Float
     try:
         from contourpy import FillType, contour_generator
     except ImportError:
-        raise RismError(f"polygons need contourpy: {install_hint('serve')}") from None
+        raise RismError(f"polygons need contourpy: {install_hint('formats')}") from None
     generator = contour_generator(
         z=np.pad(mask_hw, 1).astype(np.float32), fill_type=FillType.OuterOffset
     )
@@ -47,15 +49,43 @@ def polygons(mask_hw: BoolArray, *, epsilon: float = EPSILON) -> list[list[Float
 def without_holes(part: list[Float32]) -> Float32:
     """Join an outline with its holes to one ring, (n, 2), for formats that know no holes.
 
-    A hole is reached by a bridge of no width, from the nearest point of the ring and back.
+    A hole is reached by a bridge of no width, from a near point of the ring and back. Parts that
+    lie side by side are joined as well.
     """
-    ring, *holes = part
-    for hole in holes:
-        apart = ((ring[:, None] - hole[None]) ** 2).sum(-1)
-        here, there = np.unravel_index(int(apart.argmin()), apart.shape)
-        turn = np.concatenate([hole[there:], hole[: there + 1]])
+    ring, *others = part
+    for other in others:
+        # Of many and long rings not all points are compared.
+        skip = int(np.sqrt(len(ring) * len(other) * len(others) / _MOST_PAIRS)) + 1
+        apart = ((ring[::skip, None] - other[None, ::skip]) ** 2).sum(-1)
+        here, there = skip * np.array(np.unravel_index(int(apart.argmin()), apart.shape))
+        turn = np.concatenate([other[there:], other[: there + 1]])
         ring = np.concatenate([ring[: here + 1], turn, ring[here:]])
     return ring
+
+
+def pixel_polygons(mask_hw: BoolArray, *, epsilon: float = EPSILON) -> list[list[Float32]]:
+    """Return the polygons of a mask through the pixels along its edge, as OpenCV and Pillow draw.
+
+    They colour the pixels that an outline passes through, too: `polygons` would be drawn half a
+    pixel too large. A point (x, y) is the pixel of that column and row.
+
+    Returns:
+        As `polygons`, of whole numbers.
+    """
+    return [
+        [_pixels(ring, mask_hw) for ring in part] for part in polygons(mask_hw, epsilon=epsilon)
+    ]
+
+
+def _pixels(ring: Float32, mask_hw: BoolArray) -> Float32:
+    """Move points (n, 2) from the edges between two pixels to that of the two in the mask."""
+    height, width = mask_hw.shape
+    after = np.floor(ring).astype(np.int64)
+    before = np.ceil(ring).astype(np.int64) - 1  # differs from `after` across the edge only
+    x, y = after.T
+    inside = (x < width) & (y < height)
+    inside[inside] = mask_hw[y[inside], x[inside]]
+    return np.where(inside[:, None], after, before).astype(np.float32)
 
 
 def _simplified(ring: Float32, epsilon: float) -> Float32:

@@ -6,6 +6,8 @@ in groups of five bits, lowest first, as the characters from "0" (48) on, where 
 that another group follows and bit 4 of the last group is the sign.
 """
 
+from typing import Any
+
 import numpy as np
 
 from rism.runtime.arrays import BoolArray, Int64
@@ -25,6 +27,11 @@ def encode_rle(mask_hw: BoolArray) -> str:
     '22'
     """
     return _pack(_runs(mask_hw))
+
+
+def coco_rle(mask_hw: BoolArray) -> dict[str, Any]:
+    """Return a mask (H, W) bool as COCO's compressed RLE: its size [H, W] and its `counts`."""
+    return {"size": list(mask_hw.shape), "counts": encode_rle(mask_hw)}
 
 
 def decode_rle(counts: str, size_hw: tuple[int, int]) -> BoolArray:

@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rism.runtime.errors import one_line
+from rism.runtime.result.formats.brush_rle import encode_brush_rle
 from rism.runtime.result.polygons import polygons, without_holes
 from rism.runtime.result.segmentation import Segmentation
 from rism.serve.errors import RequestError, error_response
-from rism.serve.integrations.brush_rle import encode_brush_rle
 from rism.serve.integrations.label_config import LabelConfig, MaskControl, parse_label_config
 from rism.serve.requests import check_expressions, image_bytes, read_json
 from rism.serve.service import Service

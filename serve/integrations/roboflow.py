@@ -13,15 +13,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rism.runtime.arrays import BoolArray, Float32, Int64
+from rism.runtime.arrays import BoolArray
 from rism.runtime.errors import one_line
-from rism.runtime.result.polygons import polygons, without_holes
-from rism.runtime.result.rle import encode_rle
+from rism.runtime.result.polygons import pixel_polygons, without_holes
+from rism.runtime.result.rle import coco_rle
 from rism.runtime.result.segmentation import Segmentation
 from rism.serve.errors import RequestError
 from rism.serve.requests import check_expressions, image_bytes, least_confidence, read_json
@@ -68,11 +67,10 @@ def _texts(body: dict[str, Any]) -> tuple[Any, ...]:
 def _answer(results: Sequence[Segmentation], form: str) -> dict[str, Any]:
     prompt_results, predictions = [], []
     for index, result in enumerate(results):
-        height, width = result.mask_hw.shape
-        rle = {"size": [height, width], "counts": encode_rle(result.mask_hw)}
+        rle = coco_rle(result.mask_hw)
         found = []
         if result.box_xyxy is not None:
-            masks: object = rle if form == "rle" else _pixel_polygons(result.mask_hw)
+            masks: object = rle if form == "rle" else _polygons(result.mask_hw)
             found = [{"masks": masks, "confidence": result.confidence, "format": form}]
             x_0, y_0, x_1, y_1 = result.box_xyxy
             predictions.append(
@@ -97,20 +95,9 @@ def _answer(results: Sequence[Segmentation], form: str) -> dict[str, Any]:
     }
 
 
-def _pixel_polygons(mask_hw: BoolArray) -> list[list[list[int]]]:
-    """Return a polygon for each part, through the pixels along its edge, as OpenCV draws them."""
-    return [_pixels(without_holes(part), mask_hw).tolist() for part in polygons(mask_hw)]
-
-
-def _pixels(ring: Float32, mask_hw: BoolArray) -> Int64:
-    """Move points (n, 2) from the edges between two pixels to that of the two in the mask."""
-    height, width = mask_hw.shape
-    after = np.floor(ring).astype(np.int64)
-    before = np.ceil(ring).astype(np.int64) - 1  # differs from `after` across the edge only
-    x, y = after.T
-    inside = (x < width) & (y < height)
-    inside[inside] = mask_hw[y[inside], x[inside]]
-    return np.where(inside[:, None], after, before)
+def _polygons(mask_hw: BoolArray) -> list[list[list[int]]]:
+    """Return a polygon for each part, as OpenCV draws them."""
+    return [without_holes(part).astype(int).tolist() for part in pixel_polygons(mask_hw)]
 
 
 ROUTES = [Route("/sam3/concept_segment", concept_segment, methods=["POST"])]

@@ -1,47 +1,50 @@
-"""Polygons, drawn again by pycocotools."""
+"""Polygons, drawn again by pycocotools and by Pillow."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from rism.runtime.result.polygons import polygons, without_holes
-
-
-def _shapes() -> dict[str, NDArray[np.bool_]]:
-    y, x = np.mgrid[:120, :160]
-    disc = (x - 70) ** 2 + (y - 60) ** 2 < 45**2
-    ring = disc & ((x - 75) ** 2 + (y - 55) ** 2 > 20**2)
-    noise = np.random.default_rng(0).random((15, 20)).repeat(8, 0).repeat(8, 1) > 0.5
-    return {
-        "disc": disc,
-        "ring": ring,
-        "two": disc ^ (x > 130),
-        "edges": (x < 3) | (y > 100),
-        "everything": np.ones((120, 160), bool),
-        "blocks": noise,
-    }
+from rism.runtime.result.polygons import EPSILON, pixel_polygons, polygons, without_holes
+from tests.runtime.result.masks import MASKS, iou
 
 
-def _drawn(mask: NDArray[np.bool_], epsilon: float) -> NDArray[np.bool_]:
+def _by_coco(mask: NDArray[np.bool_], epsilon: float) -> NDArray[np.bool_]:
     import pycocotools.mask as coco
 
     rings = [without_holes(part).ravel().tolist() for part in polygons(mask, epsilon=epsilon)]
-    drawn = [coco.decode(each) for each in coco.frPyObjects(rings, *mask.shape)]
-    return np.any(drawn, axis=0)
+    drawn = [coco.decode(each) for each in coco.frPyObjects(rings, *mask.shape)] if rings else []
+    return np.any([np.zeros(mask.shape), *drawn], axis=0)
 
 
-@pytest.mark.parametrize("name", _shapes())
+def _by_pillow(mask: NDArray[np.bool_], *, joined: bool) -> NDArray[np.bool_]:
+    drawn = Image.new("1", mask.shape[::-1])
+    rings = [without_holes(part) for part in pixel_polygons(mask)]
+    for ring in [without_holes(rings)] if joined and rings else rings:
+        ImageDraw.Draw(drawn).polygon([(x, y) for x, y in ring], fill=1, outline=1)
+    return np.asarray(drawn)
+
+
+@pytest.mark.parametrize("name", MASKS)
 def test_a_mask_is_drawn_again(name: str) -> None:
-    mask = _shapes()[name]
-    for epsilon, least in ((0.25, 0.999), (0.5, 0.975)):
-        drawn = _drawn(mask, epsilon)
-        assert (drawn & mask).sum() / (drawn | mask).sum() > least
+    mask = MASKS[name]
+    assert iou(_by_coco(mask, 0.25), mask) == 1
+    assert iou(_by_coco(mask, EPSILON), mask) > 0.999
+    assert iou(_by_pillow(mask, joined=False), mask) > 0.998
+    assert iou(_by_pillow(mask, joined=True), mask) > 0.99
 
 
 def test_parts_and_holes() -> None:
-    [[outline, hole]] = polygons(_shapes()["ring"])
-    assert len(outline) < 60 and 3 <= len(hole) < 40
-    assert len(polygons(_shapes()["two"])) == 2
-    assert polygons(np.zeros((5, 5), bool)) == []
-    [[dot]] = polygons(np.pad(np.ones((1, 1), bool), 2))
-    assert dot.mean(0).tolist() == [2.5, 2.5]
+    [[outline, hole]] = polygons(MASKS["ring"])
+    assert len(outline) < 170 and 3 <= len(hole) < 100
+    assert len(polygons(MASKS["parts"])) == 2
+    assert polygons(MASKS["empty"]) == []
+    [[dot]] = polygons(MASKS["dot"])
+    assert dot.mean(0).tolist() == [50.5, 60.5]
+    y, x = np.nonzero(MASKS["dot"])
+    assert pixel_polygons(MASKS["dot"])[0][0].tolist() == [[x, y]] * 4
+
+
+def test_many_long_rings_are_joined_in_time() -> None:
+    noise = np.random.default_rng(0).random((200, 300)) > 0.5
+    assert iou(_by_pillow(noise, joined=True), noise) > 0.9

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from rism.runtime.result.formats.brush_rle import encode_brush_rle
 from rism.runtime.segmenter import Segmenter
-from rism.serve.integrations.brush_rle import encode_brush_rle
 from tests.cli.conftest import invoke
 from tests.serve.conftest import Server, running
 

@@ -1,0 +1,1 @@
+"""Results as the files of annotation tools and training sets."""
