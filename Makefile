@@ -10,7 +10,7 @@ DEMO_EXPRESSION = the green van
 demo: .venv/installed
 	.venv/bin/rism run $(DEMO_IMAGE) "$(DEMO_EXPRESSION)"
 
-.venv/installed: pyproject.toml constraints.txt $(shell find rism runtime export calibration evaluation serve -type f -not -name '*.pyc')
+.venv/installed: pyproject.toml constraints.txt $(shell find rism runtime export calibration evaluation serve batch -type f -not -name '*.pyc')
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	rm -rf build  # left by an earlier one, it would bring deleted files back
 	.venv/$(PIP_INSTALL) ".[cpu]"
@@ -32,7 +32,7 @@ build/types: .venv-dev/installed
 	rm -rf build/types
 	mkdir -p build/types/rism
 	cd build/types/rism && ln -s ../../../rism/* ../../../runtime ../../../export ../../../calibration \
-		../../../evaluation ../../../serve .
+		../../../evaluation ../../../serve ../../../batch .
 	cd build/types && ln -s ../../mini ../../benchmarks .
 
 types: build/types

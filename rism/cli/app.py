@@ -10,6 +10,7 @@ from rism.cli.flags import as_command
 # A command's name and its function, in the file of `commands/` that is named as the command.
 _COMMANDS = {
     "run": "run",
+    "map": "map_images",
     "inspect": "inspect",
     "doctor": "doctor",
     "plan": "plan",

@@ -21,6 +21,7 @@ from tests.paths import EXAMPLES, STREET
         ("onnx_ir", "build", ["build", "bundle"]),
         ("polygraphy", "build", ["build", "bundle"]),
         ("onnx_ir", "calibrate", ["calibrate", "bundle", "--images", str(EXAMPLES)]),
+        ("ray", "batch", ["map", str(EXAMPLES), "-o", "out", "-e", "it"]),
         ("pycocotools", "eval", ["eval", "refcoco", "--root", "."]),
     ],
 )
@@ -34,7 +35,7 @@ def test_a_missing_package(
 ) -> None:
     (workplace / "bundle").symlink_to(tiny_bundle)
     (workplace / "refcoco").mkdir()
-    parts = ("rism.export", "rism.calibration", "rism.evaluation", f"{package}.")
+    parts = ("rism.export", "rism.batch", "rism.calibration", "rism.evaluation", f"{package}.")
     for name in [name for name in sys.modules if name.startswith(parts)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

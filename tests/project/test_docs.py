@@ -34,7 +34,7 @@ def test_the_map_has_every_package() -> None:
     listed = set(re.findall(r"^\| `([\w/<>]+)/` \|", page, re.MULTILINE))
     packages = {
         re.sub(r"^(export/families)/\w+", r"\1/<family>", str(file.parent.relative_to(ROOT)))
-        for half in ("runtime", "export", "calibration", "evaluation", "serve", "rism/cli")
+        for half in ("runtime", "export", "calibration", "evaluation", "serve", "batch", "rism/cli")
         for file in (ROOT / half).rglob("__init__.py")
     }
     assert packages <= listed

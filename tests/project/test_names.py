@@ -5,7 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("runtime", "export", "calibration", "evaluation", "serve", "rism", "benchmarks", "mini")
+HALVES = ("runtime", "export", "calibration", "evaluation", "serve", "batch")
+LAYERS = (*HALVES, "rism", "benchmarks", "mini")
 # One module of each in every model family, and the declarations that all of them share.
 FAMILIES = ROOT / "export/families"
 # The main programs, and docstrings of packages.

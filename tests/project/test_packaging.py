@@ -9,7 +9,7 @@ import rism.runtime
 from rism.runtime.distribution import DISTRIBUTION
 from tests.paths import ROOT
 
-HALVES = ("runtime", "export", "calibration", "evaluation", "serve")
+HALVES = ("runtime", "export", "calibration", "evaluation", "serve", "batch")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,8 @@ def test_constraints_pin_what_the_tests_install(pyproject: dict[str, Any]) -> No
             assert "+" not in version, f"{line}: a local build is nobody else's"
             pins[canonicalize_name(name)] = version
     extras = pyproject["project"]["optional-dependencies"]
-    tested = ("cpu", "export", "build", "calibrate", "triton", "eval", "docs", "serve", "dev")
+    tested = ("cpu", "export", "build", "calibrate", "triton", "eval", "docs", "serve", "batch")
+    tested = (*tested, "dev")
     lines = [*pyproject["project"]["dependencies"], *(x for name in tested for x in extras[name])]
     for requirement in map(Requirement, lines):
         if requirement.name != DISTRIBUTION:

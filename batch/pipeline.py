@@ -1,0 +1,363 @@
+"""A run of `rism map`: SOURCE through Ray Data to DEST."""
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pyarrow as pa
+
+# Ray reports its use to its makers unless this is set before it is imported. A user's choice stays.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Its C++ parts print what Ray Data handles.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+import rism
+from rism.batch.actor import RismActor
+from rism.batch.destination import open_destination, write_manifest, write_part, written_ids
+from rism.batch.images import decode
+from rism.batch.readers import ROWS_AT_ONCE, Unit
+from rism.batch.results import encode
+from rism.batch.source import Source, open_source, read_unit
+from rism.batch.tables import READ, Digests, Store, table
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count
+from rism.runtime.errors import InputError, ProviderError, RismError, one_line
+from rism.runtime.options import SegmentOptions
+
+Progress = Callable[[int, int | None, float], None]
+"""Called with the images done, all of them (None if that is not known) and rows per second."""
+
+FORMAT = 1
+STAGES = ("read", "decode", "segment", "encode", "write")
+# Blocks between stages: a few images, so that actors are fed evenly and memory stays flat.
+_BLOCK_BYTES = 16 * 2**20
+# Shares of a core that Ray reserves where actors compute on the CPU: the rest is for the tasks.
+_ACTOR_SHARE = 0.75
+_TASK_SHARE = 0.25
+_PART_IMAGES = (32, 2048)
+_PARTS = 200
+# Settings that change what is computed, besides options and the bundle.
+_DECIDING = ("template", "capture", "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRun:
+    """What `run_batch` does.
+
+    Attributes:
+        source: see docs/batch.md.
+        destination: a folder, or a URL of a store that pyarrow opens.
+        expressions: what to find in every image; None where rows have their own.
+        root: where images named by path are; None for the folder of SOURCE.
+        bundle: see `Segmenter.from_bundle`.
+        options: see `SegmentOptions`.
+        settings: other arguments of `Segmenter.from_bundle`.
+        threads: CPU threads of each actor; None for one, of a bundle above 1 GiB for all.
+        actors: their number; None for one on each GPU, or as many as the threads allow.
+        part_images: images of a part file; None for a two-hundredth, 32 to 2048.
+        resume: continue the run that DEST holds.
+        address: of a Ray cluster; None for a Ray of this process.
+    """
+
+    source: str
+    destination: str
+    expressions: tuple[str, ...] | None = None
+    root: str | None = None
+    bundle: str | None = None
+    options: SegmentOptions = field(default_factory=SegmentOptions)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    actors: int | None = None
+    part_images: int | None = None
+    resume: bool = False
+    address: str | None = None
+
+
+@dataclass
+class BatchSummary:
+    """What a run did.
+
+    Attributes:
+        images, rows, errors: written by this run; rows with an error among them.
+        skipped: images that were there before.
+        parts: files.
+        seconds: from the first block to the last.
+        providers, precisions: of the actors.
+        busy_s: seconds of work by stage, of all processes.
+        processes: how many may work on a stage at once.
+    """
+
+    skipped: int = 0
+    images: int = 0
+    rows: int = 0
+    errors: int = 0
+    parts: int = 0
+    seconds: float = 0.0
+    providers: set[str] = field(default_factory=set)
+    precisions: set[str] = field(default_factory=set)
+    busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    processes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, written: Mapping[str, Any]) -> None:
+        """Count a part that was written."""
+        self.parts += 1
+        for name in ("images", "rows", "errors"):
+            setattr(self, name, getattr(self, name) + written[name])
+        self.providers.add(written["provider"])
+        self.precisions.add(written["precision"])
+        for stage in STAGES:
+            self.busy_s[stage] += written[f"{stage}_s"] or 0.0
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Rows per second that each stage could do with all its processes, were it alone."""
+        return {
+            stage: self.rows / seconds * self.processes.get(stage, 1)
+            for stage, seconds in self.busy_s.items()
+            if seconds > 0
+        }
+
+    @property
+    def slowest(self) -> str | None:
+        """The stage with the lowest rate; None if nothing was done."""
+        rates = self.rates
+        return min(rates, key=rates.__getitem__) if rates else None
+
+
+def run_batch(run: BatchRun, progress: Progress = lambda *_: None) -> BatchSummary:
+    """Segment every image of SOURCE, and write a row for each (id, expression) to DEST.
+
+    Everything that can be checked is checked before Ray starts. A Ray that already runs in this
+    process is used as it is.
+
+    Raises:
+        RismError: SOURCE, DEST, the bundle or the cluster cannot be used, or work failed.
+    """
+    bundle = Bundle.open(resolve_bundle(run.bundle))
+    source = open_source(run.source, run.expressions)
+    root = source.store if run.root is None else Store.open(run.root, "--root")
+    store = Store.open(run.destination, "DEST")
+    metadata = {"version": rism.__version__, "bundle": bundle.digest}
+    manifest = {
+        "format": FORMAT,
+        "source": source.store.uri,
+        "kind": source.kind,
+        "expressions": source.expressions and list(source.expressions),
+        "bundle": bundle.digest,
+        "options": dict(run.options),
+        "settings": {name: run.settings.get(name) for name in _DECIDING},
+    }
+    with open_destination(store, manifest, resume=run.resume) as done:
+        summary = BatchSummary(skipped=len(done))
+        units, left = source.left(done)
+        if left == 0:
+            return summary
+        with _ray(run.address):
+            resources = _resources(run, bundle)
+            summary.processes = {
+                **dict.fromkeys(STAGES, resources.tasks),
+                "segment": resources.actors,
+            }
+            write_manifest(store, manifest)
+            rows = _rows(source, units, done, resources)
+            encoded = _segmented(rows, run, bundle, root, resources)
+            size = min(max((left or 0) // _PARTS, _PART_IMAGES[0]), _PART_IMAGES[1])
+            parts = encoded.repartition(
+                target_num_rows_per_block=run.part_images or size, strict=True
+            ).map_batches(partial(write_part, store=store, metadata=metadata), **resources.task)
+            _consume(parts, summary, left, progress)
+        there = len(written_ids(store)) - len(done)
+        if left not in (None, there):
+            raise RismError(f"{there} of {left} images were written: --resume does the others")
+    return summary
+
+
+@dataclass(frozen=True)
+class _Resources:
+    """What Ray reserves.
+
+    Attributes:
+        actors: their number.
+        threads: of each; None for all of its machine.
+        actor: arguments of `map_batches` for them.
+        task: arguments of `map_batches` for the other stages.
+        tasks: how many tasks run at once.
+    """
+
+    actors: int
+    threads: int | None
+    actor: Mapping[str, float]
+    task: Mapping[str, Any]
+    tasks: int
+
+
+def _resources(run: BatchRun, bundle: Bundle) -> _Resources:
+    """Choose the number of actors by what the cluster has.
+
+    Raises:
+        InputError: so many do not fit.
+    """
+    total = ray.cluster_resources()
+    cores, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
+    if run.settings.get("provider") in ("cpu", "onnxruntime-cpu"):
+        gpus = 0
+    threads, needs, share = run.threads, {"num_gpus": 1.0, "num_cpus": 1.0}, 1.0
+    if not gpus:
+        small = sum(info.size for info in bundle.manifest.files.values()) < SMALL_BUNDLE_BYTES
+        nodes = [int(each["Resources"].get("CPU", 0)) for each in ray.nodes() if each["Alive"]]
+        threads = threads or (1 if small else max(nodes))
+        needs, share = {"num_cpus": _ACTOR_SHARE * threads}, _TASK_SHARE
+    actors = run.actors or gpus or max(1, cores // (threads or 1))
+    if actors > (gpus or cores / (threads or 1)):
+        have = f"{gpus} GPUs" if gpus else f"{cores} cores"
+        raise InputError(
+            f"{actors} actors of {'a GPU' if gpus else f'{threads} threads'} do not fit on {have}: "
+            "fewer --actors or --threads"
+        )
+    task = {"num_cpus": share, "batch_size": None, "batch_format": "pyarrow"}
+    free = int((cores - actors * needs["num_cpus"]) / share)
+    return _Resources(actors, threads, needs, task, max(1, free))
+
+
+def _rows(source: Source, units: list[Unit], done: Digests, resources: _Resources) -> Dataset:
+    """Return the rows that are to be done, in blocks of a few images."""
+    if source.kind == "image":
+        rows = [
+            {"id": each.name, "path": each.name, "expressions": source.expressions}
+            for each in units
+        ]
+        starts = range(0, len(rows), ROWS_AT_ONCE)
+        return ray.data.from_arrow(
+            [table(rows[each : each + ROWS_AT_ONCE], READ) for each in starts]
+        )
+    read = partial(
+        _read,
+        kind=source.kind,
+        store=source.store,
+        expressions=source.expressions,
+        done=ray.put(done),
+    )
+    return (
+        ray.data.from_arrow([pa.Table.from_pylist([vars(each)]) for each in units])
+        .map_batches(read, **resources.task)
+        .repartition(target_num_rows_per_block=ROWS_AT_ONCE)
+    )
+
+
+def _read(
+    units: pa.Table, *, kind: str, store: Store, expressions: tuple[str, ...] | None, done: Any
+) -> Iterator[pa.Table]:
+    known = ray.get(done)
+    for unit in units.to_pylist():
+        yield from read_unit(Unit(**unit), kind, store, expressions, known)
+
+
+def _segmented(
+    rows: Dataset, run: BatchRun, bundle: Bundle, root: Store, resources: _Resources
+) -> Dataset:
+    """Return the encoded results, a row for each image."""
+    # Other machines have no such folder of a cache, but the same hub or shared disk.
+    place = str(bundle.path) if run.bundle is None or Path(run.bundle).is_dir() else run.bundle
+    settings = {**run.settings, "threads": resources.threads, "digest": bundle.digest}
+    return (
+        rows.map_batches(partial(decode, root=root), **resources.task)
+        .map_batches(
+            RismActor,
+            fn_constructor_args=[place if run.bundle is not None else None],
+            fn_constructor_kwargs={**settings, "options": run.options},
+            compute=ActorPoolStrategy(size=resources.actors),
+            batch_size=None,
+            batch_format="pyarrow",
+            **resources.actor,
+        )
+        .map_batches(encode, **resources.task)
+    )
+
+
+def _consume(parts: Dataset, summary: BatchSummary, left: int | None, progress: Progress) -> None:
+    start = monotonic()
+    progress(0, left, 0.0)
+    for batch in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for written in batch.to_pylist():
+            summary.add(written)
+        summary.seconds = monotonic() - start
+        progress(summary.images, left, summary.rows / summary.seconds)
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start a Ray of this process, without its dashboard and messages.
+
+    Raises:
+        ProviderError: there is no cluster at the address, or Ray stopped.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _start(address)
+    context = DataContext.get_current()
+    context.target_max_block_size = _BLOCK_BYTES
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="ray")
+            yield
+    except ray.exceptions.RayError as error:
+        raise _as_ours(error) from None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    own = {"num_cpus": cpu_count(), "include_dashboard": False} if address is None else {}
+    try:
+        with _quiet_stderr():
+            ray.init(
+                address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+            )
+    except Exception as error:  # of any kind: no such host, another version of Ray or Python
+        raise ProviderError(
+            f"Ray {'at ' + one_line(address) if address else 'of this machine'} does not start: "
+            f"{one_line(error, limit=200)}"
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray sets its own
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Silence what Ray's C++ parts print when they start, that they print nothing else."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _as_ours(error: Any) -> RismError:
+    """Return the error of ours that a task raised, or one that tells Ray's in a line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RismError):
+        return type(cause)(*cause.args)
+    return ProviderError(
+        f"the run stopped ({one_line(cause or error, limit=300)}): --resume continues it"
+    )
