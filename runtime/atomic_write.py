@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from rism.runtime.errors import OutputError, one_line
@@ -22,8 +23,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True) -> None:
-    """Write `data` to `path`: a reader sees the old file or the new one, never half of it.
+def write_atomically(
+    path: str | Path, data: bytes | Iterable[bytes], *, follow_links: bool = True
+) -> None:
+    """Write `data`, whole or in pieces, to `path`: a reader sees the old file or the new one.
 
     The data go to a temporary file beside the target, which then takes its name; whatever
     stops the writing (a full disk, an interrupt) also removes the temporary file. A
@@ -38,9 +41,10 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
     """
     # Of the path as given: a link to a pipe (/dev/stdout) resolves to a name that does not exist.
     given = Path(path)
+    pieces = [data] if isinstance(data, bytes) else data
     try:
         if not follow_links:
-            _replace(given, data, None)
+            _replace(given, pieces, None)
             return
         try:
             mode = given.stat().st_mode
@@ -50,15 +54,15 @@ def write_atomically(path: str | Path, data: bytes, *, follow_links: bool = True
             raise IsADirectoryError(f"{given} is a folder")
         if mode is not None and not stat.S_ISREG(mode):
             with given.open("wb") as device:
-                device.write(data)
+                device.writelines(pieces)
             return
-        _replace(given.resolve(), data, mode)
+        _replace(given.resolve(), pieces, mode)
     except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"cannot write {given}: {one_line(reason)}") from error
 
 
-def _replace(target: Path, data: bytes, mode: int | None) -> None:
+def _replace(target: Path, pieces: Iterable[bytes], mode: int | None) -> None:
     """Write a temporary file beside `target`, with its permissions, and rename it."""
     # The name is cut so that a target name of the longest length still has a neighbour.
     temporary = target.with_name(f".{target.name[:40]}.tmp-{secrets.token_hex(6)}")
@@ -67,7 +71,7 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
         # returns. Mode 0o666 lets the umask decide, as for any file that a program makes.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             # Some file systems only find out here that they are full.
             os.fsync(file.fileno())

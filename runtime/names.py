@@ -6,6 +6,11 @@ not wait for NumPy.
 
 from typing import Literal, get_args
 
+# Dataset formats, and how far their polygons may be from the outline of a mask, pixels: from 0.5 on
+# corners are cut off.
+DatasetFormatName = Literal["coco", "yolo", "labelme", "cvat", "label-studio", "png"]
+EPSILON = 0.4
+
 # What a transformer graph outputs: docs/bundle.md, step 5.
 CaptureName = Literal["vectors", "matrices", "scores"]
 CAPTURES: tuple[CaptureName, ...] = get_args(CaptureName)

@@ -1,14 +1,17 @@
 """What `rism run` writes about each image: drawn in threads, written in the order of the images."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rism.cli.console import Console, ReaderGoneError, write_stdout
 from rism.cli.inputs import InputImage, Inputs
+from rism.cli.line_file import LineFile
 from rism.cli.outputs import Destination
 from rism.cli.parallel_map import map_ordered
 from rism.cli.result_format import failure_record, json_line, json_text, result_record, summary_line
@@ -18,6 +21,9 @@ from rism.runtime.errors import InputError, RismError, one_line
 from rism.runtime.image.loading import pixel_count
 from rism.runtime.result.rendering import encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from rism.cli.dataset import Dataset, EncodedImage
 
 # About 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
@@ -40,7 +46,7 @@ class SegmentedImage:
 
 
 @dataclass(frozen=True)
-class ImageOutput:
+class ResultOutput:
     """Everything that is written about one expression on one image.
 
     Attributes:
@@ -48,23 +54,55 @@ class ImageOutput:
         record: the entry of the JSON; None without JSON.
         line: the result in a line.
         detail: instruction and timings, for -v.
-        warning: why the model cannot handle the image, or None.
+        empty: whether the mask is.
     """
 
     files: tuple[tuple[Path | None, bytes], ...]
     record: dict[str, Any] | None
     line: str
     detail: str
+    empty: bool
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """Everything that is written about one image.
+
+    `warning` says why the model cannot handle it, or is None; `encoded` is for the dataset.
+    """
+
+    results: list[ResultOutput]
     warning: str | None
+    encoded: EncodedImage | None
+
+
+@dataclass
+class _Counts:
+    """Images and masks so far."""
+
+    done: int = 0
+    failed: int = 0
+    masks: int = 0
+    empty: int = 0
+
+    def line(self, skipped: int) -> str:
+        """Return all of them in a line."""
+        others = ((skipped, "skipped"), (self.failed, "failed"))
+        parts = [f"{self.done} done", *(f"{many} {what}" for many, what in others if many)]
+        total = self.done + self.failed + skipped
+        found = f"{self.masks - self.empty} masks, {self.empty} expressions not found"
+        return f"{total} images: {', '.join(parts)}; {found}"
 
 
 def deliver(
-    segment: Callable[[InputImage], SegmentedImage],
+    segment: Callable[[InputImage], SegmentedImage] | None,
     inputs: Inputs,
     destination: Destination,
-    slugs: Sequence[str],
+    names: Mapping[str, str],
     *,
+    dataset: Dataset | None = None,
     workers: int,
+    stop: bool = False,
     console: Console,
 ) -> None:
     """Segment all images and write the results in their order.
@@ -72,68 +110,89 @@ def deliver(
     Of several images those that fail are reported and counted, the others still written. However
     the run ends, a JSON of several images has the results so far, and says what is missing.
 
-    `segment` is called in `workers` threads, and raises ImageError for an image that has no result.
-    `slugs` are the expressions as parts of file names.
+    `segment` is called in `workers` threads, and raises ImageError for an image that has no result;
+    it may be None where there is no image left.
+    `names` are the expressions as parts of file names.
 
     Raises:
-        ImageError: the only image failed.
+        ImageError: the only image failed, or one of several and `stop` is set.
         RismError: some of several images failed, or a file cannot be written.
     """
 
-    def work(image: InputImage) -> list[ImageOutput]:
+    def work(image: InputImage) -> ImageOutput:
+        assert segment is not None
         found = segment(image)
-        return [_draw(image, found, at, destination, slugs[at]) for at in range(len(found.results))]
+        slugs = [names[text] for text in image.expressions]
+        results = [_draw(image, found, at, destination, slugs) for at in range(len(slugs))]
+        encoded = None if dataset is None else dataset.encode(image, found)
+        return ImageOutput(results, found.unlike, encoded)
 
     images = inputs.images
     outputs = map_ordered(work, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE)
-    records: list[dict[str, Any]] = []
-    done = failed = 0
+    records = _Records(destination)
+    counts = _Counts()
     try:
         with closing(outputs):
             for image, output in zip(images, outputs, strict=True):
                 if inputs.several:
-                    console.progress(done, len(images), image.label)
+                    console.progress(counts.done + counts.failed, len(images), image.label)
                 try:
                     found = output()
                 except ImageError as error:
                     if not inputs.several:
                         raise
+                    if stop:
+                        raise ImageError(f"{image.label}: {error}") from error
                     console.error(f"{image.label}: {error}")
-                    _record([failure_record(image.label, error)], records, destination)
-                    failed += 1
+                    records.add([failure_record(image.label, error)])
+                    counts.failed += 1
                 else:
-                    _record(_write(found, destination, console), records, destination)
-                done += 1
+                    records.add(_write(image, found, destination, console))
+                    if dataset is not None and found.encoded is not None:
+                        dataset.add(found.encoded)
+                    counts.done += 1
+                    counts.masks += len(found.results)
+                    counts.empty += sum(result.empty for result in found.results)
+        if dataset is not None:
+            dataset.finish(complete=not counts.failed)
     except BaseException as error:
         if inputs.several:
-            _deliver_partial_json(records, destination, images[done:], error, console)
+            records.break_off(images[counts.done + counts.failed :], error, console)
+        if dataset is not None and counts.done:
+            console.note(f"note: --resume goes on with {one_line(dataset.folder)}")
         raise
-    _deliver_json(records, destination)
-    if failed:
-        raise RismError(f"{failed} of {len(images)} images failed, the others are written")
+    finally:
+        records.close()
+        if dataset is not None:
+            dataset.close()
+    records.finish()
+    if inputs.several:
+        console.note(counts.line(inputs.skipped))
+    if counts.failed:
+        raise RismError(f"{counts.failed} of {len(images)} images failed, the others are written")
 
 
 def _draw(
-    image: InputImage, found: SegmentedImage, at: int, wanted: Destination, slug: str
-) -> ImageOutput:
+    image: InputImage, found: SegmentedImage, at: int, wanted: Destination, slugs: Sequence[str]
+) -> ResultOutput:
     """Draw one result; with the first, the overlay of all of them."""
     result, pixels = found.results[at], found.pixels
     files: list[tuple[Path | None, bytes]] = []
     written: list[Path] = []
     for kind in wanted.kinds:
-        path = None if wanted.to_stdout else wanted.path(image.stem, slug, kind)
+        path = None if wanted.to_stdout else wanted.path(image.stem, slugs, at, kind)
         written += [] if path is None else [path]
         if kind != "overlay":
             files.append((path, encode_png(render(result, pixels, kind))))
         elif at == 0:
             files.append((path, encode_png(overlay(pixels, found.results))))
     stages = ", ".join(f"{name} {ms:.1f}" for name, ms in result.timings_ms.items())
-    return ImageOutput(
+    return ResultOutput(
         tuple(files),
-        result_record(image.label, result, written) if wanted.as_json else None,
+        result_record(image.label, result, written, image.id) if wanted.as_json else None,
         summary_line(image.label, result, written),
         f'{one_line(image.label)}: "{result.instruction}", {stages} ms',
-        None if found.unlike is None else f"{one_line(image.label)}: {found.unlike}",
+        result.area_px == 0,
     )
 
 
@@ -142,13 +201,13 @@ def _pixels(image: InputImage) -> int:
 
 
 def _write(
-    outputs: Sequence[ImageOutput], destination: Destination, console: Console
+    image: InputImage, found: ImageOutput, destination: Destination, console: Console
 ) -> list[dict[str, Any]]:
     """Write the files of one image, print its lines, and return its JSON entries."""
     stdout_is_data = destination.to_stdout or destination.json_stdout
-    if outputs[0].warning is not None:
-        console.note(f"warning: {outputs[0].warning}")
-    for output in outputs:
+    if found.warning is not None:
+        console.note(f"warning: {one_line(image.label)}: {found.warning}")
+    for output in found.results:
         for path, data in output.files:
             if path is None:
                 write_stdout(data)
@@ -158,43 +217,52 @@ def _write(
             console.clear()
             write_stdout(output.line + "\n")
         console.detail(output.detail)
-    return [output.record for output in outputs if output.record is not None]
+    return [output.record for output in found.results if output.record is not None]
 
 
-def _record(
-    found: Sequence[dict[str, Any]], records: list[dict[str, Any]], destination: Destination
-) -> None:
-    """Print entries as JSON Lines, and keep them for a JSON at the end."""
-    if destination.json_lines:
-        write_stdout("".join(map(json_line, found)))
-    if destination.json_file is not None or (destination.as_json and not destination.json_lines):
-        records += found
+class _Records:
+    """The results as JSON: each as a line when it is known, and a list at the end."""
 
+    def __init__(self, destination: Destination) -> None:
+        self._to = destination
+        self._kept: list[dict[str, Any]] = []
+        self._lines = None if destination.lines_file is None else LineFile(destination.lines_file)
+        if self._lines is not None:
+            self._lines.open()
 
-def _deliver_json(records: Sequence[dict[str, Any]], destination: Destination) -> None:
-    if not destination.as_json:
-        return
-    text = json_text(records)
-    if destination.json_file is not None:
-        write_atomically(destination.json_file, text.encode())
-    if destination.json_stdout and not destination.json_lines:
-        write_stdout(text)
+    def add(self, found: Sequence[dict[str, Any]]) -> None:
+        """Write entries as lines, and keep them for a list at the end."""
+        if self._lines is not None:
+            self._lines.append(found)
+        self._add_to_json(found)
 
+    def _add_to_json(self, found: Sequence[dict[str, Any]]) -> None:
+        if self._to.json_lines:
+            write_stdout("".join(map(json_line, found)))
+        if self._to.json_file is not None or (self._to.json_stdout and not self._to.json_lines):
+            self._kept += found
 
-def _deliver_partial_json(
-    records: list[dict[str, Any]],
-    destination: Destination,
-    left: Sequence[InputImage],
-    error: BaseException,
-    console: Console,
-) -> None:
-    """Write the JSON of a run that ends too early; its last entry says what is missing."""
-    why = str(error) or "interrupted"
-    more = f"; {len(left) - 1} more images were not looked at" if len(left) > 1 else ""
-    try:
-        if left:
-            _record([failure_record(left[0].label, f"{why}{more}")], records, destination)
-        _deliver_json(records, destination)
-    except RismError as second:
-        if not isinstance(second, ReaderGoneError):
-            console.error(second)
+    def finish(self) -> None:
+        """Write the list."""
+        text = json_text(self._kept)
+        if self._to.json_file is not None:
+            write_atomically(self._to.json_file, text.encode())
+        if self._to.json_stdout and not self._to.json_lines:
+            write_stdout(text)
+
+    def break_off(self, left: Sequence[InputImage], error: BaseException, console: Console) -> None:
+        """Write the list of a run that ends too early; its last entry says what is missing."""
+        why = str(error) or "interrupted"
+        more = f"; {len(left) - 1} more images were not looked at" if len(left) > 1 else ""
+        try:
+            if left:
+                self._add_to_json([failure_record(left[0].label, f"{why}{more}")])
+            self.finish()
+        except RismError as second:
+            if not isinstance(second, ReaderGoneError):
+                console.error(second)
+
+    def close(self) -> None:
+        """Close the file of lines."""
+        if self._lines is not None:
+            self._lines.close()

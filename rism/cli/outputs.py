@@ -27,9 +27,9 @@ class Destination:
         file: the file of the only image, or None.
         to_stdout: whether the only image goes to stdout.
         json_file: the JSON file, or None.
+        lines_file: the file that each result is appended to as a line of JSON, or None.
         json_stdout: whether JSON goes to stdout.
         json_lines: whether that is a line for each result at once, not a list at the end.
-        together: all expressions as a part of file names, for the overlay that shows all of them.
     """
 
     kinds: tuple[Kind, ...] = ()
@@ -37,29 +37,37 @@ class Destination:
     file: Path | None = None
     to_stdout: bool = False
     json_file: Path | None = None
+    lines_file: Path | None = None
     json_stdout: bool = False
     json_lines: bool = False
-    together: str = ""
 
     @property
     def as_json(self) -> bool:
         """Whether results are written as JSON anywhere."""
-        return self.json_file is not None or self.json_stdout
+        return self.json_file is not None or self.lines_file is not None or self.json_stdout
 
-    def path(self, stem: str, slug: str, kind: Kind) -> Path:
-        """Return the file of one image: of one result, or of all results together."""
-        if kind == "overlay" and self.together:
-            slug = self.together
+    def path(self, stem: str, slugs: Sequence[str], at: int, kind: Kind) -> Path:
+        """Return the file of one image: of the result `at`, or of all results together.
+
+        `slugs` are the expressions of that image as parts of file names.
+        """
         if self.file is not None or self.folder is None:
             return self.file or Path(os.devnull)
+        slug = joined(slugs) if kind == "overlay" and len(slugs) > 1 else slugs[at]
         return self.folder / f"{stem}.{slug}.{kind}.png"
 
-    def paths(self, stems: Iterable[str], slugs: Sequence[str]) -> list[Path]:
-        """Return every file of a run."""
-        files = [file for file in (self.file, self.json_file) if file is not None]
+    def image_paths(self, stem: str, slugs: Sequence[str]) -> list[Path]:
+        """Return the files of one image."""
+        if self.folder is None:
+            return [] if self.file is None else [self.file]
+        named = ((at, kind) for at in range(len(slugs)) for kind in self.kinds)
+        return list(dict.fromkeys(self.path(stem, slugs, at, kind) for at, kind in named))
+
+    def paths(self, images: Iterable[tuple[str, Sequence[str]]]) -> list[Path]:
+        """Return every file of a run, for the stem and the slugs of each image."""
+        files = [file for file in (self.file, self.json_file, self.lines_file) if file is not None]
         if self.folder is not None:
-            named = ((stem, slug, kind) for stem in stems for slug in slugs for kind in self.kinds)
-            files += dict.fromkeys(self.path(*each) for each in named)
+            files += [path for stem, slugs in images for path in self.image_paths(stem, slugs)]
         return files
 
     def prepare(self, files: Iterable[Path]) -> None:
@@ -71,16 +79,25 @@ class Destination:
         """
         if (self.to_stdout or self.json_stdout) and sys.stdout is None:
             raise OutputError("results go to stdout, which is closed: use -o FILE")
-        for folder in dict.fromkeys(file.parent for file in files) if self.folder else ():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = error.strerror or error
-                raise OutputError(f"cannot make folder {one_line(folder)}: {reason}") from None
-            _check_writable(folder)
-        for file in (self.file, self.json_file):
+        make_folders(files if self.folder else ())
+        for file in (self.file, self.json_file, self.lines_file):
             if file is not None:
                 _check_writable(file if file.exists() else file.parent)
+
+
+def make_folders(files: Iterable[Path]) -> None:
+    """Make the folders of files.
+
+    Raises:
+        OutputError: one cannot be made or cannot be written to.
+    """
+    for folder in dict.fromkeys(file.parent for file in files):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"cannot make folder {one_line(folder)}: {reason}") from None
+        _check_writable(folder)
 
 
 def choose_destination(
@@ -90,10 +107,10 @@ def choose_destination(
     as_json: bool,
     json_lines: bool = False,
     images: int,
-    slugs: Sequence[str],
+    expressions: int,
     from_folder: bool,
 ) -> Destination:
-    """Read -o, --save, --json and --jsonl together; `slugs` are expressions for file names.
+    """Read -o, --save, --json and --jsonl together, for a number of images and of expressions.
 
     Raises:
         UsageError: they do not go together; the message says what to write instead.
@@ -101,7 +118,7 @@ def choose_destination(
     if as_json and json_lines:
         raise UsageError("--json and --jsonl both want stdout: drop one of them")
     chosen = None if save is None else _parse_kinds(save)
-    one_each = chosen == ("overlay",) or len(slugs) == 1
+    one_each = chosen == ("overlay",) or expressions == 1
     many = from_folder or images > 1 or not one_each
     if output is None:
         found = _without_output(chosen, as_json or json_lines, from_folder)
@@ -112,8 +129,8 @@ def choose_destination(
     if as_json or json_lines:
         if found.to_stdout:
             raise UsageError(f"-o {output} and --json both want stdout: drop one of them")
-        found = replace(found, json_stdout=True, json_lines=json_lines)
-    return replace(found, together=joined(slugs) if len(slugs) > 1 else "")
+        return replace(found, json_stdout=True, json_lines=json_lines)
+    return found
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> list[Path]:
@@ -193,12 +210,10 @@ def _to_place(output: str, chosen: tuple[Kind, ...] | None, many: bool) -> Desti
     is_folder = path.is_dir() or output.endswith(("/", os.sep))
     # A device such as /dev/stdout has no suffix.
     is_device = path.exists() and not path.is_file() and not is_folder
-    if suffix == ".json" and not is_folder:
+    if suffix in (".json", ".jsonl") and not is_folder:
         if chosen is not None:
             raise UsageError(f"-o {output} holds results only: for images too, -o DIR/ --json")
-        return Destination(json_file=path)
-    if suffix == ".jsonl" and not is_folder:
-        raise UsageError(f"-o {output}: JSON Lines go to stdout: --jsonl > {output}")
+        return Destination(lines_file=path) if suffix == ".jsonl" else Destination(json_file=path)
     if is_folder or (many and suffix not in SUFFIXES and not is_device):
         return Destination(kinds=chosen or _DEFAULT_KINDS, folder=path)
     kinds = _single(chosen, many, f"-o {output}")

@@ -45,12 +45,15 @@ def summary_line(label: str, result: Segmentation, written: Sequence[Path]) -> s
     return _shown(line if not written else f"{line} -> {', '.join(map(str, written))}")
 
 
-def result_record(label: str, result: Segmentation, written: Sequence[Path]) -> dict[str, Any]:
-    """Return one entry of the JSON: the result, its mask as COCO RLE, its files."""
+def result_record(
+    label: str, result: Segmentation, written: Sequence[Path], number: int | None
+) -> dict[str, Any]:
+    """Return one entry of the JSON: the result, its mask as COCO RLE, its files, the image's id."""
     files = [str(path) for path in written]
     raws = [_base64(file) for file in files]
     return {
         **_image(label),
+        **({} if number is None else {"id": number}),
         **result.to_json_dict(),
         "rle": coco_rle(result.mask_hw),
         "files": [readable(file)[0] for file in files],

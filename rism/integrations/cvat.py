@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import cvat_sdk.auto_annotation as cvataa
 import PIL.Image
-from cvat_sdk.masks import encode_mask
 from cvat_sdk.models import LabeledShapeRequest
 
 from rism.runtime.errors import InputError, one_line
 from rism.runtime.options import SegmentOptions
+from rism.runtime.result.formats.cvat import mask_runs
 from rism.runtime.result.polygons import polygons, without_holes
 from rism.runtime.result.segmentation import Segmentation
 from rism.runtime.segmenter import Segmenter
@@ -70,7 +70,9 @@ def _shapes(
         for part in polygons(result.mask_hw):
             yield cvataa.polygon(label, without_holes(part).ravel().tolist(), **score)
     elif result.box_xyxy is not None:
-        yield cvataa.mask(label, encode_mask(result.mask_hw, result.box_xyxy), **score)
+        x_0, y_0, x_1, y_1 = result.box_xyxy
+        runs = mask_runs(result.mask_hw[y_0:y_1, x_0:x_1])
+        yield cvataa.mask(label, [*runs, x_0, y_0, x_1 - 1, y_1 - 1], **score)
 
 
 def create(expressions: str, bundle: str | None = None, provider: str = "auto") -> CvatFunction:

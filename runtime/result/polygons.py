@@ -7,9 +7,11 @@ import numpy as np
 from rism.runtime.arrays import BoolArray, Float32
 from rism.runtime.distribution import install_hint
 from rism.runtime.errors import RismError
+from rism.runtime.names import EPSILON
 
-EPSILON = 0.4
-"""Pixels that a simplified outline may be away from the mask's; from 0.5 on corners are cut off."""
+INSIDE_PIXEL = 0.25
+"""Added to `pixel_polygons` where coordinates are no whole numbers: readers that round and those
+that cut off then find the same pixel."""
 
 _MOST_PAIRS = 30_000_000  # of points, compared to join rings; a second
 

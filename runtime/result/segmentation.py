@@ -3,15 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rism.runtime.arrays import BoolArray, Float32
-from rism.runtime.errors import one_line
+from rism.runtime.distribution import install_hint
+from rism.runtime.errors import RismError, one_line
 from rism.runtime.image.geometry import Plan
 from rism.runtime.method.upsampling import upsample
+from rism.runtime.names import EPSILON
+from rism.runtime.result.polygons import polygons
 from rism.runtime.result.rle import decode_rle, encode_rle
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 _DOUBTFUL = 0.5  # as likely absent as present
 
@@ -142,6 +148,65 @@ class Segmentation:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, mask_hw=decode_rle(*state["mask_hw"]))
+
+    def to_polygons(self, *, epsilon: float = EPSILON) -> list[list[Float32]]:
+        """Return the mask as polygons: for each part its outline and those of its holes.
+
+        See `rism.runtime.result.polygons.polygons`; extra `formats`.
+        """
+        return polygons(self.mask_hw, epsilon=epsilon)
+
+    def to_coco(
+        self,
+        *,
+        annotation_id: int = 1,
+        image_id: int = 1,
+        category_id: int = 1,
+        rle: bool = False,
+        epsilon: float = EPSILON,
+    ) -> dict[str, Any] | None:
+        """Return the mask as an annotation of COCO, or None where it is empty.
+
+        `segmentation` is a list of polygons, one for each part, or with `rle` a compressed RLE.
+        Polygons need the extra `formats`.
+        """
+        from rism.runtime.result.formats.coco import annotation
+
+        if self.box_xyxy is None:
+            return None
+        found = annotation(self, category_id=category_id, rle=rle, epsilon=epsilon)
+        return {"id": annotation_id, "image_id": image_id, **found}
+
+    def to_yolo(self, *, category: int = 0, epsilon: float = EPSILON) -> str:
+        """Return the mask as a line of YOLO's segmentation labels; "" where it is empty.
+
+        All parts are joined to one polygon; extra `formats`.
+        """
+        from rism.runtime.result.formats.yolo import label_line
+
+        return label_line(self, category=category, epsilon=epsilon)
+
+    def to_supervision(self, *, class_id: int = 0) -> "Detections":
+        """Return the mask as `supervision.Detections`: one of them, or none where it is empty.
+
+        Raises:
+            RismError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError:
+            raise RismError(
+                f"to_supervision needs supervision: {install_hint('supervision')}"
+            ) from None
+        if self.box_xyxy is None:
+            return Detections.empty()
+        return Detections(
+            xyxy=np.array([self.box_xyxy], np.float32),
+            mask=self.mask_hw[None],
+            confidence=None if self.confidence is None else np.array([self.confidence]),
+            class_id=np.array([class_id]),
+            data={"class_name": np.array([self.expression])},
+        )
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return everything but the arrays and the token texts, for JSON."""

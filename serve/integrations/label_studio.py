@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rism.runtime.errors import one_line
-from rism.runtime.result.formats.brush_rle import encode_brush_rle
-from rism.runtime.result.polygons import polygons, without_holes
+from rism.runtime.result.formats.label_studio import least_score, region, region_values
 from rism.runtime.result.segmentation import Segmentation
 from rism.serve.errors import RequestError, error_response
-from rism.serve.integrations.label_config import LabelConfig, MaskControl, parse_label_config
+from rism.serve.integrations.label_config import LabelConfig, parse_label_config
 from rism.serve.requests import check_expressions, image_bytes, read_json
 from rism.serve.service import Service
 from rism.serve.settings import ServeSettings
@@ -87,44 +85,23 @@ async def _prediction(
     image = await asyncio.to_thread(_read, data[config.column], service.settings)
     _, results = await service.segment(request, image, expressions, {})
     found["result"] = await asyncio.to_thread(_regions, config, results)
-    scores = [each["score"] for each in found["result"] if "score" in each]
-    return found | ({"score": min(scores)} if scores else {})
+    return found | least_score(found["result"])
 
 
 def _regions(config: LabelConfig, results: Sequence[Segmentation]) -> list[dict[str, Any]]:
     """Return the regions of masks, in each form that the config has a control for."""
     regions = []
     for result in results:
-        width, height = result.size_wh
-        region: dict[str, Any] = {
-            "to_name": config.image,
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "meta": {"text": [result.expression]},
-        }
-        if result.confidence is not None:
-            region["score"] = result.confidence
+        shared = region(result, image=config.image)
         for control in config.masks if result.mask_hw.any() else ():
             labels = control.labels_of(result.expression)
             kind = control.kind if control.kind and labels else control.form
-            for value in _values(control, result):
+            for value in region_values(result, brush=control.form == "brush"):
                 own = {"id": uuid.uuid4().hex[:10], "from_name": control.name, "type": kind}
                 regions.append(
-                    {**own, **region, "value": {**value, **({kind: labels} if labels else {})}}
+                    {**own, **shared, "value": {**value, **({kind: labels} if labels else {})}}
                 )
     return regions
-
-
-def _values(control: MaskControl, result: Segmentation) -> list[dict[str, Any]]:
-    """Return one brush mask, or a polygon for each part, in percent of the image's sides."""
-    if control.form == "brush":
-        return [{"format": "rle", "rle": encode_brush_rle(result.mask_hw).tolist()}]
-    scale = 100 / np.array(result.size_wh)
-    return [
-        {"points": (without_holes(part) * scale).tolist(), "closed": True}
-        for part in polygons(result.mask_hw)
-    ]
 
 
 def _read(value: str, settings: ServeSettings) -> bytes:

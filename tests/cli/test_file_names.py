@@ -36,7 +36,7 @@ def test_what_is_cut_or_unreadable_ends_in_a_digest_of_the_whole() -> None:
 def test_names_fit_the_file_system(name: str, tmp_path: Path) -> None:
     (slug,) = slugs(["y" * 99])
     for kind in KINDS:
-        path = Destination(kinds=(kind,), folder=tmp_path).path(file_stem(name), slug, kind)
+        path = Destination(kinds=(kind,), folder=tmp_path).path(file_stem(name), [slug], 0, kind)
         path.write_bytes(b"")
         os.fsencode(path.name).decode()
         assert path.name.isprintable()

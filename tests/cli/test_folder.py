@@ -220,7 +220,9 @@ def test_without_json_nothing_is_kept_of_a_picture(
     run_folder: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(delivery, "_deliver_json", lambda records, _: kept.append(len(records)))
+    monkeypatch.setattr(
+        delivery._Records, "finish", lambda records: kept.append(len(records._kept))
+    )
     run_folder("green", "-o", "out/", *AT_ONCE)
     run_folder("green", "-o", "out.json", *AT_ONCE)
     assert kept == [0, 12]

@@ -122,6 +122,6 @@ def test_a_terminal_gets_no_png(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(outputs.sys, "stdout", stdout)
         with pytest.raises(UsageError, match="bytes of a PNG to a terminal"):
             outputs.choose_destination(
-                "-", save=None, as_json=False, images=1, slugs=["a"], from_folder=False
+                "-", save=None, as_json=False, images=1, expressions=1, from_folder=False
             )
     os.close(master)

@@ -115,11 +115,12 @@ def test_what_a_demonstrator_does_not_know_is_said(workplace: Path) -> None:
     Image.fromarray(noise).save(workplace / "noise.png")
     arguments = ["run", STREET, "noise.png", "the red car", "the zebra", "--save", "mask"]
     shown = invoke(*arguments, "--confidence", "0.01")
-    note, word, image = shown.stderr.splitlines()
+    note, word, image, counts = shown.stderr.splitlines()
     assert note.startswith("note: the bundle is a demonstrator")
     assert "add --model flux2-klein-4b (or step1x)" in note
     assert word.startswith("warning: the demonstrator knows nothing that 'the zebra' names, only ")
     assert image.startswith("warning: noise.png: the image is unlike the drawn scenes")
+    assert counts == "2 images: 2 done; 1 masks, 3 expressions not found"
     doubtful, zebra, *_ = lines = shown.stdout.splitlines()
     assert "(doubtful)" in doubtful
     assert f"nothing found ({word.removeprefix('warning: ')}): --always" in zebra
@@ -145,11 +146,12 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
     Image.new("RGB", (900, 10)).save(folder / "long.png")
     shown = run("in", "green", "-o", "out", code=1)
     errors = shown.stderr.splitlines()
-    assert len(errors) == 4
+    assert len(errors) == 5
     assert errors[0] == "note: in: left out A.txt (not images), 1 earlier result"
     assert errors[1].startswith("error: in/broken.png: ")
     assert errors[2].startswith("error: in/long.png: the image is 900 x 10 pixels")
-    assert errors[3] == "error: 2 of 5 images failed, the others are written"
+    assert errors[3] == "5 images: 3 done, 2 failed; 3 masks, 0 expressions not found"
+    assert errors[4] == "error: 2 of 5 images failed, the others are written"
     assert [line.split(" ")[0] for line in shown.stdout.splitlines()] == [
         "in/a.jpg", "in/a.png", "in/b.png",
     ]  # fmt: skip
@@ -179,7 +181,15 @@ def test_a_folder_of_pictures_goes_on_past_a_broken_one(
         ([STREET, "-o", "x.JPG"], "-o x.JPG takes one image"),
         ([STREET, "-o", "-"], "-o - takes one image"),
         (["..", "-e", "red", "-o", "x.png"], "-o x.png takes one image"),
-        (["-o", "x.jsonl"], "--jsonl > x.jsonl"),
+        (["--resume"], "--resume needs --format or -o FILE.jsonl"),
+        (["--json", "--skip-existing"], "--skip-existing needs files"),
+        (["--rle"], "--rle says how a dataset is written: add --format"),
+        (["--format", "yolo", "--rle"], "--rle has no meaning for --format yolo"),
+        (["--format", "coco", "--rle", "--epsilon", "1"], "--epsilon has no meaning with --rle"),
+        (["--format", "coco", "-o", "a.json"], "--format coco writes a folder, expected -o DIR/"),
+        (["--format", "coco", "--save", "mask"], "--save and --format both say"),
+        (["--format", "coco", "--skip-existing"], "one for all: use --resume"),
+        (["green"], "'green' is given twice"),
         (["-o", "a.json", "--save", "mask"], "for images too, -o DIR/ --json"),
         (["--save", "mask,video"], "--save has 'video', expected some of mask,overlay,cutout"),
         (["--save", ""], "--save has ''"),

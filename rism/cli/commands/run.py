@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rism.cli.console import Console, UsageError
 from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags, argument, option
-from rism.runtime.errors import one_line
+from rism.runtime.names import EPSILON, DatasetFormatName
 
 if TYPE_CHECKING:
     from rism.cli.delivery import SegmentedImage
     from rism.cli.inputs import InputImage, Inputs
-    from rism.cli.outputs import Destination
     from rism.runtime.options import SegmentOptions
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
@@ -24,18 +24,55 @@ if TYPE_CHECKING:
 class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
     """The flags of `rism run`."""
 
-    arguments: list[str] = argument(
-        ...,
+    arguments: list[str] | None = argument(
+        None,
         metavar="IMAGE|EXPRESSION",
-        help="Images, folders of images, or - for stdin; and what to find, one quoted text "
-        "each. An existing file or folder is an image; a text that may be either is refused.",
+        help="Images, folders of images, quoted patterns such as 'photos/*.jpg', or - for stdin; "
+        "and what to find, one quoted text each. An existing file or folder is an image; a text "
+        "that may be either is refused.",
     )
     output: str | None = option(
         None,
         "--output",
         "-o",
-        help="FILE.png, FILE.json, a folder (DIR/), or - for a PNG on stdout. Default: "
-        "IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder.",
+        help="FILE.png, FILE.json, FILE.jsonl, a folder (DIR/), or - for a PNG on stdout. Default: "
+        "IMAGE.EXPRESSION.mask.png and .overlay.png in the current folder; with --format a folder "
+        "of that name.",
+    )
+    image_list: Path | None = option(
+        None,
+        "--list",
+        metavar="FILE",
+        help="Images, and what to find in each: lines of PATH, a tab and expressions; or a .jsonl "
+        'of {"image", "expressions", "id"}.',
+    )
+    dataset: DatasetFormatName | None = option(
+        None,
+        "--format",
+        help="Write a dataset: COCO, YOLO (segmentation), LabelMe, CVAT for images, tasks of Label "
+        "Studio, or a PNG of category numbers.",
+    )
+    rle: bool = option(
+        False, help="Masks in the dataset pixel by pixel (RLE, or LabelMe's), not as polygons."
+    )
+    epsilon: float | None = option(
+        None,
+        min=0,
+        max=1000,
+        help=f"How far polygons may be from the outline of the mask, pixels. Default: {EPSILON}.",
+    )
+    names: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Categories of the dataset in their order, a line NAME or NAME: EXPRESSION each. "
+        "Default: the expressions.",
+    )
+    resume: bool = option(
+        False, help="Go on with the unfinished dataset or FILE.jsonl of an earlier run."
+    )
+    skip_existing: bool = option(False, help="Skip images whose files are there already.")
+    on_error: Literal["skip", "stop"] = option(
+        "skip", help="What to do about an image of several that cannot be read."
     )
     save: str | None = option(None, help="Images to write: mask,overlay,cutout,heatmap or all.")
     as_json: bool = option(
@@ -76,54 +113,56 @@ class RunFlags(ImageFlags, SegmenterFlags, QuietFlags):
 def run(flags: RunFlags, console: Console) -> None:
     """Segment what each EXPRESSION refers to in each IMAGE."""
     from rism.cli.delivery import deliver
-    from rism.cli.file_names import as_text, slugs
-    from rism.cli.inputs import find_inputs, sort_arguments
-    from rism.cli.outputs import choose_destination
+    from rism.cli.file_names import slugs
+    from rism.cli.run_plan import plan_inputs, plan_outputs, prepare, without_done
 
     if flags.model is not None and flags.bundle is not None:
         raise UsageError("--model and --bundle both say what to run, expected one of them")
     if flags.model is not None and flags.precision == "fp8":
         raise UsageError("--model exports fp32, bf16 or fp16; for fp8 see rism build")
-    given, texts = sort_arguments(flags.arguments, flags.expressions or ())
-    expressions = [as_text(text) for text in texts]
-    inputs = find_inputs(given, recursive=flags.recursive)
-    names = slugs(expressions)
-    destination = choose_destination(
-        flags.output,
-        save=flags.save,
-        as_json=flags.as_json,
-        json_lines=flags.json_lines,
-        images=len(inputs.images),
-        slugs=names,
-        from_folder=inputs.from_folder,
-    )
+    inputs, categories = plan_inputs(flags)
+    names = dict(zip(categories.indices, slugs(list(categories.indices)), strict=True))
+    dataset, destination = plan_outputs(flags, inputs, categories)
     for note in inputs.notes:
         console.note(f"note: {note}")
-    _prepare(destination, flags, inputs, names, console)
+    inputs = without_done(flags, inputs, names, dataset, destination)
+    prepare(destination, dataset, flags, inputs, names, console)
     workers = _workers(flags, len(inputs.images))
+    segment = _segmenting(flags, inputs, workers, console) if inputs.images else None
+    deliver(
+        segment,
+        inputs,
+        destination,
+        names,
+        dataset=dataset,
+        workers=workers,
+        stop=flags.on_error == "stop",
+        console=console,
+    )
+
+
+def _segmenting(
+    flags: RunFlags, inputs: Inputs, workers: int, console: Console
+) -> Callable[[InputImage], SegmentedImage]:
+    """Load the bundle, warn of expressions that it cannot know, and return what finds them."""
     segmenter = _load(flags, workers, console)
     reworded = flags.refiner is not None or flags.instructions is not None
     scope = segmenter.manifest.model.scope
     if scope is not None and not reworded:  # a refiner's words are known image by image
         template = flags.template or segmenter.manifest.prompt.template
-        for text in expressions:
+        for text in dict.fromkeys(text for image in inputs.images for text in image.expressions):
             why = scope.unknown(text, template.replace("{expression}", text))
             if why is not None:
                 console.note(f"warning: {why}")
 
     def segment(image: InputImage) -> SegmentedImage:
-        return _segment(image, segmenter, expressions, flags.options, reworded=reworded)
+        return _segment(image, segmenter, flags.options, reworded=reworded)
 
-    deliver(segment, inputs, destination, names, workers=workers, console=console)
+    return segment
 
 
 def _segment(
-    image: InputImage,
-    segmenter: Segmenter,
-    expressions: list[str],
-    options: SegmentOptions,
-    *,
-    reworded: bool,
+    image: InputImage, segmenter: Segmenter, options: SegmentOptions, *, reworded: bool
 ) -> SegmentedImage:
     """Find every expression in one image; threads may call this.
 
@@ -145,7 +184,7 @@ def _segment(
     except InputError as error:
         raise ImageError(str(error)) from error
     try:
-        found = segmenter.segment(state, expressions, **options)
+        found = segmenter.segment(state, list(image.expressions), **options)
     except InputError as error:
         # Expressions and options are the same for every image; a refiner's words are not.
         if reworded:
@@ -156,25 +195,6 @@ def _segment(
     own = {stage: milliseconds / len(found) for stage, milliseconds in shared.items()}
     results = [replace(each, timings_ms={**own, **each.timings_ms}) for each in found]
     return SegmentedImage(pixels, results, state.unlike)
-
-
-def _prepare(
-    destination: Destination, flags: RunFlags, inputs: Inputs, names: list[str], console: Console
-) -> None:
-    """Check every file of the run before anything is read or written."""
-    from rism.cli.outputs import check_outputs
-
-    files = destination.paths([image.stem for image in inputs.images], names)
-    read: list[Path | int] = [*inputs.files]
-    read += [] if flags.instructions is None else [flags.instructions]
-    if any(image.path is None for image in inputs.images):
-        read.append(0)
-    there = check_outputs(files, read)
-    check_outputs([Path("/dev/stdout")], read)  # ... >> IMAGE
-    if there and destination.folder is not None:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        console.note(f"note: {one_line(there[0])}{more} of an earlier run will be replaced")
-    destination.prepare(files)
 
 
 def _workers(flags: RunFlags, images: int) -> int:

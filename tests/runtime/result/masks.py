@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from rism.runtime.image.geometry import Plan
+from rism.runtime.result.segmentation import Segmentation
+
 Mask = NDArray[np.bool_]
 
 
@@ -37,3 +40,16 @@ def iou(one: Mask, other: Mask) -> float:
     """Intersection over union; 1 where both are empty."""
     either = (one | other).sum()
     return float((one & other).sum() / either) if either else 1.0
+
+
+def segmented(mask: Mask, expression: str, confidence: float | None = None) -> Segmentation:
+    """The result that has this mask."""
+    height, width = mask.shape
+    tokens = np.zeros((2, 2), np.float32)
+    return Segmentation(
+        expression=expression, instruction=f"remove {expression}", mask_hw=mask, score_map=tokens,
+        coarse=tokens, refined=tokens, score=0.0, separability=0.0, concentration=0.0,
+        agreement=0.0, confidence=confidence, reason=None if mask.any() else "nothing",
+        provider="cpu", precision="float32", model="none", timings_ms={},
+        plan=Plan((width, height), (width, height), (0, 0, width, height), (2, 2)),
+    )  # fmt: skip

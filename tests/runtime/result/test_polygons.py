@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from rism.runtime.result.polygons import EPSILON, pixel_polygons, polygons, without_holes
+from rism.runtime.names import EPSILON
+from rism.runtime.result.polygons import pixel_polygons, polygons, without_holes
 from tests.runtime.result.masks import MASKS, iou
 
 
