@@ -208,7 +208,8 @@ def _matching(pattern: str) -> tuple[list[str], list[str]]:
         (images if fits else others).append(each)
     if not images:
         raise InputError(f"no image matches {_quoted(pattern)}: check the pattern")
-    left_out = f"{_quoted(pattern)}: left out {some(others)} (not images, or earlier results)"
+    names = some([Path(each).name for each in others])
+    left_out = f"{_quoted(pattern)}: left out {names} (not images, or earlier results)"
     return images, [left_out] if others else []
 
 

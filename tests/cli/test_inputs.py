@@ -31,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a.png", "left/right shoe", "a\0b"], [], ["a.png"], ["left/right shoe", "a\0b"]),
         (["a.png", "cup"], ["cup", "foo.png"], ["a.png", "cup"], ["cup", "foo.png"]),
         (["missing.png"], ["cup"], ["missing.png"], ["cup"]),
+        (["*.png", "?.JPG", "what is it?"], [], ["*.png", "?.JPG"], ["what is it?"]),
     ],
 )
 def test_images_and_expressions(
@@ -109,3 +110,23 @@ def test_an_image_is_taken_once_and_earlier_results_are_not(tmp_path: Path) -> N
     assert "earlier results" in found.notes[0]
     (alone,) = find_inputs([paths[2]]).images
     assert alone.stem == "a.the-van.mask"
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "a.txt", "c.green.mask.png", "sub/a.png", "[x].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    def found(pattern: str) -> list[str]:
+        return [image.below.name for image in find_inputs([f"{tmp_path}/{pattern}"]).images]
+
+    assert found("*") == ["[x].png", "a.png", "b.jpg"]
+    assert found("[ab].*") == ["a.png", "b.jpg"]
+    assert found("[x].png") == ["[x].png"]  # a file of that name
+    assert found("**/a.png") == ["a.png", "a.png"]
+    (note,) = find_inputs([f"{tmp_path}/*"]).notes
+    assert note.endswith("left out a.txt, c.green.mask.png, sub (not images, or earlier results)")
+    with pytest.raises(InputError, match="no image matches"):
+        found("*.gif")
+    with pytest.raises(InputError, match="no image matches"):
+        found("*.txt")
