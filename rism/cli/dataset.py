@@ -45,7 +45,7 @@ class EncodedImage:
     line: dict[str, Any] | None
 
 
-class Dataset:
+class DatasetWriter:
     """A dataset in a folder.
 
     Attributes:

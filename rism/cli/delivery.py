@@ -23,7 +23,7 @@ from rism.runtime.result.rendering import encode_png, overlay, render
 from rism.runtime.result.segmentation import Segmentation
 
 if TYPE_CHECKING:
-    from rism.cli.dataset import Dataset, EncodedImage
+    from rism.cli.dataset import DatasetWriter, EncodedImage
 
 # About 12 bytes each while an image is drawn, 20 with a heat map.
 _MOST_PIXELS_AT_ONCE = 32_000_000
@@ -100,7 +100,7 @@ def deliver(
     destination: Destination,
     names: Mapping[str, str],
     *,
-    dataset: Dataset | None = None,
+    dataset: DatasetWriter | None = None,
     workers: int,
     stop: bool = False,
     console: Console,

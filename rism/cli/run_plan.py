@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rism.cli.console import Console, UsageError
-from rism.cli.dataset import Dataset
+from rism.cli.dataset import DatasetWriter
 from rism.cli.file_names import as_text
 from rism.cli.flags import flags_set
 from rism.cli.inputs import InputImage, Inputs, find_inputs, sort_arguments
@@ -62,7 +62,7 @@ def plan_inputs(flags: RunFlags) -> tuple[Inputs, Categories]:
 
 def plan_outputs(
     flags: RunFlags, inputs: Inputs, categories: Categories
-) -> tuple[Dataset | None, Destination]:
+) -> tuple[DatasetWriter | None, Destination]:
     """Return the dataset, and where everything else goes.
 
     Raises:
@@ -81,7 +81,7 @@ def plan_outputs(
 
     if flags.save is not None:
         raise UsageError("--save and --format both say what is written: drop one of them")
-    dataset = Dataset(
+    dataset = DatasetWriter(
         flags.dataset,
         categories,
         inputs.images,
@@ -100,7 +100,7 @@ def without_done(
     flags: RunFlags,
     inputs: Inputs,
     names: Mapping[str, str],
-    dataset: Dataset | None,
+    dataset: DatasetWriter | None,
     destination: Destination,
 ) -> Inputs:
     """Leave out what --resume and --skip-existing find done.
@@ -154,7 +154,7 @@ def _unwritten(flags: RunFlags, images: Sequence[InputImage], file: Path) -> tup
 
 def prepare(
     destination: Destination,
-    dataset: Dataset | None,
+    dataset: DatasetWriter | None,
     flags: RunFlags,
     inputs: Inputs,
     names: Mapping[str, str],

@@ -87,7 +87,9 @@ def _pixels(ring: Float32, mask_hw: BoolArray) -> Float32:
     x, y = after.T
     inside = (x < width) & (y < height)
     inside[inside] = mask_hw[y[inside], x[inside]]
-    return np.where(inside[:, None], after, before).astype(np.float32)
+    moved = np.where(inside[:, None], after, before).astype(np.float32)
+    kept = moved[(moved != np.roll(moved, 1, axis=0)).any(axis=1)]
+    return kept if len(kept) >= 3 else moved
 
 
 def _simplified(ring: Float32, epsilon: float) -> Float32:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rism.cli.dataset import Dataset
+from rism.cli.dataset import DatasetWriter
 from rism.cli.delivery import SegmentedImage
 from rism.cli.inputs import find_inputs
 from rism.cli.line_file import LineFile
@@ -34,7 +34,7 @@ def write(
     for stem, mask in masks.items():
         Image.new("RGB", mask.shape[::-1]).save(images / f"{stem}.png")
     inputs = find_inputs([str(images)], expressions=["van"]).images
-    dataset = Dataset(name, CATEGORIES, inputs, output=str(folder / "out"), rle=rle, epsilon=None)
+    dataset = DatasetWriter(name, CATEGORIES, inputs, output=str(folder / "out"), rle=rle, epsilon=None)
     assert dataset.left(inputs, resume=False, skip_existing=False) == inputs
     dataset.prepare(inputs)
     for image in inputs:
