@@ -95,8 +95,8 @@ class DatasetWriter:
             "rle": rle,
             "epsilon": self._options.epsilon,
         }
-        roots = {Path.cwd() / str(image.path)[: -len(str(image.below))] for image in images}
-        self._root = Path(os.path.normpath(os.path.commonpath(roots or ["/"])))
+        named = {Path.cwd() / str(image.path)[: -len(str(image.below))] for image in images}
+        self._root = Path(os.path.commonpath(map(os.path.normpath, named or ["/"])))
         self._head["images"] = readable(str(self._root))[0]
 
     def files(self, images: Iterable[InputImage]) -> list[Path]:

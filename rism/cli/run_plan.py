@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rism.cli.console import Console, UsageError
 from rism.cli.dataset import DatasetWriter
-from rism.cli.file_names import as_text
+from rism.cli.file_names import as_text, readable
 from rism.cli.flags import flags_set
 from rism.cli.inputs import InputImage, Inputs, find_inputs, sort_arguments
 from rism.cli.line_file import LineFile
@@ -78,7 +78,6 @@ def plan_outputs(
             expressions=len(categories.indices),
             from_folder=inputs.from_folder,
         )
-
     if flags.save is not None:
         raise UsageError("--save and --format both say what is written: drop one of them")
     dataset = DatasetWriter(
@@ -116,21 +115,20 @@ def without_done(
     elif flags.resume:
         raise UsageError("--resume needs --format or -o FILE.jsonl; for images add --skip-existing")
     elif flags.skip_existing:
+        if destination.to_stdout or not destination.kinds:
+            raise UsageError("--skip-existing needs files that may exist: add -o DIR/")
         left = tuple(
             image
             for image in images
-            if not all(
-                path.exists()
-                for path in destination.image_paths(
-                    image.stem, [names[text] for text in image.expressions]
-                )
-            )
+            if not all(map(Path.exists, destination.image_paths(image.stem, _slugs(image, names))))
         )
-        if destination.to_stdout or not destination.kinds:
-            raise UsageError("--skip-existing needs files that may exist: add -o DIR/")
     else:
         left = images
     return replace(inputs, images=left, skipped=len(images) - len(left))
+
+
+def _slugs(image: InputImage, names: Mapping[str, str]) -> list[str]:
+    return [names[text] for text in image.expressions]
 
 
 def _unwritten(flags: RunFlags, images: Sequence[InputImage], file: Path) -> tuple[InputImage, ...]:
@@ -146,7 +144,8 @@ def _unwritten(flags: RunFlags, images: Sequence[InputImage], file: Path) -> tup
     }
     found = []
     for image in images:
-        left = tuple(text for text in image.expressions if (image.label, text) not in done)
+        label = readable(image.label)[0]
+        left = tuple(text for text in image.expressions if (label, text) not in done)
         if left:
             found.append(replace(image, expressions=left))
     return tuple(found)
@@ -161,9 +160,7 @@ def prepare(
     console: Console,
 ) -> None:
     """Check every file of the run before anything is read or written."""
-    files = destination.paths(
-        (image.stem, [names[text] for text in image.expressions]) for image in inputs.images
-    )
+    files = destination.paths((image.stem, _slugs(image, names)) for image in inputs.images)
     files += [] if dataset is None else dataset.files(inputs.images)
     read: list[Path | int] = [*inputs.files]
     texts = (flags.instructions, flags.image_list, flags.names)

@@ -154,6 +154,7 @@ def pillow_labelme(folder: Path, _: Path, size_hw: tuple[int, int]) -> Masks:
 
 
 def datumaro(folder: Path, images: Path, size_hw: tuple[int, int]) -> Masks:
+    """In an environment of its own: it asks for older packages than constraints.txt has."""
     module = pytest.importorskip("datumaro")
     from datumaro.util.mask_tools import rles_to_mask
 

@@ -34,7 +34,9 @@ def write(
     for stem, mask in masks.items():
         Image.new("RGB", mask.shape[::-1]).save(images / f"{stem}.png")
     inputs = find_inputs([str(images)], expressions=["van"]).images
-    dataset = DatasetWriter(name, CATEGORIES, inputs, output=str(folder / "out"), rle=rle, epsilon=None)
+    dataset = DatasetWriter(
+        name, CATEGORIES, inputs, output=str(folder / "out"), rle=rle, epsilon=None
+    )
     assert dataset.left(inputs, resume=False, skip_existing=False) == inputs
     dataset.prepare(inputs)
     for image in inputs:

@@ -138,3 +138,13 @@ def test_existing_masks_are_skipped(run: Run, listed: Path, workplace: Path) -> 
     run(*asked)
     (workplace / "out/b.green.mask.png").unlink()
     assert run(*asked).stderr.startswith("2 images: 1 done, 1 skipped; ")
+
+
+def test_a_list_may_name_images_elsewhere(run: Run, listed: Path, workplace: Path) -> None:
+    (workplace / "lists").mkdir()
+    (workplace / "lists/a.txt").write_text(f"../in/a.png\tred\n{workplace}/in/b.png\tred\n")
+    run("--list", "lists/a.txt", "--format", "yolo", "-o", "out")
+    assert sorted(path.name for path in (workplace / "out/images").iterdir()) == ["a.png", "b.png"]
+    run("--list", "lists/a.txt", "--format", "coco", "-o", "coco")
+    data = json.loads((workplace / "coco/annotations.json").read_text())
+    assert [each["file_name"] for each in data["images"]] == ["a.png", "b.png"]
