@@ -76,23 +76,25 @@ def supervision_yolo(folder: Path, _: Path, __: tuple[int, int]) -> Masks:
     )  # fmt: skip
 
 
-def ultralytics_yolo(folder: Path, _: Path, size_hw: tuple[int, int]) -> Masks:
-    """By polygon2mask of ultralytics/data/utils.py: coordinates are cut off, OpenCV fills."""
-    cv2 = pytest.importorskip("cv2")
-
-    def fill(points: np.ndarray) -> Mask:
-        mask = np.zeros(size_hw, np.uint8)
-        cv2.fillPoly(mask, [points.astype(np.int32)], color=1)
-        return mask.astype(bool)
-
-    return _yolo(folder, size_hw, fill)
+def ultralytics_yolo(folder: Path, _: Path, __: tuple[int, int]) -> Masks:
+    """In an environment of its own: it downloads what it lacks."""
+    utils = pytest.importorskip("ultralytics.data.utils")
+    data = utils.check_det_dataset(str(folder / "data.yaml"), autodownload=False)
+    images = [str(path) for path in Path(data["train"]).iterdir()]
+    found: dict[tuple[str, str], Mask] = {}
+    for image, labels in zip(images, utils.img2label_paths(images), strict=True):
+        _, rows, size_hw, shares, *_, corrupt, message = utils.verify_image_label(
+            (image, labels, "", False, len(data["names"]), 0, 0, False)
+        )
+        assert not corrupt, message
+        for row, share in zip(rows, shares, strict=False):  # an empty image has none
+            points = (share * np.array(size_hw[::-1])).reshape(1, -1)
+            key = Path(image).stem, data["names"][int(row[0])]
+            found[key] = utils.polygon2mask(size_hw, points) > 0
+    return found
 
 
 def pillow_yolo(folder: Path, _: Path, size_hw: tuple[int, int]) -> Masks:
-    return _yolo(folder, size_hw, lambda points: _filled(points, size_hw))
-
-
-def _yolo(folder: Path, size_hw: tuple[int, int], fill: Callable[[np.ndarray], Mask]) -> Masks:
     data = yaml.safe_load((folder / "data.yaml").read_text())
     found: dict[tuple[str, str], Mask] = {}
     for image in (folder / data["train"]).iterdir():
@@ -102,7 +104,7 @@ def _yolo(folder: Path, size_hw: tuple[int, int], fill: Callable[[np.ndarray], M
             assert len(shares) >= 3 and shares.min() >= 0 and shares.max() <= 1
             key = image.stem, data["names"][int(number)]
             assert key not in found  # one line for one object
-            found[key] = fill(shares * size_hw[::-1])
+            found[key] = _filled(shares * size_hw[::-1], size_hw)
     return found
 
 
