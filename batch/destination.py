@@ -1,13 +1,14 @@
 """DEST: part files that appear whole, the run's manifest, and what is already written.
 
-A part is named by a hash of its ids, so that a task that is run again writes the same file again,
-and takes its name when it is complete. All rows of an id are in one part: what is written is known
-from the parts alone, and no other record can disagree with them.
+A part is named by a hash of its ids and their number, so that a task that is run again writes the
+same file again, and takes its name when it is complete. All rows of an id are in one part: what is
+written is known from the parts alone, and no other record can disagree with them.
 """
 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileType
 
 from rism.batch.results import to_rows
-from rism.batch.tables import Digests, Store, digests, table
+from rism.batch.tables import Digests, Store, digests
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.errors import InputError, OutputError, one_line
 
@@ -30,22 +31,11 @@ from rism.runtime.errors import InputError, OutputError, one_line
 MANIFEST = "_rism.json"
 _LOCK = "_rism.lock"
 _READERS = 16
-_STAGES = ("read_s", "decode_s", "segment_s", "encode_s", "write_s")
-# What a write returns: counts, and the seconds of each stage for its images.
-WRITTEN = pa.schema(
-    [
-        ("part", pa.string()),
-        ("images", pa.int64()),
-        ("rows", pa.int64()),
-        ("errors", pa.int64()),
-        ("provider", pa.string()),
-        ("precision", pa.string()),
-        *((name, pa.float64()) for name in _STAGES),
-    ]
-)
+_PART = re.compile(r"part-[0-9a-f]{24}-\d{1,9}\.parquet")
+_STAGES = ("read_s", "decode_s", "segment_s", "encode_s")
 
 
-def write_part(batch: pa.Table, *, store: Store, metadata: Mapping[str, str]) -> pa.Table:
+def write_part(batch: pa.Table, *, store: Store, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Write a part file; run again with the same images it writes the same file.
 
     Args:
@@ -54,7 +44,8 @@ def write_part(batch: pa.Table, *, store: Store, metadata: Mapping[str, str]) ->
         metadata: of the file; provider and precision are added.
 
     Returns:
-        One row with the columns of `WRITTEN`.
+        Name of the part; counts of images, rows and rows with an error; provider and precision;
+        seconds of each stage for these images, such as `decode_s`.
 
     Raises:
         OutputError: it cannot be written.
@@ -67,16 +58,17 @@ def write_part(batch: pa.Table, *, store: Store, metadata: Mapping[str, str]) ->
         for name in ("provider", "precision")
     }
     name = _write(store, rows, {**metadata, **ran})
-    sums = {each: pc.sum(batch.column(each)).as_py() for each in _STAGES if each != "write_s"}
+    sums = {each: pc.sum(batch.column(each)).as_py() for each in _STAGES}
     errors = len(rows) - rows.column("error").null_count
     written = {"part": name, "images": len(batch), "rows": len(rows), "errors": errors}
-    return table([{**written, **ran, **sums, "write_s": perf_counter() - start}], WRITTEN)
+    return {**written, **ran, **sums, "write_s": perf_counter() - start}
 
 
 def _write(store: Store, rows: pa.Table, metadata: Mapping[str, str]) -> str:
     """Write rows, sorted by their ids, to the part that has the ids' name."""
     ids = pc.unique(rows.column("id")).to_pylist()
-    name = f"part-{hashlib.blake2b(digests(ids).tobytes(), digest_size=12).hexdigest()}.parquet"
+    digest = hashlib.blake2b(digests(ids).tobytes(), digest_size=12).hexdigest()
+    name = f"part-{digest}-{len(ids)}.parquet"
     keyed = {f"rism.{key}": value for key, value in metadata.items()}
     data = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(keyed), data, compression="zstd")
@@ -232,8 +224,13 @@ def _parts(store: Store) -> list[str]:
     return sorted(
         each.base_name
         for each in found
-        if each.type == FileType.File and each.base_name.startswith("part-")
+        if each.type == FileType.File and _PART.fullmatch(each.base_name)
     )
+
+
+def images_in_parts(store: Store) -> int:
+    """Return how many images the parts have, by their names."""
+    return sum(int(name.rpartition("-")[2].partition(".")[0]) for name in _parts(store))
 
 
 def _part_ids(store: Store, name: str) -> list[str]:

@@ -1,11 +1,12 @@
 """A run of `rism map`: SOURCE through Ray Data to DEST."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +23,17 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink
 
 import rism
 from rism.batch.actor import RismActor
-from rism.batch.destination import open_destination, write_manifest, write_part, written_ids
+from rism.batch.destination import (
+    images_in_parts,
+    open_destination,
+    write_manifest,
+    write_part,
+    written_ids,
+)
 from rism.batch.images import decode
 from rism.batch.readers import ROWS_AT_ONCE, Unit
 from rism.batch.results import encode
@@ -38,7 +45,7 @@ from rism.runtime.errors import InputError, ProviderError, RismError, one_line
 from rism.runtime.options import SegmentOptions
 
 Progress = Callable[[int, int | None, float], None]
-"""Called with the images done, all of them (None if that is not known) and rows per second."""
+"""Called with the images done, all of them (None if that is not known) and images per second."""
 
 FORMAT = 1
 STAGES = ("read", "decode", "segment", "encode", "write")
@@ -49,6 +56,9 @@ _ACTOR_SHARE = 0.75
 _TASK_SHARE = 0.25
 _PART_IMAGES = (32, 2048)
 _PARTS = 200
+# Seconds from one listing of DEST to the next, for the progress.
+_LOCAL_LISTING_S = 1.0
+_LISTING_S = 20.0
 # Settings that change what is computed, besides options and the bundle.
 _DECIDING = ("template", "capture", "precision")
 
@@ -175,10 +185,15 @@ def run_batch(run: BatchRun, progress: Progress = lambda *_: None) -> BatchSumma
             rows = _rows(source, units, done, resources)
             encoded = _segmented(rows, run, bundle, root, resources)
             size = min(max((left or 0) // _PARTS, _PART_IMAGES[0]), _PART_IMAGES[1])
-            parts = encoded.repartition(
-                target_num_rows_per_block=run.part_images or size, strict=True
-            ).map_batches(partial(write_part, store=store, metadata=metadata), **resources.task)
-            _consume(parts, summary, left, progress)
+            sink = PartsDatasink(store, metadata, run.part_images or size)
+            start = monotonic()
+            with _told(store, left, progress):
+                # Fewer CPUs than encoding: Ray fuses equals, and would keep a part's masks.
+                needs = {"num_cpus": resources.task["num_cpus"] / 2}
+                encoded.write_datasink(sink, ray_remote_args=needs)
+            summary.seconds = monotonic() - start
+            for written in sink.written:
+                summary.add(written)
         there = len(written_ids(store)) - len(done)
         if left not in (None, there):
             raise RismError(f"{there} of {left} images were written: --resume does the others")
@@ -250,10 +265,8 @@ def _rows(source: Source, units: list[Unit], done: Digests, resources: _Resource
         expressions=source.expressions,
         done=ray.put(done),
     )
-    return (
-        ray.data.from_arrow([pa.Table.from_pylist([vars(each)]) for each in units])
-        .map_batches(read, **resources.task)
-        .repartition(target_num_rows_per_block=ROWS_AT_ONCE)
+    return ray.data.from_arrow([pa.Table.from_pylist([vars(each)]) for each in units]).map_batches(
+        read, **resources.task
     )
 
 
@@ -287,14 +300,54 @@ def _segmented(
     )
 
 
-def _consume(parts: Dataset, summary: BatchSummary, left: int | None, progress: Progress) -> None:
-    start = monotonic()
+class PartsDatasink(Datasink):
+    """Writes the images of each of its tasks to one part.
+
+    Attributes:
+        written: of each part, what `write_part` returns; at the end.
+    """
+
+    def __init__(self, store: Store, metadata: Mapping[str, str], images: int) -> None:
+        """Write parts of so many images, or a block's more, to DEST."""
+        self._store, self._metadata, self._images = store, metadata, images
+        self.written: list[dict[str, Any]] = []
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Images of a part."""
+        return self._images
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> list[dict[str, Any]]:  # noqa: ARG002
+        """Write a part; a repeated task writes the same one."""
+        full = [each for each in blocks if len(each)]
+        if not full:
+            return []
+        return [write_part(pa.concat_tables(full), store=self._store, metadata=self._metadata)]
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Keep what the tasks returned."""
+        self.written = [each for returned in write_result.write_returns for each in returned]
+
+
+@contextmanager
+def _told(store: Store, left: int | None, progress: Progress) -> Iterator[None]:
+    """Tell from time to time how many images DEST has gained."""
+    start, before, ended = monotonic(), images_in_parts(store), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_LOCAL_LISTING_S if store.local else _LISTING_S):
+            with contextlib.suppress(OSError, pa.ArrowException):
+                done = images_in_parts(store) - before
+                progress(done, left, done / (monotonic() - start))
+
     progress(0, left, 0.0)
-    for batch in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for written in batch.to_pylist():
-            summary.add(written)
-        summary.seconds = monotonic() - start
-        progress(summary.images, left, summary.rows / summary.seconds)
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -42,6 +42,8 @@ _TORCH = ("torch", "diffusers", "transformers")
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
 _GPU = ("onnxruntime-gpu", "triton")
 _TENSORRT = ("tensorrt", "tensorrt-rtx")
+_RAY = ("ray", "pyarrow")
+_BATCH: dict[str, Value] = {"images": 5000, "size": "640x480", "part": 0}
 
 KINDS: dict[str, Kind] = {
     "postprocess": Kind(
@@ -98,6 +100,24 @@ KINDS: dict[str, Kind] = {
         {"requests": 10_000, "warm_rounds": 20, "growth": 0.1},
     ),
     "serve_restart": Kind("the service killed and started again", "serve:measure_restart"),
+    "batch": Kind(
+        "a folder of images through rism map, against rism run",
+        "batch",
+        {**_BATCH, "memory_every_s": 5.0, "growth": 0.1},
+        packages=_RAY,
+    ),
+    "batch_killed": Kind(
+        "rism map killed at random moments and resumed",
+        "batch:measure_killed",
+        {**_BATCH, "kills": 5, "pause_s": 10.0, "seed": 0},
+        packages=_RAY,
+    ),
+    "batch_nodes": Kind(
+        "rism map on two Ray nodes, one of them killed",
+        "batch:measure_nodes",
+        _BATCH,
+        packages=_RAY,
+    ),
     "full_size": Kind(
         "a full-size model from an image file to a mask file, on a CPU",
         "full_size",

@@ -32,8 +32,7 @@ def write(place: Path, *ids: str) -> dict[str, Any]:
     results = [{"expression": text, "area_px": len(text)} for text in ("red", "blue")]
     rows = [{"id": each, "results": results, "provider": "cpu"} for each in ids]
     batch = pa.Table.from_pylist(rows, schema=ENCODED)
-    [written] = write_part(batch, store=store(place), metadata={"bundle": "abc"}).to_pylist()
-    return dict(written)
+    return write_part(batch, store=store(place), metadata={"bundle": "abc"})
 
 
 def test_a_part_has_the_name_of_its_ids(tmp_path: Path) -> None:

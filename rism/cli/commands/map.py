@@ -95,9 +95,9 @@ def map_images(flags: MapFlags, console: Console) -> None:
 
     def progress(done: int, total: int | None, rate: float) -> None:
         if total is None:
-            console.status(f"{done} images, {rate:.1f} rows/s")
+            console.status(f"{done} images, {rate:.1f} images/s")
         else:
-            countdown.step(done, total, f"{rate:.1f} rows/s")
+            countdown.step(done, total, f"{rate:.1f} images/s")
 
     console.status("looking at SOURCE and DEST ...")
     summary = run_batch(run, progress)
