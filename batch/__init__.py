@@ -3,6 +3,7 @@
 - `pipeline.py`: a run from SOURCE to DEST on a local Ray or a cluster
 - `source.py`: what SOURCE is, checked before work begins
 - `readers.py`: rows of parquet files, JSON lines and tars
+- `cluster.py`: Ray, connected to or started
 - `images.py`: image files from stores, decoded
 - `actor.py`: `RismActor`, a segmenter in a process of its own
 - `results.py`: masks as COCO RLE, a row for each id and expression

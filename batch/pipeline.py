@@ -1,11 +1,7 @@
 """A run of `rism map`: SOURCE through Ray Data to DEST."""
 
 import contextlib
-import logging
-import os
-import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,18 +11,12 @@ from time import monotonic
 from typing import Any
 
 import pyarrow as pa
-
-# Ray reports its use to its makers unless this is set before it is imported. A user's choice stays.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Its C++ parts print what Ray Data handles.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-import ray
+import ray  # by rism.batch.cluster, which sets its environment before
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink
 
 import rism
 from rism.batch.actor import RismActor
+from rism.batch.cluster import connected
 from rism.batch.destination import (
     images_in_parts,
     open_destination,
@@ -40,8 +30,8 @@ from rism.batch.results import encode
 from rism.batch.source import Source, open_source, read_unit
 from rism.batch.tables import READ, Digests, Store, table
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
-from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count
-from rism.runtime.errors import InputError, ProviderError, RismError, one_line
+from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES
+from rism.runtime.errors import InputError, RismError
 from rism.runtime.options import SegmentOptions
 
 Progress = Callable[[int, int | None, float], None]
@@ -49,8 +39,6 @@ Progress = Callable[[int, int | None, float], None]
 
 FORMAT = 1
 STAGES = ("read", "decode", "segment", "encode", "write")
-# Blocks between stages: a few images, so that actors are fed evenly and memory stays flat.
-_BLOCK_BYTES = 16 * 2**20
 # Shares of a core that Ray reserves where actors compute on the CPU: the rest is for the tasks.
 _ACTOR_SHARE = 0.75
 _TASK_SHARE = 0.25
@@ -175,7 +163,7 @@ def run_batch(run: BatchRun, progress: Progress = lambda *_: None) -> BatchSumma
         units, left = source.left(done)
         if left == 0:
             return summary
-        with _ray(run.address):
+        with connected(run.address):
             resources = _resources(run, bundle)
             summary.processes = {
                 **dict.fromkeys(STAGES, resources.tasks),
@@ -247,7 +235,9 @@ def _resources(run: BatchRun, bundle: Bundle) -> _Resources:
     return _Resources(actors, threads, needs, task, max(1, free))
 
 
-def _rows(source: Source, units: list[Unit], done: Digests, resources: _Resources) -> Dataset:
+def _rows(
+    source: Source, units: list[Unit], done: Digests, resources: _Resources
+) -> ray.data.Dataset:
     """Return the rows that are to be done, in blocks of a few images."""
     if source.kind == "image":
         rows = [
@@ -279,8 +269,8 @@ def _read(
 
 
 def _segmented(
-    rows: Dataset, run: BatchRun, bundle: Bundle, root: Store, resources: _Resources
-) -> Dataset:
+    rows: ray.data.Dataset, run: BatchRun, bundle: Bundle, root: Store, resources: _Resources
+) -> ray.data.Dataset:
     """Return the encoded results, a row for each image."""
     # Other machines have no such folder of a cache, but the same hub or shared disk.
     place = str(bundle.path) if run.bundle is None or Path(run.bundle).is_dir() else run.bundle
@@ -291,7 +281,7 @@ def _segmented(
             RismActor,
             fn_constructor_args=[place if run.bundle is not None else None],
             fn_constructor_kwargs={**settings, "options": run.options},
-            compute=ActorPoolStrategy(size=resources.actors),
+            compute=ray.data.ActorPoolStrategy(size=resources.actors),
             batch_size=None,
             batch_format="pyarrow",
             **resources.actor,
@@ -300,29 +290,31 @@ def _segmented(
     )
 
 
-class PartsDatasink(Datasink):
-    """Writes the images of each of its tasks to one part.
+class PartsDatasink(ray.data.Datasink):  # type: ignore[misc]  # Ray has no types for it
+    """Writes the images of each of its tasks to parts.
 
     Attributes:
         written: of each part, what `write_part` returns; at the end.
     """
 
     def __init__(self, store: Store, metadata: Mapping[str, str], images: int) -> None:
-        """Write parts of so many images, or a block's more, to DEST."""
+        """Write parts of at most so many images to DEST."""
         self._store, self._metadata, self._images = store, metadata, images
         self.written: list[dict[str, Any]] = []
 
     @property
     def min_rows_per_write(self) -> int:
-        """Images of a part."""
+        """Images that Ray collects for a task."""
         return self._images
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Write a part; a repeated task writes the same one."""
+        """Write parts; a repeated task writes the same ones."""
         full = [each for each in blocks if len(each)]
-        if not full:
-            return []
-        return [write_part(pa.concat_tables(full), store=self._store, metadata=self._metadata)]
+        rows = pa.concat_tables(full) if full else pa.table({})
+        return [
+            write_part(rows[at : at + self._images], store=self._store, metadata=self._metadata)
+            for at in range(0, len(rows), self._images)
+        ]
 
     def on_write_complete(self, write_result: Any) -> None:
         """Keep what the tasks returned."""
@@ -348,69 +340,3 @@ def _told(store: Store, left: int | None, progress: Progress) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start a Ray of this process, without its dashboard and messages.
-
-    Raises:
-        ProviderError: there is no cluster at the address, or Ray stopped.
-    """
-    ours = not ray.is_initialized()
-    if ours:
-        _start(address)
-    context = DataContext.get_current()
-    context.target_max_block_size = _BLOCK_BYTES
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="ray")
-            yield
-    except ray.exceptions.RayError as error:
-        raise _as_ours(error) from None
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _start(address: str | None) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    own = {"num_cpus": cpu_count(), "include_dashboard": False} if address is None else {}
-    try:
-        with _quiet_stderr():
-            ray.init(
-                address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
-            )
-    except Exception as error:  # of any kind: no such host, another version of Ray or Python
-        raise ProviderError(
-            f"Ray {'at ' + one_line(address) if address else 'of this machine'} does not start: "
-            f"{one_line(error, limit=200)}"
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray sets its own
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Silence what Ray's C++ parts print when they start, that they print nothing else."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _as_ours(error: Any) -> RismError:
-    """Return the error of ours that a task raised, or one that tells Ray's in a line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RismError):
-        return type(cause)(*cause.args)
-    return ProviderError(
-        f"the run stopped ({one_line(cause or error, limit=300)}): --resume continues it"
-    )

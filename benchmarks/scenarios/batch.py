@@ -111,7 +111,7 @@ def measure_nodes(task: Task) -> Iterator[Row]:
 def _compared(task: Task, single: Path, dest: Path, took: float, **notes: object) -> Row:
     if _rows(single) != _rows(dest) or len(_rows(dest)) != task["images"] * len(TEXTS):
         raise DiffersError("the rows are not those of a single run")
-    return _rate(OURS, task, took, **notes)
+    return _rate(OURS, task, took, None, **notes)
 
 
 def _rate(
@@ -218,7 +218,7 @@ def _two_nodes(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """Start two Ray nodes of a core each on this machine: the address, and the second's raylet."""
     port, before = random.randrange(20_000, 30_000), {each.pid for each in psutil.process_iter()}
     settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    where = {"cwd": ROOT, "env": environment_with_root() | settings, "check": True}
+    where: dict[str, Any] = {"cwd": ROOT, "env": environment_with_root() | settings, "check": True}
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     kept = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

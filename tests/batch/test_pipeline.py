@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rism.batch import RismActor, encode, to_rows
-from rism.batch.pipeline import BatchRun, _start, run_batch
+from rism.batch import RismActor, cluster, encode, to_rows
+from rism.batch.pipeline import BatchRun, run_batch
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.errors import InputError, OutputError, ProviderError
@@ -36,7 +36,7 @@ def ray() -> Iterator[Any]:
     """A Ray that the runs of this module share."""
     import ray
 
-    _start(None)
+    cluster.start(None)
     yield ray
     ray.shutdown()
 
@@ -119,21 +119,24 @@ def test_rows_of_parquet(run: BatchRun, images: Images, tmp_path: Path) -> None:
 
 
 def test_a_killed_actor_loses_nothing(run: BatchRun, images: Images) -> None:
-    images(40)
-    killed: list[int] = []
+    count, killed = 120, list[int]()
+    images(count)
 
-    def kill(done: int, *_: object) -> None:
-        if done and not killed:
-            others = psutil.Process().children(recursive=True)
-            alive = [each for each in others if each.status() != psutil.STATUS_ZOMBIE]
-            [actor] = [each for each in alive if "RismActor" in " ".join(each.cmdline())]
-            killed.append(actor.pid)
-            actor.kill()
+    def kill() -> None:
+        while not [*Path(run.destination).glob("part-*")]:
+            time.sleep(0.01)
+        others = psutil.Process().children(recursive=True)
+        alive = [each for each in others if each.status() != psutil.STATUS_ZOMBIE]
+        [actor] = [each for each in alive if "RismActor" in " ".join(each.cmdline())]
+        killed.append(actor.pid)
+        actor.kill()
 
-    summary = run_batch(run, kill)
-    assert killed and summary.images == 40
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    summary = run_batch(run)
+    assert killed and summary.images == count
     assert names(run) == [
-        (f"{number:03}.png", text) for number in range(40) for text in sorted(TEXTS)
+        (f"{number:03}.png", text) for number in range(count) for text in sorted(TEXTS)
     ]
 
 
@@ -178,7 +181,7 @@ def test_no_cluster() -> None:
 
     def start() -> None:
         try:
-            _start("127.0.0.1:1")
+            cluster.start("127.0.0.1:1")
         except ProviderError as error:
             result.append(error)
 
