@@ -5,14 +5,14 @@ afterwards; before that it holds y / scale, which in float16 would exceed the la
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from rism.calibration.e4m3 import Float32, channel_scales, quantised_weight
+from rism.calibration.e4m3 import channel_scales, quantised_weight
+from rism.calibration.inserter import Inserter, WeightsFile
 from rism.calibration.layers import Layer, find_layers, values
 from rism.calibration.scales import Scales
 from rism.runtime.errors import InputError, one_line
@@ -23,7 +23,6 @@ _TYPED_OPSET = 23
 # From this opset QuantizeLinear takes its output type as an attribute.
 _ATTRIBUTE_OPSET = 21
 _FIRST_OPSET = 19
-_PAGE = 4096
 
 
 def quantise(
@@ -66,7 +65,7 @@ def quantise(
             f"the graph has no layer '{one_line(missing[0], limit=80)}', for which there is a "
             "scale: these scales belong to another graph; run rism calibrate on this bundle"
         )
-    inserter = _Inserter(model.graph, opset, casts=casts or opset < _TYPED_OPSET)
+    inserter = _Pairs(model.graph, opset, casts=casts or opset < _TYPED_OPSET)
     chosen = [layer for name, layer in found.items() if name in scales.layers]
     if weights == "qdq":
         for layer in chosen:
@@ -78,38 +77,16 @@ def quantise(
     with file.open("xb") as handle:
         for layer in chosen:
             inserter.activation(layer, scales.layers)
-            inserter.stored_weight(layer, _FP8File(handle, file))
+            inserter.stored_weight(layer, WeightsFile(handle, file))
     return [layer.name for layer in chosen]
 
 
-@dataclass(frozen=True)
-class _FP8File:
-    """Weights of one byte a number, each on a page of its own."""
-
-    handle: BinaryIO
-    path: Path
-
-    def add(self, layer: Layer, scale: Float32) -> ir.ExternalTensor:
-        stored = quantised_weight(values(layer.weight), scale, layer.channel_axis)
-        self.handle.write(bytes(-self.handle.tell() % _PAGE))
-        offset = self.handle.tell()
-        self.handle.write(np.ascontiguousarray(stored).view(np.uint8).data)
-        return ir.ExternalTensor(
-            location=self.path.name,
-            offset=offset,
-            length=stored.size,
-            dtype=FP8,
-            shape=ir.Shape(stored.shape),
-            name=f"{layer.weight.name}.e4m3",
-            base_dir=str(self.path.parent),
-        )
-
-
-class _Inserter:
+class _Pairs(Inserter):
     """Adds nodes before products; several products of one tensor share its pair."""
 
     def __init__(self, graph: ir.Graph, opset: int, *, casts: bool) -> None:
-        self.graph, self.casts = graph, casts
+        super().__init__(graph)
+        self.casts = casts
         self.attribute = opset >= _ATTRIBUTE_OPSET
         self._done: dict[tuple[ir.Value, float], ir.Value] = {}
 
@@ -119,7 +96,7 @@ class _Inserter:
         rounded = self._done.get((source, scale))
         if rounded is None:
             name = f"{layer.name}.input"
-            constant = self._scale(name, np.float32(scale))
+            constant = self.constant(f"{name}_scale", scale)
             rounded = self._pair(layer.node, source, constant, None, name)
             self._done[source, scale] = rounded
         layer.node.replace_input_with(0, rounded)
@@ -127,22 +104,20 @@ class _Inserter:
     def weight(self, layer: Layer) -> None:
         """Quantise a layer's stored weight in the graph."""
         name, axis = f"{layer.name}.weight", layer.channel_axis
-        scale = self._scale(name, channel_scales(values(layer.weight), axis))
+        scale = self.constant(f"{name}_scale", channel_scales(values(layer.weight), axis))
         rounded = self._pair(layer.node, layer.factor, scale, axis, name)
         layer.node.replace_input_with(1, rounded)
 
-    def stored_weight(self, layer: Layer, file: _FP8File) -> None:
+    def stored_weight(self, layer: Layer, file: WeightsFile) -> None:
         """Replace a layer's weight by one that is stored in FP8."""
         name, axis, factor = f"{layer.name}.weight", layer.channel_axis, layer.factor
         scale = channel_scales(values(layer.weight), axis)
-        stored, constant = self._register(file.add(layer, scale)), self._scale(name, scale)
+        weight = quantised_weight(values(layer.weight), scale, axis)
+        tensor = file.add(f"{layer.weight.name}.e4m3", FP8, weight.shape, weight)
+        stored, constant = self.register(tensor), self.constant(f"{name}_scale", scale)
         back = self._dequantise(layer.node, stored, constant, axis, factor.dtype, name)
         layer.node.replace_input_with(1, back)
-        cast = factor.producer()
-        if cast is not None and not factor.uses():
-            self.graph.remove(cast, safe=True)
-        if not layer.weight.uses():
-            del self.graph.initializers[layer.weight.name or ""]
+        self.forget(factor, layer.weight)
 
     def _pair(
         self, before: ir.Node, source: ir.Value, scale: ir.Value, axis: int | None, name: str
@@ -156,7 +131,7 @@ class _Inserter:
         else:
             inputs.append(self._zeros(scale))
         node = ir.node("QuantizeLinear", inputs, attributes=attributes, name=f"{name}_quantise")
-        rounded = self._insert(before, node, f"{name}_e4m3", FP8, source.shape)
+        rounded = self.insert(before, node, f"{name}_e4m3", FP8, source.shape)
         return self._dequantise(before, rounded, scale, axis, source.dtype, name)
 
     def _dequantise(
@@ -175,35 +150,11 @@ class _Inserter:
         node = ir.node(
             "DequantizeLinear", [source, scale], attributes=attributes, name=f"{name}_dequantise"
         )
-        back = self._insert(before, node, f"{name}_rounded", given, source.shape)
+        back = self.insert(before, node, f"{name}_rounded", given, source.shape)
         return back if given == wanted else self._cast(before, back, wanted, f"{name}_narrow")
 
     def _cast(self, before: ir.Node, source: ir.Value, to: ir.DataType, name: str) -> ir.Value:
-        node = ir.node("Cast", [source], attributes={"to": to}, name=name)
-        return self._insert(before, node, name, to, source.shape)
-
-    def _insert(
-        self, before: ir.Node, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None
-    ) -> ir.Value:
-        """Insert a node, and name and type its output."""
-        value = node.outputs[0]
-        value.name, value.dtype, value.shape = name, dtype, shape
-        self.graph.insert_before(before, node)
-        return value
-
-    def _register(self, tensor: ir.TensorProtocol) -> ir.Value:
-        """Add a tensor to the graph's initializers."""
-        value = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def _scale(self, name: str, array: Float32 | np.float32) -> ir.Value:
-        return self._register(ir.tensor(np.asarray(array, np.float32), name=f"{name}_scale"))
+        return self.add(before, "Cast", [source], name, to, source.shape, {"to": to})
 
     def _zeros(self, scale: ir.Value) -> ir.Value:
         """Return zero points of a scale's shape, one tensor for each shape: they set the type."""
@@ -211,7 +162,7 @@ class _Inserter:
         shape = tuple(scale.shape.numpy())
         name = "e4m3_zero" + "".join(f"_{size}" for size in shape)
         if name not in self.graph.initializers:
-            self._register(ir.Tensor(np.zeros(shape, FP8.numpy()), dtype=FP8, name=name))
+            self.register(ir.Tensor(np.zeros(shape, FP8.numpy()), dtype=FP8, name=name))
         return self.graph.initializers[name]
 
 

@@ -16,12 +16,14 @@ CaptureName = Literal["vectors", "matrices", "scores"]
 CAPTURES: tuple[CaptureName, ...] = get_args(CaptureName)
 
 # What a TensorRT engine computes in.
-EnginePrecision = Literal["fp32", "fp16", "bf16", "fp8"]
+EnginePrecision = Literal["fp32", "fp16", "bf16", "fp8", "nvfp4a16", "nvfp4"]
 ENGINE_PRECISIONS: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
 
-# The types behind those names, as manifests and results call them; FP8 engines mix several.
+# The types behind those names, as manifests and results call them; other engines mix several.
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 PRECISION_OF_TYPE = {type_: name for name, type_ in COMPUTE_TYPES.items()}
+# Of these there are only engines; the first loses the least.
+ENGINES_ALONE = tuple(name for name in ENGINE_PRECISIONS if name not in COMPUTE_TYPES)
 
 # Libraries that engines are built for, the preferred one first.
 EngineTarget = Literal["tensorrt-rtx", "tensorrt"]

@@ -138,13 +138,15 @@ class Segmenter:
                 encoder, and the vision encoder if there is one, are then loaded only for
                 instructions that are not there.
             warn: called with a line for each cached embedding that cannot be read or written.
-            precision: "fp32", "fp16", "bf16" or "fp8" for an engine of it; None for any.
+            precision: one of `rism.runtime.names.ENGINE_PRECISIONS`, for an engine of it; None
+                for any.
             engine: name of an engine variant of the bundle; None for the one that fits best.
             workers: threads that will call `segment` at once; they share `threads`.
             memory: a budget, such as "8GiB" or a number of bytes, of the whole process on the CPU
                 and of the graphs on a GPU; "auto" for what is free; None for no budget. Where not
                 all graphs fit into it, each is loaded when its turn comes, and one that is larger
-                runs a few blocks at a time. Results are the same bits; expressions run one by one,
+                runs a few blocks at a time. "turns" has each leave when the next one comes,
+                whatever is free. Results are the same bits; expressions run one by one,
                 and on a GPU one thread at a time may use the segmenter.
 
         Raises:

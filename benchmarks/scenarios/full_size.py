@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from benchmarks.harness.child_process import ROOT, environment_with_root
 from benchmarks.harness.errors import ScenarioError
-from benchmarks.harness.rows import EXAMPLE, Row, Task, of_value
+from benchmarks.harness.rows import EXAMPLE, Row, Task, of_value, read_row
 from benchmarks.synthetic.checkpoints import parse_blocks, write_model
 from rism.export.exporter import open_model
 from rism.export.families.find import find_checkpoint
@@ -45,12 +46,16 @@ def measure(task: Task) -> Iterator[Row]:
             write_model(checkpoint, task["model"], parse_blocks(task["blocks"]))
         with Image.open(EXAMPLE) as image:
             image.convert("RGB").save(picture, quality=95)
-        if not bundle.exists():
+        kept = folder / "export.json"
+        if bundle.exists():
+            yield read_row(json.loads(kept.read_text()))
+        else:
             arguments = ["--model", str(checkpoint), "-o", str(bundle), "-q", "--parity", "blocks"]
             for name in ("precision", "text_precision", "size_level"):
                 arguments += [f"--{name.replace('_', '-')}", str(task[name])]
             row, _ = _row("rism export", ["export", *arguments])
             row.notes["bundle_bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
+            kept.write_text(json.dumps(asdict(row)))
             yield row
         for memory in task["memory"]:
             mask = folder / f"mask{memory}.png"

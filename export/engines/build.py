@@ -11,10 +11,11 @@ from typing import Any
 import onnx_ir as ir
 
 from rism import __version__
-from rism.export.engines.build_options import BuildOptions
-from rism.export.engines.forms import block_weights, bring_into_form
+from rism.export.engines.build_options import WEIGHT_FLAGS, BuildOptions
+from rism.export.engines.forms import bring_into_form, narrow_weights, refuse_narrow
 from rism.export.engines.listing import LayerCheck, unacceptable
 from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
+from rism.export.engines.report import BuildReport
 from rism.export.engines.targets import (
     BuildTarget,
     check_gpus,
@@ -28,6 +29,7 @@ from rism.export.engines.variant import check_here, files_of
 from rism.export.engines.weights import weights_to_inputs
 from rism.export.errors import BuildError
 from rism.export.progress import Progress
+from rism.runtime.atomic_write import link_or_copy
 from rism.runtime.bundle.engine_spec import ShapeRange
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.manifest_file import read_manifest_json
@@ -36,54 +38,11 @@ from rism.runtime.bundle.update import expect_own_bundle, update_bundle
 from rism.runtime.engines.shape_profiles import profile, ranges
 from rism.runtime.engines.variants import this_platform
 from rism.runtime.errors import BundleError, InputError, OutputError, failures_as, one_line
-from rism.runtime.names import PRECISION_OF_TYPE
+from rism.runtime.names import ENGINES_ALONE, PRECISION_OF_TYPE
 
 # FP8 weights for engines that take them as inputs: one file for all capture modes.
 _STORED = "transformer.e4m3.weights"
 _TENSORS = ("inputs", "constants", "outputs")
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """An engine variant that was built and added to a bundle, or kept in it.
-
-    Attributes:
-        name: of the variant.
-        target: the library.
-        version: of the library.
-        compute_capabilities: of the GPUs that it was built for.
-        precision: "fp32", "fp16", "bf16" or "fp8".
-        graphs: its engines; none where it was kept.
-        self_test: the result on the bundle's test vectors, or why there was no test.
-        was_there: "" for a new variant, "kept" for one that the bundle had as asked, "replaced"
-            for one that it had otherwise, or that `force` built anew.
-    """
-
-    name: str
-    target: str
-    version: str
-    compute_capabilities: tuple[str, ...]
-    precision: str
-    graphs: tuple[BuiltEngine, ...] = ()
-    self_test: str = ""
-    was_there: str = ""
-
-    def table(self) -> str:
-        """Return one line for each engine, and one for each check of its layers."""
-        rows = []
-        for each in self.graphs:
-            rows.append(
-                f"{each.graph:<28} {each.plan_bytes / 1e6:9.1f} MB  {each.seconds:6.1f} s  "
-                f"{each.peak_bytes / 1e9:5.1f} GB memory  {len(each.layers)} layers"
-            )
-            if each.activation_bytes is not None:
-                rows.append(
-                    f"  a run takes {each.activation_bytes / 1e9:.2f} GB beside the weights at most"
-                )
-            rows += [
-                f"  {check.question}: {check.answer} ({check.detail})" for check in each.checks
-            ]
-        return "\n".join(rows)
 
 
 def build_engines(
@@ -199,9 +158,13 @@ class _Build:
         )
         with damaged:
             model = ir.load(source)
-        attentions = bring_into_form(model, form_for(self.target.name, self.library))
-        scales = self.scales if graph.startswith("transformer.") else None
-        quantised = 0 if scales is None else self._quantise(model, scales, work)
+        form = form_for(self.target.name, self.library)
+        attentions = bring_into_form(model, form)
+        own, quantised = self._own(graph), 0
+        precision = self.precision if graph.startswith("transformer.") else own
+        if precision != own:
+            quantised = self._quantise(model, work)
+        refuse_narrow(model, form.opset)
         folder = f"engines/{self.name}"
         entry: dict[str, Any] = {"file": f"{folder}/{graph}.plan"}
         if self.options.weights == "bound":
@@ -219,14 +182,14 @@ class _Build:
             graph=graph,
             target=self.target,
             gpus=self.gpus,
-            precision=self._own(graph) if scales is None else self.precision,
+            precision=own if precision == "nvfp4a16" else precision,
             weights=self.options.weights,
             inputs=spec.inputs,
             profile=shapes,
-            weights_beside=source,
+            weights_beside=self._beside(model, source, work),
             attentions=attentions,
             quantised=quantised,
-            integers=block_weights(model),
+            narrow=narrow_weights(model),
         )
         plan = work / f"{graph}.plan"
         built = build_graph(model, job, plan, timeout_s=self.options.timeout_s)
@@ -251,10 +214,26 @@ class _Build:
         self.files[name] = work / name.rpartition("/")[2]
         self.files[name].write_text(text + "\n", encoding="utf-8")
 
-    def _quantise(self, model: ir.Model, file: Path, work: Path) -> int:
-        from rism.calibration import load_scales, quantise
+    def _beside(self, model: ir.Model, source: Path, work: Path) -> Path:
+        """Return a path in the one folder that has all weights of a graph."""
+        stored = (each.const_value for each in model.graph.initializers.values())
+        files = {Path(each.path) for each in stored if isinstance(each, ir.ExternalTensor)}
+        if all(file.parent == source.parent for file in files) or self.options.weights == "bound":
+            return source
+        for file in files:
+            if not (there := work / file.name).exists():
+                link_or_copy(file, there)
+        return work / source.name
 
-        scales = load_scales(file, self.bundle)
+    def _quantise(self, model: ir.Model, work: Path) -> int:
+        from rism.calibration import load_scales, quantise
+        from rism.calibration.nvfp4_graph import quantise_nvfp4
+
+        scales = None if self.scales is None else load_scales(self.scales, self.bundle)
+        if self.precision != "fp8":
+            (part := work / "transformer.e2m1.weights").unlink(missing_ok=True)
+            return quantise_nvfp4(model, part, scales)
+        assert scales is not None
         if self.options.weights != "bound":
             return len(quantise(model, scales))
         # Weights that are inputs are in FP8 in a file of their own.
@@ -282,6 +261,7 @@ class _Build:
             "compute_capabilities": list(self.gpus),
             "precision": self.precision,
             "stripped": self.options.weights == "stripped",
+            "streamed": self.options.weights == "streamed",
             "request": request,
             "graphs": self.entries,
         }
@@ -304,24 +284,25 @@ def _plan_build(bundle: Bundle, target: BuildTarget, options: BuildOptions) -> _
             f"{', '.join(PRECISION_OF_TYPE)}: export it again"
         )
     precision = options.precision or own
-    if precision not in (own, "fp8"):
+    if precision not in (own, *ENGINES_ALONE):
         raise InputError(
             f"--precision is {precision} and this bundle's graphs compute in {own}: a build casts "
             "nothing, only the export knows what must stay float32; rism export --model "
             f"{one_line(manifest.model.name)} --precision {precision} -o DIR and build that, or "
             "leave it out"
         )
-    _check_integers(bundle, precision, options.weights)
+    _check_narrow(bundle, precision, options.weights)
     gpus = check_gpus(target, options.gpus, precision, gpus_here())
     check_weights(target, gpus, options.weights)
     library = installed_version(target)
     graphs = _graphs(manifest, options)
-    scales = options.scales if precision == "fp8" else None
-    if precision == "fp8" and scales is None:
+    calibrated = precision in ("fp8", "nvfp4")
+    scales = options.scales if calibrated else None
+    if calibrated and scales is None:
         if manifest.calibration is None:
             raise InputError(
-                f"bundle '{bundle.path}' has no FP8 scales: run rism calibrate {bundle.path} "
-                "--images DIR, or pass --scales FILE"
+                f"bundle '{bundle.path}' has no scales of activations for {precision}: run rism "
+                f"calibrate {bundle.path} --images DIR, or pass --scales FILE"
             )
         scales = bundle.file(manifest.calibration)
     kind = [] if options.weights == "plan" else [options.weights]
@@ -329,8 +310,14 @@ def _plan_build(bundle: Bundle, target: BuildTarget, options: BuildOptions) -> _
     return _Build(bundle, target, library, gpus, precision, own, name, graphs, scales, options)
 
 
-def _check_integers(bundle: Bundle, precision: str, weights: str) -> None:
+def _check_narrow(bundle: Bundle, precision: str, weights: str) -> None:
     """Refuse what weights in few bits cannot be built as."""
+    inside = weights in ("plan", "streamed")
+    flag = WEIGHT_FLAGS.get(weights, "").replace("_", "-")
+    if precision.startswith("nvfp4") and not inside:
+        raise InputError(
+            f"--precision is {precision}, whose weights go into the plan: leave out --{flag}"
+        )
     stored = bundle.manifest.precision.storage
     sides = {
         stored,
@@ -338,16 +325,15 @@ def _check_integers(bundle: Bundle, precision: str, weights: str) -> None:
     }
     if not sides & {"int4", "int8"}:
         return
-    if weights != "plan":
-        flag = {"bound": "--bind-weights", "stripped": "--strip-weights"}[weights]
+    if not inside:
         raise InputError(
             f"bundle '{bundle.path}' stores weights in 4 or 8 bits, which go into the plan: "
-            f"leave out {flag}, or export with --precision fp16 for it"
+            f"leave out --{flag}, or export with --precision fp16 for it"
         )
-    if precision == "fp8" and stored in ("int4", "int8"):
+    if precision in ENGINES_ALONE and stored in ("int4", "int8"):
         raise InputError(
             f"bundle '{bundle.path}' stores its transformer in {stored}, expected one in 16 bits "
-            "for FP8: rism export --precision bf16, then rism calibrate"
+            f"for {precision}: rism export --precision bf16 -o DIR, and build that"
         )
 
 

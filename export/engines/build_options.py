@@ -10,7 +10,9 @@ from rism.runtime.errors import InputError, one_line
 from rism.runtime.names import ENGINE_PRECISIONS
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}", re.ASCII)
-WEIGHTS = ("plan", "stripped", "bound")
+# Where the weights may be other than in the plan for good, and the flags that say so.
+WEIGHT_FLAGS = {"stripped": "strip_weights", "bound": "bind_weights", "streamed": "stream_weights"}
+WEIGHTS = ("plan", *WEIGHT_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class BuildOptions:
 
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
-        precision: None for the bundle's own; "fp8" needs scales.
+        precision: None for the bundle's own; "fp8" and "nvfp4" need scales.
         gpus: compute capabilities, such as ("8.6", "12.0"); none for all that can be served.
         shapes: sizes of image after the model's resize, as "MIN/OPT/MAX" with each WIDTHxHEIGHT
             in pixels, or one WIDTHxHEIGHT; "static" for a bundle of fixed sizes; None for every
@@ -27,9 +29,10 @@ class BuildOptions:
         batch: fewest, usual and most expressions of a run.
         captures: capture modes to build; none for all that the bundle has.
         weights: "plan" (inside the engine), "stripped" (left out, and refitted from the bundle's
-            own weights), or "bound" (inputs of the engine, which the runtime binds to the bundle's
-            own weights).
-        scales: file of FP8 scales; None for those in the bundle.
+            own weights), "bound" (inputs of the engine, which the runtime binds to the bundle's
+            own weights), or "streamed" (inside the engine, which reads them from host memory where
+            its budget of the GPU's is too small).
+        scales: file of scales; None for those in the bundle.
         name: of the variant; None for one made of target, precision and weights.
         unchecked: keep an engine that fails a check of its layers or the self-test.
         force: build anew even where the bundle has the same engines.

@@ -59,16 +59,24 @@ def _build(job: dict[str, Any]) -> None:
         config = CreateConfigRTX(compute_capabilities=job["compute_capabilities"], **shared)
     else:  # for the GPU of this machine, with TF32 as the library has it
         config = builders.CreateConfig(tf32=True, **shared)
-    if job["stripped"]:
-        config = builders.PostprocessConfig(config, _refit_with_the_same_weights)
+    for name in ("stripped", "streamed"):
+        if job[name]:
+            config = builders.PostprocessConfig(config, _FLAGS[name])
     plan = builders.engine_bytes_from_network((builder, network, parser), config)
     with Path(job["plan"]).open("xb") as file:
         file.write(memoryview(plan))
 
 
 def _refit_with_the_same_weights(_builder: Any, _network: Any, config: Any) -> None:
-    """Set the flag of stripped plans that Polygraphy has no argument for."""
     config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def _stream_weights(_builder: Any, _network: Any, config: Any) -> None:
+    config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+
+
+# Those that Polygraphy has no argument for, or not for TensorRT for RTX.
+_FLAGS = {"stripped": _refit_with_the_same_weights, "streamed": _stream_weights}
 
 
 def _peak_bytes() -> int:

@@ -11,9 +11,12 @@ from rism.export.errors import BuildError
 
 # A library that reads this opset reads every operator as it is exported.
 _EXPORTED_OPSET = 23
-# From this opset weights may be integers in blocks.
-_BLOCKS_OPSET = 21
-_INTEGERS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
+# Weights of few bits: their type in a listing of layers, and the first opset that has them.
+_NARROW = {
+    ir.DataType.INT4: ("Int4", 21),
+    ir.DataType.INT8: ("Int8", 21),
+    ir.DataType.FLOAT4E2M1: ("FP4E2M1", 23),
+}
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,34 @@ def _has_kernel(node: ir.Node, form: Form) -> bool:
     return query.dtype in form.fused and isinstance(width, int) and width <= form.widest
 
 
-def block_weights(model: ir.Model) -> dict[int, int]:
-    """Count the weights of a graph that are integers, by their bits."""
-    found: dict[int, int] = {}
+def narrow_weights(model: ir.Model) -> dict[str, int]:
+    """Count the weights of a graph that are of few bits, by their type in a listing of layers."""
+    found: dict[str, int] = {}
     for value in model.graph.initializers.values():
-        if value.const_value is not None and value.dtype in _INTEGERS:
-            bits = _INTEGERS[value.dtype]
-            found[bits] = found.get(bits, 0) + value.const_value.size
+        if value.const_value is not None and value.dtype in _NARROW:
+            name, _ = _NARROW[value.dtype]
+            found[name] = found.get(name, 0) + value.const_value.size
     return found
+
+
+def refuse_narrow(model: ir.Model, opset: int) -> None:
+    """Refuse weights of few bits that came after an opset.
+
+    Raises:
+        BuildError: there are some.
+    """
+    needed = max([dict(_NARROW.values())[name] for name in narrow_weights(model)], default=0)
+    if opset < needed:
+        raise BuildError(
+            f"weights in few bits need opset {needed} and this library reads {opset}: "
+            "update the library, or export with --precision fp16"
+        )
 
 
 def _lower_opset(model: ir.Model, opset: int) -> None:
     """Declare an older opset for the graph, if that opset has every operator of it."""
     if model.opset_imports.get("", opset) <= opset:
         return
-    if opset < _BLOCKS_OPSET and block_weights(model):
-        raise BuildError(
-            f"weights in few bits need opset {_BLOCKS_OPSET} and this library reads {opset}: "
-            "update the library, or export with --precision fp16"
-        )
     for node in model.graph.all_nodes():
         try:
             onnx.defs.get_schema(node.op_type, opset, node.domain)

@@ -31,7 +31,8 @@ _FUSED_ATTENTION = re.compile(r"(gemm|gemv|fused|flash)_mha|fmha|mha_v\d|flash_a
 _SOFTMAX = re.compile(r"softmax|Max\w*SubExp", re.IGNORECASE)
 # Matrix products, products fused with what follows them, and convolutions.
 _PRODUCTS = ("gemm", "runtime_fusion", "correlation")
-_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "fp8": "FP8"}
+_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "fp8": "FP8", "nvfp4": "FP4E2M1"}
+_NARROW = {"Int4": "4 bits", "Int8": "8 bits", "FP4E2M1": "NVFP4"}
 FUSED = "attention fused"
 _SQUARE = "no N_v x N tensor"
 _MOST_NAMED = 5
@@ -123,19 +124,19 @@ def check_layers(
     quantised: int,
     written_out: int,
     tokens: ShapeRange | None,
-    integers: Mapping[int, int] | None = None,
+    narrow: Mapping[str, int] | None = None,
 ) -> list[LayerCheck]:
     """Check whether the layers of an engine are what was asked for.
 
     Args:
         layers: of the engine; empty where the library printed none.
-        precision: "fp32", "fp16", "bf16" or "fp8".
+        precision: of the products, see `BuildJob`.
         attentions: how many attentions the graph leaves to fused kernels.
-        quantised: how many products the graph quantises to FP8.
+        quantised: how many products the graph quantises to FP8 or NVFP4.
         written_out: how many attentions are written out, since the library has no kernel for them.
         tokens: for a transformer whose capture mode needs no matrices of tokens by tokens, the
             shapes of the clean latents (batch, N_v, channels); otherwise None.
-        integers: how many weights are integers of 4 and of 8 bits.
+        narrow: how many weights are of few bits, by their types in the listing.
     """
     if not layers:
         why = "the library listed no layers"
@@ -150,7 +151,7 @@ def check_layers(
         checks.append(LayerCheck(_SQUARE, "not in this form", why))
     elif square is not None:
         checks.append(square)
-    return checks + [_integers(layers, bits, count) for bits, count in (integers or {}).items()]
+    return checks + [_narrow(layers, dtype, count) for dtype, count in (narrow or {}).items()]
 
 
 def unacceptable(graph: str, checks: Sequence[LayerCheck]) -> list[LayerCheck]:
@@ -206,7 +207,7 @@ def _precision(layers: Sequence[EngineLayer], precision: str, quantised: int) ->
     wanted = _TYPES[precision]
     counts = Counter(wanted if wanted in types else "+".join(sorted(types)) for types in read)
     detail = ", ".join(f"{count} products in {name}" for name, count in counts.most_common())
-    if precision != "fp8":
+    if precision not in ("fp8", "nvfp4"):
         return LayerCheck("precision used", "yes" if counts[wanted] else "no", detail)
     # Products of one input are merged into one layer, whose name joins theirs with +.
     merged = sum(
@@ -218,12 +219,12 @@ def _precision(layers: Sequence[EngineLayer], precision: str, quantised: int) ->
     return LayerCheck("precision used", answer, f"{detail}; the graph quantises {quantised}")
 
 
-def _integers(layers: Sequence[EngineLayer], bits: int, count: int) -> LayerCheck:
+def _narrow(layers: Sequence[EngineLayer], dtype: str, count: int) -> LayerCheck:
     """Check that weights in few bits are so in the engine."""
     constants = {tensor for layer in layers for tensor in layer.constants}
-    found = sum(math.prod(each.dims) for each in constants if each.dtype == f"Int{bits}")
+    found = sum(math.prod(each.dims) for each in constants if each.dtype == dtype)
     detail = f"{found} numbers of {count}"
-    return LayerCheck(f"weights in {bits} bits", "yes" if found >= count else "no", detail)
+    return LayerCheck(f"weights in {_NARROW[dtype]}", "yes" if found >= count else "no", detail)
 
 
 def _no_square(layers: Sequence[EngineLayer], tokens: ShapeRange) -> LayerCheck:

@@ -40,14 +40,14 @@ class BuildJob:
         graph: its name in the manifest.
         target: the library.
         gpus: compute capabilities.
-        precision: of its products: "fp32", "fp16", "bf16" or "fp8".
-        weights: "plan", "stripped" or "bound".
+        precision: of its products: one of `ENGINE_PRECISIONS`, or the type beside nvfp4a16.
+        weights: one of `WEIGHTS`.
         inputs: those of the graph, by logical name.
         profile: their shapes, by logical name.
         weights_beside: a path in the folder of the graph's external data.
         attentions: what `bring_into_form` left to fused kernels.
-        quantised: how many products are in FP8.
-        integers: how many weights are integers of 4 and of 8 bits.
+        quantised: how many products are in FP8 or NVFP4.
+        narrow: how many weights are of few bits, by their types (`narrow_weights`).
     """
 
     graph: str
@@ -60,7 +60,7 @@ class BuildJob:
     weights_beside: Path
     attentions: Attentions
     quantised: int = 0
-    integers: Mapping[int, int] = field(default_factory=dict)
+    narrow: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def build_graph(
         quantised=job.quantised,
         written_out=job.attentions.written_out,
         tokens=None if matrices else job.profile.get("clean_latents"),
-        integers=job.integers,
+        narrow=job.narrow,
     )
     return BuiltEngine(
         graph=job.graph,
@@ -149,6 +149,7 @@ def _for_child(job: BuildJob, files: Mapping[str, Path], plan: Path) -> dict[str
         "graph": str(files["graph"]),
         "weights_beside": str(job.weights_beside),
         "stripped": job.weights == "stripped",
+        "streamed": job.weights == "streamed",
         "compute_capabilities": [[int(part) for part in gpu.split(".")] for gpu in others],
         "profile": {job.inputs[name].name: asdict(shape) for name, shape in job.profile.items()},
         "plan": str(plan),

@@ -17,7 +17,7 @@ from rism.runtime.errors import InputError, ProviderError, one_line
 
 _FLOAT32, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 # The oldest compute capability whose tensor cores have a type.
-_NEEDS = {"bf16": (8, 0), "fp8": (8, 9)}
+_NEEDS = {"bf16": (8, 0), "fp8": (8, 9), "nvfp4a16": (10, 0), "nvfp4": (10, 0)}
 _JETSON = {
     "7.2": "Jetson Xavier",
     "8.7": "Jetson Orin",
@@ -159,7 +159,7 @@ def check_gpus(
         target: the library.
         asked: compute capabilities; none for all that the library can build for in this
             precision, or for the GPU of this machine if it builds for no other.
-        precision: "fp32", "fp16", "bf16" or "fp8".
+        precision: one of `ENGINE_PRECISIONS`.
         here: compute capabilities of this machine's GPUs.
 
     Raises:

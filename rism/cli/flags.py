@@ -191,11 +191,11 @@ def _provider(text: str) -> str:
 
 
 def _memory(text: str | None) -> str | None:
-    from rism.runtime.engines.memory import parse_memory
+    from rism.runtime.engines.memory import TURNS, parse_memory
     from rism.runtime.errors import InputError
 
     try:
-        if text is not None:
+        if text not in (None, TURNS):
             parse_memory(text)
     except InputError as error:
         raise click.BadParameter(str(error)) from None
@@ -221,11 +221,11 @@ instructions_option = partial(
 memory_option = partial(
     option,
     None,
-    metavar="SIZE|auto",
+    metavar="SIZE|auto|turns",
     callback=_memory,
     help="Stay within this much memory, such as 8GiB: of the process on a CPU, of the graphs on a "
     "GPU. Graphs are loaded when their turn comes, a few blocks at a time if need be. auto: what "
-    "is free. Default: everything stays loaded.",
+    "is free. turns: each graph leaves when the next one comes. Default: everything stays loaded.",
 )
 threads_option = partial(option, None, min=1, help="CPU threads. Default: all.")
 

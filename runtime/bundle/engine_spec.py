@@ -72,9 +72,10 @@ class EngineVariant:
         version: of the library that built it, such as "1.7.1.116".
         platform: such as "linux-x86_64".
         compute_capabilities: GPUs that it runs on, such as ("8.6", "8.9").
-        precision: "fp32", "fp16", "bf16" or "fp8".
+        precision: one of `rism.runtime.names.ENGINE_PRECISIONS`.
         stripped: whether the plans lack their weights.
         graphs: plans by name of the manifest's graph.
+        streamed: whether weights may stay in host memory and be read from there in each run.
     """
 
     name: str
@@ -85,6 +86,7 @@ class EngineVariant:
     precision: str
     stripped: bool
     graphs: Mapping[str, PlanSpec]
+    streamed: bool = False
 
     @property
     def compute(self) -> str:
@@ -171,6 +173,7 @@ def _variant(
         precision=node.matching("precision", _WORD, "a precision, such as 'fp16'"),
         stripped=stripped,
         graphs=plans,
+        streamed=node.boolean("streamed", default=False),
     )
 
 

@@ -1,10 +1,8 @@
 """What each form of a bundle takes of memory, by what stays loaded: no GPU is needed to say it."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.memory import (
     CPU_BASE_BYTES,
@@ -13,6 +11,7 @@ from rism.runtime.engines.memory import (
     choose_residency,
     gib,
     least_of_each_kind,
+    of_plan,
     parts_of,
 )
 from rism.runtime.errors import InputError
@@ -71,28 +70,12 @@ def bundle_forms(bundle: Bundle) -> Iterator[MemoryForm]:
     names = manifest.graphs_of(capture)
     for variant in manifest.engines:
         parts = tuple(
-            _of_plan(bundle, variant, names[part.key], part)
+            of_plan(bundle, variant, names[part.key], part)
             if names[part.key] in variant.graphs
             else part
             for part in on_gpu
         )
         yield MemoryForm(f"engine {variant.name}", True, parts)
-
-
-def _of_plan(bundle: Bundle, variant: EngineVariant, graph: str, part: PartMemory) -> PartMemory:
-    """Return what a plan takes; its builder knows what its runs take."""
-    plan, files = variant.graphs[graph], bundle.manifest.files
-    weights = files[plan.file].size
-    if plan.refit is not None:
-        weights += part.weights
-    elif plan.weights is not None:
-        bound = json.loads(bundle.read(plan.weights)).values()
-        weights += sum(int(each["length"]) for each in bound)
-    activation = part.activation
-    if plan.layers is not None:
-        told = json.loads(bundle.read(plan.layers)).get("activation_bytes")
-        activation = told if isinstance(told, int) else activation
-    return replace(part, weights=weights, activation=activation, block=None)
 
 
 def memory_table(

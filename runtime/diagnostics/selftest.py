@@ -65,6 +65,8 @@ LIMITS: Mapping[str, Limits] = {
     "float16": Limits(output=3e-2, region=0.1, mask=0.03),
     "bfloat16": Limits(output=0.1, region=0.2, mask=0.06),
     "fp8": Limits(output=0.25, region=0.4, mask=0.1),
+    "nvfp4a16": Limits(output=0.5, region=0.5, mask=0.1),
+    "nvfp4": Limits(output=0.7, region=0.5, mask=0.1),
 }
 
 

@@ -4,11 +4,13 @@ On the CPU a budget is of the whole process, on a GPU of what the graphs take th
 weights are read off the graphs; what flows between them is an upper estimate from the manifest.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines import nvidia_driver
@@ -16,7 +18,7 @@ from rism.runtime.engines.onnx_graph import OnnxGraph, OnnxWeight, read_graph
 from rism.runtime.engines.stages import Size, largest_block
 from rism.runtime.errors import InputError, one_line
 
-AUTO = "auto"
+AUTO, TURNS = "auto", "turns"
 _UNITS = {"": 0, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.ASCII | re.IGNORECASE)
 # Of "auto" some is left to others, and to what an estimate misses.
@@ -171,6 +173,27 @@ def parts_of(
         yield PartMemory(key, weights, sizes.activation(kind, on_gpu=on_gpu), block), graph
 
 
+def of_plan(bundle: Bundle, variant: EngineVariant, graph: str, part: PartMemory) -> PartMemory:
+    """Return what a plan takes of a GPU, where its graph would take `part`.
+
+    Its builder knows what its runs take. Streamed weights need no more room than a block.
+    """
+    plan, files = variant.graphs[graph], bundle.manifest.files
+    weights = files[plan.file].size
+    if plan.refit is not None:
+        weights += part.weights
+    elif plan.weights is not None:
+        bound = json.loads(bundle.read(plan.weights)).values()
+        weights += sum(int(each["length"]) for each in bound)
+    activation = part.activation
+    if plan.layers is not None:
+        told = json.loads(bundle.read(plan.layers)).get("activation_bytes")
+        activation = told if isinstance(told, int) else activation
+    return replace(
+        part, weights=weights, activation=activation, block=part.block if variant.streamed else None
+    )
+
+
 @dataclass(frozen=True)
 class RunSizes:
     """Sizes that decide what a run holds beside the weights; at most, of one expression.
@@ -283,7 +306,7 @@ def gib(nbytes: int) -> str:
 
 
 def expected_budget(memory: str | int, *, gpu: int | None) -> tuple[int, int]:
-    """Return a budget in bytes, and how much of it is taken before a graph is loaded.
+    """Return a budget in bytes, 0 for "turns", and how much is taken before a graph is loaded.
 
     `gpu` is a GPU's number, None for the CPU, whose budget is of the whole process.
 
@@ -291,12 +314,15 @@ def expected_budget(memory: str | int, *, gpu: int | None) -> tuple[int, int]:
         InputError: it cannot be read, or there is less.
         ProviderError: the GPU does not say what is free.
     """
+    taken = _taken() if gpu is None else 0
+    base = taken + CPU_BASE_BYTES if gpu is None else GPU_BASE_BYTES
+    if memory == TURNS:
+        return 0, base
     asked = parse_memory(memory)
     if gpu is not None:
-        taken, free, base = 0, nvidia_driver.free_memory(gpu), GPU_BASE_BYTES
-        where = f"GPU {gpu}"
+        free, where = nvidia_driver.free_memory(gpu), f"GPU {gpu}"
     else:
-        taken, base, where = _taken(), _taken() + CPU_BASE_BYTES, "this process"
+        where = "this process"
         found = free_memory()
         if found is None and asked is None:
             raise InputError(

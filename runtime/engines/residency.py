@@ -7,18 +7,21 @@ from threading import RLock
 from typing import Any
 
 from rism.runtime.arrays import Array
+from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays, Engine, LazyEngine, Load
 from rism.runtime.engines.cpu_threads import cpu_count
 from rism.runtime.engines.cuda_device import Device
 from rism.runtime.engines.malloc_trim import return_large_blocks, trim_malloc
 from rism.runtime.engines.memory import (
+    TURNS,
     PartMemory,
     Residency,
     choose_residency,
     expected_budget,
     gib,
     held_by,
+    of_plan,
     parts_of,
 )
 from rism.runtime.engines.onnx_graph import OnnxGraph
@@ -40,6 +43,7 @@ def within(
     loads: Mapping[str, Load],
     memory: str | int,
     *,
+    plans: Mapping[str, tuple[EngineVariant, Callable[[int], Engine]]] | None = None,
     device: int = 0,
     threads: int | None = None,
     max_batch: int = 8,
@@ -50,7 +54,9 @@ def within(
         bundle: whose graphs they run.
         capture: the capture mode.
         loads: by key, of the whole graphs; on the CPU, or with a GPU on that.
-        memory: see `parse_memory`.
+        memory: see `parse_memory`; or "turns" for as much as the largest graph needs alone.
+        plans: by key, of graphs that are plans: their variant, and what loads them with so many
+            bytes of weights on the GPU.
         device: the GPU's number.
         threads: of stages on the CPU.
         max_batch: expressions of a run, where everything stays in memory.
@@ -66,12 +72,18 @@ def within(
     budget, base = expected_budget(memory, gpu=device if on_gpu else None)
     mine = {key for key, (provider, _) in loads.items() if (":" in provider) == on_gpu}
     graphs: dict[str, OnnxGraph] = {}
+    graph_names = bundle.manifest.graphs_of(capture)
     parts: list[PartMemory] = []
     for part, graph in parts_of(bundle, capture, on_gpu=on_gpu):
         if part.key in mine:
-            whole = _backend(loads[part.key][0]) is None
-            parts.append(replace(part, block=None) if whole else part)
+            if plans is not None and part.key in plans:
+                part = of_plan(bundle, plans[part.key][0], graph_names[part.key], part)
+            elif _backend(loads[part.key][0]) is None:
+                part = replace(part, block=None)
+            parts.append(part)
             graphs[part.key] = graph
+    if memory == TURNS:
+        budget = base + max(part.weights + part.activation for part in parts)
     chosen = choose_residency(parts, budget, base=base, max_batch=max_batch)
     said = f"memory {gib(budget)}: {_WORDS[chosen.kind]}, {gib(chosen.peak)} at most"
     if chosen.kind == "resident":
@@ -84,12 +96,16 @@ def within(
         weights = part.weights
         if part.key in chosen.stages:
             most, ahead = chosen.stages[part.key]
-            stages = cut(graphs[part.key], most, held_by(bundle.manifest, on_gpu=on_gpu))
             weights = most * (1 + ahead)
-            load = partial(
-                _staged, bundle, capture, part.key, stages, provider, device, threads, ahead
-            )
-            said += f"; {part.key} in {len(stages)} stages of at most {gib(most)}"
+            if plans is not None and part.key in plans:
+                load = partial(plans[part.key][1], weights)
+                said += f"; {part.key} with {gib(weights)} of its weights on the GPU"
+            else:
+                stages = cut(graphs[part.key], most, held_by(bundle.manifest, on_gpu=on_gpu))
+                load = partial(
+                    _staged, bundle, capture, part.key, stages, provider, device, threads, ahead
+                )
+                said += f"; {part.key} in {len(stages)} stages of at most {gib(most)}"
         engine = partial(
             BudgetedEngine,
             load,

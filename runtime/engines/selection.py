@@ -31,7 +31,7 @@ from rism.runtime.engines.tensorrt import TensorRtEngine
 from rism.runtime.engines.tensorrt_library import LIBRARIES, Library, check_driver
 from rism.runtime.engines.variants import Machine, build_command, choose_variant, largest_batch
 from rism.runtime.errors import InputError, ProviderError, one_line
-from rism.runtime.names import COMPUTE_TYPES, ENGINE_PRECISIONS
+from rism.runtime.names import COMPUTE_TYPES, ENGINE_PRECISIONS, ENGINES_ALONE
 
 T = TypeVar("T")
 
@@ -44,10 +44,10 @@ class EngineRequest:
         provider: see `providers.parse_provider`.
         device: number of the GPU.
         threads: CPU threads; None for as many as this process may use.
-        precision: "fp32", "fp16", "bf16" or "fp8"; None for whatever there is.
+        precision: one of `ENGINE_PRECISIONS`; None for whatever there is.
         engine: name of an engine variant; None for the one that fits best.
         workers: threads of the caller that will run at once; see `ort_loads`.
-        memory: a budget for the graphs, see `memory.parse_memory`; None for no budget.
+        memory: a budget for the graphs, see `within`; None for no budget.
         max_batch: expressions of a run, where a budget allows that.
     """
 
@@ -154,7 +154,7 @@ def _candidates(
             # What has no plan runs on the best onnxruntime; results name both.
             yield (target, *([] if best is None else [best[0]])), "an engine of the bundle fits"
     own = COMPUTE_TYPES.get(request.precision or "") in (None, manifest.precision.compute)
-    if best is None or request.engine is not None or request.precision == "fp8" or not own:
+    if best is None or request.engine is not None or request.precision in ENGINES_ALONE or not own:
         return
     name, why = best
     for provider in _onnx_providers(every_graph=False):
@@ -207,6 +207,7 @@ def select_engines(
     loads: dict[str, Load] = {}
     text_by, precision = "", manifest.precision.compute
     batches: list[int | None] = []
+    plans: dict[str, tuple[EngineVariant, Callable[[int], Engine]]] = {}
     for name in names:
         left = {key: graph for key, graph in graphs.items() if key not in loads}
         if not left:
@@ -241,7 +242,11 @@ def select_engines(
         library, variant, rebuild = _variant(bundle, name, request, needed, list(left.values()))
         mine = {key: graph for key, graph in left.items() if graph in variant.graphs}
         reason = f"{reason}: engine '{variant.name}'"
-        loads |= _tensorrt_loads(bundle, variant, mine, library, request.device, rebuild)
+        load = _tensorrt_load(bundle, variant, library, request.device, rebuild)
+        loads |= {
+            key: (f"{name}:{request.device}", partial(load, graph)) for key, graph in mine.items()
+        }
+        plans |= {key: (variant, partial(load, graph)) for key, graph in mine.items()}
         if any(graph in mine.values() for graph in transformer):
             precision = variant.compute
         if "text_encoder" in mine:
@@ -257,6 +262,7 @@ def select_engines(
             capture,
             ordered,
             request.memory,
+            plans=plans,
             device=request.device,
             threads=request.threads,
             max_batch=request.max_batch if limit is None else min(limit, request.max_batch),
@@ -325,20 +331,16 @@ def variant_loads(
     targets = [v.target for v in bundle.manifest.engines if v.name == request.engine]
     target = targets[0] if targets else "tensorrt-rtx"
     library, variant, rebuild = _variant(bundle, target, request, (), ())
-    graphs = {graph: graph for graph in variant.graphs}
-    loads = _tensorrt_loads(bundle, variant, graphs, library, request.device, rebuild)
-    return {graph: load for graph, (_, load) in loads.items()}, variant.compute
+    load = _tensorrt_load(bundle, variant, library, request.device, rebuild)
+    return {graph: partial(load, graph) for graph in variant.graphs}, variant.compute
 
 
-def _tensorrt_loads(
-    bundle: Bundle,
-    variant: EngineVariant,
-    graphs: Mapping[str, str],
-    library: Library,
-    device: int,
-    rebuild: str,
-) -> dict[str, Load]:
-    def load(graph: str) -> Engine:
+def _tensorrt_load(
+    bundle: Bundle, variant: EngineVariant, library: Library, device: int, rebuild: str
+) -> Callable[..., Engine]:
+    """Return what loads a plan, given its graph and how many bytes of weights are on the GPU."""
+
+    def load(graph: str, weights_bytes: int | None = None) -> Engine:
         cache = None
         if library.target == "tensorrt-rtx":
             driver = nvidia_driver.find_driver()
@@ -354,10 +356,10 @@ def _tensorrt_loads(
             device=cuda_device.open_device(device),
             rebuild=rebuild,
             cache=cache,
+            weights_bytes=weights_bytes,
         )
 
-    name = f"{library.target}:{device}"
-    return {key: (name, partial(load, graph)) for key, graph in graphs.items()}
+    return load
 
 
 def _with_fixed(manifest: Manifest, variant: EngineVariant, graphs: Sequence[str]) -> Manifest:

@@ -59,11 +59,13 @@ class TensorRtEngine(DeviceEngine):
         device: Device,
         rebuild: str,
         cache: RuntimeCache | None = None,
+        weights_bytes: int | None = None,
     ) -> None:
         """Load the plan of one of the variant's graphs, with the library of its target.
 
         `rebuild` is the command that builds the variant anew, for messages; TensorRT for RTX keeps
-        compiled kernels in `cache`.
+        compiled kernels in `cache`. Of a variant that is streamed, at most `weights_bytes` of the
+        weights are on the GPU; None for all of them.
 
         Raises:
             BundleError: the plan is not whole, or not what the manifest says.
@@ -90,6 +92,8 @@ class TensorRtEngine(DeviceEngine):
             self._check_tensors(weights)
             if self._plan.refit is not None:
                 self._refit(str(bundle.file(self._plan.refit)))
+            if variant.streamed:
+                self._keep_on_gpu(weights_bytes)
             self._context = self._create_context(cache)
             # Held for as long as the context may read them.
             self._weights = self._upload(bundle, weights)
@@ -238,6 +242,15 @@ class TensorRtEngine(DeviceEngine):
         for name, weight in there.items():
             self._address(name, weight.array)
         return there
+
+    def _keep_on_gpu(self, most: int | None) -> None:
+        """Say how many bytes of the weights may be on the GPU; the rest is read in each run."""
+        engine = self._read.engine
+        every = engine.streamable_weights_size
+        kept = every if most is None else max(0, most - engine.weight_streaming_scratch_memory_size)
+        engine.weight_streaming_budget_v2 = min(kept, every)
+        if engine.weight_streaming_budget_v2 != min(kept, every):
+            raise self._failure(f"does not keep {min(kept, every)} bytes of its weights")
 
     def _refit(self, onnx_file: str) -> None:
         """Give a stripped plan the bundle's weights, which it was built with."""

@@ -44,6 +44,9 @@ class EngineObject(Protocol):
 
     num_io_tensors: int
     device_memory_size_v2: int
+    streamable_weights_size: int
+    weight_streaming_scratch_memory_size: int
+    weight_streaming_budget_v2: int
 
     def get_tensor_name(self, index: int) -> str: ...
     def get_tensor_mode(self, name: str) -> Any: ...  # TensorIOMode

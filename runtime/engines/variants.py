@@ -14,6 +14,7 @@ from rism.runtime.bundle.engine_spec import EngineVariant
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.engines.nvidia_driver import Gpu, sm
 from rism.runtime.errors import InputError, ProviderError, listed, one_line
+from rism.runtime.names import ENGINES_ALONE
 
 _PORTABLE = ("linux-x86_64", "windows-x86_64")
 
@@ -75,7 +76,7 @@ def choose_variant(
 ) -> EngineVariant:
     """Return the variant to run, of `precision` and of the name `engine` where these are given.
 
-    Of those that fit, one of the bundle's own precision goes before others, FP8 last; then one
+    Of those that fit, one of the bundle's own precision goes before others, few bits last; then one
     with more of the graphs; then the first of the manifest. It must have the graphs `needed`;
     another provider could run those that are `optional`.
 
@@ -132,10 +133,11 @@ def largest_batch(variant: EngineVariant, graphs: Sequence[str]) -> int | None:
 
 def _rank(
     variant: EngineVariant, manifest: Manifest, optional: Sequence[str]
-) -> tuple[bool, bool, int]:
+) -> tuple[bool, int, int]:
     own = variant.compute == manifest.precision.compute
     lacking = sum(name not in variant.graphs for name in optional)
-    return not own, variant.precision == "fp8", lacking
+    few = variant.precision in ENGINES_ALONE and 1 + ENGINES_ALONE.index(variant.precision)
+    return not own, few, lacking
 
 
 def _precision(variant: EngineVariant, wanted: str | None) -> str | None:

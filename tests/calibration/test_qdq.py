@@ -25,10 +25,10 @@ TYPES = {
 }
 
 
-def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
+def graph(kind: str, *, opset: int = 23, stored: str | None = None, width: int = K) -> ir.Model:
     """Two layers on one tensor, and one that is never quantised."""
-    made, weight = f"{kind}[b, t, {N}]", f"{stored or kind}[{K}, {N}]"
-    given = ", ".join([f"{kind}[b, t, {K}] x", *(f"{weight} w{each}" for each in "qfe")])
+    made, weight = f"{kind}[b, t, {N}]", f"{stored or kind}[{width}, {N}]"
+    given = ", ".join([f"{kind}[b, t, {width}] x", *(f"{weight} w{each}" for each in "qfe")])
     casts = "" if stored is None else "cq = Cast<to=1>(wq) cf = Cast<to=1>(wf) ce = Cast<to=1>(we)"
     taken = "w" if stored is None else "c"
     text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
@@ -41,7 +41,7 @@ def graph(kind: str, *, opset: int = 23, stored: str | None = None) -> ir.Model:
     model = ir.from_proto(onnx.parser.parse_model(text))
     rng, dtype = np.random.default_rng(0), TYPES[stored or kind]
     for value, name in zip(model.graph.inputs[1:], (Q, FF, "x_embedder"), strict=True):
-        array = rng.standard_normal((K, N)).astype(np.float32) * 10 ** rng.uniform(-3, 0, N)
+        array = rng.standard_normal((width, N)).astype(np.float32) * 10 ** rng.uniform(-3, 0, N)
         value.name = f"dit.{name}.weight"
         value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
         model.graph.register_initializer(value)

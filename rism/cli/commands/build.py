@@ -9,7 +9,7 @@ from typing import cast
 from rism.cli.console import Console, UsageError, write_stdout
 from rism.cli.flags import QuietFlags, argument, expecting, option, same_named
 from rism.runtime.distribution import needs_extra
-from rism.runtime.names import EnginePrecision, EngineTarget
+from rism.runtime.names import ENGINES_ALONE, EnginePrecision, EngineTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class BuildFlags(QuietFlags):
     target: EngineTarget = option("tensorrt-rtx", help="The library that will run the engines.")
     precision: EnginePrecision | None = option(
         None,
-        help="Default: that of the bundle's graphs. fp8 needs the scales of rism calibrate; "
-        "for fp16 and bf16 export the model with that --precision.",
+        help="Default: that of the bundle's graphs. fp8 and nvfp4 need the scales of rism "
+        "calibrate, nvfp4a16 does not; for fp16 and bf16 export the model with that --precision.",
     )
     gpu: str | None = option(
         None,
@@ -41,6 +41,9 @@ class BuildFlags(QuietFlags):
         False, help="Build engines without weights; loading fills them in from the bundle."
     )
     bind_weights: bool = option(False, help="Build engines that take the weights as inputs.")
+    stream_weights: bool = option(
+        False, help="Build engines whose weights may stay in host memory (rism run --memory)."
+    )
     scales: Path | None = option(
         None, metavar="FILE", help="FP8 scales. Default: those in the bundle."
     )
@@ -57,12 +60,15 @@ class BuildFlags(QuietFlags):
 def build(flags: BuildFlags, console: Console) -> None:
     """Build TensorRT engines of a bundle's graphs, and add them to the bundle."""
     batch = _batch(flags.batch)
-    if flags.strip_weights and flags.bind_weights:
-        raise UsageError("--strip-weights and --bind-weights exclude each other: pass one")
     with needs_extra("build", "build"):
         from rism.export.engines import BuildOptions, build_engines
+        from rism.export.engines.build_options import WEIGHT_FLAGS
         from rism.export.engines.targets import parse_gpus
         from rism.export.progress import Progress, TerminalProgress
+    weights = [kind for kind, flag in WEIGHT_FLAGS.items() if getattr(flags, flag)]
+    if len(weights) > 1:
+        both = " and ".join(f"--{WEIGHT_FLAGS[kind].replace('_', '-')}" for kind in weights[:2])
+        raise UsageError(f"{both} exclude each other: pass one")
     captures = [] if flags.capture is None else flags.capture.split(",")
     options = same_named(
         BuildOptions,
@@ -70,7 +76,7 @@ def build(flags: BuildFlags, console: Console) -> None:
         gpus=parse_gpus(flags.gpu) if flags.gpu is not None else (),
         batch=batch,
         captures=tuple(dict.fromkeys(part.strip() for part in captures)),
-        weights="stripped" if flags.strip_weights else "bound" if flags.bind_weights else "plan",
+        weights=weights[0] if weights else "plan",
         timeout_s=flags.timeout,
     )
     start = time.perf_counter()
@@ -96,15 +102,15 @@ def check_engine(text: str, precision: str | None) -> None:
     The precision is that of the export; None for the model's own.
 
     Raises:
-        UsageError: FP8, which needs a finished bundle to be calibrated on first.
+        UsageError: FP8 or NVFP4, which need a finished bundle to be calibrated on first.
         RismError: the target is unknown, its library is missing, or it needs a GPU that this
             machine does not have.
     """
     name, _, asked = text.partition(":")
-    if asked == "fp8":
+    if asked in ENGINES_ALONE:
         raise UsageError(
-            f"--engine is {text}, and FP8 needs scales, which are found on a finished bundle: "
-            "export, then rism calibrate, then rism build --precision fp8"
+            f"--engine is {text}, and {asked} engines are built of a finished bundle: export, then "
+            f"rism calibrate (not for nvfp4a16), then rism build --precision {asked}"
         )
     if precision is not None and asked not in ("", precision):
         raise UsageError(

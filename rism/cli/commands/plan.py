@@ -36,11 +36,11 @@ class PlanFlags(CommandFlags):
 def plan(flags: PlanFlags, console: Console) -> None:
     """Say what each form of a model takes of memory: all loaded, in turn, or in stages."""
     from rism.runtime.diagnostics.memory_plan import memory_table
-    from rism.runtime.engines.memory import free_memory, parse_memory
+    from rism.runtime.engines.memory import AUTO, TURNS, free_memory, parse_memory
     from rism.runtime.errors import InputError
 
-    if flags.gpu_memory == "auto":
-        raise UsageError("--gpu-memory auto is for rism run, expected a size such as 8GiB")
+    if flags.gpu_memory in (AUTO, TURNS) or flags.memory == TURNS:
+        raise UsageError("that is for rism run --memory, expected a size such as 8GiB")
     memory = None
     if flags.memory is not None:
         memory = parse_memory(flags.memory) or free_memory()

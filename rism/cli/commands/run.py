@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rism.cli.console import Console, UsageError
 from rism.cli.flags import ImageFlags, QuietFlags, SegmenterFlags, argument, option
-from rism.runtime.names import EPSILON, DatasetFormatName
+from rism.runtime.names import ENGINES_ALONE, EPSILON, DatasetFormatName
 
 if TYPE_CHECKING:
     from rism.cli.delivery import SegmentedImage
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rism.runtime.options import SegmentOptions
     from rism.runtime.prompt.refiner import Refiner
     from rism.runtime.segmenter import Segmenter
+
+# From here on, graphs take turns where there is one image alone.
+_LARGE_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +121,10 @@ def run(flags: RunFlags, console: Console) -> None:
 
     if flags.model is not None and flags.bundle is not None:
         raise UsageError("--model and --bundle both say what to run, expected one of them")
-    if flags.model is not None and flags.precision == "fp8":
-        raise UsageError("--model exports fp32, bf16 or fp16; for fp8 see rism build")
+    if flags.model is not None and flags.precision in ENGINES_ALONE:
+        raise UsageError(
+            f"--model exports fp32, bf16 or fp16; for {flags.precision} see rism build"
+        )
     inputs, categories = plan_inputs(flags)
     names = dict(zip(categories.indices, slugs(list(categories.indices)), strict=True))
     dataset, destination = plan_outputs(flags, inputs, categories)
@@ -145,7 +150,7 @@ def _segmenting(
     flags: RunFlags, inputs: Inputs, workers: int, console: Console
 ) -> Callable[[InputImage], SegmentedImage]:
     """Load the bundle, warn of expressions that it cannot know, and return what finds them."""
-    segmenter = _load(flags, workers, console)
+    segmenter = _load(flags, workers, console, alone=len(inputs.images) == 1)
     reworded = flags.refiner is not None or flags.instructions is not None
     scope = segmenter.manifest.model.scope
     if scope is not None and not reworded:  # a refiner's words are known image by image
@@ -215,7 +220,7 @@ def _workers(flags: RunFlags, images: int) -> int:
     return min(workers, images)
 
 
-def _load(flags: RunFlags, workers: int, console: Console) -> Segmenter:
+def _load(flags: RunFlags, workers: int, console: Console, *, alone: bool) -> Segmenter:
     from rism.cli.kept_bundles import exported_bundle, mark_used
     from rism.cli.result_format import DEMONSTRATOR
 
@@ -229,11 +234,21 @@ def _load(flags: RunFlags, workers: int, console: Console) -> Segmenter:
             yes=flags.yes,
             console=console,
         )
+    if alone and flags.memory is None and _is_large(bundle):
+        flags = replace(flags, memory="turns")  # no graph is used again
     segmenter = flags.load(console, refiner, bundle=bundle, cache_dir=flags.cache, workers=workers)
     mark_used(segmenter.bundle.path)
     if segmenter.manifest.model.demonstrator:
         console.note(DEMONSTRATOR)
     return segmenter
+
+
+def _is_large(bundle: str | Path | None) -> bool:
+    """Whether a bundle's files would take a good part of a small machine's memory."""
+    from rism.runtime.bundle.reader import Bundle, resolve_bundle
+
+    files = Bundle.open(resolve_bundle(bundle), verify=False).manifest.files
+    return sum(file.size for file in files.values()) > _LARGE_BYTES
 
 
 def _refiner(flags: RunFlags, console: Console) -> Refiner | None:
