@@ -133,6 +133,16 @@ KINDS: dict[str, Kind] = {
         },
         packages=(*_TORCH, *_ONNX),
     ),
+    "memory_plan": Kind(
+        "memory of published models on a GPU, by precision and residency, computed",
+        "memory_plan",
+        {
+            "models": ["klein-4b", "klein-9b", "step1x-1.0"],
+            "cards_gb": [8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 80.0],
+            "usable": 0.92,
+        },
+        packages=_TORCH,
+    ),
     "stages": Kind(
         "every graph on the CPU: a plain export, the graph, its form for CPUs",
         "cpu_stages",

@@ -35,6 +35,9 @@ def session_options(threads: int, entries: Mapping[str, str]) -> Any:
     options.log_severity_level = 4  # failures are raised; onnxruntime would print them as well
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # In the graph's own order. The default may run what an attention's matrix is reduced to at the
+    # end, and keep the matrices of all blocks until then.
+    options.execution_order = import_onnxruntime().ExecutionOrder.PRIORITY_BASED
     # Sessions take turns: a spinning pool would starve the next one's.
     for key, value in {"session.intra_op.allow_spinning": "0", **entries}.items():
         options.add_session_config_entry(key, value)

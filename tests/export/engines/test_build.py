@@ -136,7 +136,7 @@ def bound(
     """A bundle in which another variant of the same name has FP8, and its weights as inputs."""
     folder = Path(shutil.copytree(built[0], tmp_path_factory.mktemp("bound") / "bundle"))
     output = run("build", folder, "--precision", "fp8", "--gpu", "sm89", code=1)
-    assert f"has no FP8 scales: run rism calibrate {folder} --images DIR" in output
+    assert f"has no scales of activations for fp8: run rism calibrate {folder} --images" in output
     asked = folder.with_name("asked.json")
     asked.write_text(json.dumps([{"image": "street.png", "expression": "the green van"}]))
     run("calibrate", folder, "--images", EXAMPLES, "--expressions", asked)
@@ -185,6 +185,27 @@ def test_bound_weights_are_in_the_bundle_once(
         assert (weight.file, weight.offset, weight.length) == (
             "transformer.weights", tensor.offset, tensor.length
         )  # fmt: skip
+
+
+def test_nvfp4_is_in_the_plan_of_the_transformer(
+    bound: tuple[Path, BuildReport], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bound[0], tmp_path / "bundle"))
+    refused = run("build", folder, "--precision", "nvfp4", "--bind-weights", code=1)
+    assert (
+        "--precision is nvfp4, whose weights go into the plan: leave out --bind-weights" in refused
+    )
+    asked = ("--precision", "nvfp4", "--gpu", "sm120", "--capture", "vectors", "--stream-weights")
+    output = run("build", folder, *asked)
+    assert output.count("weights in NVFP4: yes") == output.count("products in FP4E2M1") == 1
+    assert output.count("precision used: yes") == 3
+    *_, variant = Bundle.open(folder).manifest.engines
+    assert (variant.name, variant.precision) == ("tensorrt-rtx-nvfp4-streamed", "nvfp4")
+    assert variant.streamed and not variant.stripped
+    assert {file.suffix for file in (folder / "engines" / variant.name).iterdir()} == {
+        ".plan", ".json"
+    }  # fmt: skip
+    assert os.listdir(tmp_path) == ["bundle"]
 
 
 def test_fp8_is_in_the_transformer_alone(bound: tuple[Path, BuildReport]) -> None:

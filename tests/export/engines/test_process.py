@@ -9,12 +9,16 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from rism.export.engines.forms import Attentions
+from rism.calibration.nvfp4_graph import quantise_nvfp4
+from rism.export.engines.forms import Attentions, narrow_weights
 from rism.export.engines.process import BuildJob, BuiltEngine, build_graph
 from rism.export.engines.targets import TARGETS, gpus_here
 from rism.export.errors import BuildError
 from rism.runtime.bundle.engine_spec import ShapeRange
+from rism.runtime.bundle.graph_spec import TensorSpec
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from tests.calibration.conftest import scales_of
+from tests.calibration.test_qdq import graph
 
 SHAPES = {
     "image": (1, 3, 64, 64),
@@ -82,6 +86,37 @@ def test_a_graph_is_built_for_each_library(
         "attention fused": "not in this form", "precision used": "yes"
     }  # fmt: skip
     assert [file.name for file in tmp_path.glob("vae_encoder.*")] == ["vae_encoder.plan"]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("activations", [False, True])
+def test_products_of_nvfp4(kind: str, activations: bool, tmp_path: Path) -> None:
+    model, (width, rows) = graph(kind, width=512), (512, 10)
+    scales = scales_of(model) if activations else None
+    layers = quantise_nvfp4(model, tmp_path / "e2m1.weights", scales)
+    precision = "nvfp4" if activations else {"float16": "fp16", "bfloat16": "bf16"}[kind]
+    shape = ShapeRange((1, 7, width), (1, 7, width), (1, 64, width))
+    wanted = job(
+        gpus=("12.0",),
+        precision=precision,
+        weights="streamed",
+        inputs={"x": TensorSpec("x", kind, (1, None, width))},
+        profile={"x": shape},
+        weights_beside=tmp_path / "graph.onnx",
+        attentions=Attentions(fused=0, written_out=0),
+        quantised=layers if activations else 0,
+        narrow=narrow_weights(model),
+    )
+    built = build_graph(model, wanted, tmp_path / "vae_encoder.plan", timeout_s=900)
+    answers = {check.question: check for check in built.checks}
+    found = answers["weights in NVFP4"]
+    assert (found.answer, found.detail) == (
+        "yes",
+        f"{2 * width * rows} numbers of {2 * width * rows}",
+    )
+    assert answers["precision used"].answer == "yes"
+    types = {t.dtype for layer in built.layers for t in layer.inputs if layer.type == "gemm"}
+    assert ("FP4E2M1" in types) == activations
 
 
 def test_a_crashed_builder_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_left_out_it_is_every_gpu_that_can_do_the_precision() -> None:
         ("7.5", "fp16", "does not serve sm75 \\(Turing"),
         ("5.2", "fp16", "does not serve sm52, expected some of sm80"),
         ("8.6", "fp8", "sm86 has no fp8, which needs sm89 or newer \\(sm89, sm120, sm121\\)"),
+        ("8.9", "nvfp4", "sm89 has no nvfp4, which needs sm100 or newer \\(sm120, sm121\\)"),
+        ("8.9", "nvfp4a16", "sm89 has no nvfp4a16, which needs sm100 or newer"),
     ],
 )
 def test_a_gpu_that_cannot_be_served_is_refused_by_name(

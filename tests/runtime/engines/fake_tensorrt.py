@@ -144,6 +144,8 @@ class FakeConfig:
 
 class FakeEngine:
     device_memory_size_v2 = 2**20
+    streamable_weights_size, weight_streaming_scratch_memory_size = 1000, 100
+    weight_streaming_budget_v2 = -2  # of a plan that does not stream
 
     def __init__(self, trt: FakeTensorRt, logger: Logger, plan: bytes) -> None:
         import onnxruntime
@@ -288,6 +290,7 @@ class HostDevice:
         self._scratch = np.zeros(0, np.uint8)
         self._fetched: list[np.ndarray] = []
         self.compiled: list[EmulatedKernels] = []
+        self.trimmed = 0
         self.downloaded: list[tuple[int, ...]] = []
         self.uploaded: list[tuple[int, ...]] = []
 
@@ -314,6 +317,9 @@ class HostDevice:
     def download(self, array: np.ndarray) -> np.ndarray:
         self.downloaded.append(array.shape)
         return np.array(array)
+
+    def trim(self) -> None:
+        self.trimmed += 1
 
     def scratch(self, nbytes: int) -> np.ndarray:
         if self._scratch.nbytes < nbytes:
@@ -371,14 +377,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, device: HostDevice | None = None) 
 
 
 def load_plan(
-    given: Path | Bundle, graph: str, trt: FakeTensorRt, device: HostDevice
+    given: Path | Bundle, graph: str, trt: FakeTensorRt, device: HostDevice, **more: Any
 ) -> TensorRtEngine:
     """Load a plan of a bundle's first engine variant."""
     bundle = given if isinstance(given, Bundle) else Bundle.open(given)
     variant = bundle.manifest.engines[0]
     return TensorRtEngine(
         bundle, variant, graph,
-        library=library(trt, variant.target), device=device, rebuild="rism build B",
+        library=library(trt, variant.target), device=device, rebuild="rism build B", **more,
     )  # fmt: skip
 
 

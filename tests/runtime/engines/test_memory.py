@@ -125,16 +125,22 @@ def test_stages_give_the_same_bits(
         Segmenter.from_bundle(tiny_bundle, provider="cpu", memory=activation + dit.block - 1)
 
 
+@pytest.mark.parametrize("memory_kind", ["bytes", "turns"])
 def test_one_leaves_before_the_next_comes(
-    tiny_bundle: Path, colours: np.ndarray, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path,
+    colours: np.ndarray,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    memory_kind: str,
 ) -> None:
     monkeypatch.setattr(memory, "_taken", lambda: 0)
     monkeypatch.setattr(memory, "CPU_BASE_BYTES", 0)
     parts = [part for part, _ in parts_of(Bundle.open(tiny_bundle), "vectors", on_gpu=False)]
     least = max(part.weights + part.activation for part in parts)
     assert sum(part.weights for part in parts) + max(p.activation for p in parts) > least
-    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", memory=least, threads=1)
-    assert opened == []
+    memory_given = least if memory_kind == "bytes" else "turns"
+    segmenter = Segmenter.from_bundle(tiny_bundle, provider="cpu", memory=memory_given, threads=1)
+    assert opened == [] and "when its turn comes" in segmenter.provider_reason
     segmenter.segment(colours, "red")
     assert [name.partition(".")[0] for name in opened] == [
         "text_encoder", "vae_encoder", "transformer",

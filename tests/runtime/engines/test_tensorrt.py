@@ -14,11 +14,14 @@ import pytest
 
 from rism.runtime import InputError, ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
+from rism.runtime.engines import nvidia_driver, residency
+from rism.runtime.engines.memory import GPU_BASE_BYTES, PartMemory
 from rism.runtime.errors import BundleError, RismWarning
 from rism.runtime.method import postprocess
 from tests.conftest import Reseal
 from tests.runtime.engines.fake_tensorrt import (
     CudaGraphStrategy,
+    FakeEngine,
     FakeTensorRt,
     HostDevice,
     load_plan,
@@ -361,3 +364,47 @@ def test_a_plan_that_changed_after_the_bundle_was_opened(
         with pytest.raises(BundleError, match=r"vae_encoder.plan' is not the file that manifest"):
             load_plan(bundle, "vae_encoder", trt, device)
     assert trt.calls == []
+
+
+def test_streamed_weights_stay_within_a_budget(
+    built: Any, trt: FakeTensorRt, device: HostDevice
+) -> None:
+    bundle = Bundle.open(built(streamed=True))
+    for most, kept in ((None, 1000), (700, 600), (50, 0), (5000, 1000)):
+        engine = load_plan(bundle, "vae_encoder", trt, device, weights_bytes=most)
+        assert engine._read.engine.weight_streaming_budget_v2 == kept
+    plain = load_plan(built(), "vae_encoder", trt, device, weights_bytes=700)
+    assert plain._read.engine.weight_streaming_budget_v2 == -2
+
+
+def test_a_plan_too_large_for_a_budget_streams(
+    built: Any, device: HostDevice, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(_bundle: Any, variant: Any, _graph: str, part: PartMemory) -> PartMemory:
+        return PartMemory(part.key, 10_000, 10, 1000 if variant.streamed else None)
+
+    monkeypatch.setattr(nvidia_driver, "free_memory", lambda _: 2**33)
+    monkeypatch.setattr(residency, "of_plan", sizes)
+    asked = {"provider": "tensorrt-rtx", "memory": GPU_BASE_BYTES + 10 + 5000}
+    wanted = Segmenter.from_bundle(built(), provider="cpu").segment(colours, "red")
+    monkeypatch.setattr(FakeEngine, "streamable_weights_size", 2**24)
+    with pytest.raises(InputError, match=r"too little: .* needs .* at least, whole"):
+        Segmenter.from_bundle(built(), **asked)
+    segmenter = Segmenter.from_bundle(built(streamed=True), **asked)
+    assert "transformer with 0 MiB of its weights on the GPU" in segmenter.provider_reason
+    kept: list[int] = []
+    monkeypatch.setattr(
+        FakeEngine, "create_runtime_config", _noting(kept, FakeEngine.create_runtime_config)
+    )
+    found = segmenter.segment(colours, "red")
+    np.testing.assert_allclose(found.score_map, wanted.score_map, atol=1e-6)
+    assert device.trimmed == 2, "the one that left gave its memory back"
+    assert kept == [4900] * 3, "less what the library keeps for itself"
+
+
+def _noting(kept: list[int], real: Any) -> Any:
+    def create(engine: FakeEngine) -> Any:
+        kept.append(engine.weight_streaming_budget_v2)
+        return real(engine)
+
+    return create
