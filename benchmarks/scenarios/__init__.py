@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
         "memory_plan",
         {
             "models": ["klein-4b", "klein-9b", "step1x-1.0"],
-            "cards_gb": [8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 80.0],
+            "cards_gb": [8, 12, 16, 24, 32, 48, 64, 80],
             "usable": 0.92,
         },
         packages=_TORCH,

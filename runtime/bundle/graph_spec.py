@@ -9,6 +9,7 @@ from rism.runtime.names import CAPTURES
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 
+MODULATION = "modulation"
 _TRANSFORMER_INPUTS = (
     "clean_latents",
     "noise",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rism.runtime.bundle.engine_spec import EngineVariant
+from rism.runtime.bundle.graph_spec import MODULATION
 from rism.runtime.bundle.manifest import Manifest
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines import nvidia_driver
@@ -163,7 +164,8 @@ def parts_of(
         spec = manifest.graphs[name]
         file = spec.file if on_gpu or spec.cpu is None else spec.cpu
         graph = read_graph(bundle.file(file), manifest.files)
-        weights = sum(size(weight) for weight in graph.weights.values())
+        mapped = key == MODULATION and not on_gpu  # its weights are cast one by one
+        weights = sum((held_on_gpu if mapped else size)(each) for each in graph.weights.values())
         # Convolutions have other layouts inside than at a cut, and round otherwise.
         cuttable = not key.startswith("vae_encoder")
         block = largest_block(graph, size) if cuttable else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rism.runtime.arrays import Array
-from rism.runtime.bundle.graph_spec import GraphSpec, TensorSpec, same_shape
+from rism.runtime.bundle.graph_spec import MODULATION, GraphSpec, TensorSpec, same_shape
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.engines.base import Arrays, Engine, Load
 from rism.runtime.engines.cpu_threads import SMALL_BUNDLE_BYTES, cpu_count, threads_each
@@ -102,6 +102,9 @@ class OnnxRuntime:
 
 
 CPU = OnnxRuntime()
+# A graph that is run once for each prompt, and whose weights are most of it, casts them when it
+# multiplies with them. Folded casts would be another copy of all weights, of twice their bytes.
+_CASTS_STAY = {"optimization.disable_specified_optimizers": "ConstantFolding"}
 
 
 class OrtEngine:
@@ -118,13 +121,15 @@ class OrtEngine:
         take_turns: bool = False,
         stream: int | None = None,
         settings: Mapping[str, str] | None = None,
+        entries: Mapping[str, str] | None = None,
         lean: bool = False,
     ) -> None:
         """Load an ONNX file, of which the manifest says `spec`, for a provider's backend.
 
         Without `threads` there are as many as this process may use; with `take_turns` there is one
         run at a time, however many ask. `stream` is CUDA's handle of the stream to work on; None
-        for one of its own. For the settings see `OnnxRuntime.settings`, for `lean` `open_session`.
+        for one of its own. For the settings see `OnnxRuntime.settings`, for `entries` and `lean`
+        `open_session`.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -134,7 +139,14 @@ class OrtEngine:
         self._file = file.name
         threads = threads or cpu_count()
         self._session = open_session(
-            file, backend, device, threads, stream=stream, settings=settings, lean=lean
+            file,
+            backend,
+            device,
+            threads,
+            stream=stream,
+            settings=settings,
+            entries=entries,
+            lean=lean,
         )
         self.provider = backend.on(device)
         self._turn: AbstractContextManager[Any] = Lock() if take_turns else nullcontext()
@@ -195,6 +207,7 @@ def ort_loads(
             threads=threads_each(threads, workers if at_once else 1),
             take_turns=not at_once,
             settings=backend.settings(bundle, graph),
+            entries=_CASTS_STAY if graph == MODULATION and not backend.gpu else None,
             lean=lean,
         )
 
