@@ -161,6 +161,18 @@ KINDS: dict[str, Kind] = {
         {"precisions": ["fp32"], "rules": ["max"], "scenes": 100, "samples": 32},
         packages=("onnx-ir",),
     ),
+    "nvfp4_masks": Kind(
+        "mean IoU of masks in NVFP4 with those in float32",
+        "fp8:measure_nvfp4",
+        {"scenes": 100, "samples": 32},
+        packages=("onnx-ir",),
+    ),
+    "few_bits_layers": Kind(
+        "errors of layers' outputs with weights in few bits, over those of plain rounding",
+        "few_bits:measure_layers",
+        {"samples": 8},
+        packages=(*_TORCH, *_ONNX),
+    ),
     "few_bits_masks": Kind(
         "mean IoU of masks with weights in few bits with those in float32",
         "few_bits",

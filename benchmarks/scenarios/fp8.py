@@ -1,7 +1,7 @@
-"""What FP8 does to the masks of the built-in model.
+"""What FP8 and NVFP4 do to the masks of the built-in model.
 
-The FP8 graphs run in onnxruntime, which rounds to E4M3 exactly. The bars: a mean IoU of 0.95 with
-the masks of the fp32 bundle, and at most one point of mIoU lost.
+The graphs run in onnxruntime, which rounds to E4M3 exactly; NVFP4 is written out in float32. FP8's
+bars: a mean IoU of 0.95 with the masks of the fp32 bundle, and at most one point of mIoU lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rism.calibration.samples import CalibrationSample
 from rism.evaluation.scenes.judged import judged_scene
 from rism.export import ExportOptions, export_bundle
 from rism.runtime import Segmenter
-from rism.runtime.bundle.reader import Bundle
+from rism.runtime.bundle.reader import Bundle, resolve_bundle
+from rism.runtime.names import ENGINES_ALONE
 
 UNCHANGED = "without FP8"
 # Far from the scenes that are scored, and like them never trained on.
@@ -55,6 +56,16 @@ def measure(task: Task) -> Iterator[Row]:
                 scales = report.scales
                 facts = {"calibration_s": seconds, "percentile": scales.percentile} | worst
                 yield _row(bundle, scales, rule, precision, wanted, **facts)
+
+
+def measure_nvfp4(task: Task) -> Iterator[Row]:
+    """Give the mean IoU with the fp32 masks of weights in NVFP4, and of activations too."""
+    bundle = Bundle.open(resolve_bundle())
+    wanted = score(emulated(bundle, None), task["scenes"])
+    scales = calibrate(bundle, scenes(CALIBRATION_SCENES, task["samples"])).scales
+    for precision in ENGINES_ALONE[1:]:
+        found = agreement(score(emulated(bundle, scales, precision), task["scenes"]), wanted)
+        yield of_value(precision, found.mean_iou, unit="", **asdict(found))
 
 
 def _row(
