@@ -4,6 +4,7 @@ A bin holds the numbers whose float32 forms share their upper 16 bits after the 
 each power of two. E4M3 has 2^3 numbers there, so a bin is rounded as its centre is.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,12 @@ _BINS = 2**31 >> _SHIFT
 _INFINITE = 0x7F800000 >> _SHIFT
 # Values counted at once: their keys are held in memory beside them.
 _PIECE = 2**22
+_GROUP = 32
+
+
+def group_width(places: int) -> int:
+    """Return how many neighbouring places make a group: at most 32, and a divisor of all."""
+    return math.gcd(places, _GROUP)
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,14 @@ class Histogram:
         largest: the largest magnitude, exactly.
         count: how many values there were.
         unsound: how many of them were infinite or not a number; they are in no bin.
-        squares: the sum of squares at each place of the last axis, (K,); empty before the first.
+        products: the sum of x_i x_j within each group of places of the last axis, (K / G, G, G)
+            for the width G of `group_width`; empty before the first.
     """
 
     largest: float = 0.0
     count: int = 0
     unsound: int = 0
-    squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    products: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     # Only bins that are used: a large model has hundreds of tensors.
     _used: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -53,8 +61,10 @@ class Histogram:
     def add(self, values: npt.NDArray[Any]) -> None:
         """Count the values of an array (..., K) of any float type; K is the same for all."""
         rows = values.reshape(-1, values.shape[-1] if values.ndim else 1).astype(np.float32)
-        squares = np.einsum("nk,nk->k", rows, rows, dtype=np.float64)
-        self.squares = squares if self.squares.size == 0 else self.squares + squares
+        width = group_width(rows.shape[1])
+        groups = rows.reshape(len(rows), -1, width).transpose(1, 2, 0)
+        products = np.matmul(groups, groups.transpose(0, 2, 1)).astype(np.float64)
+        self.products = products if self.products.size == 0 else self.products + products
         flat = values.reshape(-1)
         bins = np.zeros(_BINS, np.int64)
         bins[self._used] = self._counts

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rism.calibration.activation_power import Power
+from rism.calibration.activation_moments import Moments
 from rism.calibration.blockwise_run import OnStep, StreamedGraph
 from rism.calibration.e4m3 import E4M3_MAX, SMALLEST_SCALE, channel_scales, weight_error
 from rism.calibration.histogram import Histogram
@@ -127,7 +127,7 @@ def calibrate(
             masks = {each: _agreement(wanted, run.masks(each)) for each in options.candidates}
             percentile = max(masks, key=lambda each: masks[each].mean_iou)
         scales = run.scales(percentile)
-        return CalibrationReport(scales, [*run.report(scales)], masks, run.power())
+        return CalibrationReport(scales, [*run.report(scales)], masks, run.moments())
 
 
 def _stage(progress: CalibrationProgress, name: str) -> OnStep:
@@ -192,10 +192,10 @@ class _Run:
             masks |= self._stream(graph, numbers, {}, on_step, wanted=True)
         return masks
 
-    def power(self) -> dict[str, Power]:
-        """Return mean squares of the activations of each layer, (in,) float32."""
+    def moments(self) -> dict[str, Moments]:
+        """Return mean products of the activations of each layer, (in / G, G, G) float32."""
         return {
-            name: (each.squares * len(each.squares) / max(each.count, 1)).astype(np.float32)
+            name: (each.products * _places(each) / max(each.count, 1)).astype(np.float32)
             for name, each in self.histograms.items()
         }
 
@@ -261,6 +261,10 @@ class _Run:
             on_result=finish if wanted else None,
         )
         return masks
+
+
+def _places(histogram: Histogram) -> int:
+    return histogram.products.shape[0] * histogram.products.shape[1]
 
 
 def _agreement(wanted: Mapping[int, Mask], found: Mapping[int, Mask]) -> MaskAgreement:

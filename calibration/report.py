@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rism.calibration.activation_power import Power
+from rism.calibration.activation_moments import Moments
 from rism.calibration.scales import Scales
 from rism.runtime.atomic_write import write_atomically
 from rism.runtime.distribution import install_hint
@@ -63,13 +63,13 @@ class LayerReport:
 class CalibrationReport:
     """The scales, every layer, and the agreement of masks by percentile where it was measured.
 
-    `power` are mean squares of the activations of the layers that have a scale, (in,) float32.
+    `moments` are those of the activations of the layers that have a scale.
     """
 
     scales: Scales
     layers: Sequence[LayerReport]
     masks: Mapping[float, MaskAgreement]
-    power: Mapping[str, Power] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
     @property
     def chosen(self) -> MaskAgreement | None:

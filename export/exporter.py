@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rism.calibration.activation_power import load_power
+from rism.calibration.activation_moments import load_moments
 from rism.calibration.kept_layers import kept_layers
 from rism.export.bundle_writer import BundleWriter, Export, open_parts
 from rism.export.capture_blocks import choose_blocks, last_block
@@ -152,18 +152,18 @@ def _weighed(precision: Precision, part: Part, file: Path) -> Precision:
         InputError: the file is none, or of another model.
     """
     assert precision.weights is not None, "checked with the options"
-    power, found = load_power(file), dict[Hashable, torch.Tensor]()
+    moments, found = load_moments(file), dict[Hashable, torch.Tensor]()
     for weight in part.rounded:
-        own, rule = power.get(weight.removesuffix(".weight")), part.rules[weight]
-        if own is None or own.shape != tuple(rule.shape[1:]) or not isinstance(rule, StoredTensor):
+        own, rule = moments.get(weight.removesuffix(".weight")), part.rules[weight]
+        places = None if own is None else (own.shape[0] * own.shape[1],)
+        if own is None or places != tuple(rule.shape[1:]) or not isinstance(rule, StoredTensor):
             raise InputError(
-                f"{one_line(file.name, limit=60)} has no activations (in,) for "
+                f"{one_line(file.name, limit=60)} has no activations for "
                 f"'{weight.removesuffix('.weight')}', expected them for each layer that is "
                 "rounded: rism calibrate --activations on a bundle of this model in floats"
             )
-        # Channels that were never seen count a little.
-        found[rule] = torch.from_numpy(own + max(float(own.mean()), 1e-30) * 1e-3)
-    return replace(precision, weights=replace(precision.weights, power=found))
+        found[rule] = torch.from_numpy(own)
+    return replace(precision, weights=replace(precision.weights, moments=found))
 
 
 def _read_less(opened: OpenModel, options: ExportOptions) -> OpenModel:

@@ -17,8 +17,9 @@ import torch
 from benchmarks.harness.rows import Row, Task, of_value
 from benchmarks.scenarios.fp8 import CALIBRATION_SCENES, agreement, scenes, score
 from rism.calibration import calibrate
-from rism.calibration.activation_power import power_to_bytes
+from rism.calibration.activation_moments import moments_to_bytes
 from rism.calibration.blockwise_run import StreamedGraph
+from rism.calibration.histogram import group_width
 from rism.calibration.kept_layers import kept_layers
 from rism.calibration.layers import find_layers, values
 from rism.calibration.open_graph import open_transformer
@@ -28,7 +29,7 @@ from rism.export.quantisation.block_rounding import DEFAULT_BLOCK, BlockRounding
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
 
-WEIGHED, ALIKE = "weighed by activations", "all weights alike"
+WEIGHED, ALIKE = "rounded by activations", "all weights alike"
 
 
 def measure(task: Task) -> Iterator[Row]:
@@ -38,7 +39,7 @@ def measure(task: Task) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         power = Path(place) / "activations.npz"
         report = calibrate(bundle, scenes(CALIBRATION_SCENES, task["samples"]))
-        power.write_bytes(power_to_bytes(report.power))
+        power.write_bytes(moments_to_bytes(report.moments))
         for precision in task["precisions"]:
             for name, activations in ((ALIKE, None), (WEIGHED, power)):
                 options = ExportOptions(
@@ -86,8 +87,8 @@ def measure_layers(task: Task) -> Iterator[Row]:
             # What the weights are weighed by is measured on other samples than the error.
             seen, unseen = torch.cat(given[:count]), torch.cat(given[count:])
             plain = _error(unseen, weight, _plain(weight, bits, block))
-            for name, power in ((ALIKE, None), (WEIGHED, seen.square().mean(0))):
-                rounded = BlockRounding(bits, block, power).round(weight)
+            for name, moments in ((ALIKE, None), (WEIGHED, _moments(seen))):
+                rounded = BlockRounding(bits, block, moments).round(weight)
                 ratios[name].append(_error(unseen, weight, rounded) / plain)
         for name, each in ratios.items():
             facts = {"largest": round(max(each), 3), "layers": len(each)}
@@ -99,6 +100,11 @@ def _plain(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
     blocks, highest = weight.reshape(-1, block), 2 ** (bits - 1) - 1
     scales = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30) / highest
     return ((blocks / scales).round() * scales).reshape(weight.shape)
+
+
+def _moments(given: torch.Tensor) -> torch.Tensor:
+    groups = given.unflatten(1, (-1, group_width(given.shape[1])))
+    return torch.einsum("nbi,nbj->bij", groups, groups) / len(groups)
 
 
 def _error(given: torch.Tensor, weight: torch.Tensor, rounded: torch.Tensor) -> float:

@@ -23,14 +23,14 @@ class WeightChoice:
         bits: 4 or 8.
         block: numbers with one scale; rows that it does not divide get smaller ones.
         keep: patterns of names of layers, in which * stands for anything.
-        power: mean squares of what weights are multiplied with, (in,) float32, by where the
-            weights are: models of a few blocks number their layers otherwise.
+        moments: of what weights are multiplied with, see `BlockRounding`, by where the weights
+            are: models of a few blocks number their layers otherwise.
     """
 
     bits: int
     block: int
     keep: tuple[str, ...] = ()
-    power: Mapping[Hashable, torch.Tensor] = field(default_factory=dict, compare=False)
+    moments: Mapping[Hashable, torch.Tensor] = field(default_factory=dict, compare=False)
 
     def of(
         self, module: nn.Module, rules: Mapping[str, Hashable]
@@ -50,8 +50,8 @@ class WeightChoice:
             block = fitting_block(layer.in_features, self.block)
             reason = keep_reason(name, self.keep)
             if reason is None and block is not None:
-                power = self.power.get(rules[f"{name}.weight"])
-                rounded[name] = BlockRounding(self.bits, block, power)
+                moments = self.moments.get(rules[f"{name}.weight"])
+                rounded[name] = BlockRounding(self.bits, block, moments)
             else:
                 kept[name] = reason or NO_BLOCK
         return rounded, kept

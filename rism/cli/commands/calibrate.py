@@ -92,7 +92,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
     with needs_extra("calibrate", "calibrate"):
         from rism.calibration import CalibrationOptions
         from rism.calibration import calibrate as measure_scales
-        from rism.calibration.activation_power import power_to_bytes
+        from rism.calibration.activation_moments import moments_to_bytes
         from rism.calibration.report import check_plotter, plot_report
 
         if flags.plot is not None:
@@ -122,7 +122,7 @@ def calibrate(flags: CalibrateFlags, console: Console) -> None:
     else:
         write_atomically(flags.output, encoded)
     if flags.activations is not None:
-        write_atomically(flags.activations, power_to_bytes(report.power))
+        write_atomically(flags.activations, moments_to_bytes(report.moments))
     if flags.report is not None:
         write_atomically(flags.report, report.to_json().encode())
     if flags.plot is not None:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.scenarios.fp8 import agreement, score
 from rism.calibration import CalibrationOptions, calibrate
-from rism.calibration.activation_power import power_to_bytes
+from rism.calibration.activation_moments import moments_to_bytes
 from rism.calibration.kept_layers import kept_layers
 from rism.export import ExportOptions, ExportReport, export_bundle
 from rism.export.engines import BuildOptions, build_engines
@@ -211,10 +211,11 @@ def test_activations_weigh_the_rounding(
     rng, model = np.random.default_rng(0), open_klein(find_checkpoint(str(checkpoint)))
     part, file = model.transformer(find_precision("int4")), tmp_path / "a.npz"
     power = {
-        name.removesuffix(".weight"): rng.uniform(0, 9, part.rules[name].shape[1]) ** 2
+        name.removesuffix(".weight"): np.stack([a.T @ a for a in rng.normal(size=(n // 8, 9, 8))])
         for name in part.rounded
+        for n in [part.rules[name].shape[1]]
     }
-    file.write_bytes(power_to_bytes({name: each.astype("f4") for name, each in power.items()}))
+    file.write_bytes(moments_to_bytes({name: each.astype("f4") for name, each in power.items()}))
     options = ExportOptions(precision="int4", activations=file, parity="blocks")
     # Its gate rounds the weights of a few blocks, which have other numbers there, as it did.
     report = export_bundle(str(checkpoint), tmp_path / "b", options)
@@ -224,7 +225,7 @@ def test_activations_weigh_the_rounding(
     ]
     assert len(power) == ROUNDED and all(errors[0][name] > errors[1][name] for name in power)
     del power["single_transformer_blocks.0.attn.to_out"]
-    file.write_bytes(power_to_bytes({name: each.astype("f4") for name, each in power.items()}))
+    file.write_bytes(moments_to_bytes({name: each.astype("f4") for name, each in power.items()}))
     with pytest.raises(InputError, match=r"no activations .* 'single_transformer_blocks\.0\.attn"):
         export_bundle(str(checkpoint), tmp_path / "c", options)
     with pytest.raises(InputError, match="no weights of the transformer are rounded"):

@@ -1,8 +1,9 @@
-"""Mean squares of what a transformer's layers are given, by channel, in a file.
+"""Second moments of what a transformer's layers are given, in a file.
 
-`rism calibrate --activations` writes it, `rism export --activations` weighs the rounding of weights
-by it. It is a `.npz` of NumPy, one float32 array (in,) for each layer, by the layer's name. A file
-may come from anybody: sizes, types and values are checked before they are used.
+`rism calibrate --activations` writes it, `rism export --activations` rounds weights by it. It is a
+`.npz` of NumPy with a float32 array (in / G, G, G) for each layer, by the layer's name: means of
+x_i x_j within groups of G neighbouring channels, at most 32. A file may come from anybody: sizes,
+types and values are checked before they are used.
 """
 
 import io
@@ -16,22 +17,22 @@ import numpy.typing as npt
 
 from rism.runtime.errors import InputError, one_line
 
-Power: TypeAlias = npt.NDArray[np.float32]
+Moments: TypeAlias = npt.NDArray[np.float32]
 
-_MOST_BYTES = 256 * 2**20
+_MOST_BYTES = 512 * 2**20
 _MOST_LAYERS = 4096
 _AGAIN = "make it again with rism calibrate BUNDLE --images DIR --activations FILE"
 
 
-def power_to_bytes(power: Mapping[str, Power]) -> bytes:
+def moments_to_bytes(moments: Mapping[str, Moments]) -> bytes:
     """Return the content of a file."""
     file = io.BytesIO()
-    arrays: dict[str, Any] = dict(power)
+    arrays: dict[str, Any] = dict(moments)
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def load_power(path: Path) -> dict[str, Power]:
+def load_moments(path: Path) -> dict[str, Moments]:
     """Read a file of `rism calibrate --activations`.
 
     Raises:
@@ -48,18 +49,23 @@ def load_power(path: Path) -> dict[str, Power]:
                 f"{_MOST_LAYERS} and {_MOST_BYTES}: {_AGAIN}"
             )
         with np.load(path, allow_pickle=False) as found:
-            power = {layer: found[layer] for layer in found.files}
+            moments = {layer: found[layer] for layer in found.files}
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror or error}): {_AGAIN}") from None
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(
             f"{name} holds no activations ({one_line(error, limit=80)}): {_AGAIN}"
         ) from None
-    for layer, values in power.items():
-        sound = values.dtype == np.float32 and values.ndim == 1 and values.size > 0
-        if not sound or not np.isfinite(values).all() or values.min() < 0:
+    for layer, values in moments.items():
+        sound = values.dtype == np.float32 and values.ndim == 3 and values.size > 0
+        square = sound and values.shape[1] == values.shape[2]
+        if not square or not np.isfinite(values).all() or _squares(values).min() < 0:
             raise InputError(
-                f"{name}: '{one_line(layer, limit=80)}' is no float32 array (in,) of numbers from "
-                f"0: {_AGAIN}"
+                f"{name}: '{one_line(layer, limit=80)}' is no float32 array (in / G, G, G) of mean "
+                f"products: {_AGAIN}"
             )
-    return power
+    return moments
+
+
+def _squares(moments: Moments) -> Moments:
+    return np.diagonal(moments, axis1=1, axis2=2)
