@@ -85,6 +85,8 @@ def test_json(tiny_bundle: Path, no_driver: None) -> None:
     assert data["bundle"]["verified"] is True
     assert data["driver"]["error"].startswith("there is no NVIDIA driver")
     assert {each["provider"]: each["ready"] for each in data["providers"]}["onnxruntime-cpu"]
+    (memory,) = data["memory"]
+    assert (memory["on"], memory["fits"]) == ("CPU", "all loaded") and memory["bytes"] > 2**20
     (trial,) = data["self_test"]
     assert (trial["name"], trial["ok"]) == ("onnxruntime-cpu", True)
     assert all(each["ok"] and each["error"] < 1e-6 for each in trial["comparisons"])

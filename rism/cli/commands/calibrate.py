@@ -56,7 +56,7 @@ class CalibrateFlags(QuietFlags):
     activations: Path | None = option(
         None,
         metavar="FILE",
-        help="Write mean squares of activations, by which rism export weighs int8 and int4.",
+        help="Write moments of activations, by which rism export rounds to int8 and int4.",
     )
     report: Path | None = option(
         None, metavar="FILE", help="Write the effect on each layer as JSON."

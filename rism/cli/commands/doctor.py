@@ -59,6 +59,7 @@ def doctor(flags: DoctorFlags, console: Console) -> None:
     from rism.runtime.bundle.update import expect_own_bundle, mend_bundle
     from rism.runtime.diagnostics import selftest
     from rism.runtime.diagnostics.environment import probe, the_driver
+    from rism.runtime.engines.memory import gib
     from rism.runtime.engines.providers import PROVIDERS, parse_provider
     from rism.runtime.engines.selection import EngineRequest
 
@@ -95,8 +96,13 @@ def doctor(flags: DoctorFlags, console: Console) -> None:
             json.dumps(_record(driver, probes, bundle, trials, flags.device), indent=2) + "\n"
         )
     else:
-        lines = [*_bundle(bundle, flags.device), *_memory(bundle, driver, flags.device)]
-        write_stdout("\n".join([*lines, *_verdicts(bundle, trials)]) + "\n")
+        memory = (
+            f"memory       {each['form']} on a {each['on']}: {each['fits']}, "
+            f"{'the GPU has' if each['on'] == 'GPU' else 'free are'} {gib(each['bytes'])}"
+            for each in _memory(bundle, driver, flags.device)
+        )
+        lines = [*_bundle(bundle, flags.device), *memory, *_verdicts(bundle, trials)]
+        write_stdout("\n".join(lines) + "\n")
     _judge(probes, asked, trials)
 
 
@@ -220,18 +226,18 @@ def _bundle(bundle: Bundle, device: int) -> Iterator[str]:
         )
 
 
-def _memory(bundle: Bundle, driver: Driver | str, device: int) -> Iterator[str]:
-    """Say what of the bundle fits this machine."""
+def _memory(bundle: Bundle, driver: Driver | str, device: int) -> Iterator[dict[str, Any]]:
+    """Say what of the bundle fits this machine, by form."""
     from rism.runtime.diagnostics.memory_plan import bundle_forms
-    from rism.runtime.engines.memory import free_memory, gib
+    from rism.runtime.engines.memory import free_memory
 
     gpus = () if isinstance(driver, str) else driver.gpus
     gpu = next((each.memory for each in gpus if each.number == device), None)
     for form in bundle_forms(bundle):
         there = gpu if form.on_gpu else free_memory()
         if there is not None:
-            has = f"GPU {device} has {gib(there)}" if form.on_gpu else f"free are {gib(there)}"
-            yield f"memory       {form.name} on a {form.where}: {form.fits(there)}, {has}"
+            fits = form.fits(there)
+            yield {"form": form.name, "on": form.where, "bytes": there, "fits": fits}
 
 
 def _verdicts(bundle: Bundle, trials: list[_Trial]) -> Iterator[str]:
@@ -287,6 +293,7 @@ def _record(
                 for variant in bundle.manifest.engines
             },
         },
+        "memory": [*_memory(bundle, driver, device)],
         "self_test": [
             {
                 "name": trial.name,

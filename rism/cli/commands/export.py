@@ -46,7 +46,7 @@ class ExportFlags(CheckpointFlags, QuietFlags):
     activations: Path | None = option(
         None,
         metavar="FILE",
-        help="Weigh the rounding by activations that rism calibrate --activations measured.",
+        help="Round by activations that rism calibrate --activations measured.",
     )
     keep: list[str] | None = option(
         None, metavar="PATTERN", help="Layers that int8 and int4 leave alone, such as '*.to_out.0'."
