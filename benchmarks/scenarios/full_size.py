@@ -112,7 +112,9 @@ def _compare(task: Task, checkpoint: Path, bundle: Path) -> Iterator[Row]:
     graph = opened.manifest.graphs[f"transformer.{mode}"]
     checks = gate.transformer({None: {mode: graph.file}}, opened.noise(), "mmsa")
     errors = {name: check.error for name, check in checks[f"transformer.{mode}"].items()}
-    yield of_value(
-        "largest difference from PyTorch", max(errors.values()), unit="", group="parity",
-        errors=errors, compute=precision.compute, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    seconds, group = time.perf_counter() - start, "largest difference from PyTorch"
+    on_cpu = {name: error for name, error in errors.items() if name.startswith("cpu ")}
+    others = {name: error for name, error in errors.items() if name not in on_cpu}
+    for name, each in (("rism run", on_cpu), (f"graph for GPUs, {precision.compute}", others)):
+        largest = max(each.values(), default=0.0)
+        yield of_value(name, largest, unit="", group=group, errors=each, seconds=seconds)

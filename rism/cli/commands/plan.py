@@ -39,8 +39,12 @@ def plan(flags: PlanFlags, console: Console) -> None:
     from rism.runtime.engines.memory import AUTO, TURNS, free_memory, parse_memory
     from rism.runtime.errors import InputError
 
-    if flags.gpu_memory in (AUTO, TURNS) or flags.memory == TURNS:
-        raise UsageError("that is for rism run --memory, expected a size such as 8GiB")
+    if flags.gpu_memory in (AUTO, TURNS):
+        raise UsageError(
+            f"--gpu-memory {flags.gpu_memory} is for rism run, expected a size such as 8GiB"
+        )
+    if flags.memory == TURNS:
+        raise UsageError("--memory turns is for rism run, expected a size such as 8GiB, or auto")
     memory = None
     if flags.memory is not None:
         memory = parse_memory(flags.memory) or free_memory()
