@@ -264,7 +264,8 @@ class _Run:
 
 
 def _places(histogram: Histogram) -> int:
-    return histogram.products.shape[0] * histogram.products.shape[1]
+    groups, width = histogram.products.shape[:2]
+    return int(groups * width)
 
 
 def _agreement(wanted: Mapping[int, Mask], found: Mapping[int, Mask]) -> MaskAgreement:

@@ -99,12 +99,14 @@ def _plain(weight: torch.Tensor, bits: int, block: int) -> torch.Tensor:
     """Round to the nearest: the largest number of a block gets the highest integer."""
     blocks, highest = weight.reshape(-1, block), 2 ** (bits - 1) - 1
     scales = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30) / highest
-    return ((blocks / scales).round() * scales).reshape(weight.shape)
+    rounded: torch.Tensor = (blocks / scales).round() * scales
+    return rounded.reshape(weight.shape)
 
 
 def _moments(given: torch.Tensor) -> torch.Tensor:
-    groups = given.unflatten(1, (-1, group_width(given.shape[1])))
-    return torch.einsum("nbi,nbj->bij", groups, groups) / len(groups)
+    groups = given.reshape(len(given), -1, group_width(given.shape[1]))
+    found: torch.Tensor = torch.einsum("nbi,nbj->bij", groups, groups)
+    return found / len(groups)
 
 
 def _error(given: torch.Tensor, weight: torch.Tensor, rounded: torch.Tensor) -> float:

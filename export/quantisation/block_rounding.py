@@ -123,7 +123,7 @@ class BlockRounding:
         """The upper Cholesky factor U of the inverse of each group's moments, (G, G, K / G)."""
         assert self._damped is not None
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._damped.double()))
-        upper = torch.linalg.cholesky(inverse, upper=True)
+        upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
         return upper.float().permute(1, 2, 0).contiguous()
 
     def _piece(self, blocks: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
