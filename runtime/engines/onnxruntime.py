@@ -102,9 +102,6 @@ class OnnxRuntime:
 
 
 CPU = OnnxRuntime()
-# A graph that is run once for each prompt, and whose weights are most of it, casts them when it
-# multiplies with them. Folded casts would be another copy of all weights, of twice their bytes.
-_CASTS_STAY = {"optimization.disable_specified_optimizers": "ConstantFolding"}
 
 
 class OrtEngine:
@@ -121,15 +118,15 @@ class OrtEngine:
         take_turns: bool = False,
         stream: int | None = None,
         settings: Mapping[str, str] | None = None,
-        entries: Mapping[str, str] | None = None,
+        casts_stay: bool = False,
         lean: bool = False,
     ) -> None:
         """Load an ONNX file, of which the manifest says `spec`, for a provider's backend.
 
         Without `threads` there are as many as this process may use; with `take_turns` there is one
         run at a time, however many ask. `stream` is CUDA's handle of the stream to work on; None
-        for one of its own. For the settings see `OnnxRuntime.settings`, for `entries` and `lean`
-        `open_session`.
+        for one of its own. For the settings see `OnnxRuntime.settings`, for `casts_stay` and
+        `lean` `open_session`.
 
         Raises:
             ProviderError: onnxruntime or the provider is not there or cannot start.
@@ -145,7 +142,7 @@ class OrtEngine:
             threads,
             stream=stream,
             settings=settings,
-            entries=entries,
+            casts_stay=casts_stay,
             lean=lean,
         )
         self.provider = backend.on(device)
@@ -207,7 +204,7 @@ def ort_loads(
             threads=threads_each(threads, workers if at_once else 1),
             take_turns=not at_once,
             settings=backend.settings(bundle, graph),
-            entries=_CASTS_STAY if graph == MODULATION and not backend.gpu else None,
+            casts_stay=graph == MODULATION and not backend.gpu,
             lean=lean,
         )
 

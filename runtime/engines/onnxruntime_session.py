@@ -55,12 +55,15 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     part: bytes | None = None,
     lean: bool = False,
+    casts_stay: bool = False,
 ) -> Any:
     """Open a graph in onnxruntime, on a provider or not at all; see `OrtEngine`.
 
     `entries` are more of onnxruntime's session configuration. `part` is a model on the weights
     beside the file, to open in the place of the file's. With `lean` a run takes no more memory than
-    it needs, and gives it back; otherwise memory is kept for the next run.
+    it needs, and gives it back; otherwise memory is kept for the next run. With `casts_stay`
+    weights stay in the file, and are cast when they are multiplied with, as suits a graph that is
+    run once for each prompt; otherwise casts are folded into copies of the weights.
     """
     ort = import_onnxruntime()
     if part is not None:
@@ -70,6 +73,9 @@ def open_session(
     if lean:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+    if casts_stay:
+        # Naming ConstantFolding alone as what is disabled has no effect in 1.31.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = backend.configure(options, device, stream=stream, settings=settings or {})
     try:
         # Its default makes the session anew on the CPU where one fails, and prints that it did.

@@ -21,6 +21,8 @@ from rism.runtime.engines.memory import (
     parts_of,
 )
 from rism.runtime.engines.onnx_graph import read_graph
+from rism.runtime.engines.onnxruntime import CPU
+from rism.runtime.engines.onnxruntime_session import open_session
 from rism.runtime.engines.stages import cut
 from tests.runtime.engines.deep_bundle import deepen
 
@@ -216,3 +218,41 @@ def test_graphs_of_strangers(tiny_bundle: Path) -> None:
             cut(read_graph(file, bundle.manifest.files), 2**40, lambda weight: weight.nbytes)
         except BundleError:
             continue
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel counts")
+def test_casts_that_stay_copy_no_weights(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    rows, width = 1024, 8192
+    weight = np.ones((rows, width), np.float16)
+    weight.tofile(tmp_path / "graph.weights")
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size])
+        for name, size in (("x", rows), ("y", width))
+    )
+    stored = onnx.numpy_helper.from_array(weight, "w")
+    onnx.external_data_helper.set_external_data(stored, "graph.weights", 0, weight.nbytes)
+    stored.ClearField("raw_data")
+    stored.data_location = onnx.TensorProto.EXTERNAL
+    nodes = [
+        onnx.helper.make_node("Cast", ["w"], ["wide"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("MatMul", ["x", "wide"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [stored])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "g.onnx"
+    )
+    taken = []
+    for casts_stay in (True, True, False):  # the first one loads the library, too
+        before = _anonymous()
+        session = open_session(tmp_path / "g.onnx", CPU, 0, 1, lean=True, casts_stay=casts_stay)
+        taken.append(_anonymous() - before)
+        [made] = session.run(None, {"x": np.ones((1, rows), np.float32)})
+        assert (made == rows).all()
+    assert taken[1] < weight.nbytes / 2 < 2 * weight.nbytes <= taken[2] + MIB
+
+
+def _anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
