@@ -19,8 +19,8 @@ Segment = Callable[..., Any]
 def engine(built: Path, tiny_bundle: Path) -> Segment:
     """Run a plan of the fake on images of some sizes."""
 
-    def call(*sizes: int, plan: str = f"{MOST} {A_PIXEL} 9") -> Any:
-        changes = {"target": "tensorrt", "version": "10.14.1.48"}
+    def call(*sizes: int, plan: str = f"{MOST} {A_PIXEL} 9", **more: Any) -> Any:
+        changes = {"target": "tensorrt", "version": "10.14.1.48", **more}
         entry = variant(tiny_bundle, {"vae_encoder": VAE}, **changes)
         (tiny_bundle / entry["graphs"]["vae_encoder"]["file"]).write_text(plan)
         seal(tiny_bundle, lambda data: data.update(engines=[entry]))
@@ -48,3 +48,14 @@ def test_no_size_is_an_error_of_the_library(engine: Segment) -> None:
         "'engines/rtx-fp16/vae_encoder.plan' does not say how much memory these shapes take: no "
         "shapes\n"
     )
+
+
+def test_streamed_weights_are_all_on_the_gpu(engine: Segment) -> None:
+    assert engine(8, 8, streamed=True).returncode == 0
+    done = engine(8, 8, plan=f"{MOST} {A_PIXEL} 7", streamed=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "'engines/rtx-fp16/vae_encoder.plan' does not keep its weights on the GPU (no room for "
+        "1000 bytes): build it without --stream-weights\n",
+    )
+    assert engine(8, 8, plan=f"{MOST} {A_PIXEL} 7").returncode == 0, "nothing is asked of others"

@@ -166,6 +166,7 @@ EngineVariant read_engine(const Node& node) {
     engine.platform = node["platform"].text();
     engine.precision = node["precision"].text();
     engine.stripped = node.has("stripped") && node["stripped"].boolean();
+    engine.streamed = node.has("streamed") && node["streamed"].boolean();
     for (const Node& item : node["compute_capabilities"].list()) {
         engine.compute_capabilities.push_back(item.text());
     }

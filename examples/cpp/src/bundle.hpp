@@ -64,7 +64,7 @@ struct BoundWeight {
 struct EngineVariant {
     std::string name, target, version, platform, precision;
     std::vector<std::string> compute_capabilities;
-    bool stripped = false;
+    bool stripped = false, streamed = false;
     std::map<std::string, PlanSpec> graphs;
 };
 

@@ -357,6 +357,12 @@ public:
                         "build it here with `rism build BUNDLE --target " + target + "`");
         }
         if (variant_.stripped) refit(*engine, plan);
+        // All on the GPU: this reader has no budget of memory.
+        if (variant_.streamed &&
+            !engine->setWeightStreamingBudgetV2(engine->getStreamableWeightsSize())) {
+            throw Error("'" + plan.file + "' does not keep its weights on the GPU (" +
+                        logger_.last() + "): build it without --stream-weights");
+        }
         auto graph = std::make_unique<TensorRtGraph>(bundle_.graph(name), plan.file, stream_,
                                                      logger_, scratch_, std::move(engine));
         graph->bind(plan.weights.empty() ? std::map<std::string, BoundWeight>{}
