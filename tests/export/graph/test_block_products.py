@@ -154,7 +154,7 @@ def test_what_needs_floats_is_refused(narrow: ExportReport, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"stores its transformer in int4, .* --precision bf16"):
         calibrate(bundle, [], CalibrationOptions())
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(InputError, match=r"in int4, expected one in 16 bits for FP8"):
+    with pytest.raises(InputError, match=r"in int4, expected one in 16 bits for fp8"):
         build_engines(narrow.path, BuildOptions(gpus=("8.9",), precision="fp8"))
 
 
