@@ -6,6 +6,7 @@ through TensorRT's own operator, which finds the scales of their blocks when it 
 product is of two such pairs, the library multiplies the numbers of 4 bits.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from rism.calibration.inserter import Inserter, WeightsFile
 from rism.calibration.kept_layers import kept_layers
 from rism.calibration.layers import Layer, find_layers, values
 from rism.calibration.nvfp4 import BLOCK, E2M1_MAX, quantised_weight
-from rism.calibration.scales import Scales
-from rism.runtime.errors import InputError, one_line
+from rism.calibration.scales import Scales, scaled_layers
+from rism.runtime.errors import InputError
 
 E2M1, E4M3 = ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN
 # From this opset on a tensor may have numbers of E2M1.
@@ -80,17 +81,12 @@ def emulate_nvfp4(model: ir.Model, scales: Scales | None = None) -> None:
 
 
 def _chosen(model: ir.Model, scales: Scales | None) -> list[Layer]:
-    found = {layer.name: layer for layer in find_layers(model)}
-    kept = kept_layers(found)
-    names = [name for name in found if name not in kept]
-    if scales is not None:
-        names = [*scales.layers]
-        if missing := [name for name in names if name not in found]:
-            raise InputError(
-                f"the graph has no layer '{one_line(missing[0], limit=80)}', for which there is a "
-                "scale: these scales belong to another graph; run rism calibrate on this bundle"
-            )
-    layers = [found[name] for name in names]
+    if scales is None:
+        found = find_layers(model)
+        kept = kept_layers(layer.name for layer in found)
+        layers = [layer for layer in found if layer.name not in kept]
+    else:
+        layers = scaled_layers(model, scales)
     return [layer for layer in layers if values(layer.weight).shape[_axis(layer)] % BLOCK == 0]
 
 
@@ -99,7 +95,7 @@ def _axis(layer: Layer) -> int:
     return 1 - layer.channel_axis
 
 
-class _Activations(Inserter):
+class _Activations(Inserter, ABC):
     """Rounds the inputs of products; several products of one tensor share what rounds it."""
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -114,8 +110,9 @@ class _Activations(Inserter):
             self._done[key] = self._rounded(layer, scale)
         layer.node.replace_input_with(0, self._done[key])
 
+    @abstractmethod
     def _rounded(self, layer: Layer, scale: float) -> ir.Value:
-        raise NotImplementedError
+        """Return a layer's input as NVFP4 with a tensor's scale leaves it."""
 
 
 class _Emulation(_Activations):

@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from rism.calibration.e4m3 import channel_scales, quantised_weight
 from rism.calibration.inserter import Inserter, WeightsFile
-from rism.calibration.layers import Layer, find_layers, values
-from rism.calibration.scales import Scales
-from rism.runtime.errors import InputError, one_line
+from rism.calibration.layers import Layer, values
+from rism.calibration.scales import Scales, scaled_layers
+from rism.runtime.errors import InputError
 
 FP8 = ir.DataType.FLOAT8E4M3FN
 # From this opset DequantizeLinear can give another type than its scale's.
@@ -59,14 +59,8 @@ def quantise(
         raise InputError(
             f"the graph is of opset {opset}, expected {_FIRST_OPSET} or later for FP8: export again"
         )
-    found = {layer.name: layer for layer in find_layers(model)}
-    if missing := [name for name in scales.layers if name not in found]:
-        raise InputError(
-            f"the graph has no layer '{one_line(missing[0], limit=80)}', for which there is a "
-            "scale: these scales belong to another graph; run rism calibrate on this bundle"
-        )
+    chosen = scaled_layers(model, scales)
     inserter = _Pairs(model.graph, opset, casts=casts or opset < _TYPED_OPSET)
-    chosen = [layer for name, layer in found.items() if name in scales.layers]
     if weights == "qdq":
         for layer in chosen:
             inserter.activation(layer, scales.layers)

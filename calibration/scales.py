@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from rism.calibration.e4m3 import SMALLEST_SCALE
-from rism.calibration.layers import find_layers, fingerprint
+from rism.calibration.layers import Layer, find_layers, fingerprint
 from rism.calibration.names import SCALE_RULES
 from rism.calibration.open_graph import open_transformer
 from rism.runtime.bundle.json_reader import Node, parse_json, read_own_file
@@ -69,6 +71,22 @@ class Scales:
             "kept": dict(self.kept),
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def scaled_layers(model: ir.Model, scales: Scales) -> list[Layer]:
+    """Return a graph's layers that have a scale, in the order they run.
+
+    Raises:
+        InputError: a scale is of no layer.
+    """
+    found = find_layers(model)
+    missing = scales.layers.keys() - {layer.name for layer in found}
+    if missing:
+        raise InputError(
+            f"the graph has no layer '{one_line(min(missing), limit=80)}', for which there is a "
+            "scale: these scales belong to another graph; run rism calibrate on this bundle"
+        )
+    return [layer for layer in found if layer.name in scales.layers]
 
 
 def load_scales(file: str | Path, bundle: Bundle) -> Scales:
