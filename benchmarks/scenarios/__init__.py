@@ -43,7 +43,7 @@ _ONNX = ("onnx", "onnx-ir", "onnxscript")
 _GPU = ("onnxruntime-gpu", "triton")
 _TENSORRT = ("tensorrt", "tensorrt-rtx")
 _RAY = ("ray", "pyarrow")
-_BATCH: dict[str, Value] = {"images": 5000, "size": "640x480", "part": 0}
+_BATCH: dict[str, Value] = {"images": 5000, "size": "640x480", "part": 0, "folder": ""}
 
 KINDS: dict[str, Kind] = {
     "postprocess": Kind(
@@ -103,7 +103,7 @@ KINDS: dict[str, Kind] = {
     "batch": Kind(
         "a folder of images through rism map, against rism run",
         "batch",
-        {**_BATCH, "memory_every_s": 5.0, "growth": 0.1},
+        {**_BATCH, "memory_every_s": 10.0, "growth": 0.1},
         packages=_RAY,
     ),
     "batch_killed": Kind(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,13 +46,13 @@ def measure(task: Task) -> Iterator[Row]:
             record = json.loads(line)
             found[Path(record["image"]).name, record["expression"]] = record
         start, memory = time.perf_counter(), []
-        process = _map(task, images, place / "dest")
+        process = _map(task, images, _new(place / "single"))
         while process.poll() is None:
             memory.append(_memory(process.pid))
             time.sleep(task["memory_every_s"])
         _finish(process)
         took = time.perf_counter() - start
-        for key, row in _rows(place / "dest").items():
+        for key, row in _rows(place / "single").items():
             record = found.pop(key)
             if any(row[name] != record[name] for name in ("rle", "box_xyxy", "confidence")):
                 raise DiffersError(f"{key} differs between rism run and rism map")
@@ -72,8 +73,8 @@ def measure_killed(task: Task) -> Iterator[Row]:
     """
     drawn = random.Random(task["seed"])
     with _images(task) as (images, place):
-        _finish(_map(task, images, place / "single"))
-        dest, kills, start = place / "killed", task["kills"], time.perf_counter()
+        single = _single(task, images, place)
+        dest, kills, start = _new(place / "killed"), task["kills"], time.perf_counter()
         for kill in range(kills):
             process = _map(task, images, dest, *(["--resume"] if kill else []))
             _wait_for(dest, (kill + drawn.random()) / (kills + 1) * task["images"], process)
@@ -85,9 +86,7 @@ def measure_killed(task: Task) -> Iterator[Row]:
             process.wait()
         _finish(_map(task, images, dest, "--resume"))
         took = time.perf_counter() - start
-        yield _compared(
-            task, place / "single", dest, took, actors_killed=kills, drivers_killed=kills
-        )
+        yield _compared(task, single, dest, took, actors_killed=kills, drivers_killed=kills)
 
 
 def measure_nodes(task: Task) -> Iterator[Row]:
@@ -97,15 +96,15 @@ def measure_nodes(task: Task) -> Iterator[Row]:
         DiffersError: a row is missing, there twice, or another.
     """
     with _images(task) as (images, place):
-        _finish(_map(task, images, place / "single"))
-        with _two_nodes(place / "ray") as (address, second):
+        single, dest = _single(task, images, place), _new(place / "nodes")
+        with _two_nodes(_new(place / "ray")) as (address, second):
             start = time.perf_counter()
-            process = _map(task, images, place / "dest", "--address", address)
-            _wait_for(place / "dest", task["images"] / 2, process)
+            process = _map(task, images, dest, "--address", address)
+            _wait_for(dest, task["images"] / 2, process)
             second.kill()
             _finish(process)
             took = time.perf_counter() - start
-        yield _compared(task, place / "single", place / "dest", took, nodes_killed=1)
+        yield _compared(task, single, dest, took, nodes_killed=1)
 
 
 def _compared(task: Task, single: Path, dest: Path, took: float, **notes: object) -> Row:
@@ -123,10 +122,25 @@ def _rate(
 
 @contextmanager
 def _images(task: Task) -> Iterator[tuple[Path, Path]]:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        place = Path(folder)
-        draw(place / "images", task["images"], image_size(task["size"]))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+        place = Path(task["folder"] or made).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / "images").exists():
+            draw(place / "images", task["images"], image_size(task["size"]))
         yield place / "images", place
+
+
+def _new(folder: Path) -> Path:
+    """Remove what an earlier call has left in a kept folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _single(task: Task, images: Path, place: Path) -> Path:
+    """Return the DEST of one uninterrupted run; a kept folder may have it."""
+    dest = place / "single"
+    _finish(_map(task, images, dest, *(["--resume"] if dest.exists() else [])))
+    return dest
 
 
 def _python(module: str, *arguments: object) -> list[str]:
