@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from rism.runtime.engines.onnxruntime import OnnxRuntime
 
 
+# Sums fused with the norm behind them are rounded otherwise, and not where a stage ends: a graph
+# in stages would not give the bits of the whole.
+_NOT_FUSED = ("SkipLayerNormFusion",)
+
+
 def import_onnxruntime() -> Any:
     """Return the module.
 
@@ -80,7 +85,9 @@ def open_session(
     try:
         # Its default makes the session anew on the CPU where one fails, and prints that it did.
         model = str(file) if part is None else part
-        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(
+            model, options, providers, enable_fallback=0, disabled_optimizers=_NOT_FUSED
+        )
     except Exception as error:  # onnxruntime's exceptions share no base
         raise backend.load_error(file.name, device, one_line(error, limit=200)) from None
     if session.get_providers()[0] != backend.execution_provider:

@@ -9,7 +9,7 @@ from tests.conftest import graph_entry, seal
 
 
 def deepen(folder: Path, *, blocks: int, width: int, kind: str = "float32") -> int:
-    """Send the features of the tiny bundle's transformer through blocks of products.
+    """Send the features of the tiny bundle's transformer through blocks: norm, product, sum.
 
     Weights are in one file beside the graph, as exports store them: "float32", "float16" with a
     cast, "int4" and "int8" dequantised in blocks of 32.
@@ -63,6 +63,7 @@ def deepen(folder: Path, *, blocks: int, width: int, kind: str = "float32") -> i
             graph.node.append(node)
             return f"{name}.wide"
 
+        store("ones", TensorProto.FLOAT, (width,), np.ones(width, np.float32).tobytes())
         ends = {"into": (3, width), "back": (width, 3)}
         for name, shape in ends.items():
             value = rng.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5
@@ -74,7 +75,11 @@ def deepen(folder: Path, *, blocks: int, width: int, kind: str = "float32") -> i
         for block in range(blocks):
             name = weight(f"dit.blocks.{block}.fc.weight", block)
             made = [f"h.{block}.product", f"h.{block}.tanh", f"h.{block}"]
-            graph.node.append(helper.make_node("MatMul", [stream_name, name], made[:1]))
+            normal = [f"h.{block}.normal"]
+            graph.node.append(
+                helper.make_node("LayerNormalization", [stream_name, "ones"], normal, axis=-1)
+            )
+            graph.node.append(helper.make_node("MatMul", [*normal, name], made[:1]))
             graph.node.append(helper.make_node("Tanh", made[:1], made[1:2]))
             graph.node.append(helper.make_node("Add", [stream_name, made[1]], made[2:]))
             stream_name = made[2]
