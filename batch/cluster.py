@@ -23,6 +23,13 @@ from rism.runtime.errors import ProviderError, RismError, one_line
 
 # Blocks between stages: a few images, so that actors are fed evenly and memory stays flat.
 _BLOCK_BYTES = 16 * 2**20
+# Pixels and masks between stages, for each core: decoding is far ahead of the actors otherwise.
+_WAITING_BYTES = 256 * 2**20
+# Share of the cores that Ray reserves for all stages, from the first one on: with its default of a
+# half nothing is left for the last one, and no part is written until others have ended.
+_RESERVED = 0.2
+# An actor, its tasks, and Ray's own.
+_PROCESSES_A_CORE = 8
 
 
 @contextmanager
@@ -37,6 +44,11 @@ def connected(address: str | None) -> Iterator[None]:
         start(address)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = _BLOCK_BYTES
+    context.op_resource_reservation_ratio = _RESERVED
+    waiting = _WAITING_BYTES * int(ray.cluster_resources().get("CPU", 1))
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        object_store_memory=waiting
+    )
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -54,11 +66,17 @@ def connected(address: str | None) -> Iterator[None]:
 def start(address: str | None) -> None:
     """Connect, or start a Ray of this process."""
     before = signal.getsignal(signal.SIGTERM)
-    own = {"num_cpus": cpu_count(), "include_dashboard": False} if address is None else {}
+    cores = cpu_count()
+    # Ray ends idle processes beyond one a core, and starts them anew for the next tasks.
+    kept = {"num_workers_soft_limit": _PROCESSES_A_CORE * cores}
+    own = {"num_cpus": cores, "include_dashboard": False, "_system_config": kept}
     try:
         with _quiet_stderr():
             ray.init(
-                address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **(own if address is None else {}),
             )
     except Exception as error:  # of any kind: no such host, another version of Ray or Python
         raise ProviderError(

@@ -39,9 +39,10 @@ Progress = Callable[[int, int | None, float], None]
 
 FORMAT = 1
 STAGES = ("read", "decode", "segment", "encode", "write")
-# Shares of a core that Ray reserves where actors compute on the CPU: the rest is for the tasks.
+# Shares of a core that Ray reserves: where actors compute on the CPU, tasks take what is left.
+# Those of all stages must fit on what an actor leaves of a single core.
 _ACTOR_SHARE = 0.75
-_TASK_SHARE = 0.25
+_TASK_SHARE = 1 / 16
 _PART_IMAGES = (32, 2048)
 _PARTS = 200
 # Seconds from one listing of DEST to the next, for the progress.
@@ -197,7 +198,7 @@ class _Resources:
         threads: of each; None for all of its machine.
         actor: arguments of `map_batches` for them.
         task: arguments of `map_batches` for the other stages.
-        tasks: how many tasks run at once.
+        tasks: how many tasks of a stage run at once.
     """
 
     actors: int
@@ -217,12 +218,12 @@ def _resources(run: BatchRun, bundle: Bundle) -> _Resources:
     cores, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
     if run.settings.get("provider") in ("cpu", "onnxruntime-cpu"):
         gpus = 0
-    threads, needs, share = run.threads, {"num_gpus": 1.0, "num_cpus": 1.0}, 1.0
+    threads, needs = run.threads, {"num_gpus": 1.0, "num_cpus": 1.0}
     if not gpus:
         small = sum(info.size for info in bundle.manifest.files.values()) < SMALL_BUNDLE_BYTES
         nodes = [int(each["Resources"].get("CPU", 0)) for each in ray.nodes() if each["Alive"]]
         threads = threads or (1 if small else max(nodes))
-        needs, share = {"num_cpus": _ACTOR_SHARE * threads}, _TASK_SHARE
+        needs = {"num_cpus": _ACTOR_SHARE * threads}
     actors = run.actors or gpus or max(1, cores // (threads or 1))
     if actors > (gpus or cores / (threads or 1)):
         have = f"{gpus} GPUs" if gpus else f"{cores} cores"
@@ -230,9 +231,14 @@ def _resources(run: BatchRun, bundle: Bundle) -> _Resources:
             f"{actors} actors of {'a GPU' if gpus else f'{threads} threads'} do not fit on {have}: "
             "fewer --actors or --threads"
         )
-    task = {"num_cpus": share, "batch_size": None, "batch_format": "pyarrow"}
-    free = int((cores - actors * needs["num_cpus"]) / share)
-    return _Resources(actors, threads, needs, task, max(1, free))
+    tasks = max(1, round(cores - actors * needs["num_cpus"]))
+    task = {
+        "num_cpus": _TASK_SHARE,
+        "concurrency": tasks,
+        "batch_size": None,
+        "batch_format": "pyarrow",
+    }
+    return _Resources(actors, threads, needs, task, tasks)
 
 
 def _rows(
