@@ -86,7 +86,7 @@ def open_session(
         # Its default makes the session anew on the CPU where one fails, and prints that it did.
         model = str(file) if part is None else part
         session = ort.InferenceSession(
-            model, options, providers, enable_fallback=0, disabled_optimizers=_NOT_FUSED
+            model, options, providers=providers, enable_fallback=0, disabled_optimizers=_NOT_FUSED
         )
     except Exception as error:  # onnxruntime's exceptions share no base
         raise backend.load_error(file.name, device, one_line(error, limit=200)) from None
