@@ -18,7 +18,8 @@ demo: .venv/installed
 
 # Everything a change needs to pass, pytest last.
 test: check
-	.venv-dev/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS)
 
 check: lint types docs
 

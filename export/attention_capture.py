@@ -117,7 +117,7 @@ class Capture:
         compute = self.precision.compute
         k, v = (self._repeated(x, dim=2).to(compute) for x in (k, v))
         out = F.scaled_dot_product_attention(q.to(compute), k, v)
-        return out.transpose(1, 2).flatten(2).to(q.dtype)
+        return _side_by_side(out).to(q.dtype)
 
     def probe(
         self,
@@ -224,7 +224,7 @@ class Capture:
         others = self._rows(q[:, :, : self.spans.clean_start], k) @ v
         rows = self._rows(q[:, :, self.spans.clean_start :], k)
         self._read_rows(rows)
-        return torch.cat([others, rows @ v], dim=2).transpose(1, 2).flatten(2)
+        return _side_by_side(torch.cat([others, rows @ v], dim=2))
 
     def _rows(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """Attention of every head, (B, heads, queries, keys) float32."""
@@ -298,3 +298,9 @@ class Capture:
 
     def _add_tokens(self, block: torch.Tensor) -> None:
         self.to_tokens = block if self.to_tokens is None else self.to_tokens + block
+
+
+def _side_by_side(heads: torch.Tensor) -> torch.Tensor:
+    """(B, heads, N, d) to (B, N, heads * d); as a reshape, whose sizes no decomposition must find."""
+    batch, count, tokens, width = heads.shape
+    return heads.transpose(1, 2).reshape(batch, tokens, count * width)

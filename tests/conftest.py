@@ -6,10 +6,13 @@ colour and the words'. So "red" finds the red part of an image, and NumPy can sa
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 import rism  # noqa: F401  # before a test imports onnxruntime: it turns its telemetry off
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core, and PyTorch would take all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell without job control starts its background jobs, such as a run of these tests, with SIGINT
 # ignored, nohup ignores SIGHUP, and whatever they start inherits that. Of a handler a new program
@@ -405,9 +411,42 @@ def pytest_make_collect_report(
     return report
 
 
+@pytest.fixture
+def forget_modules() -> Iterator[Callable[..., None]]:
+    """Forget modules whose names begin so, until the test ends; then forget what took their place.
+
+    A package's attribute is a second reference to a module, and is given back too.
+    """
+    before: dict[str, ModuleType] = {}
+    prefixes: list[str] = []
+
+    def forget(*names: str) -> None:
+        prefixes.extend(names)
+        found = {name: each for name, each in sys.modules.items() if name.startswith(names)}
+        before.update(found)
+        for name in found:
+            del sys.modules[name]
+
+    yield forget
+    for name in [name for name in sys.modules if name.startswith(tuple(prefixes))]:
+        del sys.modules[name]
+    sys.modules.update(before)
+    for name, module in before.items():
+        package, _, attribute = name.rpartition(".")
+        parent = sys.modules.get(package)
+        if parent is not None and attribute in vars(parent):
+            setattr(parent, attribute, module)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, so that the plain command is the whole one."""
+    """Skip what needs a GPU where there is none, so that the plain command is the whole one.
+
+    Workers take a file at a time, those with slow tests first, so that none is left for the end.
+    """
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+        items.sort(key=lambda item: item.path not in slow)

@@ -86,4 +86,4 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     cos, sin = rotary
     even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    return turned.reshape(x.shape).to(x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,10 @@ def test_masks_in_the_records_are_those_that_rism_run_writes(workplace: Path) ->
     assert np.array_equal(pycocotools.decode(line["rle"]).astype(bool), mask)
 
 
-def test_scenes_need_no_extra(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("rism.evaluation.")]:
-        monkeypatch.delitem(sys.modules, name)
+def test_scenes_need_no_extra(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
+) -> None:
+    forget_modules("rism.evaluation.")
     for name in ("pycocotools", "pyarrow", "matplotlib", "tqdm", "torch", "onnx", "onnx_ir"):
         monkeypatch.setitem(sys.modules, name, None)
     evaluate("scenes", "--count", "1", "-q")

@@ -1,6 +1,7 @@
 """A command that lacks a package names the extra that brings it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_a_missing_package(
     tiny_bundle: Path,
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
+    forget_modules: Callable[..., None],
     package: str,
     extra: str,
     line: list[str],
@@ -36,8 +38,7 @@ def test_a_missing_package(
     (workplace / "bundle").symlink_to(tiny_bundle)
     (workplace / "refcoco").mkdir()
     parts = ("rism.export", "rism.batch", "rism.calibration", "rism.evaluation", f"{package}.")
-    for name in [name for name in sys.modules if name.startswith(parts)]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_modules(*parts)
     monkeypatch.setitem(sys.modules, package, None)
     assert invoke(*line, code=1).stderr.splitlines()[-1] == (
         f"error: rism {line[0]} needs {package}, which is not installed: {install_hint(extra)}"

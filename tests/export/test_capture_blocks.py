@@ -1,4 +1,4 @@
-"""Which blocks a choice names, which tokens are noisy, and graphs that read less."""
+"""Which blocks a choice names, which tokens are noisy, and a bundle that reads less."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rism.export.families.find import find_checkpoint
 from rism.export.families.flux2.klein import open_klein
 from rism.export.families.flux2.reference import reference_capture
 from rism.export.parity.gate import run_graph
+from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
 from rism.runtime.errors import InputError
 from tests.export.small import feeds
@@ -63,7 +64,13 @@ def test_noisy_tokens_are_those_of_every_other_row_and_column() -> None:
 @pytest.fixture(scope="module")
 def fast(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("less") / "fast"
-    options = ExportOptions(captures=("vectors", "matrices"), token_attention=True, preset="fast")
+    options = ExportOptions(
+        captures=("vectors", "matrices"),
+        token_attention=True,
+        preset="fast",
+        size_level=64,
+        template="segment {expression}",
+    )
     return export_bundle(str(checkpoint), folder, options).path
 
 
@@ -95,3 +102,16 @@ def test_a_graph_that_reads_less_reads_the_same(
     method = Bundle.open(fast).manifest.method
     assert method.capture_blocks == tuple(range(last + 1))
     assert (method.noisy_grid, method.double_blocks + method.single_blocks) == (2, spec.blocks)
+
+
+def test_the_size_level_of_the_paper_and_an_instruction(fast: Path) -> None:
+    manifest = Bundle.open(fast).manifest
+    assert (manifest.geometry.resize, manifest.geometry.remainder) == ("always", "stretch")
+    assert manifest.noise.shape[0] == (64 // 4) ** 2
+    segmenter = Segmenter.from_bundle(fast, provider="cpu")
+    image = np.random.default_rng(0).integers(0, 255, (22, 33, 3), dtype=np.uint8)
+    small = segmenter.set_image(image).plan
+    # Enlarged to about 64 x 64 pixels, whole tokens, nothing cut off.
+    assert small.resized_wh == (76, 52)
+    assert small.crop_xyxy == (0, 0, 76, 52)
+    assert segmenter.segment(image, "the van").instruction == "segment the van"

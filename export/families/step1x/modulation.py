@@ -44,7 +44,8 @@ def take_modulation(blocks: Iterable[nn.Module]) -> None:
         names = [name for name in ("norm", "norm1", "norm1_context") if hasattr(block, name)]
         for part, name in enumerate(names):
             norm = block.get_submodule(name)
-            norm.silu, norm.linear = nn.Identity(), _Part(part, len(names))
+            norm.silu = nn.Identity()
+            norm.linear = _Part(part, len(names)) if len(names) > 1 else nn.Identity()
 
 
 class _Part(nn.Module):

@@ -234,9 +234,11 @@ def test_an_image_that_is_missing_or_none(layouts: dict[str, Rows], tmp_path: Pa
     assert dataset.image(of_rows[2]).ndim == 3
 
 
-def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
+) -> None:
     file = write([{"image": b"", "caption": "a dog"}], tmp_path / "val.parquet")
-    monkeypatch.delitem(sys.modules, "rism.evaluation.datasets.parquet")
+    forget_modules("rism.evaluation.datasets.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(RismError, match=r"needs pyarrow.*pip install .*\[eval\]"):
         opened(file)

@@ -171,9 +171,10 @@ def test_vectors_only(also: str) -> None:
         Capture(Spans(2, 3, 3), torch.ones(1, 2), 0, fused=True, **{also: True})
 
 
-def test_without_triton_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("launch", "kernels"):
-        monkeypatch.delitem(sys.modules, f"rism.export.probe.{name}", raising=False)
+    forget_modules("rism.export.probe.launch", "rism.export.probe.kernels")
     with pytest.raises(ExportError, match=r"not installed: pip install .*\[probe\]'$"):
         operators._launch()

@@ -44,7 +44,7 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=["1.0", "1.2"])
-def exported(
+def step1x(
     request: pytest.FixtureRequest,
     shared: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -54,11 +54,11 @@ def exported(
     return Exported(open_step1x(checkpoint), bundle)
 
 
-def test_what_it_needs_of_a_reader(exported: Exported) -> None:
-    manifest = json.loads((exported.bundle / "manifest.json").read_text())
+def test_what_it_needs_of_a_reader(step1x: Exported) -> None:
+    manifest = json.loads((step1x.bundle / "manifest.json").read_text())
     assert manifest["schema_version"] == "1.4"
     assert manifest["prompt"]["unseen_position"] == 1
-    torchvision = exported.model.version.name == "1.2"
+    torchvision = step1x.model.version.name == "1.2"
     arithmetic = manifest["prompt"]["vision"].get("arithmetic")
     assert arithmetic == ("torchvision" if torchvision else None)
 
@@ -93,14 +93,14 @@ def published_picture(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size_wh", SIZES)
-def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[int, int]) -> None:
-    model, version = exported.model, exported.model.version.name
+def test_everything_between_picture_and_mask(step1x: Exported, size_wh: tuple[int, int]) -> None:
+    model, version = step1x.model, step1x.model.version.name
     pixels, reference = picture(*size_wh), model.reference(FP32)
     level = model.spec.geometry.size_level
     wide, high = published_size(*size_wh, level)
     shown, planes = published_picture(pixels, version, (wide, high))
 
-    segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
+    segmenter = Segmenter.from_bundle(step1x.bundle, provider="cpu")
     state = segmenter.set_image(pixels)
     assert state.plan.resized_wh == (wide, high)
     (clean,) = reference.vae_latents([planes])
@@ -146,14 +146,14 @@ def test_everything_between_picture_and_mask(exported: Exported, size_wh: tuple[
 
 
 @pytest.mark.slow
-def test_what_is_the_same_is_computed_once(exported: Exported) -> None:
-    bundle = Bundle.open(exported.bundle)
+def test_what_is_the_same_is_computed_once(step1x: Exported) -> None:
+    bundle = Bundle.open(step1x.bundle)
     rules = bundle.manifest.prompt
     _, engines, _ = recorded(bundle, picture(131, 97), EXPRESSIONS[:2], "vectors")
     fed, gave = engines["text_encoder"].fed[-1], engines["text_encoder"].gave[-1]
     encoder = cpu_engines(bundle, "vectors")["text_encoder"]
     # Keys and values of the first tokens are constants: nothing asks what the tokens are.
-    prefix = exported.model._prefix_ids.shape[1]
+    prefix = step1x.model._prefix_ids.shape[1]
     assert rules.drop - 2 <= prefix <= rules.drop
     for changed, alike in ((prefix - 1, True), (rules.drop + 1, False)):
         ids = fed["input_ids"].copy()
@@ -161,7 +161,7 @@ def test_what_is_the_same_is_computed_once(exported: Exported) -> None:
         again = encoder.run(fed | {"input_ids": ids})["prompt_embeds"]
         assert (np.abs(again - gave["prompt_embeds"]).max() < 1e-6) == alike
     # One row of padding stands for all.
-    assert rules.shared_padding == (exported.model.version.name == "1.0")
+    assert rules.shared_padding == (step1x.model.version.name == "1.0")
     if rules.shared_padding:
         fed, gave = engines["transformer"].fed[-1], engines["transformer"].gave[-1]
         rows = fed["prompt_embeds"].shape[1]
@@ -178,46 +178,46 @@ def test_what_is_the_same_is_computed_once(exported: Exported) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_and_every_token_set_matter(exported: Exported) -> None:
-    segmenter = Segmenter.from_bundle(exported.bundle, provider="cpu")
+def test_the_picture_and_every_token_set_matter(step1x: Exported) -> None:
+    segmenter = Segmenter.from_bundle(step1x.bundle, provider="cpu")
     state = segmenter.set_image(picture(100, 80))
     maps = [
         segmenter.segment(state, "the red dog", prompt_weights=tokens).coarse
         for tokens in ("all", "valid", "instruction", "expression")
     ]
     # Without padding there is nothing that "valid" leaves out.
-    distinct = 3 if exported.model.version.name == "1.2" else 4
+    distinct = 3 if step1x.model.version.name == "1.2" else 4
     assert len({one.tobytes() for one in maps}) == distinct
     other = segmenter.segment(picture(80, 100), "the red dog")
     assert other.coarse.shape != maps[0].shape
 
 
 @pytest.mark.slow
-def test_what_the_timestep_decides_is_not_in_the_graph(exported: Exported) -> None:
-    graph = ir.load(exported.bundle / "transformer.vectors.onnx").graph
+def test_what_the_timestep_decides_is_not_in_the_graph(step1x: Exported) -> None:
+    graph = ir.load(step1x.bundle / "transformer.vectors.onnx").graph
     names = set(graph.initializers)
     gone = ("time_embed.", "connector.S.t_embedder.", "norm_out.", "proj_out.")
     assert not [name for name in names if name.removeprefix("dit.").startswith(gone)]
     # What the prompt decides alone is in a graph of its own, of the last block without its gate.
     gone = ("norm1.linear", "norm1_context.linear", "norm.linear", "vec_embed")
     assert not [name for name in names if any(part in name for part in gone)]
-    modulation = ir.load(exported.bundle / "modulation.onnx").graph
-    sizes = exported.model.sizes
+    modulation = ir.load(step1x.bundle / "modulation.onnx").graph
+    sizes = step1x.model.sizes
     last = modulation.initializers[f"single_transformer_blocks.{sizes.single - 1}.norm.linear.bias"]
     assert last.shape == (2 * sizes.width,)
     [rows] = modulation.outputs
     width = (12 * sizes.double + 3 * sizes.single - 1) * sizes.width
     assert rows.shape is not None
     assert list(rows.shape) == ["batch", width]
-    manifest = Bundle.open(exported.bundle).manifest
+    manifest = Bundle.open(step1x.bundle).manifest
     assert manifest.graph("transformer.vectors").inputs["modulation"].shape == ("batch", width)
 
 
 @pytest.mark.slow
-def test_a_server_gives_the_same(exported: Exported, tmp_path: Path) -> None:
-    bundle = Bundle.open(exported.bundle)
+def test_a_server_gives_the_same(step1x: Exported, tmp_path: Path) -> None:
+    bundle = Bundle.open(step1x.bundle)
     server = Server(export_triton(bundle, tmp_path / "out", TritonOptions(link=True)).path)
-    joins = exported.model.version.name == "1.0"
+    joins = step1x.model.version.name == "1.0"
     assert server.configs["transformer_vectors"].max_batch_size == (8 if joins else 0)
     asked = EXPRESSIONS if joins else ["the small red car", "the red small car"]
     _, engines, _ = recorded(bundle, picture(131, 97), asked, "vectors")
