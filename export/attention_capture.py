@@ -301,6 +301,7 @@ class Capture:
 
 
 def _side_by_side(heads: torch.Tensor) -> torch.Tensor:
-    """(B, heads, N, d) to (B, N, heads * d); as a reshape, whose sizes no decomposition must find."""
+    """Put the channels of the heads side by side: (B, heads, N, d) to (B, N, heads * d)."""
+    # Not `flatten`, whose result's shape torch.onnx would have to find by decomposing it.
     batch, count, tokens, width = heads.shape
     return heads.transpose(1, 2).reshape(batch, tokens, count * width)

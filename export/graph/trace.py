@@ -117,10 +117,7 @@ def _plain_operators(exported: torch.export.ExportedProgram) -> None:
     are half of a float32 graph, and none of them reaches the ONNX graph.
     """
     ops = torch.ops.aten
-    others = {
-        ops.__and__.Tensor: ops.bitwise_and.Tensor,
-        ops.__or__.Tensor: ops.bitwise_or.Tensor,
-    }
+    others = {ops.__and__.Tensor: ops.bitwise_and.Tensor, ops.__or__.Tensor: ops.bitwise_or.Tensor}
     graph = exported.graph
     for node in list(graph.nodes):
         if node.target is ops._assert_tensor_metadata.default:

@@ -1,0 +1,446 @@
+"""Scenes of emoji on photographs, textures and drawn backgrounds, with exact masks.
+
+A scene is determined by its seed and split. Training has its own seeds, styles and photographs;
+the other splits have seeds of their own, and "held-out" also styles and photographs of its own.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from mini.assets import DRAWN, FOLDER, PACKAGES, SIDE
+from rism.evaluation.scenes.backgrounds import make_background
+
+Rng = np.random.Generator
+Size = tuple[int, int]  # width and height in pixels
+Split = Literal["training", "tuning", "test", "held-out"]
+COLOUR_NAMES = (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
+)  # fmt: skip
+MIN_VISIBLE = 0.6
+SMALLEST, LARGEST = 0.08, 0.70  # of the image's mean side
+_LOOKS = {package.style: package.look for package in PACKAGES} | {DRAWN: ""}
+HELD_OUT = tuple(package.style for package in PACKAGES if package.held_out)
+# Photographs, and the kinds that they show: no question about these is asked in front of them.
+_PHOTOS = {
+    "astronaut.png": ("helmet", "rocket"),
+    "brick.png": (),
+    "camera.png": ("camera",),
+    "coffee.png": ("coffee", "spoon"),
+    "coins.png": ("coin",),
+    "grass.png": (),
+    "gravel.png": ("rock",),
+    "hubble_deep_field.jpg": ("star",),
+    "ihc.png": (),
+    "moon.png": ("moon",),
+    "retina.jpg": ("eye",),
+    "clock_motion.png": ("alarm clock",),
+    "page.png": (),
+    "motorcycle_left.png": ("motorcycle",),
+    "flower.jpg": ("daisy",),
+    "text.png": (),
+}
+_HELD_OUT_PHOTOS = {
+    "china.jpg": ("house", "castle"),
+    "chelsea.png": ("cat",),
+    "rocket.jpg": ("rocket",),
+}
+# Shares of scenes of 1 to 8 things.
+_COUNTS = (0.08, 0.17, 0.21, 0.19, 0.14, 0.1, 0.06, 0.05)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """One thing of a scene.
+
+    Attributes:
+        kind, style: of `kinds.txt` and of `packages.json`, or "drawn".
+        colours: share of its pixels per colour name, (11,) float32.
+        box: of the visible part, (x0, y0, x1, y1) in fractions of the image.
+        side: longer side of the whole thing, as a share of the image's mean side.
+        mask_hw: (h, w) bool, where most of what is seen is this thing.
+        visible: share of it that is seen.
+    """
+
+    kind: str
+    style: str
+    colours: np.ndarray
+    box: tuple[float, float, float, float]
+    side: float
+    mask_hw: np.ndarray
+    visible: float
+
+    @property
+    def look(self) -> str:
+        """The word for its style, or ""."""
+        return _LOOKS[self.style]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Of the box, in fractions of the image."""
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    pixels: np.ndarray  # (sh, sw, 4) uint8, premultiplied
+    x: int
+    y: int
+    side: float  # its longer side before it was turned, as a share of the image's mean side
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    kind: str
+    style: str
+    sprite: int
+    matrix: np.ndarray  # (3, 3), of its colours
+
+
+class EmojiScene:
+    """An image (h, w, 3) uint8 with things, back to front.
+
+    `shown` are kinds that the photograph behind them shows.
+    """
+
+    def __init__(
+        self,
+        ground: np.ndarray,
+        layers: list[_Layer],
+        things: list[Thing],
+        shown: Sequence[str],
+        finish: "_Finish",
+    ) -> None:
+        self.things, self.shown = things, tuple(shown)
+        self._ground, self._layers, self.finish = ground, layers, finish
+        self.image_hwc = self.without(())
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self._ground.shape[1], self._ground.shape[0]
+
+    def without(self, removed: Sequence[int]) -> np.ndarray:
+        """Render the scene without some of its things: (h, w, 3) uint8."""
+        image = self._ground.copy()
+        for index, layer in enumerate(self._layers):
+            if index not in removed:
+                _blend(image, layer)
+        return self.finish(image)
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """What the camera does to the whole image; the same for each rendering of a scene."""
+
+    gain: np.ndarray  # (3,)
+    gamma: float
+    blur: float
+    noise: float
+    quality: int  # of JPEG; 0 is none
+    seed: int
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        ramp = np.linspace(0, 1, 256, dtype=np.float32)[:, None] ** self.gamma * self.gain * 255
+        table = np.clip(ramp + 0.5, 0, 255).astype(np.uint8)
+        image = np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
+        if self.blur:
+            height, width = image.shape[:2]
+            small = Image.fromarray(image).resize(
+                (max(8, round(width / self.blur)), max(8, round(height / self.blur))),
+                Image.Resampling.BILINEAR,
+            )
+            image = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+        if self.noise:
+            rng = np.random.default_rng(self.seed)
+            grain = rng.standard_normal(image.shape, np.float32) * self.noise
+            image = np.clip(image + grain + 0.5, 0, 255).astype(np.uint8)
+        if self.quality:
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, "JPEG", quality=self.quality)
+            image = np.asarray(Image.open(stream))
+        return image
+
+
+def _blend(image: np.ndarray, layer: _Layer) -> None:
+    height, width = image.shape[:2]
+    rows, columns, part = _inside(layer, width, height)
+    below = image[rows, columns].astype(np.uint16) * (255 - part[..., 3:].astype(np.uint16))
+    image[rows, columns] = part[..., :3] + ((below + 127) // 255).astype(np.uint8)
+
+
+def _inside(layer: _Layer, width: int, height: int) -> tuple[slice, slice, np.ndarray]:
+    """Rows and columns of the image that a layer covers, and the part of it that is inside."""
+    sh, sw = layer.pixels.shape[:2]
+    x0, y0 = max(layer.x, 0), max(layer.y, 0)
+    x1, y1 = min(layer.x + sw, width), min(layer.y + sh, height)
+    part = layer.pixels[y0 - layer.y : y1 - layer.y, x0 - layer.x : x1 - layer.x]
+    return slice(y0, y1), slice(x0, x1), part
+
+
+def colour_shares(pixels: np.ndarray) -> np.ndarray:
+    """Share of each of `COLOUR_NAMES` in premultiplied pixels (h, w, 4) uint8: (11,) float32."""
+    step = max(1, pixels.shape[0] // 24)
+    flat = pixels[::step, ::step].reshape(-1, 4).astype(np.float32)
+    flat = flat[flat[:, 3] > 200]
+    if not len(flat):
+        return np.zeros(len(COLOUR_NAMES), np.float32)
+    rgb = flat[:, :3] / flat[:, 3:]
+    top, low = rgb.max(1), rgb.min(1)
+    chroma = top - low
+    c = np.maximum(chroma, 1e-6)
+    r, g, b = rgb.T
+    hue = (
+        np.where(top == r, (g - b) / c % 6, np.where(top == g, (b - r) / c + 2, (r - g) / c + 4))
+        * 60
+    )
+    light = rgb @ _LUMA
+    # Upper limits of hue in degrees: red, orange, yellow, green, blue, purple, pink, red.
+    name = np.array([0, 1, 2, 3, 4, 5, 6, 0])[
+        np.searchsorted([14, 40, 68, 165, 255, 290, 338], hue)
+    ]
+    pale_red = (name == 0) & (top > 0.85) & (low > 0.5)
+    name = np.where(pale_red, 6, name)
+    brown = ((name <= 1) & (light < 0.5) & (chroma < 0.55) & (hue > 8) & (hue < 45)) | (
+        (name == 2) & (light < 0.4)
+    )
+    name = np.where(brown, 7, name)
+    dull = chroma < np.maximum(0.12, 0.22 * top)
+    name = np.where(dull, np.where(light > 0.78, 9, np.where(light < 0.24, 8, 10)), name)
+    name = np.where(top < 0.2, 8, name)
+    return np.bincount(name, minlength=len(COLOUR_NAMES)).astype(np.float32) / len(name)
+
+
+def _hue_matrix(angle: float, saturation: float, gain: float) -> np.ndarray:
+    """A (3, 3) matrix that turns the hue, and changes saturation and light."""
+    u, w = saturation * np.cos(angle), saturation * np.sin(angle)
+    grey = np.tile(_LUMA, (3, 1))
+    turn = np.array([[0.168, 0.330, -0.497], [-0.328, 0.035, 0.292], [1.250, -1.050, -0.203]])
+    matrix: np.ndarray = gain * (grey + u * (np.eye(3) - grey) + w * turn)
+    return matrix.astype(np.float32)
+
+
+class SceneMaker:
+    """Makes scenes from the sprites in `folder` (`python -m mini.assets`)."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        if not (folder / "sprites.json").exists():
+            raise SystemExit(
+                f"{folder}: no sprites; make them with python -m mini.assets --out {folder}"
+            )
+        self._sprites = np.load(folder / "sprites.npy", mmap_mode="r")
+        rows = json.loads((folder / "sprites.json").read_text())
+        self._rows: dict[bool, dict[str, list[tuple[int, str]]]] = {False: {}, True: {}}
+        for index, (style, kind, _) in enumerate(rows):
+            self._rows[style in HELD_OUT].setdefault(kind, []).append((index, style))
+        self._kinds = {held: sorted(found) for held, found in self._rows.items()}
+        self._photos = {
+            held: _photographs(names)
+            for held, names in ((False, _PHOTOS), (True, _HELD_OUT_PHOTOS))
+        }
+
+    def scene(
+        self, seed: Sequence[int], *, split: Split, size_wh: Size, least: int = 1
+    ) -> EmojiScene:
+        """Draw the scene of a seed, of `least` to 8 things as far as they find a place.
+
+        The same arguments give the same scene.
+        """
+        rng = np.random.default_rng([get_args(Split).index(split), *seed])
+        held = split == "held-out"
+        ground, shown = self._ground(rng, size_wh, held)
+        layers: list[_Layer] = []
+        plans: list[_Plan] = []
+        count = max(least, 1 + int(rng.choice(len(_COUNTS), p=_COUNTS)))
+        for plan in self._cast(rng, count, held):
+            layer = self._place(rng, plan, size_wh, count, layers)
+            if layer is not None:
+                layers.append(layer)
+                plans.append(plan)
+        things = _things(layers, plans, size_wh)
+        if not things:
+            return self.scene([*seed, 0], split=split, size_wh=size_wh, least=least)
+        return EmojiScene(ground, layers, things, shown, _finish(rng))
+
+    def _cast(self, rng: Rng, count: int, held: bool) -> Iterator[_Plan]:
+        """What to place, in random order; often several of one kind."""
+        rows, names = self._rows[held], self._kinds[held]
+        chosen = [names[int(rng.integers(len(names)))] for _ in range(count)]
+        if count > 1 and rng.random() < 0.6:
+            copies = min(count, int(rng.choice([2, 3, 4], p=[0.6, 0.28, 0.12])))
+            chosen[:copies] = chosen[:1] * copies
+        same_sprite = rng.random() < 0.4
+        first: dict[str, tuple[int, str]] = {}
+        for place in rng.permutation(count):
+            kind = chosen[place]
+            # A style first, then one of its sprites: our drawings come in eight colours.
+            styles = sorted({style for _, style in rows[kind]})
+            style = styles[int(rng.integers(len(styles)))]
+            options = [row for row in rows[kind] if row[1] == style]
+            row = options[int(rng.integers(len(options)))]
+            if same_sprite:
+                row = first.setdefault(kind, row)
+            turn = rng.uniform(0.5, 5.8) if rng.random() < 0.45 else rng.uniform(-0.15, 0.15)
+            matrix = _hue_matrix(turn, rng.uniform(0.75, 1.25), rng.uniform(0.75, 1.15))
+            yield _Plan(kind, row[1], row[0], matrix)
+
+    def _place(
+        self, rng: Rng, plan: _Plan, size_wh: Size, count: int, below: list[_Layer]
+    ) -> _Layer | None:
+        """The sprite with its place; None if no place was found."""
+        mean_side = float(np.sqrt(size_wh[0] * size_wh[1]))
+        top = min(LARGEST, 1.25 / np.sqrt(count))
+        low = max(SMALLEST, 10 / mean_side)
+        side = float(top * (low / top) ** (0.75 * rng.random()))
+        angle = rng.normal(0, 0.2) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
+        size_px, flip = round(side * mean_side), bool(rng.random() < 0.5)
+        pixels = _warped(self._sprites[plan.sprite], size_px, angle, flip)
+        pixels[..., :3] = np.clip(pixels[..., :3] @ plan.matrix.T, 0, pixels[..., 3:])
+        pixels = (pixels + 0.5).astype(np.uint8)
+        overlap = 0.3 if rng.random() < 0.35 else 0.0
+        slack = 0.25 if rng.random() < 0.15 else 0.0
+        sh, sw = pixels.shape[:2]
+        area = max(1, int(np.count_nonzero(pixels[..., 3] > 127)))
+        for _ in range(12):
+            x, y = (
+                int(rng.integers(-int(slack * own), max(room - own + int(slack * own), 0) + 1))
+                for own, room in ((sw, size_wh[0]), (sh, size_wh[1]))
+            )
+            layer = _Layer(pixels, x, y, side)
+            if np.count_nonzero(_inside(layer, *size_wh)[2][..., 3] > 127) < 0.75 * area:
+                continue
+            if all(_hidden(layer, each) <= overlap for each in below):
+                return layer
+        return None
+
+    def _ground(self, rng: Rng, size_wh: Size, held: bool) -> tuple[np.ndarray, Sequence[str]]:
+        draw = rng.random()
+        if draw < 0.5:
+            photos = self._photos[held]
+            pixels, shown = photos[int(rng.integers(len(photos)))]
+            return _photo_crop(rng, pixels, size_wh), shown
+        if draw < 0.75:
+            return make_background(rng, size_wh=size_wh), ()
+        return _texture(rng, size_wh), ()
+
+
+def _photographs(names: dict[str, tuple[str, ...]]) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+    import skimage
+    import sklearn
+
+    folders = (
+        Path(skimage.__file__).parent / "data",
+        Path(sklearn.__file__).parent / "datasets/images",
+    )
+    found = []
+    for name, shown in names.items():
+        file = next(folder / name for folder in folders if (folder / name).exists())
+        image = Image.open(file).convert("RGB")
+        image.thumbnail((640, 640))
+        found.append((np.asarray(image), shown))
+    return found
+
+
+def _photo_crop(rng: Rng, pixels: np.ndarray, size_wh: Size) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = min(width / size_wh[0], height / size_wh[1]) * rng.uniform(0.25, 1.0)
+    w, h = scale * size_wh[0], scale * size_wh[1]
+    x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    image = Image.fromarray(pixels).resize(
+        size_wh, Image.Resampling.BILINEAR, (x, y, x + w, y + h), reducing_gap=1.5
+    )
+    out = np.asarray(image, np.float32)
+    if rng.random() < 0.5:
+        out = out[:, ::-1]
+    if rng.random() < 0.5:
+        out = (
+            out
+            @ _hue_matrix(rng.uniform(-3.1, 3.1), rng.uniform(0.3, 1.3), rng.uniform(0.7, 1.2)).T
+        )
+    clipped: np.ndarray = np.clip(out + 0.5, 0, 255)
+    return clipped.astype(np.uint8)
+
+
+def _texture(rng: Rng, size_wh: Size) -> np.ndarray:
+    """Two or three colours of any kind, mixed by smooth noise of one or two sizes, or plain."""
+    first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    if rng.random() < 0.4:
+        second = first + rng.uniform(-30, 30, 3).astype(np.float32)
+    weight = np.zeros(size_wh[::-1], np.float32)
+    for _ in range(int(rng.integers(1, 3))):
+        cells = int(rng.integers(1, 30))
+        grid = Image.fromarray(rng.random((cells + 1, cells + 1), np.float32))
+        resample = Image.Resampling.NEAREST if rng.random() < 0.2 else Image.Resampling.BICUBIC
+        weight += np.asarray(grid.resize(size_wh, resample))
+    weight = np.clip(weight / max(float(weight.max()), 1e-6), 0, 1)
+    mixed: np.ndarray = np.clip(first + weight[..., None] * (second - first) + 0.5, 0, 255)
+    return mixed.astype(np.uint8)
+
+
+def _warped(sprite: np.ndarray, side: int, angle: float, flip: bool) -> np.ndarray:
+    """Scale, turn and flip a sprite, and trim it: (sh, sw, 4) float32, premultiplied."""
+    image = Image.fromarray(np.ascontiguousarray(sprite))
+    factor = SIDE // max(2 * side, 1) if side < SIDE // 2 else 1
+    if factor > 1:
+        image = image.reduce(factor)
+    scale = image.width / side * (-1 if flip else 1), image.width / side
+    c, s = np.cos(angle), np.sin(angle)
+    out = int(np.ceil(side * (abs(c) + abs(s)))) + 2
+    half, middle = out / 2, image.width / 2
+    a, b, d, e = scale[0] * c, scale[0] * s, -scale[1] * s, scale[1] * c
+    data = (a, b, middle - (a + b) * half, d, e, middle - (d + e) * half)
+    turned = np.asarray(
+        image.transform((out, out), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    )
+    solid = turned[..., 3] > 8
+    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
+    return turned[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+
+
+def _hidden(layer: _Layer, below: _Layer) -> float:
+    """Share of a lower layer's box that a layer's box covers."""
+    width = min(layer.x + layer.pixels.shape[1], below.x + below.pixels.shape[1]) - max(
+        layer.x, below.x
+    )
+    height = min(layer.y + layer.pixels.shape[0], below.y + below.pixels.shape[0]) - max(
+        layer.y, below.y
+    )
+    least = min(each.pixels.shape[0] * each.pixels.shape[1] for each in (below, layer))
+    return float(max(width, 0) * max(height, 0) / least)
+
+
+def _things(layers: list[_Layer], plans: list[_Plan], size_wh: Size) -> list[Thing]:
+    """What is seen of each layer; empty if one is hidden too much."""
+    width, height = size_wh
+    owner = np.full((height, width), -1, np.int8)
+    for index, layer in enumerate(layers):
+        rows, columns, part = _inside(layer, width, height)
+        owner[rows, columns][part[..., 3] > 127] = index
+    things = []
+    for index, (layer, plan) in enumerate(zip(layers, plans, strict=True)):
+        mask = owner == index
+        whole = int(np.count_nonzero(layer.pixels[..., 3] > 127))
+        visible = int(np.count_nonzero(mask)) / max(1, whole)
+        if visible < MIN_VISIBLE or not mask.any():
+            return []
+        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = x[0] / width, y[0] / height, (x[-1] + 1) / width, (y[-1] + 1) / height
+        colours = colour_shares(layer.pixels)
+        things.append(Thing(plan.kind, plan.style, colours, box, layer.side, mask, visible))
+    return things
+
+
+def _finish(rng: Rng) -> _Finish:
+    gain = rng.uniform(0.8, 1.1) * rng.uniform(0.94, 1.06, 3)
+    gamma = float(np.exp(rng.normal(0, 0.15)))
+    blur = rng.uniform(1.2, 2.2) if rng.random() < 0.2 else 0.0
+    noise = rng.uniform(1, 10) if rng.random() < 0.3 else 0.0
+    quality = int(rng.integers(35, 92)) if rng.random() < 0.3 else 0
+    return _Finish(gain.astype(np.float32), gamma, blur, noise, quality, int(rng.integers(1 << 30)))
