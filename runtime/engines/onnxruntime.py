@@ -204,12 +204,17 @@ def ort_loads(
             threads=threads_each(threads, workers if at_once else 1),
             take_turns=not at_once,
             settings=backend.settings(bundle, graph),
-            casts_stay=graph == MODULATION and not backend.gpu,
+            casts_stay=casts_stay(graph, backend),
             lean=lean,
         )
 
     name = backend.on(device)
     return {key: (name, partial(load, graph)) for key, graph in graphs.items()}, notes
+
+
+def casts_stay(graph: str, backend: OnnxRuntime) -> bool:
+    """Return whether a graph's weights are cast where they are multiplied; see `open_session`."""
+    return graph == MODULATION and not backend.gpu
 
 
 def _check_tensors(

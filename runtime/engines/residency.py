@@ -25,7 +25,7 @@ from rism.runtime.engines.memory import (
     parts_of,
 )
 from rism.runtime.engines.onnx_graph import OnnxGraph
-from rism.runtime.engines.onnxruntime import OnnxRuntime
+from rism.runtime.engines.onnxruntime import OnnxRuntime, casts_stay
 from rism.runtime.engines.onnxruntime_session import open_session
 from rism.runtime.engines.providers import find_provider
 from rism.runtime.engines.stages import GraphStage, StagedEngine, cut
@@ -136,12 +136,15 @@ def _staged(
 ) -> Engine:
     backend = _backend(provider)
     assert backend is not None, "other engines are not cut"
-    spec = bundle.manifest.graphs[bundle.manifest.graphs_of(capture)[key]]
+    graph = bundle.manifest.graphs_of(capture)[key]
+    spec = bundle.manifest.graphs[graph]
     file = bundle.file(spec.file if backend.gpu or spec.cpu is None else spec.cpu)
 
     def open_stage(model: bytes) -> Any:
         count = threads or cpu_count()
-        return open_session(file, backend, device, count, part=model, lean=True)
+        # As the whole graph is opened, or the bits would not be the same.
+        stay = casts_stay(graph, backend)
+        return open_session(file, backend, device, count, part=model, lean=True, casts_stay=stay)
 
     return StagedEngine(spec, stages, open_stage, provider=provider, ahead=ahead)
 

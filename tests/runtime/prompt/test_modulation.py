@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rism.runtime import BundleError, Segmenter
+from rism.runtime.engines import memory
 from tests.conftest import Reseal, graph_entry, write_graph
 from tests.runtime.spies import spied
 from tests.runtime.vision_language import LIGHT, TRANSFORMER_BODY, WORDS
@@ -122,3 +123,33 @@ def test_graphs_that_do_not_go_together(modulated: Path, change: Any, says: str)
     file.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=says):
         Segmenter.from_bundle(modulated, provider="cpu", verify=False)
+
+
+def test_in_stages_it_has_the_same_bits(
+    modulated: Path, reseal: Reseal, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in float16, cast where they are multiplied, in the whole graph and in its stages."""
+    import onnx
+
+    rng, width, blocks = np.random.default_rng(0), 768, 4
+    made = graphs(modulated, inside=False)
+    shapes = [(3, width), *[(width, width)] * blocks, (width, 3)]
+    body = MEAN.replace("modulation = Div", "x0 = Div")
+    some: dict[str, Any] = {"last": np.array([2]), "axis_1": np.array([1])}
+    for at, shape in enumerate(shapes):
+        some[f"blocks.{at}.w"] = (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float16)
+        to = "modulation" if at == len(shapes) - 1 else f"x{at + 1}"
+        body += f'w{at} = Cast<to=1>("blocks.{at}.w")\n{to} = MatMul(x{at}, w{at})\n'
+    file = modulated / "modulation.onnx"
+    signature = "(float[batch, n, 3] prompt_embeds, float[batch, n] prompt_mask)"
+    write_graph(file, f"{signature} => (float[batch, 3] modulation)", body, some)
+    model = onnx.shape_inference.infer_shapes(onnx.load(file))
+    onnx.save_model(model, file, save_as_external_data=True, location="modulation.weights")
+    bundle = reseal(modulated, lambda data: data["graphs"].update(made))
+    monkeypatch.setattr(memory, "_taken", lambda: 0)
+    monkeypatch.setattr(memory, "CPU_BASE_BYTES", 0)
+    monkeypatch.setattr(memory.RunSizes, "activation", lambda *_, **__: 0)
+    wanted = Segmenter.from_bundle(bundle, provider="cpu").segment(colours, WORDS[0])
+    found = Segmenter.from_bundle(bundle, provider="cpu", memory="3MB")
+    assert "modulation in" in found.provider_reason
+    assert found.segment(colours, WORDS[0]).score_map.tobytes() == wanted.score_map.tobytes()
