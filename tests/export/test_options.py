@@ -1,4 +1,4 @@
-"""Fixed sizes, streamed memory, and what a killed export leaves."""
+"""Fixed sizes, streamed memory, and what an interrupted export leaves."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness.child_process import peak_of
-from rism.export import ExportOptions, ExportReport, export_bundle
+from rism.export import ExportOptions, ExportReport, Progress, export_bundle
 from rism.export.output_folder import atomic_folder
 from rism.runtime import Segmenter
 from rism.runtime.bundle.reader import Bundle
@@ -24,7 +24,7 @@ STATIC = ((96, 64), (64, 64))
 def static(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """Graphs of two fixed sizes."""
     output = tmp_path_factory.mktemp("static") / "b"
-    options = ExportOptions(captures=("scores",), sizes=STATIC)
+    options = ExportOptions(captures=("vectors", "scores"), sizes=STATIC)
     return export_bundle(str(checkpoint), output, options)
 
 
@@ -36,7 +36,7 @@ def picture(width: int, height: int) -> np.ndarray:
 
 def test_fixed_sizes_share_their_weights(static: ExportReport) -> None:
     files = {path.name for path in static.path.iterdir()}
-    assert {"transformer.scores.96x64.onnx", "transformer.scores.64x64.onnx"} <= files
+    assert {"transformer.vectors.96x64.onnx", "transformer.scores.64x64.onnx"} <= files
     assert {name for name in files if name.endswith(".weights")} == {
         "text_encoder.weights",
         "vae_encoder.weights",
@@ -54,7 +54,7 @@ def test_nothing_is_free_in_a_graph_of_fixed_size(static: ExportReport) -> None:
             continue
         for tensor in [*graph.inputs.values(), *graph.outputs.values()]:
             assert all(isinstance(size, int) for size in tensor.shape), (name, tensor)
-    tokens = manifest.graphs["transformer.scores@96x64"].inputs["clean_latents"].shape[1]
+    tokens = manifest.graphs["transformer.vectors@96x64"].inputs["clean_latents"].shape[1]
     assert tokens == (96 // 4) * (64 // 4)
 
 
@@ -62,7 +62,7 @@ def test_fixed_sizes_segment_as_the_free_one_does(
     static: ExportReport, exported: ExportReport
 ) -> None:
     """An image of exactly a fixed size passes unchanged through both."""
-    dynamic = Segmenter.from_bundle(exported.path, provider="cpu", capture="scores")
+    dynamic = Segmenter.from_bundle(exported.path, provider="cpu")
     fixed = Segmenter.from_bundle(static.path, provider="cpu")
     for width, height in STATIC:
         image = picture(width, height)
@@ -79,10 +79,28 @@ def test_fixed_sizes_are_compared_on_a_small_picture_where_blocks_are(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     """At 1024 x 1024 the reference model would store 10 GB per block."""
-    options = ExportOptions(precision="bf16", sizes=((512, 512),), parity="blocks")
+    options = ExportOptions(sizes=((512, 512),), parity="blocks")
     report = export_bundle(str(checkpoint), tmp_path / "b", options)
     assert {"vae_encoder", "transformer.vectors"} <= set(report.parity)
     assert not list(report.path.glob("sample.*"))
+
+
+class Stop(Progress):
+    """Stops an export at its n-th piece of weights."""
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+
+    def advance(self, count: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(str(checkpoint), tmp_path / "b", progress=Stop(pieces=60))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_no_bundle_and_is_removed_by_the_next(tmp_path: Path) -> None:

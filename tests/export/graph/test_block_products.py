@@ -1,5 +1,6 @@
 """A bundle with weights in few bits: its graphs, what libraries make of them, what is refused."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rism.export.families.flux2.klein import open_klein
 from rism.export.parity import gate
 from rism.export.precision import find_precision
 from rism.export.quantisation.block_rounding import BlockRounding
-from rism.runtime import InputError, OutputError, Segmenter
+from rism.runtime import InputError, OutputError, ProviderError, Segmenter
 from rism.runtime.bundle.reader import Bundle
 from tests.export.families.step1x.small_model import make_step1x
 from tests.export.small import make_checkpoint
@@ -47,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def narrow(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    options = ExportOptions(captures=("vectors",), precision="int4", text_precision="int8")
+    options = ExportOptions(captures=("vectors", "scores"), precision="int4", text_precision="int8")
     return export_bundle(str(checkpoint), tmp_path_factory.mktemp("narrow") / "b", options)
 
 
@@ -134,7 +135,8 @@ def test_the_manifest_and_the_result_say_so(narrow: ExportReport) -> None:
 
 def test_engines_keep_the_bits(narrow: ExportReport) -> None:
     pytest.importorskip("tensorrt_rtx")
-    report = build_engines(narrow.path, BuildOptions(gpus=("8.9", "12.0")))
+    captures = ("vectors",)
+    report = build_engines(narrow.path, BuildOptions(gpus=("8.9", "12.0"), captures=captures))
     answers = {
         graph.graph: {check.question: check.answer for check in graph.checks}
         for graph in report.graphs
@@ -172,6 +174,18 @@ def test_options_that_cannot_be(
     with pytest.raises(InputError, match=why):
         export_bundle(str(checkpoint), tmp_path / "b", options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_text_side_alone(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precision="bf16", text_precision="int4", parity="blocks")
+    report = export_bundle(str(checkpoint), tmp_path / "b", options)
+    manifest = json.loads((report.path / "manifest.json").read_text())
+    assert manifest["precision"] == {"compute": "bfloat16", "storage": "bfloat16"}
+    text = {"compute": "float16", "storage": "int4", "cpu": "float32"}
+    assert manifest["graphs"]["text_encoder"]["precision"] == text
+    assert "bf16, text side int4" in report.plan.table()
+    with pytest.raises(ProviderError, match="bfloat16"):
+        Segmenter.from_bundle(report.path, provider="cpu")
 
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
