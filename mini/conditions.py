@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from mini.assets import kinds
+from mini.colours import COLOUR_NAMES
 from mini.nouns import always_plural, meanings, one, unclear_kinds
-from mini.scenes import COLOUR_NAMES, EmojiScene
+from mini.scenes import EmojiScene
 
 Form = Literal[
     "kind",

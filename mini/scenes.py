@@ -15,14 +15,12 @@ import numpy as np
 from PIL import Image
 
 from mini.assets import DRAWN, FOLDER, PACKAGES, SIDE
+from mini.colours import colour_shares, hue_matrix
 from rism.evaluation.scenes.backgrounds import make_background
 
 Rng = np.random.Generator
 Size = tuple[int, int]  # width and height in pixels
 Split = Literal["training", "tuning", "test", "held-out"]
-COLOUR_NAMES = (
-    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
-)  # fmt: skip
 MIN_VISIBLE = 0.6
 SMALLEST, LARGEST = 0.08, 0.70  # of the image's mean side
 _LOOKS = {package.style: package.look for package in PACKAGES} | {DRAWN: ""}
@@ -53,7 +51,6 @@ _HELD_OUT_PHOTOS = {
 }
 # Shares of scenes of 1 to 8 things.
 _COUNTS = (0.08, 0.17, 0.21, 0.19, 0.14, 0.1, 0.06, 0.05)
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,48 +182,6 @@ def _inside(layer: _Layer, width: int, height: int) -> tuple[slice, slice, np.nd
     return slice(y0, y1), slice(x0, x1), part
 
 
-def colour_shares(pixels: np.ndarray) -> np.ndarray:
-    """Share of each of `COLOUR_NAMES` in premultiplied pixels (h, w, 4) uint8: (11,) float32."""
-    step = max(1, pixels.shape[0] // 24)
-    flat = pixels[::step, ::step].reshape(-1, 4).astype(np.float32)
-    flat = flat[flat[:, 3] > 200]
-    if not len(flat):
-        return np.zeros(len(COLOUR_NAMES), np.float32)
-    rgb = flat[:, :3] / flat[:, 3:]
-    top, low = rgb.max(1), rgb.min(1)
-    chroma = top - low
-    c = np.maximum(chroma, 1e-6)
-    r, g, b = rgb.T
-    hue = (
-        np.where(top == r, (g - b) / c % 6, np.where(top == g, (b - r) / c + 2, (r - g) / c + 4))
-        * 60
-    )
-    light = rgb @ _LUMA
-    # Upper limits of hue in degrees: red, orange, yellow, green, blue, purple, pink, red.
-    name = np.array([0, 1, 2, 3, 4, 5, 6, 0])[
-        np.searchsorted([14, 40, 68, 165, 255, 290, 338], hue)
-    ]
-    pale_red = (name == 0) & (top > 0.85) & (low > 0.5)
-    name = np.where(pale_red, 6, name)
-    brown = ((name <= 1) & (light < 0.5) & (chroma < 0.55) & (hue > 8) & (hue < 45)) | (
-        (name == 2) & (light < 0.4)
-    )
-    name = np.where(brown, 7, name)
-    dull = chroma < np.maximum(0.12, 0.22 * top)
-    name = np.where(dull, np.where(light > 0.78, 9, np.where(light < 0.24, 8, 10)), name)
-    name = np.where(top < 0.2, 8, name)
-    return np.bincount(name, minlength=len(COLOUR_NAMES)).astype(np.float32) / len(name)
-
-
-def _hue_matrix(angle: float, saturation: float, gain: float) -> np.ndarray:
-    """A (3, 3) matrix that turns the hue, and changes saturation and light."""
-    u, w = saturation * np.cos(angle), saturation * np.sin(angle)
-    grey = np.tile(_LUMA, (3, 1))
-    turn = np.array([[0.168, 0.330, -0.497], [-0.328, 0.035, 0.292], [1.250, -1.050, -0.203]])
-    matrix: np.ndarray = gain * (grey + u * (np.eye(3) - grey) + w * turn)
-    return matrix.astype(np.float32)
-
-
 class SceneMaker:
     """Makes scenes from the sprites in `folder` (`python -m mini.assets`)."""
 
@@ -288,7 +243,7 @@ class SceneMaker:
             if same_sprite:
                 row = first.setdefault(kind, row)
             turn = rng.uniform(0.5, 5.8) if rng.random() < 0.45 else rng.uniform(-0.15, 0.15)
-            matrix = _hue_matrix(turn, rng.uniform(0.75, 1.25), rng.uniform(0.75, 1.15))
+            matrix = hue_matrix(turn, rng.uniform(0.75, 1.25), rng.uniform(0.75, 1.15))
             yield _Plan(kind, row[1], row[0], matrix)
 
     def _place(
@@ -361,8 +316,7 @@ def _photo_crop(rng: Rng, pixels: np.ndarray, size_wh: Size) -> np.ndarray:
         out = out[:, ::-1]
     if rng.random() < 0.5:
         out = (
-            out
-            @ _hue_matrix(rng.uniform(-3.1, 3.1), rng.uniform(0.3, 1.3), rng.uniform(0.7, 1.2)).T
+            out @ hue_matrix(rng.uniform(-3.1, 3.1), rng.uniform(0.3, 1.3), rng.uniform(0.7, 1.2)).T
         )
     clipped: np.ndarray = np.clip(out + 0.5, 0, 255)
     return clipped.astype(np.uint8)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mini.assets import kinds
+from mini.colours import COLOUR_NAMES
 from mini.conditions import Condition, Conditions, Form
 from mini.nouns import always_plural, meanings, one, phrases, plural, unknown_noun
-from mini.scenes import COLOUR_NAMES, EmojiScene
+from mini.scenes import EmojiScene
 
 # Forms of a second attribute, of what is not there, and of what several things share.
 _MORE: tuple[Form, ...] = ("colour", "place", "size")

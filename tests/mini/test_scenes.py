@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mini.scenes import COLOUR_NAMES, LARGEST, SceneMaker, colour_shares
+from mini.colours import COLOUR_NAMES, colour_shares
+from mini.scenes import LARGEST, SceneMaker
 
 SIZE = (160, 128)
 

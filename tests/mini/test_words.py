@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from mini.assets import kinds
+from mini.colours import COLOUR_NAMES
 from mini.conditions import FORMS
 from mini.nouns import meanings, phrases, plural, unknown_noun
-from mini.scenes import COLOUR_NAMES, SceneMaker
+from mini.scenes import SceneMaker
 from mini.words import Question, Questions
 
 
