@@ -9,10 +9,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 import rism  # noqa: F401  # before a test imports onnxruntime: it turns its telemetry off
+from tests.fresh_imports import forget_modules  # noqa: F401
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core, and PyTorch would take all of them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -409,33 +408,6 @@ def pytest_make_collect_report(
             report.outcome = "skipped"
             report.longrepr = (str(collector.path), 1, f"Skipped: {error.name} is not installed")
     return report
-
-
-@pytest.fixture
-def forget_modules() -> Iterator[Callable[..., None]]:
-    """Forget modules whose names begin so, until the test ends; then forget what took their place.
-
-    A package's attribute is a second reference to a module, and is given back too.
-    """
-    before: dict[str, ModuleType] = {}
-    prefixes: list[str] = []
-
-    def forget(*names: str) -> None:
-        prefixes.extend(names)
-        found = {name: each for name, each in sys.modules.items() if name.startswith(names)}
-        before.update(found)
-        for name in found:
-            del sys.modules[name]
-
-    yield forget
-    for name in [name for name in sys.modules if name.startswith(tuple(prefixes))]:
-        del sys.modules[name]
-    sys.modules.update(before)
-    for name, module in before.items():
-        package, _, attribute = name.rpartition(".")
-        parent = sys.modules.get(package)
-        if parent is not None and attribute in vars(parent):
-            setattr(parent, attribute, module)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

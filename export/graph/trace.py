@@ -150,7 +150,7 @@ def _decompose_where_needed(exported: torch.export.ExportedProgram) -> None:
     decompose = exported.run_decompositions
 
     def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
-        needed = [node for node in exported.graph.nodes if node.target in table]
+        needed = any(node.target in table for node in exported.graph.nodes)
         return decompose(table) if needed else exported
 
     exported.run_decompositions = where_needed
