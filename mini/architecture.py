@@ -9,20 +9,36 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 @dataclass(frozen=True)
 class MiniConfig:
-    """Sizes of `mini`. Tokens are 8 x 8 pixels: two VAE halvings, then 2 x 2 packing."""
+    """Sizes of `mini`. Tokens are 16 x 16 pixels: three VAE halvings, then 2 x 2 packing."""
 
-    size_level: int = 128
-    max_sequence_length: int = 40
+    size_level: int = 512
+    max_sequence_length: int = 48
     text_hidden: int = 64
     text_layers: int = 10
     text_out_layers: tuple[int, ...] = (3, 6, 9)
     double_blocks: int = 2
     single_blocks: int = 6
-    heads: int = 5
-    head_dim: int = 32
+    heads: int = 3
+    head_dim: int = 64
     feature_block: int = 5
-    vae_channels: tuple[int, ...] = (16, 32, 64)
-    latent_channels: int = 32
+    vae_channels: tuple[int, ...] = (16, 64, 96, 192)
+    decoder_channels: tuple[int, ...] = (16, 32, 48, 64)
+    latent_channels: int = 96
+
+    @property
+    def width(self) -> int:
+        """Width of the DiT."""
+        return self.heads * self.head_dim
+
+    @property
+    def embedded(self) -> int:
+        """Width of a prompt embedding: hidden states side by side."""
+        return len(self.text_out_layers) * self.text_hidden
+
+    @property
+    def token_channels(self) -> int:
+        """Values of an image token: 2 x 2 latents."""
+        return 4 * self.latent_channels
 
     @property
     def token_px(self) -> int:
@@ -38,13 +54,14 @@ def build_vae() -> AutoencoderKLFlux2:
     levels = len(CONFIG.vae_channels)
     return AutoencoderKLFlux2(
         block_out_channels=CONFIG.vae_channels,
+        decoder_block_out_channels=CONFIG.decoder_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=CONFIG.latent_channels,
-        norm_num_groups=4,
+        norm_num_groups=8,
         sample_size=CONFIG.size_level,
-        mid_block_add_attention=True,
+        mid_block_add_attention=False,
     )
 
 
@@ -73,12 +90,12 @@ def build_transformer() -> Flux2Transformer2DModel:
     """The DiT, with random weights and residual gates of about 1."""
     transformer = Flux2Transformer2DModel(
         patch_size=1,
-        in_channels=4 * CONFIG.latent_channels,
+        in_channels=CONFIG.token_channels,
         num_layers=CONFIG.double_blocks,
         num_single_layers=CONFIG.single_blocks,
         attention_head_dim=CONFIG.head_dim,
         num_attention_heads=CONFIG.heads,
-        joint_attention_dim=len(CONFIG.text_out_layers) * CONFIG.text_hidden,
+        joint_attention_dim=CONFIG.embedded,
         timestep_guidance_channels=64,
         axes_dims_rope=(CONFIG.head_dim // 4,) * 4,
         rope_theta=2000,

@@ -1,35 +1,51 @@
-"""Training batches: scenes, expressions, edited scenes and labels for each token."""
+"""Training batches: scenes, questions, edited scenes, and labels of tokens and words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rism.evaluation.scenes.expressions import pick_expression
-from rism.evaluation.scenes.judged import training_scene
-from rism.evaluation.scenes.kinds import COLOUR_NAMES, KIND_NAMES
-from rism.evaluation.scenes.scene import Scene
+from mini.architecture import CONFIG
+from mini.concepts import Said, said, seen
+from mini.conditions import FORMS, Form
+from mini.scenes import EmojiScene, SceneMaker, Split
+from mini.words import Question, Questions
 
-# Token grids (rows, columns) of about the same area: squares and both orientations.
-GRIDS = ((16, 16), (18, 14), (14, 18))
-IGNORE = -100
+T = TypeVar("T")
+# Token grids (rows, columns) of about the same area, for parts of an image and for whole ones.
+PARTS = ((16, 16), (18, 14), (14, 18))
+WHOLES = ((32, 32), (36, 28), (28, 36))
+PER_WHOLE = 4  # scenes of parts that cost as much as one whole
+FORM_WEIGHTS: dict[Form, float] = {
+    "kind": 0.2, "colour": 0.12, "size": 0.1, "place": 0.13, "order": 0.07, "relation": 0.13,
+    "look": 0.02, "not": 0.04, "all": 0.08, "absent": 0.08, "unknown": 0.03,
+}  # fmt: skip
 
 
 @dataclass
-class Batch:
-    """One training batch of S scenes with E expressions each (B = S * E, scene by scene)."""
+class Prompts:
+    """B questions in words, and what they say."""
+
+    input_ids: torch.Tensor  # (B, P) int64
+    attention_mask: torch.Tensor  # (B, P) int64
+    said: dict[str, torch.Tensor]  # (B, entries) float32 each: mini.concepts.Said
+
+
+@dataclass
+class Batch(Prompts):
+    """S scenes with E questions each (B = S * E, scene by scene)."""
 
     grid_hw: tuple[int, int]
     source: torch.Tensor  # (S, 3, H, W) float32 in [-1, 1]
-    target: torch.Tensor  # (B, 3, H, W) float32 in [-1, 1]
-    mask: torch.Tensor  # (B, H, W) float32, the visible part of the object to remove
-    kinds: torch.Tensor  # (S, h * w) int64, kind per token, 0 is background, -100 unclear
-    colours: torch.Tensor  # (S, h * w) int64, likewise
-    input_ids: torch.Tensor  # (B, P) int64
-    attention_mask: torch.Tensor  # (B, P) int64
-    named_kinds: torch.Tensor  # (B,) int64, kind of the object to remove, -100 if not named
+    target: torch.Tensor  # (S, 3, H, W) float32, without what each first question means
+    mask: torch.Tensor  # (B, H, W) uint8, 1 where what the question means is seen
+    kinds: torch.Tensor  # (S, N_v), (S, N_v, entries) and (S, N_v): mini.concepts.Seen
+    colours: torch.Tensor
+    looks: torch.Tensor
 
 
 def instruction_ids(
@@ -51,18 +67,25 @@ def instruction_ids(
     return encoded["input_ids"], encoded["attention_mask"]
 
 
-def token_labels(scene: Scene, *, token_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kind and colour per token, (h * w,) int64 each; 0 is background."""
-    masks = np.stack([o.mask_hw for o in scene.objects]).astype(np.float32)
-    height, width = (size // token_px for size in masks.shape[1:])
-    covers = masks.reshape(-1, height, token_px, width, token_px).mean((2, 4))
-    best, cover = covers.argmax(0), covers.max(0)
-    unclear = (cover > 0.15) & (cover < 0.5)
-    labels = []
-    for names, attribute in ((KIND_NAMES, "kind"), (COLOUR_NAMES, "colour")):
-        index = np.array([1 + names.index(getattr(o, attribute)) for o in scene.objects])
-        labels.append(np.where(unclear, IGNORE, np.where(cover >= 0.5, index[best], 0)).ravel())
-    return labels[0], labels[1]
+def ask(
+    scene: EmojiScene,
+    rng: np.random.Generator,
+    count: int,
+    *,
+    weights: Mapping[Form, float] = FORM_WEIGHTS,
+    test: bool = False,
+) -> list[Question]:
+    """Questions about a scene, of forms by weight as far as the scene allows them."""
+    questions = Questions(scene, rng, test=test)
+    shares = np.array([weights.get(form, 0.0) for form in FORMS])
+    found: list[Question] = []
+    for _ in range(4 * count):
+        question = questions.draw(FORMS[int(rng.choice(len(FORMS), p=shares / shares.sum()))])
+        if question is not None:
+            found.append(question)
+        if len(found) == count:
+            return found
+    return found + [questions.draw_unknown() for _ in range(count - len(found))]
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
@@ -70,25 +93,50 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class BatchStream(torch.utils.data.IterableDataset[Batch]):
-    """Endless batches, each determined by its step number alone."""
+def union(scene: EmojiScene, targets: tuple[int, ...]) -> np.ndarray:
+    """Where any of these things is seen, (h, w) bool."""
+    found = np.zeros(scene.size_wh[::-1], bool)
+    for index in targets:
+        found |= scene.things[index].mask_hw
+    return found
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase, asked: list[Question]) -> Prompts:
+    """Questions as the text encoder gets them, and what they say."""
+    texts = [question.text for question in asked]
+    ids, attention = instruction_ids(tokenizer, texts, max_length=CONFIG.max_sequence_length)
+    words = [said(question) for question in asked]
+    names = Said.__dataclass_fields__
+    return Prompts(
+        ids,
+        attention,
+        {n: torch.from_numpy(np.stack([getattr(each, n) for each in words])) for n in names},
+    )
+
+
+class Stream(torch.utils.data.IterableDataset[T]):
+    """Endless batches, each determined by its step number alone.
+
+    Args:
+        tokenizer: of the text encoder.
+        folder: of the sprites.
+        first_step: step of the first batch.
+        split: of the scenes.
+    """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
         *,
-        scenes: int,
-        expressions: int,
-        max_length: int,
-        token_px: int,
         first_step: int = 0,
-        form_weights: dict[str, float] | None = None,
+        split: Split = "training",
     ) -> None:
-        self.tokenizer, self.max_length, self.token_px = tokenizer, max_length, token_px
-        self.scenes, self.expressions, self.form_weights = scenes, expressions, form_weights
+        self.tokenizer, self.folder, self.split = tokenizer, folder, split
         self.first_step = first_step
+        self._maker: SceneMaker | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         worker = torch.utils.data.get_worker_info()
         start, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         step = self.first_step + start
@@ -96,39 +144,86 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
             yield self.batch(step)
             step += stride
 
+    @property
+    def maker(self) -> SceneMaker:
+        """What draws; opened in the process that uses it."""
+        if self._maker is None:
+            self._maker = SceneMaker(self.folder)
+        return self._maker
+
+    def scene(self, seed: tuple[int, ...], size_wh: tuple[int, int], **more: int) -> EmojiScene:
+        """A scene of the split."""
+        return self.maker.scene(seed, split=self.split, size_wh=size_wh, **more)
+
+    def batch(self, step: int) -> T:
+        """The batch of one step."""
+        raise NotImplementedError
+
+
+class PromptStream(Stream[Prompts]):
+    """192 questions about 24 small scenes a step."""
+
+    def batch(self, step: int) -> Prompts:
+        """The batch of one step."""
+        asked = list[Question]()
+        for i in range(24):
+            scene = self.scene((step, i, 2), (64, 64))
+            asked += ask(scene, np.random.default_rng([step, i, 19]), 8)
+        return prompts(self.tokenizer, asked)
+
+
+class BatchStream(Stream[Batch]):
+    """Scenes with questions.
+
+    A part of an image is a scene of a quarter of its area with things as large as in the whole.
+
+    Args:
+        scenes: S, of parts; a batch of whole images has a quarter.
+        questions: E.
+        wholes: share of the batches that are of whole images.
+        crowded: share of the batches of parts with as many things as find a place.
+        others: arguments of `Stream`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        scenes: int,
+        questions: int,
+        wholes: float,
+        crowded: float = 0.0,
+        **others: Any,
+    ) -> None:
+        super().__init__(*args, **others)
+        self.scenes, self.questions, self.wholes = scenes, questions, wholes
+        self.crowded = crowded
+
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        grid = GRIDS[step % len(GRIDS)]
-        size_wh = (grid[1] * self.token_px, grid[0] * self.token_px)
-        sources, targets, masks, kinds, colours, texts, named = [], [], [], [], [], [], []
-        for i in range(self.scenes):
-            rng = np.random.default_rng([step, i, 11])
-            scene, _ = training_scene((step, i), size_wh=size_wh, form_weights=self.form_weights)
+        rng = np.random.default_rng([step, 17])
+        whole = bool(rng.random() < self.wholes)
+        grid = (WHOLES if whole else PARTS)[int(rng.integers(3))]
+        crowded = not whole and bool(rng.random() < self.crowded)
+        more = {} if whole else {"least_px": CONFIG.size_level // 12}
+        px = CONFIG.token_px
+        size_wh = (grid[1] * px, grid[0] * px)
+        sources, targets, masks, labels, asked = [], [], [], [], list[Question]()
+        for i in range(max(1, self.scenes // PER_WHOLE) if whole else self.scenes):
+            scene = self.scene((step, i), size_wh, least=10 if crowded else 1, **more)
+            own = ask(scene, np.random.default_rng([step, i, 11]), self.questions)
             sources.append(scene.image_hwc)
-            kind, colour = token_labels(scene, token_px=self.token_px)
-            kinds.append(kind)
-            colours.append(colour)
-            removed: dict[int, np.ndarray] = {}
-            for _ in range(self.expressions):
-                expression = pick_expression(scene, rng, form_weights=self.form_weights)
-                index = expression.target
-                if index not in removed:
-                    removed[index] = scene.without(index)
-                targets.append(removed[index])
-                masks.append(scene.objects[index].mask_hw.astype(np.float32))
-                texts.append(expression.text)
-                kind_name = scene.objects[index].kind
-                is_named = kind_name in expression.text.split()
-                named.append(KIND_NAMES.index(kind_name) if is_named else IGNORE)
-        ids, attention = instruction_ids(self.tokenizer, texts, max_length=self.max_length)
+            targets.append(scene.without(own[0].targets))
+            masks += [union(scene, question.targets) for question in own]
+            labels.append(seen(scene.things, token_px=px))
+            asked += own
+        words = prompts(self.tokenizer, asked)
         return Batch(
+            **vars(words),
             grid_hw=grid,
             source=to_tensor(sources),
             target=to_tensor(targets),
-            mask=torch.from_numpy(np.stack(masks)),
-            kinds=torch.from_numpy(np.stack(kinds)).long(),
-            colours=torch.from_numpy(np.stack(colours)).long(),
-            input_ids=ids,
-            attention_mask=attention,
-            named_kinds=torch.tensor(named),
+            mask=torch.from_numpy(np.stack(masks)).to(torch.uint8),
+            kinds=torch.from_numpy(np.stack([each.kinds for each in labels])),
+            colours=torch.from_numpy(np.stack([each.colours for each in labels])),
+            looks=torch.from_numpy(np.stack([each.looks for each in labels])),
         )

@@ -44,6 +44,11 @@ class Condition:
     anchor: str = ""
 
 
+def _of_another(part: Condition) -> tuple[str, ...]:
+    """The concepts of a condition that does not hold for what is asked."""
+    return tuple(f"anchor {c}" if c in COLOUR_NAMES else c for c in part.concepts)
+
+
 def _clear(yes: np.ndarray, no: np.ndarray) -> Fits:
     return np.where(yes, 1, np.where(no, -1, 0)).astype(np.int8)
 
@@ -224,7 +229,7 @@ class Conditions:
                         links = ("that is not", "that isn't", "not", "which is not")
                         short = [re.sub("^(that|which) is ", "", word) for word in part.words]
                         said = tuple(f"{link} {word}" for word in short for link in links)
-                        yield Condition("not", -part.fits, said, False, ("not", *part.concepts))
+                        yield Condition("not", -part.fits, said, False, ("not", *_of_another(part)))
                 if among.max() == 1 and self.things[other].kind != self.things[target].kind:
                     noun = self.things[other].kind
                     fits = -self.noun(noun)
@@ -248,7 +253,7 @@ class Conditions:
                 both = np.minimum(fits, named[0].fits)
                 if (both == 1).sum() != 1 or (both == 0).any():
                     continue
-                name, concept = f"{named[0].words[0]} {name}", named[0].concepts
+                name, concept = f"{named[0].words[0]} {name}", _of_another(named[0])
             elif (fits == 1).sum() != 1:
                 continue
             for words, relation, related in self._related(anchor):

@@ -1,11 +1,13 @@
 """The text that the tokenizer of `mini` is trained on."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from rism.evaluation.scenes.expressions import make_expressions
-from rism.evaluation.scenes.judged import training_scene
+from mini.batches import ask
+from mini.nouns import meanings, plural
+from mini.scenes import SceneMaker
 
 EVERYDAY = (
     "a an and any at away back background behind below beside between big bigger biggest black "
@@ -16,11 +18,14 @@ EVERYDAY = (
 )
 
 
-def corpus(scenes: int) -> Iterator[str]:
-    """Instructions for `scenes` generated scenes, and everyday words after each scene."""
+def corpus(folder: Path, scenes: int) -> Iterator[str]:
+    """Instructions for `scenes` scenes of the sprites in `folder`, every noun, everyday words."""
+    maker = SceneMaker(folder)
     for i in range(scenes):
-        rng = np.random.default_rng([i, 13])
-        scene, _ = training_scene((i, 0), size_wh=(64, 64))
-        for expression in make_expressions(scene, rng)[:8]:
-            yield f"remove {expression.text}"
-        yield EVERYDAY
+        scene = maker.scene((i, 3), split="training", size_wh=(64, 64))
+        for question in ask(scene, np.random.default_rng([i, 13]), 8):
+            yield f"remove {question.text}"
+        if i % 20 == 0:
+            yield EVERYDAY
+            for noun in meanings():
+                yield f"remove the {noun}, {plural(noun)}"

@@ -1,127 +1,95 @@
-"""The VAE encoder of `mini`, whose weights are set rather than trained.
+"""The first half of the VAE encoder of `mini`, whose weights are set rather than trained.
 
-A few thousand steps on two cores do not train a convolutional encoder well, and the method does
-not need one: the latents only have to describe the image. So the encoder computes the principal
-components of 4 x 4 pixel patches: its strided convolutions gather a patch, its residual branches
-are zero, and its final SiLU gets x and -x, because silu(x) - silu(-x) = x. The decoder is trained
-(`mini.train_vae`).
+It gathers 4 x 4 pixels and whitens them (their principal components over scenes): the first two
+levels' residual branches are zero and their strided convolutions move pixels to channels. The
+second half is trained (`mini.see`), and so is the decoder (`mini.train_vae`).
 """
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLFlux2
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from torch import nn
+from torch.nn import functional as F
 
-from rism.evaluation.scenes.judged import training_scene
+from mini.architecture import CONFIG
+from mini.scenes import SceneMaker
 
-# A constant pair in every group fixes the scale that group normalisation divides by.
-_ANCHOR = 8.0
+PATCH = 48  # values of 4 x 4 RGB pixels
 
 
-def patch_components(images: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (48,) and whitened components (count, 48) of 4 x 4 RGB patches in [-1, 1].
+def patch_components(maker: SceneMaker, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (48,) and whitened components (48, 48) of 4 x 4 RGB patches in [-1, 1].
 
     The 48 values are ordered (row, column, channel).
     """
     patches = []
     for i in range(images):
-        image = training_scene((5, i), size_wh=(128, 128))[0].image_hwc / 127.5 - 1
-        patches.append(image.reshape(32, 4, 32, 4, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 48))
+        scene = maker.scene((5, i), split="training", size_wh=(128, 128))
+        image = scene.image_hwc / 127.5 - 1
+        patches.append(image.reshape(32, 4, 32, 4, 3).transpose(0, 2, 1, 3, 4).reshape(-1, PATCH))
     stacked = np.concatenate(patches)
     mean = stacked.mean(0)
     values, vectors = np.linalg.eigh(np.cov(stacked - mean, rowvar=False))
-    order = np.argsort(values)[::-1][:count]
-    return mean, (vectors[:, order] / np.sqrt(values[order])).T
+    # The finest components are noise: they are not made as large as the others.
+    scale = np.sqrt(values[::-1] + 1e-3)
+    return mean, (vectors[:, ::-1] / scale).T
 
 
 @torch.no_grad()
-def set_encoder(vae: AutoencoderKLFlux2, *, images: int = 200) -> None:
-    """Set every weight of the encoder (three levels, 2 x latent channels at the last)."""
+def set_stem(vae: AutoencoderKLFlux2, mean: np.ndarray, components: np.ndarray) -> None:
+    """Set every weight of the encoder's first two levels."""
     encoder = vae.encoder
-    groups = vae.config.norm_num_groups
-    width = encoder.conv_out.in_channels
-    pairs = width // (2 * groups) - 1  # value pairs per group; one pair is the anchor
-    count = pairs * groups
-    mean, components = patch_components(images, count)
-    for parameter in encoder.parameters():
-        parameter.zero_()
-    for name, module in encoder.named_modules():
-        if isinstance(module, torch.nn.GroupNorm):
-            module.weight.fill_(1)
+    stem = nn.ModuleList([encoder.conv_in, *encoder.down_blocks[:2]])
+    for name, parameter in stem.named_parameters():
+        parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    for name, module in stem.named_modules():
         if name.endswith("conv_shortcut"):
             for i in range(module.in_channels):
                 module.weight[i, i] = 1
     for c in range(3):
         encoder.conv_in.weight[c, c, 1, 1] = 1
-    # 2 x 2 pixels to 12 channels, ordered (row, column, channel).
+    # 2 x 2 pixels to 12 channels, ordered (row, column, channel); then 2 x 2 of these to all 48.
     first = encoder.down_blocks[0].downsamplers[0].conv
     for row, column, c in np.ndindex(2, 2, 3):
         first.weight[(row * 2 + column) * 3 + c, c, row, column] = 1
-    _project(encoder.down_blocks[1].downsamplers[0].conv, mean, components)
-    _spread(encoder.down_blocks[2].resnets[0].conv_shortcut, count, groups)
-    _collect(encoder.conv_out, count, groups, vae.config.latent_channels)
-    if vae.quant_conv is not None:
-        vae.quant_conv.weight.copy_(torch.eye(vae.quant_conv.in_channels)[..., None, None])
-        vae.quant_conv.bias.zero_()
-
-
-def _project(conv: torch.nn.Conv2d, mean: np.ndarray, components: np.ndarray) -> None:
-    """Four positions of 12 channels to the components of the 4 x 4 patch."""
-    count = len(components)
-    grid = components.reshape(count, 2, 2, 2, 2, 3)  # (n, big row, row, big column, column, rgb)
+    second = encoder.down_blocks[1].downsamplers[0].conv
+    grid = components.reshape(PATCH, 2, 2, 2, 2, 3)  # (n, big row, row, big column, column, rgb)
     for big_row, big_column in np.ndindex(2, 2):
-        block = grid[:, big_row, :, big_column].reshape(count, 12)
-        conv.weight[:count, :12, big_row, big_column] = torch.from_numpy(block).float()
-    _bias(conv)[:count] = torch.from_numpy(-(components @ mean)).float()
+        block = np.ascontiguousarray(grid[:, big_row, :, big_column].reshape(PATCH, 12))
+        second.weight[:PATCH, :12, big_row, big_column] = torch.from_numpy(block).float()
+    second.bias[:PATCH] = torch.from_numpy(-(components @ mean)).float()
 
 
-def _bias(conv: torch.nn.Conv2d) -> torch.Tensor:
-    assert conv.bias is not None
-    return conv.bias
+class Eye(nn.Module):
+    """The encoder as it is trained: its stem in one convolution, which is not trained."""
 
-
-def _slot(index: int, groups: int, width: int) -> int:
-    """Channel of +component `index`; -component is the next one."""
-    group, place = index % groups, index // groups
-    return group * (width // groups) + 2 * place
-
-
-def _spread(conv: torch.nn.Conv2d, count: int, groups: int) -> None:
-    """Components to +/- pairs, with an anchor pair at the end of each group."""
-    conv.weight.zero_()
-    width = conv.out_channels
-    for index in range(count):
-        channel = _slot(index, groups, width)
-        conv.weight[channel, index] = 1
-        conv.weight[channel + 1, index] = -1
-    for group in range(groups):
-        end = (group + 1) * width // groups
-        _bias(conv)[end - 2 : end] = torch.tensor([_ANCHOR, -_ANCHOR])
-
-
-def _collect(conv: torch.nn.Conv2d, count: int, groups: int, latents: int) -> None:
-    """Pairs back to components; the spare latents are the first components, blurred 3 x 3."""
-    for latent in range(latents):
-        channel = _slot(latent % count, groups, conv.in_channels)
-        rows, size = (slice(1, 2), 1) if latent < count else (slice(0, 3), 9)
-        conv.weight[latent, channel, rows, rows] = 4 / size
-        conv.weight[latent, channel + 1, rows, rows] = -4 / size
-    _bias(conv)[latents:] = -12.0  # log variance
-
-
-def skip_silent_layers(vae: AutoencoderKLFlux2) -> None:
-    """Remove the layers that `set_encoder` set to zero, in place: the same latents in less time."""
-    for block in vae.encoder.down_blocks:
-        for index, resnet in enumerate(block.resnets):
-            block.resnets[index] = _Shortcut(resnet.conv_shortcut)
-    vae.encoder.mid_block = torch.nn.Identity()
-
-
-class _Shortcut(torch.nn.Module):
-    def __init__(self, shortcut: torch.nn.Module | None) -> None:
+    def __init__(self, vae: AutoencoderKLFlux2) -> None:
         super().__init__()
-        self.shortcut = shortcut or torch.nn.Identity()
+        encoder, second = vae.encoder, vae.encoder.down_blocks[1].downsamplers[0].conv
+        kernel = torch.zeros(second.out_channels, 3, 4, 4)
+        for row, column in np.ndindex(4, 4):
+            place = (row % 2 * 2 + column % 2) * 3
+            part = second.weight.detach()[:, place : place + 3, row // 2, column // 2]
+            kernel[:, :, row, column] = part
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_buffer("bias", second.bias.detach().clone(), persistent=False)
+        self.down = nn.ModuleList(encoder.down_blocks[2:])
+        self.mid, self.norm, self.out = encoder.mid_block, encoder.conv_norm_out, encoder.conv_out
+        self.quant, self.bn = vae.quant_conv, vae.bn
+        self.to(memory_format=torch.channels_last)
 
-    def forward(self, hidden: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
-        assert temb is None, "an autoencoder has no time embedding"
-        result: torch.Tensor = self.shortcut(hidden)
-        return result
+    def latents(self, image: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to latents (B, latent channels, H / 8, W / 8)."""
+        image = image.contiguous(memory_format=torch.channels_last)
+        hidden = F.conv2d(image, self.kernel, self.bias, stride=4)
+        for block in self.down:
+            hidden = block(hidden)
+        hidden = self.out(F.silu(self.norm(self.mid(hidden))))
+        mean: torch.Tensor = self.quant(hidden)[:, : CONFIG.latent_channels]
+        return mean.float()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Images to tokens (B, N_v, C), what `encode_image` gives."""
+        normal = self.bn(Flux2KleinPipeline._patchify_latents(self.latents(image)))
+        tokens: torch.Tensor = Flux2KleinPipeline._pack_latents(normal)
+        return tokens

@@ -17,10 +17,15 @@ def edit_loss(
 
 
 def alignment_loss(vectors: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy between attention over tokens (B, N_v) and the edit's difference mask."""
+    """Divergence of attention over tokens (B, N_v) from what the edit changes.
+
+    Where it changes nothing, attention is wanted to be even.
+    """
     share = vectors / vectors.sum(-1, keepdim=True)
-    wanted = cover / cover.sum(-1, keepdim=True).clamp_min(1e-6)
-    return -(wanted * share.clamp_min(1e-9).log()).sum(-1).mean()
+    total = cover.sum(-1, keepdim=True)
+    wanted = torch.where(total > 0, cover / total.clamp_min(1e-6), 1 / cover.shape[1])
+    surprise = wanted.clamp_min(1e-9).log() - share.clamp_min(1e-9).log()
+    return (wanted * surprise).sum(-1).mean()
 
 
 def prototype_scores(features: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

@@ -202,9 +202,17 @@ class SceneMaker:
         }
 
     def scene(
-        self, seed: Sequence[int], *, split: Split, size_wh: Size, least: int = 1
+        self,
+        seed: Sequence[int],
+        *,
+        split: Split,
+        size_wh: Size,
+        least: int = 1,
+        least_px: float = 10.0,
     ) -> EmojiScene:
         """Draw the scene of a seed, of `least` to 8 things as far as they find a place.
+
+        A thing's longer side has at least `least_px` pixels.
 
         The same arguments give the same scene.
         """
@@ -215,14 +223,34 @@ class SceneMaker:
         plans: list[_Plan] = []
         count = max(least, 1 + int(rng.choice(len(_COUNTS), p=_COUNTS)))
         for plan in self._cast(rng, count, held):
-            layer = self._place(rng, plan, size_wh, count, layers)
+            layer = self._place(rng, plan, size_wh, count, layers, least_px)
             if layer is not None:
                 layers.append(layer)
                 plans.append(plan)
         things = _things(layers, plans, size_wh)
         if not things:
-            return self.scene([*seed, 0], split=split, size_wh=size_wh, least=least)
+            more = {"split": split, "size_wh": size_wh, "least": least, "least_px": least_px}
+            return self.scene([*seed, 0], **more)
         return EmojiScene(ground, layers, things, shown, _finish(rng))
+
+    def draw_sprites(self, rng: Rng, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
+        """Rows (count,) and kinds of sprites: a kind first, then a style, then a sprite."""
+        held = split == "held-out"
+        rows, names = self._rows[held], self._kinds[held]
+        kinds = [names[int(i)] for i in rng.integers(len(names), size=count)]
+        return np.array([_one_row(rng, rows[kind])[0] for kind in kinds]), kinds
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """Sprites (n, SIDE, SIDE, 4) uint8, premultiplied."""
+        return self._sprites[rows]
+
+    def ground(self, rng: Rng, size_wh: Size, split: Split) -> np.ndarray:
+        """A background (h, w, 3) uint8."""
+        return self._ground(rng, size_wh, split == "held-out")[0]
+
+    def finish(self, rng: Rng) -> "_Finish":
+        """What a camera does to an image."""
+        return _finish(rng)
 
     def _cast(self, rng: Rng, count: int, held: bool) -> Iterator[_Plan]:
         """What to place, in random order; often several of one kind."""
@@ -235,11 +263,7 @@ class SceneMaker:
         first: dict[str, tuple[int, str]] = {}
         for place in rng.permutation(count):
             kind = chosen[place]
-            # A style first, then one of its sprites: our drawings come in eight colours.
-            styles = sorted({style for _, style in rows[kind]})
-            style = styles[int(rng.integers(len(styles)))]
-            options = [row for row in rows[kind] if row[1] == style]
-            row = options[int(rng.integers(len(options)))]
+            row = _one_row(rng, rows[kind])
             if same_sprite:
                 row = first.setdefault(kind, row)
             turn = rng.uniform(0.5, 5.8) if rng.random() < 0.45 else rng.uniform(-0.15, 0.15)
@@ -247,12 +271,12 @@ class SceneMaker:
             yield _Plan(kind, row[1], row[0], matrix)
 
     def _place(
-        self, rng: Rng, plan: _Plan, size_wh: Size, count: int, below: list[_Layer]
+        self, rng: Rng, plan: _Plan, size_wh: Size, count: int, below: list[_Layer], least_px: float
     ) -> _Layer | None:
         """The sprite with its place; None if no place was found."""
         mean_side = float(np.sqrt(size_wh[0] * size_wh[1]))
         top = min(LARGEST, 1.25 / np.sqrt(count))
-        low = max(SMALLEST, 10 / mean_side)
+        low = min(top, max(SMALLEST, least_px / mean_side))
         side = float(top * (low / top) ** (0.75 * rng.random()))
         angle = rng.normal(0, 0.2) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
         size_px, flip = round(side * mean_side), bool(rng.random() < 0.5)
@@ -284,6 +308,14 @@ class SceneMaker:
         if draw < 0.75:
             return make_background(rng, size_wh=size_wh), ()
         return _texture(rng, size_wh), ()
+
+
+def _one_row(rng: Rng, rows: list[tuple[int, str]]) -> tuple[int, str]:
+    """A style first, then one of its sprites: our drawings come in eight colours."""
+    styles = sorted({style for _, style in rows})
+    style = styles[int(rng.integers(len(styles)))]
+    options = [row for row in rows if row[1] == style]
+    return options[int(rng.integers(len(options)))]
 
 
 def _photographs(names: dict[str, tuple[str, ...]]) -> list[tuple[np.ndarray, tuple[str, ...]]]:

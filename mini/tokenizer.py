@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 768) -> Qwen2TokenizerFast:
+def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 2048) -> Qwen2TokenizerFast:
     """Train the tokenizer on `corpus`, an iterable of instructions."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

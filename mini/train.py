@@ -1,74 +1,89 @@
-"""Train `mini` to carry out "remove <expression>": `python -m mini.train --vae DIR --out DIR`.
+"""Train `mini`: `python -m mini.train --out DIR`, which goes on where it stopped.
 
-One step draws S scenes with E expressions each. The DiT gets a few random noisy tokens until
-`--full-from` of the run, then all of them, and always all clean tokens. After an interruption the
-same command continues from the last checkpoint.
+First both encoders learn what there is to see and to say (`mini.see`), then the DiT learns to
+carry out "remove <what is asked>" (`mini.ground`). `python -m mini.assets` makes the sprites.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2
 from torch import nn
-from torch.nn import functional as F
 from transformers import Qwen2TokenizerFast
 
-from mini.architecture import CONFIG
-from mini.batches import Batch, BatchStream
+from mini.assets import FOLDER
+from mini.batches import Batch, BatchStream, PromptStream, Stream
 from mini.corpus import corpus
-from mini.encoder import skip_silent_layers
-from mini.learner import WEIGHTS, Learner, StepOptions, step_losses
-from mini.losses import prototype_scores
-from mini.probe import Probe
+from mini.ground import GROUND_WEIGHTS, Draw, Learner, ground_losses, ground_scores
+from mini.muon import optimizers
+from mini.scenes import SceneMaker
+from mini.see import (
+    SAY_WEIGHTS,
+    SEE_WEIGHTS,
+    Encoders,
+    draw_losses,
+    say_losses,
+    say_scores,
+    see_losses,
+    see_scores,
+)
+from mini.sheets import SheetStream
 from mini.tokenizer import train_tokenizer
-from rism.evaluation.scenes.expressions import FORMS
-from rism.export.families.flux2.reference import encode_image
 
-# Kinds are the hardest to learn to see, so training asks for them more than the score does.
-FORM_WEIGHTS = {"kind": 0.35, "colour": 0.15, "size": 0.15, "place": 0.2, "relation": 0.15}
-SAVE_EVERY = 250
+SAVE_SECONDS = 120
+WHOLES_FROM = 0.75  # share of the DiT's time after which most batches are of whole images
 UNSEEN = 50_000_000  # steps from here on are never trained
 
 
-def optimizers(learner: Learner, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for everything else."""
-    matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
-    for name, parameter in learner.named_parameters():
-        inside = "blocks." in name or "model.layers." in name
-        (matrices if inside and parameter.ndim == 2 else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
 def learning_rate(step: int, progress: float) -> float:
-    """Warm up over 100 steps, hold, and fall to nothing over the last 40 % of the run."""
-    return min(1.0, (step + 1) / 100, max(0.01, (1 - progress) / 0.4))
+    """Warm up over 100 steps, hold, and fall to nothing over the last half of the run."""
+    return min(1.0, (step + 1) / 100, max(0.01, (1 - progress) / 0.5))
 
 
-class TrainingRun:
-    """A training run: its modules, optimizers, elapsed time, and the file they are saved in."""
+def tokenizer_in(out: Path, sprites: Path, scenes: int = 1500) -> Qwen2TokenizerFast:
+    """The tokenizer of a training, made when it is first asked for."""
+    folder = out / "tokenizer"
+    if not folder.exists():
+        train_tokenizer(corpus(sprites, scenes)).save_pretrained(folder)
+    return Qwen2TokenizerFast.from_pretrained(folder)
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.vae = AutoencoderKLFlux2.from_pretrained(args.vae).eval().requires_grad_(False)
-        skip_silent_layers(self.vae)
-        folder = args.out / "tokenizer"
-        if not folder.exists():
-            train_tokenizer(corpus(4000)).save_pretrained(folder)
-        self.tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
-        self.learner = Learner(self.tokenizer)
-        self.optimizers = optimizers(self.learner, args.rate)
+
+class Run:
+    """One part of a training: a module, its optimizers, its time, and the file they are kept in.
+
+    Args:
+        module: what is kept.
+        trained: parts of it whose parameters are trained, where they ask for gradients.
+        file: where the state is kept; read if it exists.
+        minutes: length of the part.
+        rates: learning rates of Muon and of AdamW.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        file: Path,
+        *,
+        trained: tuple[str, ...],
+        minutes: float,
+        rates: tuple[float, float],
+    ) -> None:
+        self.module, self.file, self.minutes, self.rates = module, file, minutes, rates
+        named = [
+            (name, parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and name.startswith(trained)
+        ]
+        self.parameters = [parameter for _, parameter in named]
+        self.optimizers = optimizers(named, *rates)
         self.step, self.elapsed = 0, 0.0
-        self.file: Path = args.out / "training.pt"
-        if self.file.exists():
-            state = torch.load(self.file, weights_only=True)
-            self.learner.load_state_dict(state["learner"])
+        if file.exists():
+            state = torch.load(file, weights_only=True)
+            module.load_state_dict(state["module"])
             for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
             self.step, self.elapsed = state["step"], state["elapsed"]
@@ -76,7 +91,7 @@ class TrainingRun:
     def save(self) -> None:
         """Write everything that continuing needs, by rename."""
         state = {
-            "learner": self.learner.state_dict(),
+            "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "elapsed": self.elapsed,
@@ -87,135 +102,168 @@ class TrainingRun:
 
     @property
     def progress(self) -> float:
-        """Share of the run's time that has passed."""
-        return self.elapsed / (60 * float(self.args.minutes))
+        """Share of the part's time that has passed."""
+        return self.elapsed / (60 * self.minutes)
 
-    def stream(self, **changes: object) -> BatchStream:
-        """Batches of this run, or with other settings."""
-        settings = {
-            "scenes": self.args.scenes,
-            "expressions": self.args.expressions,
-            "first_step": self.step,
-            "form_weights": FORM_WEIGHTS,
-        } | changes
-        return BatchStream(
-            self.tokenizer,
-            max_length=CONFIG.max_sequence_length,
-            token_px=CONFIG.token_px,
-            **settings,
-        )
-
-    def learn(self, batch: Batch) -> dict[str, float]:
-        """One step of both optimizers; the losses."""
-        for optimizer in self.optimizers:
+    def learn(self, losses: dict[str, torch.Tensor], weights: dict[str, float]) -> None:
+        """One step of both optimizers."""
+        share = learning_rate(self.step, self.progress)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = self.args.rate * learning_rate(self.step, self.progress)
-        tokens = batch.grid_hw[0] * batch.grid_hw[1]
-        options = StepOptions(
-            noisy_tokens=tokens if self.progress >= self.args.full_from else self.args.noisy,
-            own_region=0.75,
-            generator=torch.Generator().manual_seed(self.step),
-        )
-        with torch.no_grad():
-            clean = encode_image(self.vae, batch.source).repeat_interleave(self.args.expressions, 0)
-            edited = encode_image(self.vae, batch.target)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = step_losses(self.learner, batch, clean, edited, options)
-            loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
-        for optimizer in self.optimizers:
+                group["lr"] = rate * share
             optimizer.zero_grad()
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return {name: value.item() for name, value in losses.items()}
+
+    def go(
+        self,
+        stream: Stream[Any],
+        losses: Callable[[Any, int], dict[str, torch.Tensor]],
+        weights: dict[str, float],
+        score: Callable[[], dict[str, Any]],
+        until: float = 1.0,
+    ) -> None:
+        """Train until that share of the time is over; print losses, and scores at each save."""
+        if self.progress >= until:
+            return
+        count = sum(parameter.numel() for parameter in self.parameters)
+        print(f"{self.file.stem}: {count:,} parameters, from step {self.step}", flush=True)
+        stream.first_step = self.step
+        workers = torch.utils.data.DataLoader(
+            stream, batch_size=None, num_workers=1, prefetch_factor=4
+        )
+        batches: Iterator[Any] = iter(workers)
+        last = saved = time.monotonic()
+        smooth: dict[str, float] = {}
+        while self.progress < until:
+            with torch.autocast("cpu", torch.bfloat16):
+                found = losses(next(batches), self.step)
+            self.learn(found, weights)
+            for name, value in found.items():
+                smooth[name] = 0.95 * smooth.get(name, value.item()) + 0.05 * value.item()
+            now = time.monotonic()
+            # A pause of the process is not time of training.
+            self.elapsed, last = self.elapsed + min(now - last, 20.0), now
+            if self.step % 20 == 0:
+                shown = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
+                print(f"{self.step} {self.elapsed:.0f}s {shown}", flush=True)
+            if now - saved > SAVE_SECONDS:
+                self.save()
+                print(f"{self.step} SCORE {json.dumps(score())}", flush=True)
+                last = saved = time.monotonic()
+        self.save()
+        print(f"{self.step} SCORE {json.dumps(score())}", flush=True)
 
 
-def _maps(probe: Probe) -> dict[str, torch.Tensor]:
-    """Maps (B, N_v) that are positive inside the masks of CAM, RAM (at 0.5) and the full method."""
+def train_encoders(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast) -> Encoders:
+    """The first part: the text encoder, then the image encoder."""
+    encoders = Encoders(tokenizer, SceneMaker(args.sprites))
+    encoders.text_encoder.set_attn_implementation("eager")
+    encoder = encoders.vae.encoder
+    for module in (encoder.conv_in, *encoder.down_blocks[:2]):
+        module.requires_grad_(False)
+    rates = (args.muon, args.adam)
+    words = ("text_encoder.", "spaces.say", "spaces.anchor", "spaces.other")
+    run = Run(encoders, args.out / "say.pt", trained=words, minutes=args.say, rates=rates)
+    prompts = PromptStream(tokenizer, args.sprites)
 
-    def normal(maps: dict[int, torch.Tensor]) -> torch.Tensor:
-        total = torch.stack(list(maps.values())).sum(0)
-        low, high = total.amin(1, keepdim=True), total.amax(1, keepdim=True)
-        return (total - low) / (high - low)
+    def score_words() -> dict[str, Any]:
+        return say_scores(encoders, prompts.batch(UNSEEN))
 
-    refined = normal(probe.refined)
-    full = prototype_scores(probe.features, (refined > 0.8).float())
-    return {"cam": normal(probe.coarse) - 0.5, "ram": refined - 0.5, "full": full}
+    run.go(prompts, lambda batch, _: say_losses(encoders, batch), SAY_WEIGHTS, score_words)
+    things = ("vae.encoder.", "vae.quant_conv.", "spaces.see", "pixels.")
+    run = Run(encoders, args.out / "see.pt", trained=things, minutes=args.see, rates=rates)
+    eye = encoders.eye()
+    settings = {"scenes": 16, "questions": 1}
+    stream = BatchStream(tokenizer, args.sprites, wholes=0.2, crowded=0.6, **settings)
+    held = BatchStream(tokenizer, args.sprites, wholes=0.2, split="held-out", **settings)
+
+    def score_things() -> dict[str, Any]:
+        tests = {"training": stream, "held-out": held}
+        return {n: see_scores(encoders, eye, s.batch(UNSEEN)) for n, s in tests.items()}
+
+    sheets = SheetStream(stream)
+    run.go(sheets, lambda batch, _: see_losses(encoders, eye, batch), SEE_WEIGHTS, score_things)
+    return encoders
 
 
-@torch.no_grad()
-def score(
-    run: TrainingRun, stream: BatchStream, *, batches: int, noisy_tokens: int
-) -> dict[str, float]:
-    """Mean IoU at four pixels per token on seeds outside the training, and the hit rate."""
-    run.learner.eval()
-    ious: dict[str, list[torch.Tensor]] = {"cam": [], "ram": [], "full": []}
-    for index in range(batches):
-        batch = stream.batch(UNSEEN + index)
-        grid = batch.grid_hw
-        size = tuple(4 * side for side in grid)
-        clean = encode_image(run.vae, batch.source)
-        clean = clean.repeat_interleave(len(batch.mask) // len(clean), 0)
-        options = StepOptions(noisy_tokens, 1.0, torch.Generator().manual_seed(1))
+def train_decoder(
+    args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders: Encoders
+) -> None:
+    """What the method never runs, and an editor ends with."""
+    parts = ("vae.decoder.", "vae.post_quant_conv.")
+    rates = (args.muon, args.adam)
+    run = Run(encoders, args.out / "draw.pt", trained=parts, minutes=args.draw, rates=rates)
+    eye = encoders.eye().eval()
+    stream = BatchStream(tokenizer, args.sprites, scenes=16, questions=1, wholes=0)
+
+    @torch.no_grad()
+    def score() -> dict[str, Any]:
+        batch = stream.batch(UNSEEN)
+        drawn = encoders.vae.decode(eye.latents(batch.source)).sample
+        return {"PSNR": (10 * torch.log10(4 / (drawn - batch.source).square().mean())).item()}
+
+    run.go(stream, lambda batch, _: draw_losses(encoders, eye, batch), {"drawn": 1.0}, score)
+
+
+def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders: Encoders) -> None:
+    """The second part: on parts of images, and at last on whole images."""
+    encoders.eval()
+    learner = Learner(encoders)
+    eye = encoders.eye().eval()
+    stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.1)
+    held = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0, split="held-out")
+    trained = ("transformer.", "spaces.see", "target.", "log_sharpness")
+    file = args.out / "ground.pt"
+
+    @torch.no_grad()
+    def see(image: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            step_losses(run.learner, batch, clean, clean, options)
-        wanted = F.interpolate(batch.mask.unsqueeze(1), size=size, mode="area")[:, 0] > 0.5
-        for name, values in _maps(run.learner.probe).items():
-            up = F.interpolate(values.view(-1, 1, *grid), size=size, mode="bilinear")[:, 0] > 0
-            union = (up | wanted).sum((1, 2)).clamp_min(1)
-            ious[name].append((up & wanted).sum((1, 2)) / union)
-    run.learner.train()
-    found = {name: torch.cat(values) for name, values in ious.items()}
-    means = {name: round(values.mean().item(), 3) for name, values in found.items()}
-    return means | {"hit": round((found["full"] > 0.5).float().mean().item(), 3)}
+            return eye(image).float()
 
+    if not file.exists():
+        batch = stream.batch(UNSEEN)
+        learner.start(see(batch.source), encoders.embed(batch.input_ids, batch.attention_mask))
+    run = Run(learner, file, trained=trained, minutes=args.ground, rates=(args.muon, 2 * args.adam))
 
-def _train(run: TrainingRun) -> None:
-    loader: Iterator[Batch] = iter(
-        torch.utils.data.DataLoader(run.stream(), batch_size=None, num_workers=1, prefetch_factor=6)
-    )
-    last = time.monotonic()
-    smooth: dict[str, float] = {}
-    while run.progress < 1 and run.step < run.args.max_steps:
-        for name, value in run.learn(next(loader)).items():
-            smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
-        now = time.monotonic()
-        run.elapsed, last = run.elapsed + now - last, now
-        if run.step % 20 == 0:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in smooth.items())
-            print(f"{run.step} {run.elapsed:.0f}s {shown}", flush=True)
-        if run.step % SAVE_EVERY == 0:
-            result = score(run, run.stream(), batches=4, noisy_tokens=run.args.noisy)
-            print(f"{run.step} SCORE {json.dumps(result)}", flush=True)
-            run.save()
-            last = time.monotonic()
-    run.save()
+    def losses(batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        clean, edited = see(batch.source), see(batch.target)
+        return ground_losses(learner, batch, clean, edited, Draw.of_step(step))
+
+    def score() -> dict[str, Any]:
+        found = {}
+        for name, tests, k in (("training", stream, 4), ("held-out", held, 4)):
+            batch = tests.batch(UNSEEN + 1)
+            found[name] = ground_scores(learner, batch, see(batch.source), noisy_grid=k)
+        return found
+
+    run.go(stream, losses, GROUND_WEIGHTS, score, until=WHOLES_FROM)
+    stream.wholes = 0.8
+    run.go(stream, losses, GROUND_WEIGHTS, score)
 
 
 def main() -> None:
-    """Train, or continue a training, and print the score by form of expression."""
+    """Train, or go on with a training."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=90.0, help="length of the whole run")
-    parser.add_argument("--scenes", type=int, default=12)
-    parser.add_argument("--expressions", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--noisy", type=int, default=32, help="noisy tokens seen at first")
-    parser.add_argument("--full-from", type=float, default=0.85)
-    parser.add_argument("--max-steps", type=int, default=10**9)
+    parser.add_argument("--sprites", type=Path, default=FOLDER)
+    parser.add_argument("--say", type=float, default=5.0, help="minutes of the text encoder")
+    parser.add_argument("--see", type=float, default=30.0, help="minutes of the image encoder")
+    parser.add_argument("--ground", type=float, default=75.0, help="minutes of the DiT")
+    parser.add_argument("--draw", type=float, default=5.0, help="minutes of the decoder")
+    parser.add_argument("--muon", type=float, default=8e-3, help="its learning rate")
+    parser.add_argument("--adam", type=float, default=1e-3, help="that of AdamW")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    run = TrainingRun(args)
-    count = sum(parameter.numel() for parameter in run.learner.parameters())
-    print(f"{count:,} parameters, from step {run.step}", flush=True)
-    _train(run)
-    for form in FORMS:
-        only = run.stream(scenes=16, expressions=1, form_weights={form: 1.0})
-        print(form, score(run, only, batches=3, noisy_tokens=252), flush=True)
+    tokenizer = tokenizer_in(args.out, args.sprites)
+    encoders = train_encoders(args, tokenizer)
+    train_dit(args, tokenizer, encoders)
+    train_decoder(args, tokenizer, encoders)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ The guided filter (He, Sun, Tang: Guided Image Filtering, 2013, and Fast Guided 
 fits the score map as a linear function of colour in every window of the image, averages the fits
 of all windows over a pixel, and applies the average to the pixel's colour. Fits are made on a
 reduced image, and their coefficients upsampled.
+
+How far a window reaches follows from the map's own noise: a clean map needs little help from the
+image, and where many tokens are wrong only a wide window outvotes them.
 """
 
 from dataclasses import replace
@@ -17,8 +20,10 @@ from PIL import Image
 from rism.runtime.arrays import Array, Float32, Uint8
 from rism.runtime.image.geometry import Plan
 
-# Chosen on the tuning split of drawn scenes; docs/quality.md.
-RADIUS_TOKENS = 1.0
+# Chosen on maps with noise of scenes and of photographs; docs/quality.md.
+RADIUS_PER_NOISE = 3.2  # tokens
+RADIUS_TOKENS = (0.5, 2.0)  # least and most
+FEW_PX = 4.0  # a reduced image of fewer pixels per token shows its edges too coarsely
 REGULARISATION = 1e-4  # of colours from 0 to 1
 PX_PER_TOKEN = 8  # of the reduced image
 MOST_PX = 20_000  # of the reduced image; more is no better on the tuning scenes, and costs twice
@@ -40,7 +45,9 @@ def guided_upsample(map_hw: Float32, image_hwc: Uint8, plan: Plan) -> Float32:
     guide_hcw = np.array(np.asarray(small).transpose(0, 2, 1), np.float32, order="C")
     guide_hcw /= np.float32(255)
     pixels = (reduced_wh[0] * reduced_wh[1] / plan.tokens) ** 0.5
-    fits_hcw = _fits(coarse_hw, guide_hcw, radius=max(1, round(RADIUS_TOKENS * pixels)))
+    noise = noise_level(map_hw)
+    tokens = min(max(RADIUS_PER_NOISE * noise, RADIUS_TOKENS[0]), RADIUS_TOKENS[1])
+    fits_hcw = _fits(coarse_hw, guide_hcw, radius=max(1, round(tokens * pixels)))
     whole = (0, 0, *reduced_wh)
     back = Plan(plan.size_wh, reduced_wh, whole, (reduced_wh[1], reduced_wh[0]))
     fits_hcw[:, :3] /= np.float32(255)
@@ -54,7 +61,27 @@ def guided_upsample(map_hw: Float32, image_hwc: Uint8, plan: Plan) -> Float32:
             part_hw *= image_hwc[rows, :, channel]
             band_hw += part_hw
         found_hw[rows] = band_hw
+    share = 1.0 if pixels >= FEW_PX else min(1.0, 0.5 + 3 * noise)
+    if share < 1:
+        found_hw *= np.float32(share)
+        found_hw += upsample(map_hw, plan) * np.float32(1 - share)
     return found_hw
+
+
+def noise_level(map_hw: Float32) -> float:
+    """Standard deviation of a score map's noise, as a share of the distance of its two classes.
+
+    The noise follows from the median size of the Laplacian, which is 0 where a map is even or
+    slanted; contours are too few to count. 0 for maps of one class, or without 3 x 3 tokens.
+    """
+    inside = map_hw > 0
+    if min(map_hw.shape) < 3 or inside.all() or not inside.any():
+        return 0.0
+    around = map_hw[:-2, 1:-1] + map_hw[2:, 1:-1] + map_hw[1:-1, :-2] + map_hw[1:-1, 2:]
+    # A normal variable's median size is 0.6745 deviations; 20 is 4^2 + 4.
+    deviation = float(np.median(np.abs(4 * map_hw[1:-1, 1:-1] - around))) / (0.6745 * 20**0.5)
+    distance = float(map_hw[inside].mean() - map_hw[~inside].mean())
+    return deviation / distance if distance > 0 else 0.0
 
 
 def _reduced(plan: Plan) -> tuple[int, int]:
