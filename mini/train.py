@@ -228,7 +228,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     if not file.exists():
         batch = stream.batch(UNSEEN)
         learner.start(see(batch.source), encoders.embed(batch.input_ids, batch.attention_mask))
-    run = Run(learner, file, trained=trained, minutes=args.ground, rates=(args.muon, 2 * args.adam))
+    run = Run(learner, file, trained=trained, minutes=args.ground, rates=(0.75 * args.muon, 2 * args.adam))
 
     def losses(batch: Batch, step: int) -> dict[str, torch.Tensor]:
         clean, edited = see(batch.source), see(batch.target)

@@ -57,6 +57,12 @@ KINDS: dict[str, Kind] = {
         "contour",
         {"grids": ["16x16", "64x64"], "size": "640x480"},
     ),
+    "contour_noise": Kind(
+        "boundary IoU of contours where the map on the token grid is noisy",
+        "contour_noise",
+        {"grids": ["32x24"], "percents": [0, 20, 60], "size": "640x480", "images": 40},
+        packages=("scikit-image", "scikit-learn"),
+    ),
     "dit": Kind(
         "the diffusion transformer, by engine and by what is captured",
         "dit",

@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "post-processing-tokens": {"grids": ["8x8", "8x16"], "features": 16, "size": "40x30"},
     "post-processing-blocks": {"grids": ["8x8"], "features": 16, "size": "40x30"},
     "contour": {"grids": ["8x6"], "size": "160x120"},
+    "contour-noise": {"grids": ["8x6"], "percents": [0, 60], "size": "160x120", "images": 2},
     # The other engines: test_capture.py.
     "dit-capture": {
         "cases": ["blocks-1@64"],
