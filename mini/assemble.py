@@ -8,6 +8,7 @@ The folder is what `Flux2KleinPipeline.save_pretrained` writes, in float16, and 
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,9 +27,8 @@ CARD = Path(__file__).parent / "model_card.md"
 def known_words() -> list[str]:
     """Every word of a noun that was trained, in the singular and in the plural."""
     nouns = (*meanings(), "one", "thing", "object")
-    return sorted(
-        {word for noun in nouns for form in (noun, plural(noun)) for word in form.split()}
-    )
+    said = " ".join(f"{noun} {plural(noun)}" for noun in nouns)
+    return sorted(set(re.findall("[a-z]+(?:-[a-z]+)*", said.lower())))
 
 
 RISM_JSON = {

@@ -25,7 +25,7 @@ PERCEPTION_BLOCK = 2  # its output shows kinds, colours and looks
 GROUNDING_BLOCK = 4  # its output shows the tokens of what is asked
 BLOCKS = range(CONFIG.double_blocks + CONFIG.single_blocks)
 FIRST_STEP_SHARE = 0.8  # of the edits are at sigma = 1
-NOISY_GRIDS = {1: 0.1, 2: 0.3, 4: 0.6}  # every k-th row and column has a noisy token: shares
+NOISY_GRIDS = {2: 0.2, 4: 0.8}  # every k-th row and column has a noisy token: shares
 
 GROUND_WEIGHTS = {
     "edit": 0.3,

@@ -215,7 +215,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     encoders.eval()
     learner = Learner(encoders)
     eye = encoders.eye().eval()
-    stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.1)
+    stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.03)
     held = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0, split="held-out")
     trained = ("transformer.", "spaces.see", "target.", "log_sharpness")
     file = args.out / "ground.pt"
@@ -228,7 +228,9 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     if not file.exists():
         batch = stream.batch(UNSEEN)
         learner.start(see(batch.source), encoders.embed(batch.input_ids, batch.attention_mask))
-    run = Run(learner, file, trained=trained, minutes=args.ground, rates=(0.75 * args.muon, 2 * args.adam))
+    run = Run(
+        learner, file, trained=trained, minutes=args.ground, rates=(0.75 * args.muon, 2 * args.adam)
+    )
 
     def losses(batch: Batch, step: int) -> dict[str, torch.Tensor]:
         clean, edited = see(batch.source), see(batch.target)

@@ -11,7 +11,7 @@ from rism.export.errors import CheckpointError
 from rism.export.family import FamilySpec
 from rism.export.precision import PRECISIONS
 from rism.runtime.bundle.confidence_rule import ConfidenceRule
-from rism.runtime.bundle.scope import Scope
+from rism.runtime.bundle.scope import Scope, is_noun
 from rism.runtime.errors import InputError, one_line
 
 
@@ -67,7 +67,7 @@ def _is_scope(value: object) -> bool:
         and set(value) == {field.name for field in fields(Scope)}
         and isinstance(value["nouns"], list)
         and bool(value["nouns"])
-        and all(isinstance(v, str) and v.isalpha() and v.islower() for v in value["nouns"])
+        and all(is_noun(v) for v in value["nouns"])
         and isinstance(value["flatness"], float)
         and 0 <= value["flatness"] <= 1
     )

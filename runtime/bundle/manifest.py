@@ -21,7 +21,7 @@ from rism.runtime.bundle.graph_spec import (
 )
 from rism.runtime.bundle.json_reader import Node, is_integer
 from rism.runtime.bundle.prompt_spec import RESAMPLES, PromptRules, parse_prompt
-from rism.runtime.bundle.scope import Scope
+from rism.runtime.bundle.scope import Scope, is_noun
 from rism.runtime.errors import BundleError, listed, one_line
 from rism.runtime.names import CAPTURES
 
@@ -219,7 +219,7 @@ def _model(node: Node) -> ModelInfo:
 
 def _scope(node: Node) -> Scope:
     given = node.items("nouns", most=MAX_NOUNS)
-    nouns = [each for each in given if isinstance(each, str) and each.isalpha() and each.islower()]
+    nouns = [each for each in given if isinstance(each, str) and is_noun(each)]
     if not nouns or len(nouns) != len(given):
         node.refuse("nouns", f"1 to {MAX_NOUNS} words in lower case")
     return Scope(tuple(nouns), node.number("flatness", 0.0, 1.0))

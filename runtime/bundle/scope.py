@@ -1,6 +1,7 @@
 """What a demonstrator model can be asked: nouns that it was trained on, in drawn scenes."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from rism.runtime.errors import one_line
 from rism.runtime.expression.head_noun import noun_phrase
 
 _FLAT_LEVELS = 4
+_ALIKE = 0.85  # of a word and a known one: about a letter in seven may be wrong
+_LISTED = 30  # nouns in a message
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,21 @@ class Scope:
     flatness: float
 
     def unknown(self, expression: str, instruction: str) -> str | None:
-        """Say that neither an expression nor its instruction names a known object; else None."""
+        """Say that neither an expression nor its instruction names a known object; else None.
+
+        A word of five letters or more may be misspelt.
+        """
         texts = expression, instruction
         words = {text[a:b].lower() for text in texts for a, b in noun_phrase(text)}
         if not words.isdisjoint(self.nouns):
             return None
+        if any(get_close_matches(word, self.nouns, 1, _ALIKE) for word in words if len(word) > 4):
+            return None
+        listed = self.nouns[:_LISTED]
+        more = len(self.nouns) - len(listed)
         return (
             f"the demonstrator knows nothing that '{one_line(expression, limit=60)}' names, only "
-            f"{', '.join(self.nouns)}"
+            f"{', '.join(listed)}{f' and {more} more' if more else ''}"
         )
 
     def unlike(self, found: float) -> str | None:
@@ -42,6 +52,15 @@ class Scope:
             f"the image is unlike the drawn scenes that the demonstrator was made for ({found:.0%} "
             f"of it is flat, expected at least {self.flatness:.0%})"
         )
+
+
+def is_noun(value: object) -> bool:
+    """Whether it is a word in lower case, which may have hyphens."""
+    return (
+        isinstance(value, str)
+        and value == value.lower()
+        and all(part.isalpha() for part in value.split("-"))
+    )
 
 
 def flatness(image_hwc: Uint8 | Float32) -> float:

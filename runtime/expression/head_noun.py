@@ -23,6 +23,14 @@ not no very just only also too
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that do not describe an object. Words of place ("above") and size are not among them."""
 
+# Words that a sentence starts with before it comes to its object: "can you find ...".
+_LEADING = """
+i we you me us do does am is are was there where what which one who can could would should will
+please help try need want like look looking search searching find show see spot point select
+segment mark give pick get locate identify detect highlight remove erase delete take cut away
+out up for at to
+"""
+_LEAD = frozenset(_LEADING.split())
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 # A noun phrase ends before one of these, or before a relation to another object.
 _END = re.compile(
@@ -67,8 +75,8 @@ def head_noun(expression: str) -> Span | None:
 def noun_phrase(expression: str) -> list[Span]:
     """Find the words of the first noun phrase, which describe the object itself.
 
-    It ends before the first preposition, relation, auxiliary or comma; if that leaves no word,
-    the whole expression is taken.
+    It starts after what asks for it ("where is"), and ends before the first preposition, relation,
+    auxiliary or comma; if that leaves no word, the whole expression is taken.
 
     Returns:
         Start and end of each word in characters.
@@ -77,9 +85,12 @@ def noun_phrase(expression: str) -> list[Span]:
     >>> [text[a:b] for a, b in noun_phrase(text)]
     ['small', 'red', 'dog']
     """
-    ends = [found.start() for rule in (_END, RELATION) if (found := rule.search(expression))]
-    words = _words(expression, 0, min(ends, default=len(expression)))
-    return words or _words(expression, 0, len(expression))
+    every = _words(expression, 0, len(expression))
+    asked = (span[0] for span in every if _lower(expression, span) not in _LEAD)
+    start = next(asked, 0)
+    rules = (_END, RELATION)
+    ends = [found.start() for rule in rules if (found := rule.search(expression, start))]
+    return _words(expression, start, min(ends, default=len(expression))) or every
 
 
 def _words(text: str, first: int, end: int) -> list[Span]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +13,7 @@ from transformers import Qwen2TokenizerFast  # noqa: E402
 
 from mini.architecture import CONFIG  # noqa: E402
 from mini.batches import Batch, BatchStream, PromptStream  # noqa: E402
+from mini.concepts import kind_index  # noqa: E402
 from mini.ground import GROUND_WEIGHTS, Draw, Learner, ground_losses, ground_scores  # noqa: E402
 from mini.muon import orthogonal  # noqa: E402
 from mini.probe import _Attention, rotate  # noqa: E402
@@ -25,6 +27,7 @@ from mini.see import (  # noqa: E402
     see_losses,
     see_scores,
 )  # fmt: skip
+from mini.sheets import CELLS, SHEET_PX, Sheet, SheetStream  # noqa: E402
 from mini.train import Run, learning_rate, tokenizer_in  # noqa: E402
 from rism.export.families.flux2.reference import encode_image  # noqa: E402
 
@@ -70,6 +73,29 @@ def test_a_whole_image_has_four_times_the_tokens(
     whole = BatchStream(tokenizer, sprites, scenes=4, questions=1, wholes=1).batch(0)
     assert whole.source.shape[0] == 1
     assert whole.grid_hw[0] * whole.grid_hw[1] >= CONFIG.size_level**2 // CONFIG.token_px**2 - 16
+
+
+def test_a_sheet_shows_one_kind_in_each_cell(
+    tokenizer: Qwen2TokenizerFast, sprites: Path, stage: SceneMaker
+) -> None:
+    stream = SheetStream(BatchStream(tokenizer, sprites, scenes=1, questions=1, wholes=0))
+    sheet = next(b for b in map(stream.batch, range(40)) if isinstance(b, Sheet))
+    _, kinds = stage.draw_sprites(np.random.default_rng(0), 500, "training")
+    drawn = {kind_index()[kind] for kind in kinds}
+    shown = sheet.kinds[sheet.kinds > 0]
+    assert set(shown.tolist()) <= drawn and len(set(shown.tolist())) > 10
+    rows = sheet.kinds.view(len(sheet.source), -1, SHEET_PX // CONFIG.token_px)
+    sides = {side // CONFIG.token_px for side in CELLS}
+    # Some size of cells fits: in none of them are two kinds.
+    assert any(
+        all(
+            len(set(cell[cell > 0].tolist())) <= 1
+            for sheet_rows in rows
+            for strip in sheet_rows.split(side)
+            for cell in strip.split(side, dim=1)
+        )
+        for side in sides
+    )
 
 
 def test_the_faster_attention_and_rotation_have_the_derivatives_of_the_plain_ones() -> None:

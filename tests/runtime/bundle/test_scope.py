@@ -32,6 +32,9 @@ def photograph() -> np.ndarray:
         ("the small one next to the house", True),
         ("on the left the car", True),
         ("car, red", True),
+        ("Where is the red car?", True),
+        ("i am looking for the car", True),
+        ("where is the zebra next to the car", False),
         ("the zebra", False),
         ("the zebra next to the car", False),
         ("the carpet", False),
@@ -44,6 +47,13 @@ def test_the_thing_itself_is_named_by_a_known_noun(expression: str, known: bool)
     assert (said is None) is known
     if not known:
         assert said == f"the demonstrator knows nothing that '{expression}' names, only car, one"
+
+
+def test_a_misspelt_noun_is_known_and_a_long_list_is_cut() -> None:
+    scope = Scope((*(f"noun{index}" for index in range(39)), "crocodile"), 0.5)
+    assert scope.unknown("the corcodile", "remove the corcodile") is None
+    said = scope.unknown("the locomotive", "remove the locomotive")
+    assert said is not None and said.endswith("noun28, noun29 and 10 more")
 
 
 def test_what_a_template_or_a_refiner_names_counts() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.image.geometry import Plan, plan
-from rism.runtime.method.upsampling import REGULARISATION, guided_upsample, upsample
+from rism.runtime.method import upsampling
+from rism.runtime.method.upsampling import REGULARISATION, guided_upsample, noise_level, upsample
 from tests.runtime.image.test_geometry import STRETCH
 from tests.runtime.method.test_postprocess_cuda import REQUEST
 
@@ -58,6 +59,14 @@ def literal(coarse_hw: np.ndarray, image_hwc: np.ndarray, radius: int) -> np.nda
     return found
 
 
+@pytest.fixture
+def one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of one token to each side, whatever the noise, and nothing mixed in."""
+    monkeypatch.setattr(upsampling, "RADIUS_TOKENS", (1.0, 1.0))
+    monkeypatch.setattr(upsampling, "FEW_PX", 0.0)
+
+
+@pytest.mark.usefixtures("one_token")
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize(
     ("size_wh", "grid_hw", "radius"),
@@ -73,6 +82,7 @@ def test_an_image_that_is_not_reduced(
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.usefixtures("one_token")
 def test_edges_of_a_smooth_image() -> None:
     """Little noise on a gradient: where single precision would cancel."""
     y, x = np.indices((30, 36))
@@ -82,6 +92,35 @@ def test_edges_of_a_smooth_image() -> None:
     found = guided_upsample(map_hw, smooth.astype(np.uint8), drawn)
     expected = literal(upsample(map_hw, drawn), smooth, 6)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.3, 0.6])
+def test_noise_is_told_from_what_a_map_shows(deviation: float) -> None:
+    y, x = np.indices((32, 32))
+    clean = np.clip(6 - np.hypot(x - 14, y - 17), -0.5, 0.5).astype(np.float32)
+    slanted = clean + np.float32(0.002) * x
+    for map_hw in (clean, 7 * clean, slanted):
+        assert noise_level(map_hw) == pytest.approx(0, abs=1e-4)
+    grain = np.random.default_rng(0).normal(0, deviation, clean.shape).astype(np.float32)
+    # The distance of the classes grows with the noise, as noise decides who is in which.
+    noisy = clean + grain
+    distance = noisy[noisy > 0].mean() - noisy[noisy <= 0].mean()
+    assert noise_level(noisy) * distance == pytest.approx(deviation, rel=0.1)
+    assert noise_level(3 * noisy) == pytest.approx(noise_level(noisy), rel=1e-5)
+    for odd in (noisy[:2], abs(noisy) + 1, -abs(noisy)):
+        assert noise_level(odd) == 0
+
+
+def test_windows_grow_with_the_noise_of_the_map() -> None:
+    """Noise that a small window follows is outvoted in a large one."""
+    y, x = np.indices((480, 640))
+    truth = np.hypot(x - 305, y - 227) < 131
+    image_hwc = np.where(truth[..., None], (220, 40, 40), (60, 90, 60)).astype(np.uint8)
+    covered = truth.reshape(24, 20, 32, 20).mean(axis=(1, 3))
+    grain = np.random.default_rng(3).normal(0, 0.6, covered.shape)
+    drawn, map_hw = whole((640, 480), (24, 32)), (covered - 0.5 + grain).astype(np.float32)
+    wrong = ((guided_upsample(map_hw, image_hwc, drawn) > 0) != truth).mean()
+    assert wrong < 0.04 < ((upsample(map_hw, drawn) > 0) != truth).mean()
 
 
 def test_an_edge_is_followed_in_a_reduced_image() -> None:
@@ -110,6 +149,7 @@ def test_small_long_and_large_images(size_wh: tuple[int, int]) -> None:
     assert (found > 0.05).all()
 
 
+@pytest.mark.usefixtures("one_token")
 @pytest.mark.parametrize(
     "geometry",
     [
