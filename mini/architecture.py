@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 class MiniConfig:
     """Sizes of `mini`. Tokens are 16 x 16 pixels: three VAE halvings, then 2 x 2 packing."""
 
-    size_level: int = 512
+    size_level: int = 384
     max_sequence_length: int = 48
     text_hidden: int = 64
     text_layers: int = 10

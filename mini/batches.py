@@ -18,8 +18,8 @@ from mini.words import Question, Questions
 T = TypeVar("T")
 # Token grids (rows, columns) of about the same area, for parts of an image and for whole ones.
 PARTS = ((16, 16), (18, 14), (14, 18))
-WHOLES = ((32, 32), (36, 28), (28, 36))
-PER_WHOLE = 4  # scenes of parts that cost as much as one whole
+WHOLES = ((24, 24), (27, 21), (21, 27))
+PER_WHOLE = 2  # scenes of parts that cost as much as one whole
 FORM_WEIGHTS: dict[Form, float] = {
     "kind": 0.2, "colour": 0.12, "size": 0.1, "place": 0.13, "order": 0.07, "relation": 0.13,
     "look": 0.02, "not": 0.04, "all": 0.08, "absent": 0.08, "unknown": 0.03,
@@ -175,10 +175,10 @@ class PromptStream(Stream[Prompts]):
 class BatchStream(Stream[Batch]):
     """Scenes with questions.
 
-    A part of an image is a scene of a quarter of its area with things as large as in the whole.
+    A part of an image is a scene of less than half its area with things as large as in the whole.
 
     Args:
-        scenes: S, of parts; a batch of whole images has a quarter.
+        scenes: S, of parts; a batch of whole images has half as many.
         questions: E.
         wholes: share of the batches that are of whole images.
         crowded: share of the batches of parts with as many things as find a place.

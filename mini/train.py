@@ -35,7 +35,7 @@ from mini.sheets import SheetStream
 from mini.tokenizer import train_tokenizer
 
 SAVE_SECONDS = 120
-WHOLES_FROM = 0.75  # share of the DiT's time after which most batches are of whole images
+WHOLES_FROM = 0.5  # share of the DiT's time after which most batches are of whole images
 UNSEEN = 50_000_000  # steps from here on are never trained
 
 
@@ -215,7 +215,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     encoders.eval()
     learner = Learner(encoders)
     eye = encoders.eye().eval()
-    stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.03)
+    stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.15)
     held = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0, split="held-out")
     trained = ("transformer.", "spaces.see", "target.", "log_sharpness")
     file = args.out / "ground.pt"
@@ -244,7 +244,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
         return found
 
     run.go(stream, losses, GROUND_WEIGHTS, score, until=WHOLES_FROM)
-    stream.wholes = 0.8
+    stream.wholes = 0.6
     run.go(stream, losses, GROUND_WEIGHTS, score)
 
 
