@@ -1,5 +1,6 @@
-"""The training of the built-in model `mini`; not part of the wheel.
+"""How the built-in demonstrator is made; not part of any package.
 
-`python -m mini.train_vae`, `mini.train` and `mini.assemble` make the checkpoint;
-`python -m mini.evaluate` prints the scores of its bundle.
+`python -m mini.assets` builds the sprites, `mini.train` trains on scenes of them, and
+`mini.assemble` makes the checkpoint. `mini.bars` scores a bundle on new scenes of sprites, and
+`mini.evaluate` on drawn ones.
 """

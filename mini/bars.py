@@ -88,7 +88,7 @@ class Bars:
             np.count_nonzero(found.mask_hw & thing.mask_hw) / np.count_nonzero(thing.mask_hw)
             for thing in case.scene.things
         ]
-        return int(np.argmax(shares)) in case.question.targets and max(shares) > 0.25
+        return int(np.argmax(shares)) in case.question.targets and bool(max(shares) > 0.25)
 
     def present(self, name: str, sample: Iterator[Case]) -> dict[str, float]:
         """Scores of a set of questions about what is there."""
@@ -161,20 +161,19 @@ class Bars:
         """Every set."""
         forms = {form: FORM_WEIGHTS[form] for form in PRESENT}
         split, count, maker = self.split, self.count, self.maker
-        many = {"split": split}
         return {
-            "seen styles": self.present("seen styles", cases(maker, count, forms, **many)),
+            "seen styles": self.present("seen styles", cases(maker, count, forms, split=split)),
             "held-out style": self.present(
                 "held-out style", cases(maker, count, forms, split="held-out")
             ),
             "paraphrases": self.paraphrases(),
             "same kind": self.present(
-                "same kind", cases(maker, count, forms, wanted=_same_kind, least=3, **many)
+                "same kind", cases(maker, count, forms, wanted=_same_kind, least=3, split=split)
             ),
             "relations": self.present(
-                "relations", cases(maker, count, {"relation": 1.0}, least=3, **many)
+                "relations", cases(maker, count, {"relation": 1.0}, least=3, split=split)
             ),
-            "all": self.present("all", cases(maker, count, {"all": 1.0}, least=3, **many)),
+            "all": self.present("all", cases(maker, count, {"all": 1.0}, least=3, split=split)),
             "absent": self.rejected("absent"),
             "unknown words": self.rejected("unknown"),
             "methods": self.methods(),

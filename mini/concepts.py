@@ -81,10 +81,10 @@ class Said:
 
 def said(question: Question) -> Said:
     """The concepts of a question."""
-    found = Said(
-        *(np.zeros(SPACES[name][0], np.float32) for name in ("kind", "kind", "colour", "look")),
-        np.zeros(len(said_index()), np.float32),
+    kind, anchor, colour, look = (
+        np.zeros(SPACES[name][0], np.float32) for name in ("kind", "kind", "colour", "look")
     )
+    found = Said(kind, anchor, colour, look, np.zeros(len(said_index()), np.float32))
     for concept in question.concepts:
         first, _, rest = concept.partition(" ")
         if concept in COLOUR_NAMES:
@@ -99,8 +99,8 @@ def said(question: Question) -> Said:
             found.anchor[kind_index()[rest]] = 1
         else:
             word = rest if first == "noun" else concept
-            for kind in meanings()[word]:
-                found.kind[kind_index()[kind]] = 1
+            for meant in meanings()[word]:
+                found.kind[kind_index()[meant]] = 1
     for shares in (found.kind, found.anchor, found.colour, found.look):
         shares[-1] = float(not shares.any())
         shares /= shares.sum()

@@ -63,6 +63,9 @@ def set_stem(vae: AutoencoderKLFlux2, mean: np.ndarray, components: np.ndarray) 
 class Eye(nn.Module):
     """The encoder as it is trained: its stem in one convolution, which is not trained."""
 
+    kernel: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, vae: AutoencoderKLFlux2) -> None:
         super().__init__()
         encoder, second = vae.encoder, vae.encoder.down_blocks[1].downsamplers[0].conv
@@ -76,7 +79,7 @@ class Eye(nn.Module):
         self.down = nn.ModuleList(encoder.down_blocks[2:])
         self.mid, self.norm, self.out = encoder.mid_block, encoder.conv_norm_out, encoder.conv_out
         self.quant, self.bn = vae.quant_conv, vae.bn
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def latents(self, image: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [-1, 1] to latents (B, latent channels, H / 8, W / 8)."""

@@ -7,6 +7,7 @@ the words that mean what it shows.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from diffusers import Flux2KleinPipeline
@@ -72,7 +73,7 @@ class Learner(nn.Module):
         ):
             place = 0
             for name, (_, dim) in SPACES.items():
-                rows = maps[name].weight
+                rows = cast(nn.Linear, maps[name]).weight
                 scale = (values.float() @ rows.T).square().mean().sqrt()
                 layer.weight[place : place + dim] = rows / scale
                 place += dim

@@ -19,7 +19,8 @@ def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
     for _ in range(5):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x.mT if tall else x).float()
+    found: torch.Tensor = x.mT if tall else x
+    return found.float()
 
 
 class Muon(torch.optim.Optimizer):

@@ -59,7 +59,7 @@ class _Rotation(torch.autograd.Function):
 
 def _turned(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     x32 = x.to(torch.float32, memory_format=torch.contiguous_format)
-    pairs = torch.view_as_complex(x32.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x32.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
@@ -69,7 +69,8 @@ def rotate(
     """Diffusers' `apply_rotary_emb` of (B, N, H, d) with cosines and sines (N, d), faster."""
     assert sequence_dim == 1, "heads come after the sequence"
     cosine, sine = (values[:, None, ::2] for values in angles)
-    return _Rotation.apply(x, torch.complex(cosine, sine))  # type: ignore[no-any-return]
+    turned: torch.Tensor = _Rotation.apply(x, torch.complex(cosine, sine))  # type: ignore[no-untyped-call]
+    return turned
 
 
 class Probe:
@@ -111,7 +112,7 @@ class Probe:
         """Attention of the next block, (B, N, heads, d) tensors to another."""
         self._block += 1
         q, k, v = (x.transpose(1, 2).to(v.dtype) for x in (q, k, v))
-        out, mean = _Attention.apply(q, k, v)
+        out, mean = _Attention.apply(q, k, v)  # type: ignore[no-untyped-call]
         out = out.transpose(1, 2)
         if self._block in self.blocks:
             rows = mean[:, self.clean_start :].float()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mini.assets import DRAWN, FOLDER, PACKAGES, SIDE
 from mini.colours import colour_shares, hue_matrix
+from mini.grounds import HELD_OUT_PHOTOS, PHOTOS, photo_crop, photographs, texture
 from rism.evaluation.scenes.backgrounds import make_background
 
 Rng = np.random.Generator
@@ -25,30 +26,6 @@ MIN_VISIBLE = 0.6
 SMALLEST, LARGEST = 0.08, 0.70  # of the image's mean side
 _LOOKS = {package.style: package.look for package in PACKAGES} | {DRAWN: ""}
 HELD_OUT = tuple(package.style for package in PACKAGES if package.held_out)
-# Photographs, and the kinds that they show: no question about these is asked in front of them.
-_PHOTOS = {
-    "astronaut.png": ("helmet", "rocket"),
-    "brick.png": (),
-    "camera.png": ("camera",),
-    "coffee.png": ("coffee", "spoon"),
-    "coins.png": ("coin",),
-    "grass.png": (),
-    "gravel.png": ("rock",),
-    "hubble_deep_field.jpg": ("star",),
-    "ihc.png": (),
-    "moon.png": ("moon",),
-    "retina.jpg": ("eye",),
-    "clock_motion.png": ("alarm clock",),
-    "page.png": (),
-    "motorcycle_left.png": ("motorcycle",),
-    "flower.jpg": ("daisy",),
-    "text.png": (),
-}
-_HELD_OUT_PHOTOS = {
-    "china.jpg": ("house", "castle"),
-    "chelsea.png": ("cat",),
-    "rocket.jpg": ("rocket",),
-}
 # Shares of scenes of 1 to 8 things.
 _COUNTS = (0.08, 0.17, 0.21, 0.19, 0.14, 0.1, 0.06, 0.05)
 
@@ -197,8 +174,7 @@ class SceneMaker:
             self._rows[style in HELD_OUT].setdefault(kind, []).append((index, style))
         self._kinds = {held: sorted(found) for held, found in self._rows.items()}
         self._photos = {
-            held: _photographs(names)
-            for held, names in ((False, _PHOTOS), (True, _HELD_OUT_PHOTOS))
+            held: photographs(names) for held, names in ((False, PHOTOS), (True, HELD_OUT_PHOTOS))
         }
 
     def scene(
@@ -229,8 +205,9 @@ class SceneMaker:
                 plans.append(plan)
         things = _things(layers, plans, size_wh)
         if not things:
-            more = {"split": split, "size_wh": size_wh, "least": least, "least_px": least_px}
-            return self.scene([*seed, 0], **more)
+            return self.scene(
+                [*seed, 0], split=split, size_wh=size_wh, least=least, least_px=least_px
+            )
         return EmojiScene(ground, layers, things, shown, _finish(rng))
 
     def draw_sprites(self, rng: Rng, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
@@ -242,7 +219,8 @@ class SceneMaker:
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Sprites (n, SIDE, SIDE, 4) uint8, premultiplied."""
-        return self._sprites[rows]
+        chosen: np.ndarray = self._sprites[rows]
+        return chosen
 
     def ground(self, rng: Rng, size_wh: Size, split: Split) -> np.ndarray:
         """A background (h, w, 3) uint8."""
@@ -304,10 +282,10 @@ class SceneMaker:
         if draw < 0.5:
             photos = self._photos[held]
             pixels, shown = photos[int(rng.integers(len(photos)))]
-            return _photo_crop(rng, pixels, size_wh), shown
+            return photo_crop(rng, pixels, size_wh), shown
         if draw < 0.75:
             return make_background(rng, size_wh=size_wh), ()
-        return _texture(rng, size_wh), ()
+        return texture(rng, size_wh), ()
 
 
 def _one_row(rng: Rng, rows: list[tuple[int, str]]) -> tuple[int, str]:
@@ -316,58 +294,6 @@ def _one_row(rng: Rng, rows: list[tuple[int, str]]) -> tuple[int, str]:
     style = styles[int(rng.integers(len(styles)))]
     options = [row for row in rows if row[1] == style]
     return options[int(rng.integers(len(options)))]
-
-
-def _photographs(names: dict[str, tuple[str, ...]]) -> list[tuple[np.ndarray, tuple[str, ...]]]:
-    import skimage
-    import sklearn
-
-    folders = (
-        Path(skimage.__file__).parent / "data",
-        Path(sklearn.__file__).parent / "datasets/images",
-    )
-    found = []
-    for name, shown in names.items():
-        file = next(folder / name for folder in folders if (folder / name).exists())
-        image = Image.open(file).convert("RGB")
-        image.thumbnail((640, 640))
-        found.append((np.asarray(image), shown))
-    return found
-
-
-def _photo_crop(rng: Rng, pixels: np.ndarray, size_wh: Size) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    scale = min(width / size_wh[0], height / size_wh[1]) * rng.uniform(0.25, 1.0)
-    w, h = scale * size_wh[0], scale * size_wh[1]
-    x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    image = Image.fromarray(pixels).resize(
-        size_wh, Image.Resampling.BILINEAR, (x, y, x + w, y + h), reducing_gap=1.5
-    )
-    out = np.asarray(image, np.float32)
-    if rng.random() < 0.5:
-        out = out[:, ::-1]
-    if rng.random() < 0.5:
-        out = (
-            out @ hue_matrix(rng.uniform(-3.1, 3.1), rng.uniform(0.3, 1.3), rng.uniform(0.7, 1.2)).T
-        )
-    clipped: np.ndarray = np.clip(out + 0.5, 0, 255)
-    return clipped.astype(np.uint8)
-
-
-def _texture(rng: Rng, size_wh: Size) -> np.ndarray:
-    """Two or three colours of any kind, mixed by smooth noise of one or two sizes, or plain."""
-    first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    if rng.random() < 0.4:
-        second = first + rng.uniform(-30, 30, 3).astype(np.float32)
-    weight = np.zeros(size_wh[::-1], np.float32)
-    for _ in range(int(rng.integers(1, 3))):
-        cells = int(rng.integers(1, 30))
-        grid = Image.fromarray(rng.random((cells + 1, cells + 1), np.float32))
-        resample = Image.Resampling.NEAREST if rng.random() < 0.2 else Image.Resampling.BICUBIC
-        weight += np.asarray(grid.resize(size_wh, resample))
-    weight = np.clip(weight / max(float(weight.max()), 1e-6), 0, 1)
-    mixed: np.ndarray = np.clip(first + weight[..., None] * (second - first) + 0.5, 0, 255)
-    return mixed.astype(np.uint8)
 
 
 def _warped(sprite: np.ndarray, side: int, angle: float, flip: bool) -> np.ndarray:

@@ -223,7 +223,8 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     @torch.no_grad()
     def see(image: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return eye(image).float()
+            tokens: torch.Tensor = eye(image)
+        return tokens.float()
 
     if not file.exists():
         batch = stream.batch(UNSEEN)

@@ -47,9 +47,9 @@ def measure(task: Task) -> Iterator[Row]:
             resized = (16 * columns, 16 * rows)
             plan = Plan(true_hw.shape[::-1], resized, (0, 0, *resized), (rows, columns))
             covered = Image.fromarray(true_hw.astype(np.float32))
-            map_hw = np.asarray(covered.resize((columns, rows), Image.Resampling.BOX)) - 0.5
-            grain = np.random.default_rng(index).normal(0, percent / 100, map_hw.shape)
-            map_hw = (map_hw + grain).astype(np.float32)
+            shares = np.asarray(covered.resize((columns, rows), Image.Resampling.BOX))
+            grain = np.random.default_rng(index).normal(0, percent / 100, shares.shape)
+            map_hw = (shares - 0.5 + grain).astype(np.float32)
             levels.append(noise_level(map_hw))
             for way, up in (
                 (BILINEAR, upsample(map_hw, plan)),

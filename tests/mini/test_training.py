@@ -12,7 +12,7 @@ from diffusers.models.transformers import transformer_flux2 as flux2  # noqa: E4
 from transformers import Qwen2TokenizerFast  # noqa: E402
 
 from mini.architecture import CONFIG  # noqa: E402
-from mini.batches import Batch, BatchStream, PromptStream  # noqa: E402
+from mini.batches import PER_WHOLE, Batch, BatchStream, PromptStream  # noqa: E402
 from mini.concepts import kind_index  # noqa: E402
 from mini.ground import GROUND_WEIGHTS, Draw, Learner, ground_losses, ground_scores  # noqa: E402
 from mini.muon import orthogonal  # noqa: E402
@@ -67,11 +67,11 @@ def test_batches_say_what_is_asked(batch: Batch) -> None:
     assert (batch.kinds > 0).any() and (batch.kinds == 0).any()
 
 
-def test_a_whole_image_has_four_times_the_tokens(
+def test_a_whole_image_has_the_tokens_of_its_level(
     tokenizer: Qwen2TokenizerFast, sprites: Path
 ) -> None:
     whole = BatchStream(tokenizer, sprites, scenes=4, questions=1, wholes=1).batch(0)
-    assert whole.source.shape[0] == 1
+    assert whole.source.shape[0] == 4 // PER_WHOLE
     assert whole.grid_hw[0] * whole.grid_hw[1] >= CONFIG.size_level**2 // CONFIG.token_px**2 - 16
 
 
