@@ -265,8 +265,8 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = tokenizer_in(args.out, args.sprites)
     encoders = train_encoders(args, tokenizer)
-    train_dit(args, tokenizer, encoders)
     train_decoder(args, tokenizer, encoders)
+    train_dit(args, tokenizer, encoders)
 
 
 if __name__ == "__main__":
