@@ -52,7 +52,7 @@ def tokenizer_in(out: Path, sprites: Path, scenes: int = 1500) -> Qwen2Tokenizer
     return Qwen2TokenizerFast.from_pretrained(folder)
 
 
-class Run:
+class TrainingRun:
     """One part of a training: a module, its optimizers, its time, and the file they are kept in.
 
     Args:
@@ -168,7 +168,7 @@ def train_encoders(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast) -> E
         module.requires_grad_(False)
     rates = (args.muon, args.adam)
     words = ("text_encoder.", "spaces.say", "spaces.anchor", "spaces.other")
-    run = Run(encoders, args.out / "say.pt", trained=words, minutes=args.say, rates=rates)
+    run = TrainingRun(encoders, args.out / "say.pt", trained=words, minutes=args.say, rates=rates)
     prompts = PromptStream(tokenizer, args.sprites)
 
     def score_words() -> dict[str, Any]:
@@ -176,7 +176,7 @@ def train_encoders(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast) -> E
 
     run.go(prompts, lambda batch, _: say_losses(encoders, batch), SAY_WEIGHTS, score_words)
     things = ("vae.encoder.", "vae.quant_conv.", "spaces.see", "pixels.")
-    run = Run(encoders, args.out / "see.pt", trained=things, minutes=args.see, rates=rates)
+    run = TrainingRun(encoders, args.out / "see.pt", trained=things, minutes=args.see, rates=rates)
     eye = encoders.eye()
     settings = {"scenes": 16, "questions": 1}
     stream = BatchStream(tokenizer, args.sprites, wholes=0.2, crowded=0.6, **settings)
@@ -197,7 +197,7 @@ def train_decoder(
     """What the method never runs, and an editor ends with."""
     parts = ("vae.decoder.", "vae.post_quant_conv.")
     rates = (args.muon, args.adam)
-    run = Run(encoders, args.out / "draw.pt", trained=parts, minutes=args.draw, rates=rates)
+    run = TrainingRun(encoders, args.out / "draw.pt", trained=parts, minutes=args.draw, rates=rates)
     eye = encoders.eye().eval()
     stream = BatchStream(tokenizer, args.sprites, scenes=16, questions=1, wholes=0)
 
@@ -229,7 +229,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     if not file.exists():
         batch = stream.batch(UNSEEN)
         learner.start(see(batch.source), encoders.embed(batch.input_ids, batch.attention_mask))
-    run = Run(
+    run = TrainingRun(
         learner, file, trained=trained, minutes=args.ground, rates=(0.75 * args.muon, 2 * args.adam)
     )
 

@@ -28,7 +28,7 @@ from mini.see import (  # noqa: E402
     see_scores,
 )  # fmt: skip
 from mini.sheets import CELLS, SHEET_PX, Sheet, SheetStream  # noqa: E402
-from mini.train import Run, learning_rate, tokenizer_in  # noqa: E402
+from mini.train import TrainingRun, learning_rate, tokenizer_in  # noqa: E402
 from rism.export.families.flux2.reference import encode_image  # noqa: E402
 
 
@@ -119,7 +119,10 @@ def test_muon_makes_updates_orthogonal() -> None:
 
 
 def _steps(
-    run: Run, losses: Callable[[], dict[str, torch.Tensor]], weights: dict[str, float], count: int
+    run: TrainingRun,
+    losses: Callable[[], dict[str, torch.Tensor]],
+    weights: dict[str, float],
+    count: int,
 ) -> tuple[float, float]:
     """The weighted loss before and after some steps on one batch."""
     found = []
@@ -138,9 +141,9 @@ def test_each_part_learns_and_goes_on_from_its_checkpoint(
     eye = encoders.eye()
     prompts = PromptStream(tokenizer, sprites).batch(0)
 
-    def run(name: str, module: torch.nn.Module, *trained: str) -> Run:
+    def run(name: str, module: torch.nn.Module, *trained: str) -> TrainingRun:
         file = tmp_path / f"{name}.pt"
-        return Run(module, file, trained=trained, minutes=1, rates=(0.1, 0.1))
+        return TrainingRun(module, file, trained=trained, minutes=1, rates=(0.1, 0.1))
 
     say = run("say", encoders, "text_encoder.", "spaces.say", "spaces.anchor", "spaces.other")
     before, after = _steps(say, lambda: say_losses(encoders, prompts), SAY_WEIGHTS, 4)

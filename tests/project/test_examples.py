@@ -15,7 +15,7 @@ from tests.paths import EXAMPLES, ROOT
 
 # What each script must print, and the images that it writes.
 EXPECTED = {
-    "segment_image.py": (r"box \(266, 244, 410, 359\), 4\.1% of the image", "mask overlay"),
+    "segment_image.py": (r"box \(266, 244, 410, 359\), 4\.2% of the image", "mask overlay"),
     "segment_folder.py": (
         r"(?s)colour-1\.png .*: nothing, .*street\.png 'the yellow cat': box ",
         "",
