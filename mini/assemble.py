@@ -3,7 +3,8 @@
     python -m mini.assemble --training build/mini --out export/builtin/mini
 
 The folder is what `Flux2KleinPipeline.save_pretrained` writes, in float16, and two more files:
-`rism.json` (the sizes that differ from the published models) and the model card.
+`rism.json` (the sizes that differ from the published models) and the model card. The rule of the
+confidence comes last, from `rism fit-confidence`.
 """
 
 import argparse
@@ -43,15 +44,6 @@ RISM_JSON = {
     "text_encoder_out_layers": list(CONFIG.text_out_layers),
     "feature_block": CONFIG.feature_block,
     "tau": 0.8,
-    # rism fit-confidence, on 400 present and 400 absent expressions of the tuning split; the
-    # threshold rejects at most 2 % of the present objects on every tuning set.
-    "confidence": {
-        "separability": 0.902541,
-        "concentration": 46.314019,
-        "agreement": 13.106451,
-        "bias": -17.526914,
-        "threshold": 0.05,
-    },
 }
 
 

@@ -1,5 +1,6 @@
 """Training batches: scenes, questions, edited scenes, and labels of tokens and words."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase, asked: list[Question]) -> Prompt
     )
 
 
-class Stream(torch.utils.data.IterableDataset[T]):
+class Stream(torch.utils.data.IterableDataset[T], ABC):
     """Endless batches, each determined by its step number alone.
 
     Args:
@@ -155,9 +156,9 @@ class Stream(torch.utils.data.IterableDataset[T]):
         """A scene of the split."""
         return self.maker.scene(seed, split=self.split, size_wh=size_wh, **more)
 
+    @abstractmethod
     def batch(self, step: int) -> T:
         """The batch of one step."""
-        raise NotImplementedError
 
 
 class PromptStream(Stream[Prompts]):

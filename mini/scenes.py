@@ -90,7 +90,7 @@ class EmojiScene:
         layers: list[_Layer],
         things: list[Thing],
         shown: Sequence[str],
-        finish: "_Finish",
+        finish: "Finish",
     ) -> None:
         self.things, self.shown = things, tuple(shown)
         self._ground, self._layers, self.finish = ground, layers, finish
@@ -111,7 +111,7 @@ class EmojiScene:
 
 
 @dataclass(frozen=True)
-class _Finish:
+class Finish:
     """What the camera does to the whole image; the same for each rendering of a scene."""
 
     gain: np.ndarray  # (3,)
@@ -122,6 +122,7 @@ class _Finish:
     seed: int
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Do it to an image (h, w, 3) uint8."""
         ramp = np.linspace(0, 1, 256, dtype=np.float32)[:, None] ** self.gamma * self.gain * 255
         table = np.clip(ramp + 0.5, 0, 255).astype(np.uint8)
         image = np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
@@ -194,7 +195,7 @@ class SceneMaker:
         """
         rng = np.random.default_rng([get_args(Split).index(split), *seed])
         held = split == "held-out"
-        ground, shown = self._ground(rng, size_wh, held)
+        ground, shown = self.ground(rng, size_wh, split)
         layers: list[_Layer] = []
         plans: list[_Plan] = []
         count = max(least, 1 + int(rng.choice(len(_COUNTS), p=_COUNTS)))
@@ -208,7 +209,7 @@ class SceneMaker:
             return self.scene(
                 [*seed, 0], split=split, size_wh=size_wh, least=least, least_px=least_px
             )
-        return EmojiScene(ground, layers, things, shown, _finish(rng))
+        return EmojiScene(ground, layers, things, shown, finish(rng))
 
     def draw_sprites(self, rng: Rng, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
         """Rows (count,) and kinds of sprites: a kind first, then a style, then a sprite."""
@@ -221,14 +222,6 @@ class SceneMaker:
         """Sprites (n, SIDE, SIDE, 4) uint8, premultiplied."""
         chosen: np.ndarray = self._sprites[rows]
         return chosen
-
-    def ground(self, rng: Rng, size_wh: Size, split: Split) -> np.ndarray:
-        """A background (h, w, 3) uint8."""
-        return self._ground(rng, size_wh, split == "held-out")[0]
-
-    def finish(self, rng: Rng) -> "_Finish":
-        """What a camera does to an image."""
-        return _finish(rng)
 
     def _cast(self, rng: Rng, count: int, held: bool) -> Iterator[_Plan]:
         """What to place, in random order; often several of one kind."""
@@ -277,10 +270,11 @@ class SceneMaker:
                 return layer
         return None
 
-    def _ground(self, rng: Rng, size_wh: Size, held: bool) -> tuple[np.ndarray, Sequence[str]]:
+    def ground(self, rng: Rng, size_wh: Size, split: Split) -> tuple[np.ndarray, Sequence[str]]:
+        """A background (h, w, 3) uint8, and the kinds that it shows."""
         draw = rng.random()
         if draw < 0.5:
-            photos = self._photos[held]
+            photos = self._photos[split == "held-out"]
             pixels, shown = photos[int(rng.integers(len(photos)))]
             return photo_crop(rng, pixels, size_wh), shown
         if draw < 0.75:
@@ -349,10 +343,11 @@ def _things(layers: list[_Layer], plans: list[_Plan], size_wh: Size) -> list[Thi
     return things
 
 
-def _finish(rng: Rng) -> _Finish:
+def finish(rng: Rng) -> Finish:
+    """Draw what a camera does to an image."""
     gain = rng.uniform(0.8, 1.1) * rng.uniform(0.94, 1.06, 3)
     gamma = float(np.exp(rng.normal(0, 0.15)))
     blur = rng.uniform(1.2, 2.2) if rng.random() < 0.2 else 0.0
     noise = rng.uniform(1, 10) if rng.random() < 0.3 else 0.0
     quality = int(rng.integers(35, 92)) if rng.random() < 0.3 else 0
-    return _Finish(gain.astype(np.float32), gamma, blur, noise, quality, int(rng.integers(1 << 30)))
+    return Finish(gain.astype(np.float32), gamma, blur, noise, quality, int(rng.integers(1 << 30)))

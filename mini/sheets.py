@@ -15,6 +15,7 @@ from mini.assets import SIDE
 from mini.batches import Batch, BatchStream, Stream, to_tensor
 from mini.colours import hue_matrix
 from mini.concepts import IGNORE, kind_index
+from mini.scenes import finish
 
 SHEET_PX = 256
 SHEETS = 16
@@ -54,11 +55,11 @@ class SheetStream(Stream[Sheet | Batch]):
         covers *= torch.from_numpy(seen).view(-1, 1, 1, 1)
         sprites *= torch.from_numpy(seen).view(-1, 1, 1, 1)
         over, alpha = (_laid_out(x, per_side) for x in (sprites, covers))
-        grounds = [maker.ground(rng, (SHEET_PX, SHEET_PX), self.split) for _ in range(SHEETS)]
+        grounds = [maker.ground(rng, (SHEET_PX, SHEET_PX), self.split)[0] for _ in range(SHEETS)]
         ground = torch.from_numpy(np.stack(grounds)).permute(0, 3, 1, 2).float() / 255
         drawn = (ground * (1 - alpha) + over).clamp(0, 1)
         pixels = (drawn.permute(0, 2, 3, 1) * 255 + 0.5).to(torch.uint8).numpy()
-        images = [maker.finish(rng)(image) for image in pixels]
+        images = [finish(rng)(image) for image in pixels]
         places = torch.tensor([kind_index()[kind] for kind in kinds]).view(-1, 1, 1, 1)
         of_cell = _laid_out(places.expand(-1, 1, cell, cell).float(), per_side)
         cover = F.avg_pool2d(alpha, CONFIG.token_px).flatten(1)

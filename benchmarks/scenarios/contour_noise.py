@@ -8,13 +8,13 @@ which scikit-image and scikit-learn ship.
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.harness.rows import Row, Task, image_size, of_value
+from mini.grounds import HELD_OUT_PHOTOS, PHOTOS, photo_crop, photographs
 from rism.evaluation.metrics.iou import overlap
 from rism.evaluation.scenes.judged import judged_scene
 from rism.evaluation.scenes.kinds import COLOURS, KIND_NAMES, draw_sprite
@@ -22,11 +22,6 @@ from rism.runtime.image.geometry import Plan
 from rism.runtime.method.upsampling import guided_upsample, noise_level, upsample
 
 BILINEAR, GUIDED = "bilinear", "guided"
-_PHOTOS = (
-    "astronaut.png", "brick.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "ihc.png",
-    "motorcycle_left.png", "chelsea.png", "rocket.jpg", "china.jpg", "flower.jpg",
-)  # fmt: skip
-
 Image8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
@@ -78,9 +73,10 @@ def drawn_scene(index: int, size_wh: tuple[int, int]) -> tuple[Image8, Mask]:
 def cut_out(index: int, size_wh: tuple[int, int]) -> tuple[Image8, Mask]:
     """One photograph in the shape of a drawing in front of another."""
     rng = np.random.default_rng([index, 31])
+    photos = _photos()
     behind, inside = (
-        np.asarray(_crop(rng, _photos()[int(place)], size_wh), np.float32)
-        for place in rng.choice(len(_PHOTOS), 2, replace=False)
+        photo_crop(rng, photos[int(place)][0], size_wh).astype(np.float32)
+        for place in rng.choice(len(photos), 2, replace=False)
     )
     side = int(min(size_wh) * rng.uniform(0.3, 0.9))
     kind = KIND_NAMES[index % len(KIND_NAMES)]
@@ -94,21 +90,6 @@ def cut_out(index: int, size_wh: tuple[int, int]) -> tuple[Image8, Mask]:
     return (mixed + 0.5).astype(np.uint8), alpha > 0.5
 
 
-def _crop(rng: np.random.Generator, photo: Image.Image, size_wh: tuple[int, int]) -> Image.Image:
-    scale = min(photo.width / size_wh[0], photo.height / size_wh[1]) * rng.uniform(0.5, 1)
-    width, height = scale * size_wh[0], scale * size_wh[1]
-    x, y = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
-    return photo.resize(size_wh, Image.Resampling.BICUBIC, (x, y, x + width, y + height))
-
-
 @cache
-def _photos() -> list[Image.Image]:
-    import skimage
-    import sklearn
-
-    folders = (
-        Path(skimage.__file__).parent / "data",
-        Path(sklearn.__file__).parent / "datasets/images",
-    )
-    files = (next(f / name for f in folders if (f / name).exists()) for name in _PHOTOS)
-    return [Image.open(file).convert("RGB") for file in files]
+def _photos() -> list[tuple[Image8, tuple[str, ...]]]:
+    return photographs(PHOTOS | HELD_OUT_PHOTOS)
