@@ -82,8 +82,11 @@ def _cells(
     scale = rng.uniform(0.65, 1.0, count)
     flip = np.where(rng.random(count) < 0.5, -1.0, 1.0)
     shift = (1 - scale) * rng.uniform(-1, 1, (2, count))
+    wide = np.exp(rng.normal(0, 0.12, count))
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
-    theta = np.stack([flip * cosine, flip * sine, -sine, cosine], axis=-1).reshape(count, 2, 2)
+    theta = np.stack(
+        [flip * cosine / wide, flip * sine / wide, -sine * wide, cosine * wide], axis=-1
+    ).reshape(count, 2, 2)
     offset = -theta @ shift.T[..., None]
     grid = F.affine_grid(
         torch.from_numpy(np.concatenate([theta, offset], axis=2)).float(),
@@ -94,11 +97,34 @@ def _cells(
     turn = np.where(
         rng.random(count) < 0.35, rng.uniform(0.5, 5.8, count), rng.normal(0, 0.1, count)
     )
-    change = zip(turn, rng.uniform(0.75, 1.25, count), rng.uniform(0.75, 1.15, count), strict=True)
+    vivid = np.where(rng.random(count) < 0.3, rng.uniform(0, 0.75, count), 1.0)
+    vivid *= rng.uniform(0.75, 1.25, count)
+    change = zip(turn, vivid, rng.uniform(0.75, 1.15, count), strict=True)
     matrices = torch.from_numpy(np.stack([hue_matrix(*each) for each in change]))
     colour = torch.einsum("nij,njhw->nihw", matrices, placed[:, :3])
     alpha = placed[:, 3:]
-    return torch.minimum(colour.clamp_min(0), alpha), alpha
+    return _restyled(rng, torch.minimum(colour.clamp_min(0), alpha), alpha)
+
+
+def _restyled(
+    rng: np.random.Generator, colour: torch.Tensor, alpha: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells in a hand that no set has: darker or paler, in few tones, with a dark contour."""
+    count = len(colour)
+
+    def some(share: float, values: np.ndarray) -> torch.Tensor:
+        drawn = np.where(rng.random(count) < share, values, np.nan)
+        return torch.from_numpy(drawn).float().view(-1, 1, 1, 1)
+
+    gamma = some(0.5, np.exp(rng.normal(0, 0.35, count))).nan_to_num(1.0)
+    tone = (colour / alpha.clamp_min(1e-3)).clamp(0, 1) ** gamma
+    levels = some(0.2, rng.integers(2, 5, count).astype(float))
+    tone = torch.where(levels.isnan(), tone, (tone * levels).round() / levels)
+    colour = tone * alpha
+    ink = some(0.25, rng.uniform(0, 0.25, count))
+    around = F.max_pool2d(alpha, 3, stride=1, padding=1)
+    contour = torch.where(ink.isnan(), 0.0, around - alpha)
+    return colour + contour * ink.nan_to_num(0.0), alpha + contour
 
 
 def _laid_out(cells: torch.Tensor, per_side: int) -> torch.Tensor:
