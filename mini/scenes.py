@@ -22,7 +22,9 @@ from rism.evaluation.scenes.backgrounds import make_background
 Rng = np.random.Generator
 Size = tuple[int, int]  # width and height in pixels
 Split = Literal["training", "tuning", "test", "held-out"]
+_Rows = dict[str, list[tuple[int, str]]]  # of sprites by kind: place in the file, and style
 MIN_VISIBLE = 0.6
+OURS = 0.15  # share of training's scenes that show our own drawings alone, which are few
 SMALLEST, LARGEST = 0.08, 0.70  # of the image's mean side
 _LOOKS = {package.style: package.look for package in PACKAGES} | {DRAWN: ""}
 HELD_OUT = tuple(package.style for package in PACKAGES if package.held_out)
@@ -170,10 +172,14 @@ class SceneMaker:
             )
         self._sprites = np.load(folder / "sprites.npy", mmap_mode="r")
         rows = json.loads((folder / "sprites.json").read_text())
-        self._rows: dict[bool, dict[str, list[tuple[int, str]]]] = {False: {}, True: {}}
+        self._rows: dict[bool, _Rows] = {False: {}, True: {}}
         for index, (style, kind, _) in enumerate(rows):
             self._rows[style in HELD_OUT].setdefault(kind, []).append((index, style))
-        self._kinds = {held: sorted(found) for held, found in self._rows.items()}
+        self._ours = {
+            kind: ours
+            for kind, found in self._rows[False].items()
+            if (ours := [row for row in found if row[1] == DRAWN])
+        }
         self._photos = {
             held: photographs(names) for held, names in ((False, PHOTOS), (True, HELD_OUT_PHOTOS))
         }
@@ -194,12 +200,11 @@ class SceneMaker:
         The same arguments give the same scene.
         """
         rng = np.random.default_rng([get_args(Split).index(split), *seed])
-        held = split == "held-out"
         ground, shown = self.ground(rng, size_wh, split)
         layers: list[_Layer] = []
         plans: list[_Plan] = []
         count = max(least, 1 + int(rng.choice(len(_COUNTS), p=_COUNTS)))
-        for plan in self._cast(rng, count, held):
+        for plan in self._cast(rng, count, self._rows_for(rng, split)):
             layer = self._place(rng, plan, size_wh, count, layers, least_px)
             if layer is not None:
                 layers.append(layer)
@@ -213,20 +218,28 @@ class SceneMaker:
 
     def draw_sprites(self, rng: Rng, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
         """Rows (count,) and kinds of sprites: a kind first, then a style, then a sprite."""
-        held = split == "held-out"
-        rows, names = self._rows[held], self._kinds[held]
-        kinds = [names[int(i)] for i in rng.integers(len(names), size=count)]
-        return np.array([_one_row(rng, rows[kind])[0] for kind in kinds]), kinds
+        rows, kinds = [], []
+        for _ in range(count):
+            found = self._rows_for(rng, split)
+            kind = _one_of(rng, found)
+            rows.append(_one_row(rng, found[kind])[0])
+            kinds.append(kind)
+        return np.array(rows), kinds
+
+    def _rows_for(self, rng: Rng, split: Split) -> _Rows:
+        """The sprites of a split, or in training sometimes our own drawings alone."""
+        if split == "training" and rng.random() < OURS:
+            return self._ours
+        return self._rows[split == "held-out"]
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Sprites (n, SIDE, SIDE, 4) uint8, premultiplied."""
         chosen: np.ndarray = self._sprites[rows]
         return chosen
 
-    def _cast(self, rng: Rng, count: int, held: bool) -> Iterator[_Plan]:
+    def _cast(self, rng: Rng, count: int, rows: _Rows) -> Iterator[_Plan]:
         """What to place, in random order; often several of one kind."""
-        rows, names = self._rows[held], self._kinds[held]
-        chosen = [names[int(rng.integers(len(names)))] for _ in range(count)]
+        chosen = [_one_of(rng, rows) for _ in range(count)]
         if count > 1 and rng.random() < 0.6:
             copies = min(count, int(rng.choice([2, 3, 4], p=[0.6, 0.28, 0.12])))
             chosen[:copies] = chosen[:1] * copies
@@ -280,6 +293,11 @@ class SceneMaker:
         if draw < 0.75:
             return make_background(rng, size_wh=size_wh), ()
         return texture(rng, size_wh), ()
+
+
+def _one_of(rng: Rng, rows: _Rows) -> str:
+    kinds = sorted(rows)
+    return kinds[int(rng.integers(len(kinds)))]
 
 
 def _one_row(rng: Rng, rows: list[tuple[int, str]]) -> tuple[int, str]:
