@@ -7,63 +7,21 @@ Prints a table of sets of questions with what `mini` has to reach in each. Scene
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mini.assets import FOLDER
-from mini.batches import FORM_WEIGHTS, ask, union
-from mini.conditions import Form
-from mini.scenes import EmojiScene, SceneMaker, Split
-from mini.words import Question
+from mini.batches import union
+from mini.scenes import SceneMaker, Split
+from mini.sets import SETS, Case
 from rism.evaluation.metrics.iou import Overlap, overlap, summarise
 from rism.runtime import Segmenter
 from rism.runtime.method.upsampling import upsample
 from rism.runtime.result.segmentation import Segmentation
 
-SIZES = ((512, 512), (576, 448), (448, 576), (640, 480), (400, 400))
-PRESENT: tuple[Form, ...] = (
-    "kind", "colour", "size", "place", "order", "relation", "look", "not",
-)  # fmt: skip
 LOST = 0.02  # share of what is there that the threshold may lose
-
-
-@dataclass(frozen=True)
-class Case:
-    """A scene and a question about it."""
-
-    scene: EmojiScene
-    question: Question
-
-
-def cases(
-    maker: SceneMaker,
-    count: int,
-    forms: Mapping[Form, float],
-    *,
-    split: Split = "test",
-    wanted: Callable[[EmojiScene, Question], bool] | None = None,
-    least: int = 1,
-) -> Iterator[Case]:
-    """`count` scenes with a question each, of forms by weight."""
-    found, index = 0, 0
-    while found < count:
-        size = SIZES[index % len(SIZES)]
-        scene = maker.scene((index, 77), split=split, size_wh=size, least=least)
-        rng = np.random.default_rng([index, 78])
-        for question in ask(scene, rng, 1, weights=forms, test=split != "training"):
-            if question.form in forms and (wanted is None or wanted(scene, question)):
-                found += 1
-                yield Case(scene, question)
-        index += 1
-
-
-def _same_kind(scene: EmojiScene, question: Question) -> bool:
-    """Whether another thing of the same kind is there, so that the kind alone is not enough."""
-    kinds = [thing.kind for thing in scene.things]
-    return len(question.targets) == 1 and kinds.count(kinds[question.targets[0]]) > 1
 
 
 class Bars:
@@ -90,10 +48,10 @@ class Bars:
         ]
         return int(np.argmax(shares)) in case.question.targets and bool(max(shares) > 0.25)
 
-    def present(self, name: str, sample: Iterator[Case]) -> dict[str, float]:
+    def present(self, name: str) -> dict[str, float]:
         """Scores of a set of questions about what is there."""
         overlaps, right = list[Overlap](), list[bool]()
-        for case in self._shown(name, sample):
+        for case in self._cases(name):
             found = self.run(case)
             overlaps.append(self.score(found, case))
             right.append(self.right(found, case))
@@ -108,24 +66,16 @@ class Bars:
 
     def paraphrases(self) -> dict[str, float]:
         """The same questions in plain words and in any words, in percent of mIoU."""
-        forms = {form: FORM_WEIGHTS[form] for form in PRESENT}
         plain, other = list[Overlap](), list[Overlap]()
-        sample = cases(
-            self.maker,
-            self.count,
-            forms,
-            split=self.split,
-            wanted=lambda _, question: question.text != question.canonical,
-        )
-        for case in self._shown("paraphrases", sample):
+        for case in self._cases("paraphrases"):
             plain.append(self.score(self.run(case, case.question.canonical), case))
             other.append(self.score(self.run(case), case))
         return {"mIoU": summarise(other)["mIoU"], "canonical": summarise(plain)["mIoU"]}
 
-    def rejected(self, form: Form) -> dict[str, float]:
+    def rejected(self, name: str) -> dict[str, float]:
         """How well the confidence tells what is absent from what is there."""
         doubtful, outside = list[float](), list[bool]()
-        for case in self._shown(form, cases(self.maker, self.count, {form: 1.0}, split=self.split)):
+        for case in self._cases(name):
             found = self.run(case)
             doubtful.append(-1.0 if found.confidence is None else found.confidence)
             outside.append(found.outside is not None)
@@ -140,10 +90,8 @@ class Bars:
 
     def methods(self) -> dict[str, float]:
         """MIoU of the paper's three masks, without rism's additions."""
-        forms = {form: FORM_WEIGHTS[form] for form in PRESENT}
         overlaps: dict[str, list[Overlap]] = {"CAM": [], "RAM": [], "full": []}
-        sample = cases(self.maker, self.count, forms, split=self.split)
-        for case in self._shown("methods", sample):
+        for case in self._cases("seen styles"):
             found = self.run(case, paper=True)
             maps = [upsample(m, found.plan) > 0.5 for m in (found.coarse, found.refined)]
             truth = union(case.scene, case.question.targets)
@@ -151,33 +99,19 @@ class Bars:
                 overlaps[name].append(overlap(mask, truth))
         return {name: summarise(found)["mIoU"] for name, found in overlaps.items()}
 
-    def _shown(self, name: str, sample: Iterator[Case]) -> Iterator[Case]:
-        for index, case in enumerate(sample):
+    def _cases(self, name: str) -> Iterator[Case]:
+        for index, case in enumerate(SETS[name].cases(self.maker, self.count, self.split)):
             if sys.stderr.isatty():
                 print(f"\r{name}: {index + 1}/{self.count}  ", end="", file=sys.stderr)
             yield case
 
     def table(self) -> dict[str, dict[str, float]]:
         """Every set."""
-        forms = {form: FORM_WEIGHTS[form] for form in PRESENT}
-        split, count, maker = self.split, self.count, self.maker
-        return {
-            "seen styles": self.present("seen styles", cases(maker, count, forms, split=split)),
-            "held-out style": self.present(
-                "held-out style", cases(maker, count, forms, split="held-out")
-            ),
-            "paraphrases": self.paraphrases(),
-            "same kind": self.present(
-                "same kind", cases(maker, count, forms, wanted=_same_kind, least=3, split=split)
-            ),
-            "relations": self.present(
-                "relations", cases(maker, count, {"relation": 1.0}, least=3, split=split)
-            ),
-            "all": self.present("all", cases(maker, count, {"all": 1.0}, least=3, split=split)),
-            "absent": self.rejected("absent"),
-            "unknown words": self.rejected("unknown"),
-            "methods": self.methods(),
-        }
+        present = ("seen styles", "held-out style", "same kind", "relations", "all")
+        found = {name: self.present(name) for name in present}
+        found["paraphrases"] = self.paraphrases()
+        found |= {name: self.rejected(name) for name in ("absent", "unknown words")}
+        return found | {"methods": self.methods()}
 
 
 def main() -> None:
