@@ -63,6 +63,18 @@ KINDS: dict[str, Kind] = {
         {"grids": ["32x24"], "percents": [0, 20, 60], "size": "640x480", "images": 40},
         packages=("scikit-image", "scikit-learn"),
     ),
+    "quality": Kind(
+        "mIoU of what rism does beyond the published method, part by part",
+        "quality",
+        {
+            "bundle": "",
+            "ways": "parts",
+            "kinds": ["plain", "same-kind", "fine"],
+            "file": "",
+            "split": "test",
+            "count": 300,
+        },
+    ),
     "dit": Kind(
         "the diffusion transformer, by engine and by what is captured",
         "dit",
