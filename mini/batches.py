@@ -23,7 +23,7 @@ WHOLES = ((24, 24), (27, 21), (21, 27))
 PER_WHOLE = 2  # scenes of parts that cost as much as one whole
 FORM_WEIGHTS: dict[Form, float] = {
     "kind": 0.2, "colour": 0.12, "size": 0.1, "place": 0.13, "order": 0.07, "relation": 0.13,
-    "look": 0.02, "not": 0.04, "all": 0.08, "absent": 0.08, "unknown": 0.03,
+    "look": 0.02, "not": 0.04, "all": 0.08, "absent": 0.14, "unknown": 0.03,
 }  # fmt: skip
 
 
