@@ -16,9 +16,9 @@ pytest.importorskip("torch")
 from benchmarks.__main__ import QUICK, main
 from benchmarks.capture import models
 from benchmarks.config import Limit, Scenario, read_config
-from benchmarks.harness.rows import Row, of_value
+from benchmarks.harness.rows import Row, Task, of_value
 from benchmarks.run import run_here, run_scenario
-from benchmarks.scenarios import dit
+from benchmarks.scenarios import KINDS, dit, quality
 from benchmarks.summary import failures, summary, table
 from rism.runtime.errors import ProviderError
 
@@ -231,3 +231,12 @@ def test_medians_targets_and_what_is_not_here() -> None:
     assert lines[-1] == "  target: gone at most 1 s, is -: not measured"
     small_one = summary(scenario, [of_value("base", 2000)], {"numpy": "2"}, seconds=1.0)
     assert "2 kB" in table("one", small_one)
+
+
+def test_the_parts_of_the_method_are_compared_on_the_same_scenes() -> None:
+    parameters = {**KINDS["quality"].parameters, "kinds": ["plain"], "count": 2}
+    rows = list(quality.measure(Task("quality", 1, 0, parameters)))
+    assert [row.name for row in rows] == list(quality.PARTS)
+    published, *_, ours = rows
+    assert published.notes["difference"] == published.notes["margin"] == 0
+    assert ours.notes["difference"] == pytest.approx(ours.values[0] - published.values[0], abs=1e-4)
