@@ -13,7 +13,7 @@ from rism.evaluation.scenes.scene import SIZE_ORDER, Scene, SceneObject
 Form = Literal["kind", "colour", "size", "place", "relation"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-DEFAULT_FORM_WEIGHTS: Mapping[str, float] = {
+FORM_WEIGHTS: Mapping[str, float] = {
     "kind": 0.20,
     "colour": 0.30,
     "size": 0.15,
@@ -285,30 +285,21 @@ def make_expressions(scene: Scene, rng: np.random.Generator) -> list[Expression]
     ]
 
 
-def pick_expression(
-    scene: Scene, rng: np.random.Generator, *, form_weights: Mapping[str, float] | None = None
-) -> Expression:
+def pick_expression(scene: Scene, rng: np.random.Generator) -> Expression:
     """Draw a form by weight among those the scene allows, then an expression of that form.
 
     Expressions whose extra words are needed to tell objects apart are drawn three times as often.
 
-    Of the weights per form (None for the default ones) a missing one counts 0.
-
     Raises:
-        ValueError: A form is unknown, or no form with a positive weight is available.
+        ValueError: the scene has no expression that fits only one of its objects.
     """
-    weights = DEFAULT_FORM_WEIGHTS if form_weights is None else form_weights
-    unknown = sorted(set(weights) - set(FORMS))
-    if unknown:
-        raise ValueError(f"unknown expression forms {unknown}; known: {', '.join(FORMS)}")
     by_form: dict[str, list[Expression]] = {}
     for item in make_expressions(scene, rng):
-        if weights.get(item.form, 0.0) > 0.0:
-            by_form.setdefault(item.form, []).append(item)
+        by_form.setdefault(item.form, []).append(item)
     if not by_form:
-        raise ValueError("the scene has no unambiguous expression of the requested forms")
+        raise ValueError("the scene has no unambiguous expression")
     forms = list(by_form)
-    shares = np.array([weights[form] for form in forms], np.float64)
+    shares = np.array([FORM_WEIGHTS[form] for form in forms], np.float64)
     choices = by_form[forms[int(rng.choice(len(forms), p=shares / shares.sum()))]]
     odds = np.array([NEEDED_WEIGHT if item.needed else 1.0 for item in choices])
     return choices[int(rng.choice(len(choices), p=odds / odds.sum()))]

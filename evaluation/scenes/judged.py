@@ -1,7 +1,7 @@
-"""Scenes with an expression, from separate random streams for training, tuning and test."""
+"""Scenes with an expression, from separate random streams for tuning and test."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +16,6 @@ Split = Literal["tuning", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Tags of the random streams. "test" of "plain" is the stream that mini was first scored on.
-_TRAINING_TAG = 0x7261696E
 _TAGS: dict[Split, int] = {"tuning": 0x74756E65, "test": 0x68656C64}
 _SET_TAGS: dict[SceneSetName, tuple[int, ...]] = {
     "plain": (),
@@ -28,7 +27,7 @@ _ABSENT_TAG = 0x676F6E65
 _SIDES = (200, 480)
 _MAX_ASPECT = 4 / 3
 _FINE_WH = (640, 480)
-_TRAINING_DRAWS, _DRAWS = 50, 200
+_DRAWS = 200
 _SAME_KIND = (2, 3)
 _PLACES = ("", "", "", "on the left", "on the right", "at the top", "at the bottom")
 
@@ -45,25 +44,6 @@ class AbsentExpression:
 
     text: str
     form: Literal["other kind", "other colour"]
-
-
-def training_scene(
-    seed_tuple: Sequence[int],
-    *,
-    size_wh: tuple[int, int] = (128, 128),
-    form_weights: Mapping[str, float] | None = None,
-) -> tuple[Scene, Expression]:
-    """Draw a training scene of `size_wh` pixels, and an expression for one of its objects.
-
-    Seeds are non-negative integers, for instance (run seed, worker, step); the same ones give the
-    same scene. For `form_weights` see `pick_expression`.
-    """
-    rng = _rng([_TRAINING_TAG, *seed_tuple])
-    described = _described(rng, size_wh, draws=_TRAINING_DRAWS, form_weights=form_weights)
-    found = next(described, None)
-    if found is None:
-        raise ValueError(f"none of {_TRAINING_DRAWS} scenes has an expression of these forms")
-    return found
 
 
 def judged_scene(
@@ -124,18 +104,13 @@ def _rng(tags: list[int], seed: int = 0) -> np.random.Generator:
 
 
 def _described(
-    rng: np.random.Generator,
-    size_wh: tuple[int, int],
-    *,
-    fine: bool = False,
-    draws: int = _DRAWS,
-    form_weights: Mapping[str, float] | None = None,
+    rng: np.random.Generator, size_wh: tuple[int, int], *, fine: bool = False
 ) -> Iterator[tuple[Scene, Expression]]:
     """Draw scenes, up to a limit, and yield those that have an expression."""
-    for _ in range(draws):
+    for _ in range(_DRAWS):
         scene = make_scene(rng, size_wh=size_wh, fine=fine)
         try:
-            yield scene, pick_expression(scene, rng, form_weights=form_weights)
+            yield scene, pick_expression(scene, rng)
         except ValueError:
             continue
 
