@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,22 @@ FORM_WEIGHTS: dict[Form, float] = {
 
 
 @dataclass
-class Prompts:
+class OnDevice:
+    """Tensors that go to a device together."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return replace(self, **{name: _moved(value, device) for name, value in vars(self).items()})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: each.to(device) for name, each in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass
+class Prompts(OnDevice):
     """B questions in words, and what they say."""
 
     input_ids: torch.Tensor  # (B, P) int64

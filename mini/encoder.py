@@ -69,7 +69,7 @@ class Eye(nn.Module):
     def __init__(self, vae: AutoencoderKLFlux2) -> None:
         super().__init__()
         encoder, second = vae.encoder, vae.encoder.down_blocks[1].downsamplers[0].conv
-        kernel = torch.zeros(second.out_channels, 3, 4, 4)
+        kernel = second.weight.new_zeros(second.out_channels, 3, 4, 4)
         for row, column in np.ndindex(4, 4):
             place = (row % 2 * 2 + column % 2) * 3
             part = second.weight.detach()[:, place : place + 3, row // 2, column // 2]

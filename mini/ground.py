@@ -140,34 +140,35 @@ def _edit(
 
     Only the first question of each scene has an edited image; the others start from noise.
     """
-    count, (height, width) = len(prompt), batch.grid_hw
+    count, (height, width), device = len(prompt), batch.grid_hw, clean.device
     each = count // len(clean)
     k, generator = draw.noisy_grid, draw.generator
-    kept = torch.from_numpy(noisy_tokens(batch.grid_hw, k))
-    sigma = torch.ones(count)
+    kept = torch.from_numpy(noisy_tokens(batch.grid_hw, k)).to(device)
+    sigma = torch.ones(count, device=device)
     later = torch.rand(len(clean), generator=generator) >= FIRST_STEP_SHARE
-    sigma[::each] = torch.where(later, torch.rand(len(clean), generator=generator), 1.0)
-    noise = torch.randn(count, len(kept), clean.shape[2], generator=generator)
+    levels = torch.where(later, torch.rand(len(clean), generator=generator), 1.0)
+    sigma[::each] = levels.to(device)
+    noise = torch.randn(count, len(kept), clean.shape[2], generator=generator).to(device)
     x0 = edited[:, kept]
     level = sigma[::each].view(-1, 1, 1)
     noisy = noise.clone()
     noisy[::each] = (1 - level) * x0 + level * noise[::each]
     length = prompt.shape[1]
     grid = torch.empty(1, 1, height, width)
-    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid)[:, kept]
-    clean_ids = Flux2KleinPipeline._prepare_image_ids([grid])
+    noisy_ids = Flux2KleinPipeline._prepare_latent_ids(grid).to(device)[:, kept]
+    clean_ids = Flux2KleinPipeline._prepare_image_ids([grid]).to(device)
     with learner.probe.reading(prompt_length=length, clean_start=length + len(kept)):
         inputs = {
             "hidden_states": torch.cat([noisy, clean.repeat_interleave(each, 0)], dim=1).bfloat16(),
             "encoder_hidden_states": prompt.bfloat16(),
             "timestep": sigma.bfloat16(),
             "img_ids": torch.cat([noisy_ids, clean_ids], dim=1),
-            "txt_ids": Flux2KleinPipeline._prepare_text_ids(prompt[:1]),
+            "txt_ids": Flux2KleinPipeline._prepare_text_ids(prompt[:1]).to(device),
             "return_dict": False,
         }
         # bfloat16 throughout: autocast would go back and forth between norms and products.
         weights = {n: p.bfloat16() for n, p in learner.transformer.named_parameters()}
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device.type, enabled=False):
             predicted = torch.func.functional_call(learner.transformer, weights, (), inputs)[0]
     predicted = predicted[::each, : len(kept)]
     return edit_loss(predicted, noise[::each] - x0, cover[::each, kept])
@@ -179,7 +180,7 @@ def _region(refined: torch.Tensor, cover: torch.Tensor, draw: Draw) -> torch.Ten
     low, high = refined.amin(1, keepdim=True), refined.amax(1, keepdim=True)
     own = ((refined - low) / (high - low) > 0.8).float()
     true = (cover > 0.7 * cover.amax(1, keepdim=True)).float()
-    use_own = torch.rand(len(cover), 1, generator=draw.generator) < draw.own_region
+    use_own = torch.rand(len(cover), 1, generator=draw.generator).to(cover) < draw.own_region
     return torch.where(use_own | (cover.sum(1, keepdim=True) == 0), own, true)
 
 
@@ -189,7 +190,7 @@ def ground_scores(
 ) -> dict[str, float]:
     """Mean IoU at 4 pixels per token of CAM, RAM and the full method, and how absence shows."""
     draw = Draw(noisy_grid, 1.0, torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(clean.device.type, torch.bfloat16):
         ground_losses(learner, batch, clean, clean, draw)
     probe, grid = learner.probe, batch.grid_hw
     coarse = torch.stack(list(probe.coarse.values())).sum(0)

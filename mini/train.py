@@ -61,6 +61,7 @@ class TrainingRun:
         file: where the state is kept; read if it exists.
         minutes: length of the part.
         rates: learning rates of Muon and of AdamW.
+        workers: processes that draw batches.
     """
 
     def __init__(
@@ -71,18 +72,21 @@ class TrainingRun:
         trained: tuple[str, ...],
         minutes: float,
         rates: tuple[float, float],
+        workers: int,
     ) -> None:
         self.module, self.file, self.minutes, self.rates = module, file, minutes, rates
+        self.workers = workers
         named = [
             (name, parameter)
             for name, parameter in module.named_parameters()
             if parameter.requires_grad and name.startswith(trained)
         ]
         self.parameters = [parameter for _, parameter in named]
+        self.device = self.parameters[0].device
         self.optimizers = optimizers(named, *rates)
         self.step, self.elapsed = 0, 0.0
         if file.exists():
-            state = torch.load(file, weights_only=True)
+            state = torch.load(file, weights_only=True, map_location=self.device)
             module.load_state_dict(state["module"])
             for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
@@ -134,14 +138,14 @@ class TrainingRun:
         print(f"{self.file.stem}: {count:,} parameters, from step {self.step}", flush=True)
         stream.first_step = self.step
         workers = torch.utils.data.DataLoader(
-            stream, batch_size=None, num_workers=1, prefetch_factor=4
+            stream, batch_size=None, num_workers=self.workers, prefetch_factor=4
         )
         batches: Iterator[Any] = iter(workers)
         last = saved = time.monotonic()
         smooth: dict[str, float] = {}
         while self.progress < until:
-            with torch.autocast("cpu", torch.bfloat16):
-                found = losses(next(batches), self.step)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                found = losses(next(batches).to(self.device), self.step)
             self.learn(found, weights)
             for name, value in found.items():
                 smooth[name] = 0.95 * smooth.get(name, value.item()) + 0.05 * value.item()
@@ -159,24 +163,43 @@ class TrainingRun:
         print(f"{self.step} SCORE {json.dumps(score())}", flush=True)
 
 
+def start_part(
+    args: argparse.Namespace,
+    name: str,
+    module: nn.Module,
+    trained: tuple[str, ...],
+    *,
+    muon: float = 1.0,
+    adam: float = 1.0,
+) -> TrainingRun:
+    """A part by its name in the arguments, with factors of the learning rates."""
+    return TrainingRun(
+        module,
+        args.out / f"{name}.pt",
+        trained=trained,
+        minutes=getattr(args, name),
+        rates=(muon * args.muon, adam * args.adam),
+        workers=args.workers,
+    )
+
+
 def train_encoders(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast) -> Encoders:
     """The first part: the text encoder, then the image encoder."""
-    encoders = Encoders(tokenizer, SceneMaker(args.sprites))
+    encoders = Encoders(tokenizer, SceneMaker(args.sprites)).to(args.device)
     encoders.text_encoder.set_attn_implementation("eager")
     encoder = encoders.vae.encoder
     for module in (encoder.conv_in, *encoder.down_blocks[:2]):
         module.requires_grad_(False)
-    rates = (args.muon, args.adam)
     words = ("text_encoder.", "spaces.say", "spaces.anchor", "spaces.other")
-    run = TrainingRun(encoders, args.out / "say.pt", trained=words, minutes=args.say, rates=rates)
+    run = start_part(args, "say", encoders, words)
     prompts = PromptStream(tokenizer, args.sprites)
 
     def score_words() -> dict[str, Any]:
-        return say_scores(encoders, prompts.batch(UNSEEN))
+        return say_scores(encoders, prompts.batch(UNSEEN).to(args.device))
 
     run.go(prompts, lambda batch, _: say_losses(encoders, batch), SAY_WEIGHTS, score_words)
     things = ("vae.encoder.", "vae.quant_conv.", "spaces.see", "pixels.")
-    run = TrainingRun(encoders, args.out / "see.pt", trained=things, minutes=args.see, rates=rates)
+    run = start_part(args, "see", encoders, things)
     eye = encoders.eye()
     settings = {"scenes": 16, "questions": 1}
     stream = BatchStream(tokenizer, args.sprites, wholes=0.2, crowded=0.6, **settings)
@@ -184,7 +207,8 @@ def train_encoders(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast) -> E
 
     def score_things() -> dict[str, Any]:
         tests = {"training": stream, "held-out": held}
-        return {n: see_scores(encoders, eye, s.batch(UNSEEN)) for n, s in tests.items()}
+        batches = {name: each.batch(UNSEEN).to(args.device) for name, each in tests.items()}
+        return {name: see_scores(encoders, eye, each) for name, each in batches.items()}
 
     sheets = SheetStream(stream)
     run.go(sheets, lambda batch, _: see_losses(encoders, eye, batch), SEE_WEIGHTS, score_things)
@@ -195,15 +219,13 @@ def train_decoder(
     args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders: Encoders
 ) -> None:
     """What the method never runs, and an editor ends with."""
-    parts = ("vae.decoder.", "vae.post_quant_conv.")
-    rates = (args.muon, args.adam)
-    run = TrainingRun(encoders, args.out / "draw.pt", trained=parts, minutes=args.draw, rates=rates)
+    run = start_part(args, "draw", encoders, ("vae.decoder.", "vae.post_quant_conv."))
     eye = encoders.eye().eval()
     stream = BatchStream(tokenizer, args.sprites, scenes=16, questions=1, wholes=0)
 
     @torch.no_grad()
     def score() -> dict[str, Any]:
-        batch = stream.batch(UNSEEN)
+        batch = stream.batch(UNSEEN).to(args.device)
         drawn = encoders.vae.decode(eye.latents(batch.source)).sample
         return {"PSNR": (10 * torch.log10(4 / (drawn - batch.source).square().mean())).item()}
 
@@ -213,7 +235,7 @@ def train_decoder(
 def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders: Encoders) -> None:
     """The second part: on parts of images, and at last on whole images."""
     encoders.eval()
-    learner = Learner(encoders)
+    learner = Learner(encoders).to(args.device)
     eye = encoders.eye().eval()
     stream = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0.15)
     held = BatchStream(tokenizer, args.sprites, scenes=12, questions=4, wholes=0, split="held-out")
@@ -222,16 +244,14 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
 
     @torch.no_grad()
     def see(image: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(args.device.type, torch.bfloat16):
             tokens: torch.Tensor = eye(image)
         return tokens.float()
 
     if not file.exists():
-        batch = stream.batch(UNSEEN)
+        batch = stream.batch(UNSEEN).to(args.device)
         learner.start(see(batch.source), encoders.embed(batch.input_ids, batch.attention_mask))
-    run = TrainingRun(
-        learner, file, trained=trained, minutes=args.ground, rates=(0.75 * args.muon, 2 * args.adam)
-    )
+    run = start_part(args, "ground", learner, trained, muon=0.75, adam=2)
 
     def losses(batch: Batch, step: int) -> dict[str, torch.Tensor]:
         clean, edited = see(batch.source), see(batch.target)
@@ -240,7 +260,7 @@ def train_dit(args: argparse.Namespace, tokenizer: Qwen2TokenizerFast, encoders:
     def score() -> dict[str, Any]:
         found = {}
         for name, tests, k in (("training", stream, 4), ("held-out", held, 4)):
-            batch = tests.batch(UNSEEN + 1)
+            batch = tests.batch(UNSEEN + 1).to(args.device)
             found[name] = ground_scores(learner, batch, see(batch.source), noisy_grid=k)
         return found
 
@@ -258,6 +278,8 @@ def main() -> None:
     parser.add_argument("--see", type=float, default=30.0, help="minutes of the image encoder")
     parser.add_argument("--ground", type=float, default=75.0, help="minutes of the DiT")
     parser.add_argument("--draw", type=float, default=5.0, help="minutes of the decoder")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--muon", type=float, default=8e-3, help="its learning rate")
     parser.add_argument("--adam", type=float, default=1e-3, help="that of AdamW")
     args = parser.parse_args()

@@ -143,7 +143,7 @@ def test_each_part_learns_and_goes_on_from_its_checkpoint(
 
     def run(name: str, module: torch.nn.Module, *trained: str) -> TrainingRun:
         file = tmp_path / f"{name}.pt"
-        return TrainingRun(module, file, trained=trained, minutes=1, rates=(0.1, 0.1))
+        return TrainingRun(module, file, trained=trained, minutes=1, rates=(0.1, 0.1), workers=1)
 
     say = run("say", encoders, "text_encoder.", "spaces.say", "spaces.anchor", "spaces.other")
     before, after = _steps(say, lambda: say_losses(encoders, prompts), SAY_WEIGHTS, 4)
