@@ -28,7 +28,7 @@ FORM_WEIGHTS: dict[Form, float] = {
 
 
 @dataclass
-class OnDevice:
+class Movable:
     """Tensors that go to a device together."""
 
     def to(self, device: torch.device) -> Self:
@@ -43,7 +43,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 @dataclass
-class Prompts(OnDevice):
+class Prompts(Movable):
     """B questions in words, and what they say."""
 
     input_ids: torch.Tensor  # (B, P) int64

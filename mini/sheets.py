@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mini.architecture import CONFIG
 from mini.assets import SIDE
-from mini.batches import Batch, BatchStream, OnDevice, Stream, to_tensor
+from mini.batches import Batch, BatchStream, Movable, Stream, to_tensor
 from mini.colours import hue_matrix
 from mini.concepts import IGNORE, kind_index
 from mini.scenes import finish
@@ -26,7 +26,7 @@ _COVER = (0.1, 0.4)  # of a token: below it shows background, above it the thing
 
 
 @dataclass
-class Sheet(OnDevice):
+class Sheet(Movable):
     """Sheets (S, 3, H, W) float32 in [-1, 1], and the kind that each token shows (S, N_v)."""
 
     source: torch.Tensor
