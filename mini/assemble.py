@@ -2,7 +2,7 @@
 
     python -m mini.assemble checkpoint build/mini -o export/builtin/mini
     rism export --model mini --noisy-grid 2 --capture vectors,matrices,scores -o build/bundle
-    python -m mini.sets --sets "seen styles,absent" --split tuning --out build/sets
+    python -m mini.sets --sets "seen styles" absent --split tuning --out build/sets
     rism eval build/sets/scenes.jsonl --bundle build/bundle -o build/eval
     rism fit-confidence build/eval --bundle build/bundle --lost 0.02
     python -m mini.assemble checkpoint build/mini -o export/builtin/mini --fitted build/bundle

@@ -78,8 +78,10 @@ def draw(shown: list[tuple[np.ndarray, str]]) -> Image.Image:
         result = segmenter.segment(pixels, expression, always=True)
         maps = [heatmap(pixels, upsample(m, result.plan)) for m in (result.coarse, result.refined)]
         cells = [pixels, *maps, _overlay(pixels, result)]
-        sure = f"mask, confidence {result.confidence:.2f}"
-        names = [f'"{result.expression}"', "coarse attention", "refined attention", sure]
+        sure = "no confidence"
+        if result.confidence is not None:
+            sure = f"confidence {result.confidence:.2f}"
+        names = [f'"{result.expression}"', "coarse attention", "refined attention", f"mask, {sure}"]
         for column, (cell, caption) in enumerate(zip(cells, names, strict=True)):
             x, y = column * (CELL_WH[0] + GAP_PX), row * row_px
             pen.text((x + 4, y + 2), caption, fill="black", font=font)

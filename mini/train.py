@@ -1,7 +1,8 @@
 """Train `mini`: `python -m mini.train --out DIR`, which goes on where it stopped.
 
 First both encoders learn what there is to see and to say (`mini.see`), then the DiT learns to
-carry out "remove <what is asked>" (`mini.ground`). `python -m mini.assets` makes the sprites.
+carry out "remove <what is asked>" (`mini.ground`): four hours on two cores that have AMX.
+`python -m mini.assets` makes the sprites.
 """
 
 import argparse
@@ -275,8 +276,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sprites", type=Path, default=FOLDER)
     parser.add_argument("--say", type=float, default=5.0, help="minutes of the text encoder")
-    parser.add_argument("--see", type=float, default=30.0, help="minutes of the image encoder")
-    parser.add_argument("--ground", type=float, default=75.0, help="minutes of the DiT")
+    parser.add_argument("--see", type=float, default=60.0, help="minutes of the image encoder")
+    parser.add_argument("--ground", type=float, default=160.0, help="minutes of the DiT")
     parser.add_argument("--draw", type=float, default=5.0, help="minutes of the decoder")
     parser.add_argument("--device", type=torch.device, default="cpu", help="or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")

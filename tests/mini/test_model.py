@@ -24,7 +24,7 @@ def segmenter() -> Segmenter:
 
 def test_checkpoint_and_bundle_are_small() -> None:
     files = [*CHECKPOINT.rglob("*"), *MINI.rglob("*")]
-    assert sum(path.stat().st_size for path in files if path.is_file()) < 40_000_000
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 20_000_000
 
 
 def test_the_bundle_was_exported_from_the_checkpoint() -> None:
@@ -47,18 +47,20 @@ def test_the_examples_are_found(segmenter: Segmenter) -> None:
     assert sum(iou >= 0.5 for iou in found.values()) >= 8, found
 
 
-def test_each_part_of_the_method_adds_something(segmenter: Segmenter) -> None:
+@pytest.mark.parametrize("scenes", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_each_part_of_the_method_adds_something(segmenter: Segmenter, scenes: int) -> None:
     found: dict[str, list[Overlap]] = {"CAM": [], "RAM": [], "full": []}
-    for index in range(60):
+    for index in range(scenes):
         scene, expression = judged_scene(index)
         truth = scene.objects[expression.target].mask_hw
         result = segmenter.segment(scene.image_hwc, expression.text, paper=True)
         maps = [upsample(m, result.plan) > 0.5 for m in (result.coarse, result.refined)]
         for name, mask in zip(found, (*maps, result.mask), strict=True):
             found[name].append(overlap(mask, truth))
-    coarse, refined, full = (summarise(each)["mIoU"] for each in found.values())
-    assert full > refined > coarse
-    assert full >= 0.60
+    for metric in ("mIoU", "oIoU"):
+        coarse, refined, full = (summarise(each)[metric] for each in found.values())
+        assert full > refined > coarse
+        assert full >= 0.60
 
 
 def test_capture_modes_give_the_same_masks(segmenter: Segmenter) -> None:
