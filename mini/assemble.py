@@ -44,7 +44,7 @@ RISM_JSON = {
     "name": "mini",
     "licence": "Apache-2.0",
     "demonstrator": True,
-    "scope": {"nouns": known_words(), "flatness": 0.0},
+    "scope": {"nouns": known_words()},
     "size_level": CONFIG.size_level,
     "resize": "always",
     "remainder": "stretch",

@@ -19,6 +19,7 @@ from mini.scenes import EmojiScene
 _MORE: tuple[Form, ...] = ("colour", "place", "size")
 _MISSING: tuple[Form, ...] = ("colour", "colour", "relation", "place", "size")
 _SHARED: tuple[Form, ...] = ("colour", "size", "place", "look", "not", "relation")
+_LONGEST_IN_CAPITALS = 48  # they take twice as many tokens, and a prompt has 48 at most
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class Questions(Conditions):
                 like = one(rng, ("the one that is", "the thing that looks like"))
                 text = f"{like} {article}{bare}"
         if rng.random() < 0.15:
-            text = text[0].upper() + text[1:] if rng.random() < 0.6 else text.upper()
+            first = rng.random() < 0.6 or len(text) > _LONGEST_IN_CAPITALS
+            text = text[0].upper() + text[1:] if first else text.upper()
         if rng.random() < 0.12:
             text += one(rng, ("?", ".", "!"))
         return _misspelt(text, rng) if rng.random() < 0.05 else text

@@ -11,7 +11,6 @@ from rism.runtime.arrays import Float32, Uint8
 from rism.runtime.bundle.manifest import Geometry
 from rism.runtime.bundle.prompt_spec import VisionRules
 from rism.runtime.bundle.reader import Bundle
-from rism.runtime.bundle.scope import flatness
 from rism.runtime.engines.base import Engine
 from rism.runtime.engines.device_engine import Mirrored, run_in_place
 from rism.runtime.engines.tensor_checks import expect_shape
@@ -35,8 +34,6 @@ class ImageState:
         pixels: (H, W, 3) uint8, read-only, for guided masks and for refiners; None in a state
             that was made without.
         view: the image for a text encoder with vision; otherwise None.
-        unlike: why the image is out of a demonstrator's scope; None where it is not, and for
-            other models.
     """
 
     plan: geometry.Plan
@@ -45,7 +42,6 @@ class ImageState:
     timings_ms: Mapping[str, float]
     pixels: Uint8 | None = None
     view: vision_patches.View | None = None
-    unlike: str | None = None
 
     def __repr__(self) -> str:
         (width, height), (rows, columns) = self.plan.size_wh, self.plan.grid_hw
@@ -74,7 +70,6 @@ class ImageState:
 class _Encoded:
     latents: Float32 | Mirrored
     view: vision_patches.View | None
-    unlike: str | None
 
     @property
     def nbytes(self) -> int:
@@ -119,19 +114,16 @@ class ImageEncoder:
         loaded = perf_counter()
         if encoded is None:
             resized = geometry.resize(pixels, plan, manifest.geometry)
-            view, scope = None, manifest.model.scope
+            view = None
             if manifest.prompt.vision is not None:
                 own, vision = manifest.geometry, manifest.prompt.vision
                 view = text_encoder_view(pixels, resized, plan, own, vision)
-            unlike = None if scope is None else scope.unlike(flatness(resized))
             loaded = perf_counter()
-            encoded = _Encoded(self._latents(resized, plan), view, unlike)
+            encoded = _Encoded(self._latents(resized, plan), view)
             self._cache.put(key, encoded)
         timings = {"image": (loaded - start) * 1e3, "vae": (perf_counter() - loaded) * 1e3}
         shown = _read_only(pixels, image) if self._keep_pixels else None
-        return ImageState(
-            plan, encoded.latents, digest, timings, shown, encoded.view, encoded.unlike
-        )
+        return ImageState(plan, encoded.latents, digest, timings, shown, encoded.view)
 
     def _latents(self, resized: geometry.Resized, plan: geometry.Plan) -> Float32 | Mirrored:
         manifest = self._bundle.manifest

@@ -380,8 +380,8 @@ class Segmenter:
     ) -> Segmentation:
         found, seen, grid_hw = output.found, output.evidence, state.plan.grid_hw
         instruction, model = prompt.instruction, self.manifest.model
-        outside, confidence, doubt = state.unlike, None, None
-        if model.scope is not None and outside is None:
+        outside, confidence, doubt = None, None, None
+        if model.scope is not None:
             words = instruction.text[: instruction.length_without_magnets]
             outside = model.scope.unknown(instruction.expression, words)
         if self.manifest.method.confidence is not None and outside is None:

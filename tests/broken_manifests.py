@@ -18,7 +18,7 @@ Json = dict[str, Any]
 Broken = tuple[str, object, str] | tuple[str, object, str, str]
 MISSING = object()
 FILE = {"sha256": "0" * 64, "size": 10}
-SIZES = [(128, 128), (144, 112), (112, 144)]
+SIZES = [(384, 384), (432, 336), (336, 432)]
 TENSOR = {"name": "x", "dtype": "float32", "shape": [1]}
 
 
@@ -47,7 +47,7 @@ def sized() -> Json:
     graphs = {"text_encoder": data["graphs"].pop("text_encoder")}
     for name, graph in data["graphs"].items():
         for width, height in SIZES:
-            fixed = {"height": height, "width": width, "tokens": width * height // 64}
+            fixed = {"height": height, "width": width, "tokens": width * height // 256}
             made = graphs[f"{name}@{width}x{height}"] = copy.deepcopy(graph)
             for tensor in (*made["inputs"].values(), *made["outputs"].values()):
                 tensor["shape"] = [fixed.get(side, side) for side in tensor["shape"]]
@@ -60,7 +60,7 @@ def with_engine() -> Json:
     data = mini()
     for name in ("v.plan", "v.json", "v.refit.onnx", "scales.json"):
         data["files"][name] = FILE
-    data["files"]["selftest.bin"] = {**FILE, "size": 4 * (768 + 512)}
+    data["files"]["selftest.bin"] = {**FILE, "size": 4 * (768 + 384)}
     image = {"min": [1, 3, 8, 8], "opt": [1, 3, 64, 64], "max": [1, 3, 256, 256]}
     plan = {
         "file": "v.plan", "layers": "v.json", "refit": "v.refit.onnx", "shapes": {"image": image}
@@ -75,7 +75,7 @@ def with_engine() -> Json:
     data["calibration"] = {"file": "scales.json", "graph": "transformer"}
     stored = {
         "inputs": {"image": {"dtype": "float32", "shape": [1, 3, 16, 16], "offset": 0}},
-        "outputs": {"clean_latents": {"dtype": "float32", "shape": [1, 4, 128], "offset": 3072}},
+        "outputs": {"clean_latents": {"dtype": "float32", "shape": [1, 1, 384], "offset": 3072}},
     }
     data["self_test"] = {
         "file": "selftest.bin", "made_by": "onnxruntime-cpu 1.31.1",
@@ -126,7 +126,7 @@ MINI: list[Broken] = [
     ("geometry token_px", MISSING, "token_px' is missing", "has no 'geometry.token_px'"),
     ("geometry token_px", 0, "'geometry.token_px' is 0, expected an integer from 1 to 64"),
     ("geometry token_px", True, "'geometry.token_px' is True, expected an integer"),
-    ("geometry token_px", 3, "'geometry.multiple_px' is 8, expected a multiple of token_px"),
+    ("geometry token_px", 3, "'geometry.multiple_px' is 16, expected a multiple of token_px"),
     ("geometry multiple_px", "8", "'8', expected an integer", "expected a whole number"),
     ("geometry size_level", 10**30, "is a huge integer, expected", "expected a whole number"),
     ("geometry std", 0, "'geometry.std' is 0, expected a number from 1e-06", "'geometry.std' is 0"),
@@ -156,13 +156,11 @@ MINI: list[Broken] = [
     ("model scope nouns", ["Car"], "'model.scope.nouns' is a list of 1, expected 1 to 1000"),
     ("model scope nouns", ["a", 1], "'model.scope.nouns' is a list of 2, expected 1 to 1000"),
     ("model scope nouns", ["a\n"], "'model.scope.nouns' is a list of 1, expected 1 to 1000"),
-    ("model scope flatness", 2, "'model.scope.flatness' is 2, expected a number from"),
-    ("model scope flatness", MISSING, "'model.scope.flatness' is missing"),
     ("method", MISSING, "'method' is missing, expected an object"),
     ("method tau", 1.0, "'method.tau' is 1.0, expected a number from 0 to below 1"),
     ("noise shape", [10**6, 10**6], "'noise.shape' is a list of 2, expected [rows, channels]"),
-    ("noise shape", [256, 128, 1], "'noise.shape' is a list of 3, expected [rows, channels]"),
-    ("noise shape", [300, 128], "is 131072 bytes, expected 153600 for noise.shape [300, 128]",
+    ("noise shape", [576, 384, 1], "'noise.shape' is a list of 3, expected [rows, channels]"),
+    ("noise shape", [300, 384], "is 884736 bytes, expected 460800 for noise.shape [300, 384]",
      "with the size of 'noise.shape'"),
     ("noise file", "/etc/passwd", "'noise.file' is '/etc/passwd', expected a relative path"),
     ("default_capture", "telepathy", "'default_capture' is 'telepathy', expected one of"),
@@ -170,19 +168,19 @@ MINI: list[Broken] = [
 ]  # fmt: skip
 
 SIZED: list[Broken] = [
-    ("graphs vae_encoder@144x112", MISSING, "'graphs.vae_encoder@144x112' is missing, expected"),
-    ("graphs transformer.vectors@112x144", MISSING, "vectors@112x144' is missing, expected"),
-    ("graphs vae_encoder", {}, "expected graphs by size, such as 'vae_encoder@128x128', for 'si"),
-    ("graphs vae_encoder@144x112 inputs image shape", [1, 3, 144, 112],
-     "takes 'image' of shape [1, 3, 144, 112], expected [1, 3, 112, 144]: export the bundle"),
-    ("graphs transformer.scores@112x144 inputs clean_latents shape", [2, 256, 128],
-     "takes 'clean_latents' of shape [2, 256, 128], expected ['batch', 252, 128]"),
+    ("graphs vae_encoder@432x336", MISSING, "'graphs.vae_encoder@432x336' is missing, expected"),
+    ("graphs transformer.vectors@336x432", MISSING, "vectors@336x432' is missing, expected"),
+    ("graphs vae_encoder", {}, "expected graphs by size, such as 'vae_encoder@384x384', for 'si"),
+    ("graphs vae_encoder@432x336 inputs image shape", [1, 3, 432, 336],
+     "takes 'image' of shape [1, 3, 432, 336], expected [1, 3, 336, 432]: export the bundle"),
+    ("graphs transformer.scores@336x432 inputs clean_latents shape", [2, 576, 384],
+     "takes 'clean_latents' of shape [2, 576, 384], expected ['batch', 567, 384]"),
     *(
         ("geometry sizes", sizes, "expected 1 to 64 different [width, height]")
-        for sizes in ([], [[128, 100]], [[128, 128]] * 2, [[128]], [[True, 8]], [[8, 10**9]])
+        for sizes in ([], [[384, 100]], [[384, 384]] * 2, [[384]], [[True, 8]], [[8, 10**9]])
     ),
-    *(("geometry sizes", x, "a list of at most 64 entries") for x in ([[8, 8]] * 65, "128x128")),
-    ("geometry token_px", 4, "size 128 x 128 makes 1024 tokens, expected at most 256 (noise.sh"),
+    *(("geometry sizes", x, "a list of at most 64 entries") for x in ([[8, 8]] * 65, "384x384")),
+    ("geometry token_px", 4, "size 384 x 384 makes 9216 tokens, expected at most 576 (noise.sh"),
 ]  # fmt: skip
 
 ENGINE = "engines 0"
@@ -223,9 +221,9 @@ WITH_ENGINE: list[Broken] = [
     ("self_test made_by", 7, "'self_test.made_by' is 7, expected printable text"),
     (f"{STORED} inputs", {}, "inputs.image' is missing, expected every input of the graph"),
     (f"{STORED} outputs", {}, "outputs' is an object, expected at least one output"),
-    (f"{OUTPUT} offset", 3073, "offset' is 3073, expected 2048 bytes inside a file of 5120"),
+    (f"{OUTPUT} offset", 3073, "offset' is 3073, expected 1536 bytes inside a file of 4608"),
     (f"{OUTPUT} offset", -1, "offset' is -1, expected an integer from 0"),
-    (f"{OUTPUT} shape", [1, 2**31, 128], "expected 1099511627776 bytes inside a file of 5120"),
+    (f"{OUTPUT} shape", [1, 2**31, 384], "expected 3298534883328 bytes inside a file of 4608"),
     (f"{OUTPUT} shape", [1, 4, 4], "shape' is a list of 3, expected a shape of the graph's tensor"),
     (f"{OUTPUT} dtype", "float16", "dtype' is 'float16', expected the graph's, 'float32'"),
     ("files selftest.bin size", 2**33, "expected a file of at most 4294967296 bytes"),

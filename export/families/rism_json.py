@@ -68,8 +68,6 @@ def _is_scope(value: object) -> bool:
         and isinstance(value["nouns"], list)
         and bool(value["nouns"])
         and all(is_noun(v) for v in value["nouns"])
-        and isinstance(value["flatness"], float)
-        and 0 <= value["flatness"] <= 1
     )
 
 
@@ -88,9 +86,7 @@ COMMON: dict[str, Setting] = {
         "an object of the numbers separability, concentration, agreement, bias and threshold",
     ),
     "scope": Setting(
-        None,
-        lambda v: v is None or _is_scope(v),
-        "an object of nouns, words in lower case, and flatness, a number from 0 to 1",
+        None, lambda v: v is None or _is_scope(v), "an object of nouns, words in lower case"
     ),
     # As published; float32 for a demonstrator, which runs on CPUs.
     "precision": Setting(

@@ -35,14 +35,10 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """An image, (H, W, 3) uint8 RGB, with a result for each expression.
-
-    `unlike` says why the model cannot handle it, or is None.
-    """
+    """An image, (H, W, 3) uint8 RGB, with a result for each expression."""
 
     pixels: Uint8
     results: list[Segmentation]
-    unlike: str | None
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,9 @@ class ResultOutput:
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """Everything that is written about one image.
-
-    `warning` says why the model cannot handle it, or is None; `encoded` is for the dataset.
-    """
+    """Everything that is written about one image; `encoded` is for the dataset."""
 
     results: list[ResultOutput]
-    warning: str | None
     encoded: EncodedImage | None
 
 
@@ -125,7 +117,7 @@ def deliver(
         slugs = [names[text] for text in image.expressions]
         results = [_draw(image, found, at, destination, slugs) for at in range(len(slugs))]
         encoded = None if dataset is None else dataset.encode(image, found)
-        return ImageOutput(results, found.unlike, encoded)
+        return ImageOutput(results, encoded)
 
     images = inputs.images
     outputs = map_ordered(work, images, workers=workers, weigh=_pixels, most=_MOST_PIXELS_AT_ONCE)
@@ -147,7 +139,7 @@ def deliver(
                     records.add([failure_record(image.label, error)])
                     counts.failed += 1
                 else:
-                    records.add(_write(image, found, destination, console))
+                    records.add(_write(found, destination, console))
                     if dataset is not None and found.encoded is not None:
                         dataset.add(found.encoded)
                     counts.done += 1
@@ -200,13 +192,9 @@ def _pixels(image: InputImage) -> int:
     return 0 if image.path is None else pixel_count(image.path)
 
 
-def _write(
-    image: InputImage, found: ImageOutput, destination: Destination, console: Console
-) -> list[dict[str, Any]]:
+def _write(found: ImageOutput, destination: Destination, console: Console) -> list[dict[str, Any]]:
     """Write the files of one image, print its lines, and return its JSON entries."""
     stdout_is_data = destination.to_stdout or destination.json_stdout
-    if found.warning is not None:
-        console.note(f"warning: {one_line(image.label)}: {found.warning}")
     for output in found.results:
         for path, data in output.files:
             if path is None:

@@ -222,7 +222,7 @@ def _scope(node: Node) -> Scope:
     nouns = [each for each in given if isinstance(each, str) and is_noun(each)]
     if not nouns or len(nouns) != len(given):
         node.refuse("nouns", f"1 to {MAX_NOUNS} words in lower case")
-    return Scope(tuple(nouns), node.number("flatness", 0.0, 1.0))
+    return Scope(tuple(nouns))
 
 
 def _created_with(node: Node) -> dict[str, str]:

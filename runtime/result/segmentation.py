@@ -44,8 +44,8 @@ class Segmentation:
             above; None if that was never fitted, and out of scope (`outside`).
         reason: why the mask is empty, or None where it is not.
         demonstrator: whether the model is one: small, and made for drawn scenes.
-        outside: why the input is out of a demonstrator's scope: none of its nouns is in the
-            expression, or the image is unlike its training images. None for other models.
+        outside: why the expression is out of a demonstrator's scope: none of its nouns is in it.
+            None for other models.
         provider: what ran the graphs, such as "cpu", "cuda:0" or "tensorrt-rtx:0"; if they ran on
             several, the transformer's first: "tensorrt-rtx:0+cuda:0".
         precision: of the transformer, such as "float32" or "fp8".

@@ -42,7 +42,7 @@ def write(
     for image in inputs:
         mask = masks[image.stem]
         pixels = np.zeros((*mask.shape, 3), np.uint8)
-        found = SegmentedImage(pixels, [segmented(mask, "van", 0.5)], None)
+        found = SegmentedImage(pixels, [segmented(mask, "van", 0.5)])
         dataset.add(dataset.encode(image, found))
     dataset.finish(complete=True)
     return folder / "out", images

@@ -60,7 +60,7 @@ def _about(manifest: Manifest) -> Iterator[str]:
     kind = ", a demonstrator" if model.demonstrator else ""
     yield f"model      {one_line(model.name)} ({one_line(model.family)}{kind})"
     if model.scope is not None:
-        yield f"knows      {', '.join(model.scope.nouns)}; images {model.scope.flatness:.0%} flat"
+        yield f"knows      {', '.join(model.scope.nouns)}"
     yield f"source     {one_line(model.source)} at {one_line(model.revision)}"
     yield f"licence    {one_line(model.licence)}"
     yield f"made with  {', '.join(f'{k} {v}' for k, v in manifest.created_with.items())}"

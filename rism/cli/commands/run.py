@@ -199,7 +199,7 @@ def _segment(
     # Each expression has its part of the image's own time.
     own = {stage: milliseconds / len(found) for stage, milliseconds in shared.items()}
     results = [replace(each, timings_ms={**own, **each.timings_ms}) for each in found]
-    return SegmentedImage(pixels, results, state.unlike)
+    return SegmentedImage(pixels, results)
 
 
 def _workers(flags: RunFlags, images: int) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rism.evaluation.ablate.capture import WideCapture
-from rism.evaluation.ablate.grid import SITES, MapSetting
+from rism.evaluation.ablate.grid import SITES, ChoiceSetting
 from rism.evaluation.ablate.model import AblationModel, ModelOptions
 from rism.evaluation.ablate.setting_masks import Pass, masks
 from rism.evaluation.ablate.study import Study, open_grid, source_of
@@ -63,17 +63,24 @@ def far(found: Any, wanted: torch.Tensor) -> float:
     return float(difference / wanted.abs().max().clamp_min(1))
 
 
-def test_the_default_is_what_the_bundle_answers(model: AblationModel, segmenter: Segmenter) -> None:
-    sample = SCENES.samples[0]
-    grid = open_grid(model, Study(timesteps=[0], blocks=[5], sites=["mmsa"]))
+def test_the_choice_of_a_bundle_is_what_it_answers(
+    model: AblationModel, segmenter: Segmenter
+) -> None:
+    sample, thin = SCENES.samples[0], segmenter.manifest.method.noisy_grid
+    study = Study(timesteps=[0], blocks=[5], sites=["mmsa"], noisy_grids=[thin])
+    grid = open_grid(model, study)
     plan, passes = source_of(model, grid)(sample.image, SCENES.image(sample), sample.expression)
+    passes = list(passes)
     found = dict(masks(grid, passes, plan))
     result = segmenter.segment(SCENES.image(sample), sample.expression, paper=True)
     assert result.mask.any() and result.mask.shape == SCENES.mask(sample).shape
-    assert (found[grid.default()] != result.mask).mean() <= MASK
-    for name, values in (("CAM", result.coarse), ("RAM", result.refined)):
-        wanted = upsample(values, result.plan) > 0.5
-        assert (found[MapSetting(0, "all", name)] != wanted).mean() <= MASK
+    assert (found[ChoiceSetting("all", thin)] != result.mask).mean() <= MASK
+    assert passes[-1].noisy_grid == thin > 1
+    vectors = passes[-1].attention_vectors, passes[-1].propagated_vectors
+    for each, shown in zip(vectors, (result.coarse, result.refined), strict=True):
+        total = each.sum(0).reshape(shown.shape)
+        normal = (total - total.min()) / (total.max() - total.min())
+        assert np.abs(normal - shown).max() <= OUTPUT
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_a_folder_without_its_text_encoder(checkpoint: Path, tmp_path: Path) -> 
         ("name", "a\nb", "name is a b, expected printable text"),
         ("confidence", {"bias": 1.0}, "expected an object of the numbers separability, concen"),
         ("confidence", {**CONFIDENCE, "threshold": 1.5}, "confidence is .* expected an object"),
-        ("scope", {"nouns": ["Car"], "flatness": 0.5}, "expected an object of nouns, words in lo"),
+        ("scope", {"nouns": ["Car"]}, "expected an object of nouns, words in lo"),
         ("resize", ["always"], "resize is .* expected always or shrink"),
     ],
 )

@@ -26,10 +26,10 @@ def refused(data: object, says: str) -> None:
 def test_reads_everything() -> None:
     manifest = parse_manifest(mini())
     assert manifest.model.name == "mini" and manifest.model.scope == Scope(
-        tuple(mini()["model"]["scope"]["nouns"]), 0.55
+        tuple(mini()["model"]["scope"]["nouns"])
     )
-    assert manifest.geometry.token_px == 8
-    assert manifest.noise.shape == (256, 128)
+    assert manifest.geometry.token_px == 16
+    assert manifest.noise.shape == (576, 384)
     assert manifest.captures == ("vectors", "matrices", "scores")
     assert manifest.graphs["vae_encoder"].inputs["image"].shape == (1, 3, "height", "width")
     assert isinstance(manifest.method.confidence, ConfidenceRule)
@@ -67,7 +67,7 @@ def test_an_engine_is_read() -> None:
     assert each.holds((1, 3, 256, 8)) and not each.holds((1, 3, 257, 8)) and not each.holds((1, 3))
     assert manifest.calibration == "scales.json"
     assert manifest.self_test is not None
-    assert manifest.self_test.graphs["vae_encoder"].outputs["clean_latents"].nbytes == 2048
+    assert manifest.self_test.graphs["vae_encoder"].outputs["clean_latents"].nbytes == 1536
     data = change(with_engine(), f"{broken.PLAN} weights", "v.json")
     assert parse_manifest(data).engines[0].bound
     data = change(change(data, f"{broken.ENGINE} stripped", False), f"{broken.PLAN} refit", 3)

@@ -122,14 +122,14 @@ def test_options_of_a_graph(package: None, static_bundle: Path) -> None:
     folder = Path(options.pop("nv_runtime_cache_path"))
     assert folder.name == f"onnxruntime-ep-nv-tensorrt-rtx-0.5.0-{bundle.digest[:16]}"
     assert folder.is_dir() and not folder.stat().st_mode & 0o077
-    same = "prompt_embeds:{0}x40x192,prompt_weights:{0}x40"
+    same = "prompt_embeds:{0}x48x192,prompt_weights:{0}x48"
     assert options == {
-        "nv_profile_min_shapes": "clean_latents:1x196x128,noise:1x196x128,"
-        f"{same.format(1)},positions:196x2",
-        "nv_profile_opt_shapes": "clean_latents:1x256x128,noise:1x256x128,"
-        f"{same.format(1)},positions:256x2",
-        "nv_profile_max_shapes": "clean_latents:8x256x128,noise:1x256x128,"
-        f"{same.format(8)},positions:256x2",
+        "nv_profile_min_shapes": "clean_latents:1x480x384,noise:1x480x384,"
+        f"{same.format(1)},positions:480x2",
+        "nv_profile_opt_shapes": "clean_latents:1x576x384,noise:1x576x384,"
+        f"{same.format(1)},positions:576x2",
+        "nv_profile_max_shapes": "clean_latents:8x576x384,noise:1x576x384,"
+        f"{same.format(8)},positions:576x2",
     }
     fixed = Bundle.open(static_bundle, verify=False)
     graph = next(name for name in fixed.manifest.graphs if name.startswith("transformer.vectors@"))

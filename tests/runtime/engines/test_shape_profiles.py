@@ -53,9 +53,9 @@ def test_prompts_and_batches(manifest: Manifest) -> None:
 
 
 def test_one_size_and_three(manifest: Manifest) -> None:
-    assert sizes(manifest, shapes="128x64")["tokens"] == (128, 128, 128)
-    found = sizes(manifest, shapes="64x64/64x128/128x128")
-    assert (found["tokens"], found["height"]) == ((64, 128, 256), (64, 128, 128))
+    assert sizes(manifest, shapes="256x128")["tokens"] == (128, 128, 128)
+    found = sizes(manifest, shapes="128x128/128x256/256x256")
+    assert (found["tokens"], found["height"]) == ((64, 128, 256), (128, 256, 256))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_one_size_and_three(manifest: Manifest) -> None:
     [
         ("128", "expected MIN/OPT/MAX"),
         ("64x64/128x128", "expected MIN/OPT/MAX"),
-        ("0x64", "both sides a multiple of 8"),
-        ("60x64", "60x64, expected both sides a multiple of 8"),
-        ("512x512", "which makes 4096 tokens, expected at most 256"),
+        ("0x64", "both sides a multiple of 16"),
+        ("60x64", "60x64, expected both sides a multiple of 16"),
+        ("512x512", "which makes 1024 tokens, expected at most 576"),
         ("128x128/64x64/128x128", "expected growing sizes"),
         ("static", "needs a bundle of fixed sizes"),
     ],
@@ -76,7 +76,7 @@ def test_shapes_that_are_none(manifest: Manifest, shapes: str, message: str) -> 
 
 
 def test_fixed_sizes_are_their_own_profile(manifest: Manifest) -> None:
-    rules = replace(manifest.geometry, sizes=((128, 64), (64, 128)))
+    rules = replace(manifest.geometry, sizes=((256, 128), (128, 256)))
     assert sizes(manifest, rules)["tokens"] == (128, 128, 128)
     with pytest.raises(InputError, match="this bundle has fixed sizes, expected static"):
         sizes(manifest, rules, shapes="64x64")
@@ -85,9 +85,9 @@ def test_fixed_sizes_are_their_own_profile(manifest: Manifest) -> None:
 def test_a_profile_names_its_shapes_or_says_what_it_cannot(manifest: Manifest) -> None:
     known = ranges(manifest.geometry, manifest.prompt, manifest.noise.shape[0])
     found = profile(manifest.graphs["transformer.vectors"].inputs, known)
-    assert found["clean_latents"].opt == (1, 256, 128)
-    assert found["noise"].max == (1, 256, 128)
-    assert found["positions"].max == (256, 2)
+    assert found["clean_latents"].opt == (1, 576, 384)
+    assert found["noise"].max == (1, 576, 384)
+    assert found["positions"].max == (576, 2)
     odd = {"image": TensorSpec("image", "float32", (1, "depth"))}
     with pytest.raises(InputError, match="dimension 'depth', expected one of batch, tokens"):
         profile(odd, known)
