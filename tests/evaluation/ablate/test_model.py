@@ -33,7 +33,6 @@ from rism.export.spec import PromptTokens, ReferenceInputs
 from rism.runtime import Segmenter
 from rism.runtime.errors import InputError, ProviderError
 from rism.runtime.image_encoder import ImageState
-from rism.runtime.method.upsampling import upsample
 from rism.runtime.prompt.encoder import PromptState
 from tests.cli.conftest import invoke
 from tests.export.families.flux2.test_single_file import makers_transformer
