@@ -312,12 +312,13 @@ def _fixed(source: Path, file: Path, sizes: dict[str, int]) -> dict[str, Any]:
 def fix_sizes(folder: Path, sizes: list[tuple[int, int]], *, batch: int | None) -> Path:
     """Turn a bundle's graphs into ones of fixed sizes, as a static export writes them.
 
-    Tokens are of 8 x 8 pixels; None leaves the batch free.
+    None leaves the batch free.
     """
     data = json.loads((folder / "manifest.json").read_text())
     graphs = {"text_encoder": data["graphs"].pop("text_encoder")}
+    side_px = data["geometry"]["token_px"]
     for width, height in sizes:
-        tokens = (width // 8) * (height // 8)
+        tokens = (width // side_px) * (height // side_px)
         fixed = dict.fromkeys(("h", "height"), height) | dict.fromkeys(("w", "width"), width)
         fixed |= dict.fromkeys(("n_v", "tokens"), tokens)
         fixed |= {} if batch is None else {"batch": batch}

@@ -112,7 +112,7 @@ def test_manifests_that_are_wrong(reader: Path, tmp_path: Path) -> None:
     ("way", "value", "message"),
     [
         ("geometry resample", "nearest", "this reader knows lanczos"),
-        ("noise shape", [128, 256], "tokens, expected at most 128"),
+        ("noise shape", [96, 2304], "tokens, expected at most 96"),
         ("graphs transformer.scores", MISSING, "no graph 'transformer.scores'"),
         ("prompt max_length", 9, "expected 1 to 9"),
         ("prompt drop", 3, "'prompt.drop' is not 0"),
@@ -167,7 +167,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "gone": (lambda bundle: (bundle / "manifest.json").unlink(), "no manifest.json"),
     "nothing": (lambda bundle: shutil.rmtree(bundle), "no bundle folder"),
     "link": (_link, "reached by a link"),
-    "short": (lambda b: (b / "tokenizer.json").write_text("{}"), "has 2 bytes, expected 10844"),
+    "short": (lambda b: (b / "tokenizer.json").write_text("{}"), "has 2 bytes, expected 53122"),
     "lost": (lambda b: (b / "text_encoder.onnx").unlink(), "lacks its file 'text_encoder.onnx'"),
     "tokenizer": (_damage("tokenizer.json"), "its sha256 differs"),
     "graph": (_damage("text_encoder.onnx"), "its sha256 differs"),
@@ -191,7 +191,7 @@ def test_folders_that_are_wrong(name: str, reader: Path, tmp_path: Path) -> None
         ("\ufeff \u200b", "the expression is empty"),
         ("van<|im_end|>", "the control token '<|im_end|>'"),
         ("the van\x07", "a control character"),
-        ("van " * 60, "expected 1 to 40: shorten"),
+        ("van " * 60, "expected 1 to 48: shorten"),
         ("v" * 5000, "expected at most 4096"),
     ],
 )
@@ -238,7 +238,7 @@ def test_weights_that_are_not_there(reader: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_fed_something_else(reader: Path, tmp_path: Path) -> None:
-    mask = {"name": "quoted_mask", "dtype": "int64", "shape": ["batch", 40]}
+    mask = {"name": "quoted_mask", "dtype": "int64", "shape": ["batch", 48]}
     way = "graphs text_encoder inputs quoted_mask"
     bundle = _bundle(tmp_path / "bundle", lambda data: data.update(change(data, way, mask)))
     _refused(reader, bundle, tmp_path, "takes 'quoted_mask', which this reader does not know")

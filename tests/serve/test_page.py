@@ -220,13 +220,13 @@ def test_maps_by_view_and_by_hovering(open_page: OpenPage, demo: Server) -> None
     expect(legend).to_contain_text("the yellow cat: score map")
     seen.append(_pixels(page))
     for at, one in enumerate(seen):
-        assert all(np.abs(one - other).mean() > 5 for other in seen[at + 1 :])
+        assert all(np.abs(one - other).mean() > 1 for other in seen[at + 1 :])
     box = page.locator("#canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.62)
     said = page.locator("#readout").inner_text()
     values = re.findall(r"(the [a-z ]+) (-?[\d.]+)", said)
     scores = {text: float(value) for text, value in values}
-    assert scores["the green van"] > 0.3 > 0 > scores["the yellow cat"], said
+    assert scores["the green van"] > 0.15 > 0 > scores["the yellow cat"], said
     assert np.array_equal(_pixels(page), final)  # what was pointed at is left again
 
 

@@ -72,7 +72,7 @@ def test_fixed_sizes(batch: int | None, copy: Path, tmp_path: Path) -> None:
     for size, seen in (("128x96", picture(60, 80)), ("96x128", picture(80, 60))):
         name = f"rism_scores_{size}"
         tensors = {t.name: list(t.dims) for t in server.configs[name].input}
-        assert tensors["input_ids"] == [batch or -1, 40]
+        assert tensors["input_ids"] == [batch or -1, 48]
         assert tensors["image"] == [1, 3, *(int(side) for side in reversed(size.split("x")))]
         transformer = server.configs[f"transformer_scores_{size}"]
         assert transformer.max_batch_size == (0 if batch == 1 else 8)
@@ -85,14 +85,14 @@ def add_engine(folder: Path, **changes: Any) -> Path:
     """Give mini an engine whose plans are graphs in one file, which the tests' server runs."""
     place = folder / "engines/tensorrt-fp32"
     place.mkdir(parents=True)
-    rows, tokens = (1, 4), (48, 192)
+    rows, tokens = (1, 4), (48, 576)
     ranges: dict[str, dict[str, list[Any]]] = {
-        "text_encoder": {"input_ids": [rows, 40], "attention_mask": [rows, 40]},
+        "text_encoder": {"input_ids": [rows, 48], "attention_mask": [rows, 48]},
         "transformer.scores": {
-            "clean_latents": [rows, tokens, 128],
-            "noise": [1, tokens, 128],
-            "prompt_embeds": [rows, 40, 192],
-            "prompt_weights": [rows, 40],
+            "clean_latents": [rows, tokens, 384],
+            "noise": [1, tokens, 384],
+            "prompt_embeds": [rows, 48, 192],
+            "prompt_weights": [rows, 48],
             "positions": [tokens, 2],
         },
     }
@@ -140,8 +140,8 @@ def test_an_engine_in_the_place_of_graphs(copy: Path, tmp_path: Path) -> None:
     transformer = server.configs["transformer_scores"]
     assert transformer.max_batch_size == 0
     dims = {tensor.name: list(tensor.dims) for tensor in transformer.input}
-    assert dims["clean_latents"] == [-1, -1, 128]
-    assert dims["noise"] == [1, -1, 128] and dims["positions"] == [-1, 2] and dims["tau"] == [1]
+    assert dims["clean_latents"] == [-1, -1, 384]
+    assert dims["noise"] == [1, -1, 384] and dims["positions"] == [-1, 2] and dims["tau"] == [1]
     _, engines, _ = recorded(bundle, picture(96, 128), ["the green van", "the red car"])
     [answer] = server.infer("rism_scores", request(server, "rism_scores", engines))
     same(answer, engines["transformer"].gave[-1])

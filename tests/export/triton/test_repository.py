@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from rism.export.triton import Serving, TritonOptions, export_triton
 from rism.runtime.bundle.reader import Bundle, resolve_bundle
@@ -42,10 +42,10 @@ def test_models_and_tensors(served: Server) -> None:
     }
     chain = served.configs["rism_scores"]
     assert {t.name: list(t.dims) for t in chain.input} == {
-        "input_ids": [-1, 40],
-        "attention_mask": [-1, 40],
+        "input_ids": [-1, 48],
+        "attention_mask": [-1, 48],
         "image": [1, 3, -1, -1],
-        "prompt_weights": [-1, 40],
+        "prompt_weights": [-1, 48],
     }
     assert {t.name: list(t.dims) for t in chain.output} == {
         "scores": [-1, -1],
@@ -107,11 +107,11 @@ def test_one_expression_and_too_many(served: Server, mini: Bundle) -> None:
     many = {k: v if k == "image" else np.repeat(v, 9, axis=0) for k, v in sent.items()}
     with pytest.raises(RefusedError, match="at most 8"):
         served.infer("rism_scores", many)
-    # 17 x 17 tokens are more than mini has noise for, which 16 x 16 are not.
-    fits, large = (np.zeros((1, 3, side, side), np.float32) for side in (128, 136))
+    # 25 x 25 tokens are more than mini has noise for, which 24 x 24 are not.
+    fits, large = (np.zeros((1, 3, side, side), np.float32) for side in (384, 400))
     [answer] = served.infer("rism_scores", sent | {"image": fits})
-    assert answer["scores"].shape == (1, 256)
-    with pytest.raises(Fail):
+    assert answer["scores"].shape == (1, 576)
+    with pytest.raises(InvalidArgument):
         served.infer("rism_scores", sent | {"image": large})
 
 

@@ -135,7 +135,7 @@ def test_masks_are_the_segmenters(repository: Path, load: Any) -> None:
         asks((IMAGE, "the green van")),
         asks((other, "the red car"), (IMAGE, "the red car")),
         asks((IMAGE, "the green van")),
-        asks((IMAGE, "the orange boat")),
+        asks((IMAGE, "the keyboard")),
     ]
     server.runs.clear()
     answers = model.execute(requests)
@@ -172,7 +172,7 @@ def test_without_a_rule_there_is_no_confidence(load: Any, tmp_path: Path) -> Non
     update_bundle(bundle.path, lambda data: data["method"].pop("confidence"))
     options = TritonOptions(segmenter=True, link=True, prefix="s_")
     export_triton(Bundle.open(bundle.path), tmp_path / "out", options)
-    [answer] = load(tmp_path / "out")[0].execute([asks((IMAGE, "the orange boat"))])
+    [answer] = load(tmp_path / "out")[0].execute([asks((IMAGE, "the keyboard"))])
     assert np.isnan(answer.tensors["confidence"]).tolist() == [[True]]
     assert answer.tensors["reason"].tolist() == [[b""]]
 
