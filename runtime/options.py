@@ -34,17 +34,17 @@ class SegmentOptions(TypedDict, total=False):
         upsample: "guided" draws contours along the edges of the image (`guided_upsample`),
             "bilinear" is the paper's; default: "guided".
         spatial_prior: weight the refined map by words such as "left" and "top" before tau
-            (`spatial_prior`); default: True, except for capture "scores", whose graph contains
-            the threshold.
+            (`spatial_prior`), which capture "scores" cannot do, since its graph contains the
+            threshold; default: False.
         instances: of several separate regions, keep the one that words of place and size mean
-            (`one_instance`); default: True.
+            (`one_instance`); default: False.
         confidence: return an empty mask below this confidence, 0 to 1; default: the bundle's
             threshold.
         always: return a mask even where the confidence says that the object is absent, or where
             the expression or image is out of a demonstrator's scope (`Segmentation.outside`);
             default: False.
-        paper: use the published method only: upsample "bilinear", no spatial prior, no choice
-            between instances, no rejection, except for options given beside it; default: False.
+        paper: use the published method only: upsample "bilinear" and no rejection, except for
+            options given beside it; default: False.
     """
 
     tau: float | None
@@ -105,8 +105,8 @@ def resolve_options(options: SegmentOptions, method: Method, capture: str) -> Re
         sinks=_flag(own, "sinks", default=False),
         prototype=_one_of(own, "prototype", PROTOTYPES, method.prototype),
         upsample=_one_of(own, "upsample", UPSAMPLING_METHODS, "bilinear" if paper else "guided"),
-        spatial_prior=_flag(own, "spatial_prior", default=not paper and not in_graph),
-        instances=_flag(own, "instances", default=not paper),
+        spatial_prior=_flag(own, "spatial_prior", default=False),
+        instances=_flag(own, "instances", default=False),
         confidence=confidence,
         always=_flag(own, "always", default=paper and confidence is None),
     )

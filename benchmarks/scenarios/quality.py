@@ -22,8 +22,9 @@ PARTS: dict[str, SegmentOptions] = {
     "published": {"paper": True},
     "+ spatial prior": {"paper": True, "spatial_prior": True},
     "+ one instance": {"paper": True, "spatial_prior": True, "instances": True},
-    "published + contours": {"paper": True, "upsample": "guided"},
+    "+ contours": {"paper": True, "upsample": "guided"},
     "rism": {},
+    "rism, prior, one instance": {"spatial_prior": True, "instances": True},
 }
 SETTINGS: dict[str, SegmentOptions] = {
     "rism": {"always": True},

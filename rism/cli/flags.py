@@ -330,12 +330,12 @@ class SegmenterFlags(EngineFlags):
     spatial_prior: bool | None = option(
         None,
         "--spatial-prior/--no-spatial-prior",
-        help="Use words of place such as 'left' and 'top'. Default: on.",
+        help="Use words of place such as 'left' and 'top'. Default: off.",
     )
     instances: bool | None = option(
         None,
         "--instances/--no-instances",
-        help="Of several regions, keep the one that words of place and size mean. Default: on.",
+        help="Of several regions, keep the one that words of place and size mean. Default: off.",
     )
     confidence: float | None = option(
         None,
@@ -345,8 +345,7 @@ class SegmenterFlags(EngineFlags):
     always: bool = option(False, help="Return a mask even at low confidence.")
     paper: bool = option(
         False,
-        help="Use the published method only: disables contours, spatial prior, instance choice "
-        "and rejection.",
+        help="Use the published method only: disables contours and rejection.",
     )
 
     @property

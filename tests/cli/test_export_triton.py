@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import invoke
+from tests.paths import MINI
 
 
 def test_a_repository_in_one_command(tmp_path: Path) -> None:
@@ -17,9 +18,10 @@ def test_a_repository_in_one_command(tmp_path: Path) -> None:
     assert "mini_rism_scores                     ensemble" in lines
     said = re.search(rf"wrote {re.escape(str(output))}, (\d+\.\d) MB copied\n$", shown.stderr)
     assert said is not None, shown.stderr
-    # Beside what is copied there are configurations and two small graphs.
+    # Beside what is copied there are configurations and two small graphs, one with the noise.
     held = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    assert 0 <= held / 1e6 - float(said[1]) < 0.5
+    noise = (MINI / "noise.f32").stat().st_size
+    assert 0 <= (held - noise) / 1e6 - float(said[1]) < 0.5
     config = (output / "mini_transformer_scores/config.pbtxt").read_text()
     assert "max_queue_delay_microseconds: 0" in config
     assert "kind: KIND_CPU" in config

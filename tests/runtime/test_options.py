@@ -16,12 +16,10 @@ METHOD = Method(
     feature_dim=3, prototype="equation",
 )  # fmt: skip
 DEFAULTS = ResolvedOptions(
-    tau=0.7, prototype="equation", upsample="guided", spatial_prior=True, instances=True,
+    tau=0.7, prototype="equation", upsample="guided", spatial_prior=False, instances=False,
     confidence=None, always=False, magnets="", sinks=False, prompt_weights=None,
 )  # fmt: skip
-PUBLISHED = replace(
-    DEFAULTS, upsample="bilinear", spatial_prior=False, instances=False, always=True
-)
+PUBLISHED = replace(DEFAULTS, upsample="bilinear", always=True)
 
 
 def settled(capture: str = "vectors", **choices: Any) -> ResolvedOptions:
@@ -30,8 +28,7 @@ def settled(capture: str = "vectors", **choices: Any) -> ResolvedOptions:
 
 @pytest.mark.parametrize("capture", ["vectors", "matrices", "scores"])
 def test_defaults(capture: str) -> None:
-    prior = capture != "scores"
-    assert settled(capture) == replace(DEFAULTS, spatial_prior=prior)
+    assert settled(capture) == DEFAULTS
     assert settled(capture, paper=True) == PUBLISHED
     assert settled(capture, paper=False) == settled(capture)
 
@@ -137,14 +134,12 @@ def test_paper_is_the_sum_of_its_parts(segmenter: Segmenter, colours: np.ndarray
     colours[:, 120:] = (220, 20, 20)
     words = ["red", "right red", "small green"]
     own = segmenter.segment(colours, words, paper=True)
-    parts = segmenter.segment(
-        colours, words, upsample="bilinear", spatial_prior=False, instances=False, always=True
-    )
+    parts = segmenter.segment(colours, words, upsample="bilinear", always=True)
     for one, other in zip(own, parts, strict=True):
         np.testing.assert_array_equal(one.mask, other.mask)
         np.testing.assert_array_equal(one.score_map, other.score_map)
         np.testing.assert_array_equal(one.scores_hw > 0, one.mask)
-    ours = segmenter.segment(colours, words)
+    ours = segmenter.segment(colours, words, spatial_prior=True, instances=True)
     # The red bar on the right alone, with the words and the image's edge.
     assert ours[1].mask[:, 120:].all() and not ours[1].mask[:, :118].any()
     assert own[1].mask[:, :50].any()
@@ -156,9 +151,9 @@ def test_places_and_parts_of_a_graph_with_the_method_inside(
     """Its threshold is out of reach, its parts are not."""
     segmenter = Segmenter.from_bundle(tiny_master, provider="cpu", threads=1, capture="scores")
     colours[:, 120:] = (220, 20, 20)
-    left, both = segmenter.segment(colours, ["left red", "red"])
+    left, both = segmenter.segment(colours, ["left red", "red"], instances=True)
     assert both.mask[:, :50].any() and both.mask[:, 130:].any()
     assert left.mask[:, :50].any() and not left.mask[:, 100:].any()
-    off = segmenter.segment(colours, "left red", instances=False)
+    off = segmenter.segment(colours, "left red")
     np.testing.assert_allclose(off.score_map, both.score_map, atol=1e-5)
     np.testing.assert_allclose(left.refined, both.refined, atol=1e-5)
