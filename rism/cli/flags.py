@@ -344,8 +344,7 @@ class SegmenterFlags(EngineFlags):
     )
     always: bool = option(False, help="Return a mask even at low confidence.")
     paper: bool = option(
-        False,
-        help="Use the published method only: disables contours and rejection.",
+        False, help="Use the published method only: disables contours and rejection."
     )
 
     @property
