@@ -99,7 +99,7 @@ def main() -> None:
     name, shown = "result", _examples(args.examples)
     if args.photographs:
         name, shown = "photographs", _photographs()
-    draw(list(shown)).quantize(256).save(args.out / f"{name}.png", optimize=True)
+    draw(list(shown)).save(args.out / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
