@@ -43,7 +43,10 @@ def measure(task: Task) -> Iterator[Row]:
         for precision in task["precisions"]:
             for name, activations in ((ALIKE, None), (WEIGHED, power)):
                 options = ExportOptions(
-                    precision=precision, text_precision=precision, activations=activations
+                    precision=precision,
+                    text_precision=precision,
+                    activations=activations,
+                    noisy_grid=2,
                 )
                 written = export_bundle("mini", Path(place) / f"{precision}-{name}", options)
                 segmenter = Segmenter.from_bundle(written.path, provider="cpu")

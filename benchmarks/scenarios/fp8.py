@@ -38,7 +38,7 @@ def measure(task: Task) -> Iterator[Row]:
         bundles: dict[str, Bundle] = {}
         for precision in dict.fromkeys(("fp32", *task["precisions"])):
             folder = Path(place) / precision
-            export_bundle("mini", folder, ExportOptions(precision=precision))
+            export_bundle("mini", folder, ExportOptions(precision=precision, noisy_grid=2))
             bundles[precision] = Bundle.open(folder)
         wanted = score(emulated(bundles["fp32"], None), task["scenes"])
         for precision in task["precisions"]:

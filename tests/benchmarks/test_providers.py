@@ -47,7 +47,7 @@ def test_everything_on_this_machine() -> None:
 def test_an_engine_without_its_machine(mini: Path) -> None:
     plan = mini.parent / "some.plan"
     plan.write_bytes(b"a plan")
-    rows = {"min": [1, 40], "opt": [1, 40], "max": [8, 40]}
+    rows = {"min": [1, 48], "opt": [1, 48], "max": [8, 48]}
     file = "engines/rtx-fp16/text_encoder.plan"
     graph = {"file": file, "shapes": {"input_ids": rows, "attention_mask": rows}}
     engine = {

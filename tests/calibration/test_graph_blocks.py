@@ -72,10 +72,10 @@ def blocks_of(model: ir.Model) -> set[str]:
 def mini_inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
-        "clean_latents": rng.standard_normal((1, 30, 128), dtype=np.float32),
-        "noise": rng.standard_normal((1, 30, 128), dtype=np.float32),
-        "prompt_embeds": rng.standard_normal((1, 40, 192), dtype=np.float32),
-        "prompt_weights": np.ones((1, 40), np.float32),
+        "clean_latents": rng.standard_normal((1, 30, 384), dtype=np.float32),
+        "noise": rng.standard_normal((1, 30, 384), dtype=np.float32),
+        "prompt_embeds": rng.standard_normal((1, 48, 192), dtype=np.float32),
+        "prompt_weights": np.ones((1, 48), np.float32),
         "positions": np.indices((5, 6), dtype=np.float32).reshape(2, -1).T.copy(),
         "tau": np.float32([0.8]),
     }
@@ -93,7 +93,7 @@ def test_mini_block_by_block(mini_bundle: Bundle, fp8: bool) -> None:
             for run, graph in zip((LoadedGraph, StreamedGraph), graphs, strict=True)
         )
         # A number that lies between two of E4M3's may be rounded either way.
-        assert_near(found, whole, 0.02 if fp8 else 1e-4 if capture == "scores" else 1e-5)
+        assert_near(found, whole, 0.05 if fp8 else 1e-4 if capture == "scores" else 1e-5)
 
 
 def test_stages_have_a_block_each(mini_bundle: Bundle) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -226,13 +226,15 @@ class TorchEngine:
 
 def torch_segmenter(model: KleinModel, precision: Precision) -> Segmenter:
     options = CaptureOptions("vectors")
-    graph = CaptureGraph(model.transformer(precision).fill(), model.spec, options, precision)
+    bundle = Bundle.open(resolve_bundle())
+    spec = replace(model.spec, noisy_grid=bundle.manifest.method.noisy_grid)
+    graph = CaptureGraph(model.transformer(precision).fill(), spec, options, precision)
     engines = {
         "text_encoder": TorchEngine(model.text_encoder(precision).fill(), ("prompt_embeds",)),
         "vae_encoder": TorchEngine(model.vae_encoder(precision).fill(), ("clean_latents",)),
         "transformer": TorchEngine(graph, options.outputs),
     }
-    return Segmenter(Bundle.open(resolve_bundle()), engines, capture="vectors")
+    return Segmenter(bundle, engines, capture="vectors")
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ from tests.calibration.test_qdq import graph
 
 SHAPES = {
     "image": (1, 3, 64, 64),
-    "clean_latents": (1, 64, 128),
-    "noise": (1, 64, 128),
-    "prompt_embeds": (1, 40, 192),
-    "prompt_weights": (1, 40),
+    "clean_latents": (1, 64, 384),
+    "noise": (1, 64, 384),
+    "prompt_embeds": (1, 48, 192),
+    "prompt_weights": (1, 48),
     "positions": (64, 2),
 }
 

@@ -68,12 +68,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[dict[
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "-".join(CASES[case]))
 def test_it_builds_as_it_was_asked_for(rows: list[Future[dict[str, Any]]], case: int) -> None:
-    row, (model, graph, _) = rows[case].result(), CASES[case]
+    row, (_, graph, _) = rows[case].result(), CASES[case]
     asked = ["attention fused", "precision used"]
     if graph.startswith("transformer.") and not graph.endswith("matrices"):
         asked.append(SQUARE)
     expected = dict.fromkeys(asked, "yes")
-    if graph == "modulation" or (graph == "vae_encoder" and model != "mini"):
+    if graph in ("modulation", "vae_encoder"):
         # None; or one attention, of a head too wide for the library's kernels.
         expected["attention fused"] = "not in this form"
     assert {q: a.partition(":")[0] for q, a in row["checks"].items()} == expected

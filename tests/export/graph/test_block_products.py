@@ -237,7 +237,7 @@ def test_masks_of_mini(tmp_path: Path) -> None:
     """The bars, with fewer scenes than `python -m benchmarks few-bits-masks`."""
     wanted = score(Segmenter.from_bundle(provider="cpu"), 30)
     for precision, iou, points in (("int8", 0.99, 0.5), ("int4", 0.97, 1.5)):
-        options = ExportOptions(precision=precision, text_precision=precision)
+        options = ExportOptions(precision=precision, text_precision=precision, noisy_grid=2)
         report = export_bundle("mini", tmp_path / precision, options)
         found = agreement(score(Segmenter.from_bundle(report.path, provider="cpu"), 30), wanted)
         assert found.mean_iou >= iou and found.lost_points <= points, precision
