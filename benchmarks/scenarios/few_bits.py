@@ -46,7 +46,7 @@ def measure(task: Task) -> Iterator[Row]:
                     precision=precision,
                     text_precision=precision,
                     activations=activations,
-                    noisy_grid=2,
+                    noisy_grid=bundle.manifest.method.noisy_grid,
                 )
                 written = export_bundle("mini", Path(place) / f"{precision}-{name}", options)
                 segmenter = Segmenter.from_bundle(written.path, provider="cpu")

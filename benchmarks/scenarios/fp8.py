@@ -34,11 +34,13 @@ Mask = npt.NDArray[np.bool_]
 
 def measure(task: Task) -> Iterator[Row]:
     """Give the mean IoU with the fp32 masks, by precision and rule; facts are in the notes."""
+    noisy_grid = Bundle.open(resolve_bundle()).manifest.method.noisy_grid
     with tempfile.TemporaryDirectory() as place:
         bundles: dict[str, Bundle] = {}
         for precision in dict.fromkeys(("fp32", *task["precisions"])):
             folder = Path(place) / precision
-            export_bundle("mini", folder, ExportOptions(precision=precision, noisy_grid=2))
+            options = ExportOptions(precision=precision, noisy_grid=noisy_grid)
+            export_bundle("mini", folder, options)
             bundles[precision] = Bundle.open(folder)
         wanted = score(emulated(bundles["fp32"], None), task["scenes"])
         for precision in task["precisions"]:
